@@ -1,0 +1,70 @@
+//! The agent's one loop, the sole writer of the maps, and the handle through which others ask it.
+
+use tokio::sync::{mpsc, oneshot};
+
+use crate::{
+    model::{Change, ModelError},
+    snapshot::Snapshot,
+};
+
+/// Why a change did not take effect. Nothing changed.
+#[derive(Debug, thiserror::Error)]
+pub enum ChangeError {
+    /// The change itself is wrong.
+    #[error(transparent)]
+    Refused(#[from] ModelError),
+    /// The tables have no room; says which, and which setting would make room.
+    #[error("{0}")]
+    NoRoom(String),
+    /// The kernel refused.
+    #[error("the kernel refused the change: {0}")]
+    Kernel(String),
+    /// The agent is stopping.
+    #[error("the agent is stopping; try again once it runs")]
+    Stopping,
+}
+
+/// What the loop is asked.
+#[derive(Debug)]
+pub enum Request {
+    /// Apply a change; answered once it is in force in the kernel.
+    Change(Change, oneshot::Sender<Result<(), ChangeError>>),
+    /// Describe yourself.
+    Snapshot(oneshot::Sender<Snapshot>),
+}
+
+/// Asks the agent's loop. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Handle {
+    requests: mpsc::Sender<Request>,
+}
+
+impl Handle {
+    /// A handle and the receiving end for the loop.
+    pub fn new() -> (Self, mpsc::Receiver<Request>) {
+        let (requests, receiver) = mpsc::channel(64);
+        (Self { requests }, receiver)
+    }
+
+    /// Applies `change`; returns once it is in force in the kernel.
+    ///
+    /// # Errors
+    /// Why it was refused; nothing changed then.
+    pub async fn change(&self, change: Change) -> Result<(), ChangeError> {
+        let (reply, answer) = oneshot::channel();
+        let request = Request::Change(change, reply);
+        self.requests.send(request).await.map_err(|_| ChangeError::Stopping)?;
+        answer.await.map_err(|_| ChangeError::Stopping)?
+    }
+
+    /// The agent as it stands.
+    ///
+    /// # Errors
+    /// [`ChangeError::Stopping`].
+    pub async fn snapshot(&self) -> Result<Snapshot, ChangeError> {
+        let (reply, answer) = oneshot::channel();
+        let request = Request::Snapshot(reply);
+        self.requests.send(request).await.map_err(|_| ChangeError::Stopping)?;
+        answer.await.map_err(|_| ChangeError::Stopping)
+    }
+}

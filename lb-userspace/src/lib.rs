@@ -1,0 +1,9 @@
+//! The agent's library: `lbd` and `lbctl` are thin shells around it.
+//!
+//! Control goes one way: `config | api | health → model → plan → dataplane → maps`; counters come
+//! back through snapshots. Deciding (`model`, `health::machine`, `plan`) is pure; doing (`api`,
+//! `health::probe`, `neighbours`, `dataplane::bpf`) is apart from it.
+
+pub mod agent;
+pub mod model;
+pub mod snapshot;

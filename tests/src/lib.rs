@@ -1,0 +1,1 @@
+//! Network-namespace harness shared by tests, playground and benchmarks.
