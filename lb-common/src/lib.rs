@@ -1,6 +1,36 @@
-//! The packet path, shared by the XDP program and the host.
+//! The packet path: logic shared by the XDP program and the host.
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`pipeline`] | the order of the stages |
+//! | [`flow`] | bytes to a flow |
+//! | [`steer`] | flow to backend |
+//! | [`forward`] | what the packet becomes |
+//! | [`verdict`] | what becomes of it, and why |
+//! | [`tables`] | formats of the maps |
+//! | [`maglev`] | rings |
+//! | `memory` | the maps on the host |
+//!
+//! Everything here is pure: packets through [`packet::Packet`], maps through [`tables::Tables`].
+//! No unsafe code, no allocation, no panic that can be reached: the verifier rejects a program
+//! that has one.
 #![no_std]
 #![forbid(unsafe_code)]
 
+#[cfg(any(test, feature = "std"))]
+extern crate std;
+
+pub mod checksum;
+pub mod decapsulate;
+pub mod flow;
+pub mod forward;
+pub mod hash;
 pub mod maglev;
+#[cfg(feature = "std")]
+pub mod memory;
+pub mod packet;
+pub mod pipeline;
+pub mod steer;
 pub mod tables;
+pub mod verdict;
+pub mod wire;

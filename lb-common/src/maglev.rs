@@ -1,4 +1,245 @@
-//! Weighted Maglev look-up tables.
+//! Weighted Maglev look-up tables, allocation-free.
+//!
+//! D. Eisenbud et al., "Maglev: A Fast and Reliable Software Network Load Balancer", NSDI 2016, §3.4:
+//! each backend has a permutation of the slots, and backends take turns to claim their next free
+//! one. Weights: in each round a backend earns its weight, and claims a slot for every largest
+//! weight it has earned, so that shares follow weights to within a slot or two.
+//!
+//! A permutation depends on the backend's address and port alone, so every balancer that knows the
+//! same pool builds the same ring, whatever its history.
+
+use crate::tables::Address;
 
 /// Ring sizes that can be chosen: primes, so that every skip visits every slot.
 pub const RING_SIZES: [u32; 8] = [251, 1_021, 4_093, 16_381, 65_537, 131_071, 262_139, 655_373];
+
+/// Mark of a slot that nobody owns.
+pub const NOBODY: u16 = u16::MAX;
+
+/// A backend's claim to a share of the ring.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Claim {
+    id: u16,
+    weight: u32,
+    position: u32,
+    skip: u32,
+    earned: u32,
+}
+
+impl Claim {
+    /// The claim of backend `id`, which is reached at `address` and `port`, to a share of
+    /// `weight` in a ring of `size` slots (a prime of at least 3).
+    pub fn new(id: u16, address: &Address, port: u16, weight: u16, size: u32) -> Self {
+        // Loaded words differ with the machine's byte order; every balancer must agree.
+        let [a, b, c, d] = address.0.map(|word| u64::from(u32::from_be(word)));
+        let identity = [(a << 32) | b, (c << 32) | d, u64::from(u16::from_be(port))];
+        let offset = digest(identity, 0x6f66_6673_6574_0001) % u64::from(size);
+        let skip = digest(identity, 0x736b_6970_0000_0001) % u64::from(size - 1) + 1;
+        Self::with_permutation(id, offset as u32, skip as u32, weight)
+    }
+
+    /// A claim with the paper's `offset` and `skip` given.
+    pub const fn with_permutation(id: u16, offset: u32, skip: u32, weight: u16) -> Self {
+        Self { id, weight: weight as u32, position: offset, skip, earned: 0 }
+    }
+
+    /// The next slot of the permutation that nobody owns. There must be one.
+    fn next_free(&mut self, owners: &[u16]) -> usize {
+        loop {
+            let slot = self.position as usize;
+            self.position += self.skip;
+            if self.position >= owners.len() as u32 {
+                self.position -= owners.len() as u32;
+            }
+            if owners.get(slot).is_some_and(|&owner| owner == NOBODY) {
+                return slot;
+            }
+        }
+    }
+}
+
+fn digest(words: [u64; 3], seed: u64) -> u64 {
+    words.iter().fold(seed, |state, &word| crate::hash::finish(state ^ word))
+}
+
+/// Fills `owners` (a prime number of slots, at most [`RING_SIZES`]'s largest) with the ids of
+/// `claims`, by weight. Claims of weight 0 get none; without any other, every slot is [`NOBODY`]'s.
+pub fn fill(owners: &mut [u16], claims: &mut [Claim]) {
+    owners.fill(NOBODY);
+    let heaviest = claims.iter().map(|claim| claim.weight).max().unwrap_or(0);
+    if heaviest == 0 {
+        return;
+    }
+    let mut free = owners.len();
+    loop {
+        for claim in claims.iter_mut() {
+            claim.earned += claim.weight;
+            if claim.earned < heaviest {
+                continue;
+            }
+            claim.earned -= heaviest;
+            if free == 0 {
+                return;
+            }
+            let slot = claim.next_free(owners);
+            if let Some(owner) = owners.get_mut(slot) {
+                *owner = claim.id;
+            }
+            free -= 1;
+        }
+        if free == 0 {
+            return;
+        }
+    }
+}
+
+/// The ring size that suits a pool: at least 100 slots a backend keep shares within 1% (§5.3 of the
+/// paper). `current` is kept while it has 50, since another size moves every flow.
+pub fn suitable_size(backends: usize, current: Option<u32>) -> u32 {
+    let backends = u32::try_from(backends).unwrap_or(u32::MAX);
+    if let Some(current) = current
+        && current / 50 >= backends
+    {
+        return current;
+    }
+    let [.., largest] = RING_SIZES;
+    RING_SIZES
+        .into_iter()
+        .filter(|&size| size >= SMALLEST_DEFAULT)
+        .find(|&size| size / 100 >= backends)
+        .unwrap_or(largest)
+}
+
+/// Smallest size chosen unasked: leaves a pool room to grow before its ring has to.
+const SMALLEST_DEFAULT: u32 = 4_093;
+
+#[cfg(test)]
+mod tests {
+    use std::{vec, vec::Vec};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn pool(weights: &[u16], size: u32) -> Vec<Claim> {
+        let claim = |(id, &weight): (usize, &u16)| {
+            let address = Address::v4(u32::from_ne_bytes([10, 1, (id >> 8) as u8, id as u8]));
+            Claim::new(id as u16, &address, 80_u16.to_be(), weight, size)
+        };
+        weights.iter().enumerate().map(claim).collect()
+    }
+
+    fn ring(weights: &[u16], size: u32) -> Vec<u16> {
+        let mut owners = vec![0; size as usize];
+        fill(&mut owners, &mut pool(weights, size));
+        owners
+    }
+
+    fn shares(owners: &[u16], backends: usize) -> Vec<u32> {
+        let mut shares = vec![0; backends];
+        for &owner in owners {
+            shares[usize::from(owner)] += 1;
+        }
+        shares
+    }
+
+    #[test]
+    fn the_table_of_the_paper_comes_out() {
+        let claim = |id, (offset, skip)| Claim::with_permutation(id, offset, skip, 1);
+        let mut all = [claim(0, (3, 4)), claim(1, (0, 2)), claim(2, (3, 1))];
+        let mut owners = [0; 7];
+        fill(&mut owners, &mut all);
+        assert_eq!(owners, [1, 0, 1, 0, 2, 2, 0]);
+        let mut without_b1 = [claim(0, (3, 4)), claim(2, (3, 1))];
+        fill(&mut owners, &mut without_b1);
+        assert_eq!(owners, [0, 0, 0, 0, 2, 2, 2]);
+    }
+
+    #[test]
+    fn four_hundred_equal_backends_differ_by_at_most_one_slot() {
+        let shares = shares(&ring(&[1; 400], 65_537), 400);
+        let (least, most) = (shares.iter().min().unwrap(), shares.iter().max().unwrap());
+        assert!(most - least <= 1, "{least}..={most}");
+    }
+
+    #[test]
+    fn weights_two_one_one_are_met_within_two_slots() {
+        let shares = shares(&ring(&[2, 1, 1], 65_537), 3);
+        for (share, ideal) in shares.iter().zip([32_768.5, 16_384.25, 16_384.25]) {
+            assert!((f64::from(*share) - ideal).abs() <= 2.0, "{shares:?}");
+        }
+    }
+
+    #[test]
+    fn losing_one_of_a_hundred_backends_moves_few_other_slots() {
+        let before = ring(&[1; 100], 65_537);
+        let mut weights = [1; 100];
+        weights[37] = 0;
+        let after = ring(&weights, 65_537);
+        let innocent = before.iter().zip(&after).filter(|(b, a)| **b != 37 && a != b).count();
+        assert!(innocent as f64 / 65_537.0 < 0.02, "{innocent} slots");
+        assert!(!after.contains(&37));
+    }
+
+    #[test]
+    fn a_ring_is_the_same_on_every_machine() {
+        let owners = ring(&[1, 2, 3], 251);
+        let digest = owners.iter().fold(0u64, |sum, &owner| sum.wrapping_mul(31).wrapping_add(owner.into()));
+        // From an independent implementation of the same definition.
+        assert_eq!(digest, 0x6c18_d58a_71c3_e846);
+    }
+
+    #[test]
+    fn a_claim_depends_on_address_and_port() {
+        let at = |address, port: u16| Claim::new(0, &Address::v4(address), port, 1, 65_537);
+        assert_ne!(at(1, 80), at(2, 80));
+        assert_ne!(at(1, 80), at(1, 81));
+        let v6 = |words| Claim::new(0, &Address(words), 80, 1, 65_537);
+        let claims = [v6([1, 0, 0, 0]), v6([0, 1, 0, 0]), v6([0, 0, 1, 0]), v6([0, 0, 0, 1])];
+        for (i, a) in claims.iter().enumerate() {
+            assert!(claims[i + 1..].iter().all(|b| a != b), "{claims:?}");
+        }
+    }
+
+    #[test]
+    fn a_ring_without_weight_belongs_to_nobody() {
+        assert!(ring(&[0, 0], 251).iter().all(|&owner| owner == NOBODY));
+        assert!(ring(&[], 251).iter().all(|&owner| owner == NOBODY));
+    }
+
+    #[test]
+    fn a_suitable_ring_has_a_hundred_slots_a_backend_and_stays() {
+        assert_eq!(suitable_size(0, None), 4_093);
+        assert_eq!(suitable_size(40, None), 4_093);
+        assert_eq!(suitable_size(41, None), 16_381);
+        assert_eq!(suitable_size(81, Some(4_093)), 4_093);
+        assert_eq!(suitable_size(82, Some(4_093)), 16_381);
+        assert_eq!(suitable_size(3, Some(65_537)), 65_537);
+        assert_eq!(suitable_size(1_000_000, None), 655_373);
+    }
+
+    proptest! {
+        #[test]
+        fn shares_follow_weights(weights in prop::collection::vec(0u16..=1_000, 1..20)) {
+            let size = 16_381;
+            let total: u32 = weights.iter().map(|&w| u32::from(w)).sum();
+            prop_assume!(total > 0);
+            let shares = shares(&ring(&weights, size), weights.len());
+            for (&weight, &share) in weights.iter().zip(&shares) {
+                let ideal = f64::from(size) * f64::from(weight) / f64::from(total);
+                prop_assert!((f64::from(share) - ideal).abs() <= 2.0, "{weight}: {share} for {ideal}");
+            }
+        }
+
+        #[test]
+        fn a_permutation_visits_every_slot(address: u32, port: u16) {
+            let mut owners = vec![NOBODY; 251];
+            let mut claim = Claim::new(0, &Address::v4(address), port, 1, 251);
+            for _ in 0..251 {
+                let slot = claim.next_free(&owners);
+                prop_assert_eq!(owners[slot], NOBODY);
+                owners[slot] = 0;
+            }
+        }
+    }
+}

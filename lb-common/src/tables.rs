@@ -1,1 +1,389 @@
-//! Keys and values of the maps.
+//! Keys and values of the maps, and [`Tables`]: how the pipeline reaches them.
+//!
+//! The kernel program, the agent that fills the maps and the host's double all use these types;
+//! their sizes are part of the pinned format (`FORMAT`). No map access here, and no decisions.
+//!
+//! Addresses are 16 bytes in network byte order, IPv4 as IPv4-mapped IPv6 (RFC 4291 §2.5.5.2);
+//! words of them are loaded natively, so they are compared and summed without swapping.
+
+use core::net::IpAddr;
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::verdict::DropReason;
+
+/// Version of everything in this file. The pin directory is named after it, so that programs of
+/// different formats never share a map.
+pub const FORMAT: u32 = 1;
+
+/// An IP address as four words of network-order bytes.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct Address(pub [u32; 4]);
+
+/// The third word of an IPv4-mapped address.
+pub const V4_MAPPED: u32 = u32::from_ne_bytes([0, 0, 0xff, 0xff]);
+
+impl Address {
+    /// An IPv4 address from its network-order word.
+    #[inline(always)]
+    pub const fn v4(word: u32) -> Self {
+        Self([0, 0, V4_MAPPED, word])
+    }
+
+    /// An address from 16 network-order bytes.
+    #[inline(always)]
+    pub const fn v6(bytes: [u8; 16]) -> Self {
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = bytes;
+        Self([
+            u32::from_ne_bytes([a, b, c, d]),
+            u32::from_ne_bytes([e, f, g, h]),
+            u32::from_ne_bytes([i, j, k, l]),
+            u32::from_ne_bytes([m, n, o, p]),
+        ])
+    }
+
+    /// Whether it stands for an IPv4 address.
+    #[inline(always)]
+    pub const fn is_v4(self) -> bool {
+        let [a, b, c, _] = self.0;
+        a == 0 && b == 0 && c == V4_MAPPED
+    }
+
+    /// Its last four bytes: the whole address for IPv4.
+    #[inline(always)]
+    pub const fn low(self) -> u32 {
+        let [_, _, _, low] = self.0;
+        low
+    }
+
+    /// Its 16 bytes in network order.
+    #[inline(always)]
+    pub const fn octets(self) -> [u8; 16] {
+        let [w, x, y, z] = self.0;
+        let [a, b, c, d] = w.to_ne_bytes();
+        let [e, f, g, h] = x.to_ne_bytes();
+        let [i, j, k, l] = y.to_ne_bytes();
+        let [m, n, o, p] = z.to_ne_bytes();
+        [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]
+    }
+}
+
+impl From<IpAddr> for Address {
+    fn from(ip: IpAddr) -> Self {
+        match ip {
+            IpAddr::V4(v4) => Self::v4(u32::from_ne_bytes(v4.octets())),
+            IpAddr::V6(v6) => Self::v6(v6.octets()),
+        }
+    }
+}
+
+impl From<Address> for IpAddr {
+    fn from(address: Address) -> Self {
+        if address.is_v4() {
+            Self::from(address.low().to_ne_bytes())
+        } else {
+            Self::from(address.octets())
+        }
+    }
+}
+
+/// Address, port and protocol: the key of services and of the way back.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct Endpoint {
+    /// The address.
+    pub address: Address,
+    /// The port's two network-order bytes, loaded natively.
+    pub port: u16,
+    /// IANA protocol number.
+    pub protocol: u8,
+    /// Always zero.
+    pub zero: u8,
+}
+
+/// Words of the flow hash's key ([`crate::hash`]).
+pub const HASH_KEY_WORDS: usize = 12;
+
+/// The one element of the control map. [`Control::generation`] is the one store that switches
+/// every service at once: its lowest bit picks the half of each [`ServiceEntry`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Control {
+    /// Rises by one with every switch.
+    pub generation: u64,
+    /// Secret of the flow hash, drawn once when the maps are made.
+    pub hash_key: [u64; HASH_KEY_WORDS],
+    /// Bits of [`feature`].
+    pub features: u32,
+    /// Always zero.
+    pub reserved: u32,
+}
+
+/// Bits of [`Control::features`].
+pub mod feature {
+    /// Some service is in `nat` mode: answers are looked for.
+    pub const NAT: u32 = 1;
+}
+
+/// How packets of a service are forwarded; the values of [`Descriptor::mode`].
+pub mod mode {
+    /// Destination rewritten.
+    pub const NAT: u8 = 1;
+    /// IP-in-IP encapsulation.
+    pub const IPIP: u8 = 2;
+}
+
+/// A service as of one generation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Descriptor {
+    /// 1 while the service exists in this generation, else 0 and nothing else counts.
+    pub active: u8,
+    /// One of [`mode`].
+    pub mode: u8,
+    /// Fields hashed, for [`Descriptor::ring_start`]; 0: the 5-tuple.
+    pub hash_fields: u8,
+    /// What *down* does to recorded flows; 0: keep.
+    pub on_down: u8,
+    /// First slot of its ring in the arena, even.
+    pub ring_start: u32,
+    /// Slots of its ring; 0: no backend takes new flows.
+    pub ring_size: u32,
+    /// The ring before a whole-service move, which answers for `origin`; size 0: none.
+    pub previous_start: u32,
+    /// Its size.
+    pub previous_size: u32,
+    /// First of its pool's entries in the member map.
+    pub members_start: u32,
+    /// Entries of its pool, a slot's local ids run below this.
+    pub members_len: u32,
+    /// How long a slot stays moving, in milliseconds; 0: stateless.
+    pub moving_time_ms: u32,
+}
+
+/// Both halves of a service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct ServiceEntry {
+    /// One is in force, the other is written aside.
+    pub halves: [Descriptor; 2],
+}
+
+/// One slot of a ring: `owner` (15 bits), `origin` (15 bits), phase (2 bits). Ids are local to
+/// the pool. Two slots make an element of the arena, the even one in its low half.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Slot(pub u32);
+
+/// Where a slot stands in a move (ARCHITECTURE.md, "Flow consistency").
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// `owner` takes every packet; no flow table.
+    Steady,
+    /// The owner changed: recorded flows stay, unrecorded old ones belong to `origin`.
+    Moving,
+    /// The moving time has passed: recorded flows stay, all others belong to `owner`.
+    Settling,
+}
+
+impl Slot {
+    /// Largest local id.
+    pub const MAX_ID: u32 = (1 << 15) - 1;
+
+    /// A steady slot of `owner`, which must be at most [`Slot::MAX_ID`].
+    #[inline(always)]
+    pub const fn steady(owner: u32) -> Self {
+        Self::new(owner, owner, Phase::Steady)
+    }
+
+    /// A slot. Ids are cut to 15 bits.
+    #[inline(always)]
+    pub const fn new(owner: u32, origin: u32, phase: Phase) -> Self {
+        let phase = match phase {
+            Phase::Steady => 0,
+            Phase::Moving => 1,
+            Phase::Settling => 2,
+        };
+        Self((owner & Self::MAX_ID) | ((origin & Self::MAX_ID) << 15) | (phase << 30))
+    }
+
+    /// Local id of the backend that takes the slot's new flows.
+    #[inline(always)]
+    pub const fn owner(self) -> u32 {
+        self.0 & Self::MAX_ID
+    }
+
+    /// Local id of the backend that unrecorded old flows belong to while the slot moves.
+    #[inline(always)]
+    pub const fn origin(self) -> u32 {
+        (self.0 >> 15) & Self::MAX_ID
+    }
+
+    /// Its phase.
+    #[inline(always)]
+    pub const fn phase(self) -> Phase {
+        match self.0 >> 30 {
+            0 => Phase::Steady,
+            1 => Phase::Moving,
+            _ => Phase::Settling,
+        }
+    }
+}
+
+/// One backend of a pool: which entry of the backend map it is. The indirection makes replacing
+/// an entry (a new next hop) one store, and a backend's liveness one word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Member {
+    /// Index in the backend map; 0: nobody.
+    pub backend: u32,
+    /// How many backends had this local id before.
+    pub generation: u32,
+}
+
+/// How to reach a backend. Written once, before a [`Member`] names it; only [`Backend::state`]
+/// changes afterwards.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Backend {
+    /// Its address.
+    pub address: Address,
+    /// Source address of an encapsulation, before the flow hash is mixed in.
+    pub source: Address,
+    /// Bits of the source's last word (network order) that the flow hash sets.
+    pub source_mask: u32,
+    /// Bits of [`state`].
+    pub state: u32,
+    /// Interface of its next hop.
+    pub interface: u32,
+    /// Index in the backend counters.
+    pub counters: u32,
+    /// MAC address of its next hop.
+    pub destination_mac: [u8; 6],
+    /// MAC address of that interface.
+    pub source_mac: [u8; 6],
+    /// Port, as in [`Endpoint::port`].
+    pub port: u16,
+    /// IANA protocol number of its service.
+    pub protocol: u8,
+    /// Always zero.
+    pub zero: u8,
+}
+
+/// Bits of [`Backend::state`].
+pub mod state {
+    /// May take packets.
+    pub const ALIVE: u32 = 1;
+}
+
+/// What a `nat` backend's answers become.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct WayBack {
+    /// The VIP's address.
+    pub address: Address,
+    /// The VIP's port, as in [`Endpoint::port`].
+    pub port: u16,
+    /// Always zero.
+    pub zero: u16,
+    /// Index of the service.
+    pub service: u32,
+}
+
+/// What an address is to the balancer, beyond its services; the bits of the address map's values.
+pub mod owned {
+    /// The address of a service.
+    pub const VIP: u32 = 1;
+    /// An address of this host.
+    pub const LOCAL: u32 = 2;
+}
+
+/// Traffic of a service or backend, one CPU's share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Counters {
+    /// Packets forwarded.
+    pub packets: u64,
+    /// Their bytes as they arrived.
+    pub bytes: u64,
+    /// TCP SYNs without ACK among them.
+    pub flows: u64,
+}
+
+impl Counters {
+    /// Adds one packet.
+    #[inline(always)]
+    pub fn add(&mut self, bytes: u64, new_flow: bool) {
+        self.packets = self.packets.wrapping_add(1);
+        self.bytes = self.bytes.wrapping_add(bytes);
+        self.flows = self.flows.wrapping_add(u64::from(new_flow));
+    }
+}
+
+/// Where the kernel would send a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Route {
+    /// The egress interface.
+    pub interface: u32,
+    /// MAC address of the next hop.
+    pub destination_mac: [u8; 6],
+    /// MAC address of the egress interface.
+    pub source_mac: [u8; 6],
+}
+
+/// What a route is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RouteQuery {
+    /// Source of the packet as it will leave.
+    pub source: Address,
+    /// Its destination.
+    pub destination: Address,
+    /// Its length at layer 3.
+    pub length: u16,
+}
+
+/// The maps, as the pipeline sees them: the kernel's in the XDP program, [`crate::memory`]'s on the
+/// host. An index out of bounds is `None`. Counting takes `&self`, as it does in the kernel.
+pub trait Tables {
+    /// The control element.
+    fn control(&self) -> Option<&Control>;
+    /// The generation in force, read once.
+    fn generation(&self) -> u64;
+    /// The index of the service at an endpoint.
+    fn service(&self, key: &Endpoint) -> Option<u32>;
+    /// A service's entry.
+    fn service_entry(&self, index: u32) -> Option<&ServiceEntry>;
+    /// Two slots of the arena: `2 * index` in the low half, the next one in the high half.
+    fn slots(&self, index: u32) -> Option<u64>;
+    /// A member.
+    fn member(&self, index: u32) -> Option<&Member>;
+    /// A backend.
+    fn backend(&self, index: u32) -> Option<&Backend>;
+    /// What the answers of a `nat` backend become.
+    fn way_back(&self, key: &Endpoint) -> Option<&WayBack>;
+    /// What an address is to the balancer: bits of [`owned`].
+    fn owned(&self, address: &Address) -> u32;
+    /// Where the kernel would send a packet; `None` leaves it to the kernel.
+    fn route(&self, query: &RouteQuery) -> Option<Route>;
+    /// Adds a forwarded packet to a service's counters.
+    fn count_service(&self, index: u32, bytes: u64, new_flow: bool);
+    /// Adds a forwarded packet to a backend's counters.
+    fn count_backend(&self, index: u32, bytes: u64, new_flow: bool);
+    /// Counts a dropped packet.
+    fn count_drop(&self, reason: DropReason);
+}
+
+const _: () = {
+    assert!(size_of::<Endpoint>() == 20);
+    assert!(size_of::<Descriptor>() == 32);
+    assert!(size_of::<ServiceEntry>() == 64, "one cache line");
+    assert!(size_of::<Member>() == 8);
+    assert!(size_of::<Backend>() == 64, "one cache line");
+    assert!(size_of::<WayBack>() == 24);
+    assert!(size_of::<Counters>() == 24);
+    assert!(size_of::<Control>() == 112);
+};

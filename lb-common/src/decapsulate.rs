@@ -1,0 +1,80 @@
+//! The backend's end of an `ipip` tunnel: takes the outer header off (RFC 2003, RFC 2473).
+//!
+//! Only what is addressed to this host and wraps a whole IP packet is touched; all else passes.
+
+use network_types::{
+    eth::EthHdr,
+    ip::{Ipv4Hdr, Ipv6Hdr},
+};
+
+use crate::{
+    packet::Packet,
+    tables::Address,
+    verdict::Verdict,
+    wire::{self, protocol},
+};
+
+/// What the decapsulator asks of its host.
+pub trait Host {
+    /// Whether tunnelled packets to this outer address are to be unwrapped.
+    fn terminates(&self, outer: &Address) -> bool;
+    /// Counts an unwrapped packet.
+    fn count(&self, bytes: u64);
+}
+
+/// The outer header of a tunnelled packet.
+struct Outer {
+    destination: Address,
+    inner: u8,
+    length: usize,
+}
+
+/// Unwraps a frame where it should be, and hands every frame to the network stack.
+#[inline(always)]
+pub fn process<P: Packet, H: Host>(packet: &mut P, host: &H) -> Verdict {
+    if let Some(outer) = outer(packet)
+        && host.terminates(&outer.destination)
+        && unwrap(packet, &outer).is_some()
+    {
+        host.count(packet.length() as u64);
+    }
+    Verdict::Pass
+}
+
+#[inline(always)]
+fn outer<P: Packet>(packet: &P) -> Option<Outer> {
+    match packet.header::<EthHdr>(0)?.ether_type {
+        wire::ETHER_IPV4 => {
+            let ip = packet.header::<Ipv4Hdr>(wire::ETHERNET)?;
+            let fragment = u16::from_be_bytes(ip.frags) & 0x3fff != 0;
+            // Our encapsulation writes no options; what has some is the kernel's.
+            if ip.vihl != 0x45 || fragment {
+                return None;
+            }
+            let destination = Address::v4(u32::from_ne_bytes(ip.dst_addr));
+            Some(Outer { destination, inner: ip.proto, length: wire::IPV4 })
+        }
+        wire::ETHER_IPV6 => {
+            let ip = packet.header::<Ipv6Hdr>(wire::ETHERNET)?;
+            let destination = Address::v6(ip.dst_addr);
+            Some(Outer { destination, inner: ip.next_hdr, length: wire::IPV6 })
+        }
+        _ => None,
+    }
+}
+
+#[inline(always)]
+fn unwrap<P: Packet>(packet: &mut P, outer: &Outer) -> Option<()> {
+    let inner = wire::ETHERNET + outer.length;
+    let ether_type = match outer.inner {
+        protocol::IPV4 if packet.header::<Ipv4Hdr>(inner)?.vihl >> 4 == 4 => wire::ETHER_IPV4,
+        protocol::IPV6 if packet.header::<Ipv6Hdr>(inner)?.vcf[0] >> 4 == 6 => wire::ETHER_IPV6,
+        _ => return None,
+    };
+    let ethernet = EthHdr { ether_type, ..*packet.header::<EthHdr>(0)? };
+    if !packet.shrink_front(outer.length) {
+        return None;
+    }
+    *packet.header_mut::<EthHdr>(0)? = ethernet;
+    Some(())
+}

@@ -1,0 +1,174 @@
+//! The keyed hash of a flow.
+//!
+//! Multilinear hashing: with secret 64-bit words `m`, `h = m₀ + Σ mᵢ·wᵢ` over 32-bit words `wᵢ` is
+//! strongly universal in its upper 32 bits (Lemire and Kaser, "Strongly universal string hashing is fast",
+//! The Computer Journal 57(11), 2014), so that whoever does not know the key cannot aim at a backend.
+//! Products are independent of each other, which suits a processor's pipeline and needs no
+//! rotation, which BPF lacks. A finalizer spreads the upper bits so that two choices can be drawn.
+
+use crate::tables::{Address, HASH_KEY_WORDS};
+
+/// A flow's hash: two 32-bit choices in one word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FlowHash(u64);
+
+/// Hashes a flow. `ports` are source and destination in network order, loaded as one word.
+#[inline(always)]
+pub fn flow(
+    key: &[u64; HASH_KEY_WORDS],
+    source: &Address,
+    destination: &Address,
+    ports: u32,
+    protocol: u8,
+) -> FlowHash {
+    let [m0, m1, m2, m3, m4, m5, m6, m7, m8, m9, m10, _] = *key;
+    let product = |m: u64, w: u32| m.wrapping_mul(u64::from(w));
+    let [s0, s1, s2, s3] = source.0;
+    let [d0, d1, d2, d3] = destination.0;
+    let mut sum = m0
+        .wrapping_add(product(m1, s3))
+        .wrapping_add(product(m2, d3))
+        .wrapping_add(product(m3, ports))
+        .wrapping_add(product(m4, u32::from(protocol)));
+    if !source.is_v4() {
+        sum = sum
+            .wrapping_add(product(m5, s0))
+            .wrapping_add(product(m6, s1))
+            .wrapping_add(product(m7, s2))
+            .wrapping_add(product(m8, d0))
+            .wrapping_add(product(m9, d1))
+            .wrapping_add(product(m10, d2));
+    }
+    FlowHash(finish(sum))
+}
+
+/// A finalizer of two multiplications (Moremur, P. Evensen 2019), a bijection.
+#[inline(always)]
+pub(crate) const fn finish(mut x: u64) -> u64 {
+    x ^= x >> 27;
+    x = x.wrapping_mul(0x3C79_AC49_2BA7_B653);
+    x ^= x >> 33;
+    x = x.wrapping_mul(0x1C69_B3F7_4AC4_AE35);
+    x ^ (x >> 27)
+}
+
+impl FlowHash {
+    /// The slot of a ring of `size` slots: the first choice, or, with `attempt` > 0, another.
+    #[inline(always)]
+    pub const fn slot(self, size: u32, attempt: u32) -> u32 {
+        let word = if attempt == 0 {
+            self.0
+        } else {
+            finish(self.0 ^ attempt as u64)
+        };
+        (((word >> 32) * size as u64) >> 32) as u32
+    }
+
+    /// 32 bits that vary with the flow, independent of its slot.
+    #[inline(always)]
+    pub const fn entropy(self) -> u32 {
+        self.0 as u32
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const KEY: [u64; HASH_KEY_WORDS] = [
+        0x9e37_79b9_7f4a_7c15, 0xbf58_476d_1ce4_e5b9, 0x94d0_49bb_1331_11eb, 0xd6e8_feb8_6659_fd93,
+        0xa076_1d64_78bd_642f, 0xe703_7ed1_a0b4_28db, 0x8ebc_6af0_9c88_c6e3, 0x5899_65cc_7537_4cc3,
+        0x1d8e_4e27_c47d_124f, 0xeb44_acca_b455_d165, 0x2545_f491_4f6c_dd1d, 0x27bb_2ee6_87b0_b0fd,
+    ];
+
+    fn v6(word: usize, value: u32) -> Address {
+        let mut words = [0x2001_0db8_u32.to_be(), 1, 2, 3];
+        words[word] = value;
+        Address(words)
+    }
+
+    proptest! {
+        #[test]
+        fn every_field_of_a_v4_flow_changes_the_hash(s: u32, d: u32, ports: u32, bit in 0u32..32) {
+            let base = flow(&KEY, &Address::v4(s), &Address::v4(d), ports, 6);
+            let flip = 1 << bit;
+            prop_assert_ne!(base, flow(&KEY, &Address::v4(s ^ flip), &Address::v4(d), ports, 6));
+            prop_assert_ne!(base, flow(&KEY, &Address::v4(s), &Address::v4(d ^ flip), ports, 6));
+            prop_assert_ne!(base, flow(&KEY, &Address::v4(s), &Address::v4(d), ports ^ flip, 6));
+            prop_assert_ne!(base, flow(&KEY, &Address::v4(s), &Address::v4(d), ports, 17));
+        }
+
+        #[test]
+        fn every_word_of_a_v6_address_changes_the_hash(word in 0usize..4, a: u32, b: u32, ports: u32) {
+            prop_assume!(a != b);
+            let fixed = v6(0, 0x2001_0db8);
+            prop_assert_ne!(
+                flow(&KEY, &v6(word, a), &fixed, ports, 6),
+                flow(&KEY, &v6(word, b), &fixed, ports, 6)
+            );
+            prop_assert_ne!(
+                flow(&KEY, &fixed, &v6(word, a), ports, 6),
+                flow(&KEY, &fixed, &v6(word, b), ports, 6)
+            );
+        }
+
+        #[test]
+        fn every_key_word_matters_to_a_v6_flow(word in 0usize..11, change in 1u64..) {
+            let mut key = KEY;
+            key[word] ^= change;
+            let (source, destination) = (v6(3, 7), v6(3, 9));
+            prop_assert_ne!(
+                flow(&KEY, &source, &destination, 1, 6),
+                flow(&key, &source, &destination, 1, 6)
+            );
+        }
+
+        #[test]
+        fn a_slot_lies_within_the_ring(word: u64, size in 1u32.., attempt in 0u32..4) {
+            prop_assert!(FlowHash(word).slot(size, attempt) < size);
+        }
+    }
+
+    #[test]
+    fn the_finalizer_is_the_published_one() {
+        // Computed by an independent implementation in arbitrary-precision arithmetic.
+        assert_eq!(finish(0), 0);
+        assert_eq!(finish(1), 0x3c02_aa47_7582_92bd);
+        assert_eq!(finish(0x0123_4567_89ab_cdef), 0x6d97_305f_5628_8c62);
+    }
+
+    #[test]
+    fn sequential_ports_spread_evenly_over_slots() {
+        let mut counts = [0u32; 64];
+        for port in 0..64_000u32 {
+            let hash = flow(&KEY, &Address::v4(0x0100_000a), &Address::v4(0x0200_000a), port, 6);
+            counts[hash.slot(64, 0) as usize] += 1;
+        }
+        assert!(counts.iter().all(|&n| (850..=1_150).contains(&n)), "{counts:?}");
+    }
+
+    #[test]
+    fn a_second_attempt_is_independent_of_the_first() {
+        let mut same = 0;
+        for port in 0..10_000u32 {
+            let hash = flow(&KEY, &Address::v4(1), &Address::v4(2), port, 6);
+            same += u32::from(hash.slot(100, 0) == hash.slot(100, 1));
+            same += u32::from(hash.slot(100, 1) == hash.slot(100, 2));
+        }
+        assert!((100..=300).contains(&same), "expected about 200 of 20,000, got {same}");
+    }
+
+    #[test]
+    fn entropy_does_not_follow_from_the_slot() {
+        let mut seen = std::collections::BTreeSet::new();
+        for port in 0..1_000u32 {
+            let hash = flow(&KEY, &Address::v4(1), &Address::v4(2), port, 6);
+            if hash.slot(10, 0) == 0 {
+                seen.insert(hash.entropy() >> 28);
+            }
+        }
+        assert_eq!(seen.len(), 16);
+    }
+}

@@ -1,0 +1,66 @@
+//! What becomes of a packet, and why one is dropped. Names only; no behaviour beyond them.
+
+/// What becomes of a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Not ours, or the kernel's to finish: on to the network stack.
+    Pass,
+    /// Out of the interface it came in by.
+    Transmit,
+    /// Out of another interface, by index.
+    Redirect(u32),
+    /// Gone, and counted.
+    Drop(DropReason),
+}
+
+macro_rules! drop_reasons {
+    ($($(#[doc = $doc:literal])+ $variant:ident = $number:literal, $name:literal;)+) => {
+        /// Why a packet addressed to a service was dropped. The number is the counter's index
+        /// and never changes its meaning.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        #[repr(u32)]
+        pub enum DropReason {
+            $($(#[doc = $doc])+ $variant = $number,)+
+        }
+
+        impl DropReason {
+            /// Every reason, in order of its number.
+            pub const ALL: &[Self] = &[$(Self::$variant,)+];
+
+            /// Its name in the API and in metrics.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $name,)+
+                }
+            }
+        }
+    };
+}
+
+drop_reasons! {
+    /// The service has no backend that may take the packet.
+    NoBackend = 0, "no_backend";
+    /// The chosen backend has no known next hop yet.
+    NoNextHop = 1, "no_next_hop";
+    /// Shorter than its headers say.
+    Truncated = 2, "truncated";
+    /// An IP header that contradicts itself or the frame (RFC 791 §3.1, RFC 8200 §3).
+    BadHeader = 3, "bad_header";
+    /// A fragment addressed to a VIP.
+    Fragment = 4, "fragment";
+    /// More IPv6 extension headers than are followed, or one that must not be skipped.
+    ExtensionHeaders = 5, "extension_headers";
+    /// Would exceed 65,535 bytes once encapsulated.
+    TooLong = 6, "too_long";
+    /// Its TTL or hop limit ran out.
+    TtlExpired = 7, "ttl_expired";
+    /// The frame had no room for another header.
+    NoHeadroom = 8, "no_headroom";
+    /// The tables contradict each other: a defect of ours.
+    Inconsistent = 9, "inconsistent";
+}
+
+/// Elements of the drop counters' map: room for reasons to come.
+pub const DROP_COUNTERS: u32 = 64;
+
+const _: () = assert!(DropReason::ALL.len() <= DROP_COUNTERS as usize);

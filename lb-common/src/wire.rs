@@ -1,0 +1,58 @@
+//! Numbers and headers of the wire that network-types lacks. No parsing here.
+//!
+//! Ports, addresses and ether types are compared as natively loaded network-order words.
+
+use wincode::{SchemaRead, SchemaWrite};
+
+/// Length of an Ethernet header in bytes, and so the offset of the IP header.
+pub const ETHERNET: usize = 14;
+/// Length of an IPv4 header without options in bytes.
+pub const IPV4: usize = 20;
+/// Length of an IPv6 header in bytes.
+pub const IPV6: usize = 40;
+/// Length of a TCP header without options in bytes.
+pub const TCP: usize = 20;
+/// Length of a UDP header in bytes.
+pub const UDP: usize = 8;
+
+/// Ether type of IPv4, natively loaded.
+pub const ETHER_IPV4: u16 = 0x0800_u16.to_be();
+/// Ether type of IPv6, natively loaded.
+pub const ETHER_IPV6: u16 = 0x86DD_u16.to_be();
+
+/// IANA protocol numbers (<https://www.iana.org/assignments/protocol-numbers>).
+pub mod protocol {
+    /// IPv6 hop-by-hop options.
+    pub const HOP_BY_HOP: u8 = 0;
+    /// IPv4 encapsulation.
+    pub const IPV4: u8 = 4;
+    /// TCP.
+    pub const TCP: u8 = 6;
+    /// UDP.
+    pub const UDP: u8 = 17;
+    /// IPv6 encapsulation.
+    pub const IPV6: u8 = 41;
+    /// IPv6 routing header.
+    pub const ROUTING: u8 = 43;
+    /// IPv6 fragment header.
+    pub const FRAGMENT: u8 = 44;
+    /// Authentication header.
+    pub const AUTHENTICATION: u8 = 51;
+    /// IPv6 destination options.
+    pub const DESTINATION_OPTIONS: u8 = 60;
+}
+
+/// The first eight bytes of an IPv6 extension header (RFC 8200 §4), which every one has.
+#[derive(Debug, Clone, Copy, SchemaRead, SchemaWrite)]
+#[repr(C)]
+#[wincode(assert_zero_copy)]
+pub struct ExtensionHdr {
+    /// Protocol of what follows.
+    pub next_header: u8,
+    /// Length in units that the kind of header defines.
+    pub length: u8,
+    /// Third and fourth byte: routing type and segments left; fragment offset and M flag.
+    pub data: [u8; 2],
+    /// The rest.
+    pub more: [u8; 4],
+}

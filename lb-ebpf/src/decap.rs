@@ -1,0 +1,64 @@
+//! The backend's XDP program: `lb_common::decapsulate` over its maps.
+#![no_std]
+#![no_main]
+
+mod packet;
+
+use aya_ebpf::{
+    bindings::xdp_action,
+    btf_maps::{HashMap, PerCpuArray},
+    macros::{btf_map, xdp},
+    programs::XdpContext,
+};
+use lb_common::{
+    decapsulate::{self, Host},
+    tables::{Address, Counters},
+    verdict::Verdict,
+};
+
+use crate::packet::XdpPacket;
+
+/// Outer addresses at which tunnels end; the values count for nothing.
+#[btf_map]
+static TERMINATES: HashMap<Address, u32, 1024> = HashMap::new();
+#[btf_map]
+static UNWRAPPED: PerCpuArray<Counters, 1> = PerCpuArray::new();
+
+struct Maps;
+
+impl Host for Maps {
+    #[inline(always)]
+    fn terminates(&self, outer: &Address) -> bool {
+        // SAFETY: only its presence is asked for.
+        unsafe { TERMINATES.get(outer) }.is_some()
+    }
+
+    #[inline(always)]
+    fn count(&self, bytes: u64) {
+        if let Some(counters) = UNWRAPPED.get_ptr_mut(0) {
+            // SAFETY: this CPU's element, which nothing else touches while the program runs on it.
+            unsafe { (*counters).add(bytes, false) };
+        }
+    }
+}
+
+/// Entry point.
+#[xdp]
+pub fn decap(ctx: XdpContext) -> u32 {
+    match decapsulate::process(&mut XdpPacket::new(&ctx), &Maps) {
+        Verdict::Pass => xdp_action::XDP_PASS,
+        Verdict::Transmit => xdp_action::XDP_TX,
+        Verdict::Redirect(interface) => packet::redirect(interface),
+        Verdict::Drop(_) => xdp_action::XDP_DROP,
+    }
+}
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    // Unreachable: the verifier rejects a program in which it is not.
+    loop {}
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,0 +1,50 @@
+//! The load balancer's XDP program: `lb_common::pipeline` over the kernel's maps.
+//!
+//! No decision is made here; pointers are in `packet.rs`, maps in `maps.rs`.
+#![no_std]
+#![no_main]
+
+mod maps;
+mod packet;
+
+use aya_ebpf::{
+    bindings::xdp_action,
+    macros::xdp,
+    programs::XdpContext,
+};
+use aya_log_ebpf::{debug, trace};
+use lb_common::{pipeline, verdict::Verdict};
+
+use crate::{maps::Maps, packet::XdpPacket};
+
+/// Entry point.
+#[xdp]
+pub fn lb(ctx: XdpContext) -> u32 {
+    let mut packet = XdpPacket::new(&ctx);
+    let verdict = pipeline::process(&mut packet, &Maps::new(&ctx));
+    match verdict {
+        Verdict::Pass => xdp_action::XDP_PASS,
+        Verdict::Transmit => {
+            trace!(&ctx, "transmitted");
+            xdp_action::XDP_TX
+        }
+        Verdict::Redirect(interface) => {
+            trace!(&ctx, "redirected to interface {}", interface);
+            packet::redirect(interface)
+        }
+        Verdict::Drop(reason) => {
+            debug!(&ctx, "dropped: {}", reason.name());
+            xdp_action::XDP_DROP
+        }
+    }
+}
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    // Unreachable: the verifier rejects a program in which it is not.
+    loop {}
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
