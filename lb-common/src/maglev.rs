@@ -43,6 +43,11 @@ impl Claim {
         Self { id, weight: weight as u32, position: offset, skip, earned: 0 }
     }
 
+    /// Whose claim it is.
+    pub const fn id(&self) -> u16 {
+        self.id
+    }
+
     /// The next slot of the permutation that nobody owns. There must be one.
     fn next_free(&mut self, owners: &[u16]) -> usize {
         loop {

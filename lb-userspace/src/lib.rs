@@ -5,5 +5,7 @@
 //! `health::probe`, `neighbours`, `dataplane::bpf`) is apart from it.
 
 pub mod agent;
+pub mod dataplane;
 pub mod model;
+pub mod plan;
 pub mod snapshot;

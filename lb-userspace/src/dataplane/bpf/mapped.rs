@@ -1,0 +1,123 @@
+//! A mmapable array map as memory. The only place where the agent writes memory that the kernel
+//! program reads; all such writes are volatile, since the program reads at any time.
+
+use std::{
+    marker::PhantomData,
+    os::fd::{AsFd, AsRawFd},
+    sync::atomic::{AtomicU64, Ordering, fence},
+};
+
+use lb_common::tables::{Backend, Descriptor, ServiceEntry};
+use memmap2::{MmapOptions, MmapRaw};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use crate::dataplane::DataplaneError;
+
+/// The elements of a `BPF_F_MMAPABLE` array of `T`, whose stride is the size of `T` rounded up to 8.
+#[derive(Debug)]
+pub struct Mapped<T> {
+    memory: MmapRaw,
+    length: u32,
+    name: &'static str,
+    element: PhantomData<T>,
+}
+
+impl<T: FromBytes + IntoBytes + Immutable + Copy> Mapped<T> {
+    const STRIDE: usize = size_of::<T>().next_multiple_of(8);
+
+    /// Maps an array of `length` elements.
+    ///
+    /// # Errors
+    /// The kernel refuses: the map is not mmapable.
+    pub fn new(fd: impl AsFd, length: u32, name: &'static str) -> Result<Self, DataplaneError> {
+        let bytes = (length as usize * Self::STRIDE).next_multiple_of(page_size());
+        let memory = MmapOptions::new()
+            .len(bytes)
+            .map_raw(fd.as_fd().as_raw_fd())
+            .map_err(|error| DataplaneError::new(format!("mapping {name}"), &error))?;
+        Ok(Self { memory, length, name, element: PhantomData })
+    }
+
+    /// Elements of the array.
+    pub fn length(&self) -> u32 {
+        self.length
+    }
+
+    fn at(&self, index: u32) -> Result<*mut T, DataplaneError> {
+        if index >= self.length {
+            let problem = format!("index {index} of {}", self.length);
+            return Err(DataplaneError::new(format!("writing {}", self.name), &problem));
+        }
+        // SAFETY: within the mapping, which holds `length` elements of `STRIDE` bytes.
+        Ok(unsafe { self.memory.as_mut_ptr().add(index as usize * Self::STRIDE) }.cast())
+    }
+
+    /// Writes an element.
+    ///
+    /// # Errors
+    /// The index is out of bounds.
+    pub fn set(&mut self, index: u32, value: T) -> Result<(), DataplaneError> {
+        let element = self.at(index)?;
+        // SAFETY: a valid, aligned element (pages are aligned, strides are multiples of 8).
+        unsafe { element.write_volatile(value) };
+        Ok(())
+    }
+
+    /// Reads an element.
+    ///
+    /// # Errors
+    /// The index is out of bounds.
+    pub fn get(&self, index: u32) -> Result<T, DataplaneError> {
+        let element = self.at(index)?;
+        // SAFETY: as in `set`; any bytes are a `T`.
+        Ok(unsafe { element.read_volatile() })
+    }
+
+    /// Stores an aligned 64-bit word of an element in one go, after everything written before.
+    ///
+    /// # Errors
+    /// The index is out of bounds.
+    pub fn store_word(&mut self, index: u32, word: usize, value: u64) -> Result<(), DataplaneError> {
+        assert!(word * 8 + 8 <= size_of::<T>() && align_of::<T>() >= 4);
+        let element = self.at(index)?.cast::<AtomicU64>();
+        // SAFETY: the word lies within the element and is aligned, and the program reads it whole.
+        unsafe { &*element.add(word) }.store(value, Ordering::Release);
+        Ok(())
+    }
+}
+
+impl Mapped<Backend> {
+    /// Stores the state word of a backend in one go.
+    ///
+    /// # Errors
+    /// The index is out of bounds.
+    pub fn store_state(&mut self, index: u32, state: u32) -> Result<(), DataplaneError> {
+        let backend = self.at(index)?;
+        // SAFETY: a field of a valid element, aligned; the program reads it whole.
+        unsafe { (&raw mut (*backend).state).write_volatile(state) };
+        fence(Ordering::Release);
+        Ok(())
+    }
+}
+
+impl Mapped<ServiceEntry> {
+    /// Writes one half of a service; the other is in force and stays untouched.
+    ///
+    /// # Errors
+    /// The index is out of bounds.
+    pub fn set_half(&mut self, index: u32, half: usize, descriptor: Descriptor) -> Result<(), DataplaneError> {
+        let entry = self.at(index)?;
+        assert!(half < 2);
+        // SAFETY: one of the two halves of a valid, aligned element.
+        unsafe { (&raw mut (*entry).halves).cast::<Descriptor>().add(half).write_volatile(descriptor) };
+        Ok(())
+    }
+}
+
+fn page_size() -> usize {
+    nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE)
+        .ok()
+        .flatten()
+        .and_then(|size| usize::try_from(size).ok())
+        .unwrap_or(4_096)
+}

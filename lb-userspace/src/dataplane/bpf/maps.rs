@@ -1,0 +1,244 @@
+//! The load balancer's maps, typed, and [`Dataplane`] over them. No pinning, no attaching.
+
+use aya::{
+    Ebpf,
+    maps::{HashMap, Map, MapData, PerCpuArray, PerCpuValues},
+};
+use lb_common::{
+    memory::MemoryTables,
+    tables::{Address, Backend, Control, Counters, Endpoint, HASH_KEY_WORDS, Member, ServiceEntry, Slot, WayBack},
+};
+use zerocopy::{FromBytes, IntoBytes, transmute};
+
+use super::mapped::Mapped;
+use crate::dataplane::{Capacity, Dataplane, DataplaneError, Operation};
+
+type Raw<const N: usize> = [u8; N];
+type PerCpuCounters = PerCpuArray<MapData, [u64; 3]>;
+
+/// Every map of the load balancer.
+pub struct Maps {
+    control: Mapped<Control>,
+    services: HashMap<MapData, Raw<20>, u32>,
+    service_entries: Mapped<ServiceEntry>,
+    slots: Mapped<u64>,
+    members: Mapped<Member>,
+    backends: Mapped<Backend>,
+    ways_back: HashMap<MapData, Raw<20>, Raw<24>>,
+    owned: HashMap<MapData, Raw<16>, u32>,
+    service_counters: PerCpuCounters,
+    backend_counters: PerCpuCounters,
+    drops: PerCpuArray<MapData, u64>,
+}
+
+/// Names of the maps in the object, and of their pins.
+pub const NAMES: [&str; 11] = [
+    "CONTROL",
+    "SERVICES",
+    "SERVICE_ENTRIES",
+    "SLOTS",
+    "MEMBERS",
+    "BACKENDS",
+    "WAYS_BACK",
+    "OWNED",
+    "SERVICE_COUNTERS",
+    "BACKEND_COUNTERS",
+    "DROPS",
+];
+
+fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, DataplaneError> {
+    ebpf.take_map(name)
+        .ok_or_else(|| DataplaneError::new(format!("looking for map {name}"), &"the object has none of that name"))
+}
+
+fn typed<T: TryFrom<Map>>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, DataplaneError>
+where
+    T::Error: std::fmt::Display,
+{
+    T::try_from(take(ebpf, name)?).map_err(|error| DataplaneError::new(format!("opening map {name}"), &error))
+}
+
+fn mapped<T>(ebpf: &mut Ebpf, name: &'static str) -> Result<Mapped<T>, DataplaneError>
+where
+    T: FromBytes + IntoBytes + zerocopy::Immutable + Copy,
+{
+    let Map::Array(data) = take(ebpf, name)? else {
+        return Err(DataplaneError::new(format!("opening map {name}"), &"it is not an array"));
+    };
+    let info = data.info().map_err(|error| DataplaneError::new(format!("asking about map {name}"), &error))?;
+    Mapped::new(data.fd(), info.max_entries(), name)
+}
+
+impl Maps {
+    /// Takes the maps out of a loaded object.
+    ///
+    /// # Errors
+    /// One is missing or of another kind.
+    pub fn take(ebpf: &mut Ebpf) -> Result<Self, DataplaneError> {
+        Ok(Self {
+            control: mapped(ebpf, "CONTROL")?,
+            services: typed(ebpf, "SERVICES")?,
+            service_entries: mapped(ebpf, "SERVICE_ENTRIES")?,
+            slots: mapped(ebpf, "SLOTS")?,
+            members: mapped(ebpf, "MEMBERS")?,
+            backends: mapped(ebpf, "BACKENDS")?,
+            ways_back: typed(ebpf, "WAYS_BACK")?,
+            owned: typed(ebpf, "OWNED")?,
+            service_counters: typed(ebpf, "SERVICE_COUNTERS")?,
+            backend_counters: typed(ebpf, "BACKEND_COUNTERS")?,
+            drops: typed(ebpf, "DROPS")?,
+        })
+    }
+
+    /// The control element.
+    ///
+    /// # Errors
+    /// Never, for a map with its one element.
+    pub fn control(&self) -> Result<Control, DataplaneError> {
+        self.control.get(0)
+    }
+
+    /// Sets the secret of the flow hash; only while no service is active, or flows move.
+    ///
+    /// # Errors
+    /// Never, for a map with its one element.
+    pub fn set_hash_key(&mut self, hash_key: [u64; HASH_KEY_WORDS]) -> Result<(), DataplaneError> {
+        let control = self.control.get(0)?;
+        self.control.set(0, Control { hash_key, ..control })
+    }
+
+    fn execute_one(&mut self, operation: &Operation) -> Result<(), DataplaneError> {
+        match operation {
+            Operation::Slots { start, slots } => self.write_slots(*start, slots),
+            Operation::Member(index, member) => {
+                let word: u64 = transmute!(*member);
+                self.members.store_word(*index, 0, word)
+            }
+            Operation::Backend(index, backend) => self.backends.set(*index, *backend),
+            Operation::State(index, state) => self.backends.store_state(*index, *state),
+            Operation::Descriptor(index, half, descriptor) => {
+                self.service_entries.set_half(*index, *half, *descriptor)
+            }
+            Operation::Link(endpoint, index) => {
+                let key: Raw<20> = transmute!(*endpoint);
+                self.services.insert(key, index, 0).map_err(|e| DataplaneError::new("adding a service", &e))
+            }
+            Operation::Unlink(endpoint) => {
+                let key: Raw<20> = transmute!(*endpoint);
+                self.services.remove(&key).map_err(|e| DataplaneError::new("removing a service", &e))
+            }
+            Operation::WayBack(endpoint, back) => {
+                let (key, value): (Raw<20>, Raw<24>) = (transmute!(*endpoint), transmute!(*back));
+                self.ways_back.insert(key, value, 0).map_err(|e| DataplaneError::new("adding a way back", &e))
+            }
+            Operation::ForgetWayBack(endpoint) => {
+                let key: Raw<20> = transmute!(*endpoint);
+                self.ways_back.remove(&key).map_err(|e| DataplaneError::new("removing a way back", &e))
+            }
+            Operation::Own(address, bits) => {
+                let key: Raw<16> = transmute!(*address);
+                self.owned.insert(key, bits, 0).map_err(|e| DataplaneError::new("adding an own address", &e))
+            }
+            Operation::Disown(address) => {
+                let key: Raw<16> = transmute!(*address);
+                self.owned.remove(&key).map_err(|e| DataplaneError::new("removing an own address", &e))
+            }
+            Operation::Features(features) => {
+                self.control.store_word(0, FEATURES_WORD, u64::from(*features))
+            }
+            Operation::ZeroService(index) => zero(&mut self.service_counters, *index),
+            Operation::ZeroBackend(index) => zero(&mut self.backend_counters, *index),
+            Operation::Switch(generation) => self.control.store_word(0, 0, *generation),
+            Operation::Grace => super::grace::wait(),
+        }
+    }
+
+    fn write_slots(&mut self, start: u32, slots: &[Slot]) -> Result<(), DataplaneError> {
+        for (index, pair) in (start / 2..).zip(slots.chunks(2)) {
+            let high = pair.get(1).map_or(0, |slot| slot.0);
+            let low = pair.first().map_or(0, |slot| slot.0);
+            self.slots.set(index, u64::from(low) | (u64::from(high) << 32))?;
+        }
+        Ok(())
+    }
+}
+
+/// The 64-bit word of [`Control`] that holds `features` and the reserved half.
+const FEATURES_WORD: usize = 1 + HASH_KEY_WORDS;
+const _: () = assert!(std::mem::offset_of!(Control, features) == FEATURES_WORD * 8);
+
+fn sum(map: &PerCpuCounters, index: u32) -> Result<Counters, DataplaneError> {
+    let values = map.get(&index, 0).map_err(|error| DataplaneError::new("reading counters", &error))?;
+    let mut total = Counters::default();
+    for &[packets, bytes, flows] in values.iter() {
+        total.packets = total.packets.wrapping_add(packets);
+        total.bytes = total.bytes.wrapping_add(bytes);
+        total.flows = total.flows.wrapping_add(flows);
+    }
+    Ok(total)
+}
+
+fn zero(map: &mut PerCpuCounters, index: u32) -> Result<(), DataplaneError> {
+    let failed = |error: &dyn std::fmt::Display| DataplaneError::new("resetting counters", error);
+    let cpus = aya::util::nr_cpus().map_err(|(_, error)| failed(&error))?;
+    let zeros = PerCpuValues::try_from(vec![[0; 3]; cpus]).map_err(|error| failed(&error))?;
+    map.set(index, zeros, 0).map_err(|error| failed(&error))
+}
+
+impl Dataplane for Maps {
+    fn capacity(&self) -> Capacity {
+        Capacity {
+            services: self.service_entries.length(),
+            backends: self.backends.length(),
+            members: self.members.length(),
+            slots: self.slots.length().saturating_mul(2),
+        }
+    }
+
+    fn execute(&mut self, operations: &[Operation]) -> Result<(), DataplaneError> {
+        operations.iter().try_for_each(|operation| self.execute_one(operation))
+    }
+
+    fn read(&self) -> Result<MemoryTables, DataplaneError> {
+        let mut tables = MemoryTables { control: self.control.get(0)?, ..MemoryTables::default() };
+        let failed = |error: aya::maps::MapError| DataplaneError::new("reading the maps", &error);
+        for item in self.services.iter() {
+            let (key, index) = item.map_err(failed)?;
+            tables.services.insert(transmute!(key), index);
+        }
+        for item in self.ways_back.iter() {
+            let (key, back): (Raw<20>, Raw<24>) = item.map_err(failed)?;
+            let (key, back): (Endpoint, WayBack) = (transmute!(key), transmute!(back));
+            tables.ways_back.insert(key, back);
+        }
+        for item in self.owned.iter() {
+            let (key, bits): (Raw<16>, u32) = item.map_err(failed)?;
+            let key: Address = transmute!(key);
+            tables.owned.insert(key, bits);
+        }
+        tables.service_entries = all(&self.service_entries)?;
+        tables.members = all(&self.members)?;
+        tables.backends = all(&self.backends)?;
+        Ok(tables)
+    }
+
+    fn service_counters(&self, index: u32) -> Result<Counters, DataplaneError> {
+        sum(&self.service_counters, index)
+    }
+
+    fn backend_counters(&self, index: u32) -> Result<Counters, DataplaneError> {
+        sum(&self.backend_counters, index)
+    }
+
+    fn drops(&self) -> Result<Vec<u64>, DataplaneError> {
+        let total = |values: PerCpuValues<u64>| values.iter().fold(0u64, |sum, &n| sum.wrapping_add(n));
+        self.drops
+            .iter()
+            .map(|values| values.map(total).map_err(|error| DataplaneError::new("reading drop counters", &error)))
+            .collect()
+    }
+}
+
+fn all<T: FromBytes + IntoBytes + zerocopy::Immutable + Copy>(map: &Mapped<T>) -> Result<Vec<T>, DataplaneError> {
+    (0..map.length()).map(|index| map.get(index)).collect()
+}

@@ -1,0 +1,267 @@
+//! From what is wanted and what is known to the writes that bring it about. Pure: no clock, no
+//! I/O; the same inputs give the same operations.
+//!
+//! A plan keeps these promises, which its tests execute step by step:
+//! - Until its one switch, no packet sees any of it but next hops, liveness and counters; at the
+//!   switch, every service changes at once.
+//! - Nothing is reused or removed before the grace period after that switch.
+//! - At rest, both halves of every service are equal.
+//! - A member keeps its local id and its counters for as long as it is in its pool.
+
+mod layout;
+mod pool;
+mod space;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr},
+};
+
+use lb_common::tables::{Address, Descriptor, Endpoint, WayBack, feature, mode, owned};
+
+pub use self::layout::{Layout, Placed, PlacedMember, endpoint, endpoint_at, half};
+use crate::{
+    dataplane::Operation,
+    model::{Mode, Service, ServiceId, State},
+    neighbours::NextHop,
+};
+
+/// Where encapsulated packets come from: a prefix in whose host bits the source varies with the
+/// flow; the own address towards the backend where there is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct TunnelSource {
+    /// IPv4 prefix: address and length.
+    pub v4: Option<(std::net::Ipv4Addr, u8)>,
+    /// IPv6 prefix: address and length.
+    pub v6: Option<(std::net::Ipv6Addr, u8)>,
+}
+
+/// What a plan is made of.
+#[derive(Debug, Clone, Copy)]
+pub struct Inputs<'a> {
+    /// What is wanted.
+    pub state: &'a State,
+    /// Backends that are down.
+    pub down: &'a BTreeSet<(ServiceId, SocketAddr)>,
+    /// Next hops known so far.
+    pub next_hops: &'a BTreeMap<IpAddr, NextHop>,
+    /// Addresses of this host.
+    pub own_addresses: &'a BTreeSet<IpAddr>,
+    /// Where encapsulated packets come from.
+    pub tunnel: TunnelSource,
+}
+
+/// The maps have no room. Says for what, and which setting would make room.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("no room for {what}: raise `{setting}` under [limits] in the configuration, then `lbd detach` and start again")]
+pub struct NoRoom {
+    /// For what.
+    pub what: String,
+    /// Which setting would make room.
+    pub setting: &'static str,
+}
+
+/// Writes, and what the maps hold after them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// To be carried out in order.
+    pub operations: Vec<Operation>,
+    /// What the maps hold then.
+    pub layout: Layout,
+}
+
+/// Writes in the order in which they must become visible.
+#[derive(Debug)]
+struct Draft {
+    layout: Layout,
+    /// Aside, or harmless at once.
+    before: Vec<Operation>,
+    /// What the switch puts in force.
+    descriptors: Vec<(u32, Descriptor)>,
+    /// What must wait for the grace period.
+    after: Vec<Operation>,
+    /// Room that the next plan may use again.
+    released: Released,
+}
+
+/// Room that packets in flight can still lead to, until the grace period.
+#[derive(Debug, Default)]
+struct Released {
+    services: Vec<u32>,
+    entries: Vec<u32>,
+    counters: Vec<u32>,
+    rings: Vec<u32>,
+    member_spans: Vec<u32>,
+}
+
+/// The writes that make of `layout` what `inputs` want.
+///
+/// # Errors
+/// [`NoRoom`]; nothing is to be done then.
+pub fn plan(layout: &Layout, inputs: &Inputs<'_>) -> Result<Plan, NoRoom> {
+    let mut draft = Draft {
+        layout: layout.clone(),
+        before: Vec::new(),
+        descriptors: Vec::new(),
+        after: Vec::new(),
+        released: Released::default(),
+    };
+    draft.remove_services(inputs.state);
+    for service in inputs.state.services() {
+        draft.place(service, inputs)?;
+    }
+    draft.set_ways_back(inputs.state);
+    draft.set_owned(inputs);
+    Ok(draft.finish())
+}
+
+impl Draft {
+    fn remove_services(&mut self, state: &State) {
+        let gone: Vec<ServiceId> =
+            self.layout.services.keys().copied().filter(|&id| state.service(id).is_none()).collect();
+        for id in gone {
+            let Some(placed) = self.layout.services.remove(&id) else { continue };
+            self.descriptors.push((placed.index, Descriptor::default()));
+            self.after.push(Operation::Unlink(endpoint(id)));
+            self.release(&placed);
+        }
+    }
+
+    fn release(&mut self, placed: &Placed) {
+        for (_, member) in placed.members() {
+            self.released.entries.push(member.entry);
+            self.released.counters.push(member.backend.counters);
+        }
+        if placed.members_room > 0 {
+            self.released.member_spans.push(placed.descriptor.members_start);
+        }
+        self.release_ring(&placed.descriptor);
+        self.released.services.push(placed.index);
+    }
+
+    fn release_ring(&mut self, descriptor: &Descriptor) {
+        if descriptor.ring_size > 0 {
+            self.released.rings.push(descriptor.ring_start);
+        }
+    }
+
+    /// Brings one service to what is wanted of it.
+    fn place(&mut self, service: &Service, inputs: &Inputs<'_>) -> Result<(), NoRoom> {
+        let mut placed = match self.layout.services.remove(&service.id) {
+            Some(placed) => placed,
+            None => self.new_service(service.id)?,
+        };
+        let before = placed.descriptor;
+        placed.descriptor.active = 1;
+        placed.descriptor.mode = match service.mode {
+            Mode::Nat => mode::NAT,
+            Mode::Ipip => mode::IPIP,
+        };
+        self.place_members(service, &mut placed, inputs)?;
+        self.place_ring(service, &mut placed)?;
+        if placed.descriptor != before {
+            self.descriptors.push((placed.index, placed.descriptor));
+        }
+        self.layout.services.insert(service.id, placed);
+        Ok(())
+    }
+
+    fn new_service(&mut self, id: ServiceId) -> Result<Placed, NoRoom> {
+        let index = self
+            .layout
+            .service_indices
+            .take()
+            .ok_or_else(|| NoRoom { what: format!("service {id}"), setting: "services" })?;
+        self.before.push(Operation::ZeroService(index));
+        self.before.push(Operation::Link(endpoint(id), index));
+        Ok(Placed {
+            index,
+            descriptor: Descriptor::default(),
+            ring: None,
+            shares: BTreeMap::new(),
+            members: Vec::new(),
+            members_room: 0,
+        })
+    }
+
+    fn set_ways_back(&mut self, state: &State) {
+        let mut wanted: BTreeMap<Endpoint, WayBack> = BTreeMap::new();
+        for service in state.services().filter(|service| service.mode == Mode::Nat) {
+            let Some(placed) = self.layout.services.get(&service.id) else { continue };
+            let vip = endpoint(service.id);
+            let back = WayBack { address: vip.address, port: vip.port, zero: 0, service: placed.index };
+            for backend in &service.backends {
+                wanted.insert(endpoint_at(backend.address, service.id.protocol), back);
+            }
+        }
+        // Answers are rewritten from before the first request until after the last.
+        for (&key, &back) in &wanted {
+            if self.layout.ways_back.get(&key) != Some(&back) {
+                self.before.push(Operation::WayBack(key, back));
+            }
+        }
+        for &key in self.layout.ways_back.keys().filter(|key| !wanted.contains_key(key)) {
+            self.after.push(Operation::ForgetWayBack(key));
+        }
+        let features = if wanted.is_empty() { 0 } else { feature::NAT };
+        if features != self.layout.features {
+            let list = if features == 0 { &mut self.after } else { &mut self.before };
+            list.push(Operation::Features(features));
+        }
+        self.layout.features = features;
+        self.layout.ways_back = wanted;
+    }
+
+    fn set_owned(&mut self, inputs: &Inputs<'_>) {
+        let mut wanted: BTreeMap<Address, u32> = BTreeMap::new();
+        for service in inputs.state.services() {
+            *wanted.entry(service.id.vip.ip().into()).or_default() |= owned::VIP;
+        }
+        for &ip in inputs.own_addresses {
+            *wanted.entry(ip.into()).or_default() |= owned::LOCAL;
+        }
+        for (&address, &bits) in &wanted {
+            if self.layout.owned.get(&address) != Some(&bits) {
+                self.before.push(Operation::Own(address, bits));
+            }
+        }
+        for &address in self.layout.owned.keys().filter(|address| !wanted.contains_key(address)) {
+            self.after.push(Operation::Disown(address));
+        }
+        self.layout.owned = wanted;
+    }
+
+    /// Puts the writes in order. Both halves end up equal, so that the next plan can write aside.
+    fn finish(mut self) -> Plan {
+        let mut operations = self.before;
+        if !self.descriptors.is_empty() {
+            let generation = self.layout.generation + 1;
+            let write = |to: usize| {
+                self.descriptors.iter().map(move |&(index, descriptor)| Operation::Descriptor(index, to, descriptor))
+            };
+            operations.extend(write(half(generation)));
+            operations.push(Operation::Switch(generation));
+            operations.push(Operation::Grace);
+            operations.extend(write(1 - half(generation)));
+            self.layout.generation = generation;
+        } else if !self.after.is_empty() || !self.released.entries.is_empty() {
+            operations.push(Operation::Grace);
+        }
+        operations.extend(self.after);
+        self.released.give_back(&mut self.layout);
+        Plan { operations, layout: self.layout }
+    }
+}
+
+impl Released {
+    fn give_back(self, layout: &mut Layout) {
+        let Self { services, entries, counters, rings, member_spans } = self;
+        services.into_iter().for_each(|index| layout.service_indices.release(index));
+        entries.into_iter().for_each(|index| layout.entries.release(index));
+        counters.into_iter().for_each(|index| layout.counters.release(index));
+        rings.into_iter().for_each(|start| layout.slots.release(start));
+        member_spans.into_iter().for_each(|start| layout.member_spans.release(start));
+    }
+}
