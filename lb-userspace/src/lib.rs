@@ -5,6 +5,7 @@
 //! `health::probe`, `neighbours`, `dataplane::bpf`) is apart from it.
 
 pub mod agent;
+pub mod config;
 pub mod instance;
 pub mod model;
 pub mod snapshot;
