@@ -5,7 +5,10 @@
 //! `health::probe`, `neighbours`, `dataplane::bpf`) is apart from it.
 
 pub mod agent;
+pub mod api;
 pub mod config;
+mod http;
 pub mod instance;
+pub mod metrics;
 pub mod model;
 pub mod snapshot;

@@ -137,6 +137,18 @@ pub struct Backend {
     pub admin: Admin,
 }
 
+impl Backend {
+    /// Reads a backend's address, written `ADDRESS:PORT`.
+    ///
+    /// # Errors
+    /// [`ModelError::BadBackend`].
+    pub fn parse_address(text: &str) -> Result<SocketAddr, ModelError> {
+        text.parse().map_err(|_| ModelError::BadBackend {
+            text: text.to_owned(),
+        })
+    }
+}
+
 fn default_weight() -> u16 {
     1
 }
@@ -270,6 +282,14 @@ pub enum ModelError {
         "`{text}` is not a service: write ADDRESS:PORT/PROTOCOL, such as 10.0.0.1:80/tcp or [2001:db8::1]:443/udp"
     )]
     BadService {
+        /// What was given.
+        text: String,
+    },
+    /// Not of the form `ADDRESS:PORT`.
+    #[error(
+        "`{text}` is not a backend: write ADDRESS:PORT, such as 10.1.0.2:80 or [2001:db8::2]:80"
+    )]
+    BadBackend {
         /// What was given.
         text: String,
     },

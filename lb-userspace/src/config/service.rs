@@ -193,9 +193,7 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
 fn read_backend(section: &Section<'_>, service: Option<&Service>) -> Option<Backend> {
     section.require("address", "10.1.0.2:80");
     let address = section.value("address", |text| {
-        text.parse::<SocketAddr>().map_err(|_| {
-            format!("`{text}` is not ADDRESS:PORT, such as 10.1.0.2:80 or [fd00::2]:80")
-        })
+        Backend::parse_address(text).map_err(|error| error.to_string())
     });
     let weight = section.integer("weight", 0, i64::from(crate::model::MAX_WEIGHT));
     let admin = section.value("state", |text| match text {

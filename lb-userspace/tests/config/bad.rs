@@ -305,7 +305,7 @@ const BAD_SERVICES: &[Bad] = &[
         "[[service.backend]]\naddress = \"10.1.0.2\"",
         5,
         "service[0].backend[0].address",
-        "is not ADDRESS:PORT",
+        "write ADDRESS:PORT",
     ),
     (
         "[[service.backend]]\naddress = \"10.1.0.2:0\"",
