@@ -5,7 +5,12 @@
 //! `health::probe`, `neighbours`, `dataplane::bpf`) is apart from it.
 
 pub mod agent;
+pub mod api;
+pub mod config;
 pub mod dataplane;
+mod http;
+pub mod instance;
+pub mod metrics;
 pub mod model;
 pub mod plan;
 pub mod snapshot;

@@ -4,15 +4,15 @@
 //! refused change leaves the old one as it was. How it came in (file, API) and what the kernel
 //! makes of it are other modules' business.
 
-use std::{
-    collections::BTreeMap,
-    fmt,
-    net::{IpAddr, SocketAddr},
-    str::FromStr,
-    time::Duration,
-};
+use std::{collections::BTreeMap, fmt, net::SocketAddr, str::FromStr, time::Duration};
 
 use serde::{Deserialize, Serialize};
+
+mod check;
+#[cfg(test)]
+mod tests;
+
+use check::check_unicast;
 
 /// Highest weight of a backend. 0 means: in the pool, but no share of new flows.
 pub const MAX_WEIGHT: u16 = 1_000;
@@ -68,7 +68,9 @@ impl FromStr for ServiceId {
     type Err = ModelError;
 
     fn from_str(text: &str) -> Result<Self, ModelError> {
-        let bad = || ModelError::BadService { text: text.to_owned() };
+        let bad = || ModelError::BadService {
+            text: text.to_owned(),
+        };
         let (vip, protocol) = text.rsplit_once('/').ok_or_else(bad)?;
         let protocol = match protocol {
             "tcp" => Protocol::Tcp,
@@ -77,7 +79,7 @@ impl FromStr for ServiceId {
         };
         let vip: SocketAddr = vip.parse().map_err(|_| bad())?;
         let id = Self { vip, protocol };
-        check_unicast(vip.ip(), "service", &id)?;
+        check_unicast(vip.ip(), "vip", &id)?;
         if vip.port() == 0 {
             return Err(bad());
         }
@@ -133,6 +135,18 @@ pub struct Backend {
     /// Active or draining.
     #[serde(default)]
     pub admin: Admin,
+}
+
+impl Backend {
+    /// Reads a backend's address, written `ADDRESS:PORT`.
+    ///
+    /// # Errors
+    /// [`ModelError::BadBackend`].
+    pub fn parse_address(text: &str) -> Result<SocketAddr, ModelError> {
+        text.parse().map_err(|_| ModelError::BadBackend {
+            text: text.to_owned(),
+        })
+    }
 }
 
 fn default_weight() -> u16 {
@@ -196,7 +210,10 @@ mod millis {
 
     use serde::{Deserialize as _, Deserializer, Serializer};
 
-    #[expect(clippy::cast_possible_truncation, reason = "validated to at most an hour")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "validated to at most an hour"
+    )]
     pub fn serialize<S: Serializer>(value: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_u64(value.as_millis() as u64)
     }
@@ -225,13 +242,6 @@ pub struct Service {
     pub backends: Vec<Backend>,
 }
 
-impl Service {
-    /// The backend at `address`.
-    pub fn backend(&self, address: SocketAddr) -> Option<&Backend> {
-        self.backends.iter().find(|b| b.address == address)
-    }
-}
-
 /// Everything that is wanted. Valid by construction.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct State {
@@ -249,10 +259,17 @@ pub enum Change {
     AddBackend(ServiceId, Backend),
     /// A backend goes.
     RemoveBackend(ServiceId, SocketAddr),
-    /// A backend's weight.
-    SetWeight(ServiceId, SocketAddr, u16),
-    /// Drain or undrain.
-    SetAdmin(ServiceId, SocketAddr, Admin),
+    /// A backend's weight, or whether it drains, or both at once; what is absent stays.
+    EditBackend {
+        /// Of which service.
+        id: ServiceId,
+        /// Which.
+        address: SocketAddr,
+        /// The new weight.
+        weight: Option<u16>,
+        /// Drain or undrain.
+        admin: Option<Admin>,
+    },
     /// Everything at once.
     Replace(Vec<Service>),
 }
@@ -261,8 +278,18 @@ pub enum Change {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ModelError {
     /// Not of the form `ADDRESS:PORT/PROTOCOL`.
-    #[error("`{text}` is not a service: write ADDRESS:PORT/PROTOCOL, such as 10.0.0.1:80/tcp or [2001:db8::1]:443/udp")]
+    #[error(
+        "`{text}` is not a service: write ADDRESS:PORT/PROTOCOL, such as 10.0.0.1:80/tcp or [2001:db8::1]:443/udp"
+    )]
     BadService {
+        /// What was given.
+        text: String,
+    },
+    /// Not of the form `ADDRESS:PORT`.
+    #[error(
+        "`{text}` is not a backend: write ADDRESS:PORT, such as 10.1.0.2:80 or [2001:db8::2]:80"
+    )]
+    BadBackend {
         /// What was given.
         text: String,
     },
@@ -279,7 +306,9 @@ pub enum ModelError {
         id: ServiceId,
     },
     /// The backend exists already.
-    #[error("service {id} has a backend {address} already: `lbctl backend weight` changes its weight")]
+    #[error(
+        "service {id} has a backend {address} already: `lbctl backend weight` changes its weight"
+    )]
     DuplicateBackend {
         /// Of which service.
         id: ServiceId,
@@ -305,7 +334,9 @@ pub enum ModelError {
         problem: String,
     },
     /// Two `nat` services would need the same answers rewritten to different VIPs.
-    #[error("backend {address} already serves {other} in nat mode, and its answers cannot be told apart: give {id} another backend port, or use mode \"ipip\"")]
+    #[error(
+        "backend {address} already serves {other} in nat mode, and its answers cannot be told apart: give {id} another backend port, or use mode \"ipip\""
+    )]
     SharedNatBackend {
         /// The service refused.
         id: ServiceId,
@@ -348,41 +379,39 @@ impl State {
         match change {
             Change::AddService(service) => next.insert(service)?,
             Change::RemoveService(id) => {
-                next.services
-                    .remove(&id)
-                    .ok_or(ModelError::UnknownService { id })?;
+                let removed = next.services.remove(&id);
+                removed.ok_or(ModelError::UnknownService { id })?;
             }
-            Change::AddBackend(id, backend) => {
-                next.edit(id, |service| {
-                    if service.backend(backend.address).is_some() {
-                        let address = backend.address;
-                        return Err(ModelError::DuplicateBackend { id, address });
-                    }
-                    service.backends.push(backend);
-                    Ok(())
-                })?;
-            }
-            Change::RemoveBackend(id, address) => {
-                next.edit(id, |service| {
-                    if service.backend(address).is_none() {
-                        return Err(ModelError::UnknownBackend { id, address });
-                    }
-                    service.backends.retain(|b| b.address != address);
-                    Ok(())
-                })?;
-            }
-            Change::SetWeight(id, address, weight) => {
-                next.edit_backend(id, address, |backend| backend.weight = weight)?;
-            }
-            Change::SetAdmin(id, address, admin) => {
-                next.edit_backend(id, address, |backend| backend.admin = admin)?;
-            }
+            Change::AddBackend(id, backend) => next.edit(id, |service| {
+                service.backends.push(backend);
+                Ok(())
+            })?,
+            Change::RemoveBackend(id, address) => next.edit(id, |service| {
+                service
+                    .backend(address)
+                    .ok_or(ModelError::UnknownBackend { id, address })?;
+                service.backends.retain(|b| b.address != address);
+                Ok(())
+            })?,
+            Change::EditBackend {
+                id,
+                address,
+                weight,
+                admin,
+            } => next.edit_backend(id, address, |backend| {
+                backend.weight = weight.unwrap_or(backend.weight);
+                backend.admin = admin.unwrap_or(backend.admin);
+            })?,
             Change::Replace(services) => next = Self::new(services)?,
         }
         Ok(next)
     }
 
-    fn insert(&mut self, service: Service) -> Result<(), ModelError> {
+    /// Adds a service.
+    ///
+    /// # Errors
+    /// What is wrong with it; `self` stays what it was then.
+    pub fn insert(&mut self, service: Service) -> Result<(), ModelError> {
         let id = service.id;
         if self.services.contains_key(&id) {
             return Err(ModelError::DuplicateService { id });
@@ -423,7 +452,7 @@ impl State {
     }
 
     fn check(&self, service: &Service) -> Result<(), ModelError> {
-        check_service(service)?;
+        service.check()?;
         if service.mode == Mode::Nat {
             for other in self.services.values() {
                 check_unique_nat_backend(service, other)?;
@@ -437,7 +466,11 @@ fn check_unique_nat_backend(service: &Service, other: &Service) -> Result<(), Mo
     if other.mode != Mode::Nat || other.id.protocol != service.id.protocol {
         return Ok(());
     }
-    match service.backends.iter().find(|b| other.backend(b.address).is_some()) {
+    match service
+        .backends
+        .iter()
+        .find(|b| other.backend(b.address).is_some())
+    {
         None => Ok(()),
         Some(shared) => Err(ModelError::SharedNatBackend {
             id: service.id,
@@ -447,90 +480,9 @@ fn check_unique_nat_backend(service: &Service, other: &Service) -> Result<(), Mo
     }
 }
 
-fn check_service(service: &Service) -> Result<(), ModelError> {
-    let id = service.id;
-    let invalid = |field, problem: String| Err(ModelError::Invalid { id, field, problem });
-    check_unicast(id.vip.ip(), "id", &id)?;
-    if id.vip.port() == 0 {
-        return invalid("id", "port 0 is not a port: use 1 to 65535".to_owned());
+impl Service {
+    /// The backend at `address`.
+    pub fn backend(&self, address: SocketAddr) -> Option<&Backend> {
+        self.backends.iter().find(|b| b.address == address)
     }
-    if service.backends.len() > MAX_BACKENDS {
-        let problem = format!("{} are too many: at most {MAX_BACKENDS}", service.backends.len());
-        return invalid("backends", problem);
-    }
-    if let Some(size) = service.ring_size
-        && !lb_common::maglev::RING_SIZES.contains(&size)
-    {
-        let sizes = lb_common::maglev::RING_SIZES;
-        return invalid("ring_size", format!("{size} is not one of {sizes:?}"));
-    }
-    check_health(service)?;
-    for (index, backend) in service.backends.iter().enumerate() {
-        let address = backend.address;
-        check_unicast(address.ip(), "backends", &id)?;
-        if address.port() == 0 {
-            return invalid("backends", format!("{address}: port 0 is not a port: use 1 to 65535"));
-        }
-        if backend.weight > MAX_WEIGHT {
-            let weight = backend.weight;
-            return invalid("weight", format!("{address}: {weight} is too large: 0 to {MAX_WEIGHT}"));
-        }
-        if service.mode == Mode::Nat && address.is_ipv4() != id.vip.is_ipv4() {
-            return invalid(
-                "backends",
-                format!("{address} is of another address family, which mode \"nat\" cannot reach: use mode \"ipip\""),
-            );
-        }
-        if address.ip() == id.vip.ip() {
-            return invalid("backends", format!("{address} is the service's own address"));
-        }
-        if service.backends[..index].iter().any(|b| b.address == address) {
-            return Err(ModelError::DuplicateBackend { id, address });
-        }
-    }
-    Ok(())
-}
-
-fn check_health(service: &Service) -> Result<(), ModelError> {
-    let id = service.id;
-    let invalid = |field, problem: String| Err(ModelError::Invalid { id, field, problem });
-    let health = &service.health;
-    let bounds = Duration::from_millis(10)..=Duration::from_secs(3_600);
-    if !bounds.contains(&health.interval) {
-        return invalid("health.interval_ms", "must be 10 to 3600000".to_owned());
-    }
-    if health.timeout.is_zero() || health.timeout > health.interval {
-        return invalid("health.timeout_ms", "must be 1 to interval_ms".to_owned());
-    }
-    for (field, count) in [("health.rise", health.rise), ("health.fall", health.fall)] {
-        if !(1..=100).contains(&count) {
-            return invalid(field, format!("{count} is out of range: 1 to 100"));
-        }
-    }
-    if health.port == Some(0) {
-        return invalid("health.port", "port 0 is not a port: use 1 to 65535".to_owned());
-    }
-    if let Probe::Http { path, .. } = &health.probe
-        && (!path.starts_with('/') || path.contains(|c: char| c.is_whitespace() || c.is_control()))
-    {
-        return invalid("health.probe.path", format!("`{path}` must start with / and have no blanks"));
-    }
-    if let Probe::Http { host: Some(host), .. } = &health.probe
-        && (host.is_empty() || host.contains(|c: char| c.is_whitespace() || c.is_control()))
-    {
-        return invalid("health.probe.host", format!("`{host}` is not a host name"));
-    }
-    Ok(())
-}
-
-fn check_unicast(ip: IpAddr, field: &'static str, id: &ServiceId) -> Result<(), ModelError> {
-    let unusable = match ip {
-        IpAddr::V4(v4) => v4.is_broadcast() || v4.octets()[0] == 0,
-        IpAddr::V6(v6) => v6.to_ipv4_mapped().is_some() || v6.is_unicast_link_local(),
-    };
-    if unusable || ip.is_multicast() || ip.is_unspecified() || ip.is_loopback() {
-        let problem = format!("{ip} is not a routable unicast address");
-        return Err(ModelError::Invalid { id: *id, field, problem });
-    }
-    Ok(())
 }

@@ -1,0 +1,299 @@
+//! The API's client, for `lbctl` and tests. One connection per request, each bounded in time.
+
+use std::{
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::{
+    Method, Request, StatusCode,
+    body::Bytes,
+    client::conn::http1,
+    header::{CONTENT_TYPE, HOST},
+};
+use hyper_util::rt::TokioIo;
+use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::{net::UnixStream, time::timeout};
+
+use super::{
+    VERSION,
+    dto::{Backend, Changed, EditBackend, NewBackend, NewService, Refusal, Service, Status},
+};
+use crate::model::ServiceId;
+
+/// A change waits for the kernel, and a large one for the agent to build its rings.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Larger than the status of a full table, smaller than what hurts.
+const MAX_ANSWER: usize = 256 << 20;
+
+/// What a path segment cannot hold as it is (RFC 3986, section 3.3).
+const SEGMENT: &AsciiSet = &CONTROLS
+    .add(b' ')
+    .add(b'"')
+    .add(b'#')
+    .add(b'%')
+    .add(b'/')
+    .add(b'<')
+    .add(b'>')
+    .add(b'?')
+    .add(b'[')
+    .add(b'\\')
+    .add(b']')
+    .add(b'^')
+    .add(b'`')
+    .add(b'{')
+    .add(b'|')
+    .add(b'}');
+
+/// Why a request has no answer to show. Each text says what to do, in one line.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody listens.
+    #[error("no agent answers at {}: is lbd running? (systemctl status lbd, or --socket)", socket.display())]
+    AgentDown {
+        /// Where.
+        socket: PathBuf,
+    },
+    /// The socket cannot be used.
+    #[error("cannot reach the agent at {}: {source}{}", socket.display(), hint(source))]
+    Unreachable {
+        /// Where.
+        socket: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It took too long; the change may still take effect.
+    #[error("the agent at {} did not answer within {} s: look at its log, and at `lbctl status`", socket.display(), after.as_secs_f32())]
+    TimedOut {
+        /// Where.
+        socket: PathBuf,
+        /// How long was waited.
+        after: Duration,
+    },
+    /// The agent refused; nothing changed.
+    #[error("{message}")]
+    Refused {
+        /// The HTTP status.
+        status: u16,
+        /// The refusal, for programs.
+        code: String,
+        /// The refusal, for people.
+        message: String,
+    },
+    /// The answer makes no sense.
+    #[error("the answer from {} is not of this version's API: {problem}", socket.display())]
+    Protocol {
+        /// Where.
+        socket: PathBuf,
+        /// What was wrong with it.
+        problem: String,
+    },
+}
+
+fn hint(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::PermissionDenied => " (only its owner may use it: run as root)",
+        _ => "",
+    }
+}
+
+type Answer<T> = Result<T, ClientError>;
+
+/// Asks the agent behind a socket.
+#[derive(Debug, Clone)]
+pub struct Client {
+    socket: PathBuf,
+    patience: Duration,
+}
+
+impl Client {
+    /// A client of the agent at `socket`. Connects with each request.
+    pub fn new(socket: PathBuf) -> Self {
+        let patience = PATIENCE;
+        Self { socket, patience }
+    }
+
+    /// The same, waiting at most `patience` for an answer.
+    #[must_use]
+    pub fn patience(self, patience: Duration) -> Self {
+        Self { patience, ..self }
+    }
+
+    /// The socket asked.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// The agent as a whole.
+    ///
+    /// # Errors
+    /// Why there is no answer.
+    pub async fn status(&self) -> Answer<Status> {
+        self.ask(Method::GET, "/status", Bytes::new()).await
+    }
+
+    /// All services.
+    ///
+    /// # Errors
+    /// Why there is no answer.
+    pub async fn services(&self) -> Answer<Vec<Service>> {
+        self.ask(Method::GET, "/services", Bytes::new()).await
+    }
+
+    /// One service.
+    ///
+    /// # Errors
+    /// Why there is no answer.
+    pub async fn service(&self, id: ServiceId) -> Answer<Service> {
+        self.ask(Method::GET, &service_path(id), Bytes::new()).await
+    }
+
+    /// Adds a service.
+    ///
+    /// # Errors
+    /// Why it was refused; nothing changed then.
+    pub async fn add_service(&self, new: &NewService) -> Answer<Changed> {
+        self.ask(Method::POST, "/services", self.body(new)?).await
+    }
+
+    /// Removes a service and its backends.
+    ///
+    /// # Errors
+    /// Why it was refused; nothing changed then.
+    pub async fn remove_service(&self, id: ServiceId) -> Answer<Changed> {
+        self.ask(Method::DELETE, &service_path(id), Bytes::new())
+            .await
+    }
+
+    /// The backends of a service.
+    ///
+    /// # Errors
+    /// Why there is no answer.
+    pub async fn backends(&self, id: ServiceId) -> Answer<Vec<Backend>> {
+        let path = format!("{}/backends", service_path(id));
+        self.ask(Method::GET, &path, Bytes::new()).await
+    }
+
+    /// Adds a backend.
+    ///
+    /// # Errors
+    /// Why it was refused; nothing changed then.
+    pub async fn add_backend(&self, id: ServiceId, new: &NewBackend) -> Answer<Changed> {
+        let path = format!("{}/backends", service_path(id));
+        self.ask(Method::POST, &path, self.body(new)?).await
+    }
+
+    /// Removes a backend.
+    ///
+    /// # Errors
+    /// Why it was refused; nothing changed then.
+    pub async fn remove_backend(&self, id: ServiceId, address: SocketAddr) -> Answer<Changed> {
+        self.ask(Method::DELETE, &backend_path(id, address), Bytes::new())
+            .await
+    }
+
+    /// Changes a backend's weight, state or both.
+    ///
+    /// # Errors
+    /// Why it was refused; nothing changed then.
+    pub async fn edit_backend(
+        &self,
+        id: ServiceId,
+        address: SocketAddr,
+        edit: &EditBackend,
+    ) -> Answer<Changed> {
+        let path = backend_path(id, address);
+        self.ask(Method::PATCH, &path, self.body(edit)?).await
+    }
+
+    fn body(&self, value: &impl Serialize) -> Answer<Bytes> {
+        let json = serde_json::to_vec(value).map_err(|error| self.protocol(&error))?;
+        Ok(json.into())
+    }
+
+    async fn ask<T: DeserializeOwned>(&self, method: Method, path: &str, body: Bytes) -> Answer<T> {
+        let exchanged = timeout(self.patience, self.exchange(method, path, body)).await;
+        let (status, bytes) = exchanged.map_err(|_| ClientError::TimedOut {
+            socket: self.socket.clone(),
+            after: self.patience,
+        })??;
+        if status.is_success() {
+            return serde_json::from_slice(&bytes).map_err(|error| self.protocol(&error));
+        }
+        match serde_json::from_slice::<Refusal>(&bytes) {
+            Ok(Refusal { error, code }) => Err(ClientError::Refused {
+                status: status.as_u16(),
+                code,
+                message: error,
+            }),
+            Err(_) => Err(self.protocol(&format!("status {status} without a reason"))),
+        }
+    }
+
+    async fn exchange(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Answer<(StatusCode, Bytes)> {
+        let stream = UnixStream::connect(&self.socket).await;
+        let stream = stream.map_err(|error| self.unreachable(error))?;
+        let handshake = http1::handshake(TokioIo::new(stream)).await;
+        let (mut sender, connection) = handshake.map_err(|error| self.protocol(&error))?;
+        // It ends with the sender; what goes wrong in it, the request below reports.
+        tokio::spawn(connection);
+        let request = Request::builder()
+            .method(method)
+            .uri(format!("{VERSION}{path}"))
+            .header(HOST, "localhost")
+            .header(CONTENT_TYPE, "application/json")
+            .body(Full::new(body))
+            .map_err(|error| self.protocol(&error))?;
+        let response = sender.send_request(request).await;
+        let response = response.map_err(|error| self.protocol(&error))?;
+        let status = response.status();
+        let body = Limited::new(response.into_body(), MAX_ANSWER)
+            .collect()
+            .await;
+        let body = body.map_err(|error| self.protocol(&error))?;
+        Ok((status, body.to_bytes()))
+    }
+
+    fn unreachable(&self, source: io::Error) -> ClientError {
+        let socket = self.socket.clone();
+        match source.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+                ClientError::AgentDown { socket }
+            }
+            _ => ClientError::Unreachable { socket, source },
+        }
+    }
+
+    fn protocol(&self, problem: &impl ToString) -> ClientError {
+        ClientError::Protocol {
+            socket: self.socket.clone(),
+            problem: problem.to_string(),
+        }
+    }
+}
+
+fn service_path(id: ServiceId) -> String {
+    format!("/services/{}", encode(&id.to_string()))
+}
+
+fn backend_path(id: ServiceId, address: SocketAddr) -> String {
+    format!(
+        "{}/backends/{}",
+        service_path(id),
+        encode(&address.to_string())
+    )
+}
+
+fn encode(segment: &str) -> impl std::fmt::Display {
+    utf8_percent_encode(segment, SEGMENT).to_string()
+}

@@ -1,0 +1,227 @@
+//! The API's server: routes, and what each asks the agent. It holds no state of its own.
+
+use std::net::SocketAddr;
+
+use axum::{
+    Json, Router,
+    body::Bytes,
+    extract::{DefaultBodyLimit, FromRequest, FromRequestParts, RawPathParams, Request, State},
+    http::{Method, StatusCode, Uri, header, request::Parts},
+    response::{IntoResponse, Response},
+    routing::{get, patch},
+};
+use serde::de::DeserializeOwned;
+use tokio::net::UnixListener;
+
+use super::{
+    MAX_BODY, VERSION,
+    dto::{self, Action, Changed, Subject},
+    error::ApiError,
+};
+use crate::{
+    agent::Handle,
+    http, metrics,
+    model::{Backend, Change, ModelError, ServiceId},
+    snapshot::ServiceStatus,
+};
+
+/// Answers requests until `shutdown`, and then those that are under way.
+///
+/// # Errors
+/// The socket failed.
+pub async fn serve(
+    listener: UnixListener,
+    handle: Handle,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> anyhow::Result<()> {
+    http::serve(listener, router(handle), shutdown).await
+}
+
+fn router(handle: Handle) -> Router {
+    let routes = Router::new()
+        .route("/status", get(status))
+        .route("/metrics", get(metrics_text))
+        .route("/services", get(services).post(add_service))
+        .route("/services/{id}", get(service).delete(remove_service))
+        .route("/services/{id}/backends", get(backends).post(add_backend))
+        .route(
+            "/services/{id}/backends/{address}",
+            patch(edit_backend).delete(remove_backend),
+        );
+    Router::new()
+        .nest(VERSION, routes)
+        .fallback(no_route)
+        .method_not_allowed_fallback(no_method)
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .with_state(handle)
+}
+
+type Answer<T> = Result<T, ApiError>;
+
+async fn status(State(handle): State<Handle>) -> Answer<Json<dto::Status>> {
+    Ok(Json((&handle.snapshot().await?).into()))
+}
+
+async fn metrics_text(State(handle): State<Handle>) -> Answer<impl IntoResponse> {
+    let text = metrics::render(&handle.snapshot().await?);
+    Ok(([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text))
+}
+
+async fn services(State(handle): State<Handle>) -> Answer<Json<Vec<dto::Service>>> {
+    let snapshot = handle.snapshot().await?;
+    Ok(Json(snapshot.services.iter().map(Into::into).collect()))
+}
+
+async fn service(State(handle): State<Handle>, Id(id): Id) -> Answer<Json<dto::Service>> {
+    Ok(Json((&find(&handle, id).await?).into()))
+}
+
+async fn backends(State(handle): State<Handle>, Id(id): Id) -> Answer<Json<Vec<dto::Backend>>> {
+    let service = find(&handle, id).await?;
+    Ok(Json(service.backends.iter().map(Into::into).collect()))
+}
+
+async fn find(handle: &Handle, id: ServiceId) -> Answer<ServiceStatus> {
+    let services = handle.snapshot().await?.services;
+    let service = services.into_iter().find(|s| s.service.id == id);
+    Ok(service.ok_or(ModelError::UnknownService { id })?)
+}
+
+async fn add_service(
+    State(handle): State<Handle>,
+    Body(new): Body<dto::NewService>,
+) -> Answer<(StatusCode, Json<Changed>)> {
+    let id = new.id;
+    handle.change(Change::AddService(new.into_model()?)).await?;
+    Ok((StatusCode::CREATED, changed(Action::Added, id, None)))
+}
+
+async fn remove_service(State(handle): State<Handle>, Id(id): Id) -> Answer<Json<Changed>> {
+    handle.change(Change::RemoveService(id)).await?;
+    Ok(changed(Action::Removed, id, None))
+}
+
+async fn add_backend(
+    State(handle): State<Handle>,
+    Id(id): Id,
+    Body(new): Body<dto::NewBackend>,
+) -> Answer<(StatusCode, Json<Changed>)> {
+    let address = new.address;
+    handle.change(Change::AddBackend(id, new.into())).await?;
+    let answer = changed(Action::Added, id, Some(address));
+    Ok((StatusCode::CREATED, answer))
+}
+
+async fn remove_backend(
+    State(handle): State<Handle>,
+    Id(id): Id,
+    Address(address): Address,
+) -> Answer<Json<Changed>> {
+    handle.change(Change::RemoveBackend(id, address)).await?;
+    Ok(changed(Action::Removed, id, Some(address)))
+}
+
+async fn edit_backend(
+    State(handle): State<Handle>,
+    Id(id): Id,
+    Address(address): Address,
+    Body(edit): Body<dto::EditBackend>,
+) -> Answer<Json<Changed>> {
+    let dto::EditBackend { weight, state } = edit;
+    if weight.is_none() && state.is_none() {
+        return Err(ApiError::malformed(
+            "nothing to change: give weight, state or both",
+        ));
+    }
+    let admin = state;
+    let change = Change::EditBackend {
+        id,
+        address,
+        weight,
+        admin,
+    };
+    handle.change(change).await?;
+    let mut answer = changed(Action::Edited, id, Some(address));
+    answer.0.changed.weight = weight;
+    answer.0.changed.state = state;
+    Ok(answer)
+}
+
+fn changed(action: Action, service: ServiceId, backend: Option<SocketAddr>) -> Json<Changed> {
+    let (weight, state) = (None, None);
+    Json(Changed {
+        changed: Subject {
+            action,
+            service,
+            backend,
+            weight,
+            state,
+        },
+    })
+}
+
+async fn no_route(uri: Uri) -> Response {
+    let message = format!(
+        "no path {}: there are {VERSION}/status, {VERSION}/metrics and {VERSION}/services[/ID[/backends[/ADDRESS]]], ID percent-encoded as in 10.0.0.1:80%2Ftcp",
+        uri.path()
+    );
+    ApiError::new(StatusCode::NOT_FOUND, "no_route", message).into_response()
+}
+
+async fn no_method(method: Method, uri: Uri) -> Response {
+    let message = format!("{method} is not a method of {}", uri.path());
+    ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "no_method", message).into_response()
+}
+
+/// The service that the path names.
+struct Id(ServiceId);
+
+impl<S: Send + Sync> FromRequestParts<S> for Id {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Answer<Self> {
+        Ok(Self(path_part(parts, state, "id").await?.parse()?))
+    }
+}
+
+/// The backend that the path names.
+struct Address(SocketAddr);
+
+impl<S: Send + Sync> FromRequestParts<S> for Address {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Answer<Self> {
+        let text = path_part(parts, state, "address").await?;
+        Ok(Self(Backend::parse_address(&text)?))
+    }
+}
+
+async fn path_part<S: Send + Sync>(parts: &mut Parts, state: &S, name: &str) -> Answer<String> {
+    let parameters = RawPathParams::from_request_parts(parts, state).await;
+    let parameters = parameters.map_err(|error| ApiError::malformed(error.to_string()))?;
+    let part = parameters.iter().find(|(key, _)| *key == name);
+    // The routes above name every part that a handler asks for.
+    let part = part.ok_or_else(|| ApiError::malformed(format!("the path has no {name}")))?;
+    Ok(part.1.to_owned())
+}
+
+/// A JSON body. Any content type will do: there is nothing else that it could be.
+struct Body<T>(T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &S) -> Answer<Self> {
+        let bytes = Bytes::from_request(request, state).await.map_err(|error| {
+            if error.status() == StatusCode::PAYLOAD_TOO_LARGE {
+                let message = format!("the body is too large: at most {MAX_BODY} bytes");
+                return ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", message);
+            }
+            ApiError::malformed(error.body_text())
+        })?;
+        match serde_json::from_slice(&bytes) {
+            Ok(body) => Ok(Self(body)),
+            Err(error) => Err(ApiError::malformed(format!("the body is wrong: {error}"))),
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! The configuration file: TOML text to a validated [`Config`]. Pure; reading the file is the
+//! caller's.
+//!
+//! Every mistake in a file is reported, each with its line, its key and what would be right. What
+//! makes a service valid is decided by the model alone; this module only knows where it was written.
+
+use std::{
+    fmt,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+};
+
+use ipnet::{Ipv4Net, Ipv6Net};
+
+use crate::{instance, model::Service};
+
+mod reader;
+mod service;
+mod warnings;
+
+use reader::{Located, Report, Section};
+
+/// A mistake in a configuration, and where it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigError {
+    /// The file, as the caller named it.
+    pub file: String,
+    /// Line, from 1.
+    pub line: usize,
+    /// Column in characters, from 1.
+    pub column: usize,
+    /// The key at fault, such as `service[0].backend[1].weight`; empty where the text is no TOML.
+    pub key: String,
+    /// What is wrong and what would be right.
+    pub problem: String,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}:{}: ", self.file, self.line, self.column)?;
+        if !self.key.is_empty() {
+            write!(f, "{}: ", self.key)?;
+        }
+        f.write_str(&self.problem)
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+/// Outer source prefixes of mode `ipip`; the interface's own address where absent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Tunnel {
+    /// For IPv4 backends: network address and prefix length.
+    pub source_v4: Option<(Ipv4Addr, u8)>,
+    /// For IPv6 backends.
+    pub source_v6: Option<(Ipv6Addr, u8)>,
+}
+
+/// Sizes of the kernel's tables; they are fixed once the tables exist.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Services at most.
+    pub services: u32,
+    /// Backends at most, of all services together.
+    pub backends: u32,
+    /// Ring slots at most, of all services together.
+    pub ring_slots: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            services: 4_096,
+            backends: 65_536,
+            ring_slots: 8_388_608,
+        }
+    }
+}
+
+/// A configuration without mistakes.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Config {
+    /// Name of the instance, where the file gives one.
+    pub name: Option<String>,
+    /// Interfaces to attach to.
+    pub interfaces: Vec<String>,
+    /// Where Prometheus metrics are served, if anywhere.
+    pub metrics: Option<SocketAddr>,
+    /// Outer addresses of mode `ipip`.
+    pub tunnel: Tunnel,
+    /// Sizes of the kernel's tables.
+    pub limits: Limits,
+    /// The services, valid together: `State::new` accepts them.
+    pub services: Vec<Service>,
+    /// What is allowed and yet probably not meant, each with file and line.
+    pub warnings: Vec<String>,
+}
+
+/// Reads a configuration; `file_name` is only quoted in errors.
+///
+/// # Errors
+/// Every mistake found, in the order of the file.
+pub fn parse(text: &str, file_name: &str) -> Result<Config, Vec<ConfigError>> {
+    let report = Report::new(file_name, text);
+    let (document, syntax) = toml::de::DeTable::parse_recoverable(text);
+    for error in &syntax {
+        report.error(error.span().unwrap_or_default(), "", error.message());
+    }
+    if !syntax.is_empty() {
+        // What the parser recovered is a guess; judging it would report mistakes nobody made.
+        return Err(report.into_errors());
+    }
+    let keys = &[
+        "name",
+        "interfaces",
+        "metrics",
+        "tunnel",
+        "limits",
+        "service",
+    ];
+    let root = Section::root(document.get_ref(), keys, &report);
+    let limits = root.section("limits", LIMITS).map(|s| read_limits(&s));
+    let limits = limits.unwrap_or_default();
+    let services = service::read_all(&root, limits);
+    let config = Config {
+        name: root
+            .value("name", instance::parse_name)
+            .map(Located::into_inner),
+        interfaces: read_interfaces(&root),
+        metrics: root
+            .value("metrics", parse_metrics)
+            .map(Located::into_inner),
+        tunnel: root
+            .section("tunnel", TUNNEL)
+            .map(|s| read_tunnel(&s))
+            .unwrap_or_default(),
+        limits,
+        warnings: warnings::of(&services, &report),
+        services: services.into_iter().map(Located::into_inner).collect(),
+    };
+    match report.into_errors() {
+        errors if errors.is_empty() => Ok(config),
+        errors => Err(errors),
+    }
+}
+
+const TUNNEL: &[&str] = &["source_v4", "source_v6"];
+const LIMITS: &[&str] = &["services", "backends", "ring_slots"];
+
+fn read_limits(section: &Section<'_>) -> Limits {
+    let default = Limits::default();
+    let size = |key, max, default| {
+        let given = section.integer(key, 1, max);
+        given.map_or(default, Located::into_inner)
+    };
+    Limits {
+        services: size("services", 1 << 16, default.services),
+        backends: size("backends", 1 << 20, default.backends),
+        ring_slots: size("ring_slots", 1 << 28, default.ring_slots),
+    }
+}
+
+fn read_interfaces(root: &Section<'_>) -> Vec<String> {
+    let mut names: Vec<String> = Vec::new();
+    for name in root.strings("interfaces") {
+        // The kernel's own rule: IFNAMSIZ is 16 with the closing zero (dev_valid_name).
+        let bad = |c: char| c == '/' || c == ':' || c.is_whitespace() || c.is_control();
+        let text = *name.get_ref();
+        if text.is_empty() || text.len() > 15 || text == "." || text == ".." || text.contains(bad) {
+            let shown = text.escape_debug();
+            let problem = format!("`{shown}` is not an interface's name: `ip link` shows them");
+            root.error(name.span(), "interfaces", problem);
+        } else if names.iter().any(|n| n == text) {
+            root.error(
+                name.span(),
+                "interfaces",
+                format!("`{text}` stands here twice"),
+            );
+        } else {
+            names.push(text.to_owned());
+        }
+    }
+    names
+}
+
+fn parse_metrics(text: &str) -> Result<SocketAddr, String> {
+    text.parse()
+        .map_err(|_| format!("`{text}` is not ADDRESS:PORT, such as 127.0.0.1:9150 or [::1]:9150"))
+}
+
+fn read_tunnel(section: &Section<'_>) -> Tunnel {
+    let v4 = section.value("source_v4", |text| {
+        let net = text.parse::<Ipv4Net>();
+        let net = net.map_err(|_| not_a_prefix(text, "IPv4", "10.255.0.0/16"))?;
+        let usable = !net.addr().is_multicast() && !net.addr().is_loopback();
+        check_prefix(net.trunc() == net, net.trunc(), usable, net.prefix_len(), 8)?;
+        Ok((net.addr(), net.prefix_len()))
+    });
+    let v6 = section.value("source_v6", |text| {
+        let net = text.parse::<Ipv6Net>();
+        let net = net.map_err(|_| not_a_prefix(text, "IPv6", "fd00:ffff::/64"))?;
+        let usable = !net.addr().is_multicast() && !net.addr().is_loopback();
+        check_prefix(
+            net.trunc() == net,
+            net.trunc(),
+            usable,
+            net.prefix_len(),
+            16,
+        )?;
+        Ok((net.addr(), net.prefix_len()))
+    });
+    Tunnel {
+        source_v4: v4.map(Located::into_inner),
+        source_v6: v6.map(Located::into_inner),
+    }
+}
+
+fn not_a_prefix(text: &str, family: &str, example: &str) -> String {
+    format!("`{text}` is not an {family} prefix, such as {example}")
+}
+
+/// A source prefix must be one that a packet can come from, and not half of the internet.
+fn check_prefix(
+    is_network: bool,
+    network: impl fmt::Display,
+    usable: bool,
+    length: u8,
+    shortest: u8,
+) -> Result<(), String> {
+    if length < shortest {
+        return Err(format!("/{length} is too wide: /{shortest} or longer"));
+    }
+    if !usable {
+        return Err(format!(
+            "{network} cannot be a source: give a unicast prefix"
+        ));
+    }
+    if !is_network {
+        return Err(format!("has bits set beyond /{length}: write {network}"));
+    }
+    Ok(())
+}

@@ -1,0 +1,242 @@
+//! `[[service]]` and what stands below it.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::SocketAddr,
+    time::Duration,
+};
+
+use super::{
+    Limits,
+    reader::{Located, Section},
+};
+use crate::model::{Admin, Backend, Health, Mode, ModelError, Probe, Service, ServiceId, State};
+
+const SERVICE: &[&str] = &["vip", "mode", "ring_size", "health", "backend"];
+const BACKEND: &[&str] = &["address", "weight", "state"];
+const HEALTH: &[&str] = &[
+    "type", "path", "host", "port", "interval", "timeout", "rise", "fall",
+];
+
+/// All services, each with the place of its header.
+pub(super) fn read_all(root: &Section<'_>, limits: Limits) -> Vec<Located<Service>> {
+    let mut read = Services {
+        accepted: State::default(),
+        backends: 0,
+        lines: BTreeMap::new(),
+    };
+    let mut services = Vec::new();
+    for section in root.sections("service", SERVICE) {
+        if let Some(service) = read.service(&section, limits) {
+            services.push(Located::new(section.span(), service));
+        }
+    }
+    services
+}
+
+/// What earlier services of the file have taken.
+struct Services {
+    accepted: State,
+    backends: usize,
+    /// The line that named each service first.
+    lines: BTreeMap<ServiceId, usize>,
+}
+
+impl Services {
+    fn service(&mut self, section: &Section<'_>, limits: Limits) -> Option<Service> {
+        let settings = read_settings(section);
+        let (backends, entries) = self.read_backends(section, settings.as_ref(), limits);
+        let mut service = settings?;
+        let line = section.report().line(section.span_of("vip").start);
+        if let Some(first) = self.lines.insert(service.id, line) {
+            let problem = format!("service {} is on line {first} already", service.id);
+            section.error(section.span_of("vip"), "vip", problem);
+            return None;
+        }
+        if self.lines.len() == limits.services as usize + 1 {
+            let problem = format!("more than limits.services = {}: raise it", limits.services);
+            section.error(section.span(), "", problem);
+        }
+        service.backends = backends;
+        if let Err(error) = self.accepted.insert(service.clone()) {
+            // What the backends are by themselves has been checked, so the rest is either a
+            // setting or what one of them shares with an earlier service.
+            match shared_backend(&error).and_then(|address| entries.get(&address)) {
+                Some(entry) => entry.error(entry.span_of("address"), "address", error.to_string()),
+                None => report_model(section, service.id, &error),
+            }
+            return None;
+        }
+        Some(service)
+    }
+
+    /// The valid backends of a service, and where each stands.
+    fn read_backends<'t>(
+        &mut self,
+        section: &Section<'t>,
+        service: Option<&Service>,
+        limits: Limits,
+    ) -> (Vec<Backend>, HashMap<SocketAddr, Section<'t>>) {
+        let mut backends = Vec::new();
+        let mut entries: HashMap<SocketAddr, Section<'t>> = HashMap::new();
+        for entry in section.sections("backend", BACKEND) {
+            let Some(backend) = read_backend(&entry, service) else {
+                continue;
+            };
+            if let Some(first) = entries.get(&backend.address) {
+                let line = section.report().line(first.span_of("address").start);
+                let problem = format!("{} is on line {line} already", backend.address);
+                entry.error(entry.span_of("address"), "address", problem);
+                continue;
+            }
+            self.backends += 1;
+            if self.backends == limits.backends as usize + 1 {
+                let problem = format!("more than limits.backends = {}: raise it", limits.backends);
+                entry.error(entry.span(), "", problem);
+            }
+            entries.insert(backend.address, entry);
+            backends.push(backend);
+        }
+        (backends, entries)
+    }
+}
+
+fn shared_backend(error: &ModelError) -> Option<SocketAddr> {
+    match error {
+        ModelError::SharedNatBackend { address, .. } => Some(*address),
+        _ => None,
+    }
+}
+
+fn read_settings(section: &Section<'_>) -> Option<Service> {
+    section.require("vip", "10.0.0.1:80/tcp");
+    section.require("mode", "ipip");
+    let id = section.value("vip", |text| {
+        text.parse().map_err(|e: ModelError| problem_of(&e))
+    });
+    let mode = section.value("mode", |text| match text {
+        "nat" => Ok(Mode::Nat),
+        "ipip" => Ok(Mode::Ipip),
+        _ => Err(format!("`{text}` is not a mode: \"ipip\" or \"nat\"")),
+    });
+    let ring_size = section.integer("ring_size", 1, i64::from(u32::MAX));
+    let health = section.section("health", HEALTH).map(|s| read_health(&s));
+    // A service whose mode is unknown is still worth checking: ipip is the one that forbids less.
+    Some(Service {
+        id: id?.into_inner(),
+        mode: mode.map_or(Mode::Ipip, Located::into_inner),
+        ring_size: ring_size.map(Located::into_inner),
+        health: health.unwrap_or_default(),
+        backends: Vec::new(),
+    })
+}
+
+fn read_health(section: &Section<'_>) -> Health {
+    section.require("type", "tcp");
+    let kind = section.value("type", |text| match text {
+        "tcp" | "http" | "none" => Ok(text.to_owned()),
+        _ => Err(format!(
+            "`{text}` is not a type of check: \"tcp\", \"http\" or \"none\""
+        )),
+    });
+    let path = section.value("path", |text| Ok(text.to_owned()));
+    let host = section.value("host", |text| Ok(text.to_owned()));
+    let kind = kind.map(Located::into_inner);
+    if matches!(kind.as_deref(), Some("tcp" | "none")) {
+        for (key, given) in [("path", &path), ("host", &host)] {
+            if let Some(given) = given {
+                section.error(given.span(), key, "is for type = \"http\" only");
+            }
+        }
+    }
+    let default = Health::default();
+    let port = section.integer("port", 1, 65_535).map(Located::into_inner);
+    let duration = |key, default| {
+        section
+            .value(key, parse_duration)
+            .map_or(default, Located::into_inner)
+    };
+    let count = |key, default| {
+        section
+            .integer(key, 1, 100)
+            .map_or(default, Located::into_inner)
+    };
+    Health {
+        probe: match kind.as_deref() {
+            Some("none") => Probe::None,
+            Some("http") => Probe::Http {
+                path: path.map_or_else(|| "/".to_owned(), Located::into_inner),
+                host: host.map(Located::into_inner),
+            },
+            _ => Probe::Tcp,
+        },
+        port,
+        interval: duration("interval", default.interval),
+        timeout: duration("timeout", default.timeout),
+        rise: count("rise", default.rise),
+        fall: count("fall", default.fall),
+    }
+}
+
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    let duration = humantime::parse_duration(text)
+        .map_err(|_| format!("`{text}` is not a duration, such as \"500ms\", \"2s\" or \"1m\""))?;
+    // The API speaks milliseconds; a finer value would not survive the way there and back.
+    if duration.subsec_nanos() % 1_000_000 != 0 {
+        return Err(format!(
+            "`{text}` is finer than a millisecond: use whole milliseconds"
+        ));
+    }
+    Ok(duration)
+}
+
+fn read_backend(section: &Section<'_>, service: Option<&Service>) -> Option<Backend> {
+    section.require("address", "10.1.0.2:80");
+    let address = section.value("address", |text| {
+        Backend::parse_address(text).map_err(|error| error.to_string())
+    });
+    let weight = section.integer("weight", 0, i64::from(crate::model::MAX_WEIGHT));
+    let admin = section.value("state", |text| match text {
+        "active" => Ok(Admin::Active),
+        "draining" => Ok(Admin::Draining),
+        _ => Err(format!(
+            "`{text}` is not a state: \"active\" or \"draining\""
+        )),
+    });
+    let backend = Backend {
+        address: address?.into_inner(),
+        weight: weight.map_or(1, Located::into_inner),
+        admin: admin.map(Located::into_inner).unwrap_or_default(),
+    };
+    let Some(service) = service else {
+        return Some(backend);
+    };
+    match service.check_backend(&backend) {
+        Ok(()) => Some(backend),
+        Err(error) => {
+            report_model(section, service.id, &error);
+            None
+        }
+    }
+}
+
+/// Reports a refusal of the model at the key that it names.
+fn report_model(section: &Section<'_>, id: ServiceId, error: &ModelError) {
+    let field = match error {
+        ModelError::Invalid { field, .. } => *field,
+        _ => "",
+    };
+    let problem = match error {
+        ModelError::Invalid { id: of, .. } if *of == id => problem_of(error),
+        error => error.to_string(),
+    };
+    section.error(section.span_of(field), field, problem);
+}
+
+/// The refusal without the service's name, where the place says it already.
+fn problem_of(error: &ModelError) -> String {
+    match error {
+        ModelError::Invalid { problem, .. } => problem.clone(),
+        error => error.to_string(),
+    }
+}

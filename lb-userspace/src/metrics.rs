@@ -1,0 +1,221 @@
+//! Prometheus metrics: a snapshot as text, and the server that Prometheus asks. It counts nothing
+//! itself.
+
+use std::fmt;
+
+use axum::{
+    Router,
+    extract::State,
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeGaugeValue, EncodeLabelSet, NoLabelSet, text},
+    metrics::MetricType,
+    registry::{Registry, Unit},
+};
+use tokio::net::TcpListener;
+
+use crate::{
+    agent::Handle,
+    http,
+    snapshot::{BackendStatus, Condition, ServiceStatus, Snapshot, Traffic},
+};
+
+/// The media type of what [`render`] returns.
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// The snapshot in the OpenMetrics text format, which Prometheus reads.
+pub fn render(snapshot: &Snapshot) -> String {
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(Scrape(snapshot.clone())));
+    let mut page = String::new();
+    // Writing to a string cannot fail, and the encoder has no errors of its own; a page cut short
+    // lacks its `# EOF`, which Prometheus refuses.
+    let _ = text::encode(&mut page, &registry);
+    page
+}
+
+/// Answers `GET /metrics` and `GET /healthz` until `shutdown`.
+///
+/// # Errors
+/// The socket failed.
+pub async fn serve(
+    listener: TcpListener,
+    handle: Handle,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> anyhow::Result<()> {
+    let router = Router::new()
+        .route("/metrics", get(page))
+        .route("/healthz", get(healthz))
+        .with_state(handle);
+    http::serve(listener, router, shutdown).await
+}
+
+async fn page(State(handle): State<Handle>) -> Response {
+    match handle.snapshot().await {
+        Ok(snapshot) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], render(&snapshot)).into_response(),
+        Err(error) => (StatusCode::SERVICE_UNAVAILABLE, error.to_string()).into_response(),
+    }
+}
+
+/// Whether the agent's loop answers.
+async fn healthz(State(handle): State<Handle>) -> Response {
+    match handle.snapshot().await {
+        Ok(_) => "ok\n".into_response(),
+        Err(error) => (StatusCode::SERVICE_UNAVAILABLE, error.to_string()).into_response(),
+    }
+}
+
+/// One snapshot, as the registry asks for it.
+#[derive(Debug)]
+struct Scrape(Snapshot);
+
+impl Collector for Scrape {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        self.agent(&mut encoder)?;
+        self.services(&mut encoder)?;
+        self.backend_traffic(&mut encoder)?;
+        self.backend_state(&mut encoder)
+    }
+}
+
+/// How the three counters of a [`Traffic`] are called, explained and read.
+type TrafficCounter = (&'static str, &'static str, fn(&Traffic) -> u64);
+
+const TRAFFIC: [TrafficCounter; 3] = [
+    ("packets", "Packets forwarded", |t| t.packets),
+    ("bytes", "Bytes forwarded, as they arrived", |t| t.bytes),
+    ("flows", "New flows: TCP SYNs", |t| t.flows),
+];
+
+impl Scrape {
+    fn agent(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        encoder
+            .encode_descriptor("lb_build", "Version of the agent", None, MetricType::Info)?
+            .encode_info(&[("version", env!("CARGO_PKG_VERSION"))])?;
+        let help = "Generation of the tables in force";
+        encoder
+            .encode_descriptor("lb_generation", help, None, MetricType::Gauge)?
+            .encode_gauge(&self.0.generation)?;
+        let drops = self
+            .0
+            .drops
+            .iter()
+            .map(|(reason, count)| ([("reason", *reason)], *count));
+        counters(encoder, "lb_drops", "Packets dropped", drops)
+    }
+
+    fn services(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        for (name, help, read) in TRAFFIC {
+            let services = self.0.services.iter();
+            let samples = services.map(|s| (service_labels(s), read(&s.traffic)));
+            counters(encoder, &format!("lb_service_{name}"), help, samples)?;
+        }
+        let services = self.0.services.iter();
+        let sizes = services.map(|s| (service_labels(s), u64::from(s.ring_size)));
+        gauges(
+            encoder,
+            "lb_service_slots",
+            "Slots of the ring",
+            None,
+            sizes,
+        )
+    }
+
+    fn backend_traffic(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        for (name, help, read) in TRAFFIC {
+            let samples = self
+                .backends()
+                .map(|(labels, b)| (labels, read(&b.traffic)));
+            counters(encoder, &format!("lb_backend_{name}"), help, samples)?;
+        }
+        Ok(())
+    }
+
+    fn backend_state(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        type Gauge = (&'static str, &'static str, fn(&BackendStatus) -> u64);
+        let states: [Gauge; 5] = [
+            ("lb_backend_up", "0 while its checks fail", |b| {
+                (b.condition != Condition::Down).into()
+            }),
+            (
+                "lb_backend_reachable",
+                "1 if route and neighbour are known",
+                |b| b.reachable.into(),
+            ),
+            (
+                "lb_backend_draining",
+                "1 if it takes no new flows on request",
+                |b| (b.backend.admin == crate::model::Admin::Draining).into(),
+            ),
+            ("lb_backend_weight", "Its weight", |b| {
+                b.backend.weight.into()
+            }),
+            ("lb_backend_slots", "Slots of the ring that it owns", |b| {
+                b.slots.into()
+            }),
+        ];
+        for (name, help, read) in states {
+            let samples = self.backends().map(|(labels, b)| (labels, read(b)));
+            gauges(encoder, name, help, None, samples)?;
+        }
+        let latencies = self
+            .backends()
+            .filter_map(|(labels, b)| Some((labels, b.latency?.as_secs_f64())));
+        let help = "Duration of the last successful check";
+        gauges(
+            encoder,
+            "lb_backend_probe_latency",
+            help,
+            Some(&Unit::Seconds),
+            latencies,
+        )
+    }
+
+    fn backends(&self) -> impl Iterator<Item = ([(&'static str, String); 2], &BackendStatus)> {
+        self.0.services.iter().flat_map(|service| {
+            service.backends.iter().map(|backend| {
+                let [id] = service_labels(service);
+                (
+                    [id, ("backend", backend.backend.address.to_string())],
+                    backend,
+                )
+            })
+        })
+    }
+}
+
+fn service_labels(service: &ServiceStatus) -> [(&'static str, String); 1] {
+    [("service", service.service.id.to_string())]
+}
+
+fn counters<L: EncodeLabelSet>(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    samples: impl IntoIterator<Item = (L, u64)>,
+) -> fmt::Result {
+    let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+    for (labels, value) in samples {
+        let mut sample = metric.encode_family(&labels)?;
+        sample.encode_counter::<NoLabelSet, _, u64>(&value, None)?;
+    }
+    Ok(())
+}
+
+fn gauges<L: EncodeLabelSet, V: EncodeGaugeValue>(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    unit: Option<&Unit>,
+    samples: impl IntoIterator<Item = (L, V)>,
+) -> fmt::Result {
+    let mut metric = encoder.encode_descriptor(name, help, unit, MetricType::Gauge)?;
+    for (labels, value) in samples {
+        metric.encode_family(&labels)?.encode_gauge(&value)?;
+    }
+    Ok(())
+}

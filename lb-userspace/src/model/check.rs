@@ -1,0 +1,150 @@
+//! What makes a service and its backends valid, each on its own. What they owe each other is
+//! [`State`](super::State)'s.
+
+use std::{collections::HashSet, net::IpAddr, time::Duration};
+
+use super::{
+    Backend, Health, MAX_BACKENDS, MAX_WEIGHT, Mode, ModelError, Probe, Service, ServiceId,
+};
+
+impl Service {
+    /// Everything but the backends, each on its own.
+    ///
+    /// # Errors
+    /// The first field that is out of range.
+    pub fn check_settings(&self) -> Result<(), ModelError> {
+        let id = self.id;
+        let sizes = lb_common::maglev::RING_SIZES;
+        check_unicast(id.vip.ip(), "vip", &id)?;
+        if id.vip.port() == 0 {
+            return invalid(id, "vip", "port 0 is not a port: use 1 to 65535");
+        }
+        if let Some(size) = self.ring_size
+            && !sizes.contains(&size)
+        {
+            return invalid(id, "ring_size", format!("{size} is not one of {sizes:?}"));
+        }
+        let count = self.backends.len();
+        if count > MAX_BACKENDS {
+            let problem = format!("{count} are too many: at most {MAX_BACKENDS}");
+            return invalid(id, "backends", problem);
+        }
+        check_timing(id, &self.health)?;
+        check_probe(id, &self.health.probe)
+    }
+
+    /// Whether `backend` can serve this service, its other backends left aside.
+    ///
+    /// # Errors
+    /// The first field that is out of range.
+    pub fn check_backend(&self, backend: &Backend) -> Result<(), ModelError> {
+        let (id, address, weight) = (self.id, backend.address, backend.weight);
+        check_unicast(address.ip(), "address", &id)?;
+        if address.port() == 0 {
+            let problem = format!("{address}: port 0 is not a port: use 1 to 65535");
+            return invalid(id, "address", problem);
+        }
+        if weight > MAX_WEIGHT {
+            let problem = format!("{address}: {weight} is too large: 0 to {MAX_WEIGHT}");
+            return invalid(id, "weight", problem);
+        }
+        if self.mode == Mode::Nat && address.is_ipv4() != id.vip.is_ipv4() {
+            let problem = format!(
+                "{address} is of another address family, which mode \"nat\" cannot reach: use mode \"ipip\""
+            );
+            return invalid(id, "address", problem);
+        }
+        if address.ip() == id.vip.ip() {
+            let problem = format!("{address} is the service's own address: give a server's");
+            return invalid(id, "address", problem);
+        }
+        Ok(())
+    }
+
+    pub(super) fn check(&self) -> Result<(), ModelError> {
+        self.check_settings()?;
+        let mut seen = HashSet::with_capacity(self.backends.len());
+        for backend in &self.backends {
+            self.check_backend(backend)?;
+            if !seen.insert(backend.address) {
+                let (id, address) = (self.id, backend.address);
+                return Err(ModelError::DuplicateBackend { id, address });
+            }
+        }
+        Ok(())
+    }
+}
+
+fn invalid<T>(
+    id: ServiceId,
+    field: &'static str,
+    problem: impl Into<String>,
+) -> Result<T, ModelError> {
+    let problem = problem.into();
+    Err(ModelError::Invalid { id, field, problem })
+}
+
+fn check_timing(id: ServiceId, health: &Health) -> Result<(), ModelError> {
+    let bounds = Duration::from_millis(10)..=Duration::from_secs(3_600);
+    if !bounds.contains(&health.interval) {
+        let problem = format!("{:?} is out of range: 10 ms to 1 hour", health.interval);
+        return invalid(id, "health.interval", problem);
+    }
+    if !(Duration::from_millis(1)..=health.interval).contains(&health.timeout) {
+        let problem = format!(
+            "{:?} is out of range: 1 ms to the interval, {:?}",
+            health.timeout, health.interval
+        );
+        return invalid(id, "health.timeout", problem);
+    }
+    for (field, count) in [("health.rise", health.rise), ("health.fall", health.fall)] {
+        if !(1..=100).contains(&count) {
+            return invalid(id, field, format!("{count} is out of range: 1 to 100"));
+        }
+    }
+    if health.port == Some(0) {
+        return invalid(id, "health.port", "port 0 is not a port: use 1 to 65535");
+    }
+    Ok(())
+}
+
+fn check_probe(id: ServiceId, probe: &Probe) -> Result<(), ModelError> {
+    let Probe::Http { path, host } = probe else {
+        return Ok(());
+    };
+    let blank = |c: char| c.is_whitespace() || c.is_control();
+    if !path.starts_with('/') || path.contains(blank) {
+        let problem = format!(
+            "`{}` must start with / and have no blanks",
+            path.escape_debug()
+        );
+        return invalid(id, "health.path", problem);
+    }
+    if let Some(host) = host
+        && (host.is_empty() || host.contains(blank))
+    {
+        let problem = format!("`{}` is not a host name", host.escape_debug());
+        return invalid(id, "health.host", problem);
+    }
+    Ok(())
+}
+
+pub(super) fn check_unicast(
+    ip: IpAddr,
+    field: &'static str,
+    id: &ServiceId,
+) -> Result<(), ModelError> {
+    let unusable = match ip {
+        IpAddr::V4(v4) => v4.is_broadcast() || v4.octets()[0] == 0,
+        IpAddr::V6(v6) => v6.to_ipv4_mapped().is_some() || v6.is_unicast_link_local(),
+    };
+    if unusable || ip.is_multicast() || ip.is_unspecified() || ip.is_loopback() {
+        let problem = format!("{ip} is not a routable unicast address");
+        return Err(ModelError::Invalid {
+            id: *id,
+            field,
+            problem,
+        });
+    }
+    Ok(())
+}

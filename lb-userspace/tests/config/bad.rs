@@ -1,0 +1,396 @@
+//! Configurations with one mistake each.
+
+use crate::mistakes;
+
+/// A service that is right, at line 1, with `rest` below it.
+pub fn below_service(rest: &str) -> String {
+    format!("[[service]]\nvip = \"10.0.0.1:80/tcp\"\nmode = \"nat\"\n{rest}")
+}
+
+/// Each: the text, the line at fault, the key at fault, a part of the problem.
+type Bad = (&'static str, usize, &'static str, &'static str);
+
+#[track_caller]
+fn assert_mistake(text: &str, line: usize, key: &str, part: &str) {
+    let errors = mistakes(text);
+    assert_eq!(errors.len(), 1, "{text}\n{errors:#?}");
+    let error = &errors[0];
+    assert_eq!(
+        (error.line, error.key.as_str()),
+        (line, key),
+        "{text}\n{error}"
+    );
+    assert!(error.problem.contains(part), "{text}\n{error}");
+    assert_eq!(error.to_string().lines().count(), 1, "{error}");
+}
+
+const BAD_FILES: &[Bad] = &[
+    ("name = ", 1, "", "string"),
+    ("\n[tunnel\n", 2, "", "unclosed table"),
+    ("name = \"a\"\nname = \"b\"", 2, "", "duplicate key"),
+    ("[[service]]\nvip = 10.0.0.1:80/tcp", 2, "", ""),
+    (
+        "name = \"Edge\"",
+        1,
+        "name",
+        "use 1 to 32 of a-z, 0-9 and -",
+    ),
+    ("name = \"\"", 1, "name", "use 1 to 32"),
+    (
+        "name = 7",
+        1,
+        "name",
+        "expected a string in quotes, found a number",
+    ),
+    (
+        "\ninterface = [\"eth0\"]",
+        2,
+        "interface",
+        "did you mean `interfaces`?",
+    ),
+    (
+        "interfaces = \"eth0\"",
+        1,
+        "interfaces",
+        "expected an array of strings, found a string",
+    ),
+    (
+        "interfaces = [\n\"eth0\",\n3]",
+        3,
+        "interfaces",
+        "found a number",
+    ),
+    (
+        "interfaces = [\"eth0\",\n\"eth0\"]",
+        2,
+        "interfaces",
+        "`eth0` stands here twice",
+    ),
+    (
+        "interfaces = [\"an-interface-too-long\"]",
+        1,
+        "interfaces",
+        "is not an interface's name",
+    ),
+    ("metrics = \"9150\"", 1, "metrics", "127.0.0.1:9150"),
+    ("metrics = true", 1, "metrics", "found true or false"),
+    (
+        "tunnel = \"10.0.0.0/8\"",
+        1,
+        "tunnel",
+        "expected a table, found a string",
+    ),
+    (
+        "[tunnel]\nsource = \"10.0.0.0/8\"",
+        2,
+        "tunnel.source",
+        "did you mean `source_v",
+    ),
+    (
+        "[tunnel]\nsource_v4 = \"10.255.0.1/16\"",
+        2,
+        "tunnel.source_v4",
+        "write 10.255.0.0/16",
+    ),
+    (
+        "[tunnel]\nsource_v4 = \"10.255.0.1\"",
+        2,
+        "tunnel.source_v4",
+        "such as 10.255.0.0/16",
+    ),
+    (
+        "[tunnel]\nsource_v4 = \"fd00::/64\"",
+        2,
+        "tunnel.source_v4",
+        "not an IPv4 prefix",
+    ),
+    (
+        "[tunnel]\nsource_v4 = \"0.0.0.0/0\"",
+        2,
+        "tunnel.source_v4",
+        "/8 or longer",
+    ),
+    (
+        "[tunnel]\nsource_v6 = \"ff02::/64\"",
+        2,
+        "tunnel.source_v6",
+        "a unicast prefix",
+    ),
+    (
+        "[limits]\nservices = 0",
+        2,
+        "limits.services",
+        "0 is out of range: 1 to",
+    ),
+    (
+        "[limits]\nbackends = 1.5",
+        2,
+        "limits.backends",
+        "found a number with a fraction",
+    ),
+    (
+        "[limits]\nring_slots = 99999999999999999999",
+        2,
+        "limits.ring_slots",
+        "out of range",
+    ),
+    (
+        "[limits]\nslots = 1",
+        2,
+        "limits.slots",
+        "here can be services, backends, ring_slots",
+    ),
+    (
+        "[service]\nvip = \"10.0.0.1:80/tcp\"",
+        1,
+        "service",
+        "each opened by its [[header]]",
+    ),
+    (
+        "[[services]]\nvip = \"10.0.0.1:80/tcp\"",
+        1,
+        "services",
+        "did you mean `service`?",
+    ),
+    (
+        "[[service]]\nmode = \"nat\"",
+        1,
+        "service[0].vip",
+        "write vip = \"10.0.0.1:80/tcp\"",
+    ),
+    (
+        "[[service]]\nvip = \"10.0.0.1:80/tcp\"",
+        1,
+        "service[0].mode",
+        "write mode = \"ipip\"",
+    ),
+    (
+        "[[service]]\nmode = \"nat\"\nvip = \"10.0.0.1:80/sctp\"",
+        3,
+        "service[0].vip",
+        "write ADDRESS:PORT/PROTOCOL",
+    ),
+    (
+        "[[service]]\nmode = \"nat\"\nvip = \"10.0.0.1:0/tcp\"",
+        3,
+        "service[0].vip",
+        "10.0.0.1:0",
+    ),
+    (
+        "[[service]]\nmode = \"nat\"\nvip = \"127.0.0.1:80/tcp\"",
+        3,
+        "service[0].vip",
+        "not a routable unicast address",
+    ),
+    (
+        "[[service]]\nvip = \"10.0.0.1:80/tcp\"\nmode = \"NAT\"",
+        3,
+        "service[0].mode",
+        "\"ipip\" or \"nat\"",
+    ),
+];
+
+/// Below a service of three lines in mode `nat`.
+const BAD_SERVICES: &[Bad] = &[
+    (
+        "ring_size = 1000",
+        4,
+        "service[0].ring_size",
+        "1000 is not one of [251, 1021",
+    ),
+    ("ring_size = -1", 4, "service[0].ring_size", "out of range"),
+    (
+        "health = \"tcp\"",
+        4,
+        "service[0].health",
+        "expected a table, found a string",
+    ),
+    (
+        "health = {}",
+        4,
+        "service[0].health.type",
+        "write type = \"tcp\"",
+    ),
+    (
+        "health = { type = \"icmp\" }",
+        4,
+        "service[0].health.type",
+        "\"tcp\", \"http\" or \"none\"",
+    ),
+    (
+        "health = { type = \"tcp\", path = \"/\" }",
+        4,
+        "service[0].health.path",
+        "is for type = \"http\" only",
+    ),
+    (
+        "[service.health]\ntype = \"http\"\npath = \"health\"",
+        6,
+        "service[0].health.path",
+        "must start with /",
+    ),
+    (
+        "[service.health]\ntype = \"http\"\nhost = \"\"",
+        6,
+        "service[0].health.host",
+        "is not a host name",
+    ),
+    (
+        "[service.health]\ntype = \"tcp\"\nport = 0",
+        6,
+        "service[0].health.port",
+        "1 to 65535",
+    ),
+    (
+        "[service.health]\ntype = \"tcp\"\ninterval = \"fast\"",
+        6,
+        "service[0].health.interval",
+        "such as \"500ms\"",
+    ),
+    (
+        "[service.health]\ntype = \"tcp\"\ninterval = 1",
+        6,
+        "service[0].health.interval",
+        "expected a string in quotes",
+    ),
+    (
+        "[service.health]\ntype = \"tcp\"\ninterval = \"2h\"",
+        6,
+        "service[0].health.interval",
+        "10 ms to 1 hour",
+    ),
+    (
+        "[service.health]\ntype = \"tcp\"\ntimeout = \"1500us\"",
+        6,
+        "service[0].health.timeout",
+        "whole milliseconds",
+    ),
+    (
+        "[service.health]\ntype = \"tcp\"\ntimeout = \"0s\"",
+        6,
+        "service[0].health.timeout",
+        "1 ms to the interval",
+    ),
+    (
+        "[service.health]\ntype = \"tcp\"\nrise = 0",
+        6,
+        "service[0].health.rise",
+        "1 to 100",
+    ),
+    (
+        "[service.health]\ntype = \"tcp\"\nfail = 3",
+        6,
+        "service[0].health.fail",
+        "did you mean `fall`?",
+    ),
+    (
+        "[[service.backends]]\naddress = \"10.1.0.2:80\"",
+        4,
+        "service[0].backends",
+        "did you mean `backend`?",
+    ),
+    (
+        "backend = [\"10.1.0.2:80\"]",
+        4,
+        "service[0].backend",
+        "expected a table, found a string",
+    ),
+    (
+        "[[service.backend]]\nweight = 1",
+        4,
+        "service[0].backend[0].address",
+        "write address = \"10.1.0.2:80\"",
+    ),
+    (
+        "[[service.backend]]\naddress = \"10.1.0.2\"",
+        5,
+        "service[0].backend[0].address",
+        "write ADDRESS:PORT",
+    ),
+    (
+        "[[service.backend]]\naddress = \"10.1.0.2:0\"",
+        5,
+        "service[0].backend[0].address",
+        "port 0",
+    ),
+    (
+        "[[service.backend]]\naddress = \"224.0.0.1:80\"",
+        5,
+        "service[0].backend[0].address",
+        "unicast",
+    ),
+    (
+        "[[service.backend]]\naddress = \"[fd00::2]:80\"",
+        5,
+        "service[0].backend[0].address",
+        "use mode \"ipip\"",
+    ),
+    (
+        "[[service.backend]]\naddress = \"10.0.0.1:81\"",
+        5,
+        "service[0].backend[0].address",
+        "the service's own address",
+    ),
+    (
+        "[[service.backend]]\naddress = \"10.1.0.2:80\"\nweight = 1001",
+        6,
+        "service[0].backend[0].weight",
+        "0 to 1000",
+    ),
+    (
+        "[[service.backend]]\naddress = \"10.1.0.2:80\"\nweight = \"1\"",
+        6,
+        "service[0].backend[0].weight",
+        "expected a number",
+    ),
+    (
+        "[[service.backend]]\naddress = \"10.1.0.2:80\"\nstate = \"down\"",
+        6,
+        "service[0].backend[0].state",
+        "\"active\" or \"draining\"",
+    ),
+    (
+        "[[service.backend]]\naddress = \"10.1.0.2:80\"\n[[service.backend]]\naddress = \"10.1.0.2:80\"",
+        7,
+        "service[0].backend[1].address",
+        "on line 5 already",
+    ),
+    (
+        "[[service]]\nvip = \"10.0.0.1:80/tcp\"\nmode = \"nat\"",
+        5,
+        "service[1].vip",
+        "on line 2 already",
+    ),
+    (
+        "backend = [{ address = \"10.1.0.2:80\" }]\n[[service]]\nvip = \"10.0.0.2:80/tcp\"\nmode = \"nat\"\n[[service.backend]]\naddress = \"10.1.0.2:80\"",
+        9,
+        "service[1].backend[0].address",
+        "already serves 10.0.0.1:80/tcp in nat mode",
+    ),
+    (
+        "[limits]\nservices = 1\n[[service]]\nvip = \"10.0.0.2:80/tcp\"\nmode = \"nat\"",
+        6,
+        "service[1]",
+        "limits.services = 1: raise it",
+    ),
+    (
+        "backend = [{ address = \"10.1.0.2:80\" },\n{ address = \"10.1.0.3:80\" }]\n[limits]\nbackends = 1",
+        5,
+        "service[0].backend[1]",
+        "limits.backends = 1: raise it",
+    ),
+];
+
+#[test]
+fn bad_files_are_refused_with_line_key_and_remedy() {
+    for (text, line, key, part) in BAD_FILES {
+        assert_mistake(text, *line, key, part);
+    }
+}
+
+#[test]
+fn bad_services_are_refused_with_line_key_and_remedy() {
+    for (rest, line, key, part) in BAD_SERVICES {
+        assert_mistake(&below_service(rest), *line, key, part);
+    }
+}
