@@ -5,5 +5,6 @@
 //! `health::probe`, `neighbours`, `dataplane::bpf`) is apart from it.
 
 pub mod agent;
+pub mod health;
 pub mod model;
 pub mod snapshot;
