@@ -7,4 +7,5 @@
 pub mod agent;
 pub mod health;
 pub mod model;
+pub mod neighbours;
 pub mod snapshot;
