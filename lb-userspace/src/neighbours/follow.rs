@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    convert::Infallible,
     net::IpAddr,
     time::Duration,
 };
@@ -45,7 +46,7 @@ pub async fn run(
     updates: mpsc::Sender<Update>,
 ) {
     let mut follower = Follower::new(netlink, updates);
-    while let End::Broken(reason) = follower.follow(&mut events, &mut watched).await {
+    while let Err(End::Broken(reason)) = follower.follow(&mut events, &mut watched).await {
         tracing::warn!(
             "lost touch with the kernel's routes and neighbours, trying again: {reason}"
         );
@@ -60,6 +61,14 @@ async fn reopen() -> (Netlink, Events) {
             Ok(open) => return open,
             Err(error) => tracing::warn!("cannot open netlink sockets: {error}"),
         }
+    }
+}
+
+/// Waits until `due`, or for ever.
+async fn at(due: Option<Instant>) {
+    match due {
+        Some(due) => time::sleep_until(due).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -97,41 +106,29 @@ impl Follower {
         &mut self,
         events: &mut Events,
         watched: &mut watch::Receiver<BTreeSet<IpAddr>>,
-    ) -> End {
-        let [mut resync, mut refresh] = [RESYNC, REFRESH].map(time::interval);
+    ) -> Result<Infallible, End> {
+        self.resync().await?;
+        self.tell().await?;
+        let now = Instant::now();
+        let [mut resync, mut refresh] = [RESYNC, REFRESH].map(|p| time::interval_at(now + p, p));
         resync.set_missed_tick_behavior(MissedTickBehavior::Delay);
         refresh.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let routes_due = self.routes_due;
-            let settled = async move {
-                match routes_due {
-                    Some(due) => time::sleep_until(due).await,
-                    None => std::future::pending().await,
+            tokio::select! {
+                _ = resync.tick() => self.resync().await?,
+                changed = watched.changed() => {
+                    changed.map_err(|_| End::Unheard)?;
+                    let addresses = watched.borrow_and_update().clone();
+                    self.watch(addresses).await;
                 }
-            };
-            let done = tokio::select! {
-                // The first tick comes at once and reads everything for the first time.
-                _ = resync.tick() => self.resync().await,
-                changed = watched.changed() => match changed {
-                    Ok(()) => {
-                        let addresses = watched.borrow_and_update().clone();
-                        Ok(self.watch(addresses).await)
-                    }
-                    Err(_) => Err(End::Unheard),
-                },
-                event = events.next() => match event {
-                    Some(event) => self.take(event, events).await,
-                    None => Err(End::Broken("the socket of events is closed".to_owned())),
-                },
-                () = settled => Ok(self.ask_all_routes().await),
-                _ = refresh.tick() => Ok(self.use_neighbours(true).await),
-            };
-            if let Err(end) = done {
-                return end;
+                event = events.next() => {
+                    let closed = || End::Broken("the socket of events is closed".to_owned());
+                    self.take(event.ok_or_else(closed)?, events).await?;
+                }
+                () = at(self.routes_due) => self.ask_all_routes().await,
+                _ = refresh.tick() => self.use_neighbours(true).await,
             }
-            if let Err(end) = self.tell().await {
-                return end;
-            }
+            self.tell().await?;
         }
     }
 
@@ -230,11 +227,10 @@ impl Follower {
     async fn tell(&mut self) -> Result<(), End> {
         let untold = std::mem::take(&mut self.untold);
         if untold.own_addresses {
-            let own = Some(self.table.own_addresses());
-            if own != self.told_own {
-                self.told_own.clone_from(&own);
-                self.send(Update::OwnAddresses(own.unwrap_or_default()))
-                    .await?;
+            let own = self.table.own_addresses();
+            if self.told_own.as_ref() != Some(&own) {
+                self.told_own = Some(own.clone());
+                self.send(Update::OwnAddresses(own)).await?;
             }
         }
         if untold.resolutions {
