@@ -1,0 +1,302 @@
+//! Probes against real sockets on the loopback: servers that answer, refuse, hang and misbehave.
+
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpListener,
+    task::JoinHandle,
+};
+
+use super::*;
+
+const TIMEOUT: Duration = Duration::from_millis(300);
+
+fn health(probe: Probe) -> Health {
+    Health {
+        probe,
+        timeout: TIMEOUT,
+        ..Health::default()
+    }
+}
+
+fn http(path: &str, host: Option<&str>) -> Health {
+    health(Probe::Http {
+        path: path.to_owned(),
+        host: host.map(str::to_owned),
+    })
+}
+
+/// A server for one connection: reads a request, then runs `answer`. Yields the request.
+async fn serve<F: Future<Output = ()> + Send>(
+    answer: impl FnOnce(TcpStream) -> F + Send + 'static,
+) -> (SocketAddr, JoinHandle<String>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let server = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut request = vec![0; 4_096];
+        let read = stream.read(&mut request).await.unwrap();
+        answer(stream).await;
+        String::from_utf8_lossy(&request[..read]).into_owned()
+    });
+    (address, server)
+}
+
+/// Probes a server that answers with these bytes and closes.
+async fn probe_answer(answer: impl Into<Vec<u8>>) -> Result<Duration, ProbeError> {
+    let answer = answer.into();
+    let (address, server) = serve(move |mut stream| async move {
+        let _ = stream.write_all(&answer).await;
+    })
+    .await;
+    let outcome = Network.probe(address, &http("/", None)).await;
+    server.abort();
+    outcome
+}
+
+async fn closed_port() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0")
+        .await
+        .unwrap()
+        .local_addr()
+        .unwrap()
+}
+
+#[tokio::test]
+async fn tcp_probe_of_a_listener_succeeds() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    assert!(Network.probe(address, &health(Probe::Tcp)).await.unwrap() < TIMEOUT);
+}
+
+#[tokio::test]
+async fn probes_ipv6() {
+    let listener = TcpListener::bind("[::1]:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    assert!(Network.probe(address, &health(Probe::Tcp)).await.is_ok());
+}
+
+#[tokio::test]
+async fn refused_connection_fails_at_once_not_after_the_timeout() {
+    let slow = Duration::from_secs(60);
+    for probe in [
+        Probe::Tcp,
+        Probe::Http {
+            path: "/".to_owned(),
+            host: None,
+        },
+    ] {
+        let health = Health {
+            timeout: slow,
+            ..health(probe)
+        };
+        let address = closed_port().await;
+        let outcome = time::timeout(slow / 6, Network.probe(address, &health))
+            .await
+            .unwrap();
+        assert_eq!(outcome, Err(ProbeError::Refused));
+    }
+}
+
+#[tokio::test]
+async fn configured_port_is_probed_instead_of_the_backends_own() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = Some(listener.local_addr().unwrap().port());
+    let health = Health {
+        port,
+        ..health(Probe::Tcp)
+    };
+    assert!(Network.probe(closed_port().await, &health).await.is_ok());
+}
+
+#[tokio::test]
+async fn tcp_probe_without_an_answer_times_out() {
+    // A full backlog drops further SYNs, as a host that is gone would.
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = socket.listen(0).unwrap();
+    let address = listener.local_addr().unwrap();
+    let _filler = TcpStream::connect(address).await.unwrap();
+    let outcome = Network.probe(address, &health(Probe::Tcp)).await;
+    assert_eq!(outcome, Err(ProbeError::Timeout(TIMEOUT)));
+}
+
+#[tokio::test]
+async fn statuses_from_200_to_399_are_good_and_no_others() {
+    for (status, good) in [
+        (199, false),
+        (200, true),
+        (204, true),
+        (302, true),
+        (399, true),
+    ] {
+        let outcome =
+            probe_answer(format!("HTTP/1.1 {status} X\r\ncontent-length: 0\r\n\r\n")).await;
+        // 1xx are interim answers: the final one never comes here.
+        let expected = if good {
+            Ok(())
+        } else {
+            Err(ProbeError::Closed)
+        };
+        assert_eq!(outcome.map(drop), expected, "{status}");
+    }
+    for status in [400, 404, 500, 503, 599] {
+        let outcome =
+            probe_answer(format!("HTTP/1.1 {status} X\r\ncontent-length: 0\r\n\r\n")).await;
+        assert_eq!(outcome, Err(ProbeError::Status(status)));
+    }
+}
+
+#[tokio::test]
+async fn http_1_0_answer_is_fine() {
+    assert!(probe_answer("HTTP/1.0 200 OK\r\n\r\nhello").await.is_ok());
+}
+
+#[tokio::test]
+async fn request_names_path_host_and_asks_to_close() {
+    let answer = |mut stream: TcpStream| async move {
+        stream
+            .write_all(b"HTTP/1.1 204 No Content\r\n\r\n")
+            .await
+            .unwrap();
+    };
+    let (address, server) = serve(answer).await;
+    Network
+        .probe(address, &http("/live?x=1", Some("app.example")))
+        .await
+        .unwrap();
+    let request = server.await.unwrap();
+    assert!(
+        request.starts_with("GET /live?x=1 HTTP/1.1\r\n"),
+        "{request}"
+    );
+    assert!(request.contains("host: app.example\r\n"), "{request}");
+    assert!(request.contains("connection: close\r\n"), "{request}");
+
+    let (address, server) = serve(answer).await;
+    Network.probe(address, &http("/", None)).await.unwrap();
+    assert!(
+        server
+            .await
+            .unwrap()
+            .contains(&format!("host: {address}\r\n"))
+    );
+}
+
+#[tokio::test]
+async fn http_server_that_hangs_or_drips_its_header_times_out() {
+    let (address, _hanging) = serve(|stream| async move {
+        let _open = stream;
+        std::future::pending().await
+    })
+    .await;
+    let (dripping, _server) = serve(|mut stream| async move {
+        let mut ticks = time::interval(TIMEOUT / 10);
+        for byte in b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n" {
+            ticks.tick().await;
+            let _ = stream.write_all(&[*byte]).await;
+        }
+    })
+    .await;
+    for address in [address, dripping] {
+        let outcome = Network.probe(address, &http("/", None)).await;
+        assert_eq!(outcome, Err(ProbeError::Timeout(TIMEOUT)));
+    }
+}
+
+#[tokio::test]
+async fn status_decides_even_if_the_body_never_ends() {
+    let (address, _server) = serve(|mut stream| async move {
+        let head = b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nbegun";
+        stream.write_all(head).await.unwrap();
+        std::future::pending().await
+    })
+    .await;
+    let latency = Network.probe(address, &http("/", None)).await.unwrap();
+    assert!(
+        latency < TIMEOUT,
+        "latency is that of the status: {latency:?}"
+    );
+}
+
+#[tokio::test]
+async fn endless_body_is_read_up_to_the_bound_only() {
+    let health = Health {
+        timeout: Duration::from_secs(30),
+        ..http("/", None)
+    };
+    let (address, server) = serve(|mut stream| async move {
+        stream.write_all(b"HTTP/1.0 200 OK\r\n\r\n").await.unwrap();
+        while stream.write_all(&[b'x'; 4_096]).await.is_ok() {}
+    })
+    .await;
+    let probe = Network.probe(address, &health);
+    assert!(
+        time::timeout(Duration::from_secs(10), probe)
+            .await
+            .unwrap()
+            .is_ok()
+    );
+    time::timeout(Duration::from_secs(10), server)
+        .await
+        .unwrap()
+        .unwrap();
+}
+
+#[tokio::test]
+async fn answers_that_are_not_http_say_so() {
+    for garbage in [
+        "SSH-2.0-OpenSSH_9.2\r\n\r\n",
+        "\u{0}\u{1}\u{2}\u{3}\r\n\r\n",
+    ] {
+        let outcome = probe_answer(garbage).await;
+        assert!(
+            matches!(outcome, Err(ProbeError::Malformed(_))),
+            "{outcome:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn headers_beyond_the_bound_are_refused() {
+    let huge = format!(
+        "HTTP/1.1 200 OK\r\nx: {}\r\n\r\n",
+        "y".repeat(2 * MAX_ANSWER)
+    );
+    let outcome = probe_answer(huge).await;
+    assert!(
+        matches!(outcome, Err(ProbeError::Malformed(_))),
+        "{outcome:?}"
+    );
+}
+
+#[tokio::test]
+async fn connection_closed_early_says_so() {
+    for start in ["", "HTTP/1.1 20"] {
+        assert_eq!(probe_answer(start).await, Err(ProbeError::Closed));
+    }
+}
+
+#[test]
+fn errors_are_one_line_each() {
+    let messages = [
+        (ProbeError::Refused, "connection refused"),
+        (
+            ProbeError::Timeout(Duration::from_millis(500)),
+            "no answer within 500ms",
+        ),
+        (ProbeError::Status(503), "status 503, expected 200 to 399"),
+        (ProbeError::Closed, "closed before answering"),
+    ];
+    for (error, message) in messages {
+        assert_eq!(error.to_string(), message);
+    }
+}
+
+#[test]
+fn shortage_on_this_host_does_not_blame_the_backend() {
+    let from = |code| ProbeError::from_connect(&io::Error::from_raw_os_error(code));
+    assert!(!from(libc::EMFILE).blames_backend());
+    assert!(!from(libc::EADDRNOTAVAIL).blames_backend());
+    assert!(from(libc::EHOSTUNREACH).blames_backend());
+    assert!(from(libc::ECONNREFUSED).blames_backend());
+}

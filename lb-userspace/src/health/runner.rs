@@ -1,0 +1,158 @@
+//! Owns the checks of one target: probes in its rhythm, keeps its machine, reports what is news.
+//! Never knows of other targets, apart from the permits that all share.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{
+    sync::{Semaphore, mpsc, watch},
+    time,
+};
+
+use crate::{
+    health::{
+        Event, Target,
+        machine::{Machine, Outcome},
+        probe::{ProbeError, Prober},
+        schedule,
+    },
+    model::{Health, Probe},
+    snapshot::Condition,
+};
+
+/// A success that brings no other news is reported this often, for its latency to be shown. With
+/// 10,000 targets these are 2,000 events a second at most, whatever their intervals are.
+pub const LATENCY_EVERY: Duration = Duration::from_secs(5);
+
+/// Nobody listens to the events any more.
+struct Unheard;
+
+/// Checks one target until the checker forgets it.
+pub struct Runner<P> {
+    target: Target,
+    machine: Machine,
+    prober: P,
+    permits: Arc<Semaphore>,
+    events: mpsc::Sender<Event>,
+    reported: Reported,
+}
+
+/// What the receiver knows.
+struct Reported {
+    condition: Condition,
+    error: Option<String>,
+    /// When it was told, if ever.
+    at: Option<time::Instant>,
+}
+
+impl<P: Prober> Runner<P> {
+    /// A runner that has not probed yet.
+    pub fn new(
+        target: Target,
+        initial: Condition,
+        prober: P,
+        permits: Arc<Semaphore>,
+        events: mpsc::Sender<Event>,
+    ) -> Self {
+        let machine = Machine::new(initial, 1, 1);
+        let reported = Reported {
+            condition: initial,
+            error: None,
+            at: None,
+        };
+        Self {
+            target,
+            machine,
+            prober,
+            permits,
+            events,
+            reported,
+        }
+    }
+
+    /// Probes as `updates` says, until its sender or the receiver of the events is gone.
+    pub async fn run(mut self, mut updates: watch::Receiver<Health>) {
+        loop {
+            let health = updates.borrow_and_update().clone();
+            // A probe under way when the check changes has asked the wrong question: it is dropped.
+            tokio::select! {
+                Unheard = self.check(&health) => return,
+                changed = updates.changed() => if changed.is_err() { return },
+            }
+        }
+    }
+
+    /// Probes as `health` says, for ever.
+    async fn check(&mut self, health: &Health) -> Unheard {
+        self.machine = Machine::new(self.machine.condition(), health.rise, health.fall);
+        if health.probe == Probe::None {
+            return self.settle().await;
+        }
+        let mut starts = schedule::starts(&self.target, health.interval);
+        loop {
+            starts.tick().await;
+            let Ok(permit) = self.permits.acquire().await else {
+                return Unheard;
+            };
+            let outcome = self.prober.probe(self.target.address, health).await;
+            drop(permit);
+            if let Err(unheard) = self.conclude(outcome).await {
+                return unheard;
+            }
+        }
+    }
+
+    /// Up, without a probe, and nothing more to say.
+    async fn settle(&mut self) -> Unheard {
+        self.machine = Machine::new(Condition::Up, 1, 1);
+        match self.report(None, None).await {
+            Ok(()) => std::future::pending().await,
+            Err(unheard) => unheard,
+        }
+    }
+
+    async fn conclude(&mut self, outcome: Result<Duration, ProbeError>) -> Result<(), Unheard> {
+        match &outcome {
+            Ok(_) => self.machine.observe(Outcome::Success),
+            Err(error) if error.blames_backend() => self.machine.observe(Outcome::Failure),
+            Err(_) => None,
+        };
+        let error = outcome.as_ref().err().map(ToString::to_string);
+        if self.is_news(error.as_ref()) {
+            self.report(error, outcome.ok()).await?;
+        }
+        Ok(())
+    }
+
+    fn is_news(&self, error: Option<&String>) -> bool {
+        let last = &self.reported;
+        let due = last
+            .at
+            .is_none_or(|at| error.is_none() && at.elapsed() >= LATENCY_EVERY);
+        due || last.condition != self.machine.condition() || last.error.as_ref() != error
+    }
+
+    async fn report(
+        &mut self,
+        error: Option<String>,
+        latency: Option<Duration>,
+    ) -> Result<(), Unheard> {
+        // Waiting comes first: a change of the check may end it, and what was not said then is
+        // still news after the next probe.
+        let slot = self.events.reserve().await.map_err(|_| Unheard)?;
+        let condition = self.machine.condition();
+        let changed = condition != self.reported.condition;
+        slot.send(Event {
+            target: self.target,
+            condition,
+            changed,
+            error: error.clone(),
+            latency,
+        });
+        self.reported = Reported {
+            condition,
+            error,
+            at: Some(time::Instant::now()),
+        };
+        Ok(())
+    }
+}

@@ -1,0 +1,367 @@
+//! The checker as the agent sees it, with scripted probes and paused time.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{
+    net::TcpListener,
+    sync::mpsc,
+    time::{self, Instant},
+};
+
+use super::{probe::ProbeError, runner::LATENCY_EVERY, *};
+use crate::model::Probe;
+
+const INTERVAL: Duration = Duration::from_secs(1);
+const TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Answers as told: addresses in `dead` hang, those in `refusing` refuse, all others succeed.
+#[derive(Clone, Default)]
+struct Script {
+    dead: Arc<Mutex<BTreeSet<SocketAddr>>>,
+    refusing: Arc<Mutex<BTreeSet<SocketAddr>>>,
+    broken_host: Arc<Mutex<bool>>,
+    probes: Arc<AtomicUsize>,
+    flying: Arc<AtomicUsize>,
+    most_flying: Arc<AtomicUsize>,
+}
+
+impl Prober for Script {
+    async fn probe(&self, address: SocketAddr, health: &Health) -> Result<Duration, ProbeError> {
+        self.probes.fetch_add(1, Ordering::Relaxed);
+        let flying = self.flying.fetch_add(1, Ordering::Relaxed) + 1;
+        self.most_flying.fetch_max(flying, Ordering::Relaxed);
+        let outcome = if self.dead.lock().unwrap().contains(&address) {
+            time::sleep(health.timeout).await;
+            Err(ProbeError::Timeout(health.timeout))
+        } else if *self.broken_host.lock().unwrap() {
+            Err(ProbeError::Local("too many open files".to_owned()))
+        } else if self.refusing.lock().unwrap().contains(&address) {
+            Err(ProbeError::Refused)
+        } else {
+            Ok(Duration::from_millis(1))
+        };
+        self.flying.fetch_sub(1, Ordering::Relaxed);
+        outcome
+    }
+}
+
+fn address(n: u16) -> SocketAddr {
+    SocketAddr::from(([10, 0, 1, 1], n))
+}
+
+fn target(n: u16) -> Target {
+    Target {
+        service: "10.0.0.1:80/tcp".parse().unwrap(),
+        address: address(n),
+    }
+}
+
+fn health() -> Health {
+    Health {
+        interval: INTERVAL,
+        timeout: TIMEOUT,
+        rise: 2,
+        fall: 3,
+        ..Health::default()
+    }
+}
+
+fn targets(
+    ports: impl IntoIterator<Item = u16>,
+    health: &Health,
+    initial: Condition,
+) -> BTreeMap<Target, TargetConfig> {
+    let config = TargetConfig {
+        health: health.clone(),
+        initial,
+    };
+    ports
+        .into_iter()
+        .map(|n| (target(n), config.clone()))
+        .collect()
+}
+
+fn checker() -> (Checker<Script>, Script, mpsc::Receiver<Event>) {
+    let (events, receiver) = mpsc::channel(64);
+    let script = Script::default();
+    (
+        Checker::with_prober(events, script.clone()),
+        script,
+        receiver,
+    )
+}
+
+/// The next event that says more than a latency.
+async fn next_turn(events: &mut mpsc::Receiver<Event>) -> Event {
+    loop {
+        let event = time::timeout(INTERVAL * 60, events.recv())
+            .await
+            .unwrap()
+            .unwrap();
+        if event.changed {
+            return event;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn first_success_is_reported_as_up_within_one_interval() {
+    let (mut checker, _, mut events) = checker();
+    let begin = Instant::now();
+    checker.set(targets([1], &health(), Condition::Starting));
+    let event = events.recv().await.unwrap();
+    let latency = Some(Duration::from_millis(1));
+    let up = Condition::Up;
+    assert_eq!(
+        event,
+        Event {
+            target: target(1),
+            condition: up,
+            changed: true,
+            error: None,
+            latency
+        }
+    );
+    assert!(begin.elapsed() <= INTERVAL);
+}
+
+#[tokio::test(start_paused = true)]
+async fn silent_death_is_seen_within_interval_times_fall_plus_timeout() {
+    let (mut checker, script, mut events) = checker();
+    checker.set(targets(1..=50, &health(), Condition::Starting));
+    for _ in 1..=50 {
+        next_turn(&mut events).await;
+    }
+    let begin = Instant::now();
+    script.dead.lock().unwrap().extend((1..=50).map(address));
+    for _ in 1..=50 {
+        let event = next_turn(&mut events).await;
+        assert_eq!(event.condition, Condition::Down);
+        assert_eq!(event.error.as_deref(), Some("no answer within 500ms"));
+    }
+    // One millisecond is the resolution of tokio's timer.
+    assert!(begin.elapsed() <= INTERVAL * 3 + TIMEOUT + Duration::from_millis(2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn refusal_is_seen_without_waiting_for_the_timeout_and_recovery_after_rise_probes() {
+    let (mut checker, script, mut events) = checker();
+    checker.set(targets([1], &health(), Condition::Up));
+    let first = events.recv().await.unwrap();
+    assert!(!first.changed, "it was up before: {first:?}");
+    let begin = Instant::now();
+    script.refusing.lock().unwrap().insert(address(1));
+    assert_eq!(next_turn(&mut events).await.condition, Condition::Down);
+    assert!(begin.elapsed() <= INTERVAL * 3 + Duration::from_millis(2));
+    let begin = Instant::now();
+    script.refusing.lock().unwrap().clear();
+    assert_eq!(next_turn(&mut events).await.condition, Condition::Up);
+    assert!(begin.elapsed() <= INTERVAL * 2 + Duration::from_millis(2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn unchanging_outcomes_are_reported_rarely() {
+    let (mut checker, script, mut events) = checker();
+    checker.set(targets([1, 2], &health(), Condition::Up));
+    script.refusing.lock().unwrap().insert(address(2));
+    let (mut good, mut bad) = (0, 0);
+    let _ = time::timeout(LATENCY_EVERY * 10, async {
+        while let Some(event) = events.recv().await {
+            *(if event.target == target(1) {
+                &mut good
+            } else {
+                &mut bad
+            }) += 1;
+        }
+    })
+    .await;
+    assert!(
+        (8..=10).contains(&good),
+        "latencies, once per period: {good}"
+    );
+    assert_eq!(bad, 2, "the first error, then the transition");
+    assert!(script.probes.load(Ordering::Relaxed) >= 98);
+}
+
+#[tokio::test(start_paused = true)]
+async fn trouble_of_this_host_is_reported_but_takes_no_backend_down() {
+    let (mut checker, script, mut events) = checker();
+    *script.broken_host.lock().unwrap() = true;
+    checker.set(targets([1], &health(), Condition::Up));
+    let event = events.recv().await.unwrap();
+    assert!(event.error.unwrap().contains("too many open files"));
+    let more = time::timeout(INTERVAL * 20, events.recv()).await;
+    assert!(more.is_err(), "{more:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn unprobed_target_is_up_at_once_and_says_so_once() {
+    let (mut checker, script, mut events) = checker();
+    let health = Health {
+        probe: Probe::None,
+        ..health()
+    };
+    checker.set(targets([1], &health, Condition::Down));
+    let event = events.recv().await.unwrap();
+    assert!(event.changed && event.condition == Condition::Up);
+    assert!(time::timeout(INTERVAL * 20, events.recv()).await.is_err());
+    assert_eq!(script.probes.load(Ordering::Relaxed), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn removed_target_is_probed_no_more_and_the_others_go_on() {
+    let (mut checker, script, mut events) = checker();
+    checker.set(targets([1, 2], &health(), Condition::Starting));
+    next_turn(&mut events).await;
+    next_turn(&mut events).await;
+    checker.set(targets([2], &health(), Condition::Starting));
+    script
+        .refusing
+        .lock()
+        .unwrap()
+        .extend([address(1), address(2)]);
+    assert_eq!(next_turn(&mut events).await.target, target(2));
+    let more = time::timeout(INTERVAL * 10, next_turn(&mut events)).await;
+    assert!(more.is_err(), "{more:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn same_targets_again_do_not_disturb_the_rhythm() {
+    let (mut checker, script, mut events) = checker();
+    checker.set(targets([1], &health(), Condition::Starting));
+    next_turn(&mut events).await;
+    for _ in 0..100 {
+        time::sleep(INTERVAL / 10).await;
+        checker.set(targets([1], &health(), Condition::Starting));
+    }
+    assert!((10..=11).contains(&script.probes.load(Ordering::Relaxed)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn changed_check_takes_effect_and_keeps_the_condition() {
+    let (mut checker, script, mut events) = checker();
+    script.refusing.lock().unwrap().insert(address(1));
+    checker.set(targets([1], &health(), Condition::Starting));
+    assert_eq!(next_turn(&mut events).await.condition, Condition::Down);
+    let patient = Health {
+        rise: 5,
+        ..health()
+    };
+    checker.set(targets([1], &patient, Condition::Starting));
+    script.refusing.lock().unwrap().clear();
+    let begin = Instant::now();
+    assert_eq!(next_turn(&mut events).await.condition, Condition::Up);
+    assert!(
+        begin.elapsed() >= INTERVAL * 4,
+        "down until five successes: {:?}",
+        begin.elapsed()
+    );
+    checker.set(targets(
+        [1],
+        &Health {
+            probe: Probe::None,
+            ..health()
+        },
+        Condition::Starting,
+    ));
+    assert!(!events.recv().await.unwrap().changed, "still up");
+}
+
+#[tokio::test(start_paused = true)]
+async fn turn_that_a_full_channel_held_back_is_reported_after_the_check_changed() {
+    let (sender, mut events) = mpsc::channel(1);
+    sender
+        .send(Event {
+            target: target(9),
+            condition: Condition::Up,
+            changed: false,
+            error: None,
+            latency: None,
+        })
+        .await
+        .unwrap();
+    let mut checker = Checker::with_prober(sender, Script::default());
+    checker.set(targets([1], &health(), Condition::Starting));
+    time::sleep(INTERVAL * 2).await;
+    checker.set(targets(
+        [1],
+        &Health {
+            fall: 9,
+            ..health()
+        },
+        Condition::Starting,
+    ));
+    time::sleep(INTERVAL * 2).await;
+    assert_eq!(events.recv().await.unwrap().target, target(9));
+    let event = events.recv().await.unwrap();
+    assert!(
+        event.changed && event.condition == Condition::Up,
+        "{event:?}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn probes_in_flight_are_bounded_and_the_living_are_not_blamed_for_waiting() {
+    let (mut checker, script, mut events) = checker();
+    let ports = 1..=4_000_u16;
+    script.dead.lock().unwrap().extend((2..=4_000).map(address));
+    checker.set(targets(ports, &health(), Condition::Up));
+    let mut down = 0;
+    while down < 3_999 {
+        let event = next_turn(&mut events).await;
+        assert_ne!(event.target, target(1));
+        down += 1;
+    }
+    assert_eq!(script.most_flying.load(Ordering::Relaxed), PROBES_IN_FLIGHT);
+}
+
+#[tokio::test(start_paused = true)]
+async fn dropped_checker_stops_probing() {
+    let (mut checker, script, mut events) = checker();
+    checker.set(targets(1..=10, &health(), Condition::Starting));
+    next_turn(&mut events).await;
+    drop(checker);
+    while time::timeout(INTERVAL, events.recv())
+        .await
+        .is_ok_and(|event| event.is_some())
+    {}
+    let probes = script.probes.load(Ordering::Relaxed);
+    time::sleep(INTERVAL * 10).await;
+    assert_eq!(script.probes.load(Ordering::Relaxed), probes);
+}
+
+#[tokio::test]
+async fn real_listener_comes_up_and_goes_down_when_it_closes() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (sender, mut events) = mpsc::channel(64);
+    let mut checker = Checker::new(sender);
+    let ms = Duration::from_millis;
+    let health = Health {
+        interval: ms(50),
+        timeout: ms(50),
+        ..health()
+    };
+    let target = Target {
+        address,
+        ..target(1)
+    };
+    let config = TargetConfig {
+        health,
+        initial: Condition::Starting,
+    };
+    checker.set(BTreeMap::from([(target, config)]));
+    assert_eq!(next_turn(&mut events).await.condition, Condition::Up);
+    drop(listener);
+    let event = next_turn(&mut events).await;
+    assert_eq!(event.condition, Condition::Down);
+    assert_eq!(event.error.as_deref(), Some("connection refused"));
+}

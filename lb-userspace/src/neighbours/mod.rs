@@ -1,0 +1,95 @@
+//! Owns the next hops: by which interface, to which hardware address and from which own address
+//! packets for a backend leave, as the kernel's routes and neighbours say, kept fresh.
+//! Never changes a route, and never judges whether a backend lives.
+//!
+//! `table` resolves from a mirror of the kernel's tables, `netlink` talks to the kernel, `follow`
+//! joins them on a task of its own.
+
+mod follow;
+mod netlink;
+mod table;
+
+use std::{collections::BTreeSet, io, net::IpAddr};
+
+use tokio::{
+    sync::{mpsc, watch},
+    task::AbortHandle,
+};
+
+/// How packets to an address leave this host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NextHop {
+    /// Index of the interface that the kernel's route names. Where that is a bridge, a bond or a
+    /// VLAN, it is that one's index and not a member's.
+    pub interface: u32,
+    /// Hardware address of that interface.
+    pub source_mac: [u8; 6],
+    /// Hardware address of the backend, or of the router to it; the last known one.
+    pub destination_mac: [u8; 6],
+    /// Own address that the kernel prefers for sending to it.
+    pub source_address: IpAddr,
+    /// Largest IP packet that the way takes.
+    pub mtu: u32,
+}
+
+/// News from the kernel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Update {
+    /// A watched address is reached another way, or for the first time. Said once for each watched
+    /// address, also if it has no next hop.
+    NextHop {
+        /// The watched address.
+        address: IpAddr,
+        /// How it is reached now.
+        next_hop: Option<NextHop>,
+        /// Why it is not, where it is not.
+        reason: Option<String>,
+    },
+    /// All addresses of all interfaces of this network namespace, loopback included.
+    OwnAddresses(BTreeSet<IpAddr>),
+}
+
+/// Resolves the watched addresses. Dropping it ends that.
+#[derive(Debug)]
+pub struct Resolver {
+    watched: watch::Sender<BTreeSet<IpAddr>>,
+    task: AbortHandle,
+}
+
+impl Resolver {
+    /// Starts resolving in the network namespace of the calling thread; nothing is watched yet.
+    ///
+    /// # Errors
+    /// The kernel's tables cannot be opened.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn spawn() -> io::Result<(Self, mpsc::Receiver<Update>)> {
+        let (watched, receiver) = watch::channel(BTreeSet::new());
+        let (updates, news) = mpsc::channel(1_024);
+        let (netlink, events) = netlink::open()?;
+        let task = tokio::spawn(follow::run(netlink, events, receiver, updates)).abort_handle();
+        Ok((Self { watched, task }, news))
+    }
+
+    /// Makes `addresses` the watched ones. Those that were watched before are not reported again,
+    /// unless they have changed.
+    pub fn watch(&self, addresses: BTreeSet<IpAddr>) {
+        self.watched.send_if_modified(|watched| {
+            let changed = *watched != addresses;
+            *watched = addresses;
+            changed
+        });
+    }
+}
+
+impl Drop for Resolver {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+#[cfg(test)]
+mod netns;
+#[cfg(test)]
+mod tests;
