@@ -53,7 +53,10 @@ impl Handle {
     pub async fn change(&self, change: Change) -> Result<(), ChangeError> {
         let (reply, answer) = oneshot::channel();
         let request = Request::Change(change, reply);
-        self.requests.send(request).await.map_err(|_| ChangeError::Stopping)?;
+        self.requests
+            .send(request)
+            .await
+            .map_err(|_| ChangeError::Stopping)?;
         answer.await.map_err(|_| ChangeError::Stopping)?
     }
 
@@ -64,7 +67,10 @@ impl Handle {
     pub async fn snapshot(&self) -> Result<Snapshot, ChangeError> {
         let (reply, answer) = oneshot::channel();
         let request = Request::Snapshot(reply);
-        self.requests.send(request).await.map_err(|_| ChangeError::Stopping)?;
+        self.requests
+            .send(request)
+            .await
+            .map_err(|_| ChangeError::Stopping)?;
         answer.await.map_err(|_| ChangeError::Stopping)
     }
 }

@@ -68,7 +68,9 @@ impl FromStr for ServiceId {
     type Err = ModelError;
 
     fn from_str(text: &str) -> Result<Self, ModelError> {
-        let bad = || ModelError::BadService { text: text.to_owned() };
+        let bad = || ModelError::BadService {
+            text: text.to_owned(),
+        };
         let (vip, protocol) = text.rsplit_once('/').ok_or_else(bad)?;
         let protocol = match protocol {
             "tcp" => Protocol::Tcp,
@@ -196,7 +198,10 @@ mod millis {
 
     use serde::{Deserialize as _, Deserializer, Serializer};
 
-    #[expect(clippy::cast_possible_truncation, reason = "validated to at most an hour")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "validated to at most an hour"
+    )]
     pub fn serialize<S: Serializer>(value: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_u64(value.as_millis() as u64)
     }
@@ -261,7 +266,9 @@ pub enum Change {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ModelError {
     /// Not of the form `ADDRESS:PORT/PROTOCOL`.
-    #[error("`{text}` is not a service: write ADDRESS:PORT/PROTOCOL, such as 10.0.0.1:80/tcp or [2001:db8::1]:443/udp")]
+    #[error(
+        "`{text}` is not a service: write ADDRESS:PORT/PROTOCOL, such as 10.0.0.1:80/tcp or [2001:db8::1]:443/udp"
+    )]
     BadService {
         /// What was given.
         text: String,
@@ -279,7 +286,9 @@ pub enum ModelError {
         id: ServiceId,
     },
     /// The backend exists already.
-    #[error("service {id} has a backend {address} already: `lbctl backend weight` changes its weight")]
+    #[error(
+        "service {id} has a backend {address} already: `lbctl backend weight` changes its weight"
+    )]
     DuplicateBackend {
         /// Of which service.
         id: ServiceId,
@@ -305,7 +314,9 @@ pub enum ModelError {
         problem: String,
     },
     /// Two `nat` services would need the same answers rewritten to different VIPs.
-    #[error("backend {address} already serves {other} in nat mode, and its answers cannot be told apart: give {id} another backend port, or use mode \"ipip\"")]
+    #[error(
+        "backend {address} already serves {other} in nat mode, and its answers cannot be told apart: give {id} another backend port, or use mode \"ipip\""
+    )]
     SharedNatBackend {
         /// The service refused.
         id: ServiceId,
@@ -437,7 +448,11 @@ fn check_unique_nat_backend(service: &Service, other: &Service) -> Result<(), Mo
     if other.mode != Mode::Nat || other.id.protocol != service.id.protocol {
         return Ok(());
     }
-    match service.backends.iter().find(|b| other.backend(b.address).is_some()) {
+    match service
+        .backends
+        .iter()
+        .find(|b| other.backend(b.address).is_some())
+    {
         None => Ok(()),
         Some(shared) => Err(ModelError::SharedNatBackend {
             id: service.id,
@@ -455,7 +470,10 @@ fn check_service(service: &Service) -> Result<(), ModelError> {
         return invalid("id", "port 0 is not a port: use 1 to 65535".to_owned());
     }
     if service.backends.len() > MAX_BACKENDS {
-        let problem = format!("{} are too many: at most {MAX_BACKENDS}", service.backends.len());
+        let problem = format!(
+            "{} are too many: at most {MAX_BACKENDS}",
+            service.backends.len()
+        );
         return invalid("backends", problem);
     }
     if let Some(size) = service.ring_size
@@ -469,22 +487,36 @@ fn check_service(service: &Service) -> Result<(), ModelError> {
         let address = backend.address;
         check_unicast(address.ip(), "backends", &id)?;
         if address.port() == 0 {
-            return invalid("backends", format!("{address}: port 0 is not a port: use 1 to 65535"));
+            return invalid(
+                "backends",
+                format!("{address}: port 0 is not a port: use 1 to 65535"),
+            );
         }
         if backend.weight > MAX_WEIGHT {
             let weight = backend.weight;
-            return invalid("weight", format!("{address}: {weight} is too large: 0 to {MAX_WEIGHT}"));
+            return invalid(
+                "weight",
+                format!("{address}: {weight} is too large: 0 to {MAX_WEIGHT}"),
+            );
         }
         if service.mode == Mode::Nat && address.is_ipv4() != id.vip.is_ipv4() {
             return invalid(
                 "backends",
-                format!("{address} is of another address family, which mode \"nat\" cannot reach: use mode \"ipip\""),
+                format!(
+                    "{address} is of another address family, which mode \"nat\" cannot reach: use mode \"ipip\""
+                ),
             );
         }
         if address.ip() == id.vip.ip() {
-            return invalid("backends", format!("{address} is the service's own address"));
+            return invalid(
+                "backends",
+                format!("{address} is the service's own address"),
+            );
         }
-        if service.backends[..index].iter().any(|b| b.address == address) {
+        if service.backends[..index]
+            .iter()
+            .any(|b| b.address == address)
+        {
             return Err(ModelError::DuplicateBackend { id, address });
         }
     }
@@ -508,14 +540,22 @@ fn check_health(service: &Service) -> Result<(), ModelError> {
         }
     }
     if health.port == Some(0) {
-        return invalid("health.port", "port 0 is not a port: use 1 to 65535".to_owned());
+        return invalid(
+            "health.port",
+            "port 0 is not a port: use 1 to 65535".to_owned(),
+        );
     }
     if let Probe::Http { path, .. } = &health.probe
         && (!path.starts_with('/') || path.contains(|c: char| c.is_whitespace() || c.is_control()))
     {
-        return invalid("health.probe.path", format!("`{path}` must start with / and have no blanks"));
+        return invalid(
+            "health.probe.path",
+            format!("`{path}` must start with / and have no blanks"),
+        );
     }
-    if let Probe::Http { host: Some(host), .. } = &health.probe
+    if let Probe::Http {
+        host: Some(host), ..
+    } = &health.probe
         && (host.is_empty() || host.contains(|c: char| c.is_whitespace() || c.is_control()))
     {
         return invalid("health.probe.host", format!("`{host}` is not a host name"));
@@ -530,7 +570,11 @@ fn check_unicast(ip: IpAddr, field: &'static str, id: &ServiceId) -> Result<(), 
     };
     if unusable || ip.is_multicast() || ip.is_unspecified() || ip.is_loopback() {
         let problem = format!("{ip} is not a routable unicast address");
-        return Err(ModelError::Invalid { id: *id, field, problem });
+        return Err(ModelError::Invalid {
+            id: *id,
+            field,
+            problem,
+        });
     }
     Ok(())
 }
