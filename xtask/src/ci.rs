@@ -1,0 +1,152 @@
+//! The verb `ci`: every check a change has to pass. Each check runs even if one before it failed;
+//! the tests come last, and their counts are the last line.
+
+use std::process::{Command, ExitCode};
+
+use anyhow::Result;
+use nix::unistd::geteuid;
+
+use crate::bench;
+use crate::build;
+use crate::outcome::exit_code;
+use crate::project::Project;
+use crate::setup::{self, Facts, Need};
+use crate::test;
+
+/// The verb's arguments.
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Check licences, sources and known vulnerabilities too (builds cargo-deny if it is missing)
+    #[arg(long)]
+    full: bool,
+}
+
+/// How a check ended.
+enum Verdict {
+    Passed,
+    Failed,
+    Skipped(&'static str),
+}
+
+/// Sets up, builds and checks.
+pub fn run(project: &Project, arguments: &Arguments) -> Result<ExitCode> {
+    let mut more = vec![Need::Lints];
+    if arguments.full {
+        more.push(Need::Deny);
+    }
+    let facts = test::ready(project, &more)?;
+    let mut verdicts = vec![("fmt", format(project)?)];
+    // A tree that does not build has no further checks to pass.
+    build::everything(project, setup::toolchain_of(&facts)?)?;
+    verdicts.push(("clippy", host_clippy(project)?));
+    verdicts.push(("clippy of the BPF programs", bpf_clippy(project, &facts)?));
+    verdicts.push((
+        "licences and sources",
+        deny(project, &facts, arguments.full)?,
+    ));
+    verdicts.push(("bench packet", quick_bench(project)?));
+    let report = test::everything(project, &[])?;
+    report.print_skips();
+    let ok = summarize(&verdicts) && report.passed();
+    report.print_counts();
+    Ok(exit_code(ok))
+}
+
+/// Prints a line for each check; whether none failed.
+fn summarize(verdicts: &[(&str, Verdict)]) -> bool {
+    for (name, verdict) in verdicts {
+        match verdict {
+            Verdict::Passed => eprintln!("{name}: passed"),
+            Verdict::Failed => eprintln!("{name}: FAILED"),
+            Verdict::Skipped(reason) => eprintln!("SKIP {name}: {reason}"),
+        }
+    }
+    !verdicts
+        .iter()
+        .any(|(_, verdict)| matches!(verdict, Verdict::Failed))
+}
+
+fn check(name: &str, command: &mut Command) -> Result<Verdict> {
+    eprintln!("ci: {name}");
+    Ok(if command.status()?.success() {
+        Verdict::Passed
+    } else {
+        Verdict::Failed
+    })
+}
+
+fn format(project: &Project) -> Result<Verdict> {
+    let workspace = check(
+        "fmt",
+        project.host_cargo().args(["fmt", "--all", "--check"]),
+    )?;
+    let mut bpf = project.host_cargo();
+    bpf.args(["fmt", "--check", "--manifest-path"])
+        .arg(project.bpf_package().join("Cargo.toml"));
+    match (workspace, check("fmt of the BPF programs", &mut bpf)?) {
+        (Verdict::Passed, Verdict::Passed) => Ok(Verdict::Passed),
+        _ => Ok(Verdict::Failed),
+    }
+}
+
+fn host_clippy(project: &Project) -> Result<Verdict> {
+    let mut cargo = project.host_cargo();
+    cargo.args([
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--",
+        "-D",
+        "warnings",
+    ]);
+    check("clippy", &mut cargo)
+}
+
+fn bpf_clippy(project: &Project, facts: &Facts) -> Result<Verdict> {
+    let toolchain = setup::toolchain_of(facts)?;
+    if !toolchain.has_clippy(facts) {
+        return Ok(Verdict::Skipped("the BPF toolchain has no clippy"));
+    }
+    let mut clippy = toolchain.clippy(project);
+    build::for_bpf(clippy.arg("--release"), project).args(["--", "-D", "warnings"]);
+    check("clippy of the BPF programs", &mut clippy)
+}
+
+fn deny(project: &Project, facts: &Facts, full: bool) -> Result<Verdict> {
+    if !facts.has_program("cargo-deny") {
+        return Ok(Verdict::Skipped(
+            "cargo-deny is not installed; `cargo xtask ci --full` builds it",
+        ));
+    }
+    let mut cargo = project.host_cargo();
+    cargo.args([
+        "deny",
+        "--workspace",
+        "check",
+        "bans",
+        "licenses",
+        "sources",
+    ]);
+    if full {
+        // Needs the network, and fails for changes elsewhere: not for every change here.
+        cargo.arg("advisories");
+    }
+    check("licences and sources", &mut cargo)
+}
+
+fn quick_bench(project: &Project) -> Result<Verdict> {
+    let metadata = project.metadata()?;
+    if !bench::known(&metadata).iter().any(|name| name == "packet") {
+        return Ok(Verdict::Skipped(
+            "the workspace has no program bench-packet",
+        ));
+    }
+    if !geteuid().is_root() {
+        return Ok(Verdict::Skipped("measuring takes root"));
+    }
+    let quick = ["--quick".to_owned()];
+    check(
+        "bench packet",
+        &mut bench::program(project, &metadata, "packet", &quick)?,
+    )
+}
