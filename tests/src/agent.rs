@@ -1,0 +1,357 @@
+//! The programs under test, in a namespace: `lbd` with a configuration, API socket and BPF file
+//! system of its own, and `lbctl` talking to it. Never looks inside them: what they say and what
+//! the network does is all that is seen.
+
+use std::{
+    fs,
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    process::{self, Command, ExitStatus},
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::{
+    binaries,
+    bpffs::Bpffs,
+    config::Config,
+    netns::{Namespace, next_number},
+    process::{Process, run},
+    topology::INTERFACE,
+    wait::wait_ok,
+};
+
+const READY: Duration = Duration::from_secs(10);
+const STOP: Duration = Duration::from_secs(5);
+
+/// Where an instance keeps what it makes.
+#[derive(Debug)]
+pub struct Home {
+    /// The instance's `--name`.
+    pub name: String,
+    /// Its API socket.
+    pub socket: PathBuf,
+    /// Its configuration file.
+    pub config: PathBuf,
+    /// Its pins.
+    pub bpffs: Bpffs,
+    _directory: Option<TempDir>,
+}
+
+impl Home {
+    /// Unlike any other's.
+    ///
+    /// # Errors
+    /// The directory or the BPF file system cannot be made.
+    pub fn unique() -> Result<Self> {
+        let directory = tempfile::tempdir().context("a directory for lbd")?;
+        let name = format!("t{}-{}", process::id(), next_number());
+        let mut home = Self::at(name, directory.path(), Bpffs::unique()?);
+        home._directory = Some(directory);
+        Ok(home)
+    }
+
+    /// With the socket and configuration of `name` in `directory`, which the caller keeps.
+    pub fn at(name: String, directory: &Path, bpffs: Bpffs) -> Self {
+        let file = |extension| directory.join(format!("{name}.{extension}"));
+        let (socket, config) = (file("sock"), file("toml"));
+        Self {
+            name,
+            socket,
+            config,
+            bpffs,
+            _directory: None,
+        }
+    }
+}
+
+/// What a command said.
+#[derive(Debug, Clone)]
+pub struct Said {
+    /// How it ended.
+    pub status: ExitStatus,
+    /// Its standard output.
+    pub stdout: String,
+    /// Its standard error.
+    pub stderr: String,
+}
+
+impl Said {
+    /// Its standard output, if it succeeded.
+    ///
+    /// # Errors
+    /// What it said otherwise.
+    pub fn succeeded(self) -> Result<String> {
+        ensure!(
+            self.status.success(),
+            "{}: {}{}",
+            self.status,
+            self.stdout,
+            self.stderr
+        );
+        Ok(self.stdout)
+    }
+}
+
+/// A running `lbd`. On drop it is killed and detached, and nothing may be left.
+#[derive(Debug)]
+pub struct Agent {
+    namespace: Namespace,
+    home: Home,
+    arguments: Vec<String>,
+    process: Option<Process>,
+    detached: bool,
+}
+
+impl Agent {
+    /// Starts one in `namespace` and returns once it is ready.
+    ///
+    /// # Errors
+    /// It is not built, or not ready soon; with its log.
+    pub fn start(namespace: &Namespace, config: &Config) -> Result<Self> {
+        Self::start_in(namespace, config, Home::unique()?, &[])
+    }
+
+    /// Starts one that lives in `home`, with `arguments` beside the usual ones.
+    ///
+    /// # Errors
+    /// It is not built, or not ready soon; with its log.
+    pub fn start_in(
+        namespace: &Namespace,
+        config: &Config,
+        home: Home,
+        arguments: &[&str],
+    ) -> Result<Self> {
+        let arguments = arguments.iter().map(ToString::to_string).collect();
+        let namespace = namespace.clone();
+        let mut agent = Self {
+            namespace,
+            home,
+            arguments,
+            process: None,
+            detached: false,
+        };
+        agent.write_config(config)?;
+        agent.restart()?;
+        Ok(agent)
+    }
+
+    /// Where it keeps what it makes.
+    pub fn home(&self) -> &Home {
+        &self.home
+    }
+
+    /// Replaces its configuration file; takes effect when it is started again.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn write_config(&self, config: &Config) -> Result<()> {
+        fs::write(&self.home.config, config.render(&self.home.name)).context("writing the config")
+    }
+
+    /// Kills it if it runs, starts it again, and returns once it is ready.
+    ///
+    /// # Errors
+    /// It is not ready soon; with its log.
+    pub fn restart(&mut self) -> Result<()> {
+        self.sigkill();
+        // A killed agent leaves its socket: waiting must not take that for the new one's.
+        drop(fs::remove_file(&self.home.socket));
+        self.detached = false;
+        let mut command = self.lbd("run")?;
+        command
+            .arg("--config")
+            .arg(&self.home.config)
+            .args(["--name", &self.home.name, "--socket"])
+            .arg(&self.home.socket)
+            .arg("--bpffs")
+            .arg(self.home.bpffs.path())
+            .args(&self.arguments);
+        self.process = Some(Process::spawn("lbd", command)?);
+        self.ready()
+    }
+
+    /// Waits until its API answers.
+    ///
+    /// # Errors
+    /// It has ended, or does not answer soon; with its log.
+    pub fn ready(&mut self) -> Result<()> {
+        let process = self.process.as_mut().context("lbd is not running")?;
+        let socket = &self.home.socket;
+        wait_ok("lbd is ready", READY, || {
+            ensure!(process.is_running(), "lbd has ended");
+            UnixStream::connect(socket).with_context(|| socket.display().to_string())
+        })
+        .with_context(|| process.log_tail())?;
+        self.lbctl(&["status"])?.succeeded().map(drop)
+    }
+
+    /// Kills it with SIGKILL; its program goes on forwarding.
+    pub fn sigkill(&mut self) {
+        self.process = None;
+    }
+
+    /// Asks it to stop with SIGTERM and waits until it has; its program goes on forwarding.
+    ///
+    /// # Errors
+    /// It is not running, does not stop soon, or says that it failed.
+    pub fn sigterm(&mut self) -> Result<()> {
+        let mut process = self.process.take().context("lbd is not running")?;
+        process.signal(Signal::SIGTERM)?;
+        let status = process.wait(STOP)?;
+        ensure!(
+            status.success(),
+            "lbd ended with {status}\n{}",
+            process.log_tail()
+        );
+        Ok(())
+    }
+
+    /// Whether it runs.
+    pub fn is_running(&mut self) -> bool {
+        self.process.as_mut().is_some_and(Process::is_running)
+    }
+
+    /// What the running one has logged.
+    pub fn log(&self) -> String {
+        self.process.as_ref().map(Process::log).unwrap_or_default()
+    }
+
+    /// Runs `lbctl` against it.
+    ///
+    /// # Errors
+    /// It is not built or cannot be started; its failing is not an error here.
+    pub fn lbctl(&self, arguments: &[&str]) -> Result<Said> {
+        lbctl(&self.home.socket, arguments)
+    }
+
+    /// What `lbctl … --output json` says.
+    ///
+    /// # Errors
+    /// It fails, or does not write JSON.
+    pub fn lbctl_json(&self, arguments: &[&str]) -> Result<Value> {
+        let arguments = [arguments, &["--output", "json"]].concat();
+        let text = self.lbctl(&arguments)?.succeeded()?;
+        serde_json::from_str(&text).with_context(|| format!("lbctl {arguments:?} wrote {text}"))
+    }
+
+    /// Stops it and takes its program away.
+    ///
+    /// # Errors
+    /// `lbd detach` fails, or something is left: a program on the interface, or a pin.
+    pub fn detach(&mut self) -> Result<()> {
+        self.sigkill();
+        self.detached = true;
+        let mut command = self.lbd("detach")?;
+        command
+            .args(["--name", &self.home.name, "--bpffs"])
+            .arg(self.home.bpffs.path());
+        run(&mut command)?;
+        let leftovers = self.leftovers()?;
+        ensure!(leftovers.is_empty(), "lbd detach left {leftovers:?}");
+        Ok(())
+    }
+
+    /// What is there of it in the kernel: pins, and a program on the interface.
+    ///
+    /// # Errors
+    /// The interface cannot be asked.
+    pub fn leftovers(&self) -> Result<Vec<String>> {
+        let pins = self.home.bpffs.entries();
+        let mut found: Vec<_> = pins.iter().map(|pin| pin.display().to_string()).collect();
+        if has_program(&self.namespace, INTERFACE)? {
+            found.push(format!("an XDP program on {INTERFACE}"));
+        }
+        Ok(found)
+    }
+
+    fn lbd(&self, verb: &str) -> Result<Command> {
+        let mut command = self.namespace.command(binaries::find("lbd")?);
+        command.arg(verb);
+        Ok(command)
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        if self.detached {
+            return;
+        }
+        if thread::panicking() {
+            eprintln!(
+                "{}",
+                self.process
+                    .as_ref()
+                    .map(Process::log_tail)
+                    .unwrap_or_default()
+            );
+        }
+        if let Err(error) = self.detach() {
+            assert!(thread::panicking(), "{error:#}");
+            eprintln!("{error:#}");
+        }
+    }
+}
+
+/// Our decapsulator on the interface of a backend, for as long as this lives.
+#[derive(Debug)]
+pub struct Decapsulator {
+    _bpffs: Bpffs,
+}
+
+impl Decapsulator {
+    /// Attaches it.
+    ///
+    /// # Errors
+    /// `lbd` is not built, or refuses.
+    pub fn attach(namespace: &Namespace) -> Result<Self> {
+        Self::attach_in(namespace, Bpffs::unique()?)
+    }
+
+    /// Attaches it with its pins in `bpffs`.
+    ///
+    /// # Errors
+    /// `lbd` is not built, or refuses.
+    pub fn attach_in(namespace: &Namespace, bpffs: Bpffs) -> Result<Self> {
+        let mut command = namespace.command(binaries::find("lbd")?);
+        command
+            .args(["decap", "--interface", INTERFACE, "--bpffs"])
+            .arg(bpffs.path());
+        run(&mut command)?;
+        if !has_program(namespace, INTERFACE)? {
+            bail!("`lbd decap` succeeded, but {INTERFACE} has no XDP program");
+        }
+        Ok(Self { _bpffs: bpffs })
+    }
+}
+
+/// Runs `lbctl` against `socket`.
+///
+/// # Errors
+/// It is not built or cannot be started; its failing is not an error here.
+pub fn lbctl(socket: &Path, arguments: &[&str]) -> Result<Said> {
+    let mut command = Command::new(binaries::find("lbctl")?);
+    command.arg("--socket").arg(socket).args(arguments);
+    let output = command.output().context("starting lbctl")?;
+    Ok(Said {
+        status: output.status,
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    })
+}
+
+/// Whether `interface` of `namespace` has an XDP program.
+///
+/// # Errors
+/// The interface cannot be asked.
+pub fn has_program(namespace: &Namespace, interface: &str) -> Result<bool> {
+    let mut command = Command::new("ip");
+    command.args(["-n", namespace.name(), "-json", "link", "show", interface]);
+    let links: Value = serde_json::from_str(&run(&mut command)?).context("`ip -json link`")?;
+    Ok(links[0]["xdp"].is_object())
+}

@@ -1,0 +1,143 @@
+//! Configuration files for `lbd`, as text. Kept apart from the product's own types, so that tests
+//! read the format the way a user writes it.
+
+use std::{
+    fmt::{self, Display, Formatter},
+    net::SocketAddr,
+};
+
+use crate::topology::INTERFACE;
+
+/// How backends are checked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Health {
+    /// `"http"`, `"tcp"` or `"none"`.
+    pub kind: &'static str,
+    /// From probe to probe, in milliseconds.
+    pub interval_ms: u32,
+    /// A probe's time, in milliseconds.
+    pub timeout_ms: u32,
+    /// Successes until up.
+    pub rise: u32,
+    /// Failures until down.
+    pub fall: u32,
+}
+
+impl Health {
+    /// `GET /health` five times a second, down after three failures.
+    pub const HTTP: Self = Self {
+        kind: "http",
+        interval_ms: 200,
+        timeout_ms: 100,
+        rise: 2,
+        fall: 3,
+    };
+    /// The same with a connection alone.
+    pub const TCP: Self = Self {
+        kind: "tcp",
+        ..Self::HTTP
+    };
+    /// No probes.
+    pub const NONE: Self = Self {
+        kind: "none",
+        ..Self::HTTP
+    };
+
+    /// The longest that the decision may take after a failure: `interval × fall`.
+    pub const fn detection_ms(&self) -> u32 {
+        self.interval_ms * self.fall
+    }
+}
+
+impl Display for Health {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let Self {
+            kind,
+            interval_ms,
+            timeout_ms,
+            rise,
+            fall,
+        } = self;
+        let path = match *kind {
+            "none" => return write!(f, "{{ type = \"none\" }}"),
+            "http" => "path = \"/health\", ",
+            _ => "",
+        };
+        write!(
+            f,
+            "{{ type = \"{kind}\", {path}interval = \"{interval_ms}ms\", \
+             timeout = \"{timeout_ms}ms\", rise = {rise}, fall = {fall} }}"
+        )
+    }
+}
+
+/// A service and its pool.
+#[derive(Debug, Clone)]
+pub struct Service {
+    /// As `10.0.0.1:80/tcp`.
+    pub vip: String,
+    /// `"nat"` or `"ipip"`.
+    pub mode: &'static str,
+    /// How its backends are checked.
+    pub health: Health,
+    /// Addresses and weights.
+    pub backends: Vec<(SocketAddr, u16)>,
+}
+
+impl Service {
+    /// With equal backends.
+    pub fn new(
+        vip: impl Display,
+        mode: &'static str,
+        health: Health,
+        backends: impl IntoIterator<Item = SocketAddr>,
+    ) -> Self {
+        let backends = backends.into_iter().map(|address| (address, 1)).collect();
+        Self {
+            vip: vip.to_string(),
+            mode,
+            health,
+            backends,
+        }
+    }
+}
+
+impl Display for Service {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let Self {
+            vip,
+            mode,
+            health,
+            backends,
+        } = self;
+        writeln!(
+            f,
+            "\n[[service]]\nvip = \"{vip}\"\nmode = \"{mode}\"\nhealth = {health}"
+        )?;
+        for (address, weight) in backends {
+            writeln!(
+                f,
+                "[[service.backend]]\naddress = \"{address}\"\nweight = {weight}"
+            )?;
+        }
+        Ok(())
+    }
+}
+
+/// A whole file for the balancer of a topology.
+#[derive(Debug, Clone, Default)]
+pub struct Config {
+    /// All services.
+    pub services: Vec<Service>,
+}
+
+impl Config {
+    /// The text, for the instance called `name`.
+    pub fn render(&self, name: &str) -> String {
+        let services: String = self.services.iter().map(Service::to_string).collect();
+        format!(
+            "name = \"{name}\"\ninterfaces = [\"{INTERFACE}\"]\n\n[tunnel]\n\
+             source_v4 = \"10.255.0.0/16\"\nsource_v6 = \"fd00:ffff::/64\"\n{services}"
+        )
+    }
+}
