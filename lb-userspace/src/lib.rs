@@ -7,6 +7,7 @@
 pub mod agent;
 pub mod api;
 pub mod config;
+pub mod duration;
 mod http;
 pub mod instance;
 pub mod metrics;
