@@ -3,13 +3,13 @@
 use std::{
     collections::{BTreeMap, HashMap},
     net::SocketAddr,
-    time::Duration,
 };
 
 use super::{
     Limits,
     reader::{Located, Section},
 };
+use crate::duration;
 use crate::model::{Admin, Backend, Health, Mode, ModelError, Probe, Service, ServiceId, State};
 
 const SERVICE: &[&str] = &["vip", "mode", "ring_size", "health", "backend"];
@@ -151,9 +151,9 @@ fn read_health(section: &Section<'_>) -> Health {
     }
     let default = Health::default();
     let port = section.integer("port", 1, 65_535).map(Located::into_inner);
-    let duration = |key, default| {
+    let time = |key, default| {
         section
-            .value(key, parse_duration)
+            .value(key, duration::parse)
             .map_or(default, Located::into_inner)
     };
     let count = |key, default| {
@@ -171,23 +171,11 @@ fn read_health(section: &Section<'_>) -> Health {
             _ => Probe::Tcp,
         },
         port,
-        interval: duration("interval", default.interval),
-        timeout: duration("timeout", default.timeout),
+        interval: time("interval", default.interval),
+        timeout: time("timeout", default.timeout),
         rise: count("rise", default.rise),
         fall: count("fall", default.fall),
     }
-}
-
-fn parse_duration(text: &str) -> Result<Duration, String> {
-    let duration = humantime::parse_duration(text)
-        .map_err(|_| format!("`{text}` is not a duration, such as \"500ms\", \"2s\" or \"1m\""))?;
-    // The API speaks milliseconds; a finer value would not survive the way there and back.
-    if duration.subsec_nanos() % 1_000_000 != 0 {
-        return Err(format!(
-            "`{text}` is finer than a millisecond: use whole milliseconds"
-        ));
-    }
-    Ok(duration)
 }
 
 fn read_backend(section: &Section<'_>, service: Option<&Service>) -> Option<Backend> {

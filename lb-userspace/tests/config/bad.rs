@@ -245,7 +245,7 @@ const BAD_SERVICES: &[Bad] = &[
         "[service.health]\ntype = \"tcp\"\ninterval = \"fast\"",
         6,
         "service[0].health.interval",
-        "such as \"500ms\"",
+        "such as 500ms",
     ),
     (
         "[service.health]\ntype = \"tcp\"\ninterval = 1",

@@ -1,0 +1,73 @@
+//! How answers look: tables for people, JSON for programs.
+
+use std::{
+    io::{self, Write as _},
+    time::Duration,
+};
+
+use comfy_table::{CellAlignment, Table, presets};
+use serde::Serialize;
+
+use crate::failure::Failure;
+
+/// Writes `text` to the standard output. A reader that has seen enough (`| head`) is no failure.
+pub fn print(text: &str) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::Local(error)),
+        _ => Ok(()),
+    }
+}
+
+/// `value` as indented JSON.
+pub fn json(value: &impl Serialize) -> Result<String, Failure> {
+    Ok(serde_json::to_string_pretty(value)? + "\n")
+}
+
+/// A table without lines, so that it can be cut and searched. Columns named in `right` hold
+/// numbers.
+pub fn table(header: &[&str], right: &[&str], rows: Vec<Vec<String>>) -> String {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_header(header);
+    for row in rows {
+        table.add_row(row.iter().map(|cell| printable(cell)));
+    }
+    for (index, column) in table.column_iter_mut().enumerate() {
+        column.set_padding((0, 2));
+        if right.contains(&header[index]) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    let lines = table.lines();
+    lines
+        .map(|line| line.trim_end().to_owned() + "\n")
+        .collect()
+}
+
+/// Names and values, one to a line.
+pub fn fields(fields: &[(&str, String)]) -> String {
+    let width = fields.iter().map(|(name, _)| name.len()).max().unwrap_or(0) + 2;
+    let line = |(name, value): &(&str, String)| format!("{name:width$}{}\n", printable(value));
+    fields.iter().map(line).collect()
+}
+
+/// `part` of `whole` in percent.
+pub fn percent(part: u32, whole: u32) -> String {
+    match whole {
+        0 => "-".to_owned(),
+        whole => format!("{:.1}%", f64::from(part) * 100.0 / f64::from(whole)),
+    }
+}
+
+/// A short time.
+pub fn micros(time: Option<u64>) -> String {
+    time.map_or_else(
+        || "-".to_owned(),
+        |us| format!("{:?}", Duration::from_micros(us)),
+    )
+}
+
+/// What a backend says ends up on a terminal: nothing in it may move the cursor or end the line.
+fn printable(text: &str) -> String {
+    text.replace(char::is_control, " ")
+}

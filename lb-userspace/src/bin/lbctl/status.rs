@@ -1,0 +1,48 @@
+//! `lbctl status`.
+
+use lb_userspace::api::{client::Client, dto::Status};
+
+use crate::{args::Output, failure::Failure, output};
+
+/// Shows the agent as a whole.
+pub async fn show(client: &Client, output: Output) -> Result<String, Failure> {
+    let status = client.status().await?;
+    match output {
+        Output::Json => output::json(&status),
+        Output::Table => Ok(describe(&status)),
+    }
+}
+
+fn describe(status: &Status) -> String {
+    let interfaces = status.interfaces.iter();
+    let interfaces: Vec<_> = interfaces
+        .map(|i| format!("{} ({})", i.name, i.mode))
+        .collect();
+    let tally = &status.backends;
+    let mut backends = format!("{} up, {} down", tally.up, tally.down);
+    if tally.starting > 0 {
+        backends += &format!(", {} not checked yet", tally.starting);
+    }
+    let drops = status.drops.iter().filter(|(_, count)| **count > 0);
+    let drops: Vec<_> = drops
+        .map(|(reason, count)| format!("{reason} {count}"))
+        .collect();
+    output::fields(&[
+        (
+            "instance",
+            format!("{} (lbd {})", status.instance, status.version),
+        ),
+        ("interfaces", or_none(&interfaces)),
+        ("services", status.services.to_string()),
+        ("backends", backends),
+        ("generation", status.generation.to_string()),
+        ("drops", or_none(&drops)),
+    ])
+}
+
+fn or_none(items: &[String]) -> String {
+    match items {
+        [] => "none".to_owned(),
+        items => items.join(", "),
+    }
+}

@@ -1,0 +1,244 @@
+//! The API over its socket: what each route answers, and what it takes.
+
+#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod refusals;
+mod socket;
+
+use http_body_util::{BodyExt as _, Full};
+use hyper::{Method, Request, body::Bytes, client::conn::http1};
+use hyper_util::rt::TokioIo;
+use lb_userspace::{
+    api::{
+        client::{Client, ClientError},
+        dto::{Action, Condition, EditBackend, NewBackend, NewService},
+    },
+    model::{Admin, Mode, ServiceId},
+};
+use serde_json::{Value, json};
+use support::FakeAgent;
+use tokio::net::UnixStream;
+
+const WEB: &str = r#"
+[[service]]
+vip = "10.0.0.1:80/tcp"
+mode = "nat"
+health = { type = "http", path = "/health" }
+backend = [{ address = "10.1.0.2:80" }, { address = "10.1.0.3:81", weight = 3 }]
+"#;
+
+/// One request as any HTTP client would make it: status and JSON body.
+async fn ask(agent: &FakeAgent, method: &str, path: &str, body: impl Into<Bytes>) -> (u16, Value) {
+    let stream = UnixStream::connect(&agent.socket).await.unwrap();
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let request = Request::builder()
+        .method(Method::from_bytes(method.as_bytes()).unwrap())
+        .uri(path)
+        .header("host", "localhost")
+        .body(Full::new(body.into()))
+        .unwrap();
+    let response = sender.send_request(request).await.unwrap();
+    let status = response.status().as_u16();
+    let bytes = response.into_body().collect().await.unwrap().to_bytes();
+    let body = serde_json::from_slice(&bytes).unwrap_or_else(|_| panic!("{status}: {bytes:?}"));
+    (status, body)
+}
+
+fn id(text: &str) -> ServiceId {
+    text.parse().unwrap()
+}
+
+#[tokio::test]
+async fn status_tells_instance_interfaces_tally_and_drops() {
+    let agent = FakeAgent::start(WEB);
+    let (status, body) = ask(&agent, "GET", "/v1/status", "").await;
+    let expected = json!({
+        "instance": "default",
+        "version": env!("CARGO_PKG_VERSION"),
+        "generation": 7,
+        "interfaces": [{"name": "eth0", "mode": "native"}],
+        "services": 1,
+        "backends": {"total": 2, "up": 1, "down": 1, "starting": 0},
+        "drops": {"malformed": 0, "no_backend": 3},
+    });
+    assert_eq!((status, body), (200, expected));
+}
+
+#[tokio::test]
+async fn a_service_is_told_with_its_health_and_backends() {
+    let agent = FakeAgent::start(WEB);
+    let (status, body) = ask(&agent, "GET", "/v1/services/10.0.0.1:80%2Ftcp", "").await;
+    let expected = json!({
+        "id": "10.0.0.1:80/tcp",
+        "mode": "nat",
+        "ring_size": 1004,
+        "health": {"type": "http", "path": "/health", "interval_ms": 1000, "timeout_ms": 500, "rise": 2, "fall": 3},
+        "traffic": {"packets": 2468, "bytes": 113578, "flows": 24},
+        "backends": [
+            {
+                "address": "10.1.0.2:80", "weight": 1, "state": "active", "condition": "up",
+                "last_error": null, "latency_us": 250, "reachable": true, "slots": 502,
+                "traffic": {"packets": 1234, "bytes": 56789, "flows": 12},
+            },
+            {
+                "address": "10.1.0.3:81", "weight": 3, "state": "active", "condition": "down",
+                "last_error": "connection refused", "latency_us": null, "reachable": true, "slots": 0,
+                "traffic": {"packets": 1234, "bytes": 56789, "flows": 12},
+            },
+        ],
+    });
+    assert_eq!((status, &body), (200, &expected));
+    assert_eq!(
+        ask(&agent, "GET", "/v1/services", "").await,
+        (200, json!([expected]))
+    );
+    let backends = ask(&agent, "GET", "/v1/services/10.0.0.1:80%2Ftcp/backends", "").await;
+    assert_eq!(backends, (200, body["backends"].clone()));
+}
+
+#[tokio::test]
+async fn adding_answers_201_and_names_what_changed() {
+    let agent = FakeAgent::start("");
+    let new = json!({"id": "[2001:db8::1]:443/udp", "mode": "ipip"}).to_string();
+    let added = json!({"changed": {"action": "added", "service": "[2001:db8::1]:443/udp"}});
+    assert_eq!(ask(&agent, "POST", "/v1/services", new).await, (201, added));
+
+    let path = "/v1/services/%5B2001:db8::1%5D:443%2Fudp/backends";
+    let (status, body) = ask(&agent, "POST", path, r#"{"address": "[fd00::2]:443"}"#).await;
+    assert_eq!(
+        (status, &body["changed"]["backend"]),
+        (201, &json!("[fd00::2]:443"))
+    );
+
+    let path = "/v1/services/%5B2001:db8::1%5D:443%2Fudp/backends/%5Bfd00::2%5D:443";
+    let (status, body) = ask(&agent, "DELETE", path, "").await;
+    assert_eq!(
+        (status, &body["changed"]["action"]),
+        (200, &json!("removed"))
+    );
+    assert!(
+        agent
+            .state()
+            .service(id("[2001:db8::1]:443/udp"))
+            .unwrap()
+            .backends
+            .is_empty()
+    );
+}
+
+#[tokio::test]
+async fn one_patch_changes_weight_and_state_together() {
+    let agent = FakeAgent::start(WEB);
+    let path = "/v1/services/10.0.0.1:80%2Ftcp/backends/10.1.0.2:80";
+    let (status, body) = ask(
+        &agent,
+        "PATCH",
+        path,
+        r#"{"weight": 9, "state": "draining"}"#,
+    )
+    .await;
+    let expected = json!({"changed": {
+        "action": "edited", "service": "10.0.0.1:80/tcp", "backend": "10.1.0.2:80",
+        "weight": 9, "state": "draining",
+    }});
+    assert_eq!((status, body), (200, expected));
+    let state = agent.state();
+    let backend = &state.service(id("10.0.0.1:80/tcp")).unwrap().backends[0];
+    assert_eq!((backend.weight, backend.admin), (9, Admin::Draining));
+}
+
+#[tokio::test]
+async fn metrics_are_served_as_openmetrics() {
+    let agent = FakeAgent::start(WEB);
+    let stream = UnixStream::connect(&agent.socket).await.unwrap();
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let request = Request::get("/v1/metrics").header("host", "x");
+    let request = request.body(Full::<Bytes>::default()).unwrap();
+    let response = sender.send_request(request).await.unwrap();
+    assert!(
+        response.headers()["content-type"]
+            .to_str()
+            .unwrap()
+            .contains("openmetrics")
+    );
+    let bytes = response.into_body().collect().await.unwrap().to_bytes();
+    assert!(bytes.ends_with(b"# EOF\n"));
+}
+
+#[tokio::test]
+async fn the_client_speaks_every_route() {
+    let agent = FakeAgent::start(WEB);
+    let client = Client::new(agent.socket.clone());
+    let (web, dns) = (id("10.0.0.1:80/tcp"), id("[2001:db8::53]:53/udp"));
+    assert_eq!(client.status().await.unwrap().services, 1);
+    assert_eq!(client.services().await.unwrap()[0].id, web);
+    assert_eq!(
+        client.backends(web).await.unwrap()[1].condition,
+        Condition::Down
+    );
+
+    let address = "[fd00::2]:53".parse().unwrap();
+    let backend = NewBackend {
+        address,
+        weight: 2,
+        state: Admin::Active,
+    };
+    let new = NewService {
+        id: dns,
+        mode: Mode::Ipip,
+        ring_size: None,
+        health: None,
+        backends: vec![],
+    };
+    assert_eq!(
+        client.add_service(&new).await.unwrap().changed.action,
+        Action::Added
+    );
+    assert_eq!(
+        client
+            .add_backend(dns, &backend)
+            .await
+            .unwrap()
+            .changed
+            .backend,
+        Some(address)
+    );
+    let edit = EditBackend {
+        weight: Some(5),
+        state: None,
+    };
+    assert_eq!(
+        client
+            .edit_backend(dns, address, &edit)
+            .await
+            .unwrap()
+            .changed
+            .weight,
+        Some(5)
+    );
+    assert_eq!(client.service(dns).await.unwrap().backends[0].weight, 5);
+    assert_eq!(
+        client
+            .remove_backend(dns, address)
+            .await
+            .unwrap()
+            .changed
+            .action,
+        Action::Removed
+    );
+    assert_eq!(
+        client.remove_service(dns).await.unwrap().changed.service,
+        dns
+    );
+
+    let refused = client.service(dns).await.unwrap_err();
+    assert!(
+        matches!(refused, ClientError::Refused { status: 404, .. }),
+        "{refused:?}"
+    );
+}
