@@ -102,7 +102,11 @@ mod tests {
 
     #[test]
     fn the_example_of_rfc_1071_comes_out() {
-        let sum = Sum::new().add16(0x0001).add16(0xf203).add16(0xf4f5).add16(0xf6f7);
+        let sum = Sum::new()
+            .add16(0x0001)
+            .add16(0xf203)
+            .add16(0xf4f5)
+            .add16(0xf6f7);
         assert_eq!(sum.fold(), 0xddf2);
         assert_eq!(sum.checksum(), 0x220d);
     }

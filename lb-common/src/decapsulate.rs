@@ -52,12 +52,20 @@ fn outer<P: Packet>(packet: &P) -> Option<Outer> {
                 return None;
             }
             let destination = Address::v4(u32::from_ne_bytes(ip.dst_addr));
-            Some(Outer { destination, inner: ip.proto, length: wire::IPV4 })
+            Some(Outer {
+                destination,
+                inner: ip.proto,
+                length: wire::IPV4,
+            })
         }
         wire::ETHER_IPV6 => {
             let ip = packet.header::<Ipv6Hdr>(wire::ETHERNET)?;
             let destination = Address::v6(ip.dst_addr);
-            Some(Outer { destination, inner: ip.next_hdr, length: wire::IPV6 })
+            Some(Outer {
+                destination,
+                inner: ip.next_hdr,
+                length: wire::IPV6,
+            })
         }
         _ => None,
     }
@@ -71,7 +79,10 @@ fn unwrap<P: Packet>(packet: &mut P, outer: &Outer) -> Option<()> {
         protocol::IPV6 if packet.header::<Ipv6Hdr>(inner)?.vcf[0] >> 4 == 6 => wire::ETHER_IPV6,
         _ => return None,
     };
-    let ethernet = EthHdr { ether_type, ..*packet.header::<EthHdr>(0)? };
+    let ethernet = EthHdr {
+        ether_type,
+        ..*packet.header::<EthHdr>(0)?
+    };
     if !packet.shrink_front(outer.length) {
         return None;
     }

@@ -47,13 +47,23 @@ impl Flow {
     /// Where it goes.
     #[inline(always)]
     pub const fn to(&self) -> Endpoint {
-        Endpoint { address: self.destination, port: self.destination_port, protocol: self.protocol, zero: 0 }
+        Endpoint {
+            address: self.destination,
+            port: self.destination_port,
+            protocol: self.protocol,
+            zero: 0,
+        }
     }
 
     /// Where it comes from.
     #[inline(always)]
     pub const fn from(&self) -> Endpoint {
-        Endpoint { address: self.source, port: self.source_port, protocol: self.protocol, zero: 0 }
+        Endpoint {
+            address: self.source,
+            port: self.source_port,
+            protocol: self.protocol,
+            zero: 0,
+        }
     }
 
     /// Both ports in one word, for hashing.
@@ -105,7 +115,10 @@ fn parse_v4<P: Packet>(packet: &P) -> Parsed {
         return Parsed::Foreign;
     }
     let destination = Address::v4(u32::from_ne_bytes(ip.dst_addr));
-    let refused = |reason| Parsed::Refused { destination, reason };
+    let refused = |reason| Parsed::Refused {
+        destination,
+        reason,
+    };
     let length = u16::from_be_bytes(ip.tot_len);
     let header = usize::from(ip.vihl & 0xf) * 4;
     if ip.vihl >> 4 != 4
@@ -139,7 +152,10 @@ fn parse_v6<P: Packet>(packet: &P) -> Parsed {
         return Parsed::Foreign;
     };
     let destination = Address::v6(ip.dst_addr);
-    let refused = |reason| Parsed::Refused { destination, reason };
+    let refused = |reason| Parsed::Refused {
+        destination,
+        reason,
+    };
     let payload = u16::from_be_bytes(ip.payload_len);
     let length = match u16::try_from(wire::IPV6 + usize::from(payload)) {
         Ok(length) if wire::ETHERNET + usize::from(length) <= packet.length() => length,
@@ -173,7 +189,10 @@ fn parse_v6<P: Packet>(packet: &P) -> Parsed {
 /// Follows IPv6 extension headers (RFC 8200 §4) to the first header that is none.
 #[inline(always)]
 fn skip_extensions<P: Packet>(packet: &P, first: u8) -> Result<Transport, DropReason> {
-    let mut found = Transport { protocol: first, offset: wire::ETHERNET + wire::IPV6 };
+    let mut found = Transport {
+        protocol: first,
+        offset: wire::ETHERNET + wire::IPV6,
+    };
     for _ in 0..MAX_EXTENSION_HEADERS {
         if !is_extension(found.protocol) {
             return Ok(found);
@@ -221,7 +240,10 @@ fn extension_length(protocol: u8, header: &ExtensionHdr) -> Result<usize, DropRe
 /// Adds the ports, which must lie within the IP packet.
 #[inline(always)]
 fn transport<P: Packet>(packet: &P, mut flow: Flow) -> Parsed {
-    let truncated = Parsed::Refused { destination: flow.destination, reason: DropReason::Truncated };
+    let truncated = Parsed::Refused {
+        destination: flow.destination,
+        reason: DropReason::Truncated,
+    };
     let end = wire::ETHERNET + usize::from(flow.length);
     if flow.protocol == protocol::TCP {
         match packet.header::<TcpHdr>(flow.transport) {

@@ -42,17 +42,35 @@ pub fn encapsulate<P: Packet>(
     backend: &Backend,
     hash: FlowHash,
 ) -> Result<(), DropReason> {
-    let inner = if flow.destination.is_v4() { protocol::IPV4 } else { protocol::IPV6 };
+    let inner = if flow.destination.is_v4() {
+        protocol::IPV4
+    } else {
+        protocol::IPV6
+    };
     let source = outer_source(backend, hash);
     if backend.address.is_v4() {
-        let length = flow.length.checked_add(wire::IPV4 as u16).ok_or(DropReason::TooLong)?;
+        let length = flow
+            .length
+            .checked_add(wire::IPV4 as u16)
+            .ok_or(DropReason::TooLong)?;
         grow(packet, wire::IPV4)?;
-        *header(packet, wire::ETHERNET)? = outer_v4(flow, length, inner, source.low(), backend.address.low());
-        ethernet(packet, backend.source_mac, backend.destination_mac, wire::ETHER_IPV4)
+        *header(packet, wire::ETHERNET)? =
+            outer_v4(flow, length, inner, source.low(), backend.address.low());
+        ethernet(
+            packet,
+            backend.source_mac,
+            backend.destination_mac,
+            wire::ETHER_IPV4,
+        )
     } else {
         grow(packet, wire::IPV6)?;
         *header(packet, wire::ETHERNET)? = outer_v6(flow, inner, source, backend.address, hash);
-        ethernet(packet, backend.source_mac, backend.destination_mac, wire::ETHER_IPV6)
+        ethernet(
+            packet,
+            backend.source_mac,
+            backend.destination_mac,
+            wire::ETHER_IPV6,
+        )
     }
 }
 
@@ -90,7 +108,13 @@ fn outer_v4(flow: &Flow, length: u16, inner: u8, source: u32, destination: u32) 
 }
 
 #[inline(always)]
-fn outer_v6(flow: &Flow, inner: u8, source: Address, destination: Address, hash: FlowHash) -> Ipv6Hdr {
+fn outer_v6(
+    flow: &Flow,
+    inner: u8,
+    source: Address,
+    destination: Address,
+    hash: FlowHash,
+) -> Ipv6Hdr {
     // The flow label carries entropy for routers on the way (RFC 6438).
     let label = hash.entropy() & 0x000f_ffff;
     let word = (6 << 28) | (u32::from(flow.traffic_class) << 20) | label;
@@ -142,7 +166,13 @@ pub fn rewrite<P: Packet>(
         }
         Sum::new().remove128(old.0).add128(address.0)
     };
-    rewrite_port(packet, flow, end, port, addresses.remove16(old_port).add16(port))
+    rewrite_port(
+        packet,
+        flow,
+        end,
+        port,
+        addresses.remove16(old_port).add16(port),
+    )
 }
 
 #[inline(always)]
@@ -189,7 +219,9 @@ pub fn decrement_ttl<P: Packet>(packet: &mut P, flow: &Flow) -> Result<(), DropR
         let ip = header::<Ipv4Hdr, P>(packet, wire::ETHERNET)?;
         let old = u16::from_ne_bytes([ip.ttl, ip.proto]);
         ip.ttl = one_less(ip.ttl)?;
-        let change = Sum::new().remove16(old).add16(u16::from_ne_bytes([ip.ttl, ip.proto]));
+        let change = Sum::new()
+            .remove16(old)
+            .add16(u16::from_ne_bytes([ip.ttl, ip.proto]));
         ip.check = change.update(u16::from_ne_bytes(ip.check)).to_ne_bytes();
     } else {
         let ip = header::<Ipv6Hdr, P>(packet, wire::ETHERNET)?;
@@ -200,7 +232,11 @@ pub fn decrement_ttl<P: Packet>(packet: &mut P, flow: &Flow) -> Result<(), DropR
 
 #[inline(always)]
 fn one_less(ttl: u8) -> Result<u8, DropReason> {
-    if ttl <= 1 { Err(DropReason::TtlExpired) } else { Ok(ttl - 1) }
+    if ttl <= 1 {
+        Err(DropReason::TtlExpired)
+    } else {
+        Ok(ttl - 1)
+    }
 }
 
 /// Addresses a frame whose ether type stays.
@@ -208,7 +244,11 @@ fn one_less(ttl: u8) -> Result<u8, DropReason> {
 /// # Errors
 /// [`DropReason::Inconsistent`] where there is no Ethernet header.
 #[inline(always)]
-pub fn readdress<P: Packet>(packet: &mut P, source: [u8; 6], destination: [u8; 6]) -> Result<(), DropReason> {
+pub fn readdress<P: Packet>(
+    packet: &mut P,
+    source: [u8; 6],
+    destination: [u8; 6],
+) -> Result<(), DropReason> {
     let ethernet = header::<EthHdr, P>(packet, 0)?;
     ethernet.src_addr = source;
     ethernet.dst_addr = destination;
@@ -222,16 +262,27 @@ fn ethernet<P: Packet>(
     destination: [u8; 6],
     ether_type: u16,
 ) -> Result<(), DropReason> {
-    *header(packet, 0)? = EthHdr { dst_addr: destination, src_addr: source, ether_type };
+    *header(packet, 0)? = EthHdr {
+        dst_addr: destination,
+        src_addr: source,
+        ether_type,
+    };
     Ok(())
 }
 
 #[inline(always)]
 fn grow<P: Packet>(packet: &mut P, bytes: usize) -> Result<(), DropReason> {
-    if packet.grow_front(bytes) { Ok(()) } else { Err(DropReason::NoHeadroom) }
+    if packet.grow_front(bytes) {
+        Ok(())
+    } else {
+        Err(DropReason::NoHeadroom)
+    }
 }
 
 #[inline(always)]
-fn header<T: crate::packet::Header, P: Packet>(packet: &mut P, offset: usize) -> Result<&mut T, DropReason> {
+fn header<T: crate::packet::Header, P: Packet>(
+    packet: &mut P,
+    offset: usize,
+) -> Result<&mut T, DropReason> {
     packet.header_mut(offset).ok_or(DropReason::Inconsistent)
 }

@@ -78,9 +78,18 @@ mod tests {
     use super::*;
 
     const KEY: [u64; HASH_KEY_WORDS] = [
-        0x9e37_79b9_7f4a_7c15, 0xbf58_476d_1ce4_e5b9, 0x94d0_49bb_1331_11eb, 0xd6e8_feb8_6659_fd93,
-        0xa076_1d64_78bd_642f, 0xe703_7ed1_a0b4_28db, 0x8ebc_6af0_9c88_c6e3, 0x5899_65cc_7537_4cc3,
-        0x1d8e_4e27_c47d_124f, 0xeb44_acca_b455_d165, 0x2545_f491_4f6c_dd1d, 0x27bb_2ee6_87b0_b0fd,
+        0x9e37_79b9_7f4a_7c15,
+        0xbf58_476d_1ce4_e5b9,
+        0x94d0_49bb_1331_11eb,
+        0xd6e8_feb8_6659_fd93,
+        0xa076_1d64_78bd_642f,
+        0xe703_7ed1_a0b4_28db,
+        0x8ebc_6af0_9c88_c6e3,
+        0x5899_65cc_7537_4cc3,
+        0x1d8e_4e27_c47d_124f,
+        0xeb44_acca_b455_d165,
+        0x2545_f491_4f6c_dd1d,
+        0x27bb_2ee6_87b0_b0fd,
     ];
 
     fn v6(word: usize, value: u32) -> Address {
@@ -143,10 +152,19 @@ mod tests {
     fn sequential_ports_spread_evenly_over_slots() {
         let mut counts = [0u32; 64];
         for port in 0..64_000u32 {
-            let hash = flow(&KEY, &Address::v4(0x0100_000a), &Address::v4(0x0200_000a), port, 6);
+            let hash = flow(
+                &KEY,
+                &Address::v4(0x0100_000a),
+                &Address::v4(0x0200_000a),
+                port,
+                6,
+            );
             counts[hash.slot(64, 0) as usize] += 1;
         }
-        assert!(counts.iter().all(|&n| (850..=1_150).contains(&n)), "{counts:?}");
+        assert!(
+            counts.iter().all(|&n| (850..=1_150).contains(&n)),
+            "{counts:?}"
+        );
     }
 
     #[test]
@@ -157,7 +175,10 @@ mod tests {
             same += u32::from(hash.slot(100, 0) == hash.slot(100, 1));
             same += u32::from(hash.slot(100, 1) == hash.slot(100, 2));
         }
-        assert!((100..=300).contains(&same), "expected about 200 of 20,000, got {same}");
+        assert!(
+            (100..=300).contains(&same),
+            "expected about 200 of 20,000, got {same}"
+        );
     }
 
     #[test]

@@ -40,7 +40,13 @@ impl Claim {
 
     /// A claim with the paper's `offset` and `skip` given.
     pub const fn with_permutation(id: u16, offset: u32, skip: u32, weight: u16) -> Self {
-        Self { id, weight: weight as u32, position: offset, skip, earned: 0 }
+        Self {
+            id,
+            weight: weight as u32,
+            position: offset,
+            skip,
+            earned: 0,
+        }
     }
 
     /// Whose claim it is.
@@ -64,7 +70,9 @@ impl Claim {
 }
 
 fn digest(words: [u64; 3], seed: u64) -> u64 {
-    words.iter().fold(seed, |state, &word| crate::hash::finish(state ^ word))
+    words
+        .iter()
+        .fold(seed, |state, &word| crate::hash::finish(state ^ word))
 }
 
 /// Fills `owners` (a prime number of slots, at most [`RING_SIZES`]'s largest) with the ids of
@@ -181,7 +189,11 @@ mod tests {
         let mut weights = [1; 100];
         weights[37] = 0;
         let after = ring(&weights, 65_537);
-        let innocent = before.iter().zip(&after).filter(|(b, a)| **b != 37 && a != b).count();
+        let innocent = before
+            .iter()
+            .zip(&after)
+            .filter(|(b, a)| **b != 37 && a != b)
+            .count();
         assert!(innocent as f64 / 65_537.0 < 0.02, "{innocent} slots");
         assert!(!after.contains(&37));
     }
@@ -189,7 +201,9 @@ mod tests {
     #[test]
     fn a_ring_is_the_same_on_every_machine() {
         let owners = ring(&[1, 2, 3], 251);
-        let digest = owners.iter().fold(0u64, |sum, &owner| sum.wrapping_mul(31).wrapping_add(owner.into()));
+        let digest = owners.iter().fold(0u64, |sum, &owner| {
+            sum.wrapping_mul(31).wrapping_add(owner.into())
+        });
         // From an independent implementation of the same definition.
         assert_eq!(digest, 0x6c18_d58a_71c3_e846);
     }
@@ -200,7 +214,12 @@ mod tests {
         assert_ne!(at(1, 80), at(2, 80));
         assert_ne!(at(1, 80), at(1, 81));
         let v6 = |words| Claim::new(0, &Address(words), 80, 1, 65_537);
-        let claims = [v6([1, 0, 0, 0]), v6([0, 1, 0, 0]), v6([0, 0, 1, 0]), v6([0, 0, 0, 1])];
+        let claims = [
+            v6([1, 0, 0, 0]),
+            v6([0, 1, 0, 0]),
+            v6([0, 0, 1, 0]),
+            v6([0, 0, 0, 1]),
+        ];
         for (i, a) in claims.iter().enumerate() {
             assert!(claims[i + 1..].iter().all(|b| a != b), "{claims:?}");
         }

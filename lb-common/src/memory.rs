@@ -4,7 +4,8 @@ use std::{cell::RefCell, collections::BTreeMap, vec::Vec};
 
 use crate::{
     tables::{
-        Address, Backend, Control, Counters, Endpoint, Member, Route, RouteQuery, ServiceEntry, Tables, WayBack,
+        Address, Backend, Control, Counters, Endpoint, Member, Route, RouteQuery, ServiceEntry,
+        Tables, WayBack,
     },
     verdict::{DROP_COUNTERS, DropReason},
 };
@@ -98,16 +99,29 @@ impl Tables for MemoryTables {
 
     fn count_service(&self, index: u32, bytes: u64, new_flow: bool) {
         let mut counted = self.counted.borrow_mut();
-        counted.services.entry(index).or_default().add(bytes, new_flow);
+        counted
+            .services
+            .entry(index)
+            .or_default()
+            .add(bytes, new_flow);
     }
 
     fn count_backend(&self, index: u32, bytes: u64, new_flow: bool) {
         let mut counted = self.counted.borrow_mut();
-        counted.backends.entry(index).or_default().add(bytes, new_flow);
+        counted
+            .backends
+            .entry(index)
+            .or_default()
+            .add(bytes, new_flow);
     }
 
     fn count_drop(&self, reason: DropReason) {
         debug_assert!((reason as u32) < DROP_COUNTERS);
-        *self.counted.borrow_mut().drops.entry(reason as u32).or_default() += 1;
+        *self
+            .counted
+            .borrow_mut()
+            .drops
+            .entry(reason as u32)
+            .or_default() += 1;
     }
 }

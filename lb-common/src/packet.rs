@@ -37,7 +37,11 @@ impl<'a> SlicePacket<'a> {
     /// The frame `buffer[headroom..]`; `headroom` is cut to the buffer's length.
     pub fn new(buffer: &'a mut [u8], headroom: usize, interface: u32) -> Self {
         let start = headroom.min(buffer.len());
-        Self { buffer, start, interface }
+        Self {
+            buffer,
+            start,
+            interface,
+        }
     }
 
     /// The frame's bytes.

@@ -21,7 +21,10 @@ pub fn process<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
             None => to_client(packet, tables, &flow),
         },
         Parsed::Foreign => Ok(Verdict::Pass),
-        Parsed::Refused { destination, reason } if tables.owned(&destination) & owned::VIP != 0 => Err(reason),
+        Parsed::Refused {
+            destination,
+            reason,
+        } if tables.owned(&destination) & owned::VIP != 0 => Err(reason),
         Parsed::Refused { .. } => Ok(Verdict::Pass),
     };
     outcome.unwrap_or_else(|reason| {
@@ -59,14 +62,27 @@ fn to_backend<P: Packet, T: Tables>(
 #[inline(always)]
 fn translate<P: Packet>(packet: &mut P, flow: &Flow, backend: &Backend) -> Result<(), DropReason> {
     forward::decrement_ttl(packet, flow)?;
-    forward::rewrite(packet, flow, End::Destination, backend.address, backend.port)?;
+    forward::rewrite(
+        packet,
+        flow,
+        End::Destination,
+        backend.address,
+        backend.port,
+    )?;
     forward::readdress(packet, backend.source_mac, backend.destination_mac)
 }
 
 /// A `nat` backend's answer on its way to the client; anything else passes untouched.
 #[inline(always)]
-fn to_client<P: Packet, T: Tables>(packet: &mut P, tables: &T, flow: &Flow) -> Result<Verdict, DropReason> {
-    if tables.control().is_none_or(|control| control.features & feature::NAT == 0) {
+fn to_client<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    flow: &Flow,
+) -> Result<Verdict, DropReason> {
+    if tables
+        .control()
+        .is_none_or(|control| control.features & feature::NAT == 0)
+    {
         return Ok(Verdict::Pass);
     }
     let Some(way_back) = tables.way_back(&flow.from()) else {
@@ -77,7 +93,11 @@ fn to_client<P: Packet, T: Tables>(packet: &mut P, tables: &T, flow: &Flow) -> R
         return Ok(Verdict::Pass);
     }
     forward::rewrite(packet, flow, End::Source, way_back.address, way_back.port)?;
-    let query = RouteQuery { source: way_back.address, destination: flow.destination, length: flow.length };
+    let query = RouteQuery {
+        source: way_back.address,
+        destination: flow.destination,
+        length: flow.length,
+    };
     // Without a route or with its TTL at an end, the kernel forwards it or tells the sender why not.
     let Some(route) = tables.route(&query) else {
         return Ok(Verdict::Pass);
@@ -91,5 +111,9 @@ fn to_client<P: Packet, T: Tables>(packet: &mut P, tables: &T, flow: &Flow) -> R
 
 #[inline(always)]
 fn egress<P: Packet>(packet: &P, interface: u32) -> Verdict {
-    if interface == packet.interface() { Verdict::Transmit } else { Verdict::Redirect(interface) }
+    if interface == packet.interface() {
+        Verdict::Transmit
+    } else {
+        Verdict::Redirect(interface)
+    }
 }

@@ -25,7 +25,11 @@ pub struct Service<'t> {
 pub fn service<'t, T: Tables>(tables: &'t T, endpoint: &Endpoint) -> Option<Service<'t>> {
     let index = tables.service(endpoint)?;
     let [even, odd] = &tables.service_entry(index)?.halves;
-    let descriptor = if tables.generation() & 1 == 0 { even } else { odd };
+    let descriptor = if tables.generation() & 1 == 0 {
+        even
+    } else {
+        odd
+    };
     (descriptor.active != 0).then_some(Service { index, descriptor })
 }
 
@@ -33,7 +37,13 @@ pub fn service<'t, T: Tables>(tables: &'t T, endpoint: &Endpoint) -> Option<Serv
 #[inline(always)]
 pub fn hash<T: Tables>(tables: &T, flow: &Flow) -> Option<FlowHash> {
     let key = &tables.control()?.hash_key;
-    Some(crate::hash::flow(key, &flow.source, &flow.destination, flow.ports(), flow.protocol))
+    Some(crate::hash::flow(
+        key,
+        &flow.source,
+        &flow.destination,
+        flow.ports(),
+        flow.protocol,
+    ))
 }
 
 /// The backend that takes a flow.
@@ -61,10 +71,19 @@ pub fn backend<'t, T: Tables>(
 }
 
 #[inline(always)]
-fn slot<T: Tables>(tables: &T, descriptor: &Descriptor, hash: FlowHash, attempt: u32) -> Option<Slot> {
+fn slot<T: Tables>(
+    tables: &T,
+    descriptor: &Descriptor,
+    hash: FlowHash,
+    attempt: u32,
+) -> Option<Slot> {
     let index = descriptor.ring_start + hash.slot(descriptor.ring_size, attempt);
     let pair = tables.slots(index >> 1)?;
-    Some(Slot(if index & 1 == 0 { pair as u32 } else { (pair >> 32) as u32 }))
+    Some(Slot(if index & 1 == 0 {
+        pair as u32
+    } else {
+        (pair >> 32) as u32
+    }))
 }
 
 #[inline(always)]

@@ -18,7 +18,19 @@ pub const FORMAT: u32 = 1;
 
 /// An IP address as four words of network-order bytes.
 #[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Default,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
 )]
 #[repr(C)]
 pub struct Address(pub [u32; 4]);
@@ -92,7 +104,19 @@ impl From<Address> for IpAddr {
 
 /// Address, port and protocol: the key of services and of the way back.
 #[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Default,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
 )]
 #[repr(C)]
 pub struct Endpoint {
@@ -111,7 +135,9 @@ pub const HASH_KEY_WORDS: usize = 12;
 
 /// The one element of the control map. [`Control::generation`] is the one store that switches
 /// every service at once: its lowest bit picks the half of each [`ServiceEntry`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 #[repr(C)]
 pub struct Control {
     /// Rises by one with every switch.
@@ -139,7 +165,9 @@ pub mod mode {
 }
 
 /// A service as of one generation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 #[repr(C)]
 pub struct Descriptor {
     /// 1 while the service exists in this generation, else 0 and nothing else counts.
@@ -167,7 +195,9 @@ pub struct Descriptor {
 }
 
 /// Both halves of a service.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 #[repr(C)]
 pub struct ServiceEntry {
     /// One is in force, the other is written aside.
@@ -236,7 +266,9 @@ impl Slot {
 
 /// One backend of a pool: which entry of the backend map it is. The indirection makes replacing
 /// an entry (a new next hop) one store, and a backend's liveness one word.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 #[repr(C)]
 pub struct Member {
     /// Index in the backend map; 0: nobody.
@@ -247,7 +279,9 @@ pub struct Member {
 
 /// How to reach a backend. Written once, before a [`Member`] names it; only [`Backend::state`]
 /// changes afterwards.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 #[repr(C)]
 pub struct Backend {
     /// Its address.
@@ -281,7 +315,9 @@ pub mod state {
 }
 
 /// What a `nat` backend's answers become.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 #[repr(C)]
 pub struct WayBack {
     /// The VIP's address.
@@ -303,7 +339,9 @@ pub mod owned {
 }
 
 /// Traffic of a service or backend, one CPU's share.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 #[repr(C)]
 pub struct Counters {
     /// Packets forwarded.

@@ -7,11 +7,7 @@
 mod maps;
 mod packet;
 
-use aya_ebpf::{
-    bindings::xdp_action,
-    macros::xdp,
-    programs::XdpContext,
-};
+use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
 use aya_log_ebpf::{debug, trace};
 use lb_common::{pipeline, verdict::Verdict};
 

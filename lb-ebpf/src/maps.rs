@@ -14,7 +14,8 @@ use aya_ebpf::{
 };
 use lb_common::{
     tables::{
-        Address, Backend, Control, Counters, Endpoint, Member, Route, RouteQuery, ServiceEntry, Tables, WayBack,
+        Address, Backend, Control, Counters, Endpoint, Member, Route, RouteQuery, ServiceEntry,
+        Tables, WayBack,
     },
     verdict::{DROP_COUNTERS, DropReason},
 };
@@ -133,7 +134,11 @@ impl Tables for Maps {
         if result != 0 {
             return None;
         }
-        Some(Route { interface: params.ifindex, destination_mac: params.dmac, source_mac: params.smac })
+        Some(Route {
+            interface: params.ifindex,
+            destination_mac: params.dmac,
+            source_mac: params.smac,
+        })
     }
 
     #[inline(always)]

@@ -1,4 +1,13 @@
 //! The agent's one loop, the sole writer of the maps, and the handle through which others ask it.
+//!
+//! What it decides is in `core`, which is synchronous and runs over any dataplane; here is only
+//! who is listened to, and in which order.
+
+mod core;
+mod run;
+
+pub use self::core::Core;
+pub use self::run::{Sources, run};
 
 use tokio::sync::{mpsc, oneshot};
 

@@ -44,7 +44,11 @@ impl MemoryDataplane {
             Operation::Backend(index, backend) => put(&mut tables.backends, *index, *backend),
             Operation::State(index, state) => tables.backends[*index as usize].state = *state,
             Operation::Descriptor(index, half, descriptor) => {
-                let mut entry: ServiceEntry = tables.service_entries.get(*index as usize).copied().unwrap_or_default();
+                let mut entry: ServiceEntry = tables
+                    .service_entries
+                    .get(*index as usize)
+                    .copied()
+                    .unwrap_or_default();
                 entry.halves[*half] = *descriptor;
                 put(&mut tables.service_entries, *index, entry);
             }

@@ -69,7 +69,12 @@ pub struct Capacity {
 
 impl Default for Capacity {
     fn default() -> Self {
-        Self { services: 4_096, backends: 65_536, members: 262_144, slots: 16_777_216 }
+        Self {
+            services: 4_096,
+            backends: 65_536,
+            members: 262_144,
+            slots: 16_777_216,
+        }
     }
 }
 
@@ -86,7 +91,10 @@ pub struct DataplaneError {
 impl DataplaneError {
     /// An error while `doing` something.
     pub fn new(doing: impl Into<String>, cause: &dyn std::fmt::Display) -> Self {
-        Self { doing: doing.into(), cause: cause.to_string() }
+        Self {
+            doing: doing.into(),
+            cause: cause.to_string(),
+        }
     }
 }
 

@@ -31,7 +31,10 @@ pub struct PlacedMember {
 impl PlacedMember {
     /// Where it is reached.
     pub fn address(&self) -> SocketAddr {
-        SocketAddr::new(IpAddr::from(self.backend.address), u16::from_be(self.backend.port))
+        SocketAddr::new(
+            IpAddr::from(self.backend.address),
+            u16::from_be(self.backend.port),
+        )
     }
 }
 
@@ -71,13 +74,17 @@ pub struct Vacant {
 impl Placed {
     /// The member at an address, with its local id.
     pub fn member(&self, address: SocketAddr) -> Option<(u16, &PlacedMember)> {
-        self.members().find(|(_, member)| member.address() == address)
+        self.members()
+            .find(|(_, member)| member.address() == address)
     }
 
     /// Every member, with its local id.
     pub fn members(&self) -> impl Iterator<Item = (u16, &PlacedMember)> {
         let ids = 0u16..;
-        self.members.iter().zip(ids).filter_map(|(member, id)| Some((id, member.as_ref().ok()?)))
+        self.members
+            .iter()
+            .zip(ids)
+            .filter_map(|(member, id)| Some((id, member.as_ref().ok()?)))
     }
 }
 
@@ -170,32 +177,55 @@ impl Layout {
         (layout, repairs)
     }
 
-    fn adopt_service(&mut self, tables: &MemoryTables, key: &Endpoint, index: u32) -> Option<(ServiceId, Placed)> {
+    fn adopt_service(
+        &mut self,
+        tables: &MemoryTables,
+        key: &Endpoint,
+        index: u32,
+    ) -> Option<(ServiceId, Placed)> {
         let id = service_id(key)?;
         let descriptor = tables.service_entries.get(index as usize)?.halves[half(self.generation)];
         if descriptor.active == 0 {
             return None;
         }
         self.service_indices.claim(index);
-        self.slots.claim(descriptor.ring_start, ring_span(descriptor.ring_size));
+        self.slots
+            .claim(descriptor.ring_start, ring_span(descriptor.ring_size));
         let room = members_room(descriptor.members_len);
         self.member_spans.claim(descriptor.members_start, room);
         let members = (0..descriptor.members_len)
             .map(|id| self.adopt_member(tables, descriptor.members_start + id))
             .collect();
-        let placed =
-            Placed { index, descriptor, ring: None, shares: BTreeMap::new(), members, members_room: room };
+        let placed = Placed {
+            index,
+            descriptor,
+            ring: None,
+            shares: BTreeMap::new(),
+            members,
+            members_room: room,
+        };
         Some((id, placed))
     }
 
     fn adopt_member(&mut self, tables: &MemoryTables, index: u32) -> Result<PlacedMember, Vacant> {
-        let member = tables.members.get(index as usize).copied().unwrap_or_default();
-        let Member { backend: entry, generation } = member;
+        let member = tables
+            .members
+            .get(index as usize)
+            .copied()
+            .unwrap_or_default();
+        let Member {
+            backend: entry,
+            generation,
+        } = member;
         match tables.backends.get(entry as usize) {
             Some(&backend) if entry != 0 => {
                 self.entries.claim(entry);
                 self.counters.claim(backend.counters);
-                Ok(PlacedMember { entry, backend, generation })
+                Ok(PlacedMember {
+                    entry,
+                    backend,
+                    generation,
+                })
             }
             _ => Err(Vacant { generation }),
         }

@@ -23,20 +23,11 @@ use lb_common::tables::{Address, Descriptor, Endpoint, WayBack, feature, mode, o
 
 pub use self::layout::{Layout, Placed, PlacedMember, endpoint, endpoint_at, half};
 use crate::{
+    config::Tunnel,
     dataplane::Operation,
     model::{Mode, Service, ServiceId, State},
     neighbours::NextHop,
 };
-
-/// Where encapsulated packets come from: a prefix in whose host bits the source varies with the
-/// flow; the own address towards the backend where there is none.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct TunnelSource {
-    /// IPv4 prefix: address and length.
-    pub v4: Option<(std::net::Ipv4Addr, u8)>,
-    /// IPv6 prefix: address and length.
-    pub v6: Option<(std::net::Ipv6Addr, u8)>,
-}
 
 /// What a plan is made of.
 #[derive(Debug, Clone, Copy)]
@@ -50,12 +41,14 @@ pub struct Inputs<'a> {
     /// Addresses of this host.
     pub own_addresses: &'a BTreeSet<IpAddr>,
     /// Where encapsulated packets come from.
-    pub tunnel: TunnelSource,
+    pub tunnel: Tunnel,
 }
 
 /// The maps have no room. Says for what, and which setting would make room.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("no room for {what}: raise `{setting}` under [limits] in the configuration, then `lbd detach` and start again")]
+#[error(
+    "no room for {what}: raise `{setting}` under [limits] in the configuration, then `lbd detach` and start again"
+)]
 pub struct NoRoom {
     /// For what.
     pub what: String,
@@ -119,10 +112,17 @@ pub fn plan(layout: &Layout, inputs: &Inputs<'_>) -> Result<Plan, NoRoom> {
 
 impl Draft {
     fn remove_services(&mut self, state: &State) {
-        let gone: Vec<ServiceId> =
-            self.layout.services.keys().copied().filter(|&id| state.service(id).is_none()).collect();
+        let gone: Vec<ServiceId> = self
+            .layout
+            .services
+            .keys()
+            .copied()
+            .filter(|&id| state.service(id).is_none())
+            .collect();
         for id in gone {
-            let Some(placed) = self.layout.services.remove(&id) else { continue };
+            let Some(placed) = self.layout.services.remove(&id) else {
+                continue;
+            };
             self.descriptors.push((placed.index, Descriptor::default()));
             self.after.push(Operation::Unlink(endpoint(id)));
             self.release(&placed);
@@ -135,7 +135,9 @@ impl Draft {
             self.released.counters.push(member.backend.counters);
         }
         if placed.members_room > 0 {
-            self.released.member_spans.push(placed.descriptor.members_start);
+            self.released
+                .member_spans
+                .push(placed.descriptor.members_start);
         }
         self.release_ring(&placed.descriptor);
         self.released.services.push(placed.index);
@@ -169,11 +171,10 @@ impl Draft {
     }
 
     fn new_service(&mut self, id: ServiceId) -> Result<Placed, NoRoom> {
-        let index = self
-            .layout
-            .service_indices
-            .take()
-            .ok_or_else(|| NoRoom { what: format!("service {id}"), setting: "services" })?;
+        let index = self.layout.service_indices.take().ok_or_else(|| NoRoom {
+            what: format!("service {id}"),
+            setting: "services",
+        })?;
         self.before.push(Operation::ZeroService(index));
         self.before.push(Operation::Link(endpoint(id), index));
         Ok(Placed {
@@ -189,9 +190,16 @@ impl Draft {
     fn set_ways_back(&mut self, state: &State) {
         let mut wanted: BTreeMap<Endpoint, WayBack> = BTreeMap::new();
         for service in state.services().filter(|service| service.mode == Mode::Nat) {
-            let Some(placed) = self.layout.services.get(&service.id) else { continue };
+            let Some(placed) = self.layout.services.get(&service.id) else {
+                continue;
+            };
             let vip = endpoint(service.id);
-            let back = WayBack { address: vip.address, port: vip.port, zero: 0, service: placed.index };
+            let back = WayBack {
+                address: vip.address,
+                port: vip.port,
+                zero: 0,
+                service: placed.index,
+            };
             for backend in &service.backends {
                 wanted.insert(endpoint_at(backend.address, service.id.protocol), back);
             }
@@ -202,12 +210,21 @@ impl Draft {
                 self.before.push(Operation::WayBack(key, back));
             }
         }
-        for &key in self.layout.ways_back.keys().filter(|key| !wanted.contains_key(key)) {
+        for &key in self
+            .layout
+            .ways_back
+            .keys()
+            .filter(|key| !wanted.contains_key(key))
+        {
             self.after.push(Operation::ForgetWayBack(key));
         }
         let features = if wanted.is_empty() { 0 } else { feature::NAT };
         if features != self.layout.features {
-            let list = if features == 0 { &mut self.after } else { &mut self.before };
+            let list = if features == 0 {
+                &mut self.after
+            } else {
+                &mut self.before
+            };
             list.push(Operation::Features(features));
         }
         self.layout.features = features;
@@ -227,7 +244,12 @@ impl Draft {
                 self.before.push(Operation::Own(address, bits));
             }
         }
-        for &address in self.layout.owned.keys().filter(|address| !wanted.contains_key(address)) {
+        for &address in self
+            .layout
+            .owned
+            .keys()
+            .filter(|address| !wanted.contains_key(address))
+        {
             self.after.push(Operation::Disown(address));
         }
         self.layout.owned = wanted;
@@ -239,7 +261,9 @@ impl Draft {
         if !self.descriptors.is_empty() {
             let generation = self.layout.generation + 1;
             let write = |to: usize| {
-                self.descriptors.iter().map(move |&(index, descriptor)| Operation::Descriptor(index, to, descriptor))
+                self.descriptors
+                    .iter()
+                    .map(move |&(index, descriptor)| Operation::Descriptor(index, to, descriptor))
             };
             operations.extend(write(half(generation)));
             operations.push(Operation::Switch(generation));
@@ -251,17 +275,36 @@ impl Draft {
         }
         operations.extend(self.after);
         self.released.give_back(&mut self.layout);
-        Plan { operations, layout: self.layout }
+        Plan {
+            operations,
+            layout: self.layout,
+        }
     }
 }
 
 impl Released {
     fn give_back(self, layout: &mut Layout) {
-        let Self { services, entries, counters, rings, member_spans } = self;
-        services.into_iter().for_each(|index| layout.service_indices.release(index));
-        entries.into_iter().for_each(|index| layout.entries.release(index));
-        counters.into_iter().for_each(|index| layout.counters.release(index));
-        rings.into_iter().for_each(|start| layout.slots.release(start));
-        member_spans.into_iter().for_each(|start| layout.member_spans.release(start));
+        let Self {
+            services,
+            entries,
+            counters,
+            rings,
+            member_spans,
+        } = self;
+        services
+            .into_iter()
+            .for_each(|index| layout.service_indices.release(index));
+        entries
+            .into_iter()
+            .for_each(|index| layout.entries.release(index));
+        counters
+            .into_iter()
+            .for_each(|index| layout.counters.release(index));
+        rings
+            .into_iter()
+            .for_each(|start| layout.slots.release(start));
+        member_spans
+            .into_iter()
+            .for_each(|start| layout.member_spans.release(start));
     }
 }

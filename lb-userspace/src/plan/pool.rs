@@ -11,10 +11,11 @@ use lb_common::{
 };
 
 use super::{
-    Draft, Inputs, NoRoom, TunnelSource,
+    Draft, Inputs, NoRoom,
     layout::{Placed, PlacedMember, Ring, Vacant, members_room, ring_span},
 };
 use crate::{
+    config::Tunnel,
     dataplane::Operation,
     model::{self, Admin, Service},
     neighbours::NextHop,
@@ -29,8 +30,10 @@ impl Draft {
         placed: &mut Placed,
         inputs: &Inputs<'_>,
     ) -> Result<(), NoRoom> {
-        let current: BTreeMap<SocketAddr, u16> =
-            placed.members().map(|(id, member)| (member.address(), id)).collect();
+        let current: BTreeMap<SocketAddr, u16> = placed
+            .members()
+            .map(|(id, member)| (member.address(), id))
+            .collect();
         for backend in &service.backends {
             match current.get(&backend.address) {
                 Some(&id) => self.refresh_member(service, backend, placed, id, inputs)?,
@@ -59,7 +62,8 @@ impl Draft {
         };
         let wanted = entry(service, backend, Some(&member.backend), inputs);
         if wanted.state != member.backend.state {
-            self.before.push(Operation::State(member.entry, wanted.state));
+            self.before
+                .push(Operation::State(member.entry, wanted.state));
             member.backend.state = wanted.state;
         }
         if wanted != member.backend {
@@ -81,15 +85,27 @@ impl Draft {
     ) -> Result<(), NoRoom> {
         let index = self.take_entry(service)?;
         let mut wanted = entry(service, backend, None, inputs);
-        wanted.counters = self.layout.counters.take().ok_or_else(|| no_backends(service))?;
+        wanted.counters = self
+            .layout
+            .counters
+            .take()
+            .ok_or_else(|| no_backends(service))?;
         self.before.push(Operation::ZeroBackend(wanted.counters));
         self.before.push(Operation::Backend(index, wanted));
-        let id = placed.members.iter().position(Result::is_err).unwrap_or(placed.members.len());
+        let id = placed
+            .members
+            .iter()
+            .position(Result::is_err)
+            .unwrap_or(placed.members.len());
         let generation = match placed.members.get(id) {
             Some(Err(vacant)) => vacant.generation,
             _ => 0,
         };
-        let member = Ok(PlacedMember { entry: index, backend: wanted, generation });
+        let member = Ok(PlacedMember {
+            entry: index,
+            backend: wanted,
+            generation,
+        });
         match placed.members.get_mut(id) {
             Some(slot) => *slot = member,
             None => placed.members.push(member),
@@ -103,9 +119,15 @@ impl Draft {
 
     fn move_members(&mut self, service: &Service, placed: &mut Placed) -> Result<(), NoRoom> {
         let room = members_room(placed.members.len() as u32);
-        let start = self.layout.member_spans.take(room).ok_or_else(|| no_backends(service))?;
+        let start = self
+            .layout
+            .member_spans
+            .take(room)
+            .ok_or_else(|| no_backends(service))?;
         if placed.members_room > 0 {
-            self.released.member_spans.push(placed.descriptor.members_start);
+            self.released
+                .member_spans
+                .push(placed.descriptor.members_start);
         }
         placed.descriptor.members_start = start;
         placed.members_room = room;
@@ -125,14 +147,19 @@ impl Draft {
             if let Ok(member) = slot {
                 self.released.entries.push(member.entry);
                 self.released.counters.push(member.backend.counters);
-                *slot = Err(Vacant { generation: member.generation.wrapping_add(1) });
+                *slot = Err(Vacant {
+                    generation: member.generation.wrapping_add(1),
+                });
             }
             self.after.push(write(placed, id));
         }
     }
 
     fn take_entry(&mut self, service: &Service) -> Result<u32, NoRoom> {
-        self.layout.entries.take().ok_or_else(|| no_backends(service))
+        self.layout
+            .entries
+            .take()
+            .ok_or_else(|| no_backends(service))
     }
 
     /// Builds the ring anew where its claims or its size have changed.
@@ -150,15 +177,22 @@ impl Draft {
         placed.descriptor.ring_start = 0;
         placed.shares = BTreeMap::new();
         if !ring.claims.is_empty() {
-            let start = self.layout.slots.take(ring_span(ring.size)).ok_or_else(|| NoRoom {
-                what: format!("the ring of service {} ({} slots)", service.id, ring.size),
-                setting: "ring_slots",
-            })?;
+            let start = self
+                .layout
+                .slots
+                .take(ring_span(ring.size))
+                .ok_or_else(|| NoRoom {
+                    what: format!("the ring of service {} ({} slots)", service.id, ring.size),
+                    setting: "ring_slots",
+                })?;
             let owners = build(&ring, placed);
             for &owner in &owners {
                 *placed.shares.entry(owner).or_default() += 1;
             }
-            let slots = owners.iter().map(|&owner| Slot::steady(owner.into())).collect();
+            let slots = owners
+                .iter()
+                .map(|&owner| Slot::steady(owner.into()))
+                .collect();
             self.before.push(Operation::Slots { start, slots });
             placed.descriptor.ring_start = start;
             placed.descriptor.ring_size = ring.size;
@@ -169,21 +203,35 @@ impl Draft {
 }
 
 fn no_backends(service: &Service) -> NoRoom {
-    NoRoom { what: format!("the backends of service {}", service.id), setting: "backends" }
+    NoRoom {
+        what: format!("the backends of service {}", service.id),
+        setting: "backends",
+    }
 }
 
 /// The store that makes a member what `placed` says of it.
 fn write(placed: &Placed, id: u16) -> Operation {
     let member = match &placed.members[usize::from(id)] {
-        Ok(member) => Member { backend: member.entry, generation: member.generation },
-        Err(vacant) => Member { backend: 0, generation: vacant.generation },
+        Ok(member) => Member {
+            backend: member.entry,
+            generation: member.generation,
+        },
+        Err(vacant) => Member {
+            backend: 0,
+            generation: vacant.generation,
+        },
     };
     Operation::Member(placed.descriptor.members_start + u32::from(id), member)
 }
 
 /// What a backend's entry should hold; `current` keeps its counters, and its next hop as long
 /// as no other is known.
-fn entry(service: &Service, backend: &model::Backend, current: Option<&Backend>, inputs: &Inputs<'_>) -> Backend {
+fn entry(
+    service: &Service,
+    backend: &model::Backend,
+    current: Option<&Backend>,
+    inputs: &Inputs<'_>,
+) -> Backend {
     let down = inputs.down.contains(&(service.id, backend.address));
     let mut wanted = Backend {
         address: backend.address.ip().into(),
@@ -207,7 +255,7 @@ fn entry(service: &Service, backend: &model::Backend, current: Option<&Backend>,
     wanted
 }
 
-fn set_next_hop(wanted: &mut Backend, next_hop: &NextHop, tunnel: TunnelSource) {
+fn set_next_hop(wanted: &mut Backend, next_hop: &NextHop, tunnel: Tunnel) {
     wanted.interface = next_hop.interface;
     wanted.source_mac = next_hop.source_mac;
     wanted.destination_mac = next_hop.destination_mac;
@@ -215,15 +263,20 @@ fn set_next_hop(wanted: &mut Backend, next_hop: &NextHop, tunnel: TunnelSource) 
 }
 
 /// The outer source, and the bits of its last word that vary with the flow.
-fn outer_source(own: IpAddr, tunnel: TunnelSource) -> (Address, u32) {
+fn outer_source(own: IpAddr, tunnel: Tunnel) -> (Address, u32) {
     let host_bits = |bits: u32| u32::MAX.checked_shr(32 - bits.min(32)).unwrap_or(0).to_be();
     match own {
-        IpAddr::V4(_) => match tunnel.v4 {
-            Some((prefix, length)) => (IpAddr::V4(prefix).into(), host_bits(32 - u32::from(length))),
+        IpAddr::V4(_) => match tunnel.source_v4 {
+            Some((prefix, length)) => {
+                (IpAddr::V4(prefix).into(), host_bits(32 - u32::from(length)))
+            }
             None => (own.into(), 0),
         },
-        IpAddr::V6(_) => match tunnel.v6 {
-            Some((prefix, length)) => (IpAddr::V6(prefix).into(), host_bits(128 - u32::from(length))),
+        IpAddr::V6(_) => match tunnel.source_v6 {
+            Some((prefix, length)) => (
+                IpAddr::V6(prefix).into(),
+                host_bits(128 - u32::from(length)),
+            ),
             None => (own.into(), 0),
         },
     }
@@ -243,10 +296,15 @@ fn wanted_ring(service: &Service, placed: &Placed) -> Ring {
         })
         .collect();
     // Down and drained backends count, so that a failure does not change the size.
-    let current = placed.ring.as_ref().map(|ring| ring.size).or_else(|| match placed.descriptor.ring_size {
-        0 => None,
-        size => Some(size),
-    });
+    let current =
+        placed
+            .ring
+            .as_ref()
+            .map(|ring| ring.size)
+            .or_else(|| match placed.descriptor.ring_size {
+                0 => None,
+                size => Some(size),
+            });
     let size = service
         .ring_size
         .unwrap_or_else(|| maglev::suitable_size(service.backends.len(), current));
@@ -259,12 +317,21 @@ fn build(ring: &Ring, placed: &Placed) -> Vec<u16> {
         .iter()
         .filter_map(|&(id, weight)| {
             let member = placed.members.get(usize::from(id))?.as_ref().ok()?;
-            Some(Claim::new(id, &member.backend.address, member.backend.port, weight, ring.size))
+            Some(Claim::new(
+                id,
+                &member.backend.address,
+                member.backend.port,
+                weight,
+                ring.size,
+            ))
         })
         .collect();
     // In the order of addresses, which every balancer shares, not in that of local ids.
     claims.sort_by_key(|claim| {
-        let member = placed.members.get(usize::from(claim.id())).and_then(|member| member.as_ref().ok());
+        let member = placed
+            .members
+            .get(usize::from(claim.id()))
+            .and_then(|member| member.as_ref().ok());
         member.map(PlacedMember::address)
     });
     let mut owners = vec![maglev::NOBODY; ring.size as usize];

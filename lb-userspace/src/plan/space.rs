@@ -13,7 +13,11 @@ pub struct Indices {
 impl Indices {
     /// The indices from `first` to below `limit`, all free.
     pub fn new(first: u32, limit: u32) -> Self {
-        Self { used: BTreeSet::new(), first, limit }
+        Self {
+            used: BTreeSet::new(),
+            first,
+            limit,
+        }
     }
 
     /// The lowest free index, now used.
@@ -47,6 +51,7 @@ impl Indices {
     }
 
     /// How many are used.
+    #[cfg(test)]
     pub fn used(&self) -> usize {
         self.used.len()
     }
@@ -62,7 +67,10 @@ pub struct Spans {
 impl Spans {
     /// An array of `limit` elements, all free.
     pub fn new(limit: u32) -> Self {
-        Self { used: BTreeMap::new(), limit }
+        Self {
+            used: BTreeMap::new(),
+            limit,
+        }
     }
 
     /// Start of a free span of `length` elements, now used.
@@ -94,6 +102,7 @@ impl Spans {
     }
 
     /// Elements used.
+    #[cfg(test)]
     pub fn used(&self) -> u32 {
         self.used.values().sum()
     }
@@ -108,7 +117,10 @@ mod tests {
     #[test]
     fn indices_are_reused_lowest_first_and_end_at_the_limit() {
         let mut indices = Indices::new(1, 4);
-        assert_eq!([indices.take(), indices.take(), indices.take()], [Some(1), Some(2), Some(3)]);
+        assert_eq!(
+            [indices.take(), indices.take(), indices.take()],
+            [Some(1), Some(2), Some(3)]
+        );
         assert_eq!(indices.take(), None);
         indices.release(2);
         assert_eq!(indices.take(), Some(2));

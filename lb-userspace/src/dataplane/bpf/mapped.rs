@@ -35,7 +35,12 @@ impl<T: FromBytes + IntoBytes + Immutable + Copy> Mapped<T> {
             .len(bytes)
             .map_raw(fd.as_fd().as_raw_fd())
             .map_err(|error| DataplaneError::new(format!("mapping {name}"), &error))?;
-        Ok(Self { memory, length, name, element: PhantomData })
+        Ok(Self {
+            memory,
+            length,
+            name,
+            element: PhantomData,
+        })
     }
 
     /// Elements of the array.
@@ -46,7 +51,10 @@ impl<T: FromBytes + IntoBytes + Immutable + Copy> Mapped<T> {
     fn at(&self, index: u32) -> Result<*mut T, DataplaneError> {
         if index >= self.length {
             let problem = format!("index {index} of {}", self.length);
-            return Err(DataplaneError::new(format!("writing {}", self.name), &problem));
+            return Err(DataplaneError::new(
+                format!("writing {}", self.name),
+                &problem,
+            ));
         }
         // SAFETY: within the mapping, which holds `length` elements of `STRIDE` bytes.
         Ok(unsafe { self.memory.as_mut_ptr().add(index as usize * Self::STRIDE) }.cast())
@@ -77,7 +85,12 @@ impl<T: FromBytes + IntoBytes + Immutable + Copy> Mapped<T> {
     ///
     /// # Errors
     /// The index is out of bounds.
-    pub fn store_word(&mut self, index: u32, word: usize, value: u64) -> Result<(), DataplaneError> {
+    pub fn store_word(
+        &mut self,
+        index: u32,
+        word: usize,
+        value: u64,
+    ) -> Result<(), DataplaneError> {
         assert!(word * 8 + 8 <= size_of::<T>() && align_of::<T>() >= 4);
         let element = self.at(index)?.cast::<AtomicU64>();
         // SAFETY: the word lies within the element and is aligned, and the program reads it whole.
@@ -105,11 +118,21 @@ impl Mapped<ServiceEntry> {
     ///
     /// # Errors
     /// The index is out of bounds.
-    pub fn set_half(&mut self, index: u32, half: usize, descriptor: Descriptor) -> Result<(), DataplaneError> {
+    pub fn set_half(
+        &mut self,
+        index: u32,
+        half: usize,
+        descriptor: Descriptor,
+    ) -> Result<(), DataplaneError> {
         let entry = self.at(index)?;
         assert!(half < 2);
         // SAFETY: one of the two halves of a valid, aligned element.
-        unsafe { (&raw mut (*entry).halves).cast::<Descriptor>().add(half).write_volatile(descriptor) };
+        unsafe {
+            (&raw mut (*entry).halves)
+                .cast::<Descriptor>()
+                .add(half)
+                .write_volatile(descriptor)
+        };
         Ok(())
     }
 }

@@ -6,7 +6,10 @@ use aya::{
 };
 use lb_common::{
     memory::MemoryTables,
-    tables::{Address, Backend, Control, Counters, Endpoint, HASH_KEY_WORDS, Member, ServiceEntry, Slot, WayBack},
+    tables::{
+        Address, Backend, Control, Counters, Endpoint, HASH_KEY_WORDS, Member, ServiceEntry, Slot,
+        WayBack,
+    },
 };
 use zerocopy::{FromBytes, IntoBytes, transmute};
 
@@ -47,15 +50,20 @@ pub const NAMES: [&str; 11] = [
 ];
 
 fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, DataplaneError> {
-    ebpf.take_map(name)
-        .ok_or_else(|| DataplaneError::new(format!("looking for map {name}"), &"the object has none of that name"))
+    ebpf.take_map(name).ok_or_else(|| {
+        DataplaneError::new(
+            format!("looking for map {name}"),
+            &"the object has none of that name",
+        )
+    })
 }
 
 fn typed<T: TryFrom<Map>>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, DataplaneError>
 where
     T::Error: std::fmt::Display,
 {
-    T::try_from(take(ebpf, name)?).map_err(|error| DataplaneError::new(format!("opening map {name}"), &error))
+    T::try_from(take(ebpf, name)?)
+        .map_err(|error| DataplaneError::new(format!("opening map {name}"), &error))
 }
 
 fn mapped<T>(ebpf: &mut Ebpf, name: &'static str) -> Result<Mapped<T>, DataplaneError>
@@ -63,9 +71,14 @@ where
     T: FromBytes + IntoBytes + zerocopy::Immutable + Copy,
 {
     let Map::Array(data) = take(ebpf, name)? else {
-        return Err(DataplaneError::new(format!("opening map {name}"), &"it is not an array"));
+        return Err(DataplaneError::new(
+            format!("opening map {name}"),
+            &"it is not an array",
+        ));
     };
-    let info = data.info().map_err(|error| DataplaneError::new(format!("asking about map {name}"), &error))?;
+    let info = data
+        .info()
+        .map_err(|error| DataplaneError::new(format!("asking about map {name}"), &error))?;
     Mapped::new(data.fd(), info.max_entries(), name)
 }
 
@@ -104,7 +117,13 @@ impl Maps {
     /// Never, for a map with its one element.
     pub fn set_hash_key(&mut self, hash_key: [u64; HASH_KEY_WORDS]) -> Result<(), DataplaneError> {
         let control = self.control.get(0)?;
-        self.control.set(0, Control { hash_key, ..control })
+        self.control.set(
+            0,
+            Control {
+                hash_key,
+                ..control
+            },
+        )
     }
 
     fn execute_one(&mut self, operation: &Operation) -> Result<(), DataplaneError> {
@@ -121,30 +140,43 @@ impl Maps {
             }
             Operation::Link(endpoint, index) => {
                 let key: Raw<20> = transmute!(*endpoint);
-                self.services.insert(key, index, 0).map_err(|e| DataplaneError::new("adding a service", &e))
+                self.services
+                    .insert(key, index, 0)
+                    .map_err(|e| DataplaneError::new("adding a service", &e))
             }
             Operation::Unlink(endpoint) => {
                 let key: Raw<20> = transmute!(*endpoint);
-                self.services.remove(&key).map_err(|e| DataplaneError::new("removing a service", &e))
+                self.services
+                    .remove(&key)
+                    .map_err(|e| DataplaneError::new("removing a service", &e))
             }
             Operation::WayBack(endpoint, back) => {
                 let (key, value): (Raw<20>, Raw<24>) = (transmute!(*endpoint), transmute!(*back));
-                self.ways_back.insert(key, value, 0).map_err(|e| DataplaneError::new("adding a way back", &e))
+                self.ways_back
+                    .insert(key, value, 0)
+                    .map_err(|e| DataplaneError::new("adding a way back", &e))
             }
             Operation::ForgetWayBack(endpoint) => {
                 let key: Raw<20> = transmute!(*endpoint);
-                self.ways_back.remove(&key).map_err(|e| DataplaneError::new("removing a way back", &e))
+                self.ways_back
+                    .remove(&key)
+                    .map_err(|e| DataplaneError::new("removing a way back", &e))
             }
             Operation::Own(address, bits) => {
                 let key: Raw<16> = transmute!(*address);
-                self.owned.insert(key, bits, 0).map_err(|e| DataplaneError::new("adding an own address", &e))
+                self.owned
+                    .insert(key, bits, 0)
+                    .map_err(|e| DataplaneError::new("adding an own address", &e))
             }
             Operation::Disown(address) => {
                 let key: Raw<16> = transmute!(*address);
-                self.owned.remove(&key).map_err(|e| DataplaneError::new("removing an own address", &e))
+                self.owned
+                    .remove(&key)
+                    .map_err(|e| DataplaneError::new("removing an own address", &e))
             }
             Operation::Features(features) => {
-                self.control.store_word(0, FEATURES_WORD, u64::from(*features))
+                self.control
+                    .store_word(0, FEATURES_WORD, u64::from(*features))
             }
             Operation::ZeroService(index) => zero(&mut self.service_counters, *index),
             Operation::ZeroBackend(index) => zero(&mut self.backend_counters, *index),
@@ -157,7 +189,8 @@ impl Maps {
         for (index, pair) in (start / 2..).zip(slots.chunks(2)) {
             let high = pair.get(1).map_or(0, |slot| slot.0);
             let low = pair.first().map_or(0, |slot| slot.0);
-            self.slots.set(index, u64::from(low) | (u64::from(high) << 32))?;
+            self.slots
+                .set(index, u64::from(low) | (u64::from(high) << 32))?;
         }
         Ok(())
     }
@@ -168,7 +201,9 @@ const FEATURES_WORD: usize = 1 + HASH_KEY_WORDS;
 const _: () = assert!(std::mem::offset_of!(Control, features) == FEATURES_WORD * 8);
 
 fn sum(map: &PerCpuCounters, index: u32) -> Result<Counters, DataplaneError> {
-    let values = map.get(&index, 0).map_err(|error| DataplaneError::new("reading counters", &error))?;
+    let values = map
+        .get(&index, 0)
+        .map_err(|error| DataplaneError::new("reading counters", &error))?;
     let mut total = Counters::default();
     for &[packets, bytes, flows] in values.iter() {
         total.packets = total.packets.wrapping_add(packets);
@@ -196,11 +231,14 @@ impl Dataplane for Maps {
     }
 
     fn execute(&mut self, operations: &[Operation]) -> Result<(), DataplaneError> {
-        operations.iter().try_for_each(|operation| self.execute_one(operation))
+        operations
+            .iter()
+            .try_for_each(|operation| self.execute_one(operation))
     }
 
     fn read(&self) -> Result<MemoryTables, DataplaneError> {
-        let mut tables = MemoryTables { control: self.control.get(0)?, ..MemoryTables::default() };
+        let mut tables = MemoryTables::default();
+        tables.control = self.control.get(0)?;
         let failed = |error: aya::maps::MapError| DataplaneError::new("reading the maps", &error);
         for item in self.services.iter() {
             let (key, index) = item.map_err(failed)?;
@@ -231,14 +269,21 @@ impl Dataplane for Maps {
     }
 
     fn drops(&self) -> Result<Vec<u64>, DataplaneError> {
-        let total = |values: PerCpuValues<u64>| values.iter().fold(0u64, |sum, &n| sum.wrapping_add(n));
+        let total =
+            |values: PerCpuValues<u64>| values.iter().fold(0u64, |sum, &n| sum.wrapping_add(n));
         self.drops
             .iter()
-            .map(|values| values.map(total).map_err(|error| DataplaneError::new("reading drop counters", &error)))
+            .map(|values| {
+                values
+                    .map(total)
+                    .map_err(|error| DataplaneError::new("reading drop counters", &error))
+            })
             .collect()
     }
 }
 
-fn all<T: FromBytes + IntoBytes + zerocopy::Immutable + Copy>(map: &Mapped<T>) -> Result<Vec<T>, DataplaneError> {
+fn all<T: FromBytes + IntoBytes + zerocopy::Immutable + Copy>(
+    map: &Mapped<T>,
+) -> Result<Vec<T>, DataplaneError> {
     (0..map.length()).map(|index| map.get(index)).collect()
 }

@@ -4,6 +4,7 @@
 //! `maps`, links under `links/INTERFACE.MODE`. A restarted agent takes up those maps, and replaces
 //! the program of those links in one step.
 
+pub mod decap;
 mod grace;
 mod mapped;
 mod maps;
@@ -66,7 +67,9 @@ pub struct Pins {
 impl Pins {
     /// The pins of instance `name` under the BPF file system at `bpffs`.
     pub fn new(bpffs: &Path, name: &str) -> Self {
-        Self { root: bpffs.join("lbd").join(name) }
+        Self {
+            root: bpffs.join("lbd").join(name),
+        }
     }
 
     fn version(&self) -> PathBuf {
@@ -160,7 +163,13 @@ impl Program {
         if let Some(pins) = &options.pins {
             for directory in [pins.maps(), pins.links()] {
                 fs::create_dir_all(&directory).map_err(|error| {
-                    DataplaneError::new(format!("making {} (is a BPF file system mounted?)", directory.display()), &error)
+                    DataplaneError::new(
+                        format!(
+                            "making {} (is a BPF file system mounted?)",
+                            directory.display()
+                        ),
+                        &error,
+                    )
                 })?;
             }
             for name in maps::NAMES {
@@ -171,7 +180,10 @@ impl Program {
             .load(LB_OBJECT)
             .map_err(|error| DataplaneError::new("loading the BPF object", &chain(&error)))?;
         let maps = Maps::take(&mut ebpf)?;
-        let mut program = Self { ebpf, pins: options.pins.clone() };
+        let mut program = Self {
+            ebpf,
+            pins: options.pins.clone(),
+        };
         program
             .xdp()?
             .load()
@@ -187,7 +199,10 @@ impl Program {
         let program = self.ebpf.program_mut("lb").map(<&mut Xdp>::try_from);
         match program {
             Some(Ok(xdp)) => Ok(xdp),
-            _ => Err(DataplaneError::new("looking for program lb", &"the object has no XDP program of that name")),
+            _ => Err(DataplaneError::new(
+                "looking for program lb",
+                &"the object has no XDP program of that name",
+            )),
         }
     }
 
@@ -212,21 +227,35 @@ impl Program {
                 Err(error) => last = Some(error),
             }
         }
-        Err(last.unwrap_or_else(|| DataplaneError::new(format!("attaching to {interface}"), &"no mode was allowed")))
+        Err(last.unwrap_or_else(|| {
+            DataplaneError::new(format!("attaching to {interface}"), &"no mode was allowed")
+        }))
     }
 
     /// Replaces the program of a pinned link, where there is a live one.
-    fn take_over(&mut self, interface: &str, modes: &[Mode]) -> Result<Option<Mode>, DataplaneError> {
-        let Some(pins) = self.pins.clone() else { return Ok(None) };
+    fn take_over(
+        &mut self,
+        interface: &str,
+        modes: &[Mode],
+    ) -> Result<Option<Mode>, DataplaneError> {
+        let Some(pins) = self.pins.clone() else {
+            return Ok(None);
+        };
         for mode in [Mode::Native, Mode::Generic] {
             let path = pins.link(interface, mode);
-            let Ok(pinned) = PinnedLink::from_pin(&path) else { continue };
+            let Ok(pinned) = PinnedLink::from_pin(&path) else {
+                continue;
+            };
             if modes.contains(&mode) && self.update(interface, pinned.into())? {
                 return Ok(Some(mode));
             }
             // The interface has gone since, or the mode is no longer wanted.
-            fs::remove_file(&path)
-                .map_err(|error| DataplaneError::new(format!("removing the stale link {}", path.display()), &error))?;
+            fs::remove_file(&path).map_err(|error| {
+                DataplaneError::new(
+                    format!("removing the stale link {}", path.display()),
+                    &error,
+                )
+            })?;
         }
         Ok(None)
     }
@@ -239,8 +268,15 @@ impl Program {
         let xdp = self.xdp()?;
         match xdp.attach_to_link(link) {
             // The pin keeps it; dropping this handle does not detach.
-            Ok(id) => xdp.take_link(id).map(|_| true).map_err(|error| failed(&error)),
-            Err(ProgramError::SyscallError(call)) if call.io_error.raw_os_error() == Some(libc::ENOLINK) => Ok(false),
+            Ok(id) => xdp
+                .take_link(id)
+                .map(|_| true)
+                .map_err(|error| failed(&error)),
+            Err(ProgramError::SyscallError(call))
+                if call.io_error.raw_os_error() == Some(libc::ENOLINK) =>
+            {
+                Ok(false)
+            }
             Err(error) => Err(failed(&error)),
         }
     }
@@ -249,12 +285,20 @@ impl Program {
         let doing = format!("attaching to {interface} in {} mode", mode.name());
         let pins = self.pins.clone();
         let xdp = self.xdp()?;
-        let id = xdp.attach(interface, mode.xdp()).map_err(|error| DataplaneError::new(&*doing, &explain(&error)))?;
+        let id = xdp
+            .attach(interface, mode.xdp())
+            .map_err(|error| DataplaneError::new(&*doing, &explain(&error)))?;
         let Some(pins) = pins else { return Ok(()) };
-        let link = xdp.take_link(id).map_err(|error| DataplaneError::new(&*doing, &chain(&error)))?;
+        let link = xdp
+            .take_link(id)
+            .map_err(|error| DataplaneError::new(&*doing, &chain(&error)))?;
         // Without BPF links, the program would not outlive the agent.
-        let link = FdLink::try_from(link)
-            .map_err(|_| DataplaneError::new(&*doing, &"this kernel has no BPF links for XDP (Linux 5.9 has them)"))?;
+        let link = FdLink::try_from(link).map_err(|_| {
+            DataplaneError::new(
+                &*doing,
+                &"this kernel has no BPF links for XDP (Linux 5.9 has them)",
+            )
+        })?;
         link.pin(pins.link(interface, mode))
             .map(drop)
             .map_err(|error| DataplaneError::new(doing, &chain(&error)))
@@ -265,12 +309,16 @@ impl Program {
     /// # Errors
     /// A pin cannot be removed.
     pub fn detach_others(&self, interfaces: &BTreeSet<String>) -> io::Result<()> {
-        let Some(pins) = &self.pins else { return Ok(()) };
+        let Some(pins) = &self.pins else {
+            return Ok(());
+        };
         for entry in fs::read_dir(pins.links())? {
             let entry = entry?;
             let name = entry.file_name();
             let name = name.to_string_lossy();
-            let interface = name.rsplit_once('.').map_or(&*name, |(interface, _)| interface);
+            let interface = name
+                .rsplit_once('.')
+                .map_or(&*name, |(interface, _)| interface);
             if !interfaces.contains(interface) {
                 fs::remove_file(entry.path())?;
             }

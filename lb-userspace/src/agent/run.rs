@@ -1,0 +1,229 @@
+//! The loop: news comes in one at a time, is made to take effect, and is answered.
+
+use std::{collections::BTreeSet, future::Future, net::IpAddr, path::PathBuf, time::Duration};
+
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{Instant, sleep_until},
+};
+
+use super::{ChangeError, Core, Request};
+use crate::{
+    dataplane::Dataplane,
+    health::{Checker, Event},
+    model::Change,
+    neighbours::{Resolver, Update},
+    store::{self, Stored},
+};
+
+/// How long an answer waits for the next hops of backends that a change brought.
+const RESOLVE: Duration = Duration::from_secs(1);
+/// Pause before a plan that the kernel refused is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Whom the loop listens to, and whom it tells.
+#[derive(Debug)]
+pub struct Sources {
+    /// Asked through [`super::Handle`].
+    pub requests: mpsc::Receiver<Request>,
+    /// Runs the checks.
+    pub checker: Checker,
+    /// Their news.
+    pub health: mpsc::Receiver<Event>,
+    /// Resolves next hops.
+    pub resolver: Resolver,
+    /// Its news.
+    pub network: mpsc::Receiver<Update>,
+    /// Where the state is kept for the next agent, and the configuration it began from.
+    pub store: Option<(PathBuf, String)>,
+}
+
+/// A change in force whose answer waits for next hops.
+struct Waiting {
+    addresses: BTreeSet<IpAddr>,
+    until: Instant,
+    reply: oneshot::Sender<Result<(), ChangeError>>,
+}
+
+/// Runs until `shutdown`; the maps and the program stay as they are then. `ready` is called once
+/// the next hops of the backends known at the start are resolved, or have had their time.
+pub async fn run<D: Dataplane>(
+    core: Core<D>,
+    sources: Sources,
+    ready: impl FnOnce(),
+    shutdown: impl Future<Output = ()>,
+) {
+    let mut agent = Running {
+        core,
+        sources,
+        waiting: Vec::new(),
+        retry: None,
+    };
+    agent.tell_watchers();
+    let mut ready = Some(ready);
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the loop is where the clock is read"
+    )]
+    let start = Instant::now();
+    let mut start_until = Some(start + RESOLVE);
+    tokio::pin!(shutdown);
+    loop {
+        if start_until.is_some() && agent.core.unresolved().is_empty() {
+            start_until = None;
+        }
+        if start_until.is_none()
+            && let Some(ready) = ready.take()
+        {
+            ready();
+        }
+        let wake = agent.next_deadline(start_until);
+        tokio::select! {
+            biased;
+            () = &mut shutdown => return,
+            Some(event) = agent.sources.health.recv() => agent.on_health(event),
+            Some(update) = agent.sources.network.recv() => agent.on_network(update),
+            Some(request) = agent.sources.requests.recv() => agent.on_request(request),
+            () = sleep_until(wake.unwrap_or(start)), if wake.is_some() => {
+                start_until = start_until.filter(|&until| Some(until) != wake);
+                agent.on_deadline(wake);
+            }
+        }
+    }
+}
+
+struct Running<D> {
+    core: Core<D>,
+    sources: Sources,
+    waiting: Vec<Waiting>,
+    retry: Option<Instant>,
+}
+
+impl<D: Dataplane> Running<D> {
+    fn next_deadline(&self, start: Option<Instant>) -> Option<Instant> {
+        let waiting = self.waiting.iter().map(|waiting| waiting.until);
+        waiting.chain(self.retry).chain(start).min()
+    }
+
+    fn on_deadline(&mut self, now: Option<Instant>) {
+        if self.retry.is_some() && self.retry <= now {
+            self.enforce();
+        }
+        let due = |waiting: &mut Waiting| Some(waiting.until) <= now;
+        for waiting in self.waiting.extract_if(.., due) {
+            drop(waiting.reply.send(Ok(())));
+        }
+    }
+
+    /// All news that is there, then one plan for all of it.
+    fn on_health(&mut self, event: Event) {
+        let mut changed = self.note(event);
+        while let Ok(event) = self.sources.health.try_recv() {
+            changed |= self.note(event);
+        }
+        if changed {
+            self.enforce();
+        }
+    }
+
+    fn note(&mut self, event: Event) -> bool {
+        if event.changed {
+            let (service, backend) = (event.target.service, event.target.address);
+            let reason = event.error.as_deref().unwrap_or("the check passed");
+            tracing::info!(%service, %backend, condition = event.condition.name(), reason, "backend");
+        }
+        self.core.health(event)
+    }
+
+    fn on_network(&mut self, update: Update) {
+        let mut changed = self.hear(update);
+        while let Ok(update) = self.sources.network.try_recv() {
+            changed |= self.hear(update);
+        }
+        if changed {
+            self.enforce();
+        }
+        let done = |waiting: &mut Waiting| waiting.addresses.is_empty();
+        for waiting in self.waiting.extract_if(.., done) {
+            drop(waiting.reply.send(Ok(())));
+        }
+    }
+
+    fn hear(&mut self, update: Update) -> bool {
+        if let Update::NextHop { address, .. } = &update {
+            for waiting in &mut self.waiting {
+                waiting.addresses.remove(address);
+            }
+        }
+        self.core.network(update)
+    }
+
+    fn on_request(&mut self, request: Request) {
+        match request {
+            // Nobody may be left to hear an answer, which is no matter.
+            Request::Snapshot(reply) => drop(reply.send(self.core.snapshot())),
+            Request::Change(change, reply) => self.on_change(change, reply),
+        }
+    }
+
+    fn on_change(&mut self, change: Change, reply: oneshot::Sender<Result<(), ChangeError>>) {
+        let known = self.core.addresses();
+        if let Err(error) = self.core.change(change) {
+            drop(reply.send(Err(error)));
+            return;
+        }
+        self.tell_watchers();
+        self.save();
+        let unresolved = self.core.unresolved();
+        let addresses: BTreeSet<IpAddr> = unresolved.difference(&known).copied().collect();
+        if addresses.is_empty() {
+            drop(reply.send(Ok(())));
+            return;
+        }
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the loop is where the clock is read"
+        )]
+        let until = Instant::now() + RESOLVE;
+        self.waiting.push(Waiting {
+            addresses,
+            until,
+            reply,
+        });
+    }
+
+    fn tell_watchers(&mut self) {
+        self.sources.resolver.watch(self.core.addresses());
+        self.sources.checker.set(self.core.targets());
+    }
+
+    fn save(&self) {
+        let Some((path, config)) = &self.sources.store else {
+            return;
+        };
+        let services = self.core.state().services().cloned().collect();
+        if let Err(error) = store::save(
+            path,
+            &Stored {
+                config: config.clone(),
+                services,
+            },
+        ) {
+            let path = path.display();
+            tracing::error!(%error, %path, "changes will not outlive this agent");
+        }
+    }
+
+    fn enforce(&mut self) {
+        self.retry = None;
+        if let Err(error) = self.core.enforce() {
+            tracing::error!(%error, "the maps are not what is wanted; trying again");
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "the loop is where the clock is read"
+            )]
+            let again = Instant::now() + RETRY;
+            self.retry = Some(again);
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! The state as changed at run time, kept for the next agent until the machine restarts.
+//!
+//! Written beside the configuration that it began from: once that is edited, the file is the truth
+//! again and what was changed by hand is void.
+
+use std::{fs, io, path::Path};
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::Service;
+
+/// What is kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Stored {
+    /// The configuration's text when the agent started.
+    pub config: String,
+    /// The services since.
+    pub services: Vec<Service>,
+}
+
+/// Keeps `stored` at `path`; a reader sees the old or the new, never a part.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn save(path: &Path, stored: &Stored) -> io::Result<()> {
+    let temporary = path.with_extension("new");
+    fs::write(&temporary, serde_json::to_vec(stored)?)?;
+    fs::rename(temporary, path)
+}
+
+/// What was kept at `path` under the same configuration, if anything.
+///
+/// # Errors
+/// The file is there and cannot be read or understood.
+pub fn load(path: &Path, config: &str) -> io::Result<Option<Vec<Service>>> {
+    let bytes = match fs::read(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        bytes => bytes?,
+    };
+    let stored: Stored = serde_json::from_slice(&bytes)?;
+    Ok((stored.config == config).then_some(stored.services))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stored() -> Stored {
+        let service = serde_json::from_str(r#"{"id":"10.0.0.1:80/tcp","mode":"nat"}"#).unwrap();
+        Stored {
+            config: "a".to_owned(),
+            services: vec![service],
+        }
+    }
+
+    #[test]
+    fn what_was_kept_comes_back_under_the_same_configuration_only() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state.json");
+        assert_eq!(load(&path, "a").unwrap(), None);
+        save(&path, &stored()).unwrap();
+        assert_eq!(load(&path, "a").unwrap(), Some(stored().services));
+        assert_eq!(load(&path, "edited").unwrap(), None);
+    }
+
+    #[test]
+    fn a_damaged_file_is_an_error() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state.json");
+        fs::write(&path, "{").unwrap();
+        assert!(load(&path, "a").is_err());
+    }
+}
