@@ -404,8 +404,12 @@ fn attach(
 fn forward_log(program: &mut Program) -> Result<()> {
     let logger =
         aya_log::EbpfLogger::init(program.ebpf()).context("opening the XDP program's log")?;
+    #[expect(
+        deprecated,
+        reason = "its replacement is unsafe code; the logger owns its descriptor"
+    )]
     let mut logger =
-        tokio::io::unix::AsyncFd::register(logger).context("watching the XDP program's log")?;
+        tokio::io::unix::AsyncFd::new(logger).context("watching the XDP program's log")?;
     tokio::spawn(async move {
         while let Ok(mut guard) = logger.readable_mut().await {
             guard.get_inner_mut().flush();
