@@ -20,14 +20,14 @@ use aya::{
 use lb_common::tables::Address;
 use zerocopy::transmute;
 
-use super::{chain, explain, remove_tree};
+use super::{chain, explain, pin_name, remove_tree};
 use crate::dataplane::DataplaneError;
 
 /// The decapsulator's object, built by `cargo xtask build`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("DECAP_OBJECT"));
 
 fn directory(bpffs: &Path, interface: &str) -> PathBuf {
-    bpffs.join("lbd-decap").join(interface)
+    bpffs.join("lbd-decap").join(pin_name(interface))
 }
 
 /// Unwraps, on `interface`, packets tunnelled to any of `addresses`, until [`detach`]. Replaces a

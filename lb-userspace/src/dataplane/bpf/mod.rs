@@ -1,7 +1,7 @@
 //! The kernel: loading the program, pinning maps and links, attaching, detaching.
 //!
 //! Everything that must outlive the agent is pinned under `BPFFS/lbd/NAME/v<FORMAT>`: maps under
-//! `maps`, links under `links/INTERFACE.MODE`. A restarted agent takes up those maps, and replaces
+//! `maps`, links under `links/MODE-INTERFACE`. A restarted agent takes up those maps, and replaces
 //! the program of those links in one step.
 
 pub mod decap;
@@ -85,7 +85,8 @@ impl Pins {
     }
 
     fn link(&self, interface: &str, mode: Mode) -> PathBuf {
-        self.links().join(format!("{interface}.{}", mode.name()))
+        self.links()
+            .join(format!("{}-{}", mode.name(), pin_name(interface)))
     }
 
     /// Whether there are any.
@@ -176,10 +177,9 @@ impl Program {
                 loader.map_pin_path(name, pins.maps().join(name));
             }
         }
-        let mut ebpf = loader
+        let ebpf = loader
             .load(LB_OBJECT)
             .map_err(|error| DataplaneError::new("loading the BPF object", &chain(&error)))?;
-        let maps = Maps::take(&mut ebpf)?;
         let mut program = Self {
             ebpf,
             pins: options.pins.clone(),
@@ -188,6 +188,8 @@ impl Program {
             .xdp()?
             .load()
             .map_err(|error| DataplaneError::new("loading the XDP program", &chain(&error)))?;
+        // Only now: the program refers to the maps by descriptors, which taking them can close.
+        let maps = Maps::take(&mut program.ebpf)?;
         Ok((program, maps))
     }
 
@@ -312,19 +314,22 @@ impl Program {
         let Some(pins) = &self.pins else {
             return Ok(());
         };
+        let keep: BTreeSet<String> = interfaces.iter().map(|name| pin_name(name)).collect();
         for entry in fs::read_dir(pins.links())? {
             let entry = entry?;
             let name = entry.file_name();
-            let name = name.to_string_lossy();
-            let interface = name
-                .rsplit_once('.')
-                .map_or(&*name, |(interface, _)| interface);
-            if !interfaces.contains(interface) {
+            let wanted = name.to_str().and_then(|name| name.split_once('-'));
+            if wanted.is_none_or(|(_, interface)| !keep.contains(interface)) {
                 fs::remove_file(entry.path())?;
             }
         }
         Ok(())
     }
+}
+
+/// An interface's name as the BPF file system takes it, which keeps dots for itself.
+fn pin_name(interface: &str) -> String {
+    interface.replace('%', "%25").replace('.', "%2e")
 }
 
 /// Room for addresses of the host beside the VIPs.
