@@ -61,10 +61,6 @@ pub async fn run<D: Dataplane>(
     };
     agent.tell_watchers();
     let mut ready = Some(ready);
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "the loop is where the clock is read"
-    )]
     let start = Instant::now();
     let mut start_until = Some(start + RESOLVE);
     tokio::pin!(shutdown);
@@ -180,10 +176,6 @@ impl<D: Dataplane> Running<D> {
             drop(reply.send(Ok(())));
             return;
         }
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "the loop is where the clock is read"
-        )]
         let until = Instant::now() + RESOLVE;
         self.waiting.push(Waiting {
             addresses,
@@ -218,10 +210,6 @@ impl<D: Dataplane> Running<D> {
         self.retry = None;
         if let Err(error) = self.core.enforce() {
             tracing::error!(%error, "the maps are not what is wanted; trying again");
-            #[expect(
-                clippy::disallowed_methods,
-                reason = "the loop is where the clock is read"
-            )]
             let again = Instant::now() + RETRY;
             self.retry = Some(again);
         }

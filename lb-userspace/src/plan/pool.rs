@@ -296,15 +296,8 @@ fn wanted_ring(service: &Service, placed: &Placed) -> Ring {
         })
         .collect();
     // Down and drained backends count, so that a failure does not change the size.
-    let current =
-        placed
-            .ring
-            .as_ref()
-            .map(|ring| ring.size)
-            .or_else(|| match placed.descriptor.ring_size {
-                0 => None,
-                size => Some(size),
-            });
+    let in_force = Some(placed.descriptor.ring_size).filter(|&size| size > 0);
+    let current = placed.ring.as_ref().map(|ring| ring.size).or(in_force);
     let size = service
         .ring_size
         .unwrap_or_else(|| maglev::suitable_size(service.backends.len(), current));
