@@ -9,8 +9,11 @@ use std::{collections::BTreeMap, fmt, net::SocketAddr, str::FromStr, time::Durat
 use serde::{Deserialize, Serialize};
 
 mod check;
+mod error;
 #[cfg(test)]
 mod tests;
+
+pub use error::ModelError;
 
 use check::check_unicast;
 
@@ -246,6 +249,8 @@ pub struct Service {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct State {
     services: BTreeMap<ServiceId, Service>,
+    /// Who has which backend in mode `nat`: answers from it must lead back to one service.
+    nat: BTreeMap<(Protocol, SocketAddr), ServiceId>,
 }
 
 /// One change of a [`State`].
@@ -272,79 +277,6 @@ pub enum Change {
     },
     /// Everything at once.
     Replace(Vec<Service>),
-}
-
-/// Why a state or change was refused. The texts say what was wrong and what would be right.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ModelError {
-    /// Not of the form `ADDRESS:PORT/PROTOCOL`.
-    #[error(
-        "`{text}` is not a service: write ADDRESS:PORT/PROTOCOL, such as 10.0.0.1:80/tcp or [2001:db8::1]:443/udp"
-    )]
-    BadService {
-        /// What was given.
-        text: String,
-    },
-    /// Not of the form `ADDRESS:PORT`.
-    #[error(
-        "`{text}` is not a backend: write ADDRESS:PORT, such as 10.1.0.2:80 or [2001:db8::2]:80"
-    )]
-    BadBackend {
-        /// What was given.
-        text: String,
-    },
-    /// The service exists already.
-    #[error("service {id} exists already: remove it first, or change its backends")]
-    DuplicateService {
-        /// Which.
-        id: ServiceId,
-    },
-    /// No such service.
-    #[error("no service {id}: `lbctl service list` shows those there are")]
-    UnknownService {
-        /// Which.
-        id: ServiceId,
-    },
-    /// The backend exists already.
-    #[error(
-        "service {id} has a backend {address} already: `lbctl backend weight` changes its weight"
-    )]
-    DuplicateBackend {
-        /// Of which service.
-        id: ServiceId,
-        /// Which.
-        address: SocketAddr,
-    },
-    /// No such backend.
-    #[error("service {id} has no backend {address}: `lbctl backend list {id}` shows those it has")]
-    UnknownBackend {
-        /// Of which service.
-        id: ServiceId,
-        /// Which.
-        address: SocketAddr,
-    },
-    /// A value is out of range or does not fit the rest.
-    #[error("service {id}: {field}: {problem}")]
-    Invalid {
-        /// Of which service.
-        id: ServiceId,
-        /// Which field, as the configuration names it.
-        field: &'static str,
-        /// What is wrong and what would be right.
-        problem: String,
-    },
-    /// Two `nat` services would need the same answers rewritten to different VIPs.
-    #[error(
-        "backend {address} already serves {other} in nat mode, and its answers cannot be told apart: give {id} another backend port, or use mode \"ipip\""
-    )]
-    SharedNatBackend {
-        /// The service refused.
-        id: ServiceId,
-        /// The one that has it.
-        other: ServiceId,
-        /// The backend.
-        address: SocketAddr,
-    },
 }
 
 impl State {
@@ -379,8 +311,7 @@ impl State {
         match change {
             Change::AddService(service) => next.insert(service)?,
             Change::RemoveService(id) => {
-                let removed = next.services.remove(&id);
-                removed.ok_or(ModelError::UnknownService { id })?;
+                next.take(id)?;
             }
             Change::AddBackend(id, backend) => next.edit(id, |service| {
                 service.backends.push(backend);
@@ -416,9 +347,22 @@ impl State {
         if self.services.contains_key(&id) {
             return Err(ModelError::DuplicateService { id });
         }
-        self.check(&service)?;
+        service.check()?;
+        self.check_ways_back(&service)?;
+        for way in ways_back(&service) {
+            self.nat.insert(way, id);
+        }
         self.services.insert(id, service);
         Ok(())
+    }
+
+    fn take(&mut self, id: ServiceId) -> Result<Service, ModelError> {
+        let service = self.services.remove(&id);
+        let service = service.ok_or(ModelError::UnknownService { id })?;
+        for way in ways_back(&service) {
+            self.nat.remove(&way);
+        }
+        Ok(service)
     }
 
     fn edit(
@@ -426,10 +370,7 @@ impl State {
         id: ServiceId,
         edit: impl FnOnce(&mut Service) -> Result<(), ModelError>,
     ) -> Result<(), ModelError> {
-        let mut service = self
-            .services
-            .remove(&id)
-            .ok_or(ModelError::UnknownService { id })?;
+        let mut service = self.take(id)?;
         edit(&mut service)?;
         self.insert(service)
     }
@@ -451,33 +392,24 @@ impl State {
         })
     }
 
-    fn check(&self, service: &Service) -> Result<(), ModelError> {
-        service.check()?;
-        if service.mode == Mode::Nat {
-            for other in self.services.values() {
-                check_unique_nat_backend(service, other)?;
+    fn check_ways_back(&self, service: &Service) -> Result<(), ModelError> {
+        for way in ways_back(service) {
+            if let Some(other) = self.nat.get(&way) {
+                let (id, other, address) = (service.id, *other, way.1);
+                return Err(ModelError::SharedNatBackend { id, other, address });
             }
         }
         Ok(())
     }
 }
 
-fn check_unique_nat_backend(service: &Service, other: &Service) -> Result<(), ModelError> {
-    if other.mode != Mode::Nat || other.id.protocol != service.id.protocol {
-        return Ok(());
-    }
-    match service
-        .backends
-        .iter()
-        .find(|b| other.backend(b.address).is_some())
-    {
-        None => Ok(()),
-        Some(shared) => Err(ModelError::SharedNatBackend {
-            id: service.id,
-            other: other.id,
-            address: shared.address,
-        }),
-    }
+/// Where the answers to a `nat` service come from.
+fn ways_back(service: &Service) -> impl Iterator<Item = (Protocol, SocketAddr)> {
+    let backends = match service.mode {
+        Mode::Nat => service.backends.as_slice(),
+        Mode::Ipip => &[],
+    };
+    backends.iter().map(|b| (service.id.protocol, b.address))
 }
 
 impl Service {

@@ -19,13 +19,20 @@ type Span = Range<usize>;
 pub(super) struct Report<'t> {
     file: &'t str,
     text: &'t str,
+    /// Where each line starts.
+    lines: Vec<usize>,
     errors: RefCell<Vec<(usize, ConfigError)>>,
 }
 
 impl<'t> Report<'t> {
     pub(super) fn new(file: &'t str, text: &'t str) -> Self {
-        let errors = RefCell::default();
-        Self { file, text, errors }
+        let starts = text.match_indices('\n').map(|(newline, _)| newline + 1);
+        Self {
+            file,
+            text,
+            lines: std::iter::once(0).chain(starts).collect(),
+            errors: RefCell::default(),
+        }
     }
 
     /// Records that `key`, written at `span`, is wrong.
@@ -48,7 +55,7 @@ impl<'t> Report<'t> {
 
     /// The line of an offset, from 1.
     pub(super) fn line(&self, offset: usize) -> usize {
-        self.position(offset).0
+        self.lines.partition_point(|start| *start <= offset)
     }
 
     pub(super) fn into_errors(self) -> Vec<ConfigError> {
@@ -57,11 +64,11 @@ impl<'t> Report<'t> {
         errors.into_iter().map(|(_, error)| error).collect()
     }
 
+    /// The line and column of an offset, from 1.
     fn position(&self, offset: usize) -> (usize, usize) {
-        let before = self.text.get(..offset).unwrap_or(self.text);
-        let line = before.matches('\n').count() + 1;
-        let start = before.rfind('\n').map_or(0, |newline| newline + 1);
-        (line, before[start..].chars().count() + 1)
+        let line = self.line(offset);
+        let before = self.text.get(self.lines[line - 1]..offset);
+        (line, before.map_or(0, |text| text.chars().count()) + 1)
     }
 }
 

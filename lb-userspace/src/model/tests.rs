@@ -1,1 +1,384 @@
-//! Tests of the model.
+//! Tests of the model: what is accepted, what is refused, and that refusals change nothing.
+
+use std::time::Duration;
+
+use proptest::{collection::vec, prelude::*};
+
+use super::*;
+
+fn id(text: &str) -> ServiceId {
+    text.parse().unwrap()
+}
+
+fn backend(text: &str) -> Backend {
+    let address = Backend::parse_address(text).unwrap();
+    Backend {
+        address,
+        weight: 1,
+        admin: Admin::Active,
+    }
+}
+
+fn service(text: &str, mode: Mode, backends: &[&str]) -> Service {
+    Service {
+        id: id(text),
+        mode,
+        ring_size: None,
+        health: Health::default(),
+        backends: backends.iter().map(|b| backend(b)).collect(),
+    }
+}
+
+fn web() -> State {
+    State::new([service(
+        "10.0.0.1:80/tcp",
+        Mode::Nat,
+        &["10.1.0.2:80", "10.1.0.3:80"],
+    )])
+    .unwrap()
+}
+
+#[test]
+fn a_service_reads_as_it_is_written() {
+    for text in ["10.0.0.1:80/tcp", "[2001:db8::1]:443/udp"] {
+        assert_eq!(id(text).to_string(), text);
+    }
+}
+
+#[test]
+fn what_is_no_service_is_refused() {
+    for text in [
+        "",
+        "/",
+        "10.0.0.1",
+        "10.0.0.1:80",
+        "10.0.0.1/tcp",
+        "10.0.0.1:80/TCP",
+        "10.0.0.1:80/sctp",
+        "10.0.0.1:0/tcp",
+        "10.0.0.1:65536/tcp",
+        "2001:db8::1:80/tcp",
+        "web:80/tcp",
+        "10.0.0.1:80/tcp ",
+        "127.0.0.1:80/tcp",
+        "0.0.0.0:80/tcp",
+        "224.0.0.1:80/tcp",
+        "255.255.255.255:80/tcp",
+        "[::]:80/tcp",
+        "[::1]:80/tcp",
+        "[ff02::1]:80/tcp",
+        "[fe80::1]:80/tcp",
+        "[::ffff:10.0.0.1]:80/tcp",
+    ] {
+        assert!(text.parse::<ServiceId>().is_err(), "{text}");
+    }
+}
+
+/// A change of a valid service that makes it invalid, and the field to be named.
+type Spoil = (fn(&mut Service), &'static str);
+
+#[test]
+fn values_out_of_range_are_refused_by_their_field() {
+    let spoils: &[Spoil] = &[
+        (|s| s.ring_size = Some(1_000), "ring_size"),
+        (
+            |s| s.health.interval = Duration::from_millis(9),
+            "health.interval",
+        ),
+        (
+            |s| s.health.interval = Duration::from_secs(3_601),
+            "health.interval",
+        ),
+        (|s| s.health.timeout = Duration::ZERO, "health.timeout"),
+        (
+            |s| s.health.timeout = s.health.interval + Duration::from_millis(1),
+            "health.timeout",
+        ),
+        (|s| s.health.rise = 0, "health.rise"),
+        (|s| s.health.fall = 101, "health.fall"),
+        (|s| s.health.port = Some(0), "health.port"),
+        (
+            |s| {
+                s.health.probe = Probe::Http {
+                    path: "x".to_owned(),
+                    host: None,
+                }
+            },
+            "health.path",
+        ),
+        (
+            |s| {
+                s.health.probe = Probe::Http {
+                    path: "/\r\n".to_owned(),
+                    host: None,
+                }
+            },
+            "health.path",
+        ),
+        (
+            |s| {
+                s.health.probe = Probe::Http {
+                    path: "/".to_owned(),
+                    host: Some(String::new()),
+                }
+            },
+            "health.host",
+        ),
+        (|s| s.backends[0].weight = MAX_WEIGHT + 1, "weight"),
+        (|s| s.backends[0].address.set_port(0), "address"),
+        (|s| s.backends[0].address.set_ip(s.id.vip.ip()), "address"),
+        (|s| s.backends[0] = backend("[fd00::2]:80"), "address"),
+        (
+            |s| s.backends = vec![backend("10.1.0.2:80"); MAX_BACKENDS + 1],
+            "backends",
+        ),
+    ];
+    for (index, (spoil, expected)) in spoils.iter().enumerate() {
+        let mut service = service("10.0.0.1:80/tcp", Mode::Nat, &["10.1.0.2:80"]);
+        spoil(&mut service);
+        match State::new([service]) {
+            Err(ModelError::Invalid { field, .. }) => assert_eq!(field, *expected, "{index}"),
+            other => panic!("{index}: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn the_bounds_themselves_are_accepted() {
+    let mut service = service(
+        "10.0.0.1:80/tcp",
+        Mode::Nat,
+        &["10.1.0.2:80", "10.1.0.3:80"],
+    );
+    service.backends[0].weight = MAX_WEIGHT;
+    service.backends[1].weight = 0;
+    for (millis, count) in [(10, 1), (3_600_000, 100)] {
+        service.health.interval = Duration::from_millis(millis);
+        service.health.timeout = service.health.interval;
+        (service.health.rise, service.health.fall) = (count, count);
+        assert!(State::new([service.clone()]).is_ok(), "{millis}");
+    }
+}
+
+#[test]
+fn ipip_reaches_backends_of_the_other_family() {
+    for (vip, address) in [
+        ("10.0.0.1:80/tcp", "[fd00::2]:80"),
+        ("[2001:db8::1]:80/tcp", "10.1.0.2:80"),
+    ] {
+        assert!(State::new([service(vip, Mode::Ipip, &[address])]).is_ok());
+        assert!(State::new([service(vip, Mode::Nat, &[address])]).is_err());
+    }
+}
+
+#[test]
+fn a_backend_serves_two_nat_services_only_with_different_protocols() {
+    let with = |vip, mode| web().apply(Change::AddService(service(vip, mode, &["10.1.0.3:80"])));
+    let refused = with("10.0.0.2:80/tcp", Mode::Nat).unwrap_err();
+    let (id, other) = (id("10.0.0.2:80/tcp"), id("10.0.0.1:80/tcp"));
+    let address = "10.1.0.3:80".parse().unwrap();
+    assert_eq!(refused, ModelError::SharedNatBackend { id, other, address });
+    assert!(with("10.0.0.2:80/udp", Mode::Nat).is_ok());
+    assert!(with("10.0.0.2:80/tcp", Mode::Ipip).is_ok());
+}
+
+#[test]
+fn a_backend_added_later_is_checked_like_the_first() {
+    let state = web().apply(Change::AddService(service(
+        "10.0.0.2:80/tcp",
+        Mode::Nat,
+        &[],
+    )));
+    let state = state.unwrap();
+    let add = |text| state.apply(Change::AddBackend(id("10.0.0.2:80/tcp"), backend(text)));
+    assert!(matches!(
+        add("10.1.0.2:80"),
+        Err(ModelError::SharedNatBackend { .. })
+    ));
+    assert!(matches!(
+        add("[fd00::2]:80"),
+        Err(ModelError::Invalid { .. })
+    ));
+    assert!(add("10.1.0.2:81").is_ok());
+}
+
+#[test]
+fn an_edit_changes_what_it_names_and_leaves_the_rest() {
+    let (id, address) = (id("10.0.0.1:80/tcp"), "10.1.0.2:80".parse().unwrap());
+    let edit = |state: State, weight, admin| {
+        state
+            .apply(Change::EditBackend {
+                id,
+                address,
+                weight,
+                admin,
+            })
+            .unwrap()
+    };
+    let seen = |state: &State| {
+        let backend = state.service(id).unwrap().backend(address).unwrap();
+        (backend.weight, backend.admin)
+    };
+    let state = edit(web(), Some(7), None);
+    assert_eq!(seen(&state), (7, Admin::Active));
+    let state = edit(state, None, Some(Admin::Draining));
+    assert_eq!(seen(&state), (7, Admin::Draining));
+    let state = edit(state, Some(0), Some(Admin::Active));
+    assert_eq!(seen(&state), (0, Admin::Active));
+    assert_eq!(
+        state.service(id).unwrap().backends[1],
+        backend("10.1.0.3:80")
+    );
+}
+
+#[test]
+fn removing_a_backend_keeps_the_order_of_the_others() {
+    let id = id("10.0.0.1:80/tcp");
+    let state = web()
+        .apply(Change::AddBackend(id, backend("10.1.0.4:80")))
+        .unwrap();
+    let removed = Change::RemoveBackend(id, "10.1.0.3:80".parse().unwrap());
+    let state = state.apply(removed).unwrap();
+    let left: Vec<_> = state
+        .service(id)
+        .unwrap()
+        .backends
+        .iter()
+        .map(|b| b.address)
+        .collect();
+    assert_eq!(
+        left,
+        [
+            "10.1.0.2:80".parse().unwrap(),
+            "10.1.0.4:80".parse().unwrap()
+        ]
+    );
+}
+
+#[test]
+fn what_is_not_there_cannot_be_changed() {
+    let (id, other) = (id("10.0.0.1:80/tcp"), id("10.0.0.9:80/tcp"));
+    let address = "10.1.0.9:80".parse().unwrap();
+    let edit = |id| Change::EditBackend {
+        id,
+        address,
+        weight: Some(1),
+        admin: None,
+    };
+    for change in [
+        Change::RemoveService(other),
+        Change::RemoveBackend(other, address),
+        edit(other),
+    ] {
+        assert_eq!(
+            web().apply(change),
+            Err(ModelError::UnknownService { id: other })
+        );
+    }
+    for change in [Change::RemoveBackend(id, address), edit(id)] {
+        assert_eq!(
+            web().apply(change),
+            Err(ModelError::UnknownBackend { id, address })
+        );
+    }
+}
+
+#[test]
+fn a_replacement_is_taken_whole_or_not_at_all() {
+    let good = service("10.0.0.2:80/tcp", Mode::Nat, &["10.1.0.2:80"]);
+    let state = web().apply(Change::Replace(vec![good.clone()])).unwrap();
+    assert_eq!(state.services().collect::<Vec<_>>(), [&good]);
+    let refused = web().apply(Change::Replace(vec![good.clone(), good.clone()]));
+    assert_eq!(refused, Err(ModelError::DuplicateService { id: good.id }));
+}
+
+/// Changes over a few addresses, so that they meet: valid and invalid ones.
+fn any_change() -> impl Strategy<Value = Change> {
+    let id = (1u8..4, prop_oneof![Just("tcp"), Just("udp")])
+        .prop_map(|(host, protocol)| id(&format!("10.0.0.{host}:80/{protocol}")));
+    let address = prop_oneof![
+        (0u8..5, 80u16..82).prop_map(|(host, port)| SocketAddr::from(([10, 1, 0, host], port))),
+        Just("10.0.0.1:81".parse().unwrap()),
+        Just("[fd00::2]:80".parse().unwrap()),
+    ];
+    let weight = 0u16..=1_100;
+    let admin = prop_oneof![Just(Admin::Active), Just(Admin::Draining)];
+    let backend =
+        (address.clone(), weight.clone(), admin.clone()).prop_map(|(address, weight, admin)| {
+            Backend {
+                address,
+                weight,
+                admin,
+            }
+        });
+    let mode = prop_oneof![Just(Mode::Nat), Just(Mode::Ipip)];
+    let service =
+        (id.clone(), mode, vec(backend.clone(), 0..3)).prop_map(|(id, mode, backends)| Service {
+            id,
+            mode,
+            ring_size: None,
+            health: Health::default(),
+            backends,
+        });
+    let edit = (id.clone(), address.clone(), any::<bool>(), weight, admin).prop_map(
+        |(id, address, both, weight, admin)| Change::EditBackend {
+            id,
+            address,
+            weight: Some(weight),
+            admin: both.then_some(admin),
+        },
+    );
+    prop_oneof![
+        4 => service.clone().prop_map(Change::AddService),
+        1 => id.clone().prop_map(Change::RemoveService),
+        4 => (id.clone(), backend).prop_map(|(id, b)| Change::AddBackend(id, b)),
+        2 => (id, address).prop_map(|(id, a)| Change::RemoveBackend(id, a)),
+        3 => edit,
+        1 => vec(service, 0..3).prop_map(Change::Replace),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn whatever_changes_are_tried_the_state_stays_valid(changes in vec(any_change(), 0..40)) {
+        let mut state = State::default();
+        for change in changes {
+            if let Ok(next) = state.apply(change) {
+                state = next;
+            }
+            let services: Vec<_> = state.services().cloned().collect();
+            prop_assert_eq!(State::new(services), Ok(state.clone()));
+        }
+    }
+
+    #[test]
+    fn an_added_service_can_be_removed_without_a_trace(changes in vec(any_change(), 0..20)) {
+        let mut state = State::default();
+        for change in changes {
+            let Ok(next) = state.apply(change.clone()) else { continue };
+            if let Change::AddService(service) = change {
+                prop_assert_eq!(next.apply(Change::RemoveService(service.id)), Ok(state));
+            }
+            state = next;
+        }
+    }
+
+    #[test]
+    fn every_service_reads_back_from_its_text(v6: bool, bits: u128, port in 1u16.., udp: bool) {
+        let ip: std::net::IpAddr = match v6 {
+            true => std::net::Ipv6Addr::from(bits).into(),
+            false => std::net::Ipv4Addr::from(bits as u32).into(),
+        };
+        let protocol = if udp { Protocol::Udp } else { Protocol::Tcp };
+        let id = ServiceId { vip: (ip, port).into(), protocol };
+        if let Ok(read) = id.to_string().parse::<ServiceId>() {
+            prop_assert_eq!(read, id);
+        }
+    }
+
+    #[test]
+    fn no_text_makes_reading_a_service_panic(text in ".{0,60}") {
+        let _ = text.parse::<ServiceId>();
+        let _ = Backend::parse_address(&text);
+    }
+}

@@ -61,10 +61,14 @@ async fn ask(cli: &Cli) -> Result<String, Failure> {
 /// Help, or a mistake in the arguments. What is wrong with a value fits one line; clap's longer
 /// texts are for mistakes of form.
 fn usage(error: &clap::Error) -> ExitCode {
-    if error.kind() == ErrorKind::ValueValidation {
+    if let ErrorKind::ValueValidation | ErrorKind::InvalidValue = error.kind() {
         let text = error.render().to_string();
-        let line = text.lines().next().unwrap_or_default();
-        complain(line.strip_prefix("error: ").unwrap_or(line));
+        let lines = text
+            .lines()
+            .map(str::trim)
+            .take_while(|line| !line.is_empty());
+        let line = lines.collect::<Vec<_>>().join(" ");
+        complain(line.strip_prefix("error: ").unwrap_or(&line));
     } else {
         // A closed pipe is no reason to fail: nobody is left to tell.
         let _ = error.print();

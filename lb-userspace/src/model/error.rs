@@ -1,0 +1,78 @@
+//! Why the model refuses. The texts reach users as they are.
+
+use std::net::SocketAddr;
+
+use super::ServiceId;
+
+/// Why a state or change was refused. The texts say what was wrong and what would be right.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ModelError {
+    /// Not of the form `ADDRESS:PORT/PROTOCOL`.
+    #[error(
+        "`{text}` is not a service: write ADDRESS:PORT/PROTOCOL, such as 10.0.0.1:80/tcp or [2001:db8::1]:443/udp"
+    )]
+    BadService {
+        /// What was given.
+        text: String,
+    },
+    /// Not of the form `ADDRESS:PORT`.
+    #[error(
+        "`{text}` is not a backend: write ADDRESS:PORT, such as 10.1.0.2:80 or [2001:db8::2]:80"
+    )]
+    BadBackend {
+        /// What was given.
+        text: String,
+    },
+    /// The service exists already.
+    #[error("service {id} exists already: remove it first, or change its backends")]
+    DuplicateService {
+        /// Which.
+        id: ServiceId,
+    },
+    /// No such service.
+    #[error("no service {id}: `lbctl service list` shows those there are")]
+    UnknownService {
+        /// Which.
+        id: ServiceId,
+    },
+    /// The backend exists already.
+    #[error(
+        "service {id} has a backend {address} already: `lbctl backend weight` changes its weight"
+    )]
+    DuplicateBackend {
+        /// Of which service.
+        id: ServiceId,
+        /// Which.
+        address: SocketAddr,
+    },
+    /// No such backend.
+    #[error("service {id} has no backend {address}: `lbctl backend list {id}` shows those it has")]
+    UnknownBackend {
+        /// Of which service.
+        id: ServiceId,
+        /// Which.
+        address: SocketAddr,
+    },
+    /// A value is out of range or does not fit the rest.
+    #[error("service {id}: {field}: {problem}")]
+    Invalid {
+        /// Of which service.
+        id: ServiceId,
+        /// Which field, as the configuration names it.
+        field: &'static str,
+        /// What is wrong and what would be right.
+        problem: String,
+    },
+    /// Two `nat` services would need the same answers rewritten to different VIPs.
+    #[error(
+        "backend {address} already serves {other} in nat mode, and its answers cannot be told apart: give {id} another backend port, or use mode \"ipip\""
+    )]
+    SharedNatBackend {
+        /// The service refused.
+        id: ServiceId,
+        /// The one that has it.
+        other: ServiceId,
+        /// The backend.
+        address: SocketAddr,
+    },
+}

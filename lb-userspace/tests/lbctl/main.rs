@@ -1,0 +1,341 @@
+//! The command line as its users run it: every verb, both outputs, each exit code.
+
+#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod failures;
+
+use std::{path::Path, process::Stdio, time::Duration};
+
+use lb_userspace::model::{Admin, Service};
+use serde_json::{Value, json};
+use support::FakeAgent;
+use tokio::{io::AsyncReadExt as _, process::Command, time::timeout};
+
+const WEB: &str = r#"
+[[service]]
+vip = "10.0.0.1:80/tcp"
+mode = "nat"
+health = { type = "http", path = "/health", port = 8080 }
+backend = [{ address = "10.1.0.2:80" }, { address = "10.1.0.3:81", weight = 3, state = "draining" }]
+[[service]]
+vip = "[2001:db8::1]:53/udp"
+mode = "ipip"
+health = { type = "none" }
+"#;
+
+struct Ran {
+    code: i32,
+    stdout: String,
+    stderr: String,
+}
+
+fn lbctl(socket: &Path, arguments: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lbctl"));
+    command
+        .arg("--socket")
+        .arg(socket)
+        .args(arguments.split_whitespace());
+    command.env_remove("LBCTL_SOCKET").kill_on_drop(true);
+    command
+}
+
+async fn run(socket: &Path, arguments: &str) -> Ran {
+    let output = lbctl(socket, arguments).stdin(Stdio::null()).output();
+    let output = timeout(Duration::from_secs(60), output)
+        .await
+        .unwrap()
+        .unwrap();
+    Ran {
+        code: output.status.code().unwrap(),
+        stdout: String::from_utf8(output.stdout).unwrap(),
+        stderr: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+async fn succeed(agent: &FakeAgent, arguments: &str) -> String {
+    let ran = run(&agent.socket, arguments).await;
+    assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{arguments}");
+    ran.stdout
+}
+
+async fn succeed_json(agent: &FakeAgent, arguments: &str) -> Value {
+    let text = succeed(agent, &format!("--output json {arguments}")).await;
+    serde_json::from_str(&text).unwrap()
+}
+
+fn web(agent: &FakeAgent) -> Service {
+    let id = "10.0.0.1:80/tcp".parse().unwrap();
+    agent.state().service(id).unwrap().clone()
+}
+
+#[tokio::test]
+async fn status_is_shown_as_fields() {
+    let agent = FakeAgent::start(WEB);
+    let expected = format!(
+        "instance    default (lbd {})\n\
+         interfaces  eth0 (native)\n\
+         services    2\n\
+         backends    1 up, 1 down\n\
+         generation  7\n\
+         drops       no_backend 3\n",
+        env!("CARGO_PKG_VERSION")
+    );
+    assert_eq!(succeed(&agent, "status").await, expected);
+    assert_eq!(
+        succeed_json(&agent, "status").await["drops"]["no_backend"],
+        3
+    );
+}
+
+#[tokio::test]
+async fn services_are_listed_as_a_table() {
+    let agent = FakeAgent::start(WEB);
+    let expected = "\
+SERVICE               MODE   UP  CHECK      RING  PACKETS   BYTES  FLOWS
+10.0.0.1:80/tcp       nat   1/2  http:8080  1004     2468  113578     24
+[2001:db8::1]:53/udp  ipip  0/0  none       1004     2468  113578     24
+";
+    assert_eq!(succeed(&agent, "service list").await, expected);
+    let json = succeed_json(&agent, "service list").await;
+    assert_eq!(json[1]["id"], "[2001:db8::1]:53/udp");
+}
+
+#[tokio::test]
+async fn one_service_is_shown_with_its_check_and_backends() {
+    let agent = FakeAgent::start(WEB);
+    let expected = "\
+service  10.0.0.1:80/tcp
+mode     nat
+ring     1004 slots
+check    http:8080 /health every 1000 ms, timeout 500 ms, rise 2, fall 3
+traffic  2468 packets, 113578 bytes, 24 flows
+
+BACKEND      WEIGHT  STATE     CONDITION  SHARE  PACKETS  FLOWS  LATENCY  LAST ERROR
+10.1.0.2:80       1  active    up         50.0%     1234     12    250µs  -
+10.1.0.3:81       3  draining  down        0.0%     1234     12        -  connection refused
+";
+    assert_eq!(
+        succeed(&agent, "service show 10.0.0.1:80/tcp").await,
+        expected
+    );
+    let json = succeed_json(&agent, "service show 10.0.0.1:80/tcp").await;
+    assert_eq!(json["health"]["path"], "/health");
+}
+
+#[tokio::test]
+async fn backends_are_listed_of_one_service_or_of_all() {
+    let agent = FakeAgent::start(WEB);
+    for arguments in ["backend list", "backend list 10.0.0.1:80/tcp"] {
+        let table = succeed(&agent, arguments).await;
+        assert_eq!(table.lines().count(), 3, "{table}");
+        assert!(
+            table
+                .lines()
+                .nth(1)
+                .unwrap()
+                .starts_with("10.0.0.1:80/tcp  10.1.0.2:80"),
+            "{table}"
+        );
+        let json = succeed_json(&agent, arguments).await;
+        assert_eq!(
+            (&json[1]["service"], &json[1]["weight"]),
+            (&json!("10.0.0.1:80/tcp"), &json!(3))
+        );
+    }
+    let empty = "backend list [2001:db8::1]:53/udp";
+    assert!(succeed(&agent, empty).await.starts_with("no backends: "));
+    assert_eq!(succeed_json(&agent, empty).await, json!([]));
+}
+
+#[tokio::test]
+async fn a_service_is_added_with_all_its_options() {
+    let agent = FakeAgent::start("");
+    assert!(
+        succeed(&agent, "service list")
+            .await
+            .starts_with("no services: ")
+    );
+    let added = succeed(
+        &agent,
+        "service add 10.0.0.1:80/tcp --mode nat --ring-size 251 --health http --health-path /ok \
+         --health-host web --health-port 8080 --interval 2s --timeout 250ms --rise 4 --fall 5 \
+         --backend 10.1.0.2:80 --backend 10.1.0.3:80,weight=7",
+    );
+    assert_eq!(
+        added.await,
+        "added service 10.0.0.1:80/tcp with 2 backends\n"
+    );
+    let expected = lb_userspace::config::parse(
+        r#"
+[[service]]
+vip = "10.0.0.1:80/tcp"
+mode = "nat"
+ring_size = 251
+health = { type = "http", path = "/ok", host = "web", port = 8080, interval = "2s", timeout = "250ms", rise = 4, fall = 5 }
+backend = [{ address = "10.1.0.2:80" }, { address = "10.1.0.3:80", weight = 7 }]
+"#,
+        "test",
+    );
+    assert_eq!(web(&agent), expected.unwrap().services[0]);
+}
+
+#[tokio::test]
+async fn a_service_is_added_with_defaults_and_removed() {
+    let agent = FakeAgent::start("");
+    let line = succeed(&agent, "service add 10.0.0.1:80/tcp --mode ipip").await;
+    assert!(line.contains("it has no backends yet"), "{line}");
+    assert_eq!(web(&agent).health, lb_userspace::model::Health::default());
+    let line = succeed(&agent, "service remove 10.0.0.1:80/tcp").await;
+    assert_eq!(line, "removed service 10.0.0.1:80/tcp\n");
+    assert_eq!(agent.state().services().len(), 0);
+}
+
+#[tokio::test]
+async fn backends_are_added_removed_drained_and_weighed_in_one_line_each() {
+    let agent = FakeAgent::start(WEB);
+    for (arguments, line) in [
+        (
+            "add 10.0.0.1:80/tcp 10.1.0.4:80 --weight 5",
+            "added backend 10.1.0.4:80 to 10.0.0.1:80/tcp with weight 5\n",
+        ),
+        (
+            "remove 10.0.0.1:80/tcp 10.1.0.3:81",
+            "removed backend 10.1.0.3:81 from 10.0.0.1:80/tcp\n",
+        ),
+        (
+            "drain 10.0.0.1:80/tcp 10.1.0.2:80",
+            "backend 10.1.0.2:80 of 10.0.0.1:80/tcp drains: it takes no new flows\n",
+        ),
+        (
+            "weight 10.0.0.1:80/tcp 10.1.0.2:80 9",
+            "backend 10.1.0.2:80 of 10.0.0.1:80/tcp has weight 9\n",
+        ),
+    ] {
+        assert_eq!(succeed(&agent, &format!("backend {arguments}")).await, line);
+    }
+    let found: Vec<_> = web(&agent)
+        .backends
+        .iter()
+        .map(|b| (b.address.to_string(), b.weight, b.admin))
+        .collect();
+    let expected = [
+        ("10.1.0.2:80".to_owned(), 9, Admin::Draining),
+        ("10.1.0.4:80".to_owned(), 5, Admin::Active),
+    ];
+    assert_eq!(found, expected);
+    let line = succeed(&agent, "backend undrain 10.0.0.1:80/tcp 10.1.0.2:80").await;
+    assert!(line.contains("is active"), "{line}");
+    assert_eq!(web(&agent).backends[0].admin, Admin::Active);
+}
+
+#[tokio::test]
+async fn every_change_tells_programs_what_changed() {
+    let agent = FakeAgent::start("");
+    let backend = json!("10.1.0.2:80");
+    for (arguments, action, of) in [
+        (
+            "service add 10.0.0.1:80/tcp --mode nat",
+            "added",
+            &Value::Null,
+        ),
+        ("backend add 10.0.0.1:80/tcp 10.1.0.2:80", "added", &backend),
+        (
+            "backend drain 10.0.0.1:80/tcp 10.1.0.2:80",
+            "edited",
+            &backend,
+        ),
+        (
+            "backend undrain 10.0.0.1:80/tcp 10.1.0.2:80",
+            "edited",
+            &backend,
+        ),
+        (
+            "backend weight 10.0.0.1:80/tcp 10.1.0.2:80 2",
+            "edited",
+            &backend,
+        ),
+        (
+            "backend remove 10.0.0.1:80/tcp 10.1.0.2:80",
+            "removed",
+            &backend,
+        ),
+        ("service remove 10.0.0.1:80/tcp", "removed", &Value::Null),
+    ] {
+        let changed = succeed_json(&agent, arguments).await["changed"].clone();
+        assert_eq!(
+            (&changed["action"], &changed["backend"]),
+            (&json!(action), of),
+            "{arguments}"
+        );
+        assert_eq!(changed["service"], "10.0.0.1:80/tcp", "{arguments}");
+    }
+}
+
+#[tokio::test]
+async fn the_environment_names_the_socket_and_a_name_goes_before_it() {
+    let agent = FakeAgent::start(WEB);
+    let ask = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_lbctl"));
+        command
+            .env("LBCTL_SOCKET", &agent.socket)
+            .args(arguments)
+            .output()
+    };
+    let output = ask(&["status"]).await.unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    let name = format!("test-{}", std::process::id());
+    let output = ask(&["status", "--name", &name]).await.unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        stderr.contains(&format!("/run/lbd/{name}.sock")),
+        "{stderr}"
+    );
+}
+
+#[tokio::test]
+async fn a_reader_that_leaves_early_is_no_failure() {
+    let agent = FakeAgent::start(WEB);
+    let mut command = lbctl(&agent.socket, "completions bash");
+    let mut child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let status = timeout(Duration::from_secs(60), child.wait())
+        .await
+        .unwrap()
+        .unwrap();
+    let mut stderr = String::new();
+    child
+        .stderr
+        .take()
+        .unwrap()
+        .read_to_string(&mut stderr)
+        .await
+        .unwrap();
+    assert_eq!((status.code(), stderr.as_str()), (Some(0), ""));
+}
+
+#[tokio::test]
+async fn completions_and_help_need_no_agent() {
+    let nowhere = Path::new("/nonexistent/lbd.sock");
+    for shell in ["bash", "zsh", "fish"] {
+        let ran = run(nowhere, &format!("completions {shell}")).await;
+        assert_eq!(ran.code, 0);
+        assert!(ran.stdout.contains("undrain"), "{shell}");
+    }
+    let help = run(nowhere, "--help").await;
+    assert_eq!(help.code, 0);
+    for code in [
+        "0  done",
+        "3  no agent answers",
+        "4  no such service",
+        "5  refused",
+    ] {
+        assert!(help.stdout.contains(code), "{}", help.stdout);
+    }
+}

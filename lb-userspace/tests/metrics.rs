@@ -1,0 +1,170 @@
+//! Metrics: the page Prometheus reads, and the server it reads from.
+
+#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+
+use std::time::Duration;
+
+use lb_userspace::{
+    agent::{Handle, Request},
+    config, metrics,
+    model::Service,
+    snapshot::{BackendStatus, Condition, ServiceStatus, Snapshot, Traffic},
+};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+    sync::oneshot,
+    time::timeout,
+};
+
+fn service() -> Service {
+    let text = "[[service]]\nvip = \"10.0.0.1:80/tcp\"\nmode = \"nat\"\n\
+        backend = [{ address = \"10.1.0.2:80\" }, { address = \"10.1.0.3:80\", weight = 3, state = \"draining\" }]";
+    config::parse(text, "test").unwrap().services.remove(0)
+}
+
+fn snapshot() -> Snapshot {
+    let service = service();
+    let backend = |index: usize, condition, slots, latency| BackendStatus {
+        backend: service.backends[index].clone(),
+        condition,
+        last_error: None,
+        latency,
+        reachable: true,
+        slots,
+        traffic: Traffic {
+            packets: 10,
+            bytes: 600,
+            flows: 2,
+        },
+    };
+    let backends = vec![
+        backend(
+            0,
+            Condition::Starting,
+            251,
+            Some(Duration::from_micros(1500)),
+        ),
+        backend(1, Condition::Down, 0, None),
+    ];
+    let traffic = Traffic {
+        packets: u64::MAX,
+        bytes: 1_200,
+        flows: 4,
+    };
+    Snapshot {
+        instance: "default".to_owned(),
+        generation: 7,
+        interfaces: vec![],
+        services: vec![ServiceStatus {
+            service,
+            ring_size: 251,
+            traffic,
+            backends,
+        }],
+        drops: vec![("no_backend", 3), ("malformed", 0)],
+    }
+}
+
+#[test]
+fn the_page_holds_every_figure_of_the_snapshot() {
+    let page = metrics::render(&snapshot());
+    let version = env!("CARGO_PKG_VERSION");
+    let service = "service=\"10.0.0.1:80/tcp\"";
+    let first = format!("{service},backend=\"10.1.0.2:80\"");
+    let second = format!("{service},backend=\"10.1.0.3:80\"");
+    for line in [
+        format!("lb_build_info{{version=\"{version}\"}} 1"),
+        "lb_generation 7".to_owned(),
+        "lb_drops_total{reason=\"no_backend\"} 3".to_owned(),
+        "lb_drops_total{reason=\"malformed\"} 0".to_owned(),
+        format!("lb_service_packets_total{{{service}}} 18446744073709551615"),
+        format!("lb_service_bytes_total{{{service}}} 1200"),
+        format!("lb_service_flows_total{{{service}}} 4"),
+        format!("lb_service_slots{{{service}}} 251"),
+        format!("lb_backend_packets_total{{{first}}} 10"),
+        format!("lb_backend_bytes_total{{{first}}} 600"),
+        format!("lb_backend_flows_total{{{second}}} 2"),
+        format!("lb_backend_up{{{first}}} 1"),
+        format!("lb_backend_up{{{second}}} 0"),
+        format!("lb_backend_reachable{{{second}}} 1"),
+        format!("lb_backend_draining{{{first}}} 0"),
+        format!("lb_backend_draining{{{second}}} 1"),
+        format!("lb_backend_weight{{{second}}} 3"),
+        format!("lb_backend_slots{{{first}}} 251"),
+        format!("lb_backend_probe_latency_seconds{{{first}}} 0.0015"),
+    ] {
+        assert!(page.lines().any(|l| l == line), "{line}\nis not in\n{page}");
+    }
+    assert!(
+        !page.contains(&format!("latency_seconds{{{second}")),
+        "unknown is absent, not 0"
+    );
+    assert!(page.ends_with("# EOF\n"), "{page}");
+}
+
+#[test]
+fn each_metric_is_explained_once() {
+    let page = metrics::render(&snapshot());
+    let names = |mark| {
+        page.lines()
+            .filter_map(move |l| l.strip_prefix(mark)?.split(' ').next())
+    };
+    let helped: Vec<_> = names("# HELP ").collect();
+    let mut once = helped.clone();
+    once.sort_unstable();
+    once.dedup();
+    assert_eq!(once.len(), helped.len(), "{page}");
+    assert_eq!(names("# TYPE ").collect::<Vec<_>>(), helped);
+}
+
+/// The whole answer to `GET path`.
+async fn get(address: std::net::SocketAddr, path: &str) -> String {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
+}
+
+#[tokio::test]
+async fn metrics_and_health_are_served_until_the_end() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (handle, mut requests) = Handle::new();
+    let agent = tokio::spawn(async move {
+        while let Some(Request::Snapshot(reply)) = requests.recv().await {
+            let _ = reply.send(snapshot());
+        }
+    });
+    let (stop, stopped) = oneshot::channel::<()>();
+    let server = tokio::spawn(metrics::serve(listener, handle, async {
+        let _ = stopped.await;
+    }));
+
+    let page = get(address, "/metrics").await;
+    assert!(page.starts_with("HTTP/1.1 200"), "{page}");
+    assert!(
+        page.contains(metrics::CONTENT_TYPE) && page.contains("lb_generation 7"),
+        "{page}"
+    );
+    assert!(get(address, "/healthz").await.ends_with("ok\n"));
+    assert!(get(address, "/").await.starts_with("HTTP/1.1 404"));
+
+    agent.abort();
+    let _ = agent.await;
+    for path in ["/metrics", "/healthz"] {
+        let answer = get(address, path).await;
+        assert!(
+            answer.starts_with("HTTP/1.1 503") && answer.contains("stopping"),
+            "{answer}"
+        );
+    }
+    stop.send(()).unwrap();
+    timeout(Duration::from_secs(10), server)
+        .await
+        .unwrap()
+        .unwrap()
+        .unwrap();
+}
