@@ -262,8 +262,11 @@ impl Agent {
     /// # Errors
     /// The interface cannot be asked.
     pub fn leftovers(&self) -> Result<Vec<String>> {
+        // The kernel pins iterators of its own, `maps.debug` and `progs.debug`, in every instance.
+        let ours = |pin: &&PathBuf| pin.extension().is_none_or(|extension| extension != "debug");
         let pins = self.home.bpffs.entries();
-        let mut found: Vec<_> = pins.iter().map(|pin| pin.display().to_string()).collect();
+        let ours = pins.iter().filter(ours);
+        let mut found: Vec<_> = ours.map(|pin| pin.display().to_string()).collect();
         if has_program(&self.namespace, INTERFACE)? {
             found.push(format!("an XDP program on {INTERFACE}"));
         }
