@@ -10,6 +10,7 @@ pub mod backend;
 pub mod binaries;
 pub mod bpffs;
 pub mod config;
+pub mod differential;
 pub mod load;
 pub mod netns;
 pub mod process;

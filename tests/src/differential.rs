@@ -1,0 +1,260 @@
+//! Host against kernel: the same operations fill both sides' tables, the same frames run through
+//! both executions of `lb_common::pipeline`. `frames` makes the frames; the judging is here.
+
+pub mod frames;
+
+use std::net::{IpAddr, SocketAddr};
+
+use anyhow::{Context as _, Result, ensure};
+use aya::programs::{TestRun as _, TestRunOptions};
+use lb_common::{
+    memory::{Counted, MemoryTables},
+    packet::SlicePacket,
+    pipeline,
+    tables::{Counters, HASH_KEY_WORDS},
+    verdict::Verdict,
+};
+use lb_userspace::{
+    agent::Core,
+    config::Tunnel,
+    dataplane::{
+        Capacity, Dataplane, DataplaneError, Operation,
+        bpf::{LoadOptions, Maps, Program},
+        memory::MemoryDataplane,
+    },
+    health::{Event, Target},
+    model::{Change, Service},
+    neighbours::{NextHop, Update},
+    snapshot::Condition,
+};
+
+/// What XDP leaves in front of a frame, in a test run as on a NIC.
+const HEADROOM: usize = 256;
+/// The interface that a test run's frames come in by: the loopback.
+const INGRESS: u32 = 1;
+
+/// The kernel's maps and their double in memory, written alike.
+struct Twin {
+    maps: Maps,
+    memory: MemoryDataplane,
+}
+
+impl Dataplane for Twin {
+    fn capacity(&self) -> Capacity {
+        self.maps.capacity()
+    }
+
+    fn execute(&mut self, operations: &[Operation]) -> Result<(), DataplaneError> {
+        self.memory.execute(operations)?;
+        self.maps.execute(operations)
+    }
+
+    fn read(&self) -> Result<MemoryTables, DataplaneError> {
+        self.maps.read()
+    }
+
+    fn service_counters(&self, index: u32) -> Result<Counters, DataplaneError> {
+        self.maps.service_counters(index)
+    }
+
+    fn backend_counters(&self, index: u32) -> Result<Counters, DataplaneError> {
+        self.maps.backend_counters(index)
+    }
+
+    fn drops(&self) -> Result<Vec<u64>, DataplaneError> {
+        self.maps.drops()
+    }
+}
+
+/// What one side made of a frame.
+#[derive(Debug, PartialEq, Eq)]
+struct Outcome {
+    /// The XDP action's number.
+    action: u32,
+    /// The frame, unless it was dropped.
+    bytes: Vec<u8>,
+}
+
+/// Both executions over the same services. To be made and used in one network namespace without
+/// routes, where the kernel's look-ups for answers find as little as the host's.
+pub struct Bench {
+    program: Program,
+    core: Core<Twin>,
+}
+
+impl Bench {
+    /// Loads the program and fills both sides.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn new(services: Vec<Service>, down: &[Target], unreachable: &[IpAddr]) -> Result<Self> {
+        let capacity = Capacity {
+            services: 64,
+            backends: 256,
+            members: 1_024,
+            slots: 131_072,
+        };
+        let options = LoadOptions {
+            pins: None,
+            capacity,
+            log_level: 0,
+        };
+        let (program, mut maps) = Program::load(&options)?;
+        let mut key = [0; HASH_KEY_WORDS];
+        for (word, seed) in key.iter_mut().zip(1u64..) {
+            *word = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        }
+        maps.set_hash_key(key)?;
+        let mut memory = MemoryDataplane::default();
+        memory.tables.control.hash_key = key;
+        let twin = Twin { maps, memory };
+        let tunnel = Tunnel {
+            source_v4: Some(([10, 255, 0, 0].into(), 16)),
+            source_v6: None,
+        };
+        let mut core = Core::new("differential".to_owned(), tunnel, twin)?;
+        core.network(Update::OwnAddresses(frames::OWN.into()));
+        for address in services.iter().flat_map(|service| &service.backends) {
+            let address = address.address.ip();
+            if !unreachable.contains(&address) {
+                core.network(next_hop(address));
+            }
+        }
+        core.change(Change::Replace(services))?;
+        for &target in down {
+            core.health(Event {
+                target,
+                condition: Condition::Down,
+                changed: true,
+                error: None,
+                latency: None,
+            });
+        }
+        Ok(Self { program, core })
+    }
+
+    /// Runs a frame (at least 14 bytes, which the kernel insists on) through both; the XDP action's
+    /// number.
+    ///
+    /// # Errors
+    /// They differ, or the kernel refuses the run.
+    pub fn compare(&mut self, frame: &[u8]) -> Result<u32> {
+        let (host, kernel) = (self.host(frame), self.kernel(frame)?);
+        ensure!(
+            host == kernel,
+            "differs: {}\n host   {host:?}\n kernel {kernel:?}",
+            hex(frame)
+        );
+        Ok(host.action)
+    }
+
+    fn host(&self, frame: &[u8]) -> Outcome {
+        let mut buffer = vec![0; HEADROOM];
+        buffer.extend_from_slice(frame);
+        let mut packet = SlicePacket::new(&mut buffer, HEADROOM, INGRESS);
+        let verdict = pipeline::process(&mut packet, &self.core.dataplane().memory.tables);
+        let action = match verdict {
+            Verdict::Drop(_) => 1,
+            Verdict::Pass => 2,
+            Verdict::Transmit => 3,
+            Verdict::Redirect(_) => 4,
+        };
+        outcome(action, packet.bytes())
+    }
+
+    fn kernel(&mut self, frame: &[u8]) -> Result<Outcome> {
+        let mut out = vec![0; frame.len() + 64];
+        let result = self
+            .program
+            .xdp()?
+            .test_run(TestRunOptions {
+                data_in: Some(frame),
+                data_out: Some(&mut out),
+                ..TestRunOptions::default()
+            })
+            .context("BPF_PROG_TEST_RUN")?;
+        let length = (result.data_size_out as usize).min(out.len());
+        Ok(outcome(result.return_value, &out[..length]))
+    }
+
+    /// Compares everything that both sides have counted since the start, and returns it.
+    ///
+    /// # Errors
+    /// They differ.
+    pub fn compare_counters(&self) -> Result<Counted> {
+        let twin = self.core.dataplane();
+        let host = twin.memory.tables.take_counted();
+        let mut kernel = Counted::default();
+        for index in 0..64 {
+            insert(&mut kernel.services, index, twin.service_counters(index)?);
+        }
+        for index in 0..256 {
+            insert(&mut kernel.backends, index, twin.backend_counters(index)?);
+        }
+        for (reason, count) in (0..).zip(twin.drops()?) {
+            if count > 0 {
+                kernel.drops.insert(reason, count);
+            }
+        }
+        ensure!(
+            host == kernel,
+            "counters differ:\n host   {host:?}\n kernel {kernel:?}"
+        );
+        Ok(host)
+    }
+}
+
+fn insert(map: &mut std::collections::BTreeMap<u32, Counters>, index: u32, counters: Counters) {
+    if counters != Counters::default() {
+        map.insert(index, counters);
+    }
+}
+
+fn outcome(action: u32, bytes: &[u8]) -> Outcome {
+    // What is left of a dropped frame is nobody's business.
+    let bytes = if action == 1 { &[] } else { bytes };
+    Outcome {
+        action,
+        bytes: bytes.to_vec(),
+    }
+}
+
+fn next_hop(address: IpAddr) -> Update {
+    let last = match address {
+        IpAddr::V4(v4) => v4.octets()[3],
+        IpAddr::V6(v6) => v6.octets()[15],
+    };
+    // Every third leaves by another interface than it came in by.
+    let interface = if last % 3 == 0 { 7 } else { INGRESS };
+    let source: SocketAddr = frames::own_for(address);
+    Update::NextHop {
+        address,
+        next_hop: Some(NextHop {
+            interface,
+            source_mac: [2, 0, 0, 0, 1, last],
+            destination_mac: [2, 0, 0, 0, 2, last],
+            source_address: source.ip(),
+            mtu: 1_500,
+        }),
+        reason: None,
+    }
+}
+
+/// A frame as it is kept for regression: hexadecimal.
+pub fn hex(frame: &[u8]) -> String {
+    frame.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The frame in a line of [`hex`].
+///
+/// # Errors
+/// It is not hexadecimal.
+pub fn unhex(line: &str) -> Result<Vec<u8>> {
+    let digits = line.trim().as_bytes().chunks(2);
+    digits
+        .map(|pair| {
+            let pair = std::str::from_utf8(pair)?;
+            u8::from_str_radix(pair, 16).with_context(|| format!("`{pair}` in {line}"))
+        })
+        .collect()
+}

@@ -1,0 +1,222 @@
+//! Frames by the thousand: well-formed, oddly formed and broken, to services and elsewhere. The
+//! same seed gives the same frames.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+/// Addresses of the balancer itself.
+pub const OWN: [IpAddr; 2] = [
+    IpAddr::V4(Ipv4Addr::new(10, 2, 0, 1)),
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 2, 0, 0, 0, 0, 0, 1)),
+];
+
+/// The balancer's own address of a family.
+pub fn own_for(address: IpAddr) -> SocketAddr {
+    let [v4, v6] = OWN;
+    SocketAddr::new(if address.is_ipv4() { v4 } else { v6 }, 0)
+}
+
+/// SplitMix64 (G. Steele et al., OOPSLA 2014).
+#[derive(Debug, Clone)]
+pub struct Random(pub u64);
+
+impl Random {
+    /// The next word.
+    pub fn word(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Below `limit`.
+    pub fn below(&mut self, limit: u64) -> usize {
+        (self.word() % limit) as usize
+    }
+
+    /// True once in `n`.
+    pub fn once_in(&mut self, n: u64) -> bool {
+        self.below(n) == 0
+    }
+
+    fn byte(&mut self) -> u8 {
+        self.word() as u8
+    }
+
+    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+        from[self.below(from.len() as u64)]
+    }
+}
+
+/// Makes frames between `endpoints` (services, backends, whatever) and strangers.
+#[derive(Debug)]
+pub struct Generator {
+    /// Its randomness.
+    pub random: Random,
+    /// Addresses worth sending to and from.
+    pub endpoints: Vec<SocketAddr>,
+}
+
+impl Generator {
+    /// The next frame, of 14 bytes or more.
+    pub fn frame(&mut self) -> Vec<u8> {
+        let interesting = self.random.pick(&self.endpoints);
+        let stranger = self.stranger(interesting);
+        let (from, to) = match self.random.below(8) {
+            0..=4 => (stranger, interesting),
+            5 | 6 => (interesting, stranger),
+            _ => (interesting, own_for(interesting.ip())),
+        };
+        let mut frame = if from.is_ipv4() {
+            self.v4(from, to)
+        } else {
+            self.v6(from, to)
+        };
+        self.damage(&mut frame);
+        if frame.len() < 14 {
+            frame.resize(14, 0);
+        }
+        frame
+    }
+
+    fn stranger(&mut self, like: SocketAddr) -> SocketAddr {
+        let word = self.random.word();
+        let [.., a, b, c, d] = word.to_be_bytes();
+        let ip = match like.ip() {
+            IpAddr::V4(_) => IpAddr::from([192, a, b, c]),
+            IpAddr::V6(_) => IpAddr::from([0x2001, 0xdb8, 0, 0, 0, a.into(), b.into(), c.into()]),
+        };
+        SocketAddr::new(ip, u16::from_be_bytes([c, d]))
+    }
+
+    fn protocol(&mut self) -> u8 {
+        self.random
+            .pick(&[6, 6, 6, 17, 17, 17, 1, 58, 132, 47, 4, 41])
+    }
+
+    fn transport(&mut self, protocol: u8, from: SocketAddr, to: SocketAddr) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        bytes.extend(from.port().to_be_bytes());
+        bytes.extend(to.port().to_be_bytes());
+        match protocol {
+            6 => {
+                bytes.extend((0..8).map(|_| self.random.byte()));
+                let flags = self
+                    .random
+                    .pick(&[0x02, 0x10, 0x12, 0x18, 0x04, 0x11, 0x42]);
+                bytes.extend([0x50, flags]);
+                bytes.extend((0..6).map(|_| self.random.byte()));
+            }
+            _ => {
+                let check = self.random.pick(&[0, 0xffff, 0x1234, 0xfffe]);
+                bytes.extend(8u16.to_be_bytes());
+                bytes.extend(u16::to_be_bytes(check));
+            }
+        }
+        let payload = self.random.below(48);
+        bytes.extend((0..payload).map(|_| self.random.byte()));
+        bytes
+    }
+
+    fn v4(&mut self, from: SocketAddr, to: SocketAddr) -> Vec<u8> {
+        let protocol = self.protocol();
+        let transport = self.transport(protocol, from, to);
+        let options = if self.random.once_in(4) {
+            self.random.below(11) * 4
+        } else {
+            0
+        };
+        let length = (20 + options + transport.len()) as u16;
+        let fragment = match self.random.below(10) {
+            0 => self.random.word() as u16,
+            1 => 0x2000,
+            _ => 0x4000,
+        };
+        let mut frame = ethernet(0x0800);
+        frame.extend([0x45 + (options / 4) as u8, self.random.byte()]);
+        frame.extend(length.to_be_bytes());
+        frame.extend([self.random.byte(), self.random.byte()]);
+        frame.extend(fragment.to_be_bytes());
+        frame.extend([self.random.pick(&[64, 64, 64, 255, 2, 1, 0]), protocol]);
+        frame.extend([self.random.byte(), self.random.byte()]);
+        for address in [from, to] {
+            if let IpAddr::V4(v4) = address.ip() {
+                frame.extend(v4.octets());
+            }
+        }
+        frame.extend((0..options).map(|_| self.random.byte()));
+        frame.extend(transport);
+        frame
+    }
+
+    fn v6(&mut self, from: SocketAddr, to: SocketAddr) -> Vec<u8> {
+        let protocol = self.protocol();
+        let (first, mut payload) = self.extensions(protocol);
+        payload.extend(self.transport(protocol, from, to));
+        let mut frame = ethernet(0x86dd);
+        frame.extend([0x60 | (self.random.byte() & 0xf), self.random.byte()]);
+        frame.extend([self.random.byte(), self.random.byte()]);
+        frame.extend((payload.len() as u16).to_be_bytes());
+        frame.extend([first, self.random.pick(&[64, 64, 64, 255, 2, 1, 0])]);
+        for address in [from, to] {
+            if let IpAddr::V6(v6) = address.ip() {
+                frame.extend(v6.octets());
+            }
+        }
+        frame.extend(payload);
+        frame
+    }
+
+    /// A chain of extension headers that ends at `protocol`; often an empty one.
+    fn extensions(&mut self, protocol: u8) -> (u8, Vec<u8>) {
+        let count = if self.random.once_in(2) {
+            0
+        } else {
+            self.random.below(9)
+        };
+        let kinds: Vec<u8> = (0..count)
+            .map(|_| self.random.pick(&[0, 43, 44, 51, 60, 60]))
+            .collect();
+        let mut bytes = Vec::new();
+        for (index, kind) in kinds.iter().enumerate() {
+            let next = kinds.get(index + 1).copied().unwrap_or(protocol);
+            let (length, size) = match kind {
+                44 => (self.random.byte(), 8),
+                51 => (1, 12),
+                _ => (1, 16),
+            };
+            let data = self
+                .random
+                .pick(&[[0, 0], [0, 0], [0, 0], [0, 1], [0, 6], [4, 0], [0, 8]]);
+            bytes.extend([next, length]);
+            bytes.extend(data);
+            bytes.extend((4..size).map(|_| self.random.byte()));
+        }
+        (kinds.first().copied().unwrap_or(protocol), bytes)
+    }
+
+    /// Leaves most frames alone.
+    fn damage(&mut self, frame: &mut Vec<u8>) {
+        match self.random.below(12) {
+            0 => frame.truncate(14 + self.random.below(80)),
+            1 => {
+                for _ in 0..=self.random.below(4) {
+                    let at = self.random.below(frame.len() as u64);
+                    frame[at] ^= 1 << self.random.below(8);
+                }
+            }
+            2 => frame.extend((0..self.random.below(40)).map(|n| n as u8)),
+            3 => {
+                let at = self.random.below(frame.len() as u64);
+                frame[at] = self.random.byte();
+            }
+            _ => {}
+        }
+    }
+}
+
+fn ethernet(ether_type: u16) -> Vec<u8> {
+    let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
+    frame.extend(ether_type.to_be_bytes());
+    frame
+}
