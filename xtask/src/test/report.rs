@@ -91,10 +91,11 @@ fn unexpected(skipped: &BTreeMap<String, String>, expected: &str) -> Vec<String>
         .collect()
 }
 
-/// Reads lines `SKIP TEST: REASON`; test names hold `::`, so the name ends at a colon and a space.
+/// Reads lines `TEST: REASON`, with or without `SKIP` before them as tests print it; test names hold
+/// `::`, so the name ends at a colon and a space.
 pub fn parse_skips(text: &str) -> BTreeMap<String, String> {
     text.lines()
-        .filter_map(|line| line.strip_prefix("SKIP ")?.split_once(": "))
+        .filter_map(|line| line.strip_prefix("SKIP ").unwrap_or(line).split_once(": "))
         .map(|(test, reason)| (test.to_owned(), reason.to_owned()))
         .collect()
 }
@@ -188,7 +189,7 @@ mod tests {
 
     #[test]
     fn a_test_that_skips_twice_counts_once() {
-        let skips = parse_skips("SKIP e2e::nat: needs root\nSKIP e2e::nat: needs veth\nnoise\n");
+        let skips = parse_skips("SKIP e2e::nat: needs root\ne2e::nat: needs veth\nnoise\n");
         assert_eq!(
             skips,
             BTreeMap::from([("e2e::nat".into(), "needs veth".into())])
