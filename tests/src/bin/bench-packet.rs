@@ -12,7 +12,6 @@ use aya::{
     programs::{ProgramFd, TestRun as _, TestRunOptions, Xdp},
 };
 use clap::{Parser, ValueEnum};
-use lb_common::tables::Counters;
 use lb_userspace::{
     agent::Core,
     config::Tunnel,
@@ -339,11 +338,7 @@ impl Rig {
 
     fn packets(&self) -> u64 {
         let maps = self.core.dataplane();
-        let count = |index| {
-            maps.service_counters(index)
-                .unwrap_or(Counters::default())
-                .packets
-        };
+        let count = |index| maps.service_counters(index).unwrap_or_default().packets;
         (0..64).map(count).sum()
     }
 }
