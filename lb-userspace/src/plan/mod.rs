@@ -11,8 +11,6 @@
 mod layout;
 mod pool;
 mod space;
-#[cfg(test)]
-mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
