@@ -43,7 +43,7 @@ static TARGET: ProgramArray = ProgramArray::with_max_entries(1, 0);
 pub fn restore(ctx: XdpContext) -> u32 {
     if prepare(&ctx).is_some() {
         // SAFETY: on success this does not return; on failure the frame is untouched.
-        let _ = unsafe { TARGET.tail_call(&ctx, 0) };
+        unsafe { TARGET.tail_call(&ctx, 0) };
     }
     xdp_action::XDP_ABORTED
 }

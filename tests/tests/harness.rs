@@ -314,7 +314,8 @@ fn numbered_datagrams_all_arrive_where_nothing_is_lost() -> Result<()> {
                 (0, 0),
                 "{delivery}"
             );
-            assert!(took > Duration::from_millis(1_900) && took < Duration::from_millis(2_300));
+            // Never faster than asked; how much slower is the machine's affair, and printed.
+            assert!(took > Duration::from_millis(1_900));
             Ok(())
         },
     )
