@@ -43,9 +43,9 @@ pub fn process<P: Packet, H: Host>(packet: &mut P, host: &H) -> Verdict {
 
 #[inline(always)]
 fn outer<P: Packet>(packet: &P) -> Option<Outer> {
-    match packet.header::<EthHdr>(0)?.ether_type {
+    match packet.read::<EthHdr>(0)?.ether_type {
         wire::ETHER_IPV4 => {
-            let ip = packet.header::<Ipv4Hdr>(wire::ETHERNET)?;
+            let ip = packet.read::<Ipv4Hdr>(wire::ETHERNET)?;
             let fragment = u16::from_be_bytes(ip.frags) & 0x3fff != 0;
             // Our encapsulation writes no options; what has some is the kernel's.
             if ip.vihl != 0x45 || fragment {
@@ -59,7 +59,7 @@ fn outer<P: Packet>(packet: &P) -> Option<Outer> {
             })
         }
         wire::ETHER_IPV6 => {
-            let ip = packet.header::<Ipv6Hdr>(wire::ETHERNET)?;
+            let ip = packet.read::<Ipv6Hdr>(wire::ETHERNET)?;
             let destination = Address::v6(ip.dst_addr);
             Some(Outer {
                 destination,
@@ -75,17 +75,16 @@ fn outer<P: Packet>(packet: &P) -> Option<Outer> {
 fn unwrap<P: Packet>(packet: &mut P, outer: &Outer) -> Option<()> {
     let inner = wire::ETHERNET + outer.length;
     let ether_type = match outer.inner {
-        protocol::IPV4 if packet.header::<Ipv4Hdr>(inner)?.vihl >> 4 == 4 => wire::ETHER_IPV4,
-        protocol::IPV6 if packet.header::<Ipv6Hdr>(inner)?.vcf[0] >> 4 == 6 => wire::ETHER_IPV6,
+        protocol::IPV4 if packet.read::<Ipv4Hdr>(inner)?.vihl >> 4 == 4 => wire::ETHER_IPV4,
+        protocol::IPV6 if packet.read::<Ipv6Hdr>(inner)?.vcf[0] >> 4 == 6 => wire::ETHER_IPV6,
         _ => return None,
     };
     let ethernet = EthHdr {
         ether_type,
-        ..*packet.header::<EthHdr>(0)?
+        ..packet.read::<EthHdr>(0)?
     };
     if !packet.shrink_front(outer.length) {
         return None;
     }
-    *packet.header_mut::<EthHdr>(0)? = ethernet;
-    Some(())
+    packet.write(0, &ethernet)
 }

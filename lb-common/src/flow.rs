@@ -39,8 +39,24 @@ pub struct Flow {
     pub length: u16,
     /// Offset of the transport header in the frame, in bytes.
     pub transport: usize,
-    /// Whether it opens a connection: a TCP SYN without ACK.
-    pub opens: bool,
+    /// Whether it is of IPv4.
+    pub v4: bool,
+    /// What it says of its connection; nothing for UDP.
+    pub signal: Signal,
+}
+
+/// What a packet says of its connection (RFC 9293 §3.1, "Control bits").
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Signal {
+    /// Nothing.
+    None,
+    /// It opens one: SYN without ACK.
+    Opens,
+    /// The sender has no more to say: FIN.
+    Finishes,
+    /// It ends at once: RST.
+    Resets,
 }
 
 impl Flow {
@@ -64,6 +80,12 @@ impl Flow {
             protocol: self.protocol,
             zero: 0,
         }
+    }
+
+    /// Whether it opens a connection.
+    #[inline(always)]
+    pub fn opens(&self) -> bool {
+        self.signal == Signal::Opens
     }
 
     /// Both ports in one word, for hashing.
@@ -98,7 +120,7 @@ struct Transport {
 /// Reads a frame's headers.
 #[inline(always)]
 pub fn parse<P: Packet>(packet: &P) -> Parsed {
-    match packet.header::<EthHdr>(0) {
+    match packet.read::<EthHdr>(0) {
         Some(ethernet) if ethernet.ether_type == wire::ETHER_IPV4 => parse_v4(packet),
         Some(ethernet) if ethernet.ether_type == wire::ETHER_IPV6 => parse_v6(packet),
         _ => Parsed::Foreign,
@@ -107,7 +129,7 @@ pub fn parse<P: Packet>(packet: &P) -> Parsed {
 
 #[inline(always)]
 fn parse_v4<P: Packet>(packet: &P) -> Parsed {
-    let Some(ip) = packet.header::<Ipv4Hdr>(wire::ETHERNET) else {
+    let Some(ip) = packet.read::<Ipv4Hdr>(wire::ETHERNET) else {
         return Parsed::Foreign;
     };
     let protocol = ip.proto;
@@ -141,14 +163,15 @@ fn parse_v4<P: Packet>(packet: &P) -> Parsed {
         traffic_class: ip.tos,
         length,
         transport: wire::ETHERNET + header,
-        opens: false,
+        v4: true,
+        signal: Signal::None,
     };
     transport(packet, flow)
 }
 
 #[inline(always)]
 fn parse_v6<P: Packet>(packet: &P) -> Parsed {
-    let Some(ip) = packet.header::<Ipv6Hdr>(wire::ETHERNET) else {
+    let Some(ip) = packet.read::<Ipv6Hdr>(wire::ETHERNET) else {
         return Parsed::Foreign;
     };
     let destination = Address::v6(ip.dst_addr);
@@ -181,7 +204,8 @@ fn parse_v6<P: Packet>(packet: &P) -> Parsed {
         traffic_class: (first << 4) | (second >> 4),
         length,
         transport: found.offset,
-        opens: false,
+        v4: false,
+        signal: Signal::None,
     };
     transport(packet, flow)
 }
@@ -198,9 +222,9 @@ fn skip_extensions<P: Packet>(packet: &P, first: u8) -> Result<Transport, DropRe
             return Ok(found);
         }
         let header = packet
-            .header::<ExtensionHdr>(found.offset)
+            .read::<ExtensionHdr>(found.offset)
             .ok_or(DropReason::Truncated)?;
-        found.offset += extension_length(found.protocol, header)?;
+        found.offset += extension_length(found.protocol, &header)?;
         found.protocol = header.next_header;
     }
     if is_extension(found.protocol) {
@@ -237,6 +261,19 @@ fn extension_length(protocol: u8, header: &ExtensionHdr) -> Result<usize, DropRe
     }
 }
 
+#[inline(always)]
+fn signal(tcp: &TcpHdr) -> Signal {
+    if tcp.rst() != 0 {
+        Signal::Resets
+    } else if tcp.syn() != 0 && tcp.ack() == 0 {
+        Signal::Opens
+    } else if tcp.fin() != 0 {
+        Signal::Finishes
+    } else {
+        Signal::None
+    }
+}
+
 /// Adds the ports, which must lie within the IP packet.
 #[inline(always)]
 fn transport<P: Packet>(packet: &P, mut flow: Flow) -> Parsed {
@@ -246,16 +283,16 @@ fn transport<P: Packet>(packet: &P, mut flow: Flow) -> Parsed {
     };
     let end = wire::ETHERNET + usize::from(flow.length);
     if flow.protocol == protocol::TCP {
-        match packet.header::<TcpHdr>(flow.transport) {
+        match packet.read::<TcpHdr>(flow.transport) {
             Some(tcp) if flow.transport + wire::TCP <= end => {
                 flow.source_port = u16::from_ne_bytes(tcp.source);
                 flow.destination_port = u16::from_ne_bytes(tcp.dest);
-                flow.opens = tcp.syn() != 0 && tcp.ack() == 0;
+                flow.signal = signal(&tcp);
             }
             _ => return truncated,
         }
     } else {
-        match packet.header::<UdpHdr>(flow.transport) {
+        match packet.read::<UdpHdr>(flow.transport) {
             Some(udp) if flow.transport + wire::UDP <= end => {
                 flow.source_port = u16::from_ne_bytes(udp.src);
                 flow.destination_port = u16::from_ne_bytes(udp.dst);

@@ -12,7 +12,7 @@ use crate::{
     checksum::Sum,
     flow::Flow,
     hash::FlowHash,
-    packet::Packet,
+    packet::{Header, Packet},
     tables::{Address, Backend},
     verdict::DropReason,
     wire::{self, protocol},
@@ -42,7 +42,7 @@ pub fn encapsulate<P: Packet>(
     backend: &Backend,
     hash: FlowHash,
 ) -> Result<(), DropReason> {
-    let inner = if flow.destination.is_v4() {
+    let inner = if flow.v4 {
         protocol::IPV4
     } else {
         protocol::IPV6
@@ -54,8 +54,8 @@ pub fn encapsulate<P: Packet>(
             .checked_add(wire::IPV4 as u16)
             .ok_or(DropReason::TooLong)?;
         grow(packet, wire::IPV4)?;
-        *header(packet, wire::ETHERNET)? =
-            outer_v4(flow, length, inner, source.low(), backend.address.low());
+        let outer = outer_v4(flow, length, inner, source.low(), backend.address.low());
+        write(packet, wire::ETHERNET, &outer)?;
         ethernet(
             packet,
             backend.source_mac,
@@ -64,7 +64,8 @@ pub fn encapsulate<P: Packet>(
         )
     } else {
         grow(packet, wire::IPV6)?;
-        *header(packet, wire::ETHERNET)? = outer_v6(flow, inner, source, backend.address, hash);
+        let outer = outer_v6(flow, inner, source, backend.address, hash);
+        write(packet, wire::ETHERNET, &outer)?;
         ethernet(
             packet,
             backend.source_mac,
@@ -146,24 +147,26 @@ pub fn rewrite<P: Packet>(
         End::Source => (flow.source, flow.source_port),
         End::Destination => (flow.destination, flow.destination_port),
     };
-    if old.is_v4() != address.is_v4() {
+    if flow.v4 != address.is_v4() {
         return Err(DropReason::Inconsistent);
     }
-    let addresses = if old.is_v4() {
+    let addresses = if flow.v4 {
         let change = Sum::new().remove32(old.low()).add32(address.low());
-        let ip = header::<Ipv4Hdr, P>(packet, wire::ETHERNET)?;
+        let mut ip: Ipv4Hdr = read(packet, wire::ETHERNET)?;
         match end {
             End::Source => ip.src_addr = address.low().to_ne_bytes(),
             End::Destination => ip.dst_addr = address.low().to_ne_bytes(),
         }
         ip.check = change.update(u16::from_ne_bytes(ip.check)).to_ne_bytes();
+        write(packet, wire::ETHERNET, &ip)?;
         change
     } else {
-        let ip = header::<Ipv6Hdr, P>(packet, wire::ETHERNET)?;
+        let mut ip: Ipv6Hdr = read(packet, wire::ETHERNET)?;
         match end {
             End::Source => ip.src_addr = address.octets(),
             End::Destination => ip.dst_addr = address.octets(),
         }
+        write(packet, wire::ETHERNET, &ip)?;
         Sum::new().remove128(old.0).add128(address.0)
     };
     rewrite_port(
@@ -184,14 +187,15 @@ fn rewrite_port<P: Packet>(
     change: Sum,
 ) -> Result<(), DropReason> {
     if flow.protocol == protocol::TCP {
-        let tcp = header::<TcpHdr, P>(packet, flow.transport)?;
+        let mut tcp: TcpHdr = read(packet, flow.transport)?;
         match end {
             End::Source => tcp.source = port.to_ne_bytes(),
             End::Destination => tcp.dest = port.to_ne_bytes(),
         }
         tcp.check = change.update(u16::from_ne_bytes(tcp.check)).to_ne_bytes();
+        write(packet, flow.transport, &tcp)
     } else {
-        let udp = header::<UdpHdr, P>(packet, flow.transport)?;
+        let mut udp: UdpHdr = read(packet, flow.transport)?;
         match end {
             End::Source => udp.src = port.to_ne_bytes(),
             End::Destination => udp.dst = port.to_ne_bytes(),
@@ -205,8 +209,8 @@ fn rewrite_port<P: Packet>(
             };
             udp.check = check.to_ne_bytes();
         }
+        write(packet, flow.transport, &udp)
     }
-    Ok(())
 }
 
 /// Takes one off the TTL or hop limit, as a router does.
@@ -215,19 +219,20 @@ fn rewrite_port<P: Packet>(
 /// [`DropReason::TtlExpired`] where none would be left; the packet is unchanged then.
 #[inline(always)]
 pub fn decrement_ttl<P: Packet>(packet: &mut P, flow: &Flow) -> Result<(), DropReason> {
-    if flow.destination.is_v4() {
-        let ip = header::<Ipv4Hdr, P>(packet, wire::ETHERNET)?;
+    if flow.v4 {
+        let mut ip: Ipv4Hdr = read(packet, wire::ETHERNET)?;
         let old = u16::from_ne_bytes([ip.ttl, ip.proto]);
         ip.ttl = one_less(ip.ttl)?;
         let change = Sum::new()
             .remove16(old)
             .add16(u16::from_ne_bytes([ip.ttl, ip.proto]));
         ip.check = change.update(u16::from_ne_bytes(ip.check)).to_ne_bytes();
+        write(packet, wire::ETHERNET, &ip)
     } else {
-        let ip = header::<Ipv6Hdr, P>(packet, wire::ETHERNET)?;
+        let mut ip: Ipv6Hdr = read(packet, wire::ETHERNET)?;
         ip.hop_limit = one_less(ip.hop_limit)?;
+        write(packet, wire::ETHERNET, &ip)
     }
-    Ok(())
 }
 
 #[inline(always)]
@@ -249,10 +254,8 @@ pub fn readdress<P: Packet>(
     source: [u8; 6],
     destination: [u8; 6],
 ) -> Result<(), DropReason> {
-    let ethernet = header::<EthHdr, P>(packet, 0)?;
-    ethernet.src_addr = source;
-    ethernet.dst_addr = destination;
-    Ok(())
+    let EthHdr { ether_type, .. } = read(packet, 0)?;
+    ethernet(packet, source, destination, ether_type)
 }
 
 #[inline(always)]
@@ -262,12 +265,12 @@ fn ethernet<P: Packet>(
     destination: [u8; 6],
     ether_type: u16,
 ) -> Result<(), DropReason> {
-    *header(packet, 0)? = EthHdr {
+    let ethernet = EthHdr {
         dst_addr: destination,
         src_addr: source,
         ether_type,
     };
-    Ok(())
+    write(packet, 0, &ethernet)
 }
 
 #[inline(always)]
@@ -280,9 +283,15 @@ fn grow<P: Packet>(packet: &mut P, bytes: usize) -> Result<(), DropReason> {
 }
 
 #[inline(always)]
-fn header<T: crate::packet::Header, P: Packet>(
+fn read<T: Header, P: Packet>(packet: &P, offset: usize) -> Result<T, DropReason> {
+    packet.read(offset).ok_or(DropReason::Inconsistent)
+}
+
+#[inline(always)]
+fn write<T: Header, P: Packet>(
     packet: &mut P,
     offset: usize,
-) -> Result<&mut T, DropReason> {
-    packet.header_mut(offset).ok_or(DropReason::Inconsistent)
+    header: &T,
+) -> Result<(), DropReason> {
+    packet.write(offset, header).ok_or(DropReason::Inconsistent)
 }

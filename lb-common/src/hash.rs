@@ -6,13 +6,20 @@
 //! Products are independent of each other, which suits a processor's pipeline and needs no
 //! rotation, which BPF lacks. A finalizer spreads the upper bits so that two choices can be drawn.
 
-use crate::tables::{Address, HASH_KEY_WORDS};
+use crate::tables::{Address, Endpoint, HASH_KEY_WORDS};
 
 /// A flow's hash: two 32-bit choices in one word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(transparent)]
 pub struct FlowHash(u64);
 
-/// Hashes a flow. `ports` are source and destination in network order, loaded as one word.
+#[inline(always)]
+const fn product(m: u64, w: u32) -> u64 {
+    m.wrapping_mul(w as u64)
+}
+
+/// Hashes a flow. `ports` are source and destination in network order, loaded as one word. The
+/// first three words of an IPv4 address say nothing and are left out.
 #[inline(always)]
 pub fn flow(
     key: &[u64; HASH_KEY_WORDS],
@@ -22,7 +29,6 @@ pub fn flow(
     protocol: u8,
 ) -> FlowHash {
     let [m0, m1, m2, m3, m4, m5, m6, m7, m8, m9, m10, _] = *key;
-    let product = |m: u64, w: u32| m.wrapping_mul(u64::from(w));
     let [s0, s1, s2, s3] = source.0;
     let [d0, d1, d2, d3] = destination.0;
     let mut sum = m0
@@ -42,6 +48,52 @@ pub fn flow(
     FlowHash(finish(sum))
 }
 
+/// Hashes a client, whatever its port and destination.
+#[inline(always)]
+pub fn source(key: &[u64; HASH_KEY_WORDS], source: &Address) -> FlowHash {
+    let [m0, m1, _, _, _, m5, m6, m7, ..] = *key;
+    let [s0, s1, s2, s3] = source.0;
+    let mut sum = m0.wrapping_add(product(m1, s3));
+    if !source.is_v4() {
+        sum = sum
+            .wrapping_add(product(m5, s0))
+            .wrapping_add(product(m6, s1))
+            .wrapping_add(product(m7, s2));
+    }
+    FlowHash(finish(sum))
+}
+
+/// Which two buckets of the look-up table an endpoint may stand in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EndpointHash(u64);
+
+/// Hashes an endpoint.
+#[inline(always)]
+pub fn endpoint(key: &[u64; HASH_KEY_WORDS], endpoint: &Endpoint) -> EndpointHash {
+    let [m0, _, m2, _, _, _, _, _, m8, m9, m10, m11] = *key;
+    let [d0, d1, d2, d3] = endpoint.address.0;
+    let port = ((endpoint.port as u32) << 8) | endpoint.protocol as u32;
+    let mut sum = m0
+        .wrapping_add(product(m2, d3))
+        .wrapping_add(product(m11, port));
+    if !endpoint.address.is_v4() {
+        sum = sum
+            .wrapping_add(product(m8, d0))
+            .wrapping_add(product(m9, d1))
+            .wrapping_add(product(m10, d2));
+    }
+    EndpointHash(sum)
+}
+
+impl EndpointHash {
+    /// The bucket of 2^`bits` that is looked into first (`choice` 0) or second (1).
+    #[inline(always)]
+    pub const fn bucket(self, bits: u32, choice: u32) -> u32 {
+        let word = if choice == 0 { self.0 } else { finish(self.0) };
+        ((word >> 33) >> (31 - bits)) as u32
+    }
+}
+
 /// A finalizer of two multiplications (Moremur, P. Evensen 2019), a bijection.
 #[inline(always)]
 pub(crate) const fn finish(mut x: u64) -> u64 {
@@ -53,6 +105,18 @@ pub(crate) const fn finish(mut x: u64) -> u64 {
 }
 
 impl FlowHash {
+    /// From the word of another's [`FlowHash::word`].
+    #[inline(always)]
+    pub const fn from_word(word: u64) -> Self {
+        Self(word)
+    }
+
+    /// All of it.
+    #[inline(always)]
+    pub const fn word(self) -> u64 {
+        self.0
+    }
+
     /// The slot of a ring of `size` slots: the first choice, or, with `attempt` > 0, another.
     #[inline(always)]
     pub const fn slot(self, size: u32, attempt: u32) -> u32 {

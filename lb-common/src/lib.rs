@@ -4,7 +4,9 @@
 //! |---|---|
 //! | [`pipeline`] | the order of the stages |
 //! | [`flow`] | bytes to a flow |
-//! | [`steer`] | flow to backend |
+//! | [`steer`] | flow to backend, by the ring alone |
+//! | [`track`] | flow to backend, where the ring moved |
+//! | [`schedule`] | which backend a new flow gets |
 //! | [`forward`] | what the packet becomes |
 //! | [`verdict`] | what becomes of it, and why |
 //! | [`tables`] | formats of the maps |
@@ -30,7 +32,9 @@ pub mod maglev;
 pub mod memory;
 pub mod packet;
 pub mod pipeline;
+pub mod schedule;
 pub mod steer;
 pub mod tables;
+pub mod track;
 pub mod verdict;
 pub mod wire;

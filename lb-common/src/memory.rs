@@ -1,11 +1,16 @@
 //! The maps on the host, for tests, benchmarks and `lbctl explain`. Never used in the kernel.
 
-use std::{cell::RefCell, collections::BTreeMap, vec::Vec};
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+    vec::Vec,
+};
 
 use crate::{
+    hash,
     tables::{
-        Address, Backend, Control, Counters, Endpoint, Member, Route, RouteQuery, ServiceEntry,
-        Tables, WayBack,
+        Address, Backend, Bucket, Control, Counters, Endpoint, FlowCounters, FlowEvent, FlowKey,
+        Member, Record, Route, RouteQuery, ServiceEntry, Table, Tables, Tick, WayBack,
     },
     verdict::{DROP_COUNTERS, DropReason},
 };
@@ -15,8 +20,8 @@ use crate::{
 pub struct MemoryTables {
     /// The control element.
     pub control: Control,
-    /// Index of each service.
-    pub services: BTreeMap<Endpoint, u32>,
+    /// The look-up table of services, 2^`control.lookup_bits` buckets.
+    pub lookup: Vec<Bucket>,
     /// Services by index.
     pub service_entries: Vec<ServiceEntry>,
     /// The arena, two slots an element.
@@ -31,7 +36,52 @@ pub struct MemoryTables {
     pub owned: BTreeMap<Address, u32>,
     /// Routes by destination.
     pub routes: BTreeMap<Address, Route>,
+    /// The flow tables.
+    pub flows: RefCell<Flows>,
+    /// The time.
+    pub time: Cell<Tick>,
     counted: RefCell<Counted>,
+}
+
+/// Flow tables, and what schedulers keep, as the program left them.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Flows {
+    /// Flows of which a packet after the first was seen.
+    pub established: FlowTable,
+    /// Flows of which one packet was seen.
+    pub half_open: FlowTable,
+    /// Flows in progress, by the index of a backend's counters.
+    pub loads: BTreeMap<u32, i32>,
+    /// Turns taken, by service.
+    pub turns: BTreeMap<u32, u32>,
+}
+
+/// A flow table of a size.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FlowTable {
+    /// What is recorded.
+    pub records: BTreeMap<FlowKey, Record>,
+    /// Records that it has room for.
+    pub capacity: usize,
+}
+
+impl Default for FlowTable {
+    fn default() -> Self {
+        Self {
+            records: BTreeMap::new(),
+            capacity: usize::MAX,
+        }
+    }
+}
+
+impl Flows {
+    /// A table.
+    pub fn table(&mut self, table: Table) -> &mut FlowTable {
+        match table {
+            Table::Established => &mut self.established,
+            Table::HalfOpen => &mut self.half_open,
+        }
+    }
 }
 
 /// What a run over [`MemoryTables`] has counted.
@@ -41,6 +91,8 @@ pub struct Counted {
     pub services: BTreeMap<u32, Counters>,
     /// Of backends, by index of their counters.
     pub backends: BTreeMap<u32, Counters>,
+    /// Of flow tables, by service.
+    pub flows: BTreeMap<u32, FlowCounters>,
     /// Dropped packets by reason.
     pub drops: BTreeMap<u32, u64>,
 }
@@ -49,6 +101,24 @@ impl MemoryTables {
     /// Everything counted so far, which starts at zero again.
     pub fn take_counted(&self) -> Counted {
         self.counted.take()
+    }
+
+    /// Makes an endpoint find the service of that index, in the first bucket with room.
+    ///
+    /// # Panics
+    /// Both buckets are full.
+    pub fn link(&mut self, endpoint: &Endpoint, index: u32) {
+        let bits = self.control.lookup_bits;
+        self.lookup.resize(1 << bits, Bucket::default());
+        let hash = hash::endpoint(&self.control.hash_key, endpoint);
+        for choice in 0..2 {
+            let bucket = &mut self.lookup[hash.bucket(bits, choice) as usize];
+            if let Some(place) = bucket.iter_mut().find(|place| **place == 0) {
+                *place = index + 1;
+                return;
+            }
+        }
+        panic!("no room for {endpoint:?} in the look-up table of 2^{bits} buckets");
     }
 }
 
@@ -65,8 +135,8 @@ impl Tables for MemoryTables {
         self.control.generation
     }
 
-    fn service(&self, key: &Endpoint) -> Option<u32> {
-        self.services.get(key).copied()
+    fn bucket(&self, index: u32) -> Option<&Bucket> {
+        at(&self.lookup, index)
     }
 
     fn service_entry(&self, index: u32) -> Option<&ServiceEntry> {
@@ -123,5 +193,55 @@ impl Tables for MemoryTables {
             .drops
             .entry(reason as u32)
             .or_default() += 1;
+    }
+
+    fn now(&self) -> Tick {
+        self.time.get()
+    }
+
+    fn visit<R>(
+        &self,
+        table: Table,
+        key: &FlowKey,
+        visit: impl FnOnce(&mut Record) -> R,
+    ) -> Option<R> {
+        let mut flows = self.flows.borrow_mut();
+        flows.table(table).records.get_mut(key).map(visit)
+    }
+
+    fn record(&self, table: Table, key: &FlowKey, record: &Record) -> bool {
+        let mut flows = self.flows.borrow_mut();
+        let FlowTable { records, capacity } = flows.table(table);
+        let room = records.len() < *capacity || records.contains_key(key);
+        if room {
+            records.insert(*key, *record);
+        }
+        room
+    }
+
+    fn forget(&self, table: Table, key: &FlowKey) {
+        self.flows.borrow_mut().table(table).records.remove(key);
+    }
+
+    fn count_flow(&self, service: u32, event: FlowEvent) {
+        let mut counted = self.counted.borrow_mut();
+        counted.flows.entry(service).or_default().add(event);
+    }
+
+    fn load(&self, counters: u32) -> u32 {
+        let flows = self.flows.borrow();
+        let load = flows.loads.get(&counters).copied().unwrap_or(0);
+        u32::try_from(load).unwrap_or(0)
+    }
+
+    fn add_load(&self, counters: u32, change: i32) {
+        *self.flows.borrow_mut().loads.entry(counters).or_default() += change;
+    }
+
+    fn turn(&self, service: u32) -> u32 {
+        let mut flows = self.flows.borrow_mut();
+        let turn = flows.turns.entry(service).or_default();
+        *turn = turn.wrapping_add(1);
+        *turn
     }
 }

@@ -5,7 +5,7 @@
 
 use wincode::{SchemaRead, ZeroCopy, config::DefaultConfig};
 
-/// A header that can be read in place: plain bytes, every pattern valid.
+/// A header: plain bytes, every pattern valid.
 pub trait Header: ZeroCopy + Copy + for<'de> SchemaRead<'de, DefaultConfig, Dst = Self> {}
 impl<T: ZeroCopy + Copy + for<'de> SchemaRead<'de, DefaultConfig, Dst = T>> Header for T {}
 
@@ -15,10 +15,11 @@ pub trait Packet {
     fn length(&self) -> usize;
     /// Index of the interface that it came in by.
     fn interface(&self) -> u32;
-    /// The header at `offset`; `None` where the frame ends before it does.
-    fn header<T: Header>(&self, offset: usize) -> Option<&T>;
-    /// The same, to be written.
-    fn header_mut<T: Header>(&mut self, offset: usize) -> Option<&mut T>;
+    /// A copy of the header at `offset`; `None` where the frame ends before it does. By value, so
+    /// that the kernel's implementation can load it word by word.
+    fn read<T: Header>(&self, offset: usize) -> Option<T>;
+    /// Writes the header at `offset`; `None`, and nothing written, where the frame ends before it does.
+    fn write<T: Header>(&mut self, offset: usize, header: &T) -> Option<()>;
     /// Makes room for `bytes` in front, of unspecified content; false where there is none.
     fn grow_front(&mut self, bytes: usize) -> bool;
     /// Takes `bytes` off the front; false where the frame would be shorter than an Ethernet header.
@@ -64,13 +65,16 @@ impl Packet for SlicePacket<'_> {
         self.interface
     }
 
-    fn header<T: Header>(&self, offset: usize) -> Option<&T> {
-        <T as ZeroCopy>::from_bytes(self.buffer.get(self.range::<T>(offset)?)?).ok()
+    fn read<T: Header>(&self, offset: usize) -> Option<T> {
+        let bytes = self.buffer.get(self.range::<T>(offset)?)?;
+        <T as ZeroCopy>::from_bytes(bytes).ok().copied()
     }
 
-    fn header_mut<T: Header>(&mut self, offset: usize) -> Option<&mut T> {
+    fn write<T: Header>(&mut self, offset: usize, header: &T) -> Option<()> {
         let range = self.range::<T>(offset)?;
-        <T as ZeroCopy>::from_bytes_mut(self.buffer.get_mut(range)?).ok()
+        let place = <T as ZeroCopy>::from_bytes_mut(self.buffer.get_mut(range)?).ok()?;
+        *place = *header;
+        Some(())
     }
 
     fn grow_front(&mut self, bytes: usize) -> bool {

@@ -7,7 +7,7 @@ use crate::{
     flow::{self, Flow, Parsed},
     forward::{self, End},
     packet::Packet,
-    steer::{self, Service},
+    steer::{self, InForce},
     tables::{Backend, RouteQuery, Tables, feature, mode, owned},
     verdict::{DropReason, Verdict},
 };
@@ -39,10 +39,12 @@ fn to_backend<P: Packet, T: Tables>(
     packet: &mut P,
     tables: &T,
     flow: &Flow,
-    service: &Service<'_>,
+    in_force: &InForce<'_>,
 ) -> Result<Verdict, DropReason> {
-    let hash = steer::hash(tables, flow).ok_or(DropReason::Inconsistent)?;
-    let backend = steer::backend(tables, service.descriptor, hash)?;
+    let service = &in_force.service;
+    let hash = steer::hash(tables, flow, service.descriptor.hash_fields)
+        .ok_or(DropReason::Inconsistent)?;
+    let backend = steer::backend(tables, in_force, flow, hash)?;
     if backend.interface == 0 {
         return Err(DropReason::NoNextHop);
     }
@@ -54,8 +56,8 @@ fn to_backend<P: Packet, T: Tables>(
         mode::NAT => translate(packet, flow, backend)?,
         _ => return Err(DropReason::Inconsistent),
     }
-    tables.count_service(service.index, bytes, flow.opens);
-    tables.count_backend(counters, bytes, flow.opens);
+    tables.count_service(service.index, bytes, flow.opens());
+    tables.count_backend(counters, bytes, flow.opens());
     Ok(egress)
 }
 

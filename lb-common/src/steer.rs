@@ -1,10 +1,16 @@
-//! Which backend takes a flow: service, slot, member, backend. Reads tables, writes nothing.
+//! Which backend takes a flow by the ring alone: service, slot, member, backend. Reads tables, writes
+//! nothing. Where the ring has moved, [`crate::track`] decides.
 
 use crate::{
     flow::Flow,
-    hash::FlowHash,
-    tables::{Backend, Descriptor, Endpoint, Slot, Tables, state},
+    hash::{self, FlowHash},
+    tables::{
+        Backend, Descriptor, Endpoint, FlowKey, Member, Phase, Slot, Tables, flow_kind,
+        hash_fields, service_flag, state,
+    },
+    track::Question,
     verdict::DropReason,
+    wire::protocol,
 };
 
 /// Slots tried before a flow is given up: the first choice and two more, so that a dead
@@ -20,64 +26,154 @@ pub struct Service<'t> {
     pub descriptor: &'t Descriptor,
 }
 
-/// The service at an endpoint, if there is one now.
-#[inline(always)]
-pub fn service<'t, T: Tables>(tables: &'t T, endpoint: &Endpoint) -> Option<Service<'t>> {
-    let index = tables.service(endpoint)?;
-    let [even, odd] = &tables.service_entry(index)?.halves;
-    let descriptor = if tables.generation() & 1 == 0 {
-        even
-    } else {
-        odd
-    };
-    (descriptor.active != 0).then_some(Service { index, descriptor })
+impl<'t> Service<'t> {
+    /// The service of an index, as of the half that is in force.
+    #[inline(always)]
+    pub fn at<T: Tables>(tables: &'t T, index: u32, half: u32) -> Option<Self> {
+        let [even, odd] = &tables.service_entry(index)?.halves;
+        let descriptor = if half == 0 { even } else { odd };
+        Some(Self { index, descriptor })
+    }
 }
 
-/// The hash that places a flow on its service's ring.
+/// A service found, and which of its halves is in force.
+#[derive(Debug, Clone, Copy)]
+pub struct InForce<'t> {
+    /// The service.
+    pub service: Service<'t>,
+    /// 0 or 1.
+    pub half: u32,
+}
+
+/// A backend of a pool.
+#[derive(Debug, Clone, Copy)]
+pub struct Candidate<'t> {
+    /// Its local id.
+    pub id: u32,
+    /// Its place in the pool.
+    pub member: &'t Member,
+    /// How to reach it.
+    pub backend: &'t Backend,
+}
+
+impl Candidate<'_> {
+    /// Whether it takes new flows.
+    #[inline(always)]
+    pub fn takes(&self) -> bool {
+        self.backend.state & state::TAKES != 0
+    }
+
+    /// Whether it keeps the flows that it has.
+    #[inline(always)]
+    pub fn holds(&self) -> bool {
+        self.backend.state & state::HOLDS != 0
+    }
+}
+
+/// The service at an endpoint, if there is one now.
 #[inline(always)]
-pub fn hash<T: Tables>(tables: &T, flow: &Flow) -> Option<FlowHash> {
+pub fn service<'t, T: Tables>(tables: &'t T, endpoint: &Endpoint) -> Option<InForce<'t>> {
+    let control = tables.control()?;
+    let half = (tables.generation() & 1) as u32;
+    let hash = hash::endpoint(&control.hash_key, endpoint);
+    for choice in 0..2 {
+        let bucket = tables.bucket(hash.bucket(control.lookup_bits, choice))?;
+        for place in bucket {
+            if *place == 0 {
+                continue;
+            }
+            let service = Service::at(tables, *place - 1, half)?;
+            if service.descriptor.is_at(endpoint) {
+                return Some(InForce { service, half });
+            }
+        }
+    }
+    None
+}
+
+/// The hash that places a flow on a ring by `fields`, one of [`hash_fields`].
+#[inline(always)]
+pub fn hash<T: Tables>(tables: &T, flow: &Flow, fields: u8) -> Option<FlowHash> {
     let key = &tables.control()?.hash_key;
-    Some(crate::hash::flow(
-        key,
-        &flow.source,
-        &flow.destination,
-        flow.ports(),
-        flow.protocol,
-    ))
+    Some(if fields == hash_fields::SOURCE {
+        hash::source(key, &flow.source)
+    } else {
+        hash::flow(
+            key,
+            &flow.source,
+            &flow.destination,
+            flow.ports(),
+            flow.protocol,
+        )
+    })
 }
 
 /// The backend that takes a flow.
 ///
 /// # Errors
-/// [`DropReason::NoBackend`] when the ring is empty or every attempt met a dead backend;
-/// [`DropReason::Inconsistent`] when a slot leads nowhere.
+/// [`DropReason::NoBackend`] when nobody may take it; [`DropReason::Inconsistent`] when a slot
+/// leads nowhere.
 #[inline(always)]
 pub fn backend<'t, T: Tables>(
     tables: &'t T,
-    descriptor: &Descriptor,
+    in_force: &InForce<'t>,
+    flow: &Flow,
     hash: FlowHash,
 ) -> Result<&'t Backend, DropReason> {
+    let InForce { service, half } = *in_force;
+    let descriptor = service.descriptor;
     if descriptor.ring_size == 0 {
         return Err(DropReason::NoBackend);
     }
-    for attempt in 0..ATTEMPTS {
-        let slot = slot(tables, descriptor, hash, attempt).ok_or(DropReason::Inconsistent)?;
-        let backend = member(tables, descriptor, slot.owner()).ok_or(DropReason::Inconsistent)?;
-        if backend.state & state::ALIVE != 0 {
-            return Ok(backend);
-        }
+    let slot = slot(tables, descriptor, hash, 0).ok_or(DropReason::Inconsistent)?;
+    let owner = candidate(tables, descriptor, slot.owner()).ok_or(DropReason::Inconsistent)?;
+    if slot.phase() == Phase::Steady
+        && owner.takes()
+        && descriptor.flags & service_flag::TRACKED == 0
+    {
+        return Ok(owner.backend);
     }
-    Err(DropReason::NoBackend)
+    let previous_hash = self::hash(tables, flow, descriptor.previous_hash_fields)
+        .ok_or(DropReason::Inconsistent)?;
+    let index = tables.track(&Question {
+        key: FlowKey {
+            source: flow.source,
+            port: flow.source_port,
+            kind: flow_kind::FLOW,
+            service: service.index,
+        },
+        hash,
+        previous_hash,
+        slot,
+        half,
+        signal: flow.signal,
+        connectionless: flow.protocol == protocol::UDP,
+    });
+    if index == 0 {
+        return Err(DropReason::NoBackend);
+    }
+    tables.backend(index).ok_or(DropReason::Inconsistent)
 }
 
+/// A flow's slot: of the first choice, or, with `attempt` > 0, of another.
 #[inline(always)]
-fn slot<T: Tables>(
+pub fn slot<T: Tables>(
     tables: &T,
     descriptor: &Descriptor,
     hash: FlowHash,
     attempt: u32,
 ) -> Option<Slot> {
-    let index = descriptor.ring_start + hash.slot(descriptor.ring_size, attempt);
+    slot_at(
+        tables,
+        descriptor.ring_start,
+        hash.slot(descriptor.ring_size, attempt),
+    )
+}
+
+/// The slot at a place of the span that starts at `start`, which is even.
+#[inline(always)]
+pub fn slot_at<T: Tables>(tables: &T, start: u32, place: u32) -> Option<Slot> {
+    let index = start.wrapping_add(place);
     let pair = tables.slots(index >> 1)?;
     Some(Slot(if index & 1 == 0 {
         pair as u32
@@ -86,13 +182,24 @@ fn slot<T: Tables>(
     }))
 }
 
+/// The backend of a local id, unless nobody has it.
 #[inline(always)]
-fn member<'t, T: Tables>(tables: &'t T, descriptor: &Descriptor, id: u32) -> Option<&'t Backend> {
-    if id >= descriptor.members_len {
+pub fn candidate<'t, T: Tables>(
+    tables: &'t T,
+    descriptor: &Descriptor,
+    id: u32,
+) -> Option<Candidate<'t>> {
+    if id >= u32::from(descriptor.members_len) {
         return None;
     }
-    match tables.member(descriptor.members_start + id)?.backend {
-        0 => None,
-        index => tables.backend(index),
+    let member = tables.member(descriptor.members_start.wrapping_add(id))?;
+    if member.backend == 0 {
+        return None;
     }
+    let backend = tables.backend(member.backend)?;
+    Some(Candidate {
+        id,
+        member,
+        backend,
+    })
 }

@@ -10,11 +10,16 @@ use core::net::IpAddr;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::verdict::DropReason;
+use crate::{
+    hash::FlowHash,
+    schedule,
+    track::{self, Question},
+    verdict::DropReason,
+};
 
 /// Version of everything in this file. The pin directory is named after it, so that programs of
 /// different formats never share a map.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 /// An IP address as four words of network-order bytes.
 #[derive(
@@ -102,7 +107,7 @@ impl From<Address> for IpAddr {
     }
 }
 
-/// Address, port and protocol: the key of services and of the way back.
+/// Address, port and protocol: what names a service, and the key of the way back.
 #[derive(
     Debug,
     Clone,
@@ -146,8 +151,8 @@ pub struct Control {
     pub hash_key: [u64; HASH_KEY_WORDS],
     /// Bits of [`feature`].
     pub features: u32,
-    /// Always zero.
-    pub reserved: u32,
+    /// Base-two logarithm of the number of buckets of the look-up table of services, at most 31.
+    pub lookup_bits: u32,
 }
 
 /// Bits of [`Control::features`].
@@ -164,34 +169,111 @@ pub mod mode {
     pub const IPIP: u8 = 2;
 }
 
-/// A service as of one generation.
+/// Services whose endpoint hashes to a bucket of the look-up table, as index + 1; 0: none. A service
+/// stands in one of the two buckets that its endpoint's hash names. What it is found by is in its
+/// [`Descriptor`], so that finding it switches with everything else.
+pub type Bucket = [u32; 4];
+
+/// A service as of one generation: one cache line, what identifies it included.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
 #[repr(C)]
 pub struct Descriptor {
-    /// 1 while the service exists in this generation, else 0 and nothing else counts.
-    pub active: u8,
+    /// Its VIP.
+    pub address: Address,
+    /// Its port, as in [`Endpoint::port`].
+    pub port: u16,
+    /// Its IANA protocol number; 0: no service in this generation, and nothing else counts.
+    pub protocol: u8,
     /// One of [`mode`].
     pub mode: u8,
-    /// Fields hashed, for [`Descriptor::ring_start`]; 0: the 5-tuple.
-    pub hash_fields: u8,
-    /// What *down* does to recorded flows; 0: keep.
-    pub on_down: u8,
     /// First slot of its ring in the arena, even.
     pub ring_start: u32,
-    /// Slots of its ring; 0: no backend takes new flows.
+    /// Slots of its ring; 0: it has never had a backend.
     pub ring_size: u32,
-    /// The ring before a whole-service move, which answers for `origin`; size 0: none.
+    /// First slot of the ring before a move of the whole service, even; it answers for `origin`
+    /// while [`service_flag::MOVING`] is set.
     pub previous_start: u32,
-    /// Its size.
+    /// Slots of that ring.
     pub previous_size: u32,
     /// First of its pool's entries in the member map.
     pub members_start: u32,
-    /// Entries of its pool, a slot's local ids run below this.
-    pub members_len: u32,
-    /// How long a slot stays moving, in milliseconds; 0: stateless.
-    pub moving_time_ms: u32,
+    /// Entries of its pool; local ids run below this.
+    pub members_len: u16,
+    /// Bits of [`service_flag`].
+    pub flags: u16,
+    /// First slot, even, of the sequence that [`scheduler::TURNS`] and [`scheduler::TWO_CHOICES`]
+    /// pick from, each backend as often as its weight says.
+    pub schedule_start: u32,
+    /// Slots of that sequence.
+    pub schedule_size: u32,
+    /// How long a slot moves and how long a flow may be idle, in ticks ([`Tick`]); 0: stateless.
+    pub moving_time: u32,
+    /// How long a client stays with its backend after its last new flow, in ticks; 0: not at all.
+    pub persistence: u32,
+    /// One of [`scheduler`].
+    pub scheduler: u8,
+    /// What places a flow on the ring: one of [`hash_fields`].
+    pub hash_fields: u8,
+    /// What places it on the previous ring.
+    pub previous_hash_fields: u8,
+    /// Always zero.
+    pub zero: u8,
+}
+
+impl Descriptor {
+    /// Whether it stands for the service at this endpoint.
+    #[inline(always)]
+    pub fn is_at(&self, endpoint: &Endpoint) -> bool {
+        self.address == endpoint.address
+            && self.port == endpoint.port
+            && self.protocol == endpoint.protocol
+    }
+
+    /// Where the service is.
+    pub const fn endpoint(&self) -> Endpoint {
+        Endpoint {
+            address: self.address,
+            port: self.port,
+            protocol: self.protocol,
+            zero: 0,
+        }
+    }
+}
+
+/// Bits of [`Descriptor::flags`].
+pub mod service_flag {
+    /// Every flow is recorded, not only those of slots that move.
+    pub const ALWAYS: u16 = 1;
+    /// The whole service moves: every slot counts as moving, with its origin on the previous ring.
+    pub const MOVING: u16 = 2;
+    /// The whole service settles: every slot counts as settling.
+    pub const SETTLING: u16 = 4;
+    /// Flows in progress are counted per backend.
+    pub const COUNTED: u16 = 8;
+    /// Those under which even a steady slot looks its flows up.
+    pub const TRACKED: u16 = ALWAYS | MOVING | SETTLING;
+}
+
+/// How a new flow's backend is chosen; the values of [`Descriptor::scheduler`].
+pub mod scheduler {
+    /// The owner of its slot.
+    pub const RING: u8 = 0;
+    /// The next of the sequence, in turns kept per CPU.
+    pub const TURNS: u8 = 1;
+    /// The fewest flows in progress for its weight.
+    pub const LEAST: u8 = 2;
+    /// The better of two drawn from the sequence, by flows in progress for its weight.
+    pub const TWO_CHOICES: u8 = 3;
+}
+
+/// What places a flow on a ring; the values of [`Descriptor::hash_fields`].
+pub mod hash_fields {
+    /// Addresses, ports and protocol.
+    pub const FIVE_TUPLE: u8 = 0;
+    /// The source address alone, so that a client keeps its backend.
+    pub const SOURCE: u8 = 1;
 }
 
 /// Both halves of a service.
@@ -253,6 +335,16 @@ impl Slot {
         (self.0 >> 15) & Self::MAX_ID
     }
 
+    /// Local id of the backend that the slot's unrecorded flows belong to.
+    #[inline(always)]
+    pub fn keeper(self) -> u32 {
+        if self.phase() == Phase::Moving {
+            self.origin()
+        } else {
+            self.owner()
+        }
+    }
+
     /// Its phase.
     #[inline(always)]
     pub const fn phase(self) -> Phase {
@@ -273,8 +365,13 @@ impl Slot {
 pub struct Member {
     /// Index in the backend map; 0: nobody.
     pub backend: u32,
-    /// How many backends had this local id before.
+    /// How many backends had this local id before. A [`Record`] of another generation is of one that
+    /// has gone.
     pub generation: u32,
+    /// Its weight, for schedulers that compare flows in progress.
+    pub weight: u32,
+    /// Flows in progress at which it takes no new ones; 0: no limit.
+    pub limit: u32,
 }
 
 /// How to reach a backend. Written once, before a [`Member`] names it; only [`Backend::state`]
@@ -308,10 +405,12 @@ pub struct Backend {
     pub zero: u8,
 }
 
-/// Bits of [`Backend::state`].
+/// Bits of [`Backend::state`]. Neither: it is dead, and its flows go elsewhere.
 pub mod state {
-    /// May take packets.
-    pub const ALIVE: u32 = 1;
+    /// Takes new flows.
+    pub const TAKES: u32 = 1;
+    /// Keeps the flows that it has.
+    pub const HOLDS: u32 = 2;
 }
 
 /// What a `nat` backend's answers become.
@@ -336,6 +435,127 @@ pub mod owned {
     pub const VIP: u32 = 1;
     /// An address of this host.
     pub const LOCAL: u32 = 2;
+}
+
+/// Time in units of 2²⁰ ns (1.05 ms) of `CLOCK_MONOTONIC`, cut to 32 bits. It wraps after 52 days, so
+/// only differences of less than 26 mean anything.
+pub type Tick = u32;
+
+/// Base-two logarithm of the nanoseconds of a [`Tick`].
+pub const TICK_SHIFT: u32 = 20;
+
+/// The two flow tables. Neither ever evicts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Table {
+    /// Flows of which a packet after the first was seen.
+    Established,
+    /// Flows of which one packet was seen: what a flood of first packets can fill.
+    HalfOpen,
+}
+
+/// What a flow is recorded under.
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Default,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+)]
+#[repr(C)]
+pub struct FlowKey {
+    /// The client's address.
+    pub source: Address,
+    /// The client's port, as in [`Endpoint::port`].
+    pub port: u16,
+    /// One of [`flow_kind`].
+    pub kind: u16,
+    /// Index of the service, which stands for the other end and the protocol.
+    pub service: u32,
+}
+
+/// What a [`FlowKey`] stands for.
+pub mod flow_kind {
+    /// A flow.
+    pub const FLOW: u16 = 0;
+    /// Every new flow of a client, whatever its port: persistence.
+    pub const CLIENT: u16 = 1;
+}
+
+/// Which backend a flow has, and when its last packet came. One that has expired
+/// ([`crate::track::live`]) counts for nothing.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct Record {
+    /// Local id of the backend.
+    pub member: u16,
+    /// Bits of [`record_flag`].
+    pub flags: u16,
+    /// [`Member::generation`] at the time.
+    pub generation: u32,
+    /// When its last packet came.
+    pub stamp: Tick,
+    /// When it was recorded.
+    pub since: Tick,
+}
+
+/// Bits of [`Record::flags`].
+pub mod record_flag {
+    /// Nothing but its opening packets has come yet.
+    pub const OPENING: u16 = 1;
+    /// The client has sent a FIN.
+    pub const FINISHED: u16 = 2;
+    /// The client's last packet was a RST.
+    pub const RESET: u16 = 4;
+    /// It counts among its backend's flows in progress.
+    pub const COUNTED: u16 = 8;
+}
+
+/// What flow tables did for a service, one CPU's share.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct FlowCounters {
+    /// Packets that looked their flow up.
+    pub lookups: u64,
+    /// Flows recorded.
+    pub recorded: u64,
+    /// Choices that could not be recorded, since the table was full.
+    pub overflows: u64,
+}
+
+/// What is counted in [`FlowCounters`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FlowEvent {
+    /// A packet looked its flow up.
+    Lookup,
+    /// A flow was recorded.
+    Recorded,
+    /// A choice could not be recorded.
+    Overflow,
+}
+
+impl FlowCounters {
+    /// Adds one event.
+    #[inline(always)]
+    pub fn add(&mut self, event: FlowEvent) {
+        let counter = match event {
+            FlowEvent::Lookup => &mut self.lookups,
+            FlowEvent::Recorded => &mut self.recorded,
+            FlowEvent::Overflow => &mut self.overflows,
+        };
+        *counter = counter.wrapping_add(1);
+    }
 }
 
 /// Traffic of a service or backend, one CPU's share.
@@ -385,14 +605,14 @@ pub struct RouteQuery {
 }
 
 /// The maps, as the pipeline sees them: the kernel's in the XDP program, [`crate::memory`]'s on the
-/// host. An index out of bounds is `None`. Counting takes `&self`, as it does in the kernel.
+/// host. An index out of bounds is `None`. Counting and recording take `&self`, as they do in the kernel.
 pub trait Tables {
     /// The control element.
     fn control(&self) -> Option<&Control>;
     /// The generation in force, read once.
     fn generation(&self) -> u64;
-    /// The index of the service at an endpoint.
-    fn service(&self, key: &Endpoint) -> Option<u32>;
+    /// A bucket of the look-up table of services.
+    fn bucket(&self, index: u32) -> Option<&Bucket>;
     /// A service's entry.
     fn service_entry(&self, index: u32) -> Option<&ServiceEntry>;
     /// Two slots of the arena: `2 * index` in the low half, the next one in the high half.
@@ -413,15 +633,59 @@ pub trait Tables {
     fn count_backend(&self, index: u32, bytes: u64, new_flow: bool);
     /// Counts a dropped packet.
     fn count_drop(&self, reason: DropReason);
+
+    /// The time.
+    fn now(&self) -> Tick;
+    /// Lets `visit` read and change a flow's record in place, where there is one.
+    fn visit<R>(
+        &self,
+        table: Table,
+        key: &FlowKey,
+        visit: impl FnOnce(&mut Record) -> R,
+    ) -> Option<R>;
+    /// Records a flow, over what was recorded for it; false where the table is full.
+    fn record(&self, table: Table, key: &FlowKey, record: &Record) -> bool;
+    /// Removes a flow's record.
+    fn forget(&self, table: Table, key: &FlowKey);
+    /// Counts what the flow tables do for a service.
+    fn count_flow(&self, service: u32, event: FlowEvent);
+    /// Flows in progress of a backend, by the index of its counters.
+    fn load(&self, counters: u32) -> u32;
+    /// Adds to them; may go below zero for a moment, which reads as zero.
+    fn add_load(&self, counters: u32, change: i32);
+    /// Whose turn it is in a service's sequence: rises by one with every call on the same CPU.
+    fn turn(&self, service: u32) -> u32;
+
+    /// [`schedule::choose`] of these tables, perhaps by a call.
+    #[inline(always)]
+    fn choose(&self, service: u32, half: u32, hash: FlowHash, slot: Slot) -> u32
+    where
+        Self: Sized,
+    {
+        schedule::choose(self, service, half, hash, slot)
+    }
+
+    /// [`track::answer`] of these tables, perhaps by a call.
+    #[inline(always)]
+    fn track(&self, question: &Question) -> u32
+    where
+        Self: Sized,
+    {
+        track::answer(self, question)
+    }
 }
 
 const _: () = {
     assert!(size_of::<Endpoint>() == 20);
-    assert!(size_of::<Descriptor>() == 32);
-    assert!(size_of::<ServiceEntry>() == 64, "one cache line");
-    assert!(size_of::<Member>() == 8);
+    assert!(size_of::<Bucket>() == 16);
+    assert!(size_of::<Descriptor>() == 64, "one cache line");
+    assert!(size_of::<ServiceEntry>() == 128);
+    assert!(size_of::<Member>() == 16);
     assert!(size_of::<Backend>() == 64, "one cache line");
     assert!(size_of::<WayBack>() == 24);
     assert!(size_of::<Counters>() == 24);
     assert!(size_of::<Control>() == 112);
+    assert!(size_of::<FlowKey>() == 24);
+    assert!(size_of::<Record>() == 16);
+    assert!(size_of::<FlowCounters>() == 24);
 };

@@ -3,6 +3,7 @@
 //! No decision is made here; pointers are in `packet.rs`, maps in `maps.rs`.
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
 
 mod maps;
 mod packet;

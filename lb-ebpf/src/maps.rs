@@ -3,7 +3,7 @@
 //! Sizes are the smallest that load; the agent sets the real ones. Names and formats are part of
 //! the pinned contract (`lb_common::tables::FORMAT`).
 
-use core::mem::MaybeUninit;
+use core::{arch::asm, mem::MaybeUninit};
 
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, bpf_fib_lookup, xdp_md},
@@ -13,10 +13,13 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use lb_common::{
+    hash::FlowHash,
+    schedule,
     tables::{
-        Address, Backend, Control, Counters, Endpoint, Member, Route, RouteQuery, ServiceEntry,
-        Tables, WayBack,
+        Address, Backend, Bucket, Control, Counters, Endpoint, FlowCounters, FlowEvent, FlowKey,
+        Member, Record, Route, RouteQuery, ServiceEntry, Slot, TICK_SHIFT, Table, Tables, Tick, WayBack,
     },
+    track::{self, Question},
     verdict::{DROP_COUNTERS, DropReason},
 };
 
@@ -25,7 +28,7 @@ const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
 #[btf_map]
 static CONTROL: Array<Control, 1, MMAPABLE> = Array::new();
 #[btf_map]
-static SERVICES: HashMap<Endpoint, u32, 1> = HashMap::new();
+static LOOKUP: Array<Bucket, 1, MMAPABLE> = Array::new();
 #[btf_map]
 static SERVICE_ENTRIES: Array<ServiceEntry, 1, MMAPABLE> = Array::new();
 #[btf_map]
@@ -42,6 +45,24 @@ static OWNED: HashMap<Address, u32, 1> = HashMap::new();
 static SERVICE_COUNTERS: PerCpuArray<Counters, 1> = PerCpuArray::new();
 #[btf_map]
 static BACKEND_COUNTERS: PerCpuArray<Counters, 1> = PerCpuArray::new();
+/// Preallocated and without eviction: a record goes only by its own expiry.
+#[btf_map]
+static ESTABLISHED: HashMap<FlowKey, Record, 1> = HashMap::new();
+#[btf_map]
+static HALF_OPEN: HashMap<FlowKey, Record, 1> = HashMap::new();
+/// Flows in progress, by the index of a backend's counters.
+#[btf_map]
+static LOADS: Array<u64, 1, MMAPABLE> = Array::new();
+#[btf_map]
+static TURNS: PerCpuArray<u32, 1> = PerCpuArray::new();
+#[btf_map]
+static FLOW_COUNTERS: PerCpuArray<FlowCounters, 1> = PerCpuArray::new();
+/// The agent's own: when each slot moved last, laid out as [`SLOTS`].
+#[btf_map]
+static MOVED: Array<u64, 1, MMAPABLE> = Array::new();
+/// What [`track_flow`] is asked, as its caller left it.
+#[btf_map]
+static QUESTION: PerCpuArray<MaybeUninit<Question>, 1> = PerCpuArray::new();
 #[btf_map]
 static DROPS: PerCpuArray<u64, { DROP_COUNTERS as usize }> = PerCpuArray::new();
 
@@ -86,9 +107,8 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn service(&self, key: &Endpoint) -> Option<u32> {
-        // SAFETY: copied at once; an element is written before it is linked.
-        unsafe { SERVICES.get(key) }.copied()
+    fn bucket(&self, index: u32) -> Option<&Bucket> {
+        LOOKUP.get(index)
     }
 
     #[inline(always)]
@@ -157,6 +177,132 @@ impl Tables for Maps {
             // SAFETY: this CPU's element, which nothing else touches while the program runs on it.
             unsafe { *counter = (*counter).wrapping_add(1) };
         }
+    }
+
+    #[inline(always)]
+    fn now(&self) -> Tick {
+        // SAFETY: takes no pointers.
+        (unsafe { helpers::generated::bpf_ktime_get_coarse_ns() } >> TICK_SHIFT) as Tick
+    }
+
+    #[inline(always)]
+    fn visit<R>(
+        &self,
+        table: Table,
+        key: &FlowKey,
+        visit: impl FnOnce(&mut Record) -> R,
+    ) -> Option<R> {
+        let record = flow_table(table).get_ptr_mut(key)?;
+        // SAFETY: an element of a preallocated map is never freed. Another CPU may write the same
+        // flow's fields at the same time; each is written whole, and any mix of them is one that
+        // the flow's packets in another order would have left.
+        Some(visit(unsafe { &mut *record }))
+    }
+
+    #[inline(always)]
+    fn record(&self, table: Table, key: &FlowKey, record: &Record) -> bool {
+        flow_table(table).insert(key, record, 0).is_ok()
+    }
+
+    #[inline(always)]
+    fn forget(&self, table: Table, key: &FlowKey) {
+        // Gone already is as good.
+        let _ = flow_table(table).remove(key);
+    }
+
+    #[inline(always)]
+    fn count_flow(&self, service: u32, event: FlowEvent) {
+        if let Some(counters) = FLOW_COUNTERS.get_ptr_mut(service) {
+            // SAFETY: this CPU's element, which nothing else touches while the program runs on it.
+            unsafe { (*counters).add(event) };
+        }
+    }
+
+    #[inline(always)]
+    fn load(&self, counters: u32) -> u32 {
+        let load = match LOADS.get_ptr(counters) {
+            // SAFETY: an element of the map; volatile, since other CPUs add to it at any time.
+            Some(load) => unsafe { load.read_volatile() },
+            None => 0,
+        };
+        // Below zero for a moment reads as zero.
+        if load >> 63 == 0 { load as u32 } else { 0 }
+    }
+
+    #[inline(always)]
+    fn add_load(&self, counters: u32, change: i32) {
+        if let Some(load) = LOADS.get_ptr_mut(counters) {
+            // SAFETY: an element of the map, eight bytes and aligned; every writer adds atomically.
+            // In assembly, since the library offers no such addition for this target.
+            unsafe {
+                asm!(
+                    "lock *(u64 *)({load} + 0) += {change}",
+                    load = in(reg) load,
+                    change = in(reg) i64::from(change),
+                );
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn turn(&self, service: u32) -> u32 {
+        match TURNS.get_ptr_mut(service) {
+            // SAFETY: this CPU's element, which nothing else touches while the program runs on it.
+            Some(turn) => unsafe {
+                *turn = (*turn).wrapping_add(1);
+                *turn
+            },
+            None => 0,
+        }
+    }
+
+    #[inline(always)]
+    fn choose(&self, service: u32, half: u32, hash: FlowHash, slot: Slot) -> u32 {
+        choose_backend(service, half, hash.word(), slot.0)
+    }
+
+    #[inline(always)]
+    fn track(&self, question: &Question) -> u32 {
+        let Some(place) = QUESTION.get_ptr_mut(0) else {
+            return 0;
+        };
+        // SAFETY: this CPU's element, which nothing else touches while the program runs on it.
+        unsafe { (*place).write(*question) };
+        track_flow()
+    }
+}
+
+/// [`schedule::choose`] as a function that the verifier takes by itself, whatever its callers do, so
+/// that the program stays within its budget.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn choose_backend(service: u32, half: u32, hash: u64, slot: u32) -> u32 {
+    let tables = Maps {
+        ctx: core::ptr::null_mut(),
+    };
+    schedule::choose(&tables, service, half, FlowHash::from_word(hash), Slot(slot))
+}
+
+/// [`track::answer`] as another such function. Takes its argument through a map, since it may be given
+/// no pointers.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn track_flow() -> u32 {
+    let Some(question) = QUESTION.get_ptr(0) else {
+        return 0;
+    };
+    let tables = Maps {
+        ctx: core::ptr::null_mut(),
+    };
+    // SAFETY: the caller has just written this CPU's element.
+    track::answer(&tables, unsafe { (*question).assume_init_ref() })
+}
+
+#[inline(always)]
+fn flow_table(table: Table) -> &'static HashMap<FlowKey, Record, 1> {
+    match table {
+        Table::Established => &ESTABLISHED,
+        Table::HalfOpen => &HALF_OPEN,
     }
 }
 

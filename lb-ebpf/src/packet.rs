@@ -1,5 +1,7 @@
 //! The kernel's packet: all pointer arithmetic is here.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::{bindings::xdp_md, helpers, programs::XdpContext};
 use lb_common::{
     packet::{Header, Packet},
@@ -60,16 +62,22 @@ impl Packet for XdpPacket {
     }
 
     #[inline(always)]
-    fn header<T: Header>(&self, offset: usize) -> Option<&T> {
-        // SAFETY: within the frame, any bytes are a `T`, and the kernel allows unaligned access on
-        // the machines it is built for; the frame stays while `self` is borrowed.
-        self.at(offset).map(|header| unsafe { &*header })
+    fn read<T: Header>(&self, offset: usize) -> Option<T> {
+        let from: *const T = self.at(offset)?;
+        let mut header = Aligned(MaybeUninit::<T>::uninit());
+        // SAFETY: `at` found all of `T` within the frame, and the copy has room for it.
+        unsafe { copy(from.cast(), header.0.as_mut_ptr().cast(), size_of::<T>()) };
+        // SAFETY: all of its bytes were copied, and any bytes are a `T`.
+        Some(unsafe { header.0.assume_init() })
     }
 
     #[inline(always)]
-    fn header_mut<T: Header>(&mut self, offset: usize) -> Option<&mut T> {
-        // SAFETY: as in `header`, and `self` is borrowed mutably.
-        self.at(offset).map(|header| unsafe { &mut *header })
+    fn write<T: Header>(&mut self, offset: usize, header: &T) -> Option<()> {
+        let to: *mut T = self.at(offset)?;
+        let header = Aligned(*header);
+        // SAFETY: as in `read`, and no reference into the frame exists.
+        unsafe { copy((&raw const header.0).cast(), to.cast(), size_of::<T>()) };
+        Some(())
     }
 
     #[inline(always)]
@@ -80,6 +88,43 @@ impl Packet for XdpPacket {
     #[inline(always)]
     fn shrink_front(&mut self, bytes: usize) -> bool {
         self.length() >= bytes + wire::ETHERNET && self.adjust_head(bytes as i32)
+    }
+}
+
+/// A header on the stack, where the verifier insists on alignment.
+#[repr(C, align(8))]
+struct Aligned<T>(T);
+
+/// Copies a header, all of a fixed size, a word at a time: its own alignment is that of a byte, and
+/// the compiler would load and store it byte by byte.
+///
+/// # Safety
+/// `length` bytes can be read at `from` and written at `to`.
+#[inline(always)]
+unsafe fn copy(from: *const u8, to: *mut u8, length: usize) {
+    let mut done = 0;
+    while done + 4 <= length {
+        // SAFETY: within both. BPF has no traps for alignment, and the verifier rejects a program
+        // whose access the machine could not do; frames start at even addresses at least.
+        unsafe {
+            to.add(done)
+                .cast::<u32>()
+                .write(from.add(done).cast::<u32>().read());
+        }
+        done += 4;
+    }
+    while done + 2 <= length {
+        // SAFETY: as above.
+        unsafe {
+            to.add(done)
+                .cast::<u16>()
+                .write(from.add(done).cast::<u16>().read());
+        }
+        done += 2;
+    }
+    if done < length {
+        // SAFETY: as above.
+        unsafe { to.add(done).write(from.add(done).read()) };
     }
 }
 

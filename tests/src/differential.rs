@@ -93,6 +93,8 @@ impl Bench {
             backends: 256,
             members: 1_024,
             slots: 131_072,
+            flows: 1_024,
+            half_open: 1_024,
         };
         let options = LoadOptions {
             pins: None,
@@ -104,9 +106,9 @@ impl Bench {
         for (word, seed) in key.iter_mut().zip(1u64..) {
             *word = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
         }
-        maps.set_hash_key(key)?;
+        maps.initialise(key)?;
         let mut memory = MemoryDataplane::default();
-        memory.tables.control.hash_key = key;
+        memory.tables.control = maps.control()?;
         let twin = Twin { maps, memory };
         let tunnel = Tunnel {
             source_v4: Some(([10, 255, 0, 0].into(), 16)),

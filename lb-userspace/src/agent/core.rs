@@ -68,7 +68,7 @@ impl<D: Dataplane> Core<D> {
         for (&id, placed) in &core.layout.services {
             let dead = placed
                 .members()
-                .filter(|(_, member)| member.backend.state & state::ALIVE == 0);
+                .filter(|(_, member)| member.backend.state & state::TAKES == 0);
             core.down
                 .extend(dead.map(|(_, member)| (id, member.address())));
         }

@@ -355,12 +355,13 @@ fn load(arguments: &Run, config: &Config, name: &str) -> Result<(Program, Core<M
             backends: limits.backends.saturating_mul(2).saturating_add(1),
             members: limits.backends.saturating_mul(4),
             slots: limits.ring_slots,
+            ..Capacity::default()
         },
         log_level: arguments.bpf_log as u8,
     };
     let (program, mut maps) = Program::load(&options)?;
     if maps.control()?.hash_key == [0; lb_common::tables::HASH_KEY_WORDS] {
-        maps.set_hash_key(draw_hash_key().context("drawing the flow hash's secret")?)?;
+        maps.initialise(draw_hash_key().context("drawing the flow hash's secret")?)?;
     }
     let capacity = maps.capacity();
     if capacity != options.capacity {

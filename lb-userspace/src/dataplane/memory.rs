@@ -52,8 +52,19 @@ impl MemoryDataplane {
                 entry.halves[*half] = *descriptor;
                 put(&mut tables.service_entries, *index, entry);
             }
-            Operation::Link(endpoint, index) => drop(tables.services.insert(*endpoint, *index)),
-            Operation::Unlink(endpoint) => drop(tables.services.remove(endpoint)),
+            Operation::Lookup {
+                bucket,
+                place,
+                value,
+            } => {
+                let mut places = tables
+                    .lookup
+                    .get(*bucket as usize)
+                    .copied()
+                    .unwrap_or_default();
+                places[*place] = *value;
+                put(&mut tables.lookup, *bucket, places);
+            }
             Operation::WayBack(endpoint, back) => drop(tables.ways_back.insert(*endpoint, *back)),
             Operation::ForgetWayBack(endpoint) => drop(tables.ways_back.remove(endpoint)),
             Operation::Own(address, bits) => drop(tables.owned.insert(*address, *bits)),

@@ -30,10 +30,15 @@ pub enum Operation {
     State(u32, u32),
     /// A service's descriptor in one half (0 or 1).
     Descriptor(u32, usize, Descriptor),
-    /// An endpoint becomes a service's, by index.
-    Link(Endpoint, u32),
-    /// An endpoint becomes nobody's.
-    Unlink(Endpoint),
+    /// A place of a bucket of the look-up table, in one store: a service's index + 1, or 0.
+    Lookup {
+        /// Which bucket.
+        bucket: u32,
+        /// Which of its places.
+        place: usize,
+        /// What it leads to.
+        value: u32,
+    },
     /// What answers from an endpoint become.
     WayBack(Endpoint, WayBack),
     /// Answers from an endpoint are left alone.
@@ -65,6 +70,10 @@ pub struct Capacity {
     pub members: u32,
     /// Slots of all rings, those being written aside included.
     pub slots: u32,
+    /// Records of established flows.
+    pub flows: u32,
+    /// Records of flows of which one packet was seen.
+    pub half_open: u32,
 }
 
 impl Default for Capacity {
@@ -74,6 +83,8 @@ impl Default for Capacity {
             backends: 65_536,
             members: 262_144,
             slots: 16_777_216,
+            flows: 262_144,
+            half_open: 65_536,
         }
     }
 }

@@ -8,10 +8,13 @@ use std::{
 
 use lb_common::{
     memory::MemoryTables,
-    tables::{Address, Backend, Descriptor, Endpoint, Member, WayBack},
+    tables::{Address, Backend, Control, Descriptor, Endpoint, Member, WayBack},
 };
 
-use super::space::{Indices, Spans};
+use super::{
+    lookup::Lookup,
+    space::{Indices, Spans},
+};
 use crate::{
     dataplane::{Capacity, Operation},
     model::{Protocol, ServiceId},
@@ -101,6 +104,7 @@ pub struct Layout {
     pub ways_back: BTreeMap<Endpoint, WayBack>,
     /// Bits of [`lb_common::tables::owned`].
     pub owned: BTreeMap<Address, u32>,
+    pub(super) lookup: Lookup,
     pub(super) service_indices: Indices,
     pub(super) entries: Indices,
     pub(super) counters: Indices,
@@ -140,6 +144,7 @@ impl Layout {
     /// Empty maps.
     pub fn new(capacity: Capacity) -> Self {
         Self {
+            lookup: Lookup::new(&Control::default(), Vec::new()),
             generation: 0,
             features: 0,
             services: BTreeMap::new(),
@@ -163,37 +168,44 @@ impl Layout {
         layout.features = tables.control.features;
         layout.owned.clone_from(&tables.owned);
         layout.ways_back.clone_from(&tables.ways_back);
+        layout.lookup = Lookup::new(&tables.control, tables.lookup.clone());
+        let other = 1 - half(layout.generation);
         let mut taken = BTreeSet::new();
-        for (key, &index) in &tables.services {
-            match layout.adopt_service(tables, key, index) {
-                Some((id, placed)) if taken.insert(index) => {
-                    let other = 1 - half(layout.generation);
-                    repairs.push(Operation::Descriptor(index, other, placed.descriptor));
-                    layout.services.insert(id, placed);
-                }
-                _ => repairs.push(Operation::Unlink(*key)),
+        for (index, entry) in (0..).zip(&tables.service_entries) {
+            let in_force = entry.halves[half(layout.generation)];
+            if let Some((id, placed)) = layout.adopt_service(tables, index, in_force) {
+                repairs.extend(
+                    layout
+                        .lookup
+                        .link(&in_force.endpoint(), index)
+                        .ok()
+                        .flatten(),
+                );
+                layout.services.insert(id, placed);
+                taken.insert(index);
+            }
+            if entry.halves[other] != in_force {
+                repairs.push(Operation::Descriptor(index, other, in_force));
             }
         }
+        repairs.extend(layout.lookup.retain(|index| taken.contains(&index)));
         (layout, repairs)
     }
 
     fn adopt_service(
         &mut self,
         tables: &MemoryTables,
-        key: &Endpoint,
         index: u32,
+        descriptor: Descriptor,
     ) -> Option<(ServiceId, Placed)> {
-        let id = service_id(key)?;
-        let descriptor = tables.service_entries.get(index as usize)?.halves[half(self.generation)];
-        if descriptor.active == 0 {
-            return None;
-        }
+        let id = service_id(&descriptor.endpoint())?;
         self.service_indices.claim(index);
         self.slots
             .claim(descriptor.ring_start, ring_span(descriptor.ring_size));
-        let room = members_room(descriptor.members_len);
+        let members_len = u32::from(descriptor.members_len);
+        let room = members_room(members_len);
         self.member_spans.claim(descriptor.members_start, room);
-        let members = (0..descriptor.members_len)
+        let members = (0..members_len)
             .map(|id| self.adopt_member(tables, descriptor.members_start + id))
             .collect();
         let placed = Placed {
@@ -216,6 +228,7 @@ impl Layout {
         let Member {
             backend: entry,
             generation,
+            ..
         } = member;
         match tables.backends.get(entry as usize) {
             Some(&backend) if entry != 0 => {

@@ -9,6 +9,7 @@
 //! - A member keeps its local id and its counters for as long as it is in its pool.
 
 mod layout;
+mod lookup;
 mod pool;
 mod space;
 
@@ -20,6 +21,7 @@ use std::{
 use lb_common::tables::{Address, Descriptor, Endpoint, WayBack, feature, mode, owned};
 
 pub use self::layout::{Layout, Placed, PlacedMember, endpoint, endpoint_at, half};
+pub use self::lookup::BUCKETS_PER_SERVICE;
 use crate::{
     config::Tunnel,
     dataplane::Operation,
@@ -80,7 +82,7 @@ struct Draft {
 /// Room that packets in flight can still lead to, until the grace period.
 #[derive(Debug, Default)]
 struct Released {
-    services: Vec<u32>,
+    services: Vec<(Endpoint, u32)>,
     entries: Vec<u32>,
     counters: Vec<u32>,
     rings: Vec<u32>,
@@ -122,7 +124,6 @@ impl Draft {
                 continue;
             };
             self.descriptors.push((placed.index, Descriptor::default()));
-            self.after.push(Operation::Unlink(endpoint(id)));
             self.release(&placed);
         }
     }
@@ -138,7 +139,9 @@ impl Draft {
                 .push(placed.descriptor.members_start);
         }
         self.release_ring(&placed.descriptor);
-        self.released.services.push(placed.index);
+        self.released
+            .services
+            .push((placed.descriptor.endpoint(), placed.index));
     }
 
     fn release_ring(&mut self, descriptor: &Descriptor) {
@@ -154,7 +157,10 @@ impl Draft {
             None => self.new_service(service.id)?,
         };
         let before = placed.descriptor;
-        placed.descriptor.active = 1;
+        let vip = endpoint(service.id);
+        placed.descriptor.address = vip.address;
+        placed.descriptor.port = vip.port;
+        placed.descriptor.protocol = vip.protocol;
         placed.descriptor.mode = match service.mode {
             Mode::Nat => mode::NAT,
             Mode::Ipip => mode::IPIP,
@@ -169,12 +175,14 @@ impl Draft {
     }
 
     fn new_service(&mut self, id: ServiceId) -> Result<Placed, NoRoom> {
-        let index = self.layout.service_indices.take().ok_or_else(|| NoRoom {
+        let no_room = || NoRoom {
             what: format!("service {id}"),
             setting: "services",
-        })?;
+        };
+        let index = self.layout.service_indices.take().ok_or_else(no_room)?;
         self.before.push(Operation::ZeroService(index));
-        self.before.push(Operation::Link(endpoint(id), index));
+        let link = self.layout.lookup.link(&endpoint(id), index);
+        self.before.extend(link.map_err(|_| no_room())?);
         Ok(Placed {
             index,
             descriptor: Descriptor::default(),
@@ -272,7 +280,7 @@ impl Draft {
             operations.push(Operation::Grace);
         }
         operations.extend(self.after);
-        self.released.give_back(&mut self.layout);
+        operations.extend(self.released.give_back(&mut self.layout));
         Plan {
             operations,
             layout: self.layout,
@@ -281,7 +289,8 @@ impl Draft {
 }
 
 impl Released {
-    fn give_back(self, layout: &mut Layout) {
+    /// Frees the room; the writes that take services out of the look-up table.
+    fn give_back(self, layout: &mut Layout) -> Vec<Operation> {
         let Self {
             services,
             entries,
@@ -289,9 +298,11 @@ impl Released {
             rings,
             member_spans,
         } = self;
-        services
-            .into_iter()
-            .for_each(|index| layout.service_indices.release(index));
+        let mut unlinks = Vec::new();
+        for (endpoint, index) in services {
+            unlinks.extend(layout.lookup.unlink(&endpoint, index));
+            layout.service_indices.release(index);
+        }
         entries
             .into_iter()
             .for_each(|index| layout.entries.release(index));
@@ -304,5 +315,6 @@ impl Released {
         member_spans
             .into_iter()
             .for_each(|start| layout.member_spans.release(start));
+        unlinks
     }
 }

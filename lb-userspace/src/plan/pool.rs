@@ -44,7 +44,7 @@ impl Draft {
             self.move_members(service, placed)?;
         }
         self.drop_members(service, placed);
-        placed.descriptor.members_len = placed.members.len() as u32;
+        placed.descriptor.members_len = placed.members.len() as u16;
         Ok(())
     }
 
@@ -215,10 +215,11 @@ fn write(placed: &Placed, id: u16) -> Operation {
         Ok(member) => Member {
             backend: member.entry,
             generation: member.generation,
+            ..Member::default()
         },
         Err(vacant) => Member {
-            backend: 0,
             generation: vacant.generation,
+            ..Member::default()
         },
     };
     Operation::Member(placed.descriptor.members_start + u32::from(id), member)
@@ -237,7 +238,7 @@ fn entry(
         address: backend.address.ip().into(),
         port: backend.address.port().to_be(),
         protocol: service.id.protocol.number(),
-        state: if down { 0 } else { state::ALIVE },
+        state: if down { 0 } else { state::TAKES | state::HOLDS },
         counters: current.map_or(0, |current| current.counters),
         ..Backend::default()
     };
@@ -290,7 +291,7 @@ fn wanted_ring(service: &Service, placed: &Placed) -> Ring {
             let backend = service.backend(member.address())?;
             let takes = backend.admin == Admin::Active
                 && backend.weight > 0
-                && member.backend.state & state::ALIVE != 0
+                && member.backend.state & state::TAKES != 0
                 && member.backend.interface != 0;
             takes.then_some((id, backend.weight))
         })

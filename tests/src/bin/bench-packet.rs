@@ -256,11 +256,13 @@ impl Rig {
                 backends: 1_024,
                 members: 4_096,
                 slots: 1 << 21,
+                flows: 1 << 21,
+                half_open: 1 << 16,
             },
             log_level: 0,
         };
         let (mut program, mut maps) = Program::load(&options)?;
-        maps.set_hash_key(draw_hash_key()?)?;
+        maps.initialise(draw_hash_key()?)?;
         let mut core = Core::new("bench".to_owned(), Tunnel::default(), maps)?;
         let services = services()?;
         for backend in services.iter().flat_map(|service| &service.backends) {

@@ -7,9 +7,9 @@ use std::{
     sync::atomic::{AtomicU64, Ordering, fence},
 };
 
-use lb_common::tables::{Backend, Descriptor, ServiceEntry};
+use lb_common::tables::{Backend, Bucket, Control, Descriptor, Member, ServiceEntry};
 use memmap2::{MmapOptions, MmapRaw};
-use zerocopy::{FromBytes, Immutable, IntoBytes};
+use zerocopy::{FromBytes, Immutable, IntoBytes, transmute};
 
 use crate::dataplane::DataplaneError;
 
@@ -96,6 +96,55 @@ impl<T: FromBytes + IntoBytes + Immutable + Copy> Mapped<T> {
         // SAFETY: the word lies within the element and is aligned, and the program reads it whole.
         unsafe { &*element.add(word) }.store(value, Ordering::Release);
         Ok(())
+    }
+}
+
+impl Mapped<Bucket> {
+    /// Stores a place of a bucket in one go.
+    ///
+    /// # Errors
+    /// The index is out of bounds.
+    pub fn store_place(
+        &mut self,
+        index: u32,
+        place: usize,
+        value: u32,
+    ) -> Result<(), DataplaneError> {
+        let bucket = self.at(index)?.cast::<u32>();
+        assert!(place < Bucket::default().len());
+        // SAFETY: a word of a valid element, aligned; the program reads it whole.
+        unsafe { bucket.add(place).write_volatile(value) };
+        Ok(())
+    }
+}
+
+impl Mapped<Control> {
+    /// Stores the features in one go.
+    ///
+    /// # Errors
+    /// Never, for a map with its one element.
+    pub fn store_features(&mut self, features: u32) -> Result<(), DataplaneError> {
+        let control = self.at(0)?;
+        // SAFETY: a field of a valid element, aligned; the program reads it whole.
+        unsafe { (&raw mut (*control).features).write_volatile(features) };
+        Ok(())
+    }
+}
+
+impl Mapped<Member> {
+    /// Makes a member another backend's in one go; its weight and limit are written first.
+    ///
+    /// # Errors
+    /// The index is out of bounds.
+    pub fn store_member(&mut self, index: u32, member: Member) -> Result<(), DataplaneError> {
+        let place = self.at(index)?;
+        // SAFETY: fields of a valid element, aligned; the program reads each whole.
+        unsafe {
+            (&raw mut (*place).weight).write_volatile(member.weight);
+            (&raw mut (*place).limit).write_volatile(member.limit);
+        }
+        let word: u64 = transmute!([member.backend, member.generation]);
+        self.store_word(index, 0, word)
     }
 }
 

@@ -7,13 +7,13 @@ use aya::{
 use lb_common::{
     memory::MemoryTables,
     tables::{
-        Address, Backend, Control, Counters, Endpoint, HASH_KEY_WORDS, Member, ServiceEntry, Slot,
-        WayBack,
+        Address, Backend, Bucket, Control, Counters, Endpoint, HASH_KEY_WORDS, Member,
+        ServiceEntry, Slot, WayBack,
     },
 };
 use zerocopy::{FromBytes, IntoBytes, transmute};
 
-use super::mapped::Mapped;
+use super::{flows::FlowMap, mapped::Mapped};
 use crate::dataplane::{Capacity, Dataplane, DataplaneError, Operation};
 
 type Raw<const N: usize> = [u8; N];
@@ -22,7 +22,7 @@ type PerCpuCounters = PerCpuArray<MapData, [u64; 3]>;
 /// Every map of the load balancer.
 pub struct Maps {
     control: Mapped<Control>,
-    services: HashMap<MapData, Raw<20>, u32>,
+    lookup: Mapped<Bucket>,
     service_entries: Mapped<ServiceEntry>,
     slots: Mapped<u64>,
     members: Mapped<Member>,
@@ -31,13 +31,18 @@ pub struct Maps {
     owned: HashMap<MapData, Raw<16>, u32>,
     service_counters: PerCpuCounters,
     backend_counters: PerCpuCounters,
+    flow_counters: PerCpuCounters,
+    loads: Mapped<u64>,
+    moved: Mapped<u64>,
+    established: FlowMap,
+    half_open: FlowMap,
     drops: PerCpuArray<MapData, u64>,
 }
 
 /// Names of the maps in the object, and of their pins.
-pub const NAMES: [&str; 11] = [
+pub const NAMES: [&str; 17] = [
     "CONTROL",
-    "SERVICES",
+    "LOOKUP",
     "SERVICE_ENTRIES",
     "SLOTS",
     "MEMBERS",
@@ -46,6 +51,12 @@ pub const NAMES: [&str; 11] = [
     "OWNED",
     "SERVICE_COUNTERS",
     "BACKEND_COUNTERS",
+    "FLOW_COUNTERS",
+    "LOADS",
+    "TURNS",
+    "MOVED",
+    "ESTABLISHED",
+    "HALF_OPEN",
     "DROPS",
 ];
 
@@ -82,6 +93,16 @@ where
     Mapped::new(data.fd(), info.max_entries(), name)
 }
 
+fn flow_map(ebpf: &mut Ebpf, name: &'static str) -> Result<FlowMap, DataplaneError> {
+    let Map::HashMap(data) = take(ebpf, name)? else {
+        return Err(DataplaneError::new(
+            format!("opening map {name}"),
+            &"it is not a hash",
+        ));
+    };
+    FlowMap::new(data, name)
+}
+
 impl Maps {
     /// Takes the maps out of a loaded object.
     ///
@@ -90,7 +111,7 @@ impl Maps {
     pub fn take(ebpf: &mut Ebpf) -> Result<Self, DataplaneError> {
         Ok(Self {
             control: mapped(ebpf, "CONTROL")?,
-            services: typed(ebpf, "SERVICES")?,
+            lookup: mapped(ebpf, "LOOKUP")?,
             service_entries: mapped(ebpf, "SERVICE_ENTRIES")?,
             slots: mapped(ebpf, "SLOTS")?,
             members: mapped(ebpf, "MEMBERS")?,
@@ -99,6 +120,11 @@ impl Maps {
             owned: typed(ebpf, "OWNED")?,
             service_counters: typed(ebpf, "SERVICE_COUNTERS")?,
             backend_counters: typed(ebpf, "BACKEND_COUNTERS")?,
+            flow_counters: typed(ebpf, "FLOW_COUNTERS")?,
+            loads: mapped(ebpf, "LOADS")?,
+            moved: mapped(ebpf, "MOVED")?,
+            established: flow_map(ebpf, "ESTABLISHED")?,
+            half_open: flow_map(ebpf, "HALF_OPEN")?,
             drops: typed(ebpf, "DROPS")?,
         })
     }
@@ -111,45 +137,34 @@ impl Maps {
         self.control.get(0)
     }
 
-    /// Sets the secret of the flow hash; only while no service is active, or flows move.
+    /// Makes fresh maps ready, with the secret of the flow hash; not while there are services, which
+    /// would be lost.
     ///
     /// # Errors
     /// Never, for a map with its one element.
-    pub fn set_hash_key(&mut self, hash_key: [u64; HASH_KEY_WORDS]) -> Result<(), DataplaneError> {
-        let control = self.control.get(0)?;
-        self.control.set(
-            0,
-            Control {
-                hash_key,
-                ..control
-            },
-        )
+    pub fn initialise(&mut self, hash_key: [u64; HASH_KEY_WORDS]) -> Result<(), DataplaneError> {
+        let control = Control {
+            hash_key,
+            lookup_bits: self.lookup.length().ilog2(),
+            ..self.control.get(0)?
+        };
+        self.control.set(0, control)
     }
 
     fn execute_one(&mut self, operation: &Operation) -> Result<(), DataplaneError> {
         match operation {
             Operation::Slots { start, slots } => self.write_slots(*start, slots),
-            Operation::Member(index, member) => {
-                let word: u64 = transmute!(*member);
-                self.members.store_word(*index, 0, word)
-            }
+            Operation::Member(index, member) => self.members.store_member(*index, *member),
             Operation::Backend(index, backend) => self.backends.set(*index, *backend),
             Operation::State(index, state) => self.backends.store_state(*index, *state),
             Operation::Descriptor(index, half, descriptor) => {
                 self.service_entries.set_half(*index, *half, *descriptor)
             }
-            Operation::Link(endpoint, index) => {
-                let key: Raw<20> = transmute!(*endpoint);
-                self.services
-                    .insert(key, index, 0)
-                    .map_err(|e| DataplaneError::new("adding a service", &e))
-            }
-            Operation::Unlink(endpoint) => {
-                let key: Raw<20> = transmute!(*endpoint);
-                self.services
-                    .remove(&key)
-                    .map_err(|e| DataplaneError::new("removing a service", &e))
-            }
+            Operation::Lookup {
+                bucket,
+                place,
+                value,
+            } => self.lookup.store_place(*bucket, *place, *value),
             Operation::WayBack(endpoint, back) => {
                 let (key, value): (Raw<20>, Raw<24>) = (transmute!(*endpoint), transmute!(*back));
                 self.ways_back
@@ -174,10 +189,7 @@ impl Maps {
                     .remove(&key)
                     .map_err(|e| DataplaneError::new("removing an own address", &e))
             }
-            Operation::Features(features) => {
-                self.control
-                    .store_word(0, FEATURES_WORD, u64::from(*features))
-            }
+            Operation::Features(features) => self.control.store_features(*features),
             Operation::ZeroService(index) => zero(&mut self.service_counters, *index),
             Operation::ZeroBackend(index) => zero(&mut self.backend_counters, *index),
             Operation::Switch(generation) => self.control.store_word(0, 0, *generation),
@@ -195,10 +207,6 @@ impl Maps {
         Ok(())
     }
 }
-
-/// The 64-bit word of [`Control`] that holds `features` and the reserved half.
-const FEATURES_WORD: usize = 1 + HASH_KEY_WORDS;
-const _: () = assert!(std::mem::offset_of!(Control, features) == FEATURES_WORD * 8);
 
 fn sum(map: &PerCpuCounters, index: u32) -> Result<Counters, DataplaneError> {
     let values = map
@@ -227,6 +235,8 @@ impl Dataplane for Maps {
             backends: self.backends.length(),
             members: self.members.length(),
             slots: self.slots.length().saturating_mul(2),
+            flows: self.established.capacity(),
+            half_open: self.half_open.capacity(),
         }
     }
 
@@ -240,10 +250,7 @@ impl Dataplane for Maps {
         let mut tables = MemoryTables::default();
         tables.control = self.control.get(0)?;
         let failed = |error: aya::maps::MapError| DataplaneError::new("reading the maps", &error);
-        for item in self.services.iter() {
-            let (key, index) = item.map_err(failed)?;
-            tables.services.insert(transmute!(key), index);
-        }
+        tables.lookup = all(&self.lookup)?;
         for item in self.ways_back.iter() {
             let (key, back): (Raw<20>, Raw<24>) = item.map_err(failed)?;
             let (key, back): (Endpoint, WayBack) = (transmute!(key), transmute!(back));

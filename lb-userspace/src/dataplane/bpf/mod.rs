@@ -5,6 +5,7 @@
 //! the program of those links in one step.
 
 pub mod decap;
+mod flows;
 mod grace;
 mod mapped;
 mod maps;
@@ -28,6 +29,7 @@ use lb_common::tables::{FORMAT, HASH_KEY_WORDS};
 
 pub use self::maps::Maps;
 use super::{Capacity, DataplaneError};
+use crate::plan::BUCKETS_PER_SERVICE;
 
 /// The load balancer's object, built by `cargo xtask build`.
 pub static LB_OBJECT: &[u8] = aya::include_bytes_aligned!(env!("LB_OBJECT"));
@@ -152,10 +154,16 @@ impl Program {
         let mut loader = EbpfLoader::new();
         loader
             .override_global("AYA_LOG_LEVEL", &options.log_level, false)
-            .map_max_entries("SERVICES", capacity.services)
+            .map_max_entries("LOOKUP", lookup_buckets(capacity.services))
             .map_max_entries("SERVICE_ENTRIES", capacity.services)
             .map_max_entries("SERVICE_COUNTERS", capacity.services)
+            .map_max_entries("FLOW_COUNTERS", capacity.services)
+            .map_max_entries("TURNS", capacity.services)
             .map_max_entries("SLOTS", capacity.slots.div_ceil(2))
+            .map_max_entries("MOVED", capacity.slots.div_ceil(2))
+            .map_max_entries("ESTABLISHED", capacity.flows)
+            .map_max_entries("HALF_OPEN", capacity.half_open)
+            .map_max_entries("LOADS", capacity.backends)
             .map_max_entries("MEMBERS", capacity.members)
             .map_max_entries("BACKENDS", capacity.backends)
             .map_max_entries("BACKEND_COUNTERS", capacity.backends)
@@ -330,6 +338,14 @@ impl Program {
 /// An interface's name as the BPF file system takes it, which keeps dots for itself.
 fn pin_name(interface: &str) -> String {
     interface.replace('%', "%25").replace('.', "%2e")
+}
+
+/// Buckets of the look-up table for so many services.
+fn lookup_buckets(services: u32) -> u32 {
+    services
+        .saturating_mul(BUCKETS_PER_SERVICE)
+        .checked_next_power_of_two()
+        .unwrap_or(1 << 31)
 }
 
 /// Room for addresses of the host beside the VIPs.

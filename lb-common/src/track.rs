@@ -1,0 +1,344 @@
+//! Which backend takes a flow whose slot's owner is not the whole answer: the slot moves or settles,
+//! the owner takes no new flows, or the service records every flow (ARCHITECTURE.md, "Flow consistency").
+//!
+//! Plain data goes in and comes out, so that the kernel's program can call this as a function of its
+//! own, verified by itself and out of the way of packets that need none of it.
+//!
+//! The one place that reads and writes flow tables. What must hold: a recorded flow stays with its
+//! backend while that holds flows; an unrecorded one belongs to `origin` while its slot moves and to
+//! `owner` otherwise; a choice that cannot be recorded is not made.
+
+use crate::{
+    flow::Signal,
+    hash::FlowHash,
+    steer::{self, Candidate, Service},
+    tables::{
+        FlowEvent, FlowKey, Phase, Record, Slot, Table, Tables, Tick, record_flag, scheduler,
+        service_flag,
+    },
+};
+
+/// Ticks in a second, rounded up.
+const SECOND: Tick = 954;
+/// How long an opening that nothing has followed is kept: longer than the longest pause between
+/// SYN-ACKs of servers in common use (Linux: 32 s).
+pub const OPENING_LIFETIME: Tick = 60 * SECOND;
+/// How long a flow is kept after the client's FIN: longer than its peer usually has left to say.
+pub const FINISHED_LIFETIME: Tick = 120 * SECOND;
+/// How long a flow is kept after the client's RST, which may have been forged.
+pub const RESET_LIFETIME: Tick = 10 * SECOND;
+
+/// How long a record lives after its flow's last packet, given its service's moving time.
+#[inline(always)]
+pub fn lifetime(flags: u16, moving_time: Tick) -> Tick {
+    let most = if flags & record_flag::RESET != 0 {
+        RESET_LIFETIME
+    } else if flags & record_flag::FINISHED != 0 {
+        FINISHED_LIFETIME
+    } else if flags & record_flag::OPENING != 0 {
+        OPENING_LIFETIME
+    } else {
+        moving_time
+    };
+    if most < moving_time {
+        most
+    } else {
+        moving_time
+    }
+}
+
+/// Whether a record counts at a time.
+#[inline(always)]
+pub fn live(record: &Record, now: Tick, moving_time: Tick) -> bool {
+    // Signed: another CPU may be a tick ahead.
+    (now.wrapping_sub(record.stamp) as i32) < lifetime(record.flags, moving_time) as i32
+}
+
+/// A record as found: what it said, and where.
+#[derive(Clone, Copy)]
+struct Found {
+    record: Record,
+    table: Table,
+    /// It stands for a connection that has ended, and this packet opens another.
+    over: bool,
+}
+
+/// A slot's answer for flows that are not recorded.
+struct Place<'t> {
+    phase: Phase,
+    /// Who takes them; `None` where that backend is dead.
+    keeper: Option<Candidate<'t>>,
+}
+
+/// What is asked of a packet.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub struct Question {
+    /// What its flow is recorded under.
+    pub key: FlowKey,
+    /// Its flow's hash, by the service's own fields.
+    pub hash: FlowHash,
+    /// Its flow's hash by the fields of the service's previous ring.
+    pub previous_hash: FlowHash,
+    /// Its slot.
+    pub slot: Slot,
+    /// Which half of the service is in force.
+    pub half: u32,
+    /// What it says of its connection.
+    pub signal: Signal,
+    /// Whether its protocol has no connections.
+    pub connectionless: bool,
+}
+
+/// Index of the backend that takes a packet; 0 where none does.
+#[inline(always)]
+pub fn answer<T: Tables>(tables: &T, question: &Question) -> u32 {
+    let Some(service) = Service::at(tables, question.key.service, question.half) else {
+        return 0;
+    };
+    let asked = Asked {
+        tables,
+        service,
+        question,
+        now: tables.now(),
+    };
+    let candidate = if service.descriptor.moving_time == 0 {
+        // Stateless: whoever is alive.
+        asked.choose()
+    } else {
+        tables.count_flow(service.index, FlowEvent::Lookup);
+        asked.answer()
+    };
+    candidate.map_or(0, |candidate| candidate.member.backend)
+}
+
+/// A question, and what it is asked of.
+struct Asked<'a, 't, T> {
+    tables: &'t T,
+    service: Service<'t>,
+    question: &'a Question,
+    now: Tick,
+}
+
+impl<'t, T: Tables> Asked<'_, 't, T> {
+    #[inline(always)]
+    fn answer(&self) -> Option<Candidate<'t>> {
+        let opens = self.opens();
+        let found = self.find();
+        if let Some(found) = &found
+            && !found.over
+            && let Some(candidate) = self.recorded(&found.record)
+            && (candidate.takes() || !opens)
+        {
+            return Some(candidate);
+        }
+        let place = self.place();
+        let lost = found.is_some();
+        let candidate = match place.keeper {
+            Some(keeper) if !lost && !self.is_new(place.phase) => keeper,
+            _ => self.choose()?,
+        };
+        let same = place.keeper.is_some_and(|keeper| keeper.id == candidate.id);
+        let always = self.service.descriptor.flags & service_flag::ALWAYS != 0;
+        if !same || lost || always || place.phase == Phase::Moving {
+            // Over an old record in its own table, where it is looked for first.
+            let table = found.map_or(Table::HalfOpen, |found| found.table);
+            if !self.record(table, &candidate) && place.keeper.is_some() {
+                return place.keeper;
+            }
+        }
+        Some(candidate)
+    }
+
+    /// The backend that a new flow gets.
+    #[inline(always)]
+    fn choose(&self) -> Option<Candidate<'t>> {
+        let Question {
+            hash, slot, half, ..
+        } = *self.question;
+        let id = self.tables.choose(self.service.index, half, hash, slot);
+        steer::candidate(self.tables, self.service.descriptor, id)
+    }
+
+    #[inline(always)]
+    fn opens(&self) -> bool {
+        self.question.signal == Signal::Opens
+    }
+
+    /// Whether an unrecorded packet begins a flow. Without connections to tell by, whatever a
+    /// scheduler has not recorded is new, unless it may be older than the scheduler.
+    #[inline(always)]
+    fn is_new(&self, phase: Phase) -> bool {
+        self.opens()
+            || (self.question.connectionless
+                && self.service.descriptor.scheduler != scheduler::RING
+                && phase != Phase::Moving)
+    }
+
+    /// The flow's live record, noting this packet in it.
+    #[inline(always)]
+    fn find(&self) -> Option<Found> {
+        if let Some(found) = self.look(Table::Established) {
+            return Some(found);
+        }
+        match self.look(Table::HalfOpen) {
+            Some(found) if !self.opens() => Some(self.promote(found)),
+            Some(found) => Some(found),
+            // Another CPU may have promoted it between the two.
+            None if !self.opens() => self.look(Table::Established),
+            None => None,
+        }
+    }
+
+    #[inline(always)]
+    fn look(&self, table: Table) -> Option<Found> {
+        let (signal, now) = (self.question.signal, self.now);
+        let moving_time = self.service.descriptor.moving_time;
+        let (record, ended, is_live) = self.tables.visit(table, &self.question.key, |record| {
+            let before = *record;
+            let is_live = live(record, now, moving_time);
+            let over = before.flags & (record_flag::FINISHED | record_flag::RESET) != 0;
+            if is_live && !(over && signal == Signal::Opens) {
+                record.stamp = now;
+                record.flags = noted(before.flags, signal);
+            } else {
+                record.flags = before.flags & !record_flag::COUNTED;
+            }
+            let ended = (before.flags & !record.flags) & record_flag::COUNTED != 0;
+            (
+                Record {
+                    flags: before.flags,
+                    ..*record
+                },
+                ended,
+                is_live,
+            )
+        })?;
+        if ended && let Some(candidate) = self.recorded(&record) {
+            self.tables.add_load(candidate.backend.counters, -1);
+        }
+        let closed = record.flags & (record_flag::FINISHED | record_flag::RESET) != 0;
+        is_live.then_some(Found {
+            record,
+            table,
+            over: closed && signal == Signal::Opens,
+        })
+    }
+
+    /// A packet after the first: the flow is established, as far as the table has room.
+    #[inline(always)]
+    fn promote(&self, found: Found) -> Found {
+        let record = Record {
+            flags: noted(found.record.flags, self.question.signal),
+            ..found.record
+        };
+        let key = &self.question.key;
+        if self.tables.record(Table::Established, key, &record) {
+            self.tables.forget(Table::HalfOpen, key);
+            return Found {
+                table: Table::Established,
+                ..found
+            };
+        }
+        // It stays where it is, for as long as if it were established.
+        self.tables
+            .count_flow(self.service.index, FlowEvent::Overflow);
+        found
+    }
+
+    /// The backend that a record names, while it holds flows.
+    #[inline(always)]
+    fn recorded(&self, record: &Record) -> Option<Candidate<'t>> {
+        steer::candidate(
+            self.tables,
+            self.service.descriptor,
+            u32::from(record.member),
+        )
+        .filter(|candidate| candidate.member.generation == record.generation && candidate.holds())
+    }
+
+    #[inline(always)]
+    fn place(&self) -> Place<'t> {
+        let descriptor = self.service.descriptor;
+        let (phase, origin) = if descriptor.flags & service_flag::MOVING != 0 {
+            (Phase::Moving, self.previous())
+        } else if descriptor.flags & service_flag::SETTLING != 0 {
+            (Phase::Settling, None)
+        } else {
+            {
+                let slot = self.question.slot;
+                (slot.phase(), Some(slot.origin()))
+            }
+        };
+        let holding = |id| {
+            steer::candidate(self.tables, descriptor, id).filter(|candidate| candidate.holds())
+        };
+        let origin = if phase == Phase::Moving {
+            origin.and_then(holding)
+        } else {
+            None
+        };
+        let keeper = match origin {
+            Some(origin) => Some(origin),
+            None => holding(self.question.slot.owner()),
+        };
+        Place { phase, keeper }
+    }
+
+    /// Whom the previous ring gives the flow to.
+    #[inline(always)]
+    fn previous(&self) -> Option<u32> {
+        let descriptor = self.service.descriptor;
+        if descriptor.previous_size == 0 {
+            return None;
+        }
+        let hash = self.question.previous_hash;
+        let place = hash.slot(descriptor.previous_size, 0);
+        let slot = steer::slot_at(self.tables, descriptor.previous_start, place)?;
+        Some(slot.keeper())
+    }
+
+    /// Records the choice; false where the table is full, which is counted.
+    #[inline(always)]
+    fn record(&self, table: Table, candidate: &Candidate<'_>) -> bool {
+        let counted = self.service.descriptor.flags & service_flag::COUNTED != 0;
+        let mut flags = 0;
+        if self.opens() {
+            flags |= record_flag::OPENING;
+        }
+        if counted {
+            flags |= record_flag::COUNTED;
+        }
+        let record = Record {
+            member: candidate.id as u16,
+            flags,
+            generation: candidate.member.generation,
+            stamp: self.now,
+            since: self.now,
+        };
+        let done = self.tables.record(table, &self.question.key, &record);
+        let event = if done {
+            FlowEvent::Recorded
+        } else {
+            FlowEvent::Overflow
+        };
+        self.tables.count_flow(self.service.index, event);
+        if done && counted {
+            self.tables.add_load(candidate.backend.counters, 1);
+        }
+        done
+    }
+}
+
+/// A record's flags after a packet. A RST is taken back by whatever follows it, as it may have been
+/// forged; a FIN is not, as acknowledgements follow it.
+#[inline(always)]
+fn noted(flags: u16, signal: Signal) -> u16 {
+    const CLOSED: u16 = record_flag::COUNTED | record_flag::OPENING;
+    match signal {
+        Signal::Opens => flags,
+        Signal::None => flags & !(record_flag::OPENING | record_flag::RESET),
+        Signal::Finishes => flags & !CLOSED | record_flag::FINISHED,
+        Signal::Resets => flags & !CLOSED | record_flag::RESET,
+    }
+}
