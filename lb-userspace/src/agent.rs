@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     model::{Change, ModelError},
-    snapshot::Snapshot,
+    snapshot::{FlowFilter, FlowList, Snapshot},
 };
 
 /// Why a change did not take effect. Nothing changed.
@@ -40,6 +40,8 @@ pub enum Request {
     Change(Change, oneshot::Sender<Result<(), ChangeError>>),
     /// Describe yourself.
     Snapshot(oneshot::Sender<Snapshot>),
+    /// List recorded flows.
+    Flows(FlowFilter, oneshot::Sender<Result<FlowList, ChangeError>>),
 }
 
 /// Asks the agent's loop. Cheap to clone.
@@ -62,6 +64,20 @@ impl Handle {
     pub async fn change(&self, change: Change) -> Result<(), ChangeError> {
         let (reply, answer) = oneshot::channel();
         let request = Request::Change(change, reply);
+        self.requests
+            .send(request)
+            .await
+            .map_err(|_| ChangeError::Stopping)?;
+        answer.await.map_err(|_| ChangeError::Stopping)?
+    }
+
+    /// Recorded flows.
+    ///
+    /// # Errors
+    /// [`ChangeError::Stopping`], or the kernel's tables cannot be read.
+    pub async fn flows(&self, filter: FlowFilter) -> Result<FlowList, ChangeError> {
+        let (reply, answer) = oneshot::channel();
+        let request = Request::Flows(filter, reply);
         self.requests
             .send(request)
             .await

@@ -114,6 +114,57 @@ pub enum Mode {
     Ipip,
 }
 
+/// How a new flow's backend is chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Scheduler {
+    /// By the hash of addresses, ports and protocol on a Maglev ring, by weight.
+    #[default]
+    Maglev,
+    /// By the hash of the client's address on such a ring: a client keeps its backend.
+    SourceHash,
+    /// In turns, weights left aside.
+    RoundRobin,
+    /// In turns, each as often as its weight says.
+    WeightedRoundRobin,
+    /// The fewest flows in progress, weights left aside.
+    LeastConnections,
+    /// The fewest flows in progress for its weight.
+    WeightedLeastConnections,
+    /// The better of two drawn by weight (M. Mitzenmacher, "The Power of Two Choices in Randomized
+    /// Load Balancing", IEEE TPDS 12(10), 2001).
+    PowerOfTwoChoices,
+}
+
+impl Scheduler {
+    /// Whether it chooses by connection, so that every flow has to be recorded.
+    pub fn records_every_flow(self) -> bool {
+        !matches!(self, Self::Maglev | Self::SourceHash)
+    }
+}
+
+/// Which flows are recorded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FlowState {
+    /// Those of slots that move, and of schedulers that choose by connection.
+    #[default]
+    Auto,
+    /// All.
+    Always,
+}
+
+/// What becomes of a backend's flows when its checks fail. One that is known to be dead loses them
+/// either way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnDown {
+    /// They stay, so that a false alarm moves nobody.
+    Keep,
+    /// They go to other backends.
+    Resteer,
+}
+
 /// What an operator asked of a backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -138,6 +189,9 @@ pub struct Backend {
     /// Active or draining.
     #[serde(default)]
     pub admin: Admin,
+    /// Flows in progress at which it takes no new ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_connections: Option<u32>,
 }
 
 impl Backend {
@@ -154,6 +208,13 @@ impl Backend {
 
 fn default_weight() -> u16 {
     1
+}
+
+/// How long a backend is down before it counts as dead, unless said otherwise.
+pub const DEAD_AFTER: Duration = Duration::from_secs(60);
+
+fn default_dead_after() -> Duration {
+    DEAD_AFTER
 }
 
 /// What a probe asks.
@@ -226,6 +287,33 @@ mod millis {
     }
 }
 
+mod optional_millis {
+    use std::time::Duration;
+
+    use serde::{Deserialize as _, Deserializer, Serializer};
+
+    #[expect(
+        clippy::ref_option,
+        clippy::cast_possible_truncation,
+        reason = "serde calls it so; validated to at most a week"
+    )]
+    pub fn serialize<S: Serializer>(
+        value: &Option<Duration>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        match value {
+            Some(value) => serializer.serialize_some(&(value.as_millis() as u64)),
+            None => serializer.serialize_none(),
+        }
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<Duration>, D::Error> {
+        Ok(Option::<u64>::deserialize(deserializer)?.map(Duration::from_millis))
+    }
+}
+
 /// A service and its pool.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -237,6 +325,32 @@ pub struct Service {
     /// Slots of the Maglev ring, a prime; chosen from the pool's size where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ring_size: Option<u32>,
+    /// How a new flow's backend is chosen.
+    #[serde(default)]
+    pub scheduler: Scheduler,
+    /// Which flows are recorded.
+    #[serde(default)]
+    pub flow_state: FlowState,
+    /// What becomes of a backend's flows when its checks fail; by the protocol where absent:
+    /// [`Service::on_down`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_down: Option<OnDown>,
+    /// How long a slot moves after its owner changed, and how long a flow may be idle, in milliseconds;
+    /// by the protocol where absent: [`Service::moving_time`]. 0: flows are never recorded.
+    #[serde(
+        default,
+        rename = "moving_time_ms",
+        with = "optional_millis",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub moving_time: Option<Duration>,
+    /// How long a backend is down before it counts as dead, in milliseconds.
+    #[serde(
+        default = "default_dead_after",
+        rename = "dead_after_ms",
+        with = "millis"
+    )]
+    pub dead_after: Duration,
     /// How its backends are checked.
     #[serde(default)]
     pub health: Health,
@@ -274,9 +388,30 @@ pub enum Change {
         weight: Option<u16>,
         /// Drain or undrain.
         admin: Option<Admin>,
+        /// The new limit of flows in progress; `Some(None)` takes it away.
+        max_connections: Option<Option<u32>>,
     },
+    /// Settings of a service; what is absent stays.
+    EditService(ServiceId, Settings),
     /// Everything at once.
     Replace(Vec<Service>),
+}
+
+/// Settings of a service that can be changed while it runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Settings {
+    /// [`Service::ring_size`].
+    pub ring_size: Option<u32>,
+    /// [`Service::scheduler`].
+    pub scheduler: Option<Scheduler>,
+    /// [`Service::flow_state`].
+    pub flow_state: Option<FlowState>,
+    /// [`Service::on_down`].
+    pub on_down: Option<OnDown>,
+    /// [`Service::moving_time`].
+    pub moving_time: Option<Duration>,
+    /// [`Service::dead_after`].
+    pub dead_after: Option<Duration>,
 }
 
 impl State {
@@ -329,9 +464,15 @@ impl State {
                 address,
                 weight,
                 admin,
+                max_connections,
             } => next.edit_backend(id, address, |backend| {
                 backend.weight = weight.unwrap_or(backend.weight);
                 backend.admin = admin.unwrap_or(backend.admin);
+                backend.max_connections = max_connections.unwrap_or(backend.max_connections);
+            })?,
+            Change::EditService(id, settings) => next.edit(id, |service| {
+                settings.apply(service);
+                Ok(())
             })?,
             Change::Replace(services) => next = Self::new(services)?,
         }
@@ -412,7 +553,44 @@ fn ways_back(service: &Service) -> impl Iterator<Item = (Protocol, SocketAddr)> 
     backends.iter().map(|b| (service.id.protocol, b.address))
 }
 
+impl Settings {
+    fn apply(self, service: &mut Service) {
+        let Self {
+            ring_size,
+            scheduler,
+            flow_state,
+            on_down,
+            moving_time,
+            dead_after,
+        } = self;
+        service.ring_size = ring_size.or(service.ring_size);
+        service.scheduler = scheduler.unwrap_or(service.scheduler);
+        service.flow_state = flow_state.unwrap_or(service.flow_state);
+        service.on_down = on_down.or(service.on_down);
+        service.moving_time = moving_time.or(service.moving_time);
+        service.dead_after = dead_after.unwrap_or(service.dead_after);
+    }
+}
+
 impl Service {
+    /// What becomes of a backend's flows when its checks fail: without connections, nothing is
+    /// lost by moving them.
+    pub fn on_down(&self) -> OnDown {
+        self.on_down.unwrap_or(match self.id.protocol {
+            Protocol::Tcp => OnDown::Keep,
+            Protocol::Udp => OnDown::Resteer,
+        })
+    }
+
+    /// How long a slot moves after its owner changed, and how long a flow may be idle: as long as
+    /// connections of the protocol commonly are.
+    pub fn moving_time(&self) -> Duration {
+        self.moving_time.unwrap_or(match self.id.protocol {
+            Protocol::Tcp => Duration::from_secs(15 * 60),
+            Protocol::Udp => Duration::from_secs(30),
+        })
+    }
+
     /// The backend at `address`.
     pub fn backend(&self, address: SocketAddr) -> Option<&Backend> {
         self.backends.iter().find(|b| b.address == address)

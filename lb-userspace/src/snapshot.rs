@@ -3,7 +3,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use crate::model::{Backend, Service};
+use crate::model::{Backend, Service, ServiceId};
 
 /// Cumulative traffic counters, summed over CPUs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -51,10 +51,102 @@ pub struct BackendStatus {
     pub latency: Option<Duration>,
     /// Whether the agent knows how to reach it (route and neighbour resolved).
     pub reachable: bool,
+    /// Whether it still has flows, or may have, although it was removed: it is not in the pool.
+    pub leaving: bool,
     /// Slots of the ring that it owns.
     pub slots: u32,
+    /// Flows recorded for it at the last sweep.
+    pub recorded: u32,
+    /// Flows in progress, where the service counts them.
+    pub connections: Option<u32>,
     /// Its traffic.
     pub traffic: Traffic,
+}
+
+/// A service's flows as they stand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct FlowStatus {
+    /// Slots whose owner takes every packet.
+    pub steady: u32,
+    /// Slots whose owner changed within the moving time.
+    pub moving: u32,
+    /// Slots that wait for their last recorded flows.
+    pub settling: u32,
+    /// Slots that have become moving, settling and steady so far, by this agent.
+    pub passed: Passed,
+    /// Records of established flows at the last sweep.
+    pub established: u32,
+    /// Records of half-open flows then.
+    pub half_open: u32,
+    /// Packets that looked their flow up.
+    pub lookups: u64,
+    /// Flows recorded so far.
+    pub recorded: u64,
+    /// Choices that could not be recorded, since the table was full.
+    pub overflows: u64,
+}
+
+/// Slots that have entered each phase.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Passed {
+    /// Have begun to move.
+    pub moving: u64,
+    /// Have begun to settle.
+    pub settling: u64,
+    /// Have become steady again.
+    pub steady: u64,
+}
+
+/// How full a flow table is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct TableUse {
+    /// Records at the last sweep, expired ones included.
+    pub entries: u32,
+    /// Records that it has room for.
+    pub capacity: u32,
+}
+
+/// A recorded flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FlowRecord {
+    /// Its service.
+    pub service: ServiceId,
+    /// The client.
+    pub client: SocketAddr,
+    /// The backend that it stays with; unknown once that has gone.
+    pub backend: Option<SocketAddr>,
+    /// Whether only its first packet was seen.
+    pub half_open: bool,
+    /// Whether the client has ended it.
+    pub closing: bool,
+    /// Phase of its slot: `steady`, `moving` or `settling`.
+    pub phase: &'static str,
+    /// Since its last packet.
+    pub idle: Duration,
+    /// Since it was recorded.
+    pub age: Duration,
+}
+
+/// Which recorded flows are asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct FlowFilter {
+    /// Of this service.
+    pub service: Option<ServiceId>,
+    /// Of this backend.
+    pub backend: Option<SocketAddr>,
+    /// In a slot of this phase: `steady`, `moving` or `settling`.
+    pub phase: Option<&'static str>,
+    /// At most so many.
+    pub limit: usize,
+}
+
+/// Recorded flows, and how many there are.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct FlowList {
+    /// How many match, those beyond the limit included.
+    pub total: usize,
+    /// The first of them, in no order.
+    pub flows: Vec<FlowRecord>,
 }
 
 /// A service as it stands.
@@ -64,6 +156,8 @@ pub struct ServiceStatus {
     pub service: Service,
     /// Slots of its ring now.
     pub ring_size: u32,
+    /// Its slots by phase, and what the flow tables do for it.
+    pub flows: FlowStatus,
     /// Its traffic.
     pub traffic: Traffic,
     /// Its backends, in the order of `service.backends`.
@@ -97,6 +191,10 @@ pub struct Snapshot {
     pub interfaces: Vec<InterfaceStatus>,
     /// All services.
     pub services: Vec<ServiceStatus>,
+    /// The table of established flows.
+    pub established: TableUse,
+    /// The table of half-open flows.
+    pub half_open: TableUse,
     /// Packets dropped, by the reason's name; every reason is listed.
     pub drops: Vec<(&'static str, u64)>,
 }

@@ -128,6 +128,7 @@ impl Bench {
                 target,
                 condition: Condition::Down,
                 changed: true,
+                dead: true,
                 error: None,
                 latency: None,
             });

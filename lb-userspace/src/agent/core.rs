@@ -20,7 +20,10 @@ use crate::{
     model::{Change, Probe, Service, ServiceId, State},
     neighbours::{NextHop, Update},
     plan::{self, Inputs, Layout, Placed},
-    snapshot::{BackendStatus, Condition, InterfaceStatus, ServiceStatus, Snapshot, Traffic},
+    snapshot::{
+        BackendStatus, Condition, FlowFilter, FlowList, FlowStatus, InterfaceStatus, ServiceStatus,
+        Snapshot, TableUse, Traffic,
+    },
 };
 
 /// What the checks have said of a backend last.
@@ -279,8 +282,18 @@ impl<D: Dataplane> Core<D> {
                 .services()
                 .map(|service| self.service_status(service))
                 .collect(),
+            established: TableUse::default(),
+            half_open: TableUse::default(),
             drops: drops.collect(),
         }
+    }
+
+    /// Recorded flows.
+    ///
+    /// # Errors
+    /// The kernel's tables cannot be read.
+    pub fn flows(&self, _: FlowFilter) -> Result<FlowList, ChangeError> {
+        Ok(FlowList::default())
     }
 
     fn service_status(&self, service: &Service) -> ServiceStatus {
@@ -289,6 +302,7 @@ impl<D: Dataplane> Core<D> {
         ServiceStatus {
             service: service.clone(),
             ring_size: placed.map_or(0, |placed| placed.descriptor.ring_size),
+            flows: FlowStatus::default(),
             traffic: traffic(counters),
             backends: service
                 .backends
@@ -308,7 +322,10 @@ impl<D: Dataplane> Core<D> {
                         last_error: checked.and_then(|checked| checked.error.clone()),
                         latency: checked.and_then(|checked| checked.latency),
                         reachable: member.is_some_and(|(_, member)| member.backend.interface != 0),
+                        leaving: false,
                         slots: share(placed, member.map(|(id, _)| id)),
+                        recorded: 0,
+                        connections: None,
                         traffic: traffic(counters),
                     }
                 })

@@ -158,6 +158,7 @@ impl<D: Dataplane> Running<D> {
         match request {
             // Nobody may be left to hear an answer, which is no matter.
             Request::Snapshot(reply) => drop(reply.send(self.core.snapshot())),
+            Request::Flows(filter, reply) => drop(reply.send(self.core.flows(filter))),
             Request::Change(change, reply) => self.on_change(change, reply),
         }
     }

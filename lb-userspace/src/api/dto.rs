@@ -120,6 +120,11 @@ impl NewService {
             id: self.id,
             mode: self.mode,
             ring_size: self.ring_size,
+            scheduler: model::Scheduler::default(),
+            flow_state: model::FlowState::default(),
+            on_down: None,
+            moving_time: None,
+            dead_after: model::DEAD_AFTER,
             health: health.transpose()?.unwrap_or_default(),
             backends: self.backends.into_iter().map(Into::into).collect(),
         })
@@ -132,6 +137,7 @@ impl From<NewBackend> for model::Backend {
             address: new.address,
             weight: new.weight,
             admin: new.state,
+            max_connections: None,
         }
     }
 }

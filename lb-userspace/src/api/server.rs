@@ -139,6 +139,7 @@ async fn edit_backend(
         address,
         weight,
         admin,
+        max_connections: None,
     };
     handle.change(change).await?;
     let mut answer = changed(Action::Edited, id, Some(address));

@@ -10,7 +10,10 @@ use super::{
     reader::{Located, Section},
 };
 use crate::duration;
-use crate::model::{Admin, Backend, Health, Mode, ModelError, Probe, Service, ServiceId, State};
+use crate::model::{
+    Admin, Backend, DEAD_AFTER, FlowState, Health, Mode, ModelError, Probe, Scheduler, Service,
+    ServiceId, State,
+};
 
 const SERVICE: &[&str] = &["vip", "mode", "ring_size", "health", "backend"];
 const BACKEND: &[&str] = &["address", "weight", "state"];
@@ -126,6 +129,11 @@ fn read_settings(section: &Section<'_>) -> Option<Service> {
         id: id?.into_inner(),
         mode: mode.map_or(Mode::Ipip, Located::into_inner),
         ring_size: ring_size.map(Located::into_inner),
+        scheduler: Scheduler::default(),
+        flow_state: FlowState::default(),
+        on_down: None,
+        moving_time: None,
+        dead_after: DEAD_AFTER,
         health: health.unwrap_or_default(),
         backends: Vec::new(),
     })
@@ -195,6 +203,7 @@ fn read_backend(section: &Section<'_>, service: Option<&Service>) -> Option<Back
         address: address?.into_inner(),
         weight: weight.map_or(1, Located::into_inner),
         admin: admin.map(Located::into_inner).unwrap_or_default(),
+        max_connections: None,
     };
     let Some(service) = service else {
         return Some(backend);

@@ -58,6 +58,9 @@ pub struct Event {
     pub condition: Condition,
     /// Whether the condition is another than before: the rings must follow.
     pub changed: bool,
+    /// Whether the last probe was told that nobody is there (refused, unreachable), which is more than
+    /// no answer.
+    pub dead: bool,
     /// Why the last probe failed, where it did.
     pub error: Option<String>,
     /// How long the last probe took, where it succeeded.

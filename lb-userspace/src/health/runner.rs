@@ -145,6 +145,7 @@ impl<P: Prober> Runner<P> {
             target: self.target,
             condition,
             changed,
+            dead: false,
             error: error.clone(),
             latency,
         });
