@@ -103,6 +103,25 @@ impl MemoryTables {
         self.counted.take()
     }
 
+    /// Starts a service's counters at zero.
+    pub fn zero_service(&mut self, index: u32) {
+        let counted = self.counted.get_mut();
+        counted.services.remove(&index);
+        counted.flows.remove(&index);
+    }
+
+    /// Starts a backend's counters at zero, by their index.
+    pub fn zero_backend(&mut self, index: u32) {
+        self.counted.get_mut().backends.remove(&index);
+        self.flows.get_mut().loads.remove(&index);
+    }
+
+    /// What flow tables have done for a service since [`MemoryTables::take_counted`].
+    pub fn flow_counters(&self, service: u32) -> FlowCounters {
+        let counted = self.counted.borrow();
+        counted.flows.get(&service).copied().unwrap_or_default()
+    }
+
     /// Makes an endpoint find the service of that index, in the first bucket with room.
     ///
     /// # Panics

@@ -248,12 +248,10 @@ pub mod service_flag {
     pub const ALWAYS: u16 = 1;
     /// The whole service moves: every slot counts as moving, with its origin on the previous ring.
     pub const MOVING: u16 = 2;
-    /// The whole service settles: every slot counts as settling.
-    pub const SETTLING: u16 = 4;
     /// Flows in progress are counted per backend.
-    pub const COUNTED: u16 = 8;
+    pub const COUNTED: u16 = 4;
     /// Those under which even a steady slot looks its flows up.
-    pub const TRACKED: u16 = ALWAYS | MOVING | SETTLING;
+    pub const TRACKED: u16 = ALWAYS | MOVING;
 }
 
 /// How a new flow's backend is chosen; the values of [`Descriptor::scheduler`].

@@ -262,8 +262,6 @@ impl<'t, T: Tables> Asked<'_, 't, T> {
         let descriptor = self.service.descriptor;
         let (phase, origin) = if descriptor.flags & service_flag::MOVING != 0 {
             (Phase::Moving, self.previous())
-        } else if descriptor.flags & service_flag::SETTLING != 0 {
-            (Phase::Settling, None)
         } else {
             {
                 let slot = self.question.slot;

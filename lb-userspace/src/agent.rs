@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     model::{Change, ModelError},
+    plan::PlanError,
     snapshot::{FlowFilter, FlowList, Snapshot},
 };
 
@@ -22,7 +23,7 @@ pub enum ChangeError {
     /// The change itself is wrong.
     #[error(transparent)]
     Refused(#[from] ModelError),
-    /// The tables have no room; says which, and which setting would make room.
+    /// The tables have no room, or a backend is not free yet; says what would help.
     #[error("{0}")]
     NoRoom(String),
     /// The kernel refused.
@@ -31,6 +32,12 @@ pub enum ChangeError {
     /// The agent is stopping.
     #[error("the agent is stopping; try again once it runs")]
     Stopping,
+}
+
+impl From<PlanError> for ChangeError {
+    fn from(error: PlanError) -> Self {
+        Self::NoRoom(error.to_string())
+    }
 }
 
 /// What the loop is asked.

@@ -140,6 +140,15 @@ pub struct FlowFilter {
     pub limit: usize,
 }
 
+impl FlowFilter {
+    /// Whether it lets a flow through.
+    pub fn matches(&self, flow: &FlowRecord) -> bool {
+        self.service.is_none_or(|service| service == flow.service)
+            && (self.backend.is_none() || self.backend == flow.backend)
+            && self.phase.is_none_or(|phase| phase == flow.phase)
+    }
+}
+
 /// Recorded flows, and how many there are.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct FlowList {

@@ -3,7 +3,10 @@
 
 pub mod frames;
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+};
 
 use anyhow::{Context as _, Result, ensure};
 use aya::programs::{TestRun as _, TestRunOptions};
@@ -11,23 +14,27 @@ use lb_common::{
     memory::{Counted, MemoryTables},
     packet::SlicePacket,
     pipeline,
-    tables::{Counters, HASH_KEY_WORDS},
+    tables::{Counters, FlowCounters, FlowKey, HASH_KEY_WORDS, Record, Table, Tick},
     verdict::Verdict,
 };
 use lb_userspace::{
     agent::Core,
     config::Tunnel,
     dataplane::{
-        Capacity, Dataplane, DataplaneError, Operation,
+        Capacity, Dataplane, DataplaneError, FlowTables, Operation,
         bpf::{LoadOptions, Maps, Program},
         memory::MemoryDataplane,
     },
     health::{Event, Target},
     model::{Change, Service},
     neighbours::{NextHop, Update},
+    plan::{Ring, census},
     snapshot::Condition,
 };
 
+/// Records that the flow tables have room for: few, so that they overflow.
+const FLOWS: u32 = 512;
+const HALF_OPEN: u32 = 256;
 /// What XDP leaves in front of a frame, in a test run as on a NIC.
 const HEADROOM: usize = 256;
 /// The interface that a test run's frames come in by: the loopback.
@@ -37,6 +44,8 @@ const INGRESS: u32 = 1;
 struct Twin {
     maps: Maps,
     memory: MemoryDataplane,
+    /// How far the agent's clock is ahead of the program's.
+    ahead: Tick,
 }
 
 impl Dataplane for Twin {
@@ -59,6 +68,26 @@ impl Dataplane for Twin {
 
     fn backend_counters(&self, index: u32) -> Result<Counters, DataplaneError> {
         self.maps.backend_counters(index)
+    }
+
+    fn ring(&self, start: u32, size: u32) -> Result<Ring, DataplaneError> {
+        self.maps.ring(start, size)
+    }
+
+    fn now(&self) -> Tick {
+        self.maps.now().wrapping_add(self.ahead)
+    }
+
+    fn flow_counters(&self, index: u32) -> Result<FlowCounters, DataplaneError> {
+        self.maps.flow_counters(index)
+    }
+
+    fn load(&self, counters: u32) -> Result<u32, DataplaneError> {
+        self.maps.load(counters)
+    }
+
+    fn flow_tables(&self) -> Result<Box<dyn FlowTables + Send>, DataplaneError> {
+        self.maps.flow_tables()
     }
 
     fn drops(&self) -> Result<Vec<u64>, DataplaneError> {
@@ -93,8 +122,8 @@ impl Bench {
             backends: 256,
             members: 1_024,
             slots: 131_072,
-            flows: 1_024,
-            half_open: 1_024,
+            flows: FLOWS,
+            half_open: HALF_OPEN,
         };
         let options = LoadOptions {
             pins: None,
@@ -109,7 +138,13 @@ impl Bench {
         maps.initialise(key)?;
         let mut memory = MemoryDataplane::default();
         memory.tables.control = maps.control()?;
-        let twin = Twin { maps, memory };
+        memory.tables.flows.get_mut().established.capacity = FLOWS as usize;
+        memory.tables.flows.get_mut().half_open.capacity = HALF_OPEN as usize;
+        let twin = Twin {
+            maps,
+            memory,
+            ahead: 0,
+        };
         let tunnel = Tunnel {
             source_v4: Some(([10, 255, 0, 0].into(), 16)),
             source_v6: None,
@@ -151,7 +186,104 @@ impl Bench {
         Ok(host.action)
     }
 
+    /// Changes what is wanted, on both sides.
+    ///
+    /// # Errors
+    /// The change is refused.
+    pub fn change(&mut self, change: Change) -> Result<()> {
+        Ok(self.core.change(change)?)
+    }
+
+    /// Takes note of what a check says, on both sides.
+    ///
+    /// # Errors
+    /// The maps cannot be written.
+    pub fn health(&mut self, target: Target, condition: Condition, dead: bool) -> Result<()> {
+        self.core.health(Event {
+            target,
+            condition,
+            changed: true,
+            dead,
+            error: None,
+            latency: None,
+        });
+        Ok(self.core.enforce()?)
+    }
+
+    /// Sweeps both sides' flow tables, which must find the same, and lets slots go on as if `later`
+    /// had passed for them, though not for the flows.
+    ///
+    /// # Errors
+    /// They differ, or the kernel refuses.
+    pub fn sweep(&mut self, later: Tick) -> Result<()> {
+        let kernel = self.core.sweep()?.run()?;
+        let twin = self.core.dataplane();
+        let mut memory = &twin.memory.tables;
+        let host = census::sweep(self.core.layout(), &mut memory, twin.now())?;
+        ensure!(
+            host == kernel,
+            "sweeps differ:\n host   {host:?}\n kernel {kernel:?}"
+        );
+        self.compare_flows()?;
+        self.core.dataplane_mut().ahead = later;
+        let swept = self.core.swept(kernel);
+        self.core.dataplane_mut().ahead = 0;
+        Ok(swept?)
+    }
+
+    /// Whether every slot names somebody.
+    ///
+    /// # Errors
+    /// One does not.
+    pub fn check_rings(&self) -> Result<()> {
+        for (id, placed) in &self.core.layout().services {
+            let rings = [Some(&placed.ring), placed.previous.as_ref()];
+            for slot in rings.into_iter().flatten().flat_map(|ring| &ring.slots) {
+                for named in [slot.owner(), slot.keeper()] {
+                    let member = placed.member_by_id(named);
+                    ensure!(member.is_some(), "{id}: {slot:?} names nobody: {placed:?}");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Compares what both sides have recorded, but for the times.
+    ///
+    /// # Errors
+    /// They differ.
+    pub fn compare_flows(&self) -> Result<usize> {
+        let twin = self.core.dataplane();
+        let mut flows = twin.memory.tables.flows.borrow_mut();
+        let mut kernel = twin.maps.flow_tables()?;
+        let mut total = 0;
+        for table in [Table::HalfOpen, Table::Established] {
+            let timeless = |record: &Record| (record.member, record.flags, record.generation);
+            let records = &flows.table(table).records;
+            let host: BTreeMap<FlowKey, _> = records
+                .iter()
+                .map(|(key, record)| (*key, timeless(record)))
+                .collect();
+            let mut found = BTreeMap::new();
+            kernel.scan(table, &mut |key, record| {
+                found.insert(*key, timeless(record));
+            })?;
+            ensure!(
+                host == found,
+                "{table:?} differs: host {} records, kernel {}: {:?}",
+                host.len(),
+                found.len(),
+                host.iter()
+                    .find(|&(key, record)| found.get(key) != Some(record))
+            );
+            total += host.len();
+        }
+        Ok(total)
+    }
+
     fn host(&self, frame: &[u8]) -> Outcome {
+        let twin = self.core.dataplane();
+        twin.memory.tables.time.set(twin.maps.now());
         let mut buffer = vec![0; HEADROOM];
         buffer.extend_from_slice(frame);
         let mut packet = SlicePacket::new(&mut buffer, HEADROOM, INGRESS);
@@ -190,6 +322,7 @@ impl Bench {
         let mut kernel = Counted::default();
         for index in 0..64 {
             insert(&mut kernel.services, index, twin.service_counters(index)?);
+            insert(&mut kernel.flows, index, twin.flow_counters(index)?);
         }
         for index in 0..256 {
             insert(&mut kernel.backends, index, twin.backend_counters(index)?);
@@ -207,8 +340,8 @@ impl Bench {
     }
 }
 
-fn insert(map: &mut std::collections::BTreeMap<u32, Counters>, index: u32, counters: Counters) {
-    if counters != Counters::default() {
+fn insert<T: Default + PartialEq>(map: &mut BTreeMap<u32, T>, index: u32, counters: T) {
+    if counters != T::default() {
         map.insert(index, counters);
     }
 }

@@ -15,8 +15,14 @@ use lb_tests::{
 };
 use lb_userspace::{
     health::Target,
-    model::{Mode, Probe, Service},
+    model::{Admin, Change, FlowState, Mode, Probe, Scheduler, Service, ServiceId, Settings},
+    snapshot::Condition,
 };
+use nix::{
+    sched::{CpuSet, sched_setaffinity},
+    unistd::Pid,
+};
+use serde_json::json;
 use std::net::{IpAddr, SocketAddr};
 
 /// How many frames to compare; the default fits a test run.
@@ -81,13 +87,17 @@ fn run() -> Result<()> {
             .flat_map(|s| s.backends.iter().map(|b| b.address)),
     );
     endpoints.extend(OWN.map(|address| SocketAddr::new(address, 80)));
+    // Turns are taken per CPU, on the host as on one.
+    let mut cpu = CpuSet::new();
+    cpu.set(0)?;
+    sched_setaffinity(Pid::from_raw(0), &cpu)?;
     let mut bench = Bench::new(services, &[down], &[unreachable])?;
     let kept = Path::new(env!("CARGO_MANIFEST_DIR")).join("regressions/frames.hex");
     let kept = fs::read_to_string(&kept).with_context(|| kept.display().to_string())?;
     for line in kept.lines().filter(|line| !line.starts_with('#')) {
         bench.compare(&unhex(line)?)?;
     }
-    let (packets, seed) = (number(PACKETS, 50_000), number(SEED, 1));
+    let (packets, seed) = (number(PACKETS, 100_000), number(SEED, 1));
     let mut generator = Generator {
         random: Random(seed),
         endpoints,
@@ -95,21 +105,34 @@ fn run() -> Result<()> {
     #[expect(clippy::disallowed_methods, reason = "only printed")]
     let start = Instant::now();
     let mut actions = [0u64; 4];
+    let mut changes = Random(seed ^ 0x5eed);
     for done in 0..packets {
+        if done % CHANGE_EVERY == CHANGE_EVERY - 1 {
+            disturb(&mut bench, &mut changes)
+                .with_context(|| format!("before frame {done} of seed {seed}"))?;
+        }
         let frame = generator.frame();
         let action = bench.compare(&frame).with_context(|| {
             format!("frame {done} of seed {seed}; keep it in tests/regressions/frames.hex")
         })?;
         actions[(action - 1) as usize] += 1;
     }
+    let recorded = bench.compare_flows()?;
     let counted = bench.compare_counters()?;
     println!(
-        "{packets} frames of seed {seed}: 0 differences in {:?}; [drop, pass, transmit, redirect] = {actions:?}; {:?}",
+        "{packets} frames of seed {seed}: 0 differences in {:?}; [drop, pass, transmit, redirect] = {actions:?}; {:?}; {recorded} flows recorded at the end; {:?}",
         start.elapsed(),
-        counted.drops
+        counted.drops,
+        counted.flows
     );
     // A generator that no longer reaches a part of the path proves nothing about it.
     assert!(actions.iter().all(|&seen| seen > 0), "{actions:?}");
+    let inconsistent = DropReason::Inconsistent as u32;
+    assert!(
+        !counted.drops.contains_key(&inconsistent),
+        "{:?}",
+        counted.drops
+    );
     for reason in REACHED {
         assert!(
             counted.drops.contains_key(&(reason as u32)),
@@ -118,6 +141,76 @@ fn run() -> Result<()> {
     }
     Ok(())
 }
+
+/// Frames between two changes of rings, schedulers and health.
+const CHANGE_EVERY: u64 = 250;
+
+/// One change that moves slots, or lets them settle. Some are refused, which is no matter here.
+fn disturb(bench: &mut Bench, random: &mut Random) -> Result<()> {
+    let vips = [
+        "10.0.0.1:80/tcp",
+        "10.0.0.1:80/udp",
+        "10.0.0.2:80/tcp",
+        "10.0.0.2:80/udp",
+    ];
+    let id: ServiceId = vips[random.below(4)].parse()?;
+    let backends = [
+        "10.2.0.11:80",
+        "10.2.0.12:8080",
+        "10.2.0.13:81",
+        "10.2.0.14:80",
+    ];
+    let address: SocketAddr = backends[random.below(4)].parse()?;
+    let target = Target {
+        service: id,
+        address,
+    };
+    let settings = |settings| Change::EditService(id, settings);
+    let edit = |weight, admin, max_connections| Change::EditBackend {
+        id,
+        address,
+        weight,
+        admin,
+        max_connections,
+    };
+    bench.check_rings()?;
+    let change = match random.below(12) {
+        0 => edit(Some(1 + random.below(5) as u16), None, None),
+        1 => edit(None, Some(Admin::Draining), None),
+        2 | 3 => edit(None, Some(Admin::Active), Some(None)),
+        4 => edit(None, None, Some(Some(random.below(20) as u32 + 1))),
+        5 => Change::RemoveBackend(id, address),
+        6 | 7 => Change::AddBackend(id, serde_json::from_value(json!({ "address": address }))?),
+        8 => settings(Settings {
+            scheduler: Some(SCHEDULERS[random.below(SCHEDULERS.len() as u64)]),
+            ..Settings::default()
+        }),
+        9 => settings(Settings {
+            ring_size: Some([251, 1_021][random.below(2)]),
+            flow_state: Some([FlowState::Auto, FlowState::Always][random.below(2)]),
+            ..Settings::default()
+        }),
+        10 => {
+            let (down, dead) = (random.once_in(2), random.once_in(2));
+            let condition = if down { Condition::Down } else { Condition::Up };
+            return bench.health(target, condition, dead);
+        }
+        // Past the moving time of TCP and UDP.
+        _ => return bench.sweep(1 << 21),
+    };
+    let _ = bench.change(change);
+    Ok(())
+}
+
+const SCHEDULERS: [Scheduler; 7] = [
+    Scheduler::Maglev,
+    Scheduler::SourceHash,
+    Scheduler::RoundRobin,
+    Scheduler::WeightedRoundRobin,
+    Scheduler::LeastConnections,
+    Scheduler::WeightedLeastConnections,
+    Scheduler::PowerOfTwoChoices,
+];
 
 /// What frames of this size can be dropped for; the others take giants, or a defect.
 const REACHED: [DropReason; 6] = [

@@ -1,30 +1,36 @@
 //! The agent without its loop: every piece of news becomes a plan, every plan is carried out, and
-//! only then is it what the agent knows. Synchronous; no clock.
+//! only then is it what the agent knows. Synchronous; the dataplane tells the time.
+
+mod status;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
+    sync::Arc,
     time::Duration,
 };
 
-use lb_common::{
-    tables::{Counters, state},
-    verdict::DropReason,
-};
+use lb_common::tables::{Tick, state};
 
 use super::ChangeError;
 use crate::{
     config::Tunnel,
-    dataplane::{Dataplane, DataplaneError, Operation},
+    dataplane::{Dataplane, DataplaneError, FlowTables, Operation},
     health::{Event, Target, TargetConfig},
-    model::{Change, Probe, Service, ServiceId, State},
+    model::{Admin, Change, OnDown, Probe, Service, ServiceId, State},
     neighbours::{NextHop, Update},
-    plan::{self, Inputs, Layout, Placed},
-    snapshot::{
-        BackendStatus, Condition, FlowFilter, FlowList, FlowStatus, InterfaceStatus, ServiceStatus,
-        Snapshot, TableUse, Traffic,
+    plan::{
+        self, Inputs, Layout, Liveness, Placed,
+        census::{self, Census},
     },
+    snapshot::{Condition, FlowFilter, FlowList, InterfaceStatus},
 };
+
+/// Sweeps in a moving time.
+const SWEEPS: u32 = 8;
+/// Bounds of the time between sweeps.
+const SHORTEST_SWEEP: Duration = Duration::from_millis(500);
+const LONGEST_SWEEP: Duration = Duration::from_secs(30);
 
 /// What the checks have said of a backend last.
 #[derive(Debug, Clone)]
@@ -34,6 +40,39 @@ struct Checked {
     latency: Option<Duration>,
 }
 
+/// A backend that fails its checks.
+#[derive(Debug, Clone, Copy)]
+struct Down {
+    since: Tick,
+    /// Nobody is there.
+    dead: bool,
+}
+
+/// A sweep of the flow tables, to be run beside the loop.
+pub struct Sweep {
+    layout: Arc<Layout>,
+    tables: Box<dyn FlowTables + Send>,
+    now: Tick,
+}
+
+impl Sweep {
+    /// Runs it; takes as long as the tables are large.
+    ///
+    /// # Errors
+    /// The tables cannot be read or written.
+    pub fn run(mut self) -> Result<Census, DataplaneError> {
+        census::sweep(&self.layout, self.tables.as_mut(), self.now)
+    }
+
+    /// Lists recorded flows instead.
+    ///
+    /// # Errors
+    /// The tables cannot be read.
+    pub fn list(mut self, filter: &FlowFilter) -> Result<FlowList, DataplaneError> {
+        census::list(&self.layout, self.tables.as_mut(), filter, self.now)
+    }
+}
+
 /// What the agent knows, and the maps that it writes.
 #[derive(Debug)]
 pub struct Core<D> {
@@ -41,10 +80,11 @@ pub struct Core<D> {
     interfaces: Vec<InterfaceStatus>,
     tunnel: Tunnel,
     dataplane: D,
-    layout: Layout,
+    layout: Arc<Layout>,
     state: State,
     checked: BTreeMap<Target, Checked>,
-    down: BTreeSet<(ServiceId, SocketAddr)>,
+    down: BTreeMap<(ServiceId, SocketAddr), Down>,
+    census: Census,
     next_hops: BTreeMap<IpAddr, NextHop>,
     own_addresses: BTreeSet<IpAddr>,
 }
@@ -59,29 +99,34 @@ impl<D: Dataplane> Core<D> {
             instance,
             interfaces: Vec::new(),
             tunnel,
-            layout: Layout::new(dataplane.capacity()),
+            layout: Arc::new(Layout::new(dataplane.capacity())),
             dataplane,
             state: State::default(),
             checked: BTreeMap::new(),
-            down: BTreeSet::new(),
+            down: BTreeMap::new(),
+            census: Census::default(),
             next_hops: BTreeMap::new(),
             own_addresses: BTreeSet::new(),
         };
         core.adopt()?;
+        let since = core.dataplane.now();
         for (&id, placed) in &core.layout.services {
-            let dead = placed
-                .members()
-                .filter(|(_, member)| member.backend.state & state::TAKES == 0);
-            core.down
-                .extend(dead.map(|(_, member)| (id, member.address())));
+            for (_, member) in placed.members() {
+                // Or drained: what is wanted will tell.
+                if member.backend.state & state::TAKES == 0 {
+                    let dead = member.backend.state & state::HOLDS == 0;
+                    core.down
+                        .insert((id, member.address()), Down { since, dead });
+                }
+            }
         }
         Ok(core)
     }
 
     fn adopt(&mut self) -> Result<(), DataplaneError> {
-        let (layout, repairs) = Layout::adopt(&self.dataplane.read()?, self.dataplane.capacity());
+        let (layout, repairs) = Layout::adopt(&self.dataplane)?;
         self.dataplane.execute(&repairs)?;
-        self.layout = layout;
+        self.layout = Arc::new(layout);
         Ok(())
     }
 
@@ -95,9 +140,19 @@ impl<D: Dataplane> Core<D> {
         &self.state
     }
 
+    /// What the maps hold.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
     /// The maps.
     pub fn dataplane(&self) -> &D {
         &self.dataplane
+    }
+
+    /// The maps, for tests that set their clock.
+    pub fn dataplane_mut(&mut self) -> &mut D {
+        &mut self.dataplane
     }
 
     /// Applies a change, in the kernel too.
@@ -107,12 +162,32 @@ impl<D: Dataplane> Core<D> {
     pub fn change(&mut self, change: Change) -> Result<(), ChangeError> {
         let next = self.state.apply(change)?;
         let before = std::mem::replace(&mut self.state, next);
-        self.enforce().inspect_err(|_| self.state = before)?;
+        let down = self.down.clone();
+        self.forget_drained(&before);
+        if let Err(error) = self.enforce() {
+            (self.state, self.down) = (before, down);
+            return Err(error);
+        }
         let wanted = self.targets();
         self.checked.retain(|target, _| wanted.contains_key(target));
         self.down
-            .retain(|&(service, address)| wanted.contains_key(&Target { service, address }));
+            .retain(|&(service, address), _| wanted.contains_key(&Target { service, address }));
         Ok(())
+    }
+
+    /// Taken up from the maps, a backend that took no flows may have been down or drained; what is
+    /// wanted of it now that it is known tells which.
+    fn forget_drained(&mut self, before: &State) {
+        let state = &self.state;
+        self.down.retain(|&(id, address), _| {
+            let known = before
+                .service(id)
+                .is_some_and(|s| s.backend(address).is_some());
+            let backend = state
+                .service(id)
+                .and_then(|service| service.backend(address));
+            known || backend.is_none_or(|b| b.admin == Admin::Active && b.weight > 0)
+        });
     }
 
     /// Makes the maps what is wanted and known. Does nothing where they are.
@@ -120,15 +195,27 @@ impl<D: Dataplane> Core<D> {
     /// # Errors
     /// The maps have no room, or the kernel refuses; nothing that a packet sees has changed then.
     pub fn enforce(&mut self) -> Result<(), ChangeError> {
+        self.enforce_after(None)
+    }
+
+    fn enforce_after(&mut self, census: Option<&Census>) -> Result<(), ChangeError> {
+        let down = self.liveness();
+        let overflows = if census.is_some() {
+            self.overflows()?
+        } else {
+            BTreeMap::new()
+        };
         let inputs = Inputs {
             state: &self.state,
-            down: &self.down,
+            down: &down,
             next_hops: &self.next_hops,
             own_addresses: &self.own_addresses,
             tunnel: self.tunnel,
+            now: self.dataplane.now(),
+            census,
+            overflows: &overflows,
         };
-        let plan = plan::plan(&self.layout, &inputs)
-            .map_err(|error| ChangeError::NoRoom(error.to_string()))?;
+        let plan = plan::plan(&self.layout, &inputs)?;
         if let Err(error) = self.dataplane.execute(&plan.operations) {
             // How far it came is in the maps themselves.
             if let Err(worse) = self.adopt() {
@@ -136,8 +223,88 @@ impl<D: Dataplane> Core<D> {
             }
             return Err(ChangeError::Kernel(error.to_string()));
         }
-        self.layout = plan.layout;
+        self.layout = Arc::new(plan.layout);
         Ok(())
+    }
+
+    fn overflows(&self) -> Result<BTreeMap<u32, u64>, ChangeError> {
+        let read = |placed: &Placed| {
+            let counters = self.dataplane.flow_counters(placed.index);
+            counters.map(|counters| (placed.index, counters.overflows))
+        };
+        let read: Result<_, DataplaneError> = self.layout.services.values().map(read).collect();
+        read.map_err(|error| ChangeError::Kernel(error.to_string()))
+    }
+
+    fn liveness(&self) -> BTreeMap<(ServiceId, SocketAddr), Liveness> {
+        let of =
+            |(&key, down): (&(ServiceId, SocketAddr), &Down)| (key, self.liveness_of(key.0, down));
+        self.down.iter().map(of).collect()
+    }
+
+    fn liveness_of(&self, id: ServiceId, down: &Down) -> Liveness {
+        let resteers = self
+            .state
+            .service(id)
+            .is_some_and(|service| service.on_down() == OnDown::Resteer);
+        if down.dead || resteers {
+            Liveness::Dead
+        } else {
+            Liveness::Down
+        }
+    }
+
+    /// How long after one sweep of the flow tables the next is due: a fraction of the shortest moving
+    /// time, so that slots settle in time.
+    pub fn sweep_interval(&self) -> Duration {
+        let times = self.state.services().map(Service::moving_time);
+        let shortest = times.filter(|time| !time.is_zero()).min();
+        shortest.map_or(LONGEST_SWEEP, |time| {
+            (time / SWEEPS).clamp(SHORTEST_SWEEP, LONGEST_SWEEP)
+        })
+    }
+
+    /// A sweep of the flow tables as the maps are now.
+    ///
+    /// # Errors
+    /// The kernel gives no handles of the tables.
+    pub fn sweep(&self) -> Result<Sweep, DataplaneError> {
+        Ok(Sweep {
+            layout: Arc::clone(&self.layout),
+            tables: self.dataplane.flow_tables()?,
+            now: self.dataplane.now(),
+        })
+    }
+
+    /// Lets slots and leaving backends go on as a sweep allows.
+    ///
+    /// # Errors
+    /// As [`Core::enforce`].
+    pub fn swept(&mut self, census: Census) -> Result<(), ChangeError> {
+        let done = self.enforce_after(Some(&census));
+        self.census = census;
+        done
+    }
+
+    /// Takes backends for dead that have been down for too long; true where the maps must follow by
+    /// [`Core::enforce`].
+    pub fn age(&mut self) -> bool {
+        let now = self.dataplane.now();
+        let mut dead = Vec::new();
+        for (&(id, address), down) in &mut self.down {
+            let Some(service) = self.state.service(id) else {
+                continue;
+            };
+            let passed = now.wrapping_sub(down.since) >= plan::ticks(service.dead_after);
+            if passed && !down.dead {
+                down.dead = true;
+                dead.push((id, address));
+            }
+        }
+        for &(id, address) in &dead {
+            self.mark(id, address, Liveness::Dead);
+        }
+        !dead.is_empty()
     }
 
     /// Takes note of what a check says. A failure takes effect in the maps before this returns, in
@@ -157,30 +324,46 @@ impl<D: Dataplane> Core<D> {
             latency: event.latency,
         };
         self.checked.insert(event.target, checked);
-        let down = event.condition == Condition::Down;
-        let changed = if down {
-            self.down.insert((service, address))
-        } else {
-            self.down.remove(&(service, address))
-        };
-        if changed && down {
-            self.kill(service, address);
+        let key = (service, address);
+        if event.condition != Condition::Down {
+            return self.down.remove(&key).is_some();
         }
-        changed
+        let now = self.dataplane.now();
+        let before = self.down.get(&key).copied();
+        let down = Down {
+            since: before.map_or(now, |before| before.since),
+            dead: event.dead || before.is_some_and(|before| before.dead),
+        };
+        self.down.insert(key, down);
+        let liveness = self.liveness_of(service, &down);
+        if before.map(|before| self.liveness_of(service, &before)) == Some(liveness) {
+            return false;
+        }
+        self.mark(service, address, liveness);
+        true
     }
 
-    fn kill(&mut self, service: ServiceId, address: SocketAddr) {
-        let Some(placed) = self.layout.services.get_mut(&service) else {
+    /// Takes a backend's new flows, or all, from it by one store.
+    fn mark(&mut self, service: ServiceId, address: SocketAddr, liveness: Liveness) {
+        let found = self.layout.services.get(&service);
+        let Some((id, member)) = found.and_then(|placed| placed.member(address)) else {
             return;
         };
-        let found = placed
-            .members
-            .iter_mut()
-            .flatten()
-            .find(|member| member.address() == address);
-        let Some(member) = found else { return };
-        match self.dataplane.execute(&[Operation::State(member.entry, 0)]) {
-            Ok(()) => member.backend.state = 0,
+        let left = match liveness {
+            Liveness::Down => member.backend.state & state::HOLDS,
+            Liveness::Dead => 0,
+        };
+        match self
+            .dataplane
+            .execute(&[Operation::State(member.entry, left)])
+        {
+            Ok(()) => {
+                let placed = Arc::make_mut(&mut self.layout).services.get_mut(&service);
+                let member = placed.and_then(|placed| placed.members.get_mut(usize::from(id)));
+                if let Some(Ok(member)) = member {
+                    member.backend.state = left;
+                }
+            }
             Err(error) => {
                 tracing::error!(%error, %service, %address, "cannot mark a backend as down")
             }
@@ -255,108 +438,9 @@ impl<D: Dataplane> Core<D> {
         });
         match checked {
             Some(checked) => checked.condition,
-            None if self.down.contains(&(service.id, address)) => Condition::Down,
+            None if self.down.contains_key(&(service.id, address)) => Condition::Down,
             None if service.health.probe == Probe::None => Condition::Up,
             None => Condition::Starting,
         }
-    }
-
-    /// The agent at this moment.
-    pub fn snapshot(&self) -> Snapshot {
-        let drops = self.dataplane.drops().unwrap_or_else(|error| {
-            tracing::error!(%error, "no drop counters");
-            Vec::new()
-        });
-        let drops = DropReason::ALL.iter().map(|&reason| {
-            (
-                reason.name(),
-                drops.get(reason as usize).copied().unwrap_or(0),
-            )
-        });
-        Snapshot {
-            instance: self.instance.clone(),
-            generation: self.layout.generation,
-            interfaces: self.interfaces.clone(),
-            services: self
-                .state
-                .services()
-                .map(|service| self.service_status(service))
-                .collect(),
-            established: TableUse::default(),
-            half_open: TableUse::default(),
-            drops: drops.collect(),
-        }
-    }
-
-    /// Recorded flows.
-    ///
-    /// # Errors
-    /// The kernel's tables cannot be read.
-    pub fn flows(&self, _: FlowFilter) -> Result<FlowList, ChangeError> {
-        Ok(FlowList::default())
-    }
-
-    fn service_status(&self, service: &Service) -> ServiceStatus {
-        let placed = self.layout.services.get(&service.id);
-        let counters = placed.map(|placed| self.dataplane.service_counters(placed.index));
-        ServiceStatus {
-            service: service.clone(),
-            ring_size: placed.map_or(0, |placed| placed.descriptor.ring_size),
-            flows: FlowStatus::default(),
-            traffic: traffic(counters),
-            backends: service
-                .backends
-                .iter()
-                .map(|backend| {
-                    let address = backend.address;
-                    let member = placed.and_then(|placed| placed.member(address));
-                    let counters =
-                        member.map(|(_, m)| self.dataplane.backend_counters(m.backend.counters));
-                    let checked = self.checked.get(&Target {
-                        service: service.id,
-                        address,
-                    });
-                    BackendStatus {
-                        backend: backend.clone(),
-                        condition: self.condition(service, address),
-                        last_error: checked.and_then(|checked| checked.error.clone()),
-                        latency: checked.and_then(|checked| checked.latency),
-                        reachable: member.is_some_and(|(_, member)| member.backend.interface != 0),
-                        leaving: false,
-                        slots: share(placed, member.map(|(id, _)| id)),
-                        recorded: 0,
-                        connections: None,
-                        traffic: traffic(counters),
-                    }
-                })
-                .collect(),
-        }
-    }
-}
-
-fn share(placed: Option<&Placed>, id: Option<u16>) -> u32 {
-    let share = placed
-        .zip(id)
-        .and_then(|(placed, id)| placed.shares.get(&id));
-    share.copied().unwrap_or(0)
-}
-
-fn traffic(counters: Option<Result<Counters, DataplaneError>>) -> Traffic {
-    let Counters {
-        packets,
-        bytes,
-        flows,
-    } = match counters {
-        Some(Ok(counters)) => counters,
-        Some(Err(error)) => {
-            tracing::error!(%error, "no counters");
-            Counters::default()
-        }
-        None => Counters::default(),
-    };
-    Traffic {
-        packets,
-        bytes,
-        flows,
     }
 }

@@ -9,15 +9,19 @@ use tokio::{
 
 use super::{ChangeError, Core, Request};
 use crate::{
-    dataplane::Dataplane,
+    dataplane::{Dataplane, DataplaneError},
     health::{Checker, Event},
     model::Change,
     neighbours::{Resolver, Update},
+    plan::census::Census,
+    snapshot::{FlowFilter, FlowList},
     store::{self, Stored},
 };
 
 /// How long an answer waits for the next hops of backends that a change brought.
 const RESOLVE: Duration = Duration::from_secs(1);
+/// How often backends that are down are looked at.
+const AGE: Duration = Duration::from_secs(1);
 /// Pause before a plan that the kernel refused is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -53,11 +57,15 @@ pub async fn run<D: Dataplane>(
     ready: impl FnOnce(),
     shutdown: impl Future<Output = ()>,
 ) {
+    let mut swept = mpsc::channel(1);
     let mut agent = Running {
         core,
         sources,
         waiting: Vec::new(),
         retry: None,
+        sweep: Sweeping::Due(Instant::now()),
+        age: Instant::now() + AGE,
+        swept: swept.0,
     };
     agent.tell_watchers();
     let mut ready = Some(ready);
@@ -80,6 +88,7 @@ pub async fn run<D: Dataplane>(
             Some(event) = agent.sources.health.recv() => agent.on_health(event),
             Some(update) = agent.sources.network.recv() => agent.on_network(update),
             Some(request) = agent.sources.requests.recv() => agent.on_request(request),
+            Some(census) = swept.1.recv() => agent.on_swept(census),
             () = sleep_until(wake.unwrap_or(start)), if wake.is_some() => {
                 start_until = start_until.filter(|&until| Some(until) != wake);
                 agent.on_deadline(wake);
@@ -93,21 +102,83 @@ struct Running<D> {
     sources: Sources,
     waiting: Vec<Waiting>,
     retry: Option<Instant>,
+    sweep: Sweeping,
+    /// When backends that are down are looked at next.
+    age: Instant,
+    swept: mpsc::Sender<Result<Census, DataplaneError>>,
+}
+
+/// The sweep of the flow tables, which runs beside the loop.
+enum Sweeping {
+    Due(Instant),
+    UnderWay,
 }
 
 impl<D: Dataplane> Running<D> {
     fn next_deadline(&self, start: Option<Instant>) -> Option<Instant> {
+        let sweep = match self.sweep {
+            Sweeping::Due(due) => Some(due),
+            Sweeping::UnderWay => None,
+        };
         let waiting = self.waiting.iter().map(|waiting| waiting.until);
-        waiting.chain(self.retry).chain(start).min()
+        let own = [self.retry, sweep, Some(self.age), start];
+        waiting.chain(own.into_iter().flatten()).min()
     }
 
     fn on_deadline(&mut self, now: Option<Instant>) {
         if self.retry.is_some() && self.retry <= now {
             self.enforce();
         }
+        if Some(self.age) <= now {
+            self.age = Instant::now() + AGE;
+            if self.core.age() {
+                self.enforce();
+            }
+        }
+        if let Sweeping::Due(due) = self.sweep
+            && Some(due) <= now
+        {
+            self.start_sweep();
+        }
         let due = |waiting: &mut Waiting| Some(waiting.until) <= now;
         for waiting in self.waiting.extract_if(.., due) {
             drop(waiting.reply.send(Ok(())));
+        }
+    }
+
+    fn start_sweep(&mut self) {
+        match self.core.sweep() {
+            Ok(sweep) => {
+                self.sweep = Sweeping::UnderWay;
+                let swept = self.swept.clone();
+                // The loop waits for the one before the next begins, so there is room.
+                tokio::task::spawn_blocking(move || drop(swept.blocking_send(sweep.run())));
+            }
+            Err(error) => self.sweep_failed(&error),
+        }
+    }
+
+    fn on_swept(&mut self, census: Result<Census, DataplaneError>) {
+        self.sweep = Sweeping::Due(Instant::now() + self.core.sweep_interval());
+        match census.map(|census| self.core.swept(census)) {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!(%error, "slots cannot settle; trying again"),
+            Err(error) => self.sweep_failed(&error),
+        }
+    }
+
+    fn sweep_failed(&mut self, error: &DataplaneError) {
+        tracing::error!(%error, "the flow tables cannot be swept; trying again");
+        self.sweep = Sweeping::Due(Instant::now() + self.core.sweep_interval());
+    }
+
+    fn list(&self, filter: FlowFilter, reply: oneshot::Sender<Result<FlowList, ChangeError>>) {
+        let failed = |error: DataplaneError| ChangeError::Kernel(error.to_string());
+        match self.core.sweep() {
+            Ok(sweep) => drop(tokio::task::spawn_blocking(move || {
+                drop(reply.send(sweep.list(&filter).map_err(failed)));
+            })),
+            Err(error) => drop(reply.send(Err(failed(error)))),
         }
     }
 
@@ -158,7 +229,7 @@ impl<D: Dataplane> Running<D> {
         match request {
             // Nobody may be left to hear an answer, which is no matter.
             Request::Snapshot(reply) => drop(reply.send(self.core.snapshot())),
-            Request::Flows(filter, reply) => drop(reply.send(self.core.flows(filter))),
+            Request::Flows(filter, reply) => self.list(filter, reply),
             Request::Change(change, reply) => self.on_change(change, reply),
         }
     }

@@ -2,16 +2,20 @@
 
 use lb_common::{
     memory::MemoryTables,
-    tables::{Counters, ServiceEntry},
+    steer,
+    tables::{Counters, FlowCounters, FlowKey, Record, ServiceEntry, Table, Tables as _, Tick},
 };
 
-use super::{Capacity, Dataplane, DataplaneError, Operation};
+use super::{Capacity, Dataplane, DataplaneError, FlowTables, Operation};
+use crate::plan::Ring;
 
 /// Carries operations out on [`MemoryTables`], after every one of which a test may look.
 #[derive(Debug, Default)]
 pub struct MemoryDataplane {
     /// The tables.
     pub tables: MemoryTables,
+    /// When each slot moved last.
+    pub moved: Vec<Tick>,
     /// Sizes of the maps.
     pub capacity: Capacity,
     /// Operations carried out so far.
@@ -33,11 +37,16 @@ impl MemoryDataplane {
     pub fn apply(&mut self, operation: &Operation) {
         let tables = &mut self.tables;
         match operation {
-            Operation::Slots { start, slots } => {
-                for (index, pair) in slots.chunks(2).enumerate() {
+            Operation::Slots(ring) => {
+                for (index, pair) in (ring.start / 2..).zip(ring.slots.chunks(2)) {
                     let high = pair.get(1).map_or(0, |slot| slot.0);
                     let element = u64::from(pair[0].0) | (u64::from(high) << 32);
-                    put(&mut tables.slots, start / 2 + index as u32, element);
+                    put(&mut tables.slots, index, element);
+                }
+            }
+            Operation::Moved(ring) => {
+                for (index, &tick) in (ring.start..).zip(&ring.moved) {
+                    put(&mut self.moved, index, tick);
                 }
             }
             Operation::Member(index, member) => put(&mut tables.members, *index, *member),
@@ -71,7 +80,9 @@ impl MemoryDataplane {
             Operation::Disown(address) => drop(tables.owned.remove(address)),
             Operation::Features(bits) => tables.control.features = *bits,
             Operation::Switch(generation) => tables.control.generation = *generation,
-            Operation::ZeroService(_) | Operation::ZeroBackend(_) | Operation::Grace => {}
+            Operation::ZeroService(index) => tables.zero_service(*index),
+            Operation::ZeroBackend(index) => tables.zero_backend(*index),
+            Operation::Grace => {}
         }
     }
 }
@@ -105,7 +116,69 @@ impl Dataplane for MemoryDataplane {
         Ok(Counters::default())
     }
 
+    fn ring(&self, start: u32, size: u32) -> Result<Ring, DataplaneError> {
+        let slots = (0..size)
+            .map(|place| steer::slot_at(&self.tables, start, place).unwrap_or_default())
+            .collect();
+        let moved = |place| self.moved.get((start + place) as usize).copied();
+        let moved = (0..size).map(|place| moved(place).unwrap_or_default());
+        Ok(Ring::new(start, slots, moved.collect()))
+    }
+
+    fn now(&self) -> Tick {
+        self.tables.time.get()
+    }
+
+    fn flow_counters(&self, index: u32) -> Result<FlowCounters, DataplaneError> {
+        Ok(self.tables.flow_counters(index))
+    }
+
+    fn load(&self, counters: u32) -> Result<u32, DataplaneError> {
+        Ok(self.tables.load(counters))
+    }
+
+    fn flow_tables(&self) -> Result<Box<dyn FlowTables + Send>, DataplaneError> {
+        Err(DataplaneError::new(
+            "sharing flow tables",
+            &"those in memory are swept in place",
+        ))
+    }
+
     fn drops(&self) -> Result<Vec<u64>, DataplaneError> {
         Ok(Vec::new())
+    }
+}
+
+/// The flow tables of [`MemoryTables`], in place.
+impl FlowTables for &MemoryTables {
+    fn scan(
+        &mut self,
+        table: Table,
+        show: &mut dyn FnMut(&FlowKey, &Record),
+    ) -> Result<(), DataplaneError> {
+        for (key, record) in &self.flows.borrow_mut().table(table).records {
+            show(key, record);
+        }
+        Ok(())
+    }
+
+    fn remove(
+        &mut self,
+        table: Table,
+        key: &FlowKey,
+        record: &Record,
+    ) -> Result<bool, DataplaneError> {
+        let mut flows = self.flows.borrow_mut();
+        let records = &mut flows.table(table).records;
+        let same = records.get(key) == Some(record);
+        if same {
+            records.remove(key);
+        }
+        Ok(same)
+    }
+
+    fn unload(&mut self, counters: u32) -> Result<(), DataplaneError> {
+        self.add_load(counters, -1);
+        Ok(())
     }
 }

@@ -6,22 +6,26 @@
 pub mod bpf;
 pub mod memory;
 
+use std::sync::Arc;
+
 use lb_common::{
     memory::MemoryTables,
-    tables::{Address, Backend, Counters, Descriptor, Endpoint, Member, Slot, WayBack},
+    tables::{
+        Address, Backend, Counters, Descriptor, Endpoint, FlowCounters, FlowKey, Member, Record,
+        Table, Tick, WayBack,
+    },
 };
+
+use crate::plan::Ring;
 
 /// One write. A list is carried out in order; what comes before a [`Operation::Switch`] is aside,
 /// so that a failure there changes nothing a packet sees.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Operation {
-    /// Slots from an even index on.
-    Slots {
-        /// Index of the first.
-        start: u32,
-        /// Their owners.
-        slots: Vec<Slot>,
-    },
+    /// The slots of a ring.
+    Slots(Arc<Ring>),
+    /// When the slots of a ring moved last.
+    Moved(Arc<Ring>),
     /// A member, in one store.
     Member(u32, Member),
     /// A backend that no member names yet.
@@ -109,6 +113,37 @@ impl DataplaneError {
     }
 }
 
+/// The flow tables. What is to be removed is decided in [`crate::plan::census`].
+pub trait FlowTables {
+    /// Shows every record that is there from beginning to end; one that comes or goes meanwhile may
+    /// be shown or not.
+    ///
+    /// # Errors
+    /// The table cannot be read.
+    fn scan(
+        &mut self,
+        table: Table,
+        show: &mut dyn FnMut(&FlowKey, &Record),
+    ) -> Result<(), DataplaneError>;
+
+    /// Removes a record that is still as it was; false where it is not, or is gone.
+    ///
+    /// # Errors
+    /// The table cannot be written.
+    fn remove(
+        &mut self,
+        table: Table,
+        key: &FlowKey,
+        record: &Record,
+    ) -> Result<bool, DataplaneError>;
+
+    /// Takes a flow off those in progress of a backend, by the index of its counters.
+    ///
+    /// # Errors
+    /// The map cannot be written.
+    fn unload(&mut self, counters: u32) -> Result<(), DataplaneError>;
+}
+
 /// Who carries out operations.
 pub trait Dataplane: Send {
     /// Elements of its maps.
@@ -137,6 +172,33 @@ pub trait Dataplane: Send {
     /// # Errors
     /// The map cannot be read.
     fn backend_counters(&self, index: u32) -> Result<Counters, DataplaneError>;
+
+    /// A ring of so many slots, as it is in the arena from `start` on.
+    ///
+    /// # Errors
+    /// It is not within the arena.
+    fn ring(&self, start: u32, size: u32) -> Result<Ring, DataplaneError>;
+
+    /// The time, by the clock that the program stamps records with.
+    fn now(&self) -> Tick;
+
+    /// What flow tables did for a service, summed over CPUs.
+    ///
+    /// # Errors
+    /// The map cannot be read.
+    fn flow_counters(&self, index: u32) -> Result<FlowCounters, DataplaneError>;
+
+    /// Flows in progress of a backend, by the index of its counters.
+    ///
+    /// # Errors
+    /// The map cannot be read.
+    fn load(&self, counters: u32) -> Result<u32, DataplaneError>;
+
+    /// The flow tables, to be swept or listed beside whatever else is done.
+    ///
+    /// # Errors
+    /// The kernel gives no further handles.
+    fn flow_tables(&self) -> Result<Box<dyn FlowTables + Send>, DataplaneError>;
 
     /// Dropped packets, by the number of the reason.
     ///

@@ -4,11 +4,12 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
+    sync::Arc,
 };
 
 use lb_common::{
     memory::MemoryTables,
-    tables::{Address, Backend, Control, Descriptor, Endpoint, Member, WayBack},
+    tables::{Address, Backend, Control, Descriptor, Endpoint, Member, Phase, Slot, Tick, WayBack},
 };
 
 use super::{
@@ -16,19 +17,20 @@ use super::{
     space::{Indices, Spans},
 };
 use crate::{
-    dataplane::{Capacity, Operation},
+    dataplane::{Capacity, Dataplane, DataplaneError, Operation},
     model::{Protocol, ServiceId},
+    snapshot::Passed,
 };
 
 /// A backend in the maps.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PlacedMember {
     /// Its entry in the backend map.
     pub entry: u32,
     /// What that entry holds.
     pub backend: Backend,
-    /// Generation of its local id.
-    pub generation: u32,
+    /// What the member map holds.
+    pub member: Member,
 }
 
 impl PlacedMember {
@@ -43,11 +45,96 @@ impl PlacedMember {
 
 /// What a ring was made of: its size, and each claim's local id and weight.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Ring {
+pub struct Recipe {
     /// Its slots.
     pub size: u32,
-    /// Local ids and weights; those of weight 0 are left out.
+    /// Local ids and weights of those that take new flows.
     pub claims: Vec<(u16, u16)>,
+}
+
+/// A ring in the arena. Shared with sweeps that are under way; a plan that changes it makes another.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Ring {
+    /// First slot in the arena.
+    pub start: u32,
+    /// Its slots.
+    pub slots: Vec<Slot>,
+    /// When each moved last; counts only while it is not steady.
+    pub moved: Vec<Tick>,
+    /// Slots that each local id owns.
+    shares: Vec<u32>,
+    /// Slots in each phase.
+    pub phases: Phases,
+}
+
+/// Slots in each phase.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Phases {
+    /// Steady ones.
+    pub steady: u32,
+    /// Moving ones.
+    pub moving: u32,
+    /// Settling ones.
+    pub settling: u32,
+}
+
+impl Ring {
+    /// A ring of these slots, which moved at these times.
+    pub fn new(start: u32, slots: Vec<Slot>, moved: Vec<Tick>) -> Self {
+        let ids = slots.iter().map(|slot| slot.owner() as usize + 1).max();
+        let mut shares = vec![0; ids.unwrap_or(0)];
+        let mut phases = Phases::default();
+        for slot in &slots {
+            shares[slot.owner() as usize] += 1;
+            match slot.phase() {
+                Phase::Steady => phases.steady += 1,
+                Phase::Moving => phases.moving += 1,
+                Phase::Settling => phases.settling += 1,
+            }
+        }
+        Self {
+            start,
+            slots,
+            moved,
+            shares,
+            phases,
+        }
+    }
+
+    /// Slots that a local id owns.
+    pub fn share(&self, id: u16) -> u32 {
+        self.shares.get(usize::from(id)).copied().unwrap_or(0)
+    }
+
+    /// Its slots' number.
+    pub fn size(&self) -> u32 {
+        self.slots.len() as u32
+    }
+
+    /// Whether a slot of it names a member.
+    pub fn names(&self, id: u16) -> bool {
+        let id = u32::from(id);
+        self.slots
+            .iter()
+            .any(|slot| slot.owner() == id || slot.keeper() == id)
+    }
+
+    /// The writes that put all of it in the arena.
+    pub fn writes(self: &Arc<Self>) -> [Operation; 2] {
+        [
+            Operation::Moved(Arc::clone(self)),
+            Operation::Slots(Arc::clone(self)),
+        ]
+    }
+}
+
+/// How often choices of a service could not be recorded, and when that was noticed last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Overflows {
+    /// The counter when it was read last.
+    pub seen: Option<u64>,
+    /// When it had risen.
+    pub at: Option<Tick>,
 }
 
 /// A service in the maps.
@@ -58,9 +145,17 @@ pub struct Placed {
     /// What is in force for it.
     pub descriptor: Descriptor,
     /// What its ring was made of; unknown after a restart.
-    pub ring: Option<Ring>,
-    /// Slots that each local id owns.
-    pub shares: BTreeMap<u16, u32>,
+    pub recipe: Option<Recipe>,
+    /// Its ring; without slots until it has a backend.
+    pub ring: Arc<Ring>,
+    /// The ring before a move of the whole service that is under way.
+    pub previous: Option<Arc<Ring>>,
+    /// Local ids in the order in which a scheduler takes them; empty unless it takes turns or draws.
+    pub sequence: Vec<u16>,
+    /// Choices that could not be recorded.
+    pub overflows: Overflows,
+    /// Slots that have entered each phase.
+    pub passed: Passed,
     /// Its pool by local id; freed ids keep their generation.
     pub members: Vec<Result<PlacedMember, Vacant>>,
     /// Members that its span has room for.
@@ -75,10 +170,31 @@ pub struct Vacant {
 }
 
 impl Placed {
+    /// A service that is not in the maps yet.
+    pub fn new(index: u32) -> Self {
+        Self {
+            index,
+            descriptor: Descriptor::default(),
+            recipe: None,
+            ring: Arc::default(),
+            previous: None,
+            sequence: Vec::new(),
+            overflows: Overflows::default(),
+            passed: Passed::default(),
+            members: Vec::new(),
+            members_room: 0,
+        }
+    }
+
     /// The member at an address, with its local id.
     pub fn member(&self, address: SocketAddr) -> Option<(u16, &PlacedMember)> {
         self.members()
             .find(|(_, member)| member.address() == address)
+    }
+
+    /// The member of a local id.
+    pub fn member_by_id(&self, id: u32) -> Option<&PlacedMember> {
+        self.members.get(id as usize)?.as_ref().ok()
     }
 
     /// Every member, with its local id.
@@ -89,6 +205,11 @@ impl Placed {
             .zip(ids)
             .filter_map(|(member, id)| Some((id, member.as_ref().ok()?)))
     }
+
+    /// Whether a slot of its rings names a member.
+    pub fn names(&self, id: u16) -> bool {
+        self.ring.names(id) || self.previous.as_ref().is_some_and(|ring| ring.names(id))
+    }
 }
 
 /// Everything that the maps hold.
@@ -98,6 +219,8 @@ pub struct Layout {
     pub generation: u64,
     /// Bits of [`lb_common::tables::feature`].
     pub features: u32,
+    /// What the maps were made with.
+    pub control: Control,
     /// Services.
     pub services: BTreeMap<ServiceId, Placed>,
     /// What answers become.
@@ -135,21 +258,23 @@ fn service_id(endpoint: &Endpoint) -> Option<ServiceId> {
     Some(ServiceId { vip, protocol })
 }
 
-/// Elements that a ring takes: spans start at even slots.
-pub fn ring_span(size: u32) -> u32 {
+/// Elements that a ring or a sequence takes: spans start at even slots.
+pub fn slot_span(size: u32) -> u32 {
     size.next_multiple_of(2)
 }
 
 impl Layout {
     /// Empty maps.
     pub fn new(capacity: Capacity) -> Self {
+        let control = Control::default();
         Self {
-            lookup: Lookup::new(&Control::default(), Vec::new()),
             generation: 0,
             features: 0,
+            control,
             services: BTreeMap::new(),
             ways_back: BTreeMap::new(),
             owned: BTreeMap::new(),
+            lookup: Lookup::new(&control, Vec::new()),
             service_indices: Indices::new(0, capacity.services),
             // Entry 0 stands for nobody.
             entries: Indices::new(1, capacity.backends),
@@ -161,62 +286,74 @@ impl Layout {
 
     /// The layout of maps that are in use, and the operations that finish what an agent that died
     /// half-way through a change left behind.
-    pub fn adopt(tables: &MemoryTables, capacity: Capacity) -> (Self, Vec<Operation>) {
-        let mut layout = Self::new(capacity);
+    ///
+    /// # Errors
+    /// The maps cannot be read.
+    pub fn adopt<D: Dataplane>(dataplane: &D) -> Result<(Self, Vec<Operation>), DataplaneError> {
+        let tables = dataplane.read()?;
+        let mut layout = Self::new(dataplane.capacity());
         let mut repairs = Vec::new();
+        layout.control = tables.control;
         layout.generation = tables.control.generation;
         layout.features = tables.control.features;
         layout.owned.clone_from(&tables.owned);
         layout.ways_back.clone_from(&tables.ways_back);
         layout.lookup = Lookup::new(&tables.control, tables.lookup.clone());
-        let other = 1 - half(layout.generation);
+        let in_force = half(layout.generation);
         let mut taken = BTreeSet::new();
         for (index, entry) in (0..).zip(&tables.service_entries) {
-            let in_force = entry.halves[half(layout.generation)];
-            if let Some((id, placed)) = layout.adopt_service(tables, index, in_force) {
-                repairs.extend(
-                    layout
-                        .lookup
-                        .link(&in_force.endpoint(), index)
-                        .ok()
-                        .flatten(),
-                );
+            let descriptor = entry.halves[in_force];
+            if let Some(id) = service_id(&descriptor.endpoint()) {
+                let placed = layout.adopt_service(dataplane, &tables, index, descriptor)?;
+                let link = layout.lookup.link(&descriptor.endpoint(), index);
+                repairs.extend(link.ok().flatten());
                 layout.services.insert(id, placed);
                 taken.insert(index);
             }
-            if entry.halves[other] != in_force {
-                repairs.push(Operation::Descriptor(index, other, in_force));
+            if entry.halves[1 - in_force] != descriptor {
+                repairs.push(Operation::Descriptor(index, 1 - in_force, descriptor));
             }
         }
         repairs.extend(layout.lookup.retain(|index| taken.contains(&index)));
-        (layout, repairs)
+        Ok((layout, repairs))
     }
 
-    fn adopt_service(
+    fn adopt_service<D: Dataplane>(
         &mut self,
+        dataplane: &D,
         tables: &MemoryTables,
         index: u32,
         descriptor: Descriptor,
-    ) -> Option<(ServiceId, Placed)> {
-        let id = service_id(&descriptor.endpoint())?;
+    ) -> Result<Placed, DataplaneError> {
         self.service_indices.claim(index);
-        self.slots
-            .claim(descriptor.ring_start, ring_span(descriptor.ring_size));
         let members_len = u32::from(descriptor.members_len);
         let room = members_room(members_len);
         self.member_spans.claim(descriptor.members_start, room);
         let members = (0..members_len)
             .map(|id| self.adopt_member(tables, descriptor.members_start + id))
             .collect();
-        let placed = Placed {
-            index,
-            descriptor,
-            ring: None,
-            shares: BTreeMap::new(),
+        let mut ring = |start, size| {
+            self.slots.claim(start, slot_span(size));
+            dataplane.ring(start, size).map(Arc::new)
+        };
+        let sequence = ring(descriptor.schedule_start, descriptor.schedule_size)?;
+        let previous = match descriptor.previous_size {
+            0 => None,
+            size => Some(ring(descriptor.previous_start, size)?),
+        };
+        Ok(Placed {
+            ring: ring(descriptor.ring_start, descriptor.ring_size)?,
+            previous,
+            sequence: sequence
+                .slots
+                .iter()
+                .map(|slot| slot.owner() as u16)
+                .collect(),
             members,
             members_room: room,
-        };
-        Some((id, placed))
+            descriptor,
+            ..Placed::new(index)
+        })
     }
 
     fn adopt_member(&mut self, tables: &MemoryTables, index: u32) -> Result<PlacedMember, Vacant> {
@@ -225,11 +362,7 @@ impl Layout {
             .get(index as usize)
             .copied()
             .unwrap_or_default();
-        let Member {
-            backend: entry,
-            generation,
-            ..
-        } = member;
+        let entry = member.backend;
         match tables.backends.get(entry as usize) {
             Some(&backend) if entry != 0 => {
                 self.entries.claim(entry);
@@ -237,10 +370,12 @@ impl Layout {
                 Ok(PlacedMember {
                     entry,
                     backend,
-                    generation,
+                    member,
                 })
             }
-            _ => Err(Vacant { generation }),
+            _ => Err(Vacant {
+                generation: member.generation,
+            }),
         }
     }
 }

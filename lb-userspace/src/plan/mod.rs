@@ -5,12 +5,16 @@
 //! - Until its one switch, no packet sees any of it but next hops, liveness and counters; at the
 //!   switch, every service changes at once.
 //! - Nothing is reused or removed before the grace period after that switch.
+//! - No flow whose backend holds flows gets another by it ([`ring`] says how).
 //! - At rest, both halves of every service are equal.
 //! - A member keeps its local id and its counters for as long as it is in its pool.
 
+pub mod census;
 mod layout;
 mod lookup;
 mod pool;
+mod recipe;
+mod ring;
 mod space;
 
 use std::{
@@ -18,10 +22,12 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use lb_common::tables::{Address, Descriptor, Endpoint, WayBack, feature, mode, owned};
+use lb_common::tables::{Address, Descriptor, Endpoint, Tick, WayBack, feature, mode, owned};
 
-pub use self::layout::{Layout, Placed, PlacedMember, endpoint, endpoint_at, half};
+use self::census::Census;
+pub use self::layout::{Layout, Placed, PlacedMember, Ring, endpoint, endpoint_at, half};
 pub use self::lookup::BUCKETS_PER_SERVICE;
+pub use self::recipe::ticks;
 use crate::{
     config::Tunnel,
     dataplane::Operation,
@@ -34,14 +40,29 @@ use crate::{
 pub struct Inputs<'a> {
     /// What is wanted.
     pub state: &'a State,
-    /// Backends that are down.
-    pub down: &'a BTreeSet<(ServiceId, SocketAddr)>,
+    /// Backends that are not up.
+    pub down: &'a BTreeMap<(ServiceId, SocketAddr), Liveness>,
     /// Next hops known so far.
     pub next_hops: &'a BTreeMap<IpAddr, NextHop>,
     /// Addresses of this host.
     pub own_addresses: &'a BTreeSet<IpAddr>,
     /// Where encapsulated packets come from.
     pub tunnel: Tunnel,
+    /// The time.
+    pub now: Tick,
+    /// What a sweep of the flow tables has just found.
+    pub census: Option<&'a Census>,
+    /// Choices that could not be recorded so far, by index of the service; read with a census only.
+    pub overflows: &'a BTreeMap<u32, u64>,
+}
+
+/// What is left of a backend that is not up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Liveness {
+    /// It gets no new flows; those that it has stay.
+    Down,
+    /// Nobody is there.
+    Dead,
 }
 
 /// The maps have no room. Says for what, and which setting would make room.
@@ -54,6 +75,24 @@ pub struct NoRoom {
     pub what: String,
     /// Which setting would make room.
     pub setting: &'static str,
+}
+
+/// Why there is no plan.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PlanError {
+    /// The maps have no room.
+    #[error(transparent)]
+    NoRoom(#[from] NoRoom),
+    /// A `nat` backend was removed from one service and is wanted by another.
+    #[error(
+        "backend {address} still has flows of {other}, which it was removed from, and its answers could not be told apart: wait until `lbctl backend list {other}` does not show it as leaving, or remove {other}"
+    )]
+    Leaving {
+        /// The backend.
+        address: SocketAddr,
+        /// The service that it was removed from.
+        other: ServiceId,
+    },
 }
 
 /// Writes, and what the maps hold after them.
@@ -73,6 +112,12 @@ struct Draft {
     before: Vec<Operation>,
     /// What the switch puts in force.
     descriptors: Vec<(u32, Descriptor)>,
+    /// In the ring in force, each true by itself.
+    in_place: Vec<Operation>,
+    /// Backends that may take flows again once the switch has told the rings.
+    wakes: Vec<Operation>,
+    /// Which those are, by index of the service.
+    woken: BTreeMap<u32, BTreeSet<u16>>,
     /// What must wait for the grace period.
     after: Vec<Operation>,
     /// Room that the next plan may use again.
@@ -85,19 +130,22 @@ struct Released {
     services: Vec<(Endpoint, u32)>,
     entries: Vec<u32>,
     counters: Vec<u32>,
-    rings: Vec<u32>,
+    slots: Vec<u32>,
     member_spans: Vec<u32>,
 }
 
 /// The writes that make of `layout` what `inputs` want.
 ///
 /// # Errors
-/// [`NoRoom`]; nothing is to be done then.
-pub fn plan(layout: &Layout, inputs: &Inputs<'_>) -> Result<Plan, NoRoom> {
+/// Why there are none; nothing is to be done then.
+pub fn plan(layout: &Layout, inputs: &Inputs<'_>) -> Result<Plan, PlanError> {
     let mut draft = Draft {
         layout: layout.clone(),
         before: Vec::new(),
         descriptors: Vec::new(),
+        in_place: Vec::new(),
+        wakes: Vec::new(),
+        woken: BTreeMap::new(),
         after: Vec::new(),
         released: Released::default(),
     };
@@ -105,7 +153,7 @@ pub fn plan(layout: &Layout, inputs: &Inputs<'_>) -> Result<Plan, NoRoom> {
     for service in inputs.state.services() {
         draft.place(service, inputs)?;
     }
-    draft.set_ways_back(inputs.state);
+    draft.set_ways_back(inputs.state)?;
     draft.set_owned(inputs);
     Ok(draft.finish())
 }
@@ -138,16 +186,17 @@ impl Draft {
                 .member_spans
                 .push(placed.descriptor.members_start);
         }
-        self.release_ring(&placed.descriptor);
+        let descriptor = &placed.descriptor;
+        for (start, size) in [
+            (descriptor.ring_start, descriptor.ring_size),
+            (descriptor.previous_start, descriptor.previous_size),
+            (descriptor.schedule_start, descriptor.schedule_size),
+        ] {
+            self.release_span(start, size);
+        }
         self.released
             .services
             .push((placed.descriptor.endpoint(), placed.index));
-    }
-
-    fn release_ring(&mut self, descriptor: &Descriptor) {
-        if descriptor.ring_size > 0 {
-            self.released.rings.push(descriptor.ring_start);
-        }
     }
 
     /// Brings one service to what is wanted of it.
@@ -165,8 +214,10 @@ impl Draft {
             Mode::Nat => mode::NAT,
             Mode::Ipip => mode::IPIP,
         };
+        note_overflows(&mut placed, inputs);
         self.place_members(service, &mut placed, inputs)?;
-        self.place_ring(service, &mut placed)?;
+        self.place_ring(service, &mut placed, inputs)?;
+        self.release_left(service, &mut placed, inputs);
         if placed.descriptor != before {
             self.descriptors.push((placed.index, placed.descriptor));
         }
@@ -183,18 +234,12 @@ impl Draft {
         self.before.push(Operation::ZeroService(index));
         let link = self.layout.lookup.link(&endpoint(id), index);
         self.before.extend(link.map_err(|_| no_room())?);
-        Ok(Placed {
-            index,
-            descriptor: Descriptor::default(),
-            ring: None,
-            shares: BTreeMap::new(),
-            members: Vec::new(),
-            members_room: 0,
-        })
+        Ok(Placed::new(index))
     }
 
-    fn set_ways_back(&mut self, state: &State) {
+    fn set_ways_back(&mut self, state: &State) -> Result<(), PlanError> {
         let mut wanted: BTreeMap<Endpoint, WayBack> = BTreeMap::new();
+        let mut left = Vec::new();
         for service in state.services().filter(|service| service.mode == Mode::Nat) {
             let Some(placed) = self.layout.services.get(&service.id) else {
                 continue;
@@ -206,8 +251,19 @@ impl Draft {
                 zero: 0,
                 service: placed.index,
             };
-            for backend in &service.backends {
-                wanted.insert(endpoint_at(backend.address, service.id.protocol), back);
+            for (_, member) in placed.members() {
+                let address = member.address();
+                let key = endpoint_at(address, service.id.protocol);
+                if service.backend(address).is_some() {
+                    wanted.insert(key, back);
+                } else {
+                    left.push((key, back, address, service.id));
+                }
+            }
+        }
+        for (key, back, address, other) in left {
+            if wanted.insert(key, back).is_some_and(|taken| taken != back) {
+                return Err(PlanError::Leaving { address, other });
             }
         }
         // Answers are rewritten from before the first request until after the last.
@@ -235,6 +291,7 @@ impl Draft {
         }
         self.layout.features = features;
         self.layout.ways_back = wanted;
+        Ok(())
     }
 
     fn set_owned(&mut self, inputs: &Inputs<'_>) {
@@ -263,8 +320,17 @@ impl Draft {
 
     /// Puts the writes in order. Both halves end up equal, so that the next plan can write aside.
     fn finish(mut self) -> Plan {
+        let waits = !self.after.is_empty()
+            || !self.in_place.is_empty()
+            || !self.released.entries.is_empty();
         let mut operations = self.before;
-        if !self.descriptors.is_empty() {
+        operations.extend(self.in_place);
+        if self.descriptors.is_empty() {
+            operations.extend(self.wakes);
+            if waits {
+                operations.push(Operation::Grace);
+            }
+        } else {
             let generation = self.layout.generation + 1;
             let write = |to: usize| {
                 self.descriptors
@@ -273,11 +339,10 @@ impl Draft {
             };
             operations.extend(write(half(generation)));
             operations.push(Operation::Switch(generation));
+            operations.extend(self.wakes);
             operations.push(Operation::Grace);
             operations.extend(write(1 - half(generation)));
             self.layout.generation = generation;
-        } else if !self.after.is_empty() || !self.released.entries.is_empty() {
-            operations.push(Operation::Grace);
         }
         operations.extend(self.after);
         operations.extend(self.released.give_back(&mut self.layout));
@@ -288,6 +353,18 @@ impl Draft {
     }
 }
 
+/// Takes note of choices that could not be recorded since the last sweep.
+fn note_overflows(placed: &mut Placed, inputs: &Inputs<'_>) {
+    let Some(&count) = inputs.overflows.get(&placed.index) else {
+        return;
+    };
+    // Unknown before: whatever there was may have been just now.
+    if placed.overflows.seen.unwrap_or(0) != count {
+        placed.overflows.at = Some(inputs.now);
+    }
+    placed.overflows.seen = Some(count);
+}
+
 impl Released {
     /// Frees the room; the writes that take services out of the look-up table.
     fn give_back(self, layout: &mut Layout) -> Vec<Operation> {
@@ -295,7 +372,7 @@ impl Released {
             services,
             entries,
             counters,
-            rings,
+            slots,
             member_spans,
         } = self;
         let mut unlinks = Vec::new();
@@ -309,7 +386,7 @@ impl Released {
         counters
             .into_iter()
             .for_each(|index| layout.counters.release(index));
-        rings
+        slots
             .into_iter()
             .for_each(|start| layout.slots.release(start));
         member_spans

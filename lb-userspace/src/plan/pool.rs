@@ -1,29 +1,27 @@
-//! The part of a plan that places a service's pool and ring.
+//! The part of a plan that places a service's pool: its members, their entries, and what state they
+//! are in. Pure.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
 };
 
-use lb_common::{
-    maglev::{self, Claim},
-    tables::{Address, Backend, Member, Slot, state},
-};
+use lb_common::tables::{Address, Backend, Member, Slot, state};
 
 use super::{
-    Draft, Inputs, NoRoom,
-    layout::{Placed, PlacedMember, Ring, Vacant, members_room, ring_span},
+    Draft, Inputs, Liveness, NoRoom,
+    layout::{Placed, PlacedMember, Vacant, members_room},
 };
 use crate::{
     config::Tunnel,
     dataplane::Operation,
-    model::{self, Admin, Service},
+    model::{self, Admin, Scheduler, Service},
     neighbours::NextHop,
 };
 
 impl Draft {
-    /// Gives every backend its entry and its local id, and takes them from those that left: last, so
-    /// that an id that is still in the ring in force goes to nobody else.
+    /// Gives every backend its entry and its local id. Those that are wanted no more stay as long as
+    /// flows may be theirs ([`Draft::release_left`]).
     pub(super) fn place_members(
         &mut self,
         service: &Service,
@@ -36,42 +34,104 @@ impl Draft {
             .collect();
         for backend in &service.backends {
             match current.get(&backend.address) {
-                Some(&id) => self.refresh_member(service, backend, placed, id, inputs)?,
+                Some(&id) => {
+                    let wanted = Wanted::of(service, backend, inputs);
+                    self.refresh_member(service, placed, id, wanted)?;
+                }
                 None => self.add_member(service, backend, placed, inputs)?,
             }
+        }
+        let wanted: BTreeSet<SocketAddr> = service.backends.iter().map(|b| b.address).collect();
+        for (&address, &id) in current.iter().filter(|(at, _)| !wanted.contains(at)) {
+            let next_hop = inputs.next_hops.get(&address.ip());
+            self.leave(service, placed, id, next_hop, inputs.tunnel)?;
         }
         if placed.members.len() > placed.members_room as usize {
             self.move_members(service, placed)?;
         }
-        self.drop_members(service, placed);
         placed.descriptor.members_len = placed.members.len() as u16;
         Ok(())
     }
 
-    /// Liveness is one store; anything else is a new entry, put in place by one store.
+    /// A backend that was removed keeps the flows that it has.
+    fn leave(
+        &mut self,
+        service: &Service,
+        placed: &mut Placed,
+        id: u16,
+        next_hop: Option<&NextHop>,
+        tunnel: Tunnel,
+    ) -> Result<(), NoRoom> {
+        let Some(Ok(member)) = placed.members.get(usize::from(id)) else {
+            return Ok(());
+        };
+        let mut entry = member.backend;
+        entry.state &= state::HOLDS;
+        if let Some(next_hop) = next_hop {
+            set_next_hop(&mut entry, next_hop, tunnel);
+        }
+        let wanted = Wanted {
+            entry,
+            weight: 0,
+            limit: member.member.limit,
+        };
+        self.refresh_member(service, placed, id, wanted)
+    }
+
+    /// What a state loses is one store, at once. What it gains must wait until the ring knows: flows
+    /// were recorded elsewhere while the backend took none. Anything else is a new entry, put in
+    /// place by one store.
     fn refresh_member(
         &mut self,
         service: &Service,
-        backend: &model::Backend,
         placed: &mut Placed,
         id: u16,
-        inputs: &Inputs<'_>,
+        wanted: Wanted,
     ) -> Result<(), NoRoom> {
         let Some(Ok(member)) = placed.members.get_mut(usize::from(id)) else {
             return Ok(());
         };
-        let wanted = entry(service, backend, Some(&member.backend), inputs);
-        if wanted.state != member.backend.state {
-            self.before
-                .push(Operation::State(member.entry, wanted.state));
-            member.backend.state = wanted.state;
+        let mut entry = Backend {
+            counters: member.backend.counters,
+            ..wanted.entry
+        };
+        if entry.interface == 0 {
+            keep_next_hop(&mut entry, &member.backend);
         }
-        if wanted != member.backend {
+        entry.state = reachable(&entry);
+        let before = member.backend.state;
+        let (lasting, gained) = (before & entry.state, entry.state & !before);
+        if lasting != before {
+            self.before.push(Operation::State(member.entry, lasting));
+        }
+        let renewed = Backend {
+            state: before,
+            ..entry
+        } != member.backend;
+        let (weight, limit) = (wanted.weight, wanted.limit);
+        let revalued = (member.member.weight, member.member.limit) != (weight, limit);
+        (member.member.weight, member.member.limit) = (weight, limit);
+        member.backend = entry;
+        if renewed {
+            let aside = Backend {
+                state: lasting,
+                ..entry
+            };
             let index = self.take_entry(service)?;
-            self.before.push(Operation::Backend(index, wanted));
+            self.before.push(Operation::Backend(index, aside));
             self.released.entries.push(member.entry);
-            (member.entry, member.backend) = (index, wanted);
+            member.entry = index;
+            member.member.backend = index;
+        }
+        let place = member.entry;
+        if renewed || revalued {
             self.before.push(write(placed, id));
+        }
+        if gained & state::TAKES != 0 {
+            self.woken.entry(placed.index).or_default().insert(id);
+        }
+        if gained != 0 {
+            self.wakes.push(Operation::State(place, entry.state));
         }
         Ok(())
     }
@@ -84,27 +144,37 @@ impl Draft {
         inputs: &Inputs<'_>,
     ) -> Result<(), NoRoom> {
         let index = self.take_entry(service)?;
-        let mut wanted = entry(service, backend, None, inputs);
-        wanted.counters = self
+        let mut wanted = Wanted::of(service, backend, inputs);
+        wanted.entry.counters = self
             .layout
             .counters
             .take()
             .ok_or_else(|| no_backends(service))?;
-        self.before.push(Operation::ZeroBackend(wanted.counters));
-        self.before.push(Operation::Backend(index, wanted));
+        wanted.entry.state = reachable(&wanted.entry);
+        self.before
+            .push(Operation::ZeroBackend(wanted.entry.counters));
+        self.before.push(Operation::Backend(index, wanted.entry));
         let id = placed
             .members
             .iter()
             .position(Result::is_err)
             .unwrap_or(placed.members.len());
+        if id > Slot::MAX_ID as usize {
+            return Err(no_backends(service));
+        }
         let generation = match placed.members.get(id) {
             Some(Err(vacant)) => vacant.generation,
             _ => 0,
         };
         let member = Ok(PlacedMember {
             entry: index,
-            backend: wanted,
-            generation,
+            backend: wanted.entry,
+            member: Member {
+                backend: index,
+                generation,
+                weight: wanted.weight,
+                limit: wanted.limit,
+            },
         });
         match placed.members.get_mut(id) {
             Some(slot) => *slot = member,
@@ -136,19 +206,30 @@ impl Draft {
         Ok(())
     }
 
-    fn drop_members(&mut self, service: &Service, placed: &mut Placed) {
-        let wanted: BTreeSet<SocketAddr> = service.backends.iter().map(|b| b.address).collect();
-        let gone: Vec<u16> = placed
+    /// Takes entries and ids from backends that were removed, once no flow can be theirs: no slot
+    /// names them, and a sweep that began when none did found no record.
+    pub(super) fn release_left(
+        &mut self,
+        service: &Service,
+        placed: &mut Placed,
+        inputs: &Inputs<'_>,
+    ) {
+        let census = inputs.census.filter(|census| census.is_about(placed));
+        let stateless = placed.descriptor.moving_time == 0;
+        let left: Vec<u16> = placed
             .members()
-            .filter_map(|(id, member)| (!wanted.contains(&member.address())).then_some(id))
+            .filter(|(_, member)| service.backend(member.address()).is_none())
+            .map(|(id, _)| id)
+            .filter(|&id| !placed.names(id))
+            .filter(|&id| stateless || census.is_some_and(|c| c.records_of(placed, id) == 0))
             .collect();
-        for id in gone {
-            let slot = &mut placed.members[usize::from(id)];
-            if let Ok(member) = slot {
+        for id in left {
+            let place = &mut placed.members[usize::from(id)];
+            if let Ok(member) = place {
                 self.released.entries.push(member.entry);
                 self.released.counters.push(member.backend.counters);
-                *slot = Err(Vacant {
-                    generation: member.generation.wrapping_add(1),
+                *place = Err(Vacant {
+                    generation: member.member.generation.wrapping_add(1),
                 });
             }
             self.after.push(write(placed, id));
@@ -160,45 +241,6 @@ impl Draft {
             .entries
             .take()
             .ok_or_else(|| no_backends(service))
-    }
-
-    /// Builds the ring anew where its claims or its size have changed.
-    pub(super) fn place_ring(
-        &mut self,
-        service: &Service,
-        placed: &mut Placed,
-    ) -> Result<(), NoRoom> {
-        let ring = wanted_ring(service, placed);
-        if placed.ring.as_ref() == Some(&ring) {
-            return Ok(());
-        }
-        self.release_ring(&placed.descriptor);
-        placed.descriptor.ring_size = 0;
-        placed.descriptor.ring_start = 0;
-        placed.shares = BTreeMap::new();
-        if !ring.claims.is_empty() {
-            let start = self
-                .layout
-                .slots
-                .take(ring_span(ring.size))
-                .ok_or_else(|| NoRoom {
-                    what: format!("the ring of service {} ({} slots)", service.id, ring.size),
-                    setting: "ring_slots",
-                })?;
-            let owners = build(&ring, placed);
-            for &owner in &owners {
-                *placed.shares.entry(owner).or_default() += 1;
-            }
-            let slots = owners
-                .iter()
-                .map(|&owner| Slot::steady(owner.into()))
-                .collect();
-            self.before.push(Operation::Slots { start, slots });
-            placed.descriptor.ring_start = start;
-            placed.descriptor.ring_size = ring.size;
-        }
-        placed.ring = Some(ring);
-        Ok(())
     }
 }
 
@@ -212,11 +254,7 @@ fn no_backends(service: &Service) -> NoRoom {
 /// The store that makes a member what `placed` says of it.
 fn write(placed: &Placed, id: u16) -> Operation {
     let member = match &placed.members[usize::from(id)] {
-        Ok(member) => Member {
-            backend: member.entry,
-            generation: member.generation,
-            ..Member::default()
-        },
+        Ok(member) => member.member,
         Err(vacant) => Member {
             generation: vacant.generation,
             ..Member::default()
@@ -225,35 +263,51 @@ fn write(placed: &Placed, id: u16) -> Operation {
     Operation::Member(placed.descriptor.members_start + u32::from(id), member)
 }
 
-/// What a backend's entry should hold; `current` keeps its counters, and its next hop as long
-/// as no other is known.
-fn entry(
-    service: &Service,
-    backend: &model::Backend,
-    current: Option<&Backend>,
-    inputs: &Inputs<'_>,
-) -> Backend {
-    let down = inputs.down.contains(&(service.id, backend.address));
-    let mut wanted = Backend {
-        address: backend.address.ip().into(),
-        port: backend.address.port().to_be(),
-        protocol: service.id.protocol.number(),
-        state: if down { 0 } else { state::TAKES | state::HOLDS },
-        counters: current.map_or(0, |current| current.counters),
-        ..Backend::default()
-    };
-    match (inputs.next_hops.get(&backend.address.ip()), current) {
-        (Some(next_hop), _) => set_next_hop(&mut wanted, next_hop, inputs.tunnel),
-        (None, Some(current)) => {
-            wanted.source = current.source;
-            wanted.source_mask = current.source_mask;
-            wanted.interface = current.interface;
-            wanted.source_mac = current.source_mac;
-            wanted.destination_mac = current.destination_mac;
+/// What a backend's entry and member should hold. The counters are left open, and the next hop where
+/// none is known.
+#[derive(Debug, Clone, Copy)]
+struct Wanted {
+    entry: Backend,
+    weight: u32,
+    limit: u32,
+}
+
+impl Wanted {
+    fn of(service: &Service, backend: &model::Backend, inputs: &Inputs<'_>) -> Self {
+        let liveness = inputs.down.get(&(service.id, backend.address));
+        let takes = backend.admin == Admin::Active && backend.weight > 0;
+        let mut entry = Backend {
+            address: backend.address.ip().into(),
+            port: backend.address.port().to_be(),
+            protocol: service.id.protocol.number(),
+            state: match liveness {
+                Some(Liveness::Dead) => 0,
+                Some(Liveness::Down) => state::HOLDS,
+                None if takes => state::HOLDS | state::TAKES,
+                None => state::HOLDS,
+            },
+            ..Backend::default()
+        };
+        if let Some(next_hop) = inputs.next_hops.get(&backend.address.ip()) {
+            set_next_hop(&mut entry, next_hop, inputs.tunnel);
         }
-        (None, None) => {}
+        Self {
+            entry,
+            weight: match service.scheduler {
+                Scheduler::LeastConnections => 1,
+                _ => u32::from(backend.weight),
+            },
+            limit: backend.max_connections.unwrap_or(0),
+        }
     }
-    wanted
+}
+
+/// The state of a backend, less new flows while nobody knows how to reach it.
+fn reachable(entry: &Backend) -> u32 {
+    match entry.interface {
+        0 => entry.state & !state::TAKES,
+        _ => entry.state,
+    }
 }
 
 fn set_next_hop(wanted: &mut Backend, next_hop: &NextHop, tunnel: Tunnel) {
@@ -261,6 +315,13 @@ fn set_next_hop(wanted: &mut Backend, next_hop: &NextHop, tunnel: Tunnel) {
     wanted.source_mac = next_hop.source_mac;
     wanted.destination_mac = next_hop.destination_mac;
     (wanted.source, wanted.source_mask) = outer_source(next_hop.source_address, tunnel);
+}
+
+fn keep_next_hop(wanted: &mut Backend, current: &Backend) {
+    wanted.interface = current.interface;
+    wanted.source_mac = current.source_mac;
+    wanted.destination_mac = current.destination_mac;
+    (wanted.source, wanted.source_mask) = (current.source, current.source_mask);
 }
 
 /// The outer source, and the bits of its last word that vary with the flow.
@@ -281,54 +342,4 @@ fn outer_source(own: IpAddr, tunnel: Tunnel) -> (Address, u32) {
             None => (own.into(), 0),
         },
     }
-}
-
-/// A backend takes new flows while it is active, not down, has weight and can be reached.
-fn wanted_ring(service: &Service, placed: &Placed) -> Ring {
-    let claims = placed
-        .members()
-        .filter_map(|(id, member)| {
-            let backend = service.backend(member.address())?;
-            let takes = backend.admin == Admin::Active
-                && backend.weight > 0
-                && member.backend.state & state::TAKES != 0
-                && member.backend.interface != 0;
-            takes.then_some((id, backend.weight))
-        })
-        .collect();
-    // Down and drained backends count, so that a failure does not change the size.
-    let in_force = Some(placed.descriptor.ring_size).filter(|&size| size > 0);
-    let current = placed.ring.as_ref().map(|ring| ring.size).or(in_force);
-    let size = service
-        .ring_size
-        .unwrap_or_else(|| maglev::suitable_size(service.backends.len(), current));
-    Ring { size, claims }
-}
-
-fn build(ring: &Ring, placed: &Placed) -> Vec<u16> {
-    let mut claims: Vec<Claim> = ring
-        .claims
-        .iter()
-        .filter_map(|&(id, weight)| {
-            let member = placed.members.get(usize::from(id))?.as_ref().ok()?;
-            Some(Claim::new(
-                id,
-                &member.backend.address,
-                member.backend.port,
-                weight,
-                ring.size,
-            ))
-        })
-        .collect();
-    // In the order of addresses, which every balancer shares, not in that of local ids.
-    claims.sort_by_key(|claim| {
-        let member = placed
-            .members
-            .get(usize::from(claim.id()))
-            .and_then(|member| member.as_ref().ok());
-        member.map(PlacedMember::address)
-    });
-    let mut owners = vec![maglev::NOBODY; ring.size as usize];
-    maglev::fill(&mut owners, &mut claims);
-    owners
 }

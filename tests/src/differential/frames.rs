@@ -80,7 +80,12 @@ impl Generator {
     }
 
     fn stranger(&mut self, like: SocketAddr) -> SocketAddr {
-        let word = self.random.word();
+        // Half of them come again, as packets of a connection do.
+        let word = if self.random.once_in(2) {
+            Random(self.random.word() % 64).word()
+        } else {
+            self.random.word()
+        };
         let [.., a, b, c, d] = word.to_be_bytes();
         let ip = match like.ip() {
             IpAddr::V4(_) => IpAddr::from([192, a, b, c]),

@@ -1,14 +1,36 @@
-//! A flow table of the kernel's, read and swept in batches. Which records to remove is decided elsewhere.
+//! The flow tables of the kernel, read in batches. Which records to remove is decided in
+//! [`crate::plan::census`].
+
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+};
 
 use aya::maps::MapData;
+use lb_common::tables::{FlowKey, Record, TICK_SHIFT, Table, Tick};
+use nix::time::{ClockId, clock_gettime};
+use zerocopy::{FromZeros, IntoBytes};
 
-use crate::dataplane::DataplaneError;
+use super::mapped::Mapped;
+use crate::dataplane::{DataplaneError, FlowTables};
+
+/// Records read at once. Must hold the fullest bucket of the kernel's hash.
+const BATCH: usize = 4_096;
+
+/// The time, by the clock that `bpf_ktime_get_coarse_ns` reads.
+pub fn now() -> Tick {
+    let time = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE)
+        .unwrap_or(nix::sys::time::TimeSpec::new(0, 0));
+    let nanoseconds = time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64;
+    (nanoseconds >> TICK_SHIFT) as Tick
+}
 
 /// A flow table.
 #[derive(Debug)]
 pub struct FlowMap {
-    data: MapData,
+    fd: OwnedFd,
     capacity: u32,
+    name: &'static str,
 }
 
 impl FlowMap {
@@ -16,16 +38,223 @@ impl FlowMap {
     ///
     /// # Errors
     /// The kernel says nothing about it.
-    pub fn new(data: MapData, name: &'static str) -> Result<Self, DataplaneError> {
-        let info = data
-            .info()
-            .map_err(|error| DataplaneError::new(format!("asking about map {name}"), &error))?;
-        let capacity = info.max_entries();
-        Ok(Self { data, capacity })
+    pub fn new(data: &MapData, name: &'static str) -> Result<Self, DataplaneError> {
+        let asking = |error: &dyn std::fmt::Display| {
+            DataplaneError::new(format!("asking about map {name}"), error)
+        };
+        let capacity = data.info().map_err(|error| asking(&error))?.max_entries();
+        let fd = data.fd().as_fd().try_clone_to_owned();
+        let fd = fd.map_err(|error| asking(&error))?;
+        Ok(Self { fd, capacity, name })
     }
 
     /// Records that it has room for.
     pub fn capacity(&self) -> u32 {
         self.capacity
+    }
+
+    /// Another handle of the same table.
+    ///
+    /// # Errors
+    /// The kernel gives none.
+    pub fn share(&self) -> Result<Self, DataplaneError> {
+        let fd = self
+            .fd
+            .try_clone()
+            .map_err(|error| self.failed("sharing", &error))?;
+        Ok(Self { fd, ..*self })
+    }
+
+    fn failed(&self, doing: &str, cause: &dyn std::fmt::Display) -> DataplaneError {
+        DataplaneError::new(format!("{doing} map {}", self.name), cause)
+    }
+
+    fn scan(&self, show: &mut dyn FnMut(&FlowKey, &Record)) -> Result<(), DataplaneError> {
+        let mut keys = vec![FlowKey::new_zeroed(); BATCH];
+        let mut records = vec![Record::new_zeroed(); BATCH];
+        let mut cursor: Option<u64> = None;
+        loop {
+            let batch = Batch {
+                keys: &mut keys,
+                records: &mut records,
+            };
+            let (count, next) = lookup_batch(self.fd.as_fd(), cursor, batch)
+                .map_err(|error| self.failed("reading", &error))?;
+            for (key, record) in keys.iter().zip(&records).take(count) {
+                show(key, record);
+            }
+            match next {
+                Some(next) => cursor = Some(next),
+                None => return Ok(()),
+            }
+        }
+    }
+
+    /// Takes a record out, and puts it back where it has changed since: the program may have
+    /// renewed it in between.
+    fn remove(&self, key: &FlowKey, expected: &Record) -> Result<bool, DataplaneError> {
+        let taken = take(self.fd.as_fd(), key).map_err(|error| self.failed("sweeping", &error))?;
+        match taken {
+            Some(record) if record == *expected => Ok(true),
+            Some(record) => {
+                insert_new(self.fd.as_fd(), key, &record)
+                    .map_err(|error| self.failed("sweeping", &error))?;
+                Ok(false)
+            }
+            None => Ok(false),
+        }
+    }
+}
+
+/// Handles of both flow tables and of what is counted beside them.
+#[derive(Debug)]
+pub struct SharedFlows {
+    /// Flows of which a packet after the first was seen.
+    pub established: FlowMap,
+    /// Flows of which one packet was seen.
+    pub half_open: FlowMap,
+    /// Flows in progress.
+    pub loads: Mapped<u64>,
+}
+
+impl SharedFlows {
+    fn table(&self, table: Table) -> &FlowMap {
+        match table {
+            Table::Established => &self.established,
+            Table::HalfOpen => &self.half_open,
+        }
+    }
+}
+
+impl FlowTables for SharedFlows {
+    fn scan(
+        &mut self,
+        table: Table,
+        show: &mut dyn FnMut(&FlowKey, &Record),
+    ) -> Result<(), DataplaneError> {
+        self.table(table).scan(show)
+    }
+
+    fn remove(
+        &mut self,
+        table: Table,
+        key: &FlowKey,
+        record: &Record,
+    ) -> Result<bool, DataplaneError> {
+        self.table(table).remove(key, record)
+    }
+
+    fn unload(&mut self, counters: u32) -> Result<(), DataplaneError> {
+        self.loads.subtract_load(counters)
+    }
+}
+
+const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
+const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_int = 21;
+const BPF_MAP_LOOKUP_BATCH: libc::c_int = 24;
+const BPF_NOEXIST: u64 = 1;
+
+/// `union bpf_attr` for one element
+/// (<https://github.com/torvalds/linux/blob/v6.18/include/uapi/linux/bpf.h>).
+#[repr(C)]
+struct ElementAttr {
+    map_fd: u32,
+    zero: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+/// `union bpf_attr` for a batch.
+#[repr(C)]
+struct BatchAttr {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    elem_flags: u64,
+    flags: u64,
+}
+
+/// Where a batch goes: as many keys as records.
+struct Batch<'a> {
+    keys: &'a mut [FlowKey],
+    records: &'a mut [Record],
+}
+
+/// Reads records from a place on; how many, and the next place.
+fn lookup_batch(
+    fd: BorrowedFd<'_>,
+    cursor: Option<u64>,
+    batch: Batch<'_>,
+) -> io::Result<(usize, Option<u64>)> {
+    let mut next = 0u64;
+    let mut attr = BatchAttr {
+        in_batch: cursor
+            .as_ref()
+            .map_or(0, |cursor| (&raw const *cursor) as u64),
+        out_batch: (&raw mut next) as u64,
+        keys: batch.keys.as_mut_ptr() as u64,
+        values: batch.records.as_mut_ptr() as u64,
+        count: batch.keys.len().min(batch.records.len()) as u32,
+        map_fd: fd.as_raw_fd() as u32,
+        elem_flags: 0,
+        flags: 0,
+    };
+    // SAFETY: every pointer is to memory that lives through the call: cursors of eight bytes, of which
+    // a hash uses four, and `count` keys and values of the map's sizes, in which any bytes are valid.
+    let result = unsafe { bpf(BPF_MAP_LOOKUP_BATCH, &mut attr) };
+    match result {
+        Ok(()) => Ok((attr.count as usize, Some(next))),
+        // The last batch.
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok((attr.count as usize, None)),
+        Err(error) => Err(error),
+    }
+}
+
+fn take(fd: BorrowedFd<'_>, key: &FlowKey) -> io::Result<Option<Record>> {
+    let mut record = Record::default();
+    let mut attr = ElementAttr {
+        map_fd: fd.as_raw_fd() as u32,
+        zero: 0,
+        key: key.as_bytes().as_ptr() as u64,
+        value: record.as_mut_bytes().as_mut_ptr() as u64,
+        flags: 0,
+    };
+    // SAFETY: key and value are of the map's sizes and live through the call; any bytes are a record.
+    match unsafe { bpf(BPF_MAP_LOOKUP_AND_DELETE_ELEM, &mut attr) } {
+        Ok(()) => Ok(Some(record)),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Inserts a record unless there is one again.
+fn insert_new(fd: BorrowedFd<'_>, key: &FlowKey, record: &Record) -> io::Result<()> {
+    let mut attr = ElementAttr {
+        map_fd: fd.as_raw_fd() as u32,
+        zero: 0,
+        key: key.as_bytes().as_ptr() as u64,
+        value: record.as_bytes().as_ptr() as u64,
+        flags: BPF_NOEXIST,
+    };
+    // SAFETY: key and value are of the map's sizes and live through the call, which only reads them.
+    match unsafe { bpf(BPF_MAP_UPDATE_ELEM, &mut attr) } {
+        Err(error) if error.raw_os_error() != Some(libc::EEXIST) => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// # Safety
+/// `attr` is what `command` takes, and every address in it is of memory that the command may use so.
+unsafe fn bpf<T>(command: libc::c_int, attr: &mut T) -> io::Result<()> {
+    // SAFETY: as the caller promises; the size is that of `attr`.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, (&raw mut *attr), size_of::<T>()) };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
     }
 }

@@ -4,7 +4,10 @@
 use std::{
     marker::PhantomData,
     os::fd::{AsFd, AsRawFd},
-    sync::atomic::{AtomicU64, Ordering, fence},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering, fence},
+    },
 };
 
 use lb_common::tables::{Backend, Bucket, Control, Descriptor, Member, ServiceEntry};
@@ -16,7 +19,7 @@ use crate::dataplane::DataplaneError;
 /// The elements of a `BPF_F_MMAPABLE` array of `T`, whose stride is the size of `T` rounded up to 8.
 #[derive(Debug)]
 pub struct Mapped<T> {
-    memory: MmapRaw,
+    memory: Arc<MmapRaw>,
     length: u32,
     name: &'static str,
     element: PhantomData<T>,
@@ -36,7 +39,7 @@ impl<T: FromBytes + IntoBytes + Immutable + Copy> Mapped<T> {
             .map_raw(fd.as_fd().as_raw_fd())
             .map_err(|error| DataplaneError::new(format!("mapping {name}"), &error))?;
         Ok(Self {
-            memory,
+            memory: Arc::new(memory),
             length,
             name,
             element: PhantomData,
@@ -96,6 +99,41 @@ impl<T: FromBytes + IntoBytes + Immutable + Copy> Mapped<T> {
         // SAFETY: the word lies within the element and is aligned, and the program reads it whole.
         unsafe { &*element.add(word) }.store(value, Ordering::Release);
         Ok(())
+    }
+}
+
+impl Mapped<u64> {
+    /// The same memory for another thread, to be written by additions only.
+    pub fn share(&self) -> Self {
+        Self {
+            memory: Arc::clone(&self.memory),
+            ..*self
+        }
+    }
+
+    /// Sets a number of flows to zero.
+    ///
+    /// # Errors
+    /// The index is out of bounds.
+    pub fn reset_load(&mut self, index: u32) -> Result<(), DataplaneError> {
+        self.load_at(index)?.store(0, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Takes one off a number of flows, which the program adds to at any time.
+    ///
+    /// # Errors
+    /// The index is out of bounds.
+    pub fn subtract_load(&self, index: u32) -> Result<(), DataplaneError> {
+        self.load_at(index)?.fetch_sub(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn load_at(&self, index: u32) -> Result<&AtomicU64, DataplaneError> {
+        let element = self.at(index)?;
+        // SAFETY: a valid, aligned element of eight bytes that lives as long as the mapping, and is
+        // only accessed as an atomic.
+        Ok(unsafe { AtomicU64::from_ptr(element) })
     }
 }
 

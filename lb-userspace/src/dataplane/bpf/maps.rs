@@ -7,14 +7,20 @@ use aya::{
 use lb_common::{
     memory::MemoryTables,
     tables::{
-        Address, Backend, Bucket, Control, Counters, Endpoint, HASH_KEY_WORDS, Member,
-        ServiceEntry, Slot, WayBack,
+        Address, Backend, Bucket, Control, Counters, Endpoint, FlowCounters, HASH_KEY_WORDS,
+        Member, ServiceEntry, Slot, Tick, WayBack,
     },
 };
 use zerocopy::{FromBytes, IntoBytes, transmute};
 
-use super::{flows::FlowMap, mapped::Mapped};
-use crate::dataplane::{Capacity, Dataplane, DataplaneError, Operation};
+use super::{
+    flows::{self, FlowMap, SharedFlows},
+    mapped::Mapped,
+};
+use crate::{
+    dataplane::{Capacity, Dataplane, DataplaneError, FlowTables, Operation},
+    plan::Ring,
+};
 
 type Raw<const N: usize> = [u8; N];
 type PerCpuCounters = PerCpuArray<MapData, [u64; 3]>;
@@ -100,7 +106,7 @@ fn flow_map(ebpf: &mut Ebpf, name: &'static str) -> Result<FlowMap, DataplaneErr
             &"it is not a hash",
         ));
     };
-    FlowMap::new(data, name)
+    FlowMap::new(&data, name)
 }
 
 impl Maps {
@@ -153,7 +159,10 @@ impl Maps {
 
     fn execute_one(&mut self, operation: &Operation) -> Result<(), DataplaneError> {
         match operation {
-            Operation::Slots { start, slots } => self.write_slots(*start, slots),
+            Operation::Slots(ring) => {
+                write_pairs(&mut self.slots, ring.start, &ring.slots, |s| s.0)
+            }
+            Operation::Moved(ring) => write_pairs(&mut self.moved, ring.start, &ring.moved, |&t| t),
             Operation::Member(index, member) => self.members.store_member(*index, *member),
             Operation::Backend(index, backend) => self.backends.set(*index, *backend),
             Operation::State(index, state) => self.backends.store_state(*index, *state),
@@ -190,35 +199,64 @@ impl Maps {
                     .map_err(|e| DataplaneError::new("removing an own address", &e))
             }
             Operation::Features(features) => self.control.store_features(*features),
-            Operation::ZeroService(index) => zero(&mut self.service_counters, *index),
-            Operation::ZeroBackend(index) => zero(&mut self.backend_counters, *index),
+            Operation::ZeroService(index) => {
+                zero(&mut self.flow_counters, *index)?;
+                zero(&mut self.service_counters, *index)
+            }
+            Operation::ZeroBackend(index) => {
+                self.loads.reset_load(*index)?;
+                zero(&mut self.backend_counters, *index)
+            }
             Operation::Switch(generation) => self.control.store_word(0, 0, *generation),
             Operation::Grace => super::grace::wait(),
         }
     }
-
-    fn write_slots(&mut self, start: u32, slots: &[Slot]) -> Result<(), DataplaneError> {
-        for (index, pair) in (start / 2..).zip(slots.chunks(2)) {
-            let high = pair.get(1).map_or(0, |slot| slot.0);
-            let low = pair.first().map_or(0, |slot| slot.0);
-            self.slots
-                .set(index, u64::from(low) | (u64::from(high) << 32))?;
-        }
-        Ok(())
-    }
 }
 
-fn sum(map: &PerCpuCounters, index: u32) -> Result<Counters, DataplaneError> {
+/// Writes words two to an element, from an even place on.
+fn write_pairs<T>(
+    map: &mut Mapped<u64>,
+    start: u32,
+    words: &[T],
+    word: impl Fn(&T) -> u32,
+) -> Result<(), DataplaneError> {
+    for (index, pair) in (start / 2..).zip(words.chunks(2)) {
+        let [low, high] = [pair.first(), pair.get(1)].map(|at| at.map_or(0, &word));
+        map.set(index, u64::from(low) | (u64::from(high) << 32))?;
+    }
+    Ok(())
+}
+
+/// Reads words that were so written.
+fn read_pairs(map: &Mapped<u64>, start: u32, size: u32) -> Result<Vec<u32>, DataplaneError> {
+    let word = |place: u32| {
+        let pair = map.get((start + place) >> 1)?;
+        Ok((pair >> (32 * ((start + place) & 1))) as u32)
+    };
+    (0..size).map(word).collect()
+}
+
+/// The three counters of an element, each summed over CPUs.
+fn sum(map: &PerCpuCounters, index: u32) -> Result<[u64; 3], DataplaneError> {
     let values = map
         .get(&index, 0)
         .map_err(|error| DataplaneError::new("reading counters", &error))?;
-    let mut total = Counters::default();
-    for &[packets, bytes, flows] in values.iter() {
-        total.packets = total.packets.wrapping_add(packets);
-        total.bytes = total.bytes.wrapping_add(bytes);
-        total.flows = total.flows.wrapping_add(flows);
+    let mut total = [0u64; 3];
+    for counters in values.iter() {
+        for (sum, counter) in total.iter_mut().zip(counters) {
+            *sum = sum.wrapping_add(*counter);
+        }
     }
     Ok(total)
+}
+
+fn traffic(map: &PerCpuCounters, index: u32) -> Result<Counters, DataplaneError> {
+    let [packets, bytes, flows] = sum(map, index)?;
+    Ok(Counters {
+        packets,
+        bytes,
+        flows,
+    })
 }
 
 fn zero(map: &mut PerCpuCounters, index: u32) -> Result<(), DataplaneError> {
@@ -268,11 +306,47 @@ impl Dataplane for Maps {
     }
 
     fn service_counters(&self, index: u32) -> Result<Counters, DataplaneError> {
-        sum(&self.service_counters, index)
+        traffic(&self.service_counters, index)
     }
 
     fn backend_counters(&self, index: u32) -> Result<Counters, DataplaneError> {
-        sum(&self.backend_counters, index)
+        traffic(&self.backend_counters, index)
+    }
+
+    fn ring(&self, start: u32, size: u32) -> Result<Ring, DataplaneError> {
+        let slots = read_pairs(&self.slots, start, size)?;
+        let slots = slots.into_iter().map(Slot).collect();
+        Ok(Ring::new(
+            start,
+            slots,
+            read_pairs(&self.moved, start, size)?,
+        ))
+    }
+
+    fn now(&self) -> Tick {
+        flows::now()
+    }
+
+    fn flow_counters(&self, index: u32) -> Result<FlowCounters, DataplaneError> {
+        let [lookups, recorded, overflows] = sum(&self.flow_counters, index)?;
+        Ok(FlowCounters {
+            lookups,
+            recorded,
+            overflows,
+        })
+    }
+
+    fn load(&self, counters: u32) -> Result<u32, DataplaneError> {
+        // Below zero for a moment reads as zero, as in the program.
+        Ok(u32::try_from(self.loads.get(counters)? as i64).unwrap_or(0))
+    }
+
+    fn flow_tables(&self) -> Result<Box<dyn FlowTables + Send>, DataplaneError> {
+        Ok(Box::new(SharedFlows {
+            established: self.established.share()?,
+            half_open: self.half_open.share()?,
+            loads: self.loads.share(),
+        }))
     }
 
     fn drops(&self) -> Result<Vec<u64>, DataplaneError> {

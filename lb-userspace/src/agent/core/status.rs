@@ -1,0 +1,170 @@
+//! What the agent tells of itself.
+
+use lb_common::{
+    tables::{Counters, FlowCounters, service_flag},
+    verdict::DropReason,
+};
+
+use super::Core;
+use crate::{
+    dataplane::{Dataplane, DataplaneError},
+    health::Target,
+    model::{Admin, Backend, Service},
+    plan::{Placed, census::ServiceCensus},
+    snapshot::{BackendStatus, Condition, FlowStatus, ServiceStatus, Snapshot, TableUse, Traffic},
+};
+
+impl<D: Dataplane> Core<D> {
+    /// The agent at this moment.
+    pub fn snapshot(&self) -> Snapshot {
+        let drops = self.dataplane.drops().unwrap_or_else(|error| {
+            tracing::error!(%error, "no drop counters");
+            Vec::new()
+        });
+        let drops = DropReason::ALL.iter().map(|&reason| {
+            (
+                reason.name(),
+                drops.get(reason as usize).copied().unwrap_or(0),
+            )
+        });
+        Snapshot {
+            instance: self.instance.clone(),
+            generation: self.layout.generation,
+            interfaces: self.interfaces.clone(),
+            services: self
+                .state
+                .services()
+                .map(|service| self.service_status(service))
+                .collect(),
+            established: TableUse {
+                entries: self.census.established,
+                capacity: self.dataplane.capacity().flows,
+            },
+            half_open: TableUse {
+                entries: self.census.half_open,
+                capacity: self.dataplane.capacity().half_open,
+            },
+            drops: drops.collect(),
+        }
+    }
+
+    fn service_status(&self, service: &Service) -> ServiceStatus {
+        let placed = self.layout.services.get(&service.id);
+        let counters = placed.map(|placed| self.dataplane.service_counters(placed.index));
+        let left = placed.into_iter().flat_map(|placed| {
+            let gone = placed
+                .members()
+                .filter(|(_, member)| service.backend(member.address()).is_none());
+            gone.map(|(_, member)| Backend {
+                address: member.address(),
+                weight: 0,
+                admin: Admin::Draining,
+                max_connections: None,
+            })
+        });
+        let backends = service
+            .backends
+            .iter()
+            .map(|backend| self.backend_status(service, placed, backend.clone(), false))
+            .chain(left.map(|backend| self.backend_status(service, placed, backend, true)))
+            .collect();
+        ServiceStatus {
+            service: service.clone(),
+            ring_size: placed.map_or(0, |placed| placed.descriptor.ring_size),
+            flows: placed.map_or_else(FlowStatus::default, |placed| self.flow_status(placed)),
+            traffic: traffic(counters),
+            backends,
+        }
+    }
+
+    fn backend_status(
+        &self,
+        service: &Service,
+        placed: Option<&Placed>,
+        backend: Backend,
+        leaving: bool,
+    ) -> BackendStatus {
+        let address = backend.address;
+        let member = placed.and_then(|placed| placed.member(address));
+        let counters = member.map(|(_, m)| self.dataplane.backend_counters(m.backend.counters));
+        let checked = self.checked.get(&Target {
+            service: service.id,
+            address,
+        });
+        let counted =
+            placed.is_some_and(|placed| placed.descriptor.flags & service_flag::COUNTED != 0);
+        let load = member
+            .filter(|_| counted)
+            .map(|(_, member)| self.dataplane.load(member.backend.counters));
+        BackendStatus {
+            condition: if leaving {
+                Condition::Up
+            } else {
+                self.condition(service, address)
+            },
+            last_error: checked.and_then(|checked| checked.error.clone()),
+            latency: checked.and_then(|checked| checked.latency),
+            reachable: member.is_some_and(|(_, member)| member.backend.interface != 0),
+            leaving,
+            slots: placed
+                .zip(member)
+                .map_or(0, |(placed, (id, _))| placed.ring.share(id)),
+            recorded: placed
+                .zip(member)
+                .map_or(0, |(placed, (id, _))| self.census.records_of(placed, id)),
+            connections: load.and_then(Result::ok),
+            traffic: traffic(counters),
+            backend,
+        }
+    }
+
+    fn flow_status(&self, placed: &Placed) -> FlowStatus {
+        let counted = self
+            .dataplane
+            .flow_counters(placed.index)
+            .unwrap_or_else(|error| {
+                tracing::error!(%error, "no flow counters");
+                FlowCounters::default()
+            });
+        let phases = placed.ring.phases;
+        // While the whole service moves, the phases of its slots wait.
+        let whole = placed.descriptor.flags & service_flag::MOVING != 0;
+        let none = ServiceCensus::default();
+        let census = self.census.services.get(&placed.index).unwrap_or(&none);
+        FlowStatus {
+            steady: if whole { 0 } else { phases.steady },
+            moving: if whole {
+                placed.ring.size()
+            } else {
+                phases.moving
+            },
+            settling: if whole { 0 } else { phases.settling },
+            passed: placed.passed,
+            established: census.established,
+            half_open: census.half_open,
+            lookups: counted.lookups,
+            recorded: counted.recorded,
+            overflows: counted.overflows,
+        }
+    }
+}
+
+fn traffic(counters: Option<Result<Counters, DataplaneError>>) -> Traffic {
+    let Counters {
+        packets,
+        bytes,
+        flows,
+    } = match counters {
+        Some(Ok(counters)) => counters,
+        Some(Err(error)) => {
+            tracing::error!(%error, "no counters");
+            Counters::default()
+        }
+        None => Counters::default(),
+    };
+    Traffic {
+        packets,
+        bytes,
+        flows,
+    }
+}

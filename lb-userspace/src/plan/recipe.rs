@@ -1,0 +1,213 @@
+//! What a service's settings and pool make of its ring, its sequence and its descriptor. Pure, and
+//! without a look at what is in the maps but for local ids.
+
+use lb_common::{
+    maglev::{self, Claim},
+    tables::{Descriptor, TICK_SHIFT, Tick, hash_fields, scheduler, service_flag, state},
+};
+
+use super::layout::{Placed, PlacedMember, Recipe};
+use crate::model::{Admin, FlowState, Scheduler, Service};
+
+/// Places of a sequence at most: weights are scaled down beyond.
+const LONGEST_SEQUENCE: u32 = 65_536;
+
+/// The part of a descriptor that settings decide.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Settings {
+    scheduler: u8,
+    hash_fields: u8,
+    flags: u16,
+    moving_time: Tick,
+}
+
+impl Settings {
+    pub(super) fn of(service: &Service) -> Self {
+        let limited = service
+            .backends
+            .iter()
+            .any(|backend| backend.max_connections.is_some());
+        let scheduler = match service.scheduler {
+            Scheduler::Maglev | Scheduler::SourceHash => scheduler::RING,
+            Scheduler::RoundRobin | Scheduler::WeightedRoundRobin => scheduler::TURNS,
+            Scheduler::LeastConnections | Scheduler::WeightedLeastConnections => scheduler::LEAST,
+            Scheduler::PowerOfTwoChoices => scheduler::TWO_CHOICES,
+        };
+        let counted = limited || matches!(scheduler, scheduler::LEAST | scheduler::TWO_CHOICES);
+        let always = counted
+            || service.flow_state == FlowState::Always
+            || service.scheduler.records_every_flow();
+        let flag = |condition, flag| if condition { flag } else { 0 };
+        Self {
+            scheduler,
+            hash_fields: match service.scheduler {
+                Scheduler::SourceHash => hash_fields::SOURCE,
+                _ => hash_fields::FIVE_TUPLE,
+            },
+            flags: flag(counted, service_flag::COUNTED) | flag(always, service_flag::ALWAYS),
+            moving_time: ticks(service.moving_time()),
+        }
+    }
+
+    /// Whether flows would be placed otherwise than under `before`, whatever the pool.
+    pub(super) fn places_otherwise(&self, before: &Descriptor) -> bool {
+        let always = service_flag::ALWAYS;
+        self.scheduler != before.scheduler
+            || self.hash_fields != before.hash_fields
+            || self.flags & always != before.flags & always
+    }
+
+    pub(super) fn write(&self, descriptor: &mut Descriptor) {
+        descriptor.scheduler = self.scheduler;
+        descriptor.hash_fields = self.hash_fields;
+        descriptor.flags = (descriptor.flags & service_flag::MOVING) | self.flags;
+        descriptor.moving_time = self.moving_time;
+    }
+}
+
+/// A duration in ticks, rounded up; the longest that ticks can tell where it is longer.
+pub fn ticks(duration: std::time::Duration) -> Tick {
+    let ticks = duration.as_nanos().div_ceil(1 << TICK_SHIFT);
+    Tick::try_from(ticks)
+        .unwrap_or(Tick::MAX)
+        .min(i32::MAX as Tick)
+}
+
+/// A backend takes new flows while it is active, has weight, is up and can be reached: the last two are in its state.
+pub(super) fn takes(service: &Service, member: &PlacedMember) -> bool {
+    service.backend(member.address()).is_some_and(|backend| {
+        backend.admin == Admin::Active
+            && backend.weight > 0
+            && member.backend.state & state::TAKES != 0
+    })
+}
+
+/// What the ring should be made of.
+pub(super) fn wanted(service: &Service, placed: &Placed) -> Recipe {
+    let claims = placed
+        .members()
+        .filter(|(_, member)| takes(service, member))
+        .filter_map(|(id, member)| Some((id, service.backend(member.address())?.weight)))
+        .collect();
+    // Down and drained backends count, so that a failure does not change the size.
+    let current = Some(placed.ring.size()).filter(|&size| size > 0);
+    let size = service
+        .ring_size
+        .unwrap_or_else(|| maglev::suitable_size(service.backends.len(), current));
+    Recipe { size, claims }
+}
+
+/// The owners that a recipe makes.
+pub(super) fn owners(recipe: &Recipe, placed: &Placed) -> Vec<u16> {
+    let mut claims: Vec<Claim> = recipe
+        .claims
+        .iter()
+        .filter_map(|&(id, weight)| {
+            let member = placed.member_by_id(id.into())?;
+            let (address, port) = (&member.backend.address, member.backend.port);
+            Some(Claim::new(id, address, port, weight, recipe.size))
+        })
+        .collect();
+    // In the order of addresses, which every balancer shares, not in that of local ids.
+    claims.sort_by_key(|claim| {
+        placed
+            .member_by_id(claim.id().into())
+            .map(PlacedMember::address)
+    });
+    let mut owners = vec![maglev::NOBODY; recipe.size as usize];
+    maglev::fill(&mut owners, &mut claims);
+    owners
+}
+
+/// The order in which a scheduler that takes turns or draws goes through the pool; empty for others.
+pub(super) fn sequence(service: &Service, placed: &Placed) -> Vec<u16> {
+    let weighted = match service.scheduler {
+        Scheduler::RoundRobin => false,
+        Scheduler::WeightedRoundRobin | Scheduler::PowerOfTwoChoices => true,
+        _ => return Vec::new(),
+    };
+    let claims: Vec<(u16, u32)> = wanted(service, placed)
+        .claims
+        .into_iter()
+        .map(|(id, weight)| (id, if weighted { u32::from(weight) } else { 1 }))
+        .collect();
+    smooth(&scaled(claims))
+}
+
+/// Weights in the same ratio as small as they go, and so that all of them fit a sequence.
+fn scaled(mut claims: Vec<(u16, u32)>) -> Vec<(u16, u32)> {
+    let divisor = claims
+        .iter()
+        .fold(0, |gcd, &(_, weight)| greatest_common_divisor(gcd, weight));
+    let total: u32 = claims
+        .iter()
+        .map(|&(_, weight)| weight / divisor.max(1))
+        .sum();
+    let shrink = divisor.max(1) * total.div_ceil(LONGEST_SEQUENCE).max(1);
+    for (_, weight) in &mut claims {
+        *weight = (*weight / shrink).max(1);
+    }
+    claims
+}
+
+fn greatest_common_divisor(a: u32, b: u32) -> u32 {
+    if b == 0 {
+        a
+    } else {
+        greatest_common_divisor(b, a % b)
+    }
+}
+
+/// Each id as often as its weight says, spread out: the k-th of n comes at (2k + 1) / 2n of the way.
+fn smooth(claims: &[(u16, u32)]) -> Vec<u16> {
+    let mut places: Vec<(u64, u16)> = claims
+        .iter()
+        .flat_map(|&(id, weight)| {
+            let (weight, unit) = (u64::from(weight), 1u64 << 32);
+            (0..weight).map(move |k| ((2 * k + 1) * unit / (2 * weight), id))
+        })
+        .collect();
+    places.sort_unstable();
+    places.into_iter().map(|(_, id)| id).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_sequence_holds_each_id_as_often_as_its_weight_and_spreads_it() {
+        let sequence = smooth(&scaled(vec![(0, 4), (1, 2), (2, 2)]));
+        assert_eq!(sequence.len(), 4);
+        assert_eq!(sequence.iter().filter(|&&id| id == 0).count(), 2);
+        assert_ne!(sequence[0], sequence[1]);
+    }
+
+    #[test]
+    fn equal_weights_take_turns() {
+        assert_eq!(smooth(&scaled(vec![(0, 7), (3, 7), (9, 7)])), [0, 3, 9]);
+    }
+
+    #[test]
+    fn a_sequence_stays_within_its_bounds() {
+        let claims: Vec<(u16, u32)> = (0..4_096)
+            .map(|id| (id, u32::from(id) % 1_000 + 1))
+            .collect();
+        let sequence = smooth(&scaled(claims));
+        assert!(
+            sequence.len() <= LONGEST_SEQUENCE as usize + 4_096,
+            "{}",
+            sequence.len()
+        );
+    }
+
+    #[test]
+    fn ticks_round_up_and_stay_tellable() {
+        assert_eq!(ticks(Duration::ZERO), 0);
+        assert_eq!(ticks(Duration::from_nanos(1)), 1);
+        assert_eq!(ticks(Duration::from_secs(5)), 4_769);
+        assert_eq!(ticks(Duration::MAX), i32::MAX as Tick);
+    }
+}

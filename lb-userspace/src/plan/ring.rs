@@ -1,0 +1,410 @@
+//! How a ring moves: which slots get another owner, and what becomes of those that have moved. Pure.
+//!
+//! What must hold for every slot, and what its tests break to see:
+//! - One that moves while it moves keeps its origin; one that moves while it settles or is steady
+//!   gets its last owner as its origin.
+//! - An origin that is dead is replaced by the owner in the plan that follows the death.
+//! - It settles once the moving time has passed since it moved last and since the last choice of its
+//!   service that could not be recorded.
+//! - It is steady again once a sweep that began when it settled already found no flow recorded for
+//!   anybody but its owner.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use lb_common::tables::{Phase, Slot, Tick, service_flag, state};
+
+use super::{
+    Draft, Inputs, NoRoom,
+    layout::{Placed, Recipe, Ring, slot_span},
+    recipe::{self, Settings},
+};
+use crate::{dataplane::Operation, model::Service, snapshot::Passed};
+
+/// What a sweep allows a service's slots.
+#[derive(Debug, Clone, Copy)]
+struct Allowance<'a> {
+    now: Tick,
+    moving_time: Tick,
+    /// The last choice that could not be recorded.
+    overflow: Option<Tick>,
+    /// Slots with flows recorded for others than their owners.
+    foreign: &'a BTreeSet<u32>,
+    /// Every flow is looked up, so that nothing waits for records.
+    tracked: bool,
+}
+
+impl Allowance<'_> {
+    fn passed_since(&self, moved: Tick) -> bool {
+        let passed = |since: Tick| self.now.wrapping_sub(since) as i32 >= self.moving_time as i32;
+        passed(moved) && self.overflow.is_none_or(passed)
+    }
+}
+
+/// A slot after its ring was built anew.
+pub(super) fn moved(slot: Slot, owner: u32, woken: bool) -> Option<Slot> {
+    match slot.phase() {
+        // Flows of the time when its owner took none are recorded elsewhere.
+        Phase::Steady if slot.owner() == owner && woken => {
+            Some(Slot::new(owner, owner, Phase::Moving))
+        }
+        _ if slot.owner() == owner => None,
+        Phase::Moving => Some(Slot::new(owner, slot.origin(), Phase::Moving)),
+        Phase::Steady | Phase::Settling => Some(Slot::new(owner, slot.owner(), Phase::Moving)),
+    }
+}
+
+impl Draft {
+    /// Brings a service's ring to what its pool makes of it.
+    pub(super) fn place_ring(
+        &mut self,
+        service: &Service,
+        placed: &mut Placed,
+        inputs: &Inputs<'_>,
+    ) -> Result<(), NoRoom> {
+        let settings = Settings::of(service);
+        let wanted = recipe::wanted(service, placed);
+        let before = placed.descriptor;
+        settings.write(&mut placed.descriptor);
+        // Without anybody to take new flows, those under way keep their backends.
+        let build = !wanted.claims.is_empty() && placed.recipe.as_ref() != Some(&wanted);
+        let resized = wanted.size != placed.ring.size() && !wanted.claims.is_empty();
+        let whole = placed.ring.size() > 0 && (resized || settings.places_otherwise(&before));
+        let stateless = placed.descriptor.moving_time == 0;
+        if whole && !stateless {
+            self.move_whole(service, placed, &wanted, before.hash_fields, inputs.now)?;
+        } else if !wanted.claims.is_empty() && (build || self.has_woken(placed)) {
+            let owners = recipe::owners(&wanted, placed);
+            self.move_slots(service, placed, &owners, inputs.now)?;
+        }
+        if build || whole {
+            placed.recipe = Some(wanted);
+        }
+        self.revise(placed, inputs);
+        self.place_sequence(service, placed)
+    }
+
+    fn has_woken(&self, placed: &Placed) -> bool {
+        self.woken.contains_key(&placed.index)
+    }
+
+    /// Another size, hash or scheduler: every slot moves, and the ring before answers for `origin`.
+    fn move_whole(
+        &mut self,
+        service: &Service,
+        placed: &mut Placed,
+        wanted: &Recipe,
+        hash_fields: u8,
+        now: Tick,
+    ) -> Result<(), NoRoom> {
+        let owners = if wanted.claims.is_empty() {
+            // Nobody takes new flows: the same owners, at the size that they have.
+            placed
+                .ring
+                .slots
+                .iter()
+                .map(|slot| slot.owner() as u16)
+                .collect()
+        } else {
+            recipe::owners(wanted, placed)
+        };
+        let slots: Vec<Slot> = owners
+            .iter()
+            .map(|&owner| Slot::new(owner.into(), owner.into(), Phase::Settling))
+            .collect();
+        let moved = vec![now; slots.len()];
+        if placed.descriptor.flags & service_flag::MOVING == 0 {
+            placed.previous = Some(Arc::clone(&placed.ring));
+            placed.descriptor.previous_start = placed.ring.start;
+            placed.descriptor.previous_size = placed.ring.size();
+            placed.descriptor.previous_hash_fields = hash_fields;
+            placed.descriptor.flags |= service_flag::MOVING;
+            placed.passed.moving += u64::from(placed.ring.size());
+        } else {
+            self.release_span(placed.ring.start, placed.ring.size());
+        }
+        self.put_ring(service, placed, slots, moved)
+    }
+
+    /// Slots get new owners, one by one.
+    fn move_slots(
+        &mut self,
+        service: &Service,
+        placed: &mut Placed,
+        owners: &[u16],
+        now: Tick,
+    ) -> Result<(), NoRoom> {
+        let whole = placed.descriptor.flags & service_flag::MOVING != 0;
+        if placed.ring.size() != owners.len() as u32 || placed.descriptor.moving_time == 0 {
+            // The first ring, or a stateless service's: nothing to keep.
+            self.release_span(placed.ring.start, placed.ring.size());
+            let slots = owners
+                .iter()
+                .map(|&owner| Slot::steady(owner.into()))
+                .collect();
+            return self.put_ring(service, placed, slots, vec![now; owners.len()]);
+        }
+        let woken = self.woken.get(&placed.index);
+        let mut slots = placed.ring.slots.clone();
+        let mut times = placed.ring.moved.clone();
+        let mut changed = 0u64;
+        for ((slot, when), &owner) in slots.iter_mut().zip(&mut times).zip(owners) {
+            let owner_woken = woken.is_some_and(|ids| ids.contains(&owner));
+            let next = match moved(*slot, owner.into(), owner_woken) {
+                // All of it moves already, by the ring before.
+                Some(next) if whole => Slot::new(next.owner(), next.owner(), Phase::Settling),
+                Some(next) => next,
+                None => continue,
+            };
+            *slot = next;
+            *when = now;
+            changed += 1;
+        }
+        if changed == 0 {
+            return Ok(());
+        }
+        placed.passed.moving += changed;
+        self.release_span(placed.ring.start, placed.ring.size());
+        self.put_ring(service, placed, slots, times)
+    }
+
+    /// Writes a ring aside, and makes the descriptor name it.
+    fn put_ring(
+        &mut self,
+        service: &Service,
+        placed: &mut Placed,
+        slots: Vec<Slot>,
+        moved: Vec<Tick>,
+    ) -> Result<(), NoRoom> {
+        let start = self.take_span(service, slots.len() as u32)?;
+        let ring = Arc::new(Ring::new(start, slots, moved));
+        self.before.extend(ring.writes());
+        placed.descriptor.ring_start = start;
+        placed.descriptor.ring_size = ring.size();
+        placed.ring = ring;
+        Ok(())
+    }
+
+    /// Slots whose origin died, and those that a sweep lets go on. In place: each store is true by
+    /// itself.
+    fn revise(&mut self, placed: &mut Placed, inputs: &Inputs<'_>) {
+        let census = inputs.census.filter(|census| census.is_about(placed));
+        let nothing = BTreeSet::new();
+        let allowance = census.map(|census| Allowance {
+            now: inputs.now,
+            moving_time: placed.descriptor.moving_time,
+            overflow: placed.overflows.at,
+            foreign: census.foreign(placed).unwrap_or(&nothing),
+            tracked: placed.descriptor.flags & service_flag::ALWAYS != 0,
+        });
+        if let Some(slots) = revised(placed, allowance.as_ref()) {
+            let Ring { start, moved, .. } = &*placed.ring;
+            placed.ring = Arc::new(Ring::new(*start, slots, moved.clone()));
+            // Where the ring was written by this plan, this writes it once more, still aside.
+            self.in_place
+                .push(Operation::Slots(Arc::clone(&placed.ring)));
+        }
+        if let Some(allowance) = &allowance {
+            self.end_whole_move(placed, allowance);
+        }
+    }
+
+    fn end_whole_move(&mut self, placed: &mut Placed, allowance: &Allowance<'_>) {
+        let moves = placed.descriptor.flags & service_flag::MOVING != 0;
+        let last = placed
+            .ring
+            .moved
+            .iter()
+            .copied()
+            .reduce(|a, b| if (b.wrapping_sub(a) as i32) > 0 { b } else { a });
+        if !moves || last.is_some_and(|last| !allowance.passed_since(last)) {
+            return;
+        }
+        placed.descriptor.flags &= !service_flag::MOVING;
+        placed.descriptor.previous_start = 0;
+        placed.descriptor.previous_size = 0;
+        placed.descriptor.previous_hash_fields = 0;
+        placed.passed.settling += u64::from(placed.ring.size());
+        if let Some(previous) = placed.previous.take() {
+            self.release_span(previous.start, previous.size());
+        }
+    }
+
+    /// The order in which a scheduler takes backends, written aside where it changed.
+    fn place_sequence(&mut self, service: &Service, placed: &mut Placed) -> Result<(), NoRoom> {
+        let wanted = recipe::sequence(service, placed);
+        if wanted == placed.sequence {
+            return Ok(());
+        }
+        let descriptor = &mut placed.descriptor;
+        self.release_span(descriptor.schedule_start, descriptor.schedule_size);
+        descriptor.schedule_start = 0;
+        descriptor.schedule_size = wanted.len() as u32;
+        if !wanted.is_empty() {
+            let start = self.take_span(service, wanted.len() as u32)?;
+            let slots = wanted.iter().map(|&id| Slot::steady(id.into())).collect();
+            placed.descriptor.schedule_start = start;
+            let sequence = Ring::new(start, slots, Vec::new());
+            self.before.push(Operation::Slots(Arc::new(sequence)));
+        }
+        placed.sequence = wanted;
+        Ok(())
+    }
+
+    fn take_span(&mut self, service: &Service, size: u32) -> Result<u32, NoRoom> {
+        let start = self.layout.slots.take(slot_span(size));
+        start.ok_or_else(|| NoRoom {
+            what: format!("the ring of service {} ({size} slots)", service.id),
+            setting: "ring_slots",
+        })
+    }
+
+    pub(super) fn release_span(&mut self, start: u32, size: u32) {
+        if size > 0 {
+            self.released.slots.push(start);
+        }
+    }
+}
+
+/// The slots of a ring after its dead origins and what a sweep allows; `None` where none changes.
+fn revised(placed: &mut Placed, allowance: Option<&Allowance<'_>>) -> Option<Vec<Slot>> {
+    let ring = Arc::clone(&placed.ring);
+    if ring.phases.steady == ring.size() {
+        return None;
+    }
+    let whole = placed.descriptor.flags & service_flag::MOVING != 0;
+    let mut slots: Option<Vec<Slot>> = None;
+    for (place, (&slot, &when)) in ring.slots.iter().zip(&ring.moved).enumerate() {
+        let mut next = without_dead_origin(slot, placed);
+        if let Some(allowance) = allowance.filter(|_| !whole) {
+            next = advanced(next, when, place as u32, allowance);
+        }
+        if next != slot {
+            count_passed(&mut placed.passed, next.phase(), slot.phase());
+            slots.get_or_insert_with(|| ring.slots.clone())[place] = next;
+        }
+    }
+    slots
+}
+
+fn count_passed(passed: &mut Passed, next: Phase, before: Phase) {
+    match next {
+        Phase::Settling if before != next => passed.settling += 1,
+        Phase::Steady if before != next => passed.steady += 1,
+        _ => {}
+    }
+}
+
+/// The slot with its origin replaced where that holds no flows any more.
+fn without_dead_origin(slot: Slot, placed: &Placed) -> Slot {
+    if slot.phase() != Phase::Moving || slot.origin() == slot.owner() {
+        return slot;
+    }
+    let held = placed
+        .member_by_id(slot.origin())
+        .is_some_and(|member| member.backend.state & state::HOLDS != 0);
+    if held {
+        slot
+    } else {
+        Slot::new(slot.owner(), slot.owner(), Phase::Moving)
+    }
+}
+
+/// The slot as a sweep lets it be. One phase at a time: what the sweep found was true of the phase
+/// that it began in.
+fn advanced(slot: Slot, moved: Tick, place: u32, allowance: &Allowance<'_>) -> Slot {
+    let owner = slot.owner();
+    match slot.phase() {
+        Phase::Moving if allowance.passed_since(moved) => Slot::new(owner, owner, Phase::Settling),
+        Phase::Settling if allowance.tracked || !allowance.foreign.contains(&place) => {
+            Slot::steady(owner)
+        }
+        _ => slot,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn allowance(foreign: &BTreeSet<u32>) -> Allowance<'_> {
+        Allowance {
+            now: 1_000,
+            moving_time: 100,
+            overflow: None,
+            foreign,
+            tracked: false,
+        }
+    }
+
+    #[test]
+    fn a_slot_that_moves_again_while_moving_keeps_its_origin() {
+        let first = moved(Slot::steady(1), 2, false).unwrap();
+        assert_eq!((first.owner(), first.origin()), (2, 1));
+        let again = moved(first, 3, false).unwrap();
+        assert_eq!(
+            (again.owner(), again.origin(), again.phase()),
+            (3, 1, Phase::Moving)
+        );
+        let back = moved(again, 1, false).unwrap();
+        assert_eq!(
+            (back.owner(), back.origin(), back.phase()),
+            (1, 1, Phase::Moving)
+        );
+    }
+
+    #[test]
+    fn a_slot_that_moves_while_settling_gets_its_last_owner_as_its_origin() {
+        let settling = Slot::new(2, 1, Phase::Settling);
+        let next = moved(settling, 3, false).unwrap();
+        assert_eq!(
+            (next.owner(), next.origin(), next.phase()),
+            (3, 2, Phase::Moving)
+        );
+    }
+
+    #[test]
+    fn a_steady_slot_moves_where_its_owner_takes_flows_again() {
+        let next = moved(Slot::steady(1), 1, true).unwrap();
+        assert_eq!(
+            (next.owner(), next.origin(), next.phase()),
+            (1, 1, Phase::Moving)
+        );
+        assert_eq!(moved(Slot::steady(1), 1, false), None);
+    }
+
+    #[test]
+    fn a_slot_settles_after_the_moving_time_and_not_before() {
+        let (nobody, slot) = (BTreeSet::new(), Slot::new(2, 1, Phase::Moving));
+        let allowance = allowance(&nobody);
+        assert_eq!(advanced(slot, 901, 0, &allowance), slot);
+        assert_eq!(advanced(slot, 900, 0, &allowance).phase(), Phase::Settling);
+        // Ticks wrap.
+        let wrapped = Allowance {
+            now: 50,
+            ..allowance
+        };
+        assert_eq!(
+            advanced(slot, u32::MAX - 49, 0, &wrapped).phase(),
+            Phase::Settling
+        );
+        assert_eq!(advanced(slot, u32::MAX - 48, 0, &wrapped), slot);
+    }
+
+    #[test]
+    fn a_choice_that_could_not_be_recorded_keeps_slots_moving() {
+        let (nobody, slot) = (BTreeSet::new(), Slot::new(2, 1, Phase::Moving));
+        let late = Allowance {
+            overflow: Some(950),
+            ..allowance(&nobody)
+        };
+        assert_eq!(advanced(slot, 100, 0, &late), slot);
+    }
+
+    #[test]
+    fn a_settling_slot_waits_for_its_foreign_records() {
+        let slot = Slot::new(2, 2, Phase::Settling);
+        let foreign = BTreeSet::from([7]);
+        assert_eq!(advanced(slot, 0, 7, &allowance(&foreign)), slot);
+        assert_eq!(advanced(slot, 0, 8, &allowance(&foreign)), Slot::steady(2));
+    }
+}
