@@ -3,6 +3,7 @@
 //! the network does is all that is seen.
 
 use std::{
+    collections::BTreeMap,
     fs,
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
@@ -12,6 +13,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use aya::maps::MapInfo;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -154,6 +156,11 @@ impl Agent {
         fs::write(&self.home.config, config.render(&self.home.name)).context("writing the config")
     }
 
+    /// Replaces the arguments beside the usual ones; takes effect when it is started again.
+    pub fn set_arguments(&mut self, arguments: &[&str]) {
+        self.arguments = arguments.iter().map(ToString::to_string).collect();
+    }
+
     /// Kills it if it runs, starts it again, and returns once it is ready.
     ///
     /// # Errors
@@ -262,15 +269,24 @@ impl Agent {
     /// # Errors
     /// The interface cannot be asked.
     pub fn leftovers(&self) -> Result<Vec<String>> {
-        // The kernel pins iterators of its own, `maps.debug` and `progs.debug`, in every instance.
-        let ours = |pin: &&PathBuf| pin.extension().is_none_or(|extension| extension != "debug");
+        leftovers(&self.namespace, &self.home.bpffs)
+    }
+
+    /// The kernel's ids of its pinned maps, by name: others after a restart would be other maps.
+    ///
+    /// # Errors
+    /// It has none, or the kernel does not tell.
+    pub fn map_ids(&self) -> Result<BTreeMap<String, u32>> {
         let pins = self.home.bpffs.entries();
-        let ours = pins.iter().filter(ours);
-        let mut found: Vec<_> = ours.map(|pin| pin.display().to_string()).collect();
-        if has_program(&self.namespace, INTERFACE)? {
-            found.push(format!("an XDP program on {INTERFACE}"));
-        }
-        Ok(found)
+        let is_map = |pin: &&PathBuf| pin.parent().is_some_and(|parent| parent.ends_with("maps"));
+        let ids = pins.iter().filter(is_map).map(|pin| {
+            let map = MapInfo::from_pin(pin).with_context(|| pin.display().to_string())?;
+            let name = pin.file_name().unwrap_or_default().to_string_lossy();
+            Ok((name.into_owned(), map.id()))
+        });
+        let ids = ids.collect::<Result<BTreeMap<_, _>>>()?;
+        ensure!(!ids.is_empty(), "no map is pinned: {pins:?}");
+        Ok(ids)
     }
 
     fn lbd(&self, verb: &str) -> Result<Command> {
@@ -304,7 +320,8 @@ impl Drop for Agent {
 /// Our decapsulator on the interface of a backend, for as long as this lives.
 #[derive(Debug)]
 pub struct Decapsulator {
-    _bpffs: Bpffs,
+    namespace: Namespace,
+    bpffs: Bpffs,
 }
 
 impl Decapsulator {
@@ -321,16 +338,50 @@ impl Decapsulator {
     /// # Errors
     /// `lbd` is not built, or refuses.
     pub fn attach_in(namespace: &Namespace, bpffs: Bpffs) -> Result<Self> {
-        let mut command = namespace.command(binaries::find("lbd")?);
-        command
-            .args(["decap", "--interface", INTERFACE, "--bpffs"])
-            .arg(bpffs.path());
-        run(&mut command)?;
-        if !has_program(namespace, INTERFACE)? {
+        let namespace = namespace.clone();
+        let decapsulator = Self { namespace, bpffs };
+        decapsulator.lbd_decap(&[])?;
+        if !has_program(&decapsulator.namespace, INTERFACE)? {
             bail!("`lbd decap` succeeded, but {INTERFACE} has no XDP program");
         }
-        Ok(Self { _bpffs: bpffs })
+        Ok(decapsulator)
     }
+
+    /// Takes it away.
+    ///
+    /// # Errors
+    /// `lbd` refuses, or something is left: the program on the interface, or a pin.
+    pub fn detach(self) -> Result<()> {
+        self.lbd_decap(&["--detach"])?;
+        let leftovers = leftovers(&self.namespace, &self.bpffs)?;
+        ensure!(
+            leftovers.is_empty(),
+            "lbd decap --detach left {leftovers:?}"
+        );
+        Ok(())
+    }
+
+    fn lbd_decap(&self, arguments: &[&str]) -> Result<()> {
+        let mut command = self.namespace.command(binaries::find("lbd")?);
+        command
+            .args(["decap", "--interface", INTERFACE, "--bpffs"])
+            .arg(self.bpffs.path())
+            .args(arguments);
+        run(&mut command).map(drop)
+    }
+}
+
+/// Pins in `bpffs`, and a program on the interface of `namespace`.
+fn leftovers(namespace: &Namespace, bpffs: &Bpffs) -> Result<Vec<String>> {
+    // The kernel pins iterators of its own, `maps.debug` and `progs.debug`, in every instance.
+    let ours = |pin: &&PathBuf| pin.extension().is_none_or(|extension| extension != "debug");
+    let pins = bpffs.entries();
+    let ours = pins.iter().filter(ours);
+    let mut found: Vec<_> = ours.map(|pin| pin.display().to_string()).collect();
+    if has_program(namespace, INTERFACE)? {
+        found.push(format!("an XDP program on {INTERFACE}"));
+    }
+    Ok(found)
 }
 
 /// Runs `lbctl` against `socket`.
@@ -353,8 +404,16 @@ pub fn lbctl(socket: &Path, arguments: &[&str]) -> Result<Said> {
 /// # Errors
 /// The interface cannot be asked.
 pub fn has_program(namespace: &Namespace, interface: &str) -> Result<bool> {
+    Ok(xdp(namespace, interface)?.is_object())
+}
+
+/// What `ip -json link` says of the XDP program on `interface` of `namespace`; null without one.
+///
+/// # Errors
+/// The interface cannot be asked.
+pub fn xdp(namespace: &Namespace, interface: &str) -> Result<Value> {
     let mut command = Command::new("ip");
     command.args(["-n", namespace.name(), "-json", "link", "show", interface]);
     let links: Value = serde_json::from_str(&run(&mut command)?).context("`ip -json link`")?;
-    Ok(links[0]["xdp"].is_object())
+    Ok(links[0]["xdp"].clone())
 }

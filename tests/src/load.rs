@@ -5,7 +5,7 @@
 //! | module | load | answers |
 //! |---|---|---|
 //! | [`open_loop`] | new connections at a fixed rate, whether or not earlier ones succeed | [`Report`] |
-//! | [`requests`] | a number of requests, each on a connection of its own | [`Report`] |
+//! | [`requests`] | a number of requests, each on a connection or socket of its own | [`Report`] |
 //! | [`held`] | connections kept open, each with an exchange now and then | [`held::HeldReport`] |
 //! | [`numbered`] | UDP datagrams at a fixed rate, each accounted for at the receivers | [`numbered::Delivery`] |
 //!
@@ -26,7 +26,7 @@ pub mod report;
 pub mod requests;
 
 pub use report::{Attempt, Failure, Phase, Reason, Report};
-pub use requests::{requests, udp_requests};
+pub use requests::{Checksum, requests, udp_requests};
 
 /// Work on a runtime of its own, on a thread inside a namespace.
 #[derive(Debug)]

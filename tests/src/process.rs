@@ -18,10 +18,12 @@ use nix::{
 };
 use tempfile::NamedTempFile;
 
-use crate::wait::wait_for;
+use crate::wait::{wait_for, wait_until};
 
 /// How much of a log a failing test shows.
 const TAIL_LINES: usize = 40;
+/// For a killed process to be gone.
+const END: Duration = Duration::from_secs(5);
 
 /// A running program with its log.
 #[derive(Debug)]
@@ -105,11 +107,16 @@ impl Process {
         wait_for(&what, limit, || self.child.try_wait().transpose())?.context(what)
     }
 
-    /// Kills it and all its descendants with SIGKILL, and waits until it is gone.
+    /// Kills it and all its descendants with SIGKILL, and waits until they have let go of
+    /// everything, such as a port that they share.
     pub fn kill(&mut self) {
         // The group lives on without its leader: a master killed alone leaves workers.
-        let _ = killpg(self.pid(), Signal::SIGKILL);
+        let group = self.pid();
+        let _ = killpg(group, Signal::SIGKILL);
         drop(self.child.wait());
+        if let Err(error) = wait_until("the end of its group", END, || !is_alive(group)) {
+            eprintln!("{}: {error:#}", self.name);
+        }
     }
 
     /// The last lines of its log, for messages.
@@ -135,6 +142,22 @@ impl Drop for Process {
             eprintln!("{}", self.log_tail());
         }
     }
+}
+
+/// Whether a process of `group` runs still. One that nobody has waited for yet holds nothing.
+fn is_alive(group: Pid) -> bool {
+    let stats = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let mut stats = stats.filter_map(|entry| fs::read_to_string(entry.path().join("stat")).ok());
+    stats.any(|stat| state_and_group(&stat).is_some_and(|(state, of)| of == group && state != "Z"))
+}
+
+/// Fields 3 and 5 of proc_pid_stat(5); the second, in brackets, may hold anything.
+fn state_and_group(stat: &str) -> Option<(&str, Pid)> {
+    let (_, rest) = stat.rsplit_once(')')?;
+    let mut fields = rest.split_whitespace();
+    let state = fields.next()?;
+    let group = fields.nth(1)?.parse().ok()?;
+    Some((state, Pid::from_raw(group)))
 }
 
 /// Runs `command` to its end and returns its standard output.
@@ -180,4 +203,27 @@ fn succeeded(shown: &str, output: Output) -> Result<String> {
         bail!("`{shown}` failed ({}): {}", output.status, said.trim());
     }
     String::from_utf8(output.stdout).with_context(|| format!("output of `{shown}`"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn state_and_group_are_read_past_any_name() {
+        let stat = "42 (a) b (c) S 1 40 39 0 -1";
+        assert_eq!(state_and_group(stat), Some(("S", Pid::from_raw(40))));
+        assert_eq!(state_and_group("42 (cut"), None);
+    }
+
+    #[test]
+    fn descendants_are_gone_once_a_process_is_killed() {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "sleep 1000 & sleep 1000"]);
+        let mut process = Process::spawn("sh", shell).unwrap();
+        let group = process.pid();
+        assert!(is_alive(group));
+        process.kill();
+        assert!(!is_alive(group));
+    }
 }

@@ -3,6 +3,7 @@
 
 use std::{env, fs::OpenOptions, io::Write as _};
 
+use anyhow::Result;
 use nix::unistd::Uid;
 
 /// Names the file that collects skips, one per line.
@@ -32,4 +33,12 @@ pub fn root_or_skip(test: &str) -> bool {
         skip(test, "needs root for network namespaces and BPF");
     }
     root
+}
+
+/// Runs `test`, called `name`, where namespaces can be made; elsewhere it is reported as skipped.
+///
+/// # Errors
+/// The test's own.
+pub fn with_root(name: &str, test: impl FnOnce() -> Result<()>) -> Result<()> {
+    if root_or_skip(name) { test() } else { Ok(()) }
 }

@@ -27,9 +27,11 @@ pub use account::{Delivery, Gap, Receipts, Sent};
 const MAX_BURST: u64 = 64;
 /// From one burst to the next.
 const PACE: Duration = Duration::from_micros(500);
+/// From one look at what has come to the next.
+const TAKE: Duration = Duration::from_millis(2);
 /// Holds seconds of datagrams, should the receiver not run for a while.
 const RECEIVE_BUFFER: usize = 64 << 20;
-/// A receiver that is told to stop does once nothing came for this long.
+/// A receiver that is told to stop does so once nothing has come for this long.
 const QUIET: Duration = Duration::from_millis(100);
 /// The payload: flow, number, and filling up to the size of a small request.
 const DATAGRAM: usize = 64;
@@ -166,11 +168,12 @@ fn listening(port: u16) -> Result<UdpSocket> {
     let socket = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port))
         .with_context(|| format!("receiving at port {port}/udp"))?;
     setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).context("a large buffer")?;
-    socket.set_read_timeout(Some(QUIET)).context("a timeout")?;
+    socket.set_nonblocking(true).context("a socket to poll")?;
     Ok(socket)
 }
 
-/// Keeps to the schedule in the long run, in bursts that no queue on the way overflows from.
+/// Keeps to the schedule in the long run, in bursts that no queue on the way overflows from. Where
+/// it is late, it only lets the others run in between.
 fn send_all(sockets: &[UdpSocket], rate: u32, stop: &AtomicBool) -> Result<Sent> {
     let mut sent = Sent::start(sockets.len(), rate, Instant::now());
     while !stop.load(Ordering::Relaxed) {
@@ -181,8 +184,13 @@ fn send_all(sockets: &[UdpSocket], rate: u32, stop: &AtomicBool) -> Result<Sent>
             send(&sockets[flow], &datagram(flow, number), &mut sent.repeated)?;
             sent.count();
         }
-        thread::sleep(PACE);
+        if burst < MAX_BURST {
+            thread::sleep(PACE);
+        } else {
+            thread::yield_now();
+        }
     }
+    sent.took = sent.started.elapsed();
     Ok(sent)
 }
 
@@ -208,24 +216,45 @@ fn datagram(flow: usize, number: u64) -> [u8; DATAGRAM] {
     datagram
 }
 
+/// Takes what has come once in a while: waking up for each datagram would cost more than the rest.
 fn receive_all(socket: &UdpSocket, name: String, stop: &AtomicBool, count: &AtomicU64) -> Receipts {
     let mut receipts = Receipts::of(name);
-    let mut buffer = [0; DATAGRAM];
+    let mut last = Instant::now();
     loop {
-        match socket.recv(&mut buffer) {
-            Ok(DATAGRAM) => {
-                let number = |at: usize| {
-                    buffer[at..at + 8]
-                        .iter()
-                        .fold(0, |n, byte| n << 8 | u64::from(*byte))
-                };
-                receipts.tick(number(0), number(8));
-                count.fetch_add(1, Ordering::Relaxed);
+        // In this order: what was sent before the order to stop is taken after it was seen.
+        let stopped = stop.load(Ordering::Relaxed);
+        let taken = take_all(socket, &mut receipts);
+        count.fetch_add(taken, Ordering::Relaxed);
+        if taken > 0 {
+            last = Instant::now();
+        } else if stopped && last.elapsed() >= QUIET {
+            return receipts;
+        }
+        thread::sleep(TAKE);
+    }
+}
+
+/// Ticks off what the socket holds, and says how much that was.
+fn take_all(socket: &UdpSocket, receipts: &mut Receipts) -> u64 {
+    let mut buffer = [0; DATAGRAM];
+    let mut taken = 0;
+    while let Ok(length) = socket.recv(&mut buffer) {
+        match header(&buffer) {
+            Some((flow, number)) if length == DATAGRAM => {
+                receipts.tick(flow, number);
+                taken += 1;
             }
-            Ok(_) => receipts.foreign += 1,
-            // Nothing came for a while.
-            Err(_) if stop.load(Ordering::Relaxed) => return receipts,
-            Err(_) => {}
+            _ => receipts.foreign += 1,
         }
     }
+    taken
+}
+
+/// Flow and number of a datagram.
+fn header(datagram: &[u8; DATAGRAM]) -> Option<(u64, u64)> {
+    let (flow, rest) = datagram.split_first_chunk()?;
+    Some((
+        u64::from_be_bytes(*flow),
+        u64::from_be_bytes(*rest.first_chunk()?),
+    ))
 }

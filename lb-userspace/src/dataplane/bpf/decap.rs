@@ -20,7 +20,7 @@ use aya::{
 use lb_common::tables::Address;
 use zerocopy::transmute;
 
-use super::{chain, explain, pin_name, remove_tree};
+use super::{chain, explain, pin_name, remove_link, remove_tree};
 use crate::dataplane::DataplaneError;
 
 /// The decapsulator's object, built by `cargo xtask build`.
@@ -72,7 +72,7 @@ pub fn attach(
                 .map(drop)
                 .map_err(|error| failed(&error));
         }
-        fs::remove_file(&pin).map_err(|error| failed(&error))?;
+        remove_link(&pin).map_err(|error| failed(&error))?;
     }
     let mode = if generic {
         XdpMode::Skb
@@ -94,6 +94,10 @@ pub fn attach(
 /// Its pin cannot be removed.
 pub fn detach(bpffs: &Path, interface: &str) -> io::Result<()> {
     let directory = directory(bpffs, interface);
+    let link = directory.join("link");
+    if link.exists() {
+        remove_link(&link)?;
+    }
     remove_tree(&directory)?;
     match directory.parent().map(fs::remove_dir) {
         Some(Err(error))

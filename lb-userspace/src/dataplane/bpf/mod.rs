@@ -5,6 +5,7 @@
 //! the program of those links in one step.
 
 pub mod decap;
+mod detach;
 mod flows;
 mod grace;
 mod mapped;
@@ -96,11 +97,18 @@ impl Pins {
         self.root.exists()
     }
 
-    /// Removes every pin, and with the links the program from its interfaces.
+    /// Takes the program from its interfaces, and removes every pin.
     ///
     /// # Errors
     /// A pin cannot be removed.
     pub fn remove(&self) -> io::Result<()> {
+        // Of every format, since an upgrade may have changed it.
+        for version in fs::read_dir(&self.root).into_iter().flatten() {
+            let links = version?.path().join("links");
+            for link in fs::read_dir(links).into_iter().flatten() {
+                remove_link(&link?.path())?;
+            }
+        }
         remove_tree(&self.root)?;
         // The directory shared by instances goes with the last of them.
         match self.root.parent().map(fs::remove_dir) {
@@ -108,6 +116,12 @@ impl Pins {
             _ => Ok(()),
         }
     }
+}
+
+/// Detaches a link and removes its pin.
+fn remove_link(pin: &Path) -> io::Result<()> {
+    detach::link(pin)?;
+    fs::remove_file(pin)
 }
 
 fn remove_tree(path: &Path) -> io::Result<()> {
@@ -260,7 +274,7 @@ impl Program {
                 return Ok(Some(mode));
             }
             // The interface has gone since, or the mode is no longer wanted.
-            fs::remove_file(&path).map_err(|error| {
+            remove_link(&path).map_err(|error| {
                 DataplaneError::new(
                     format!("removing the stale link {}", path.display()),
                     &error,
@@ -328,7 +342,7 @@ impl Program {
             let name = entry.file_name();
             let wanted = name.to_str().and_then(|name| name.split_once('-'));
             if wanted.is_none_or(|(_, interface)| !keep.contains(interface)) {
-                fs::remove_file(entry.path())?;
+                remove_link(&entry.path())?;
             }
         }
         Ok(())

@@ -14,6 +14,8 @@ use tokio::time::Instant;
 pub struct Sent {
     /// When the first datagram was due.
     pub started: Instant,
+    /// Until the last one had been sent.
+    pub took: Duration,
     /// Sends that had to be repeated for an error that an earlier datagram brought back.
     pub repeated: u64,
     rate: u32,
@@ -26,6 +28,7 @@ impl Sent {
     pub fn start(flows: usize, rate: u32, started: Instant) -> Self {
         Self {
             started,
+            took: Duration::ZERO,
             repeated: 0,
             rate,
             flows,
@@ -36,6 +39,11 @@ impl Sent {
     /// Datagrams of all flows.
     pub fn total(&self) -> u64 {
         self.total
+    }
+
+    /// Datagrams a second, as sent: fewer than asked for where the machine was too busy.
+    pub fn held_rate(&self) -> f64 {
+        self.total as f64 / self.took.as_secs_f64()
     }
 
     /// Flow and number of the next datagram.
@@ -145,6 +153,10 @@ pub struct Gap {
 pub struct Delivery {
     /// Datagrams sent.
     pub sent: u64,
+    /// Datagrams a second that were asked for.
+    pub rate: u32,
+    /// And that were sent, as [`Sent::held_rate`] says.
+    pub held_rate: f64,
     /// Datagrams that each receiver got, each counted once.
     pub per_receiver: BTreeMap<String, u64>,
     /// What nobody got, by flow and number.
@@ -166,6 +178,8 @@ impl Delivery {
             .collect();
         let mut delivery = Self {
             sent: sent.total(),
+            rate: sent.rate,
+            held_rate: sent.held_rate(),
             per_receiver,
             gaps: Vec::new(),
             duplicated: receipts.iter().map(|of| of.duplicated).sum(),
@@ -220,8 +234,10 @@ impl Display for Delivery {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} sent, {} missing in {} gaps, {} duplicated, {} reordered, {} flows moved, {:?}",
+            "{} sent ({:.0}/s of {}/s), {} missing in {} gaps, {} duplicated, {} reordered, {} flows moved, {:?}",
             self.sent,
+            self.held_rate,
+            self.rate,
             self.missing(),
             self.gaps.len(),
             self.duplicated,

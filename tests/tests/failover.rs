@@ -1,0 +1,250 @@
+//! A backend is killed and revived under load: 1,000 new connections a second and 1,000 connections
+//! that are kept alive, each with a request twice a second.
+//!
+//! `LB_TEST_SECONDS` says for how long; 12 seconds where it is not set, which is three rounds.
+
+use std::{env, thread, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+use lb_common::{
+    maglev::{self, Claim, suitable_size},
+    tables::Address,
+};
+use lb_tests::{
+    backend,
+    config::Health,
+    load::{
+        Attempt, Phase, Report,
+        held::{Held, HeldReport},
+        open_loop::OpenLoop,
+    },
+    skip::with_root,
+    stage::{BACKENDS, Stage, vip, web},
+    topology::{Topology, backend_name, backend_v4},
+    wait::wait_until,
+};
+use tokio::time::Instant;
+
+/// New connections a second.
+const RATE: u32 = 1_000;
+/// Connections kept alive.
+const HELD: usize = 1_000;
+/// From one request on each of them to its next.
+const PERIOD: Duration = Duration::from_millis(500);
+/// Killed in every round.
+const VICTIM: u8 = 2;
+/// A ring without a flow table moves a few connections whose backend lives, those on slots that
+/// change owner besides the dead one's. False once none is.
+const RING_ALONE_DECIDES: bool = true;
+
+/// Before each kill.
+const STEADY: Duration = Duration::from_secs(1);
+const SOON: Duration = Duration::from_secs(5);
+const DETECTION_SLACK: Duration = Duration::from_millis(100);
+
+/// Probes are given their whole interval, so that a busy machine kills nobody.
+const CHECK: Health = Health {
+    timeout_ms: Health::HTTP.interval_ms,
+    ..Health::HTTP
+};
+
+/// When things happened to the victim.
+#[derive(Debug, Clone, Copy)]
+struct Round {
+    killed: Instant,
+    /// The agent said so: shortly after it had taken effect.
+    seen_down: Instant,
+    revived: Instant,
+    seen_up: Instant,
+}
+
+impl Round {
+    /// New connections may meet the victim until then.
+    fn detected_by(&self) -> Instant {
+        self.killed + Duration::from_millis(CHECK.detection_ms().into()) + DETECTION_SLACK
+    }
+
+    /// Whether the victim's death explains that `attempt` failed.
+    fn explains(&self, attempt: &Attempt) -> bool {
+        attempt.ended >= self.killed && attempt.started <= self.detected_by()
+    }
+
+    /// Whether the ring changed while `attempt` was under way.
+    fn changed_ring_under(&self, attempt: &Attempt) -> bool {
+        let changes = [(self.killed, self.seen_down), (self.revived, self.seen_up)];
+        changes
+            .iter()
+            .any(|&(from, to)| attempt.started <= to && attempt.ended >= from)
+    }
+}
+
+#[test]
+fn after_detection_no_connection_meets_the_killed_backend_and_no_other_backends_breaks()
+-> Result<()> {
+    with_root(
+        "after_detection_no_connection_meets_the_killed_backend_and_no_other_backends_breaks",
+        || {
+            let until = Instant::now() + duration()?;
+            let service = web(CHECK);
+            let mut stage = Stage::new(Topology::exclusive(BACKENDS)?, vec![service.clone()])?;
+            wait_until("all backends are up", SOON, || {
+                (1..=BACKENDS).all(|n| is(&stage, n, "up"))
+            })?;
+            let load = OpenLoop::start(&stage.topology.client, vip(&service)?, RATE)?;
+            let mut rounds = Vec::new();
+            while rounds.is_empty() || Instant::now() < until {
+                let held = Held::open(&stage.topology.client, vip(&service)?, HELD, PERIOD)?;
+                rounds.push(kill_and_revive(&mut stage)?);
+                let (round, held) = (rounds.len(), held.stop()?);
+                println!("round {round}: {held}");
+                assert_only_the_victims_break(&held);
+            }
+            let answers = stage.answers(&service, 300)?;
+            assert_eq!(
+                answers.len(),
+                3,
+                "the revived backend has its share: {answers:?}"
+            );
+            let report = load.stop()?;
+            println!("{report}, slowest {:?}", report.slowest());
+            assert_failures_end_with_detection(&report, &rounds)
+        },
+    )
+}
+
+/// How long to go on, from the environment.
+fn duration() -> Result<Duration> {
+    const VARIABLE: &str = "LB_TEST_SECONDS";
+    let seconds = match env::var(VARIABLE) {
+        Ok(seconds) => seconds
+            .parse()
+            .with_context(|| format!("{VARIABLE}={seconds} is not a number of seconds"))?,
+        Err(_) => 12,
+    };
+    Ok(Duration::from_secs(seconds))
+}
+
+fn is(stage: &Stage, backend: u8, condition: &str) -> bool {
+    let list = stage.agent.lbctl_json(&["backend", "list"]);
+    list.is_ok_and(|list| list[usize::from(backend) - 1]["condition"] == condition)
+}
+
+fn kill_and_revive(stage: &mut Stage) -> Result<Round> {
+    let victim = usize::from(VICTIM) - 1;
+    thread::sleep(STEADY);
+    let killed = Instant::now();
+    stage.servers[victim].kill();
+    wait_until("the victim is found dead", SOON, || {
+        is(stage, VICTIM, "down")
+    })?;
+    let seen_down = Instant::now();
+    // Every kept connection has two requests meanwhile, so that none that broke goes unnoticed.
+    thread::sleep(2 * PERIOD);
+    let revived = Instant::now();
+    stage.servers[victim].restart()?;
+    wait_until("the victim is back", SOON, || is(stage, VICTIM, "up"))?;
+    let seen_up = Instant::now();
+    thread::sleep(2 * PERIOD);
+    Ok(Round {
+        killed,
+        seen_down,
+        revived,
+        seen_up,
+    })
+}
+
+fn assert_only_the_victims_break(held: &HeldReport) {
+    let victim = backend_name(VICTIM);
+    let (all, broken) = (held.per_backend(), held.broken_per_backend());
+    assert_eq!(
+        all.get(&victim),
+        broken.get(&victim),
+        "all of a killed server's break"
+    );
+    let others = HELD - all.get(&victim).copied().unwrap_or_default();
+    let moved = held.broken_elsewhere(&victim).len();
+    let share = moved_share();
+    let expected = others as f64 * share;
+    println!(
+        "of {others} connections to other backends {moved} broke; the ring moves {:.2}% of them, \
+         {expected:.0}",
+        share * 100.0
+    );
+    let allowed = if RING_ALONE_DECIDES {
+        // Six standard deviations: beyond chance.
+        (expected + 6.0 * expected.sqrt()) as usize
+    } else {
+        0
+    };
+    assert!(moved <= allowed, "{:?}", held.broken_elsewhere(&victim));
+}
+
+/// The share of the other backends' slots that change owner when the victim leaves the ring.
+fn moved_share() -> f64 {
+    let size = suitable_size(BACKENDS.into(), None);
+    let ring = |members: &[u8]| {
+        let mut owners = vec![maglev::NOBODY; size as usize];
+        let claim = |&n: &u8| {
+            let address = Address::v6(backend_v4(n).to_ipv6_mapped().octets());
+            Claim::new(n.into(), &address, backend::PORT.to_be(), 1, size)
+        };
+        maglev::fill(
+            &mut owners,
+            &mut members.iter().map(claim).collect::<Vec<_>>(),
+        );
+        owners
+    };
+    let all: Vec<u8> = (1..=BACKENDS).collect();
+    let rest: Vec<u8> = all.iter().copied().filter(|&n| n != VICTIM).collect();
+    let (before, after) = (ring(&all), ring(&rest));
+    let others = || {
+        before
+            .iter()
+            .zip(&after)
+            .filter(|(owner, _)| **owner != u16::from(VICTIM))
+    };
+    others().filter(|(owner, next)| owner != next).count() as f64 / others().count() as f64
+}
+
+fn assert_failures_end_with_detection(report: &Report, rounds: &[Round]) -> Result<()> {
+    let mut moved = 0;
+    for (attempt, failure) in report.failures() {
+        if rounds.iter().any(|round| round.explains(attempt)) {
+            continue;
+        }
+        let under_change = rounds.iter().any(|round| round.changed_ring_under(attempt));
+        let may_move = RING_ALONE_DECIDES && failure.phase == Phase::Exchange;
+        let since = rounds[0].killed;
+        ensure!(
+            may_move && under_change,
+            "{failure}, begun {:?} before or {:?} after the first kill",
+            since.saturating_duration_since(attempt.started),
+            attempt.started.saturating_duration_since(since)
+        );
+        moved += 1;
+    }
+    for (number, round) in (1..).zip(rounds) {
+        let met = misdirected(report, round);
+        let last = met.iter().max().copied().unwrap_or_default();
+        println!(
+            "round {number}: {} SYNs met the dead backend, the last {last:?} after the kill; the \
+             agent said so after {:?}",
+            met.len(),
+            round.seen_down - round.killed
+        );
+        // Else the load was not there to tell.
+        ensure!(!met.is_empty(), "no connection met the dead backend");
+    }
+    println!("{moved} connections under way moved with a change of the ring");
+    Ok(())
+}
+
+/// When SYNs went to the dead victim of `round`, from its kill on.
+fn misdirected(report: &Report, round: &Round) -> Vec<Duration> {
+    let refused = report
+        .failures()
+        .filter(|(attempt, failure)| failure.phase == Phase::Connect && round.explains(attempt));
+    refused
+        .map(|(attempt, _)| attempt.started.saturating_duration_since(round.killed))
+        .collect()
+}
