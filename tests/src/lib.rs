@@ -15,6 +15,7 @@ pub mod load;
 pub mod netns;
 pub mod process;
 pub mod skip;
+pub mod soak;
 pub mod topology;
 pub mod udp;
 pub mod wait;
