@@ -30,10 +30,11 @@ pub mod report;
 pub mod stage;
 pub mod wire;
 
+use account::Account;
 use client::{Books, Clients, Clock, Load};
 use driver::Driver;
-use features::{FlowState, Keys, MOVING_TIME};
-use plan::{Plan, Settings};
+use features::{FlowState, Keys, Kinds, MOVING_TIME};
+use plan::{Kind, Plan, Settings};
 use report::{Report, Run};
 use stage::{BACKENDS, SERVICES, Stage};
 
@@ -51,6 +52,8 @@ pub struct Options {
     pub churn: usize,
     /// Changes to make.
     pub changes: usize,
+    /// Their kinds; all where empty.
+    pub only: Vec<Kind>,
     /// From one change to the next, on average.
     pub pace: Duration,
     /// Of changes and lifetimes.
@@ -74,18 +77,23 @@ pub async fn run(options: &Options) -> Result<Report> {
         options.connections
     );
     let keys = Keys::choose(options.flow_state, options.flows, features::accepts)?;
-    let (kinds, skipped) = features::kinds()?;
-    announce(options, &keys, &skipped);
+    let Kinds { can, cannot } = features::kinds()?;
+    announce(options, &keys, &cannot);
     let plan = Plan::draw(&Settings {
         seed: options.seed,
         changes: options.changes,
         pace: options.pace,
-        kinds,
+        rest: settling(&keys),
+        kinds: can
+            .into_iter()
+            .filter(|kind| wanted(options, kind))
+            .collect(),
         services: SERVICES,
         backends: BACKENDS,
     });
     let mut stage = Stage::start(&plan.pools, &keys)?;
-    let (books, clock) = (Books::default(), Clock::start());
+    let idle = keys.moving.then_some(MOVING_TIME);
+    let (books, clock) = (Books::new(Account::new(idle)), Clock::start());
     let load = Load {
         targets: (0..SERVICES).map(stage::target).collect(),
         held: options.connections,
@@ -103,7 +111,7 @@ pub async fn run(options: &Options) -> Result<Report> {
         seed: options.seed,
         flow_state: options.flow_state,
         without: keys.without,
-        skipped: skipped
+        skipped: cannot
             .into_iter()
             .map(|(kind, why)| (kind.name(), why))
             .collect(),
@@ -114,7 +122,11 @@ pub async fn run(options: &Options) -> Result<Report> {
     Ok(Report::new(run, &books.open(), driver.watched()))
 }
 
-/// Until all slots are steady again, and every connection has had an exchange since.
+fn wanted(options: &Options, kind: &Kind) -> bool {
+    options.only.is_empty() || options.only.contains(kind)
+}
+
+/// Until all slots are steady, and every connection has had an exchange since.
 fn settling(keys: &Keys) -> Duration {
     match keys.moving {
         true => MOVING_TIME * 2 + SETTLE,
@@ -122,7 +134,7 @@ fn settling(keys: &Keys) -> Duration {
     }
 }
 
-fn announce(options: &Options, keys: &Keys, skipped: &[(plan::Kind, &str)]) {
+fn announce(options: &Options, keys: &Keys, skipped: &[(Kind, &str)]) {
     eprintln!(
         "soak: {} connections, {} changes, seed {}",
         options.connections, options.changes, options.seed

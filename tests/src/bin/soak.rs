@@ -11,6 +11,7 @@ use lb_tests::soak::{
     self, Options,
     echo_server::{self, serve},
     features::FlowState,
+    plan::Kind,
     report::Report,
 };
 use tokio::signal::unix::{SignalKind, signal};
@@ -45,12 +46,15 @@ struct Arguments {
     /// Changes to make [default: 200, with --quick 25]
     #[arg(long, value_name = "N")]
     changes: Option<usize>,
+    /// Make changes of these kinds only
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "KIND")]
+    only: Vec<Kind>,
     /// Connections to close and open again every second [default: 3 % of those held]
     #[arg(long, value_name = "N")]
     churn: Option<usize>,
-    /// From one change to the next, in milliseconds, on average; some come in bursts [default: 500, with --quick 350]
-    #[arg(long, value_name = "MS")]
-    pace: Option<u64>,
+    /// From one change to the next, in milliseconds, on average; some come in bursts
+    #[arg(long, value_name = "MS", default_value_t = 500)]
+    pace: u64,
     /// Gives the same changes again [default: a new one]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
@@ -81,12 +85,12 @@ impl Arguments {
         };
         let connections = or(self.connections, 10_000, 1_000);
         let churn = (connections * CHURN_PERCENT / 100).min(soak::client::Load::most_churn());
-        let pace = self.pace.unwrap_or(if self.quick { 350 } else { 500 });
         Options {
             connections,
             churn: self.churn.unwrap_or(churn),
             changes: or(self.changes, 200, 25),
-            pace: Duration::from_millis(pace),
+            only: self.only.clone(),
+            pace: Duration::from_millis(self.pace),
             // Small enough for every reader of JSON.
             seed: self.seed.unwrap_or_else(|| fastrand::u32(..).into()),
             flow_state: self.flow_state,

@@ -1,9 +1,15 @@
 //! Who broke, and why: the bookkeeping of a run. Pure; all times are since the run's start.
 //!
-//! A connection breaks *with its backend* where the process that it had was killed before, and is
-//! *broken* otherwise: its backend lived, so something on the way moved or lost it.
+//! A connection breaks *with its backend* where the process that it had was killed before. It
+//! breaks *idle* where it had sent nothing for the moving time, beyond which nothing is promised.
+//! Otherwise it is *broken*: its backend lived, so something on the way moved or lost it.
 
-use std::{collections::BTreeMap, fmt, io, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt::{self, Display, Formatter},
+    io,
+    time::Duration,
+};
 
 use hdrhistogram::Histogram;
 use serde::Serialize;
@@ -13,6 +19,8 @@ use super::{plan::Kind, wire::Identity};
 /// For a connection to be made, greeted, answered or closed. Far beyond TCP's first
 /// retransmissions, so that a slow machine breaks nothing.
 pub const LIMIT: Duration = Duration::from_secs(10);
+/// The longest latency that is told from longer ones, in microseconds: a minute.
+const LONGEST: u64 = 60_000_000;
 /// Breaks that are kept one by one.
 const KEPT: usize = 20;
 
@@ -76,8 +84,30 @@ pub struct Break {
     pub phase: Phase,
     /// How it broke.
     pub how: How,
+    /// How long it had sent nothing before what it sent last.
+    #[serde(serialize_with = "seconds")]
+    pub quiet: Duration,
     /// The last change before.
     pub after: Option<Kind>,
+}
+
+impl Display for Break {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let backend = self
+            .backend
+            .map_or("unknown".to_owned(), |backend| backend.to_string());
+        write!(
+            f,
+            "{:.3} s: port {} of service {} to {backend}, born {:.3} s, {:?} {:?} after {}",
+            self.at.as_secs_f64(),
+            self.port,
+            self.service,
+            self.born.as_secs_f64(),
+            self.phase,
+            self.how,
+            self.after.map_or("start", Kind::name)
+        )
+    }
 }
 
 fn seconds<S: serde::Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
@@ -91,6 +121,8 @@ pub enum Verdict {
     Broken,
     /// Its backend had been killed.
     WithBackend,
+    /// It had been idle for too long.
+    Idle,
 }
 
 /// What is counted.
@@ -110,6 +142,8 @@ pub struct Totals {
     pub broken: u64,
     /// Broken after their backend was killed.
     pub with_backend: u64,
+    /// Broken after they had been idle for the moving time.
+    pub idle: u64,
     /// The broken ones by the last change before; "start" where there was none.
     pub broken_after: BTreeMap<&'static str, u64>,
     /// The broken ones by what they did and how it went wrong.
@@ -132,31 +166,33 @@ pub struct Account {
     changes: Vec<(Duration, Kind)>,
     totals: Totals,
     kept: Vec<Break>,
+    /// The moving time, if there is one.
+    idle: Option<Duration>,
     /// Of answers, in microseconds.
     latencies: Histogram<u64>,
 }
 
 impl fmt::Debug for Account {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         f.debug_struct("Account")
             .field("totals", &self.totals)
             .finish_non_exhaustive()
     }
 }
 
-impl Default for Account {
-    fn default() -> Self {
+impl Account {
+    /// New books; `idle` is how long a connection may send nothing, if that is limited.
+    pub fn new(idle: Option<Duration>) -> Self {
         Self {
             lives: BTreeMap::new(),
             changes: Vec::new(),
             totals: Totals::default(),
             kept: Vec::new(),
-            latencies: Histogram::new(3).expect("three significant digits are allowed"),
+            idle,
+            latencies: Histogram::new_with_max(LONGEST, 3).expect("bounds that are allowed"),
         }
     }
-}
 
-impl Account {
     /// A change begins.
     pub fn changes(&mut self, kind: Kind, at: Duration) {
         self.changes.push((at, kind));
@@ -228,6 +264,7 @@ impl Account {
         let verdict = self.judge(&broken);
         match verdict {
             Verdict::WithBackend => self.totals.with_backend += 1,
+            Verdict::Idle => self.totals.idle += 1,
             Verdict::Broken => {
                 broken.after = self.last_change(broken.at);
                 self.count_broken(&broken);
@@ -257,9 +294,11 @@ impl Account {
                 .filter_map(|life| life.killed)
                 .any(|at| broken.born <= at && at <= broken.at),
         };
-        match killed {
-            true => Verdict::WithBackend,
-            false => Verdict::Broken,
+        let idle = self.idle.is_some_and(|limit| broken.quiet >= limit);
+        match (killed, idle) {
+            (true, _) => Verdict::WithBackend,
+            (false, true) => Verdict::Idle,
+            (false, false) => Verdict::Broken,
         }
     }
 

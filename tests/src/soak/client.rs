@@ -96,10 +96,15 @@ impl Clock {
 }
 
 /// The books, shared between those who write them.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Books(Arc<Mutex<Account>>);
 
 impl Books {
+    /// Shares `account`.
+    pub fn new(account: Account) -> Self {
+        Self(Arc::new(Mutex::new(account)))
+    }
+
     /// Opens them.
     pub fn open(&self) -> MutexGuard<'_, Account> {
         // Every entry is complete in itself: a writer that panicked leaves none in halves.
@@ -218,6 +223,16 @@ struct Connection {
     born: Duration,
     port: u16,
     backend: Option<Identity>,
+    /// When it sent something last, and how long it had sent nothing before.
+    sent: Duration,
+    quiet: Duration,
+}
+
+impl Connection {
+    fn sends(&mut self, now: Duration) {
+        self.quiet = now.saturating_sub(self.sent);
+        self.sent = now;
+    }
 }
 
 /// How a connection ended.
@@ -257,6 +272,8 @@ impl Lane {
                     number: self.shared.connections.fetch_add(1, Ordering::Relaxed),
                     born,
                     backend: None,
+                    sent: born,
+                    quiet: Duration::ZERO,
                 });
             }
             Ok(Err(error)) if is_resting(&error) => return None,
@@ -330,6 +347,7 @@ impl Lane {
         }
         .encode();
         let begun = self.shared.clock.now();
+        connection.sends(begun);
         connection
             .stream
             .write_all(&request)
@@ -355,6 +373,7 @@ impl Lane {
 
     /// Ends it in order: our end, then the backend's, and nothing else before.
     async fn close(&self, connection: &mut Connection) -> Result<(), How> {
+        connection.sends(self.shared.clock.now());
         connection
             .stream
             .shutdown()
@@ -403,6 +422,7 @@ impl Lane {
             backend: connection.backend,
             phase,
             how,
+            quiet: connection.quiet,
             after: None,
         };
         self.shared.books.open().broke(broken);

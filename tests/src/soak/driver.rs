@@ -31,8 +31,10 @@ const PROGRESS: u64 = 20;
 pub struct Alarms {
     /// The balancer took the backend for down.
     pub noticed: u64,
-    /// It did not within [`NOTICE`], or knew no such backend any more.
+    /// It did not within [`NOTICE`].
     pub unnoticed: u64,
+    /// No service had the backend any more.
+    pub unlisted: u64,
 }
 
 /// What a run has cost, in processor time.
@@ -273,7 +275,8 @@ impl<'a> Driver<'a> {
                     sleep(POLL).await;
                     continue;
                 }
-                Some(false) | None => self.alarms.unnoticed += 1,
+                Some(false) => self.alarms.unnoticed += 1,
+                None => self.alarms.unlisted += 1,
             }
             return Ok(());
         }

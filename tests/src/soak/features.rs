@@ -152,11 +152,20 @@ pub fn lines(keys: &[Key]) -> String {
         .collect()
 }
 
-/// The kinds of changes that can be carried out, and why not the others.
+/// Which kinds of changes can be carried out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kinds {
+    /// Those that can.
+    pub can: Vec<Kind>,
+    /// The others, and why not.
+    pub cannot: Vec<(Kind, &'static str)>,
+}
+
+/// Asks `lbctl` which kinds of changes it can carry out.
 ///
 /// # Errors
-/// `lbctl` is not built.
-pub fn kinds() -> Result<(Vec<Kind>, Vec<(Kind, &'static str)>)> {
+/// It is not built.
+pub fn kinds() -> Result<Kinds> {
     let mut command = Command::new(binaries::find("lbctl")?);
     command.args(["service", "set", "--help"]);
     let help = command.output().context("starting lbctl")?;
@@ -165,7 +174,8 @@ pub fn kinds() -> Result<(Vec<Kind>, Vec<(Kind, &'static str)>)> {
     let (can, cannot): (Vec<Kind>, Vec<Kind>) =
         Kind::all().partition(|&kind| kind != Kind::RingSize || resizes);
     let why = "lbctl has no `service set --ring-size`";
-    Ok((can, cannot.into_iter().map(|kind| (kind, why)).collect()))
+    let cannot = cannot.into_iter().map(|kind| (kind, why)).collect();
+    Ok(Kinds { can, cannot })
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use serde::Serialize;
 
 use crate::netns::Namespace;
@@ -36,7 +36,10 @@ pub fn scrape(balancer: &Namespace) -> Result<String> {
         stream.write_all(b"GET /metrics HTTP/1.0\r\nHost: lbd\r\n\r\n")?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
-        Ok(answer)
+        let (head, page) = answer.split_once("\r\n\r\n").context("it breaks off")?;
+        let status = head.lines().next().unwrap_or_default();
+        ensure!(status.contains(" 200 "), "it answers `{status}`");
+        Ok(page.to_owned())
     };
     balancer.run(ask).context("asking lbd for its metrics")
 }
@@ -260,6 +263,6 @@ mod tests {
         assert_eq!(sample("lb_generation 7"), Some(("lb_generation", 7.0)));
         assert_eq!(sample("a{b=\"c d\"} 1e3 1700000000"), Some(("a", 1_000.0)));
         assert_eq!(sample("# HELP a b"), None);
-        assert_eq!(sample("HTTP/1.0 200 OK"), None);
+        assert_eq!(sample("# EOF"), None);
     }
 }

@@ -6,9 +6,11 @@
 
 use std::{
     fmt::{self, Display, Formatter},
+    mem,
     time::Duration,
 };
 
+use clap::ValueEnum;
 use fastrand::Rng;
 use serde::Serialize;
 
@@ -32,14 +34,19 @@ const BURST_MS: std::ops::Range<u64> = 10..60;
 const BURST_EVERY: u32 = 6;
 /// Further changes of a burst.
 const BURST: std::ops::Range<u32> = 2..6;
+/// So many changes are followed by a rest.
+const REST_EVERY: usize = 50;
+/// Pauses that a change waits for until it makes sense, before the plan ends without it.
+const PATIENCE: usize = 20;
 /// The heaviest weight given.
 const MAX_WEIGHT: u16 = 8;
 /// Ring sizes that a service is given in turn.
 const RING_SIZES: [u32; 3] = [4_093, 16_381, 65_537];
 
 /// What kind of change.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
 pub enum Kind {
     /// A backend joins a service.
     Add,
@@ -212,8 +219,10 @@ pub struct Settings {
     pub seed: u64,
     /// How many changes.
     pub changes: usize,
-    /// From one change to the next, on average, bursts aside.
+    /// From one change to the next on average, bursts aside.
     pub pace: Duration,
+    /// Every now and then nothing is changed for so long, so that slots come to rest.
+    pub rest: Duration,
     /// The kinds that can be carried out.
     pub kinds: Vec<Kind>,
     /// How many services.
@@ -232,20 +241,18 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Draws a plan.
-    ///
-    /// # Panics
-    /// Nothing can be done: `settings.kinds` lacks [`Kind::Weight`].
+    /// Draws a plan. It has fewer changes where the kinds allow for no more.
     pub fn draw(settings: &Settings) -> Self {
-        assert!(
-            settings.kinds.contains(&Kind::Weight),
-            "a change of weight is what can always be done"
-        );
         let fleet = Fleet::new(settings.services, settings.backends);
         let pools = fleet.pools().clone();
         let mut planner = Planner::new(settings, fleet);
-        for _ in 0..settings.changes {
-            planner.add_change();
+        for number in 0..settings.changes {
+            if number > 0 && number.is_multiple_of(REST_EVERY) {
+                planner.rest = settings.rest;
+            }
+            if !planner.add_change() {
+                break;
+            }
         }
         planner.end_all();
         Self {
@@ -270,6 +277,8 @@ struct Planner<'a> {
     deck: Vec<Kind>,
     /// Changes left of the burst.
     burst: u32,
+    /// Before the next change, beside its pause.
+    rest: Duration,
     now: Duration,
     ends: Vec<(Duration, Action)>,
     steps: Vec<Step>,
@@ -283,16 +292,28 @@ impl<'a> Planner<'a> {
             fleet,
             deck: Vec::new(),
             burst: 0,
+            rest: Duration::ZERO,
             now: Duration::ZERO,
             ends: Vec::new(),
             steps: Vec::new(),
         }
     }
 
-    fn add_change(&mut self) {
-        let at = self.now + self.pause();
-        self.end_until(at);
-        let change = self.draw(at);
+    /// Whether there was one to add.
+    fn add_change(&mut self) -> bool {
+        let mut at = self.now + mem::take(&mut self.rest);
+        for _ in 0..PATIENCE {
+            at += self.pause();
+            self.end_until(at);
+            if let Some(change) = self.draw(at) {
+                self.add(at, change);
+                return true;
+            }
+        }
+        false
+    }
+
+    fn add(&mut self, at: Duration, change: Change) {
         self.push(at, Action::Change(change));
         let hold = |range, random: &mut Rng| at + Duration::from_millis(random.u64(range));
         match change {
@@ -320,17 +341,23 @@ impl<'a> Planner<'a> {
         self.settings.pace.mul_f64(0.5 + self.random.f64())
     }
 
-    /// The first card of the deck that can be played, of a new deck where none can.
-    fn draw(&mut self, at: Duration) -> Change {
-        loop {
-            for card in 0..self.deck.len() {
-                if let Some(change) = self.candidate(self.deck[card], at) {
-                    self.deck.remove(card);
-                    return change;
-                }
-            }
+    /// The first card of the deck that can be played, else of a new deck below it.
+    fn draw(&mut self, at: Duration) -> Option<Change> {
+        self.play(at).or_else(|| {
+            // What could not be played keeps its turn, once for each kind.
+            self.deck.sort_unstable();
+            self.deck.dedup();
             self.deal();
-        }
+            self.play(at)
+        })
+    }
+
+    fn play(&mut self, at: Duration) -> Option<Change> {
+        let played = (0..self.deck.len())
+            .find_map(|card| Some((card, self.candidate(self.deck[card], at)?)));
+        let (card, change) = played?;
+        self.deck.remove(card);
+        Some(change)
     }
 
     fn deal(&mut self) {

@@ -14,6 +14,9 @@ use super::{
     metrics::{SlotsPassed, Watched},
 };
 
+/// Breaks that the table shows; JSON has more.
+const SHOWN: usize = 5;
+
 /// A run.
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
@@ -25,6 +28,8 @@ pub struct Report {
     pub broken: u64,
     /// Connections broken after their backend was killed.
     pub broken_with_backend: u64,
+    /// Connections broken after they had sent nothing for the moving time.
+    pub broken_idle: u64,
     /// The most entries of all flow tables together; null without flow tables.
     pub peak_entries: Option<u64>,
     /// The share of packets that were looked up in a flow table; null without flow tables.
@@ -112,6 +117,7 @@ impl Report {
             echoes,
             broken,
             with_backend,
+            idle,
             broken_after,
             broken_how,
             not_opened,
@@ -123,6 +129,7 @@ impl Report {
             changes: changes_by_kind.values().sum(),
             broken,
             broken_with_backend: with_backend,
+            broken_idle: idle,
             peak_entries: watched.peak_entries(),
             lookup_share: watched.lookup_share(),
             slots_passed: watched.slots_passed(),
@@ -196,6 +203,11 @@ impl Report {
             format!("{moving} moving, {settling} settling, {steady} steady")
         });
         let Spread { p50, p99, max } = self.echo_ms;
+        let Alarms {
+            noticed,
+            unnoticed,
+            unlisted,
+        } = self.false_alarms;
         let not_known = match self.without.is_empty() {
             true => "nothing".to_owned(),
             false => self.without.join(", "),
@@ -221,10 +233,7 @@ impl Report {
             ("  skipped", listed(&self.skipped)),
             (
                 "false alarms",
-                format!(
-                    "{} noticed, {} not",
-                    self.false_alarms.noticed, self.false_alarms.unnoticed
-                ),
+                format!("{noticed} noticed, {unnoticed} not, {unlisted} in no service"),
             ),
             (
                 "flow state",
@@ -254,7 +263,7 @@ impl Report {
             (
                 "cpu seconds",
                 format!(
-                    "agent {:.1}, program {:.1} ({} packets), client {:.1}, backends {:.1}",
+                    "agent {:.1}, program {:.3} ({} packets), client {:.1}, backends {:.1}",
                     cpu.agent_seconds,
                     cpu.program_seconds,
                     cpu.program_packets,
@@ -274,8 +283,8 @@ impl Display for Report {
             table.add_row([name.to_owned(), value]);
         }
         writeln!(f, "{}", table.trim_fmt())?;
-        for broken in &self.breaks {
-            writeln!(f, "{broken:?}")?;
+        for broken in self.breaks.iter().take(SHOWN) {
+            writeln!(f, "{broken}")?;
         }
         Ok(())
     }

@@ -27,6 +27,7 @@ fn broken(backend: Identity, when: u64) -> Break {
         backend: Some(backend),
         phase: Phase::Exchange,
         how: How::Reset,
+        quiet: at(1),
         after: None,
     }
 }
@@ -43,7 +44,7 @@ fn ungreeted(born: u64, when: u64) -> Break {
 
 /// Books with `count` open connections.
 fn books(count: usize) -> Account {
-    let mut account = Account::default();
+    let mut account = Account::new(Some(at(5)));
     (0..count).for_each(|_| account.opened());
     account
 }
@@ -90,6 +91,29 @@ fn an_ungreeted_connection_is_excused_by_a_kill_in_its_time_only() {
     assert_eq!(account.broke(ungreeted(6, 7)), Verdict::Broken);
     assert_eq!(account.broke(ungreeted(3, 4)), Verdict::Broken);
     assert_eq!(account.totals().open, 0);
+}
+
+#[test]
+fn nothing_is_promised_to_a_connection_that_was_idle_for_the_moving_time() {
+    let quiet = |seconds| Break {
+        quiet: at(seconds),
+        ..broken(FIRST, 20)
+    };
+    let mut account = books(3);
+    assert_eq!(account.broke(quiet(5)), Verdict::Idle);
+    assert_eq!(account.broke(quiet(4)), Verdict::Broken);
+    assert_eq!((account.totals().broken, account.totals().idle), (1, 1));
+    let mut unlimited = Account::new(None);
+    unlimited.opened();
+    assert_eq!(unlimited.broke(quiet(50)), Verdict::Broken);
+}
+
+#[test]
+fn latencies_beyond_the_histograms_first_size_are_told_apart() {
+    let mut account = books(1);
+    (1..=100).for_each(|n| account.echoed(Duration::from_millis(n)));
+    let median = account.latencies().value_at_quantile(0.5);
+    assert!((49_000..51_100).contains(&median), "{median}");
 }
 
 #[test]

@@ -68,7 +68,9 @@ impl Fleet {
     /// Every change of `kind` that makes sense at `at`; weights and sizes are the present ones.
     pub fn candidates(&self, kind: Kind, at: Duration) -> Vec<Change> {
         match kind {
-            Kind::AgentRestart if self.any_stalled() => Vec::new(),
+            // Nothing that may take its time, for a stopped process must not stay so for long.
+            Kind::AgentRestart | Kind::FalseAlarm if self.any(Health::Stalled) => Vec::new(),
+            Kind::Stall if self.any(Health::Alarmed) => Vec::new(),
             Kind::AgentRestart => vec![Change::AgentRestart],
             Kind::RingSize => self.resizes().collect(),
             Kind::Kill | Kind::Revive | Kind::FalseAlarm | Kind::Stall => {
@@ -80,10 +82,8 @@ impl Fleet {
         }
     }
 
-    fn any_stalled(&self) -> bool {
-        self.backends
-            .values()
-            .any(|health| *health == Health::Stalled)
+    fn any(&self, health: Health) -> bool {
+        self.backends.values().any(|other| *other == health)
     }
 
     fn resizes(&self) -> impl Iterator<Item = Change> {

@@ -9,6 +9,7 @@ fn settings(seed: u64, changes: usize) -> Settings {
         seed,
         changes,
         pace: Duration::from_millis(500),
+        rest: Duration::ZERO,
         kinds: Kind::all().collect(),
         services: 2,
         backends: 6,
@@ -34,6 +35,19 @@ fn kinds_that_cannot_be_carried_out_are_left_out() {
     settings.kinds.retain(|&kind| kind != Kind::RingSize);
     let plan = Plan::draw(&settings);
     assert!(plan.changes().all(|change| change.kind() != Kind::RingSize));
+}
+
+#[test]
+fn a_plan_ends_early_where_nothing_more_makes_sense() {
+    let only = |kinds: &[Kind]| {
+        let mut settings = settings(1, 100);
+        settings.kinds = kinds.to_vec();
+        Plan::draw(&settings).changes().count()
+    };
+    assert_eq!(only(&[Kind::Revive]), 0);
+    assert_eq!(only(&[Kind::Kill]), 2);
+    assert_eq!(only(&[Kind::FalseAlarm]), 100);
+    assert_eq!(only(&[Kind::Kill, Kind::Revive]), 100);
 }
 
 #[test]
@@ -63,6 +77,16 @@ fn some_changes_come_in_bursts_and_the_others_at_the_pace() {
     assert!((40..250).contains(&bursts.count()));
     let longest = plan.steps.iter().map(|step| step.pause).max();
     assert!(longest <= Some(Duration::from_secs(3)), "{longest:?}");
+}
+
+#[test]
+fn every_fifty_changes_nothing_happens_for_a_while() {
+    let mut settings = settings(1, 151);
+    settings.rest = Duration::from_secs(12);
+    let plan = Plan::draw(&settings);
+    // What ends within a rest divides it.
+    let rested = |step: &&Step| step.pause > Duration::from_secs(5);
+    assert_eq!(plan.steps.iter().filter(rested).count(), 3);
 }
 
 #[test]
@@ -102,6 +126,8 @@ proptest! {
     fn every_alarm_and_stall_ends_and_nothing_else_befalls_its_backend_meanwhile(seed: u64) {
         let mut troubled: BTreeMap<u8, Kind> = BTreeMap::new();
         for step in Plan::draw(&settings(seed, 200)).steps {
+            let kinds: BTreeSet<_> = troubled.values().collect();
+            prop_assert!(kinds.len() <= 1, "stalled until an alarm is noticed: {:?}", troubled);
             match step.action {
                 Action::Change(Change::FalseAlarm { backend, .. }) => {
                     prop_assert_eq!(troubled.insert(backend, Kind::FalseAlarm), None);
@@ -113,7 +139,7 @@ proptest! {
                     prop_assert_eq!(troubled.get(&backend), None);
                 }
                 Action::Change(Change::AgentRestart) => {
-                    prop_assert!(troubled.values().all(|&kind| kind != Kind::Stall));
+                    prop_assert!(!troubled.values().any(|&kind| kind == Kind::Stall));
                 }
                 Action::AlarmEnds(backend) => {
                     prop_assert_eq!(troubled.remove(&backend), Some(Kind::FalseAlarm));
