@@ -14,7 +14,7 @@ use crate::setup;
 /// The verb's arguments.
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Passed on, such as `--quick --format json`; `--help` lists them
+    /// Passed on, such as `--quick --format json`; `-- --help` lists them
     #[arg(
         trailing_var_arg = true,
         allow_hyphen_values = true,
