@@ -156,6 +156,8 @@ pub struct Totals {
 #[derive(Debug, Default)]
 struct Life {
     killed: Option<Duration>,
+    /// When it was gone: until then its sockets may have taken connections.
+    gone: Option<Duration>,
     /// Each from, until.
     stalls: Vec<(Duration, Option<Duration>)>,
 }
@@ -201,6 +203,11 @@ impl Account {
     /// A process is about to be killed.
     pub fn kills(&mut self, backend: Identity, at: Duration) {
         self.life(backend).killed = Some(at);
+    }
+
+    /// A killed process has been seen to be gone.
+    pub fn gone(&mut self, backend: Identity, at: Duration) {
+        self.life(backend).gone = Some(at);
     }
 
     /// A process is about to be stopped.
@@ -288,11 +295,7 @@ impl Account {
     fn judge(&self, broken: &Break) -> Verdict {
         let killed = match broken.backend {
             Some(backend) => self.killed(backend).is_some_and(|at| at <= broken.at),
-            None => self
-                .lives
-                .values()
-                .filter_map(|life| life.killed)
-                .any(|at| broken.born <= at && at <= broken.at),
+            None => self.lives.values().any(|life| died_within(life, broken)),
         };
         let idle = self.idle.is_some_and(|limit| broken.quiet >= limit);
         match (killed, idle) {
@@ -334,6 +337,12 @@ impl Account {
     pub fn latencies(&self) -> &Histogram<u64> {
         &self.latencies
     }
+}
+
+/// Whether `life` was dying at some time while a connection lived.
+fn died_within(life: &Life, broken: &Break) -> bool {
+    let begun = life.killed.is_some_and(|at| at <= broken.at);
+    begun && life.gone.is_none_or(|at| broken.born <= at)
 }
 
 #[cfg(test)]

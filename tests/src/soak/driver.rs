@@ -231,6 +231,7 @@ impl<'a> Driver<'a> {
                 let identity = self.stage.fleet.identity(backend);
                 self.books.open().kills(identity, self.clock.now());
                 self.stage.fleet.kill(backend);
+                self.books.open().gone(identity, self.clock.now());
                 Ok(())
             }
             Change::Revive { backend } => self.stage.fleet.revive(backend),

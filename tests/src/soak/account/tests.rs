@@ -87,8 +87,11 @@ fn a_revived_backend_is_not_excused_by_the_death_of_its_former_life() {
 fn an_ungreeted_connection_is_excused_by_a_kill_in_its_time_only() {
     let mut account = books(0);
     account.kills(FIRST, at(5));
+    assert_eq!(account.broke(ungreeted(6, 7)), Verdict::WithBackend);
+    account.gone(FIRST, at(6));
     assert_eq!(account.broke(ungreeted(4, 6)), Verdict::WithBackend);
-    assert_eq!(account.broke(ungreeted(6, 7)), Verdict::Broken);
+    assert_eq!(account.broke(ungreeted(6, 7)), Verdict::WithBackend);
+    assert_eq!(account.broke(ungreeted(7, 8)), Verdict::Broken);
     assert_eq!(account.broke(ungreeted(3, 4)), Verdict::Broken);
     assert_eq!(account.totals().open, 0);
 }
