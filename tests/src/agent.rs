@@ -129,16 +129,22 @@ impl Agent {
         home: Home,
         arguments: &[&str],
     ) -> Result<Self> {
-        let arguments = arguments.iter().map(ToString::to_string).collect();
-        let namespace = namespace.clone();
+        fs::write(&home.config, config.render(&home.name)).context("writing the config")?;
+        Self::start_configured(namespace, home, arguments)
+    }
+
+    /// Starts one with the configuration file that is in `home` already.
+    ///
+    /// # Errors
+    /// It is not built, or not ready soon; with its log.
+    pub fn start_configured(namespace: &Namespace, home: Home, arguments: &[&str]) -> Result<Self> {
         let mut agent = Self {
-            namespace,
+            namespace: namespace.clone(),
             home,
-            arguments,
+            arguments: arguments.iter().map(ToString::to_string).collect(),
             process: None,
             detached: false,
         };
-        agent.write_config(config)?;
         agent.restart()?;
         Ok(agent)
     }
@@ -217,6 +223,11 @@ impl Agent {
             process.log_tail()
         );
         Ok(())
+    }
+
+    /// Its process id, while it runs.
+    pub fn id(&self) -> Option<u32> {
+        self.process.as_ref().map(Process::id)
     }
 
     /// Whether it runs.

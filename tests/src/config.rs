@@ -13,6 +13,8 @@ use crate::topology::INTERFACE;
 pub struct Health {
     /// `"http"`, `"tcp"` or `"none"`.
     pub kind: &'static str,
+    /// The port that is asked; the backend's own where absent.
+    pub port: Option<u16>,
     /// From probe to probe, in milliseconds.
     pub interval_ms: u32,
     /// A probe's time, in milliseconds.
@@ -27,6 +29,7 @@ impl Health {
     /// `GET /health` five times a second, down after three failures.
     pub const HTTP: Self = Self {
         kind: "http",
+        port: None,
         interval_ms: 200,
         timeout_ms: 100,
         rise: 2,
@@ -53,6 +56,7 @@ impl Display for Health {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let Self {
             kind,
+            port,
             interval_ms,
             timeout_ms,
             rise,
@@ -63,9 +67,10 @@ impl Display for Health {
             "http" => "path = \"/health\", ",
             _ => "",
         };
+        let port = port.map_or_else(String::new, |port| format!("port = {port}, "));
         write!(
             f,
-            "{{ type = \"{kind}\", {path}interval = \"{interval_ms}ms\", \
+            "{{ type = \"{kind}\", {path}{port}interval = \"{interval_ms}ms\", \
              timeout = \"{timeout_ms}ms\", rise = {rise}, fall = {fall} }}"
         )
     }
@@ -82,6 +87,8 @@ pub struct Service {
     pub health: Health,
     /// Addresses and weights.
     pub backends: Vec<(SocketAddr, u16)>,
+    /// Further keys and their values, as they are written.
+    pub keys: Vec<(String, String)>,
 }
 
 impl Service {
@@ -98,6 +105,7 @@ impl Service {
             mode,
             health,
             backends,
+            keys: Vec::new(),
         }
     }
 }
@@ -109,11 +117,15 @@ impl Display for Service {
             mode,
             health,
             backends,
+            keys,
         } = self;
         writeln!(
             f,
             "\n[[service]]\nvip = \"{vip}\"\nmode = \"{mode}\"\nhealth = {health}"
         )?;
+        for (key, value) in keys {
+            writeln!(f, "{key} = {value}")?;
+        }
         for (address, weight) in backends {
             writeln!(
                 f,

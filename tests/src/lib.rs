@@ -18,6 +18,7 @@ pub mod netns;
 pub mod process;
 pub mod skip;
 pub mod stage;
+pub mod soak;
 pub mod topology;
 pub mod udp;
 pub mod wait;

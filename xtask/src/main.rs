@@ -1,4 +1,4 @@
-//! The project's commands: `cargo xtask setup | build | run | test | bench | ci`.
+//! The project's commands: `cargo xtask setup | build | run | test | soak | bench | ci`.
 //!
 //! Owns everything between a fresh clone and a running program: tools, the BPF objects, the host
 //! build, and starting what was built. Never holds logic of the load balancer itself.
@@ -6,8 +6,8 @@
 //! Every message goes to standard error; standard output belongs to the program that is run.
 //!
 //! Exit codes: 0 ok; 1 failure; 2 wrong usage; 3 set-up is needed that this command cannot do
-//! itself, in which case the commands to run are printed. `run` and `bench` become the program they
-//! start and exit with its code.
+//! itself, in which case the commands to run are printed. `run`, `soak` and `bench` become the program
+//! they start and exit with its code.
 
 mod bench;
 mod build;
@@ -18,6 +18,7 @@ mod program;
 mod project;
 mod run;
 mod setup;
+mod soak;
 mod test;
 
 use std::process::ExitCode;
@@ -53,6 +54,8 @@ enum Verb {
     Run(run::Arguments),
     /// Run all tests; arguments go to cargo-nextest
     Test(test::Arguments),
+    /// Hold connections over changes of every kind, and count those that break
+    Soak(soak::Arguments),
     /// Run a benchmark, or all of them
     Bench(bench::Arguments),
     /// Run every check a change has to pass
@@ -80,6 +83,7 @@ fn dispatch(verb: Verb) -> Result<ExitCode> {
         Verb::Build => build::run(&project),
         Verb::Run(arguments) => run::run(&project, &arguments),
         Verb::Test(arguments) => test::run(&project, &arguments),
+        Verb::Soak(arguments) => soak::run(&project, &arguments),
         Verb::Bench(arguments) => bench::run(&project, &arguments),
         Verb::Ci(arguments) => ci::run(&project, &arguments),
     }
@@ -107,5 +111,14 @@ mod tests {
             };
             assert_eq!(arguments.passed_on, ["--interface", "eth1"]);
         }
+    }
+
+    #[test]
+    fn options_of_the_soak_are_passed_on() {
+        let line = ["x", "soak", "--quick", "--flow-state", "ring-only"];
+        let Verb::Soak(arguments) = Arguments::try_parse_from(line).unwrap().verb else {
+            panic!("not parsed as soak");
+        };
+        assert_eq!(arguments.passed_on, line[2..]);
     }
 }

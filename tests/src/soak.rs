@@ -1,0 +1,148 @@
+//! The proof on real traffic that an established connection whose backend lives is never moved,
+//! over any sequence of changes.
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`plan`] | the changes, from a seed; pure |
+//! | [`account`] | who broke, and why; pure |
+//! | [`stage`] | network, balancer and its configuration |
+//! | [`fleet`], [`echo_server`] | the backends' processes, and what they do |
+//! | [`client`], [`wire`] | the connections, and what they say |
+//! | [`driver`] | carrying the plan out |
+//! | [`features`] | what the programs under test can do |
+//! | [`metrics`], [`cpu`] | what the balancer says of itself, and what it costs |
+//! | [`report`] | how the end is told |
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+
+pub mod account;
+pub mod client;
+pub mod cpu;
+pub mod driver;
+pub mod echo_server;
+pub mod features;
+pub mod fleet;
+pub mod metrics;
+pub mod plan;
+pub mod report;
+pub mod stage;
+pub mod wire;
+
+use account::Account;
+use client::{Books, Clients, Clock, Load};
+use driver::Driver;
+use features::{FlowState, Keys, Kinds, MOVING_TIME};
+use plan::{Kind, Plan, Settings};
+use report::{Report, Run};
+use stage::{BACKENDS, SERVICES, Stage};
+
+/// The most connections to hold: each service's have the ports of one client's address.
+pub const MOST_CONNECTIONS: usize = 100_000;
+/// After the last change, for connections that are broken to notice.
+const SETTLE: Duration = Duration::from_secs(2);
+
+/// What to do.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Connections to hold.
+    pub connections: usize,
+    /// Connections to close and open again every second, beside them.
+    pub churn: usize,
+    /// Changes to make.
+    pub changes: usize,
+    /// Their kinds; all where empty.
+    pub only: Vec<Kind>,
+    /// From one change to the next, on average.
+    pub pace: Duration,
+    /// Of changes and lifetimes.
+    pub seed: u64,
+    /// Where the balancer remembers flows.
+    pub flow_state: FlowState,
+    /// Room in each flow table; the balancer's default where absent.
+    pub flows: Option<u32>,
+}
+
+/// Holds connections, makes changes, and reports. Everything made is unmade, also where the future
+/// is dropped.
+///
+/// # Errors
+/// The stage cannot be set up, or a change cannot be carried out. That a connection breaks is no
+/// error here.
+pub async fn run(options: &Options) -> Result<Report> {
+    ensure!(
+        (1..=MOST_CONNECTIONS).contains(&options.connections),
+        "{} connections: 1 to {MOST_CONNECTIONS} have ports",
+        options.connections
+    );
+    let keys = Keys::choose(options.flow_state, options.flows, features::accepts)?;
+    let Kinds { can, cannot } = features::kinds()?;
+    announce(options, &keys, &cannot);
+    let plan = Plan::draw(&Settings {
+        seed: options.seed,
+        changes: options.changes,
+        pace: options.pace,
+        rest: settling(&keys),
+        kinds: can
+            .into_iter()
+            .filter(|kind| wanted(options, kind))
+            .collect(),
+        services: SERVICES,
+        backends: BACKENDS,
+    });
+    let mut stage = Stage::start(&plan.pools, &keys)?;
+    let idle = keys.moving.then_some(MOVING_TIME);
+    let (books, clock) = (Books::new(Account::new(idle)), Clock::start());
+    let load = Load {
+        targets: (0..SERVICES).map(stage::target).collect(),
+        held: options.connections,
+        churn: options.churn,
+        seed: options.seed,
+    };
+    let clients = Clients::start(&stage.topology.client, load, &books, clock)?;
+    let mut driver = Driver::start(&mut stage, &books, clock)?;
+    driver.carry_out(&plan.steps).await?;
+    driver.wait(settling(&keys)).await?;
+    let cost = driver.cost()?;
+    clients.stop()?;
+    let run = Run {
+        connections: options.connections,
+        seed: options.seed,
+        flow_state: options.flow_state,
+        without: keys.without,
+        skipped: cannot
+            .into_iter()
+            .map(|(kind, why)| (kind.name(), why))
+            .collect(),
+        seconds: clock.now().as_secs_f64(),
+        alarms: driver.alarms(),
+        cost,
+    };
+    Ok(Report::new(run, &books.open(), driver.watched()))
+}
+
+fn wanted(options: &Options, kind: &Kind) -> bool {
+    options.only.is_empty() || options.only.contains(kind)
+}
+
+/// Until all slots are steady, and every connection has had an exchange since.
+fn settling(keys: &Keys) -> Duration {
+    match keys.moving {
+        true => MOVING_TIME * 2 + SETTLE,
+        false => SETTLE,
+    }
+}
+
+fn announce(options: &Options, keys: &Keys, skipped: &[(Kind, &str)]) {
+    eprintln!(
+        "soak: {} connections, {} changes, seed {}",
+        options.connections, options.changes, options.seed
+    );
+    for line in &keys.without {
+        eprintln!("WITHOUT {line}: lbd does not know it");
+    }
+    for (kind, why) in skipped {
+        eprintln!("SKIP {kind}: {why}");
+    }
+}
