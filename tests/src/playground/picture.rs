@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use anstyle_svg::Term;
+use anstyle_svg::{Term, WIN10_CONSOLE};
 use anyhow::{Context as _, Result};
 use ratatui::{
     Terminal,
@@ -24,7 +24,8 @@ pub fn svg(view: &View) -> Result<String> {
     let mut terminal = Terminal::new(TestBackend::new(columns, rows)).context("a terminal")?;
     let drawn = terminal.draw(|frame| screen::draw(frame, view));
     let ansi = ansi(drawn.context("drawing")?.buffer)?;
-    Ok(Term::new().render_svg(&ansi))
+    // Legible on black in every colour that the screen uses.
+    Ok(Term::new().palette(WIN10_CONSOLE).render_svg(&ansi))
 }
 
 /// The rows of `buffer` with the escape sequences of their styles.

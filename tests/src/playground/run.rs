@@ -6,6 +6,7 @@ use std::{
     future::pending,
     io::{self, IsTerminal as _, Write as _},
     path::PathBuf,
+    thread,
     time::Duration,
 };
 
@@ -256,7 +257,8 @@ impl Show {
 
 impl Drop for Show {
     fn drop(&mut self) {
-        if matches!(self, Self::Screen { .. }) {
+        // A panic has done it before its message, which another time would paint over.
+        if matches!(self, Self::Screen { .. }) && !thread::panicking() {
             // A terminal that was closed needs no restoring.
             drop(ratatui::try_restore());
         }

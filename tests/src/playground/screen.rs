@@ -73,15 +73,18 @@ fn title(frame: &mut Frame<'_>, area: Rect, view: &View) {
     let agent = if view.agent {
         "● lbd runs".green()
     } else {
-        "✖ lbd is dead, XDP goes on".red().bold()
+        "✖ lbd is dead, XDP goes on".light_red().bold()
     };
-    let right = Line::from(vec![agent, format!("   {}", clock(view.up_for)).dim()]);
+    let right = Line::from(vec![
+        agent,
+        format!("   {}", clock(view.up_for)).dark_gray(),
+    ]);
     frame.render_widget(left, area);
     frame.render_widget(right.alignment(Alignment::Right), area);
 }
 
 fn heading(name: &'static str, note: String) -> Line<'static> {
-    Line::from(vec![name.cyan().bold(), note.dim()])
+    Line::from(vec![name.cyan().bold(), note.dark_gray()])
 }
 
 fn section(frame: &mut Frame<'_>, area: Rect, name: &'static str, note: &str, rows: Vec<Line<'_>>) {
@@ -105,7 +108,7 @@ fn services(frame: &mut Frame<'_>, area: Rect, view: &View) {
         WINDOW.as_secs()
     );
     put(frame, area, 0, heading("SERVICES", note));
-    let head = |text: &str| Line::from(text.to_owned().dim());
+    let head = |text: &str| Line::from(text.to_owned().dark_gray());
     let servers = (1..=3).map(|n| head(&backend_name(n)));
     let mut heads = vec![head("mode"), head("VIP")];
     heads.extend(servers);
@@ -136,9 +139,9 @@ fn server_width(area: Rect) -> usize {
 fn cells(service: &ServiceView, width: usize) -> Vec<Line<'static>> {
     let right = |span: Span<'static>| Line::from(span).alignment(Alignment::Right);
     let failed = match (service.failing, service.failed) {
-        (0, 0) => "0".dim(),
+        (0, 0) => "0".dark_gray(),
         (0, failed) => failed.to_string().into(),
-        (_, failed) => failed.to_string().red().bold(),
+        (_, failed) => failed.to_string().light_red().bold(),
     };
     let mut cells = vec![
         Line::from(service.label.bold()),
@@ -161,7 +164,7 @@ fn server_cell(server: &ServerView, width: usize) -> Line<'static> {
         Standing::Up => ("●", Color::Green),
         Standing::Starting => ("○", Color::Cyan),
         Standing::Draining => ("◐", Color::Yellow),
-        Standing::Down => ("✖", Color::Red),
+        Standing::Down => ("✖", Color::LightRed),
         Standing::Absent => ("·", Color::DarkGray),
     };
     let colour = Style::new().fg(colour);
@@ -177,7 +180,7 @@ fn server_cell(server: &ServerView, width: usize) -> Line<'static> {
     }
     spans.extend(bar(server.share, room, colour));
     spans.push(format!(" {:>3.0}%", server.share * 100.0).into());
-    spans.push(weight.dim());
+    spans.push(weight.dark_gray());
     Line::from(spans)
 }
 
@@ -197,8 +200,12 @@ fn bar(share: f64, width: usize, colour: Style) -> [Span<'static>; 2] {
 
 fn event(event: &EventView) -> Line<'_> {
     let text = event.text.as_str();
-    let text = if event.bad { text.red() } else { text.into() };
-    Line::from(vec![format!("{:>6}  ", clock(event.at)).dim(), text])
+    let text = if event.bad {
+        text.light_red()
+    } else {
+        text.into()
+    };
+    Line::from(vec![format!("{:>6}  ", clock(event.at)).dark_gray(), text])
 }
 
 fn command(hint: &Hint, width: u16) -> Line<'_> {
@@ -207,7 +214,7 @@ fn command(hint: &Hint, width: u16) -> Line<'_> {
     } else {
         String::new()
     };
-    Line::from(vec![word.dim(), hint.command.as_str().into()])
+    Line::from(vec![word.dark_gray(), hint.command.as_str().into()])
 }
 
 fn keys_line() -> Line<'static> {

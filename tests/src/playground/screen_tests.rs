@@ -158,7 +158,7 @@ fn failures_are_red_while_they_last() {
             .position(|row| row.contains("nat v4"))
             .unwrap();
         let last = buffer.area.width - 2;
-        buffer[(last, u16::try_from(row).unwrap())].fg == Color::Red
+        buffer[(last, u16::try_from(row).unwrap())].fg == Color::LightRed
     };
     assert!(red(&failing));
     assert!(!red(&view()));

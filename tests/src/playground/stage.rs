@@ -89,7 +89,7 @@ impl Stage {
         match order {
             Order::Server(n) => self.toggle_server(n).map(Some),
             Order::Drain(n, on) => self.drain(n, on).map(|()| None),
-            Order::Agent => self.toggle_agent().map(Some),
+            Order::Agent => self.toggle_agent(),
         }
     }
 
@@ -115,13 +115,12 @@ impl Stage {
         Ok(format!("{name}: nginx runs again"))
     }
 
-    fn toggle_agent(&mut self) -> Result<String> {
+    fn toggle_agent(&mut self) -> Result<Option<String>> {
         if self.agent.is_running() {
             self.agent.sigkill();
-            return Ok("lbd was killed".to_owned());
+            return Ok(Some("lbd was killed".to_owned()));
         }
-        self.agent.restart()?;
-        Ok("lbd was started".to_owned())
+        self.agent.restart().map(|()| None)
     }
 
     fn drain(&self, n: u8, on: bool) -> Result<()> {
