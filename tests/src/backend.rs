@@ -77,6 +77,11 @@ impl Backend {
         &self.name
     }
 
+    /// Whether its master runs.
+    pub fn is_running(&mut self) -> bool {
+        self.process.as_mut().is_some_and(Process::is_running)
+    }
+
     /// Kills master and workers with SIGKILL; the kernel then refuses connections to it.
     pub fn kill(&mut self) {
         self.process = None;

@@ -2,8 +2,9 @@
 //!
 //! [`topology`] lays out a client, a balancer and backends on one segment of [`netns`] namespaces;
 //! [`backend`] and [`udp`] put real servers into it, [`agent`] the programs under test, and [`load`]
-//! generates traffic and says what became of it; [`stage`] is all of that around given services. Everything made here is unmade on drop, also after
-//! a panic; what a killed run left behind is swept by the next one.
+//! generates traffic and says what became of it; [`stage`] is all of that around given services, and
+//! [`playground`] all of it for people to try. Everything made here is unmade on drop, also after a
+//! panic; what a killed run left behind is swept by the next one.
 
 pub mod agent;
 pub mod backend;
@@ -15,10 +16,11 @@ pub mod differential;
 pub mod dissect;
 pub mod load;
 pub mod netns;
+pub mod playground;
 pub mod process;
 pub mod skip;
-pub mod stage;
 pub mod soak;
+pub mod stage;
 pub mod topology;
 pub mod udp;
 pub mod wait;

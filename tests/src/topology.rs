@@ -67,11 +67,11 @@ pub fn backend_name(n: u8) -> String {
 
 /// How namespaces are named.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Names {
+pub enum Names<'a> {
     /// After the process and a counter, so that runs never meet.
     Unique,
-    /// `lb-client`, `lb-balancer`, `lb-backend1` …, for people to type. One at a time.
-    Stable,
+    /// `NAME-client`, `NAME-balancer`, `NAME-backend1` …, for people to type.
+    Stable(&'a str),
 }
 
 /// What stands beside a topology.
@@ -81,6 +81,28 @@ pub enum Turn {
     Shared,
     /// No other test runs: for those that measure time or loss.
     Exclusive,
+}
+
+impl Turn {
+    /// Waits for it, and holds it until the lock is dropped. A topology that has one holds it itself.
+    ///
+    /// # Errors
+    /// The lock cannot be taken.
+    pub fn take(self) -> Result<Flock<File>> {
+        let kind = match self {
+            Self::Shared => FlockArg::LockShared,
+            Self::Exclusive => FlockArg::LockExclusive,
+        };
+        let file = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(TURN_FILE)
+            .with_context(|| format!("opening {TURN_FILE}"))?;
+        match Flock::lock(file, kind) {
+            Ok(lock) => Ok(lock),
+            Err((_, error)) => bail!("locking {TURN_FILE}: {error}"),
+        }
+    }
 }
 
 /// The client, the balancer and the backends, wired up. Everything goes on drop.
@@ -119,15 +141,15 @@ impl Topology {
     ///
     /// # Errors
     /// A namespace or link cannot be made, or names that are stable are taken.
-    pub fn build(backends: u8, names: Names, turn: Option<Turn>) -> Result<Self> {
+    pub fn build(backends: u8, names: Names<'_>, turn: Option<Turn>) -> Result<Self> {
         ensure!(
             usize::from(backends) <= MAX_BACKENDS,
             "{backends} backends do not fit the address plan: at most {MAX_BACKENDS}"
         );
-        let turn = turn.map(take).transpose()?;
+        let turn = turn.map(Turn::take).transpose()?;
         let make = |role: &str| match names {
             Names::Unique => Namespace::unique(role),
-            Names::Stable => Namespace::named(&stable_name(role)),
+            Names::Stable(name) => Namespace::named(&stable_name(name, role)),
         };
         let (switch, client, balancer) = (make("switch")?, make("client")?, make("balancer")?);
         let backends = (1..=backends)
@@ -203,19 +225,19 @@ impl Topology {
     }
 }
 
-/// The stable name of the namespace of `role`.
-pub fn stable_name(role: &str) -> String {
-    format!("lb-{role}")
+/// What [`Names::Stable`] calls the namespace of `role`.
+pub fn stable_name(name: &str, role: &str) -> String {
+    format!("{name}-{role}")
 }
 
-/// The names that [`Names::Stable`] would take and that are taken.
-pub fn stable_names_taken() -> Vec<String> {
+/// The namespaces that [`Names::Stable`] would make and that exist.
+pub fn stable_names_taken(name: &str) -> Vec<String> {
     let fixed = ["switch", "client", "balancer"].map(str::to_owned);
     let backends = (1..=MAX_BACKENDS).map(|n| format!("backend{n}"));
     let names = fixed
         .into_iter()
         .chain(backends)
-        .map(|role| stable_name(&role));
+        .map(|role| stable_name(name, &role));
     names.filter(|name| crate::netns::exists(name)).collect()
 }
 
@@ -232,20 +254,4 @@ fn nodes<'a>(
         .zip(backends)
         .map(|(n, backend)| (backend_name(n), backend));
     fixed.into_iter().chain(backends).collect()
-}
-
-fn take(turn: Turn) -> Result<Flock<File>> {
-    let kind = match turn {
-        Turn::Shared => FlockArg::LockShared,
-        Turn::Exclusive => FlockArg::LockExclusive,
-    };
-    let file = OpenOptions::new()
-        .create(true)
-        .append(true)
-        .open(TURN_FILE)
-        .with_context(|| format!("opening {TURN_FILE}"))?;
-    match Flock::lock(file, kind) {
-        Ok(lock) => Ok(lock),
-        Err((_, error)) => bail!("locking {TURN_FILE}: {error}"),
-    }
 }
