@@ -6,6 +6,7 @@
 
 use std::{collections::BTreeMap, fmt, net::SocketAddr, str::FromStr, time::Duration};
 
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 mod check;
@@ -104,8 +105,14 @@ impl<'de> Deserialize<'de> for ServiceId {
     }
 }
 
+/// The name of a setting's value, as the configuration, the API and `lbctl` write it.
+pub fn name_of(value: impl ValueEnum) -> String {
+    let value = value.to_possible_value();
+    value.map_or_else(String::new, |value| value.get_name().to_owned())
+}
+
 /// How a packet reaches its backend (ARCHITECTURE.md, "Forwarding modes").
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// Destination rewritten; answers return through the balancer and are rewritten back.
@@ -115,7 +122,7 @@ pub enum Mode {
 }
 
 /// How a new flow's backend is chosen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Scheduler {
     /// By the hash of addresses, ports and protocol on a Maglev ring, by weight.
@@ -131,12 +138,19 @@ pub enum Scheduler {
     LeastConnections,
     /// The fewest flows in progress for its weight.
     WeightedLeastConnections,
-    /// The better of two drawn by weight (M. Mitzenmacher, "The Power of Two Choices in Randomized
-    /// Load Balancing", IEEE TPDS 12(10), 2001).
+    /// The better of two drawn by weight.
+    ///
+    /// M. Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", IEEE TPDS 12(10),
+    /// 2001.
     PowerOfTwoChoices,
 }
 
 impl Scheduler {
+    /// Whether it pays no heed to weights, but for 0.
+    pub fn ignores_weights(self) -> bool {
+        matches!(self, Self::RoundRobin | Self::LeastConnections)
+    }
+
     /// Whether it chooses by connection, so that every flow has to be recorded.
     pub fn records_every_flow(self) -> bool {
         !matches!(self, Self::Maglev | Self::SourceHash)
@@ -144,7 +158,7 @@ impl Scheduler {
 }
 
 /// Which flows are recorded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum FlowState {
     /// Those of slots that move, and of schedulers that choose by connection.
@@ -156,7 +170,7 @@ pub enum FlowState {
 
 /// What becomes of a backend's flows when its checks fail. One that is known to be dead loses them
 /// either way.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum OnDown {
     /// They stay, so that a false alarm moves nobody.
@@ -166,7 +180,7 @@ pub enum OnDown {
 }
 
 /// What an operator asked of a backend.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Admin {
     /// Takes its share of flows while healthy.

@@ -16,6 +16,7 @@ fn backend(text: &str) -> Backend {
         address,
         weight: 1,
         admin: Admin::Active,
+        max_connections: None,
     }
 }
 
@@ -24,6 +25,11 @@ fn service(text: &str, mode: Mode, backends: &[&str]) -> Service {
         id: id(text),
         mode,
         ring_size: None,
+        scheduler: Scheduler::default(),
+        flow_state: FlowState::default(),
+        on_down: None,
+        moving_time: None,
+        dead_after: DEAD_AFTER,
         health: Health::default(),
         backends: backends.iter().map(|b| backend(b)).collect(),
     }
@@ -73,6 +79,9 @@ fn what_is_no_service_is_refused() {
         assert!(text.parse::<ServiceId>().is_err(), "{text}");
     }
 }
+
+const MILLISECOND: Duration = Duration::from_millis(1);
+const WEEK: Duration = Duration::from_secs(7 * 24 * 3_600);
 
 /// A change of a valid service that makes it invalid, and the field to be named.
 type Spoil = (fn(&mut Service), &'static str);
@@ -125,6 +134,12 @@ fn values_out_of_range_are_refused_by_their_field() {
             "health.host",
         ),
         (|s| s.backends[0].weight = MAX_WEIGHT + 1, "weight"),
+        (|s| s.moving_time = Some(WEEK + MILLISECOND), "moving_time"),
+        (|s| s.dead_after = WEEK + MILLISECOND, "dead_after"),
+        (
+            |s| s.backends[0].max_connections = Some(0),
+            "max_connections",
+        ),
         (|s| s.backends[0].address.set_port(0), "address"),
         (|s| s.backends[0].address.set_ip(s.id.vip.ip()), "address"),
         (|s| s.backends[0] = backend("[fd00::2]:80"), "address"),
@@ -143,6 +158,90 @@ fn values_out_of_range_are_refused_by_their_field() {
     }
 }
 
+/// Every flow is recorded for one reason or another.
+const RECORDS: &[Spoil] = &[
+    (|s| s.scheduler = Scheduler::RoundRobin, "moving_time"),
+    (
+        |s| s.scheduler = Scheduler::WeightedRoundRobin,
+        "moving_time",
+    ),
+    (|s| s.scheduler = Scheduler::LeastConnections, "moving_time"),
+    (
+        |s| s.scheduler = Scheduler::WeightedLeastConnections,
+        "moving_time",
+    ),
+    (
+        |s| s.scheduler = Scheduler::PowerOfTwoChoices,
+        "moving_time",
+    ),
+    (|s| s.flow_state = FlowState::Always, "moving_time"),
+    (
+        |s| s.backends[0].max_connections = Some(1),
+        "max_connections",
+    ),
+];
+
+#[test]
+fn what_records_flows_is_refused_without_a_moving_time_and_told_the_remedy() {
+    for (index, (record, expected)) in RECORDS.iter().enumerate() {
+        let mut service = service("10.0.0.1:80/tcp", Mode::Nat, &["10.1.0.2:80"]);
+        record(&mut service);
+        for moving_time in [None, Some(MILLISECOND)] {
+            service.moving_time = moving_time;
+            assert!(State::new([service.clone()]).is_ok(), "{index}");
+        }
+        service.moving_time = Some(Duration::ZERO);
+        match State::new([service]) {
+            Err(ModelError::Invalid { field, problem, .. }) => {
+                assert_eq!(field, *expected, "{index}");
+                assert!(problem.contains("record"), "{index}: {problem}");
+                assert!(problem.contains("set "), "{index}: {problem}");
+            }
+            other => panic!("{index}: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn schedulers_that_hash_need_no_moving_time() {
+    for scheduler in [Scheduler::Maglev, Scheduler::SourceHash] {
+        let mut service = service("10.0.0.1:80/tcp", Mode::Nat, &["10.1.0.2:80"]);
+        (service.scheduler, service.moving_time) = (scheduler, Some(Duration::ZERO));
+        assert!(State::new([service]).is_ok(), "{scheduler:?}");
+    }
+}
+
+#[test]
+fn a_setting_is_written_alike_everywhere() {
+    fn check<T: ValueEnum + Serialize>() {
+        for value in T::value_variants() {
+            let json = serde_json::to_value(value).unwrap();
+            assert_eq!(json, name_of(value.clone()));
+        }
+    }
+    check::<Mode>();
+    check::<Scheduler>();
+    check::<FlowState>();
+    check::<OnDown>();
+    check::<Admin>();
+}
+
+#[test]
+fn what_is_not_set_goes_by_the_protocol() {
+    let of = |id| {
+        let service = service(id, Mode::Nat, &[]);
+        (service.on_down(), service.moving_time())
+    };
+    assert_eq!(
+        of("10.0.0.1:80/tcp"),
+        (OnDown::Keep, Duration::from_secs(900))
+    );
+    assert_eq!(
+        of("10.0.0.1:80/udp"),
+        (OnDown::Resteer, Duration::from_secs(30))
+    );
+}
+
 #[test]
 fn the_bounds_themselves_are_accepted() {
     let mut service = service(
@@ -152,6 +251,11 @@ fn the_bounds_themselves_are_accepted() {
     );
     service.backends[0].weight = MAX_WEIGHT;
     service.backends[1].weight = 0;
+    service.backends[0].max_connections = Some(u32::MAX);
+    service.backends[1].max_connections = Some(1);
+    (service.moving_time, service.dead_after) = (Some(WEEK), WEEK);
+    assert!(State::new([service.clone()]).is_ok());
+    service.dead_after = Duration::ZERO;
     for (millis, count) in [(10, 1), (3_600_000, 100)] {
         service.health.interval = Duration::from_millis(millis);
         service.health.timeout = service.health.interval;
@@ -205,30 +309,96 @@ fn a_backend_added_later_is_checked_like_the_first() {
 #[test]
 fn an_edit_changes_what_it_names_and_leaves_the_rest() {
     let (id, address) = (id("10.0.0.1:80/tcp"), "10.1.0.2:80".parse().unwrap());
-    let edit = |state: State, weight, admin| {
+    let edit = |state: State, weight, admin, max_connections| {
         state
             .apply(Change::EditBackend {
                 id,
                 address,
                 weight,
                 admin,
+                max_connections,
             })
             .unwrap()
     };
     let seen = |state: &State| {
         let backend = state.service(id).unwrap().backend(address).unwrap();
-        (backend.weight, backend.admin)
+        (backend.weight, backend.admin, backend.max_connections)
     };
-    let state = edit(web(), Some(7), None);
-    assert_eq!(seen(&state), (7, Admin::Active));
-    let state = edit(state, None, Some(Admin::Draining));
-    assert_eq!(seen(&state), (7, Admin::Draining));
-    let state = edit(state, Some(0), Some(Admin::Active));
-    assert_eq!(seen(&state), (0, Admin::Active));
+    let state = edit(web(), Some(7), None, None);
+    assert_eq!(seen(&state), (7, Admin::Active, None));
+    let state = edit(state, None, Some(Admin::Draining), None);
+    assert_eq!(seen(&state), (7, Admin::Draining, None));
+    let state = edit(state, None, None, Some(Some(9)));
+    assert_eq!(seen(&state), (7, Admin::Draining, Some(9)));
+    let state = edit(state, Some(0), Some(Admin::Active), None);
+    assert_eq!(seen(&state), (0, Admin::Active, Some(9)));
+    let state = edit(state, None, None, Some(None));
+    assert_eq!(seen(&state), (0, Admin::Active, None));
     assert_eq!(
         state.service(id).unwrap().backends[1],
         backend("10.1.0.3:80")
     );
+}
+
+#[test]
+fn each_setting_is_changed_alone_and_the_rest_stays() {
+    let id = id("10.0.0.1:80/tcp");
+    type Step = (fn(&mut Settings), fn(&mut Service));
+    let steps: &[Step] = &[
+        (|s| s.ring_size = Some(251), |s| s.ring_size = Some(251)),
+        (
+            |s| s.scheduler = Some(Scheduler::SourceHash),
+            |s| s.scheduler = Scheduler::SourceHash,
+        ),
+        (
+            |s| s.flow_state = Some(FlowState::Always),
+            |s| s.flow_state = FlowState::Always,
+        ),
+        (
+            |s| s.on_down = Some(OnDown::Resteer),
+            |s| s.on_down = Some(OnDown::Resteer),
+        ),
+        (
+            |s| s.moving_time = Some(WEEK),
+            |s| s.moving_time = Some(WEEK),
+        ),
+        (
+            |s| s.dead_after = Some(MILLISECOND),
+            |s| s.dead_after = MILLISECOND,
+        ),
+    ];
+    let mut state = web();
+    let mut expected = state.service(id).unwrap().clone();
+    for (set, changed) in steps {
+        let mut settings = Settings::default();
+        set(&mut settings);
+        changed(&mut expected);
+        state = state.apply(Change::EditService(id, settings)).unwrap();
+        assert_eq!(state.service(id), Some(&expected));
+    }
+}
+
+#[test]
+fn settings_that_do_not_fit_what_is_there_are_refused() {
+    let id = id("10.0.0.1:80/tcp");
+    let set = |state: &State, settings| state.apply(Change::EditService(id, settings));
+    let stateless = Settings {
+        moving_time: Some(Duration::ZERO),
+        ..Settings::default()
+    };
+    let by_turns = Settings {
+        scheduler: Some(Scheduler::RoundRobin),
+        ..Settings::default()
+    };
+    let one_first = set(&web(), stateless).unwrap();
+    assert!(set(&one_first, by_turns).is_err());
+    let other_first = set(&web(), by_turns).unwrap();
+    assert!(set(&other_first, stateless).is_err());
+    let both_put_right = Settings {
+        moving_time: Some(WEEK),
+        ..by_turns
+    };
+    assert!(set(&one_first, both_put_right).is_ok());
 }
 
 #[test]
@@ -264,10 +434,12 @@ fn what_is_not_there_cannot_be_changed() {
         address,
         weight: Some(1),
         admin: None,
+        max_connections: None,
     };
     for change in [
         Change::RemoveService(other),
         Change::RemoveBackend(other, address),
+        Change::EditService(other, Settings::default()),
         edit(other),
     ] {
         assert_eq!(
@@ -303,39 +475,83 @@ fn any_change() -> impl Strategy<Value = Change> {
     ];
     let weight = 0u16..=1_100;
     let admin = prop_oneof![Just(Admin::Active), Just(Admin::Draining)];
-    let backend =
-        (address.clone(), weight.clone(), admin.clone()).prop_map(|(address, weight, admin)| {
-            Backend {
-                address,
-                weight,
-                admin,
-            }
+    let limit = prop_oneof![4 => Just(None), 1 => (0u32..3).prop_map(Some)];
+    let backend = (
+        address.clone(),
+        weight.clone(),
+        admin.clone(),
+        limit.clone(),
+    )
+        .prop_map(|(address, weight, admin, max_connections)| Backend {
+            address,
+            weight,
+            admin,
+            max_connections,
         });
     let mode = prop_oneof![Just(Mode::Nat), Just(Mode::Ipip)];
-    let service =
-        (id.clone(), mode, vec(backend.clone(), 0..3)).prop_map(|(id, mode, backends)| Service {
-            id,
-            mode,
-            ring_size: None,
-            health: Health::default(),
-            backends,
-        });
-    let edit = (id.clone(), address.clone(), any::<bool>(), weight, admin).prop_map(
-        |(id, address, both, weight, admin)| Change::EditBackend {
-            id,
-            address,
-            weight: Some(weight),
-            admin: both.then_some(admin),
+    let service = (id.clone(), mode, any_settings(), vec(backend.clone(), 0..3)).prop_map(
+        |(id, mode, settings, backends)| {
+            let mut service = service(&id.to_string(), mode, &[]);
+            settings.apply(&mut service);
+            Service {
+                backends,
+                ..service
+            }
         },
     );
+    let edit = (
+        id.clone(),
+        address.clone(),
+        any::<bool>(),
+        weight,
+        admin,
+        limit,
+    )
+        .prop_map(
+            |(id, address, both, weight, admin, limit)| Change::EditBackend {
+                id,
+                address,
+                weight: Some(weight),
+                admin: both.then_some(admin),
+                max_connections: (!both).then_some(limit),
+            },
+        );
     prop_oneof![
         4 => service.clone().prop_map(Change::AddService),
         1 => id.clone().prop_map(Change::RemoveService),
         4 => (id.clone(), backend).prop_map(|(id, b)| Change::AddBackend(id, b)),
-        2 => (id, address).prop_map(|(id, a)| Change::RemoveBackend(id, a)),
+        2 => (id.clone(), address).prop_map(|(id, a)| Change::RemoveBackend(id, a)),
         3 => edit,
+        2 => (id, any_settings()).prop_map(|(id, s)| Change::EditService(id, s)),
         1 => vec(service, 0..3).prop_map(Change::Replace),
     ]
+}
+
+/// Settings of which each may be absent, good or, now and then, out of range.
+fn any_settings() -> impl Strategy<Value = Settings> + Clone {
+    let seconds = |most: u64| prop_oneof![3 => 0..3u64, 1 => most - 1..=most + 1];
+    let time = || proptest::option::of(seconds(WEEK.as_secs()).prop_map(Duration::from_secs));
+    let scheduler = proptest::sample::select(Scheduler::value_variants());
+    let flow_state = proptest::sample::select(FlowState::value_variants());
+    let on_down = proptest::sample::select(OnDown::value_variants());
+    (
+        proptest::option::of(prop_oneof![Just(251), Just(1_021), Just(1_000)]),
+        proptest::option::of(scheduler),
+        proptest::option::of(flow_state),
+        proptest::option::of(on_down),
+        time(),
+        time(),
+    )
+        .prop_map(
+            |(ring_size, scheduler, flow_state, on_down, moving_time, dead_after)| Settings {
+                ring_size,
+                scheduler,
+                flow_state,
+                on_down,
+                moving_time,
+                dead_after,
+            },
+        )
 }
 
 proptest! {
