@@ -126,6 +126,7 @@ async fn first_success_is_reported_as_up_within_one_interval() {
             target: target(1),
             condition: up,
             changed: true,
+            dead: false,
             error: None,
             latency
         }
@@ -283,6 +284,7 @@ async fn turn_that_a_full_channel_held_back_is_reported_after_the_check_changed(
             target: target(9),
             condition: Condition::Up,
             changed: false,
+            dead: false,
             error: None,
             latency: None,
         })
