@@ -19,10 +19,11 @@ const WEB: &str = r#"
 vip = "10.0.0.1:80/tcp"
 mode = "nat"
 health = { type = "http", path = "/health", port = 8080 }
-backend = [{ address = "10.1.0.2:80" }, { address = "10.1.0.3:81", weight = 3, state = "draining" }]
+backend = [{ address = "10.1.0.2:80", max_connections = 9 }, { address = "10.1.0.3:81", weight = 3, state = "draining" }]
 [[service]]
 vip = "[2001:db8::1]:53/udp"
 mode = "ipip"
+scheduler = "source-hash"
 health = { type = "none" }
 "#;
 
@@ -75,12 +76,13 @@ fn web(agent: &FakeAgent) -> Service {
 async fn status_is_shown_as_fields() {
     let agent = FakeAgent::start(WEB);
     let expected = format!(
-        "instance    default (lbd {})\n\
-         interfaces  eth0 (native)\n\
-         services    2\n\
-         backends    1 up, 1 down\n\
-         generation  7\n\
-         drops       no_backend 3\n",
+        "instance     default (lbd {})\n\
+         interfaces   eth0 (native)\n\
+         services     2\n\
+         backends     1 up, 1 down\n\
+         flow tables  established 1200 of 262144 (0.5%), half-open 65536 of 65536 (100.0%)\n\
+         generation   7\n\
+         drops        no_backend 3\n",
         env!("CARGO_PKG_VERSION")
     );
     assert_eq!(succeed(&agent, "status").await, expected);
@@ -94,9 +96,9 @@ async fn status_is_shown_as_fields() {
 async fn services_are_listed_as_a_table() {
     let agent = FakeAgent::start(WEB);
     let expected = "\
-SERVICE               MODE   UP  CHECK      RING  PACKETS   BYTES  FLOWS
-10.0.0.1:80/tcp       nat   1/2  http:8080  1004     2468  113578     24
-[2001:db8::1]:53/udp  ipip  0/0  none       1004     2468  113578     24
+SERVICE               MODE  SCHEDULER     UP  CHECK      RING  PACKETS   BYTES  FLOWS
+10.0.0.1:80/tcp       nat   maglev       1/2  http:8080  1004     2468  113578     24
+[2001:db8::1]:53/udp  ipip  source-hash  0/0  none       1004     2468  113578     24
 ";
     assert_eq!(succeed(&agent, "service list").await, expected);
     let json = succeed_json(&agent, "service list").await;
@@ -107,15 +109,22 @@ SERVICE               MODE   UP  CHECK      RING  PACKETS   BYTES  FLOWS
 async fn one_service_is_shown_with_its_check_and_backends() {
     let agent = FakeAgent::start(WEB);
     let expected = "\
-service  10.0.0.1:80/tcp
-mode     nat
-ring     1004 slots
-check    http:8080 /health every 1000 ms, timeout 500 ms, rise 2, fall 3
-traffic  2468 packets, 113578 bytes, 24 flows
+service      10.0.0.1:80/tcp
+mode         nat
+scheduler    maglev
+ring         1004 slots: 1000 steady, 3 moving, 1 settling
+passed       20 slots began to move, 17 to settle, 16 became steady
+flow state   auto
+flows        10 established, 4 half-open; so far 30 recorded, 70 looked up, 2 without room
+moving time  15m
+on down      keep
+dead after   1m
+check        http:8080 /health every 1000 ms, timeout 500 ms, rise 2, fall 3
+traffic      2468 packets, 113578 bytes, 24 flows
 
-BACKEND      WEIGHT  STATE     CONDITION  SHARE  PACKETS  FLOWS  LATENCY  LAST ERROR
-10.1.0.2:80       1  active    up         50.0%     1234     12    250µs  -
-10.1.0.3:81       3  draining  down        0.0%     1234     12        -  connection refused
+BACKEND      WEIGHT  STATE     CONDITION  SHARE  PACKETS  FLOWS  RECORDED  IN PROGRESS  LATENCY  LAST ERROR
+10.1.0.2:80       1  active    up         50.0%     1234     12         5          3/9    250µs  -
+10.1.0.3:81       3  draining  down        0.0%     1234     12         5            -        -  connection refused
 ";
     assert_eq!(
         succeed(&agent, "service show 10.0.0.1:80/tcp").await,
