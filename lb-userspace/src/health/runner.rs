@@ -109,7 +109,6 @@ impl<P: Prober> Runner<P> {
     /// Up, without a probe, and nothing more to say.
     async fn settle(&mut self) -> Unheard {
         self.machine = Machine::new(Condition::Up, 1, 1);
-        self.nobody = false;
         match self.report(None, None).await {
             Ok(()) => std::future::pending().await,
             Err(unheard) => unheard,
