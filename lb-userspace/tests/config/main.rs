@@ -167,6 +167,22 @@ fn what_is_accepted_is_a_valid_state() {
 }
 
 #[test]
+fn the_example_of_the_readme_is_right_and_warns_of_nothing() {
+    let readme = include_str!("../../../README.md");
+    let (_, rest) = readme.split_once("```toml\n").unwrap();
+    let (example, _) = rest.split_once("```").unwrap();
+    let config = read(example);
+    assert_eq!(config.warnings, Vec::<String>::new());
+    assert_eq!(config.limits, Limits::default(), "it shows the defaults");
+    let service = &config.services[0];
+    let plain = read(&bad::below_service("")).services.remove(0);
+    assert_eq!(
+        (service.on_down(), service.moving_time(), service.dead_after),
+        (plain.on_down(), plain.moving_time(), plain.dead_after)
+    );
+}
+
+#[test]
 fn an_empty_file_is_a_configuration() {
     assert_eq!(read(""), Config::default());
 }

@@ -6,6 +6,7 @@
 mod support;
 
 mod failures;
+mod flows;
 
 use std::{path::Path, process::Stdio, time::Duration};
 
@@ -171,11 +172,13 @@ async fn a_service_is_added_with_all_its_options() {
         &agent,
         "service add 10.0.0.1:80/tcp --mode nat --ring-size 251 --health http --health-path /ok \
          --health-host web --health-port 8080 --interval 2s --timeout 250ms --rise 4 --fall 5 \
-         --backend 10.1.0.2:80 --backend 10.1.0.3:80,weight=7",
+         --scheduler round-robin --flow-state always --on-down resteer --moving-time 5m \
+         --dead-after 10s --backend 10.1.0.2:80 --backend 10.1.0.3:80,weight=7 \
+         --backend 10.1.0.4:80,max-connections=5 --backend 10.1.0.5:80,max-connections=6,weight=8",
     );
     assert_eq!(
         added.await,
-        "added service 10.0.0.1:80/tcp with 2 backends\n"
+        "added service 10.0.0.1:80/tcp with 4 backends\n"
     );
     let expected = lb_userspace::config::parse(
         r#"
@@ -183,8 +186,13 @@ async fn a_service_is_added_with_all_its_options() {
 vip = "10.0.0.1:80/tcp"
 mode = "nat"
 ring_size = 251
+scheduler = "round-robin"
+flow_state = "always"
+on_down = "resteer"
+moving_time = "5m"
+dead_after = "10s"
 health = { type = "http", path = "/ok", host = "web", port = 8080, interval = "2s", timeout = "250ms", rise = 4, fall = 5 }
-backend = [{ address = "10.1.0.2:80" }, { address = "10.1.0.3:80", weight = 7 }]
+backend = [{ address = "10.1.0.2:80" }, { address = "10.1.0.3:80", weight = 7 }, { address = "10.1.0.4:80", max_connections = 5 }, { address = "10.1.0.5:80", weight = 8, max_connections = 6 }]
 "#,
         "test",
     );
@@ -203,12 +211,24 @@ async fn a_service_is_added_with_defaults_and_removed() {
 }
 
 #[tokio::test]
-async fn backends_are_added_removed_drained_and_weighed_in_one_line_each() {
+async fn backends_are_added_removed_drained_weighed_and_limited_in_one_line_each() {
     let agent = FakeAgent::start(WEB);
     for (arguments, line) in [
         (
             "add 10.0.0.1:80/tcp 10.1.0.4:80 --weight 5",
             "added backend 10.1.0.4:80 to 10.0.0.1:80/tcp with weight 5\n",
+        ),
+        (
+            "add 10.0.0.1:80/tcp 10.1.0.5:80 --max-connections 6",
+            "added backend 10.1.0.5:80 to 10.0.0.1:80/tcp with weight 1 and at most 6 flows\n",
+        ),
+        (
+            "limit 10.0.0.1:80/tcp 10.1.0.4:80 7",
+            "backend 10.1.0.4:80 of 10.0.0.1:80/tcp takes at most 7 flows\n",
+        ),
+        (
+            "limit 10.0.0.1:80/tcp 10.1.0.2:80 none",
+            "backend 10.1.0.2:80 of 10.0.0.1:80/tcp has no limit\n",
         ),
         (
             "remove 10.0.0.1:80/tcp 10.1.0.3:81",
@@ -228,11 +248,12 @@ async fn backends_are_added_removed_drained_and_weighed_in_one_line_each() {
     let found: Vec<_> = web(&agent)
         .backends
         .iter()
-        .map(|b| (b.address.to_string(), b.weight, b.admin))
+        .map(|b| (b.address.to_string(), b.weight, b.admin, b.max_connections))
         .collect();
     let expected = [
-        ("10.1.0.2:80".to_owned(), 9, Admin::Draining),
-        ("10.1.0.4:80".to_owned(), 5, Admin::Active),
+        ("10.1.0.2:80".to_owned(), 9, Admin::Draining, None),
+        ("10.1.0.4:80".to_owned(), 5, Admin::Active, Some(7)),
+        ("10.1.0.5:80".to_owned(), 1, Admin::Active, Some(6)),
     ];
     assert_eq!(found, expected);
     let line = succeed(&agent, "backend undrain 10.0.0.1:80/tcp 10.1.0.2:80").await;
@@ -265,6 +286,16 @@ async fn every_change_tells_programs_what_changed() {
             "backend weight 10.0.0.1:80/tcp 10.1.0.2:80 2",
             "edited",
             &backend,
+        ),
+        (
+            "backend limit 10.0.0.1:80/tcp 10.1.0.2:80 2",
+            "edited",
+            &backend,
+        ),
+        (
+            "service set 10.0.0.1:80/tcp --on-down resteer",
+            "edited",
+            &Value::Null,
         ),
         (
             "backend remove 10.0.0.1:80/tcp 10.1.0.2:80",
@@ -335,7 +366,18 @@ async fn completions_and_help_need_no_agent() {
     for shell in ["bash", "zsh", "fish"] {
         let ran = run(nowhere, &format!("completions {shell}")).await;
         assert_eq!(ran.code, 0);
-        assert!(ran.stdout.contains("undrain"), "{shell}");
+        for word in [
+            "undrain",
+            "limit",
+            "set",
+            "flows",
+            "max-connections",
+            "moving-time",
+            "weighted-least-connections",
+            "settling",
+        ] {
+            assert!(ran.stdout.contains(word), "{shell}: {word}");
+        }
     }
     let help = run(nowhere, "--help").await;
     assert_eq!(help.code, 0);

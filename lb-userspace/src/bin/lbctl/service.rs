@@ -9,7 +9,7 @@ use lb_userspace::{
 };
 
 use crate::{
-    args::{AddService, HealthArgs, Output, ServiceVerb, SetService, SettingsArgs},
+    args::{AddService, HealthArgs, Output, ServiceVerb, SettingsArgs},
     backend,
     failure::Failure,
     output,
@@ -44,7 +44,7 @@ pub async fn run(client: &Client, verb: &ServiceVerb, output: Output) -> Result<
             }
         }
         ServiceVerb::Set(args) => {
-            let changed = client.edit_service(args.id, &edit(args)).await?;
+            let changed = client.edit_service(args.id, &edit(args.settings)).await?;
             match output {
                 Output::Json => output::json(&changed),
                 Output::Table => Ok(format!("changed service {}\n", args.id)),
@@ -79,23 +79,16 @@ fn new_service(args: &AddService) -> NewService {
         rise,
         fall,
     } = args.health.clone();
-    let SettingsArgs {
-        scheduler,
-        ring_size,
-        flow_state,
-        on_down,
-        moving_time,
-        dead_after,
-    } = args.settings;
+    let settings = edit(args.settings);
     NewService {
         id: args.id,
         mode: args.mode,
-        ring_size,
-        scheduler,
-        flow_state,
-        on_down,
-        moving_time_ms: moving_time,
-        dead_after_ms: dead_after,
+        ring_size: settings.ring_size,
+        scheduler: settings.scheduler,
+        flow_state: settings.flow_state,
+        on_down: settings.on_down,
+        moving_time_ms: settings.moving_time_ms,
+        dead_after_ms: settings.dead_after_ms,
         health: Some(Health {
             check: check.into(),
             path,
@@ -110,7 +103,7 @@ fn new_service(args: &AddService) -> NewService {
     }
 }
 
-fn edit(args: &SetService) -> EditService {
+fn edit(args: SettingsArgs) -> EditService {
     let SettingsArgs {
         scheduler,
         ring_size,
@@ -118,7 +111,7 @@ fn edit(args: &SetService) -> EditService {
         on_down,
         moving_time,
         dead_after,
-    } = args.settings;
+    } = args;
     EditService {
         ring_size,
         scheduler,
