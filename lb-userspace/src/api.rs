@@ -9,8 +9,9 @@
 //! |---|---|
 //! | `/status` | GET |
 //! | `/metrics` | GET (OpenMetrics text) |
+//! | `/flows?service=&backend=&phase=&limit=` | GET; each parameter narrows down, and may be left out |
 //! | `/services` | GET, POST |
-//! | `/services/{id}` | GET, DELETE |
+//! | `/services/{id}` | GET, PATCH, DELETE |
 //! | `/services/{id}/backends` | GET, POST |
 //! | `/services/{id}/backends/{address}` | PATCH, DELETE |
 

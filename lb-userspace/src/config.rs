@@ -64,6 +64,10 @@ pub struct Limits {
     pub backends: u32,
     /// Ring slots at most, of all services together.
     pub ring_slots: u32,
+    /// Records of established flows at most.
+    pub flows: u32,
+    /// Records of half-open flows at most, which a SYN flood can fill.
+    pub half_open: u32,
 }
 
 impl Default for Limits {
@@ -72,6 +76,8 @@ impl Default for Limits {
             services: 4_096,
             backends: 65_536,
             ring_slots: 8_388_608,
+            flows: 262_144,
+            half_open: 65_536,
         }
     }
 }
@@ -134,7 +140,7 @@ pub fn parse(text: &str, file_name: &str) -> Result<Config, Vec<ConfigError>> {
             .map(|s| read_tunnel(&s))
             .unwrap_or_default(),
         limits,
-        warnings: warnings::of(&services, &report),
+        warnings: warnings::of(&services, limits, &report),
         services: services.into_iter().map(Located::into_inner).collect(),
     };
     match report.into_errors() {
@@ -144,7 +150,7 @@ pub fn parse(text: &str, file_name: &str) -> Result<Config, Vec<ConfigError>> {
 }
 
 const TUNNEL: &[&str] = &["source_v4", "source_v6"];
-const LIMITS: &[&str] = &["services", "backends", "ring_slots"];
+const LIMITS: &[&str] = &["services", "backends", "ring_slots", "flows", "half_open"];
 
 fn read_limits(section: &Section<'_>) -> Limits {
     let default = Limits::default();
@@ -156,6 +162,9 @@ fn read_limits(section: &Section<'_>) -> Limits {
         services: size("services", 1 << 16, default.services),
         backends: size("backends", 1 << 20, default.backends),
         ring_slots: size("ring_slots", 1 << 28, default.ring_slots),
+        // The kernel sets all of their memory aside, some 100 bytes a record.
+        flows: size("flows", 1 << 24, default.flows),
+        half_open: size("half_open", 1 << 24, default.half_open),
     }
 }
 

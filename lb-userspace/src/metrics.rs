@@ -21,7 +21,7 @@ use tokio::net::TcpListener;
 use crate::{
     agent::Handle,
     http,
-    snapshot::{BackendStatus, Condition, ServiceStatus, Snapshot, Traffic},
+    snapshot::{BackendStatus, Condition, FlowStatus, ServiceStatus, Snapshot, TableUse, Traffic},
 };
 
 /// The media type of what [`render`] returns.
@@ -77,7 +77,11 @@ impl Collector for Scrape {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         self.agent(&mut encoder)?;
         self.services(&mut encoder)?;
+        self.flow_tables(&mut encoder)?;
+        self.flows(&mut encoder)?;
+        self.slots(&mut encoder)?;
         self.backend_traffic(&mut encoder)?;
+        self.backend_flows(&mut encoder)?;
         self.backend_state(&mut encoder)
     }
 }
@@ -125,6 +129,79 @@ impl Scrape {
         )
     }
 
+    fn flow_tables(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        type Gauge = (&'static str, &'static str, fn(&TableUse) -> u64);
+        let figures: [Gauge; 2] = [
+            ("lb_flow_entries", "Records in the flow table", |t| {
+                t.entries.into()
+            }),
+            (
+                "lb_flow_capacity",
+                "Records that the flow table has room for",
+                |t| t.capacity.into(),
+            ),
+        ];
+        let tables = [
+            ("established", &self.0.established),
+            ("half_open", &self.0.half_open),
+        ];
+        for (name, help, read) in figures {
+            let samples = tables.map(|(table, figures)| ([("table", table)], read(figures)));
+            gauges(encoder, name, help, None, samples)?;
+        }
+        Ok(())
+    }
+
+    fn flows(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        type Counter = (&'static str, &'static str, fn(&FlowStatus) -> u64);
+        let figures: [Counter; 3] = [
+            (
+                "lb_flow_lookups",
+                "Packets that looked their flow up",
+                |f| f.lookups,
+            ),
+            ("lb_flow_recorded", "Flows recorded", |f| f.recorded),
+            (
+                "lb_flow_overflows",
+                "Choices that could not be recorded, since the table was full",
+                |f| f.overflows,
+            ),
+        ];
+        for (name, help, read) in figures {
+            let services = self.0.services.iter();
+            let samples = services.map(|s| (service_labels(s), read(&s.flows)));
+            counters(encoder, name, help, samples)?;
+        }
+        Ok(())
+    }
+
+    fn slots(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let phased = |service: &ServiceStatus, figures: [u64; 3]| {
+            let [id] = service_labels(service);
+            let phases = ["steady", "moving", "settling"].map(|phase| ("phase", phase.to_owned()));
+            let labels = phases.map(|phase| [id.clone(), phase]);
+            labels.into_iter().zip(figures)
+        };
+        let services = self.0.services.iter();
+        let slots = services.flat_map(|s| {
+            let FlowStatus {
+                steady,
+                moving,
+                settling,
+                ..
+            } = s.flows;
+            phased(s, [steady, moving, settling].map(u64::from))
+        });
+        gauges(encoder, "lb_slots", "Slots in each phase", None, slots)?;
+        let services = self.0.services.iter();
+        let passed = services.flat_map(|s| {
+            let passed = s.flows.passed;
+            phased(s, [passed.steady, passed.moving, passed.settling])
+        });
+        let help = "Slots that have entered each phase since the agent started";
+        counters(encoder, "lb_slots_passed", help, passed)
+    }
+
     fn backend_traffic(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         for (name, help, read) in TRAFFIC {
             let samples = self
@@ -135,6 +212,17 @@ impl Scrape {
         Ok(())
     }
 
+    fn backend_flows(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let recorded = self.backends().map(|(l, b)| (l, u64::from(b.recorded)));
+        let name = "lb_backend_recorded_flows";
+        gauges(encoder, name, "Flows recorded for it", None, recorded)?;
+        let counted = self.backends();
+        let counted = counted.filter_map(|(l, b)| Some((l, u64::from(b.connections?))));
+        let help = "Flows in progress, where the service counts them";
+        gauges(encoder, "lb_backend_connections", help, None, counted)
+    }
+
+    /// Those of backends that were removed are not there: nobody waits for them to come up.
     fn backend_state(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         type Gauge = (&'static str, &'static str, fn(&BackendStatus) -> u64);
         let states: [Gauge; 5] = [
@@ -159,11 +247,11 @@ impl Scrape {
             }),
         ];
         for (name, help, read) in states {
-            let samples = self.backends().map(|(labels, b)| (labels, read(b)));
+            let samples = self.pool().map(|(labels, b)| (labels, read(b)));
             gauges(encoder, name, help, None, samples)?;
         }
         let latencies = self
-            .backends()
+            .pool()
             .filter_map(|(labels, b)| Some((labels, b.latency?.as_secs_f64())));
         let help = "Duration of the last successful check";
         gauges(
@@ -173,6 +261,10 @@ impl Scrape {
             Some(&Unit::Seconds),
             latencies,
         )
+    }
+
+    fn pool(&self) -> impl Iterator<Item = ([(&'static str, String); 2], &BackendStatus)> {
+        self.backends().filter(|(_, backend)| !backend.leaving)
     }
 
     fn backends(&self) -> impl Iterator<Item = ([(&'static str, String); 2], &BackendStatus)> {

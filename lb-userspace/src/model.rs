@@ -4,108 +4,34 @@
 //! refused change leaves the old one as it was. How it came in (file, API) and what the kernel
 //! makes of it are other modules' business.
 
-use std::{collections::BTreeMap, fmt, net::SocketAddr, str::FromStr, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 mod check;
 mod error;
+mod id;
+mod millis;
 #[cfg(test)]
 mod tests;
 
 pub use error::ModelError;
-
-use check::check_unicast;
+pub use id::{Protocol, ServiceId};
 
 /// Highest weight of a backend. 0 means: in the pool, but no share of new flows.
 pub const MAX_WEIGHT: u16 = 1_000;
 /// Backends of one service; local ids are 15 bits wide ([`lb_common::tables::Slot`]).
 pub const MAX_BACKENDS: usize = 4_096;
 
-/// A layer-4 protocol that can be balanced.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Protocol {
-    /// Transmission Control Protocol, IP protocol 6.
-    Tcp,
-    /// User Datagram Protocol, IP protocol 17.
-    Udp,
-}
-
-impl Protocol {
-    /// The IANA protocol number.
-    pub fn number(self) -> u8 {
-        match self {
-            Self::Tcp => 6,
-            Self::Udp => 17,
-        }
-    }
-}
-
-impl fmt::Display for Protocol {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Tcp => "tcp",
-            Self::Udp => "udp",
-        })
-    }
-}
-
-/// What identifies a service: address, port and protocol, written `10.0.0.1:80/tcp` or
-/// `[2001:db8::1]:443/udp`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ServiceId {
-    /// The virtual address and port.
-    pub vip: SocketAddr,
-    /// The protocol.
-    pub protocol: Protocol,
-}
-
-impl fmt::Display for ServiceId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.vip, self.protocol)
-    }
-}
-
-impl FromStr for ServiceId {
-    type Err = ModelError;
-
-    fn from_str(text: &str) -> Result<Self, ModelError> {
-        let bad = || ModelError::BadService {
-            text: text.to_owned(),
-        };
-        let (vip, protocol) = text.rsplit_once('/').ok_or_else(bad)?;
-        let protocol = match protocol {
-            "tcp" => Protocol::Tcp,
-            "udp" => Protocol::Udp,
-            _ => return Err(bad()),
-        };
-        let vip: SocketAddr = vip.parse().map_err(|_| bad())?;
-        let id = Self { vip, protocol };
-        check_unicast(vip.ip(), "vip", &id)?;
-        if vip.port() == 0 {
-            return Err(bad());
-        }
-        Ok(id)
-    }
-}
-
-impl Serialize for ServiceId {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for ServiceId {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?
-            .parse()
-            .map_err(serde::de::Error::custom)
-    }
+/// The name of a setting's value, as the configuration, the API and `lbctl` write it.
+pub fn name_of(value: impl ValueEnum) -> String {
+    let value = value.to_possible_value();
+    value.map_or_else(String::new, |value| value.get_name().to_owned())
 }
 
 /// How a packet reaches its backend (ARCHITECTURE.md, "Forwarding modes").
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// Destination rewritten; answers return through the balancer and are rewritten back.
@@ -115,7 +41,7 @@ pub enum Mode {
 }
 
 /// How a new flow's backend is chosen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Scheduler {
     /// By the hash of addresses, ports and protocol on a Maglev ring, by weight.
@@ -131,12 +57,19 @@ pub enum Scheduler {
     LeastConnections,
     /// The fewest flows in progress for its weight.
     WeightedLeastConnections,
-    /// The better of two drawn by weight (M. Mitzenmacher, "The Power of Two Choices in Randomized
-    /// Load Balancing", IEEE TPDS 12(10), 2001).
+    /// The better of two drawn by weight.
+    ///
+    /// M. Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", IEEE TPDS 12(10),
+    /// 2001.
     PowerOfTwoChoices,
 }
 
 impl Scheduler {
+    /// Whether it pays no heed to weights, but for 0.
+    pub fn ignores_weights(self) -> bool {
+        matches!(self, Self::RoundRobin | Self::LeastConnections)
+    }
+
     /// Whether it chooses by connection, so that every flow has to be recorded.
     pub fn records_every_flow(self) -> bool {
         !matches!(self, Self::Maglev | Self::SourceHash)
@@ -144,7 +77,7 @@ impl Scheduler {
 }
 
 /// Which flows are recorded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum FlowState {
     /// Those of slots that move, and of schedulers that choose by connection.
@@ -156,7 +89,7 @@ pub enum FlowState {
 
 /// What becomes of a backend's flows when its checks fail. One that is known to be dead loses them
 /// either way.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum OnDown {
     /// They stay, so that a false alarm moves nobody.
@@ -166,7 +99,7 @@ pub enum OnDown {
 }
 
 /// What an operator asked of a backend.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Admin {
     /// Takes its share of flows while healthy.
@@ -269,51 +202,6 @@ impl Default for Health {
     }
 }
 
-mod millis {
-    use std::time::Duration;
-
-    use serde::{Deserialize as _, Deserializer, Serializer};
-
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "validated to at most an hour"
-    )]
-    pub fn serialize<S: Serializer>(value: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_u64(value.as_millis() as u64)
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-        u64::deserialize(deserializer).map(Duration::from_millis)
-    }
-}
-
-mod optional_millis {
-    use std::time::Duration;
-
-    use serde::{Deserialize as _, Deserializer, Serializer};
-
-    #[expect(
-        clippy::ref_option,
-        clippy::cast_possible_truncation,
-        reason = "serde calls it so; validated to at most a week"
-    )]
-    pub fn serialize<S: Serializer>(
-        value: &Option<Duration>,
-        serializer: S,
-    ) -> Result<S::Ok, S::Error> {
-        match value {
-            Some(value) => serializer.serialize_some(&(value.as_millis() as u64)),
-            None => serializer.serialize_none(),
-        }
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<Option<Duration>, D::Error> {
-        Ok(Option::<u64>::deserialize(deserializer)?.map(Duration::from_millis))
-    }
-}
-
 /// A service and its pool.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -340,7 +228,7 @@ pub struct Service {
     #[serde(
         default,
         rename = "moving_time_ms",
-        with = "optional_millis",
+        with = "millis::optional",
         skip_serializing_if = "Option::is_none"
     )]
     pub moving_time: Option<Duration>,

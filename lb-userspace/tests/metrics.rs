@@ -7,8 +7,10 @@ use std::time::Duration;
 use lb_userspace::{
     agent::{Handle, Request},
     config, metrics,
-    model::Service,
-    snapshot::{BackendStatus, Condition, ServiceStatus, Snapshot, Traffic},
+    model::{Admin, Backend, Service},
+    snapshot::{
+        BackendStatus, Condition, FlowStatus, Passed, ServiceStatus, Snapshot, TableUse, Traffic,
+    },
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -23,6 +25,24 @@ fn service() -> Service {
     config::parse(text, "test").unwrap().services.remove(0)
 }
 
+fn flows() -> FlowStatus {
+    FlowStatus {
+        steady: 248,
+        moving: 2,
+        settling: 1,
+        passed: Passed {
+            moving: 30,
+            settling: 28,
+            steady: 27,
+        },
+        established: 12,
+        half_open: 50,
+        lookups: 900,
+        recorded: 80,
+        overflows: 5,
+    }
+}
+
 fn snapshot() -> Snapshot {
     let service = service();
     let backend = |index: usize, condition, slots, latency| BackendStatus {
@@ -31,7 +51,10 @@ fn snapshot() -> Snapshot {
         last_error: None,
         latency,
         reachable: true,
+        leaving: false,
         slots,
+        recorded: 6,
+        connections: (index == 1).then_some(4),
         traffic: Traffic {
             packets: 10,
             bytes: 600,
@@ -46,6 +69,7 @@ fn snapshot() -> Snapshot {
             Some(Duration::from_micros(1500)),
         ),
         backend(1, Condition::Down, 0, None),
+        leaving(),
     ];
     let traffic = Traffic {
         packets: u64::MAX,
@@ -59,10 +83,44 @@ fn snapshot() -> Snapshot {
         services: vec![ServiceStatus {
             service,
             ring_size: 251,
+            flows: flows(),
             traffic,
             backends,
         }],
+        established: TableUse {
+            entries: 12,
+            capacity: 100,
+        },
+        half_open: TableUse {
+            entries: 50,
+            capacity: 50,
+        },
         drops: vec![("no_backend", 3), ("malformed", 0)],
+    }
+}
+
+/// A backend that was removed while it had flows.
+fn leaving() -> BackendStatus {
+    BackendStatus {
+        backend: Backend {
+            address: "10.1.0.9:80".parse().unwrap(),
+            weight: 1,
+            admin: Admin::Active,
+            max_connections: None,
+        },
+        condition: Condition::Down,
+        last_error: None,
+        latency: None,
+        reachable: true,
+        leaving: true,
+        slots: 0,
+        recorded: 7,
+        connections: None,
+        traffic: Traffic {
+            packets: 11,
+            bytes: 660,
+            flows: 1,
+        },
     }
 }
 
@@ -73,6 +131,7 @@ fn the_page_holds_every_figure_of_the_snapshot() {
     let service = "service=\"10.0.0.1:80/tcp\"";
     let first = format!("{service},backend=\"10.1.0.2:80\"");
     let second = format!("{service},backend=\"10.1.0.3:80\"");
+    let leaving = format!("{service},backend=\"10.1.0.9:80\"");
     for line in [
         format!("lb_build_info{{version=\"{version}\"}} 1"),
         "lb_generation 7".to_owned(),
@@ -93,13 +152,36 @@ fn the_page_holds_every_figure_of_the_snapshot() {
         format!("lb_backend_weight{{{second}}} 3"),
         format!("lb_backend_slots{{{first}}} 251"),
         format!("lb_backend_probe_latency_seconds{{{first}}} 0.0015"),
+        "lb_flow_entries{table=\"established\"} 12".to_owned(),
+        "lb_flow_capacity{table=\"established\"} 100".to_owned(),
+        "lb_flow_entries{table=\"half_open\"} 50".to_owned(),
+        "lb_flow_capacity{table=\"half_open\"} 50".to_owned(),
+        format!("lb_flow_lookups_total{{{service}}} 900"),
+        format!("lb_flow_recorded_total{{{service}}} 80"),
+        format!("lb_flow_overflows_total{{{service}}} 5"),
+        format!("lb_slots{{{service},phase=\"steady\"}} 248"),
+        format!("lb_slots{{{service},phase=\"moving\"}} 2"),
+        format!("lb_slots{{{service},phase=\"settling\"}} 1"),
+        format!("lb_slots_passed_total{{{service},phase=\"steady\"}} 27"),
+        format!("lb_slots_passed_total{{{service},phase=\"moving\"}} 30"),
+        format!("lb_slots_passed_total{{{service},phase=\"settling\"}} 28"),
+        format!("lb_backend_recorded_flows{{{first}}} 6"),
+        format!("lb_backend_connections{{{second}}} 4"),
+        format!("lb_backend_recorded_flows{{{leaving}}} 7"),
+        format!("lb_backend_packets_total{{{leaving}}} 11"),
     ] {
         assert!(page.lines().any(|l| l == line), "{line}\nis not in\n{page}");
     }
-    assert!(
-        !page.contains(&format!("latency_seconds{{{second}")),
-        "unknown is absent, not 0"
-    );
+    for unknown in [
+        format!("latency_seconds{{{second}"),
+        format!("lb_backend_connections{{{first}"),
+    ] {
+        assert!(!page.contains(&unknown), "unknown is absent, not 0: {page}");
+    }
+    for state in ["up", "reachable", "draining", "weight", "slots"] {
+        let line = format!("lb_backend_{state}{{{leaving}");
+        assert!(!page.contains(&line), "it has left the pool: {line}");
+    }
     assert!(page.ends_with("# EOF\n"), "{page}");
 }
 

@@ -21,7 +21,10 @@ use tokio::{net::UnixStream, time::timeout};
 
 use super::{
     VERSION,
-    dto::{Backend, Changed, EditBackend, NewBackend, NewService, Refusal, Service, Status},
+    dto::{
+        Backend, Changed, EditBackend, EditService, FlowQuery, Flows, NewBackend, NewService,
+        Refusal, Service, Status,
+    },
 };
 use crate::model::ServiceId;
 
@@ -137,6 +140,15 @@ impl Client {
         self.ask(Method::GET, "/status", Bytes::new()).await
     }
 
+    /// Recorded flows.
+    ///
+    /// # Errors
+    /// Why there is no answer.
+    pub async fn flows(&self, query: &FlowQuery) -> Answer<Flows> {
+        self.ask(Method::GET, &flows_path(query), Bytes::new())
+            .await
+    }
+
     /// All services.
     ///
     /// # Errors
@@ -159,6 +171,15 @@ impl Client {
     /// Why it was refused; nothing changed then.
     pub async fn add_service(&self, new: &NewService) -> Answer<Changed> {
         self.ask(Method::POST, "/services", self.body(new)?).await
+    }
+
+    /// Changes a service's settings.
+    ///
+    /// # Errors
+    /// Why it was refused; nothing changed then.
+    pub async fn edit_service(&self, id: ServiceId, edit: &EditService) -> Answer<Changed> {
+        self.ask(Method::PATCH, &service_path(id), self.body(edit)?)
+            .await
     }
 
     /// Removes a service and its backends.
@@ -197,7 +218,7 @@ impl Client {
             .await
     }
 
-    /// Changes a backend's weight, state or both.
+    /// Changes a backend's weight, state or limit, or several at once.
     ///
     /// # Errors
     /// Why it was refused; nothing changed then.
@@ -280,6 +301,24 @@ impl Client {
             problem: problem.to_string(),
         }
     }
+}
+
+fn flows_path(query: &FlowQuery) -> String {
+    let FlowQuery {
+        service,
+        backend,
+        phase,
+        limit,
+    } = query;
+    let given = [
+        ("service", service.map(|id| id.to_string())),
+        ("backend", backend.map(|address| address.to_string())),
+        ("phase", phase.map(|phase| phase.name().to_owned())),
+        ("limit", limit.map(|limit| limit.to_string())),
+    ];
+    let given = given.into_iter();
+    let pairs = given.filter_map(|(key, value)| Some(format!("{key}={}", encode(&value?))));
+    format!("/flows?{}", pairs.collect::<Vec<_>>().join("&"))
 }
 
 fn service_path(id: ServiceId) -> String {

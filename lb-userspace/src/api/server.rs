@@ -5,7 +5,10 @@ use std::net::SocketAddr;
 use axum::{
     Json, Router,
     body::Bytes,
-    extract::{DefaultBodyLimit, FromRequest, FromRequestParts, RawPathParams, Request, State},
+    extract::{
+        DefaultBodyLimit, FromRequest, FromRequestParts, Query, RawPathParams, Request, State,
+        rejection::QueryRejection,
+    },
     http::{Method, StatusCode, Uri, header, request::Parts},
     response::{IntoResponse, Response},
     routing::{get, patch},
@@ -42,7 +45,11 @@ fn router(handle: Handle) -> Router {
         .route("/status", get(status))
         .route("/metrics", get(metrics_text))
         .route("/services", get(services).post(add_service))
-        .route("/services/{id}", get(service).delete(remove_service))
+        .route("/flows", get(flows))
+        .route(
+            "/services/{id}",
+            get(service).patch(edit_service).delete(remove_service),
+        )
         .route("/services/{id}/backends", get(backends).post(add_backend))
         .route(
             "/services/{id}/backends/{address}",
@@ -81,6 +88,24 @@ async fn backends(State(handle): State<Handle>, Id(id): Id) -> Answer<Json<Vec<d
     Ok(Json(service.backends.iter().map(Into::into).collect()))
 }
 
+async fn flows(
+    State(handle): State<Handle>,
+    query: Result<Query<dto::FlowQuery>, QueryRejection>,
+) -> Answer<Json<dto::Flows>> {
+    let Query(query) = query.map_err(|error| ApiError::malformed(error.body_text()))?;
+    if let Some(id) = query.service {
+        // Nobody's flows and a misspelt name look alike otherwise.
+        let service = find(&handle, id).await?;
+        if let Some(address) = query.backend
+            && service.backend(address).is_none()
+        {
+            return Err(ModelError::UnknownBackend { id, address }.into());
+        }
+    }
+    let filter = query.into_filter().map_err(ApiError::malformed)?;
+    Ok(Json(handle.flows(filter).await?.into()))
+}
+
 async fn find(handle: &Handle, id: ServiceId) -> Answer<ServiceStatus> {
     let services = handle.snapshot().await?.services;
     let service = services.into_iter().find(|s| s.service.id == id);
@@ -94,6 +119,22 @@ async fn add_service(
     let id = new.id;
     handle.change(Change::AddService(new.into_model()?)).await?;
     Ok((StatusCode::CREATED, changed(Action::Added, id, None)))
+}
+
+async fn edit_service(
+    State(handle): State<Handle>,
+    Id(id): Id,
+    Body(edit): Body<dto::EditService>,
+) -> Answer<Json<Changed>> {
+    if edit == dto::EditService::default() {
+        return Err(ApiError::malformed(
+            "nothing to change: give ring_size, scheduler, flow_state, on_down, moving_time_ms or dead_after_ms",
+        ));
+    }
+    handle.change(Change::EditService(id, edit.into())).await?;
+    let mut answer = changed(Action::Edited, id, None);
+    answer.0.changed.settings = Some(edit);
+    Ok(answer)
 }
 
 async fn remove_service(State(handle): State<Handle>, Id(id): Id) -> Answer<Json<Changed>> {
@@ -127,43 +168,48 @@ async fn edit_backend(
     Address(address): Address,
     Body(edit): Body<dto::EditBackend>,
 ) -> Answer<Json<Changed>> {
-    let dto::EditBackend { weight, state } = edit;
-    if weight.is_none() && state.is_none() {
+    if edit == dto::EditBackend::default() {
         return Err(ApiError::malformed(
-            "nothing to change: give weight, state or both",
+            "nothing to change: give weight, state or max_connections",
         ));
     }
-    let admin = state;
+    let dto::EditBackend {
+        weight,
+        state,
+        max_connections,
+    } = edit;
     let change = Change::EditBackend {
         id,
         address,
         weight,
-        admin,
-        max_connections: None,
+        admin: state,
+        max_connections,
     };
     handle.change(change).await?;
     let mut answer = changed(Action::Edited, id, Some(address));
-    answer.0.changed.weight = weight;
-    answer.0.changed.state = state;
+    let subject = &mut answer.0.changed;
+    (subject.weight, subject.state) = (weight, state);
+    subject.max_connections = max_connections;
     Ok(answer)
 }
 
 fn changed(action: Action, service: ServiceId, backend: Option<SocketAddr>) -> Json<Changed> {
-    let (weight, state) = (None, None);
     Json(Changed {
         changed: Subject {
             action,
             service,
             backend,
-            weight,
-            state,
+            weight: None,
+            state: None,
+            max_connections: None,
+            settings: None,
         },
     })
 }
 
 async fn no_route(uri: Uri) -> Response {
     let message = format!(
-        "no path {}: there are {VERSION}/status, {VERSION}/metrics and {VERSION}/services[/ID[/backends[/ADDRESS]]], ID percent-encoded as in 10.0.0.1:80%2Ftcp",
+        "no path {}: there are {VERSION}/status, {VERSION}/metrics, {VERSION}/flows and {VERSION}/services[/ID[/backends[/ADDRESS]]], ID percent-encoded as in 10.0.0.1:80%2Ftcp",
         uri.path()
     );
     ApiError::new(StatusCode::NOT_FOUND, "no_route", message).into_response()

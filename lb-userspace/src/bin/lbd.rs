@@ -355,7 +355,8 @@ fn load(arguments: &Run, config: &Config, name: &str) -> Result<(Program, Core<M
             backends: limits.backends.saturating_mul(2).saturating_add(1),
             members: limits.backends.saturating_mul(4),
             slots: limits.ring_slots,
-            ..Capacity::default()
+            flows: limits.flows,
+            half_open: limits.half_open,
         },
         log_level: arguments.bpf_log as u8,
     };

@@ -3,12 +3,14 @@
 
 use std::{cell::RefCell, ops::Range};
 
+use clap::ValueEnum;
 use toml::{
     Spanned,
     de::{DeTable, DeValue},
 };
 
 use super::ConfigError;
+use crate::model::name_of;
 
 /// A value and where it was written.
 pub(super) type Located<T> = Spanned<T>;
@@ -167,6 +169,16 @@ impl<'t> Section<'t> {
         }
     }
 
+    /// The value named at `key`, one of a few; `what` they are.
+    pub(super) fn choice<T: ValueEnum>(&self, key: &str, what: &str) -> Option<Located<T>> {
+        self.value(key, |text| {
+            T::from_str(text, false).map_err(|_| {
+                let problem = format!("`{}` is not {what}", text.escape_debug());
+                format!("{problem}: use {}", names::<T>())
+            })
+        })
+    }
+
     /// The integer at `key`, within its bounds.
     pub(super) fn integer<T: TryFrom<i64>>(
         &self,
@@ -265,10 +277,21 @@ impl<'t> Section<'t> {
     }
 }
 
+/// The values that `T` can have, in quotes.
+fn names<T: ValueEnum>() -> String {
+    let names = T::value_variants().iter().cloned().map(name_of);
+    let names: Vec<_> = names.map(|name| format!("\"{name}\"")).collect();
+    match names.split_last() {
+        Some((last, [])) => last.clone(),
+        Some((last, others)) => format!("{} or {last}", others.join(", ")),
+        None => String::new(),
+    }
+}
+
 fn unknown_key(key: &str, known: &[&str]) -> String {
     let distance = |candidate: &&str| strsim::damerau_levenshtein(key, candidate);
     match known.iter().copied().min_by_key(distance) {
-        Some(nearest) if distance(&nearest) <= nearest.len().div_ceil(3) => {
+        Some(nearest) if distance(&nearest) <= (nearest.len() / 3).max(1) => {
             format!("unknown key: did you mean `{nearest}`?")
         }
         _ => format!("unknown key: here can be {}", known.join(", ")),

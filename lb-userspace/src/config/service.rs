@@ -11,12 +11,22 @@ use super::{
 };
 use crate::duration;
 use crate::model::{
-    Admin, Backend, DEAD_AFTER, FlowState, Health, Mode, ModelError, Probe, Scheduler, Service,
-    ServiceId, State,
+    Backend, DEAD_AFTER, Health, Mode, ModelError, Probe, Service, ServiceId, State,
 };
 
-const SERVICE: &[&str] = &["vip", "mode", "ring_size", "health", "backend"];
-const BACKEND: &[&str] = &["address", "weight", "state"];
+const SERVICE: &[&str] = &[
+    "vip",
+    "mode",
+    "ring_size",
+    "scheduler",
+    "flow_state",
+    "on_down",
+    "moving_time",
+    "dead_after",
+    "health",
+    "backend",
+];
+const BACKEND: &[&str] = &["address", "weight", "state", "max_connections"];
 const HEALTH: &[&str] = &[
     "type", "path", "host", "port", "interval", "timeout", "rise", "fall",
 ];
@@ -117,23 +127,24 @@ fn read_settings(section: &Section<'_>) -> Option<Service> {
     let id = section.value("vip", |text| {
         text.parse().map_err(|e: ModelError| problem_of(&e))
     });
-    let mode = section.value("mode", |text| match text {
-        "nat" => Ok(Mode::Nat),
-        "ipip" => Ok(Mode::Ipip),
-        _ => Err(format!("`{text}` is not a mode: \"ipip\" or \"nat\"")),
-    });
+    let mode = section.choice("mode", "a mode");
     let ring_size = section.integer("ring_size", 1, i64::from(u32::MAX));
+    let scheduler = section.choice("scheduler", "a scheduler");
+    let flow_state = section.choice("flow_state", "a flow state");
+    let on_down = section.choice("on_down", "what on_down can be");
+    let moving_time = section.value("moving_time", duration::parse);
+    let dead_after = section.value("dead_after", duration::parse);
     let health = section.section("health", HEALTH).map(|s| read_health(&s));
     // A service whose mode is unknown is still worth checking: ipip is the one that forbids less.
     Some(Service {
         id: id?.into_inner(),
         mode: mode.map_or(Mode::Ipip, Located::into_inner),
         ring_size: ring_size.map(Located::into_inner),
-        scheduler: Scheduler::default(),
-        flow_state: FlowState::default(),
-        on_down: None,
-        moving_time: None,
-        dead_after: DEAD_AFTER,
+        scheduler: scheduler.map(Located::into_inner).unwrap_or_default(),
+        flow_state: flow_state.map(Located::into_inner).unwrap_or_default(),
+        on_down: on_down.map(Located::into_inner),
+        moving_time: moving_time.map(Located::into_inner),
+        dead_after: dead_after.map_or(DEAD_AFTER, Located::into_inner),
         health: health.unwrap_or_default(),
         backends: Vec::new(),
     })
@@ -192,18 +203,13 @@ fn read_backend(section: &Section<'_>, service: Option<&Service>) -> Option<Back
         Backend::parse_address(text).map_err(|error| error.to_string())
     });
     let weight = section.integer("weight", 0, i64::from(crate::model::MAX_WEIGHT));
-    let admin = section.value("state", |text| match text {
-        "active" => Ok(Admin::Active),
-        "draining" => Ok(Admin::Draining),
-        _ => Err(format!(
-            "`{text}` is not a state: \"active\" or \"draining\""
-        )),
-    });
+    let admin = section.choice("state", "a state");
+    let max_connections = section.integer("max_connections", 1, i64::from(u32::MAX));
     let backend = Backend {
         address: address?.into_inner(),
         weight: weight.map_or(1, Located::into_inner),
         admin: admin.map(Located::into_inner).unwrap_or_default(),
-        max_connections: None,
+        max_connections: max_connections.map(Located::into_inner),
     };
     let Some(service) = service else {
         return Some(backend);

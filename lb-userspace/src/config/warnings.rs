@@ -1,34 +1,100 @@
 //! What is allowed in a configuration and yet probably not meant.
 
-use super::reader::{Located, Report};
-use crate::model::{Probe, Protocol, Service};
+use std::time::Duration;
+
+use super::{
+    Limits,
+    reader::{Located, Report},
+};
+use crate::model::{OnDown, Probe, Protocol, Service, name_of};
+
+/// A TCP connection that loses packets may be silent for this long between two attempts to send
+/// (Linux: `TCP_RTO_MAX` is 120 s, and the backoff reaches 51 s at the eighth).
+const LONGEST_SILENCE: Duration = Duration::from_secs(60);
 
 /// The warnings about `services`, each with its place.
-pub(super) fn of(services: &[Located<Service>], report: &Report<'_>) -> Vec<String> {
+pub(super) fn of(
+    services: &[Located<Service>],
+    limits: Limits,
+    report: &Report<'_>,
+) -> Vec<String> {
     let mut warnings = Vec::new();
     for located in services {
         let service = located.get_ref();
         let place = report.place(located.span().start);
-        for problem in about(service) {
+        let problems = pool(service)
+            .into_iter()
+            .chain(check(service))
+            .chain(flows(service, limits))
+            .flatten();
+        for problem in problems {
             warnings.push(format!("{place}: service {}: {problem}", service.id));
         }
     }
     warnings
 }
 
-fn about(service: &Service) -> impl Iterator<Item = &'static str> {
-    let empty = service.backends.is_empty();
-    let weightless = !empty && service.backends.iter().all(|b| b.weight == 0);
-    let udp = service.id.protocol == Protocol::Udp;
-    let wrong_port = udp && service.health.probe != Probe::None && service.health.port.is_none();
+fn pool(service: &Service) -> [Option<String>; 3] {
+    let backends = &service.backends;
+    let weightless = !backends.is_empty() && backends.iter().all(|b| b.weight == 0);
+    // Weight 0 is heeded by every scheduler.
+    let mut weights = backends.iter().map(|b| b.weight).filter(|w| *w > 0);
+    let first = weights.next();
+    let unequal = weights.any(|weight| Some(weight) != first);
+    let scheduler = name_of(service.scheduler);
     [
-        (empty, "has no backends: its packets are dropped"),
-        (weightless, "all weights are 0: no backend takes new flows"),
-        (
-            wrong_port,
-            "is UDP, but its check connects to the backends' port by TCP: set health.port, or health.type = \"none\"",
-        ),
+        backends
+            .is_empty()
+            .then(|| "has no backends: its packets are dropped".to_owned()),
+        weightless.then(|| "all weights are 0: no backend takes new flows".to_owned()),
+        (unequal && service.scheduler.ignores_weights()).then(|| {
+            format!("scheduler \"{scheduler}\" leaves weights aside: use \"weighted-{scheduler}\"")
+        }),
     ]
-    .into_iter()
-    .filter_map(|(applies, problem)| applies.then_some(problem))
+}
+
+fn check(service: &Service) -> [Option<String>; 3] {
+    let unchecked = service.health.probe == Probe::None;
+    let udp = service.id.protocol == Protocol::Udp;
+    let keeps = service.on_down() == OnDown::Keep;
+    [
+        (udp && !unchecked && service.health.port.is_none()).then(|| {
+            "is UDP, but its check connects to the backends' port by TCP: set health.port, or health.type = \"none\"".to_owned()
+        }),
+        (unchecked && service.on_down.is_some()).then(|| {
+            "on_down has no effect, since health.type = \"none\" finds nothing down".to_owned()
+        }),
+        (keeps && !unchecked && service.dead_after.is_zero()).then(|| {
+            "dead_after 0 makes every backend that is down dead, which moves the flows that on_down = \"keep\" would keep".to_owned()
+        }),
+    ]
+}
+
+fn flows(service: &Service, limits: Limits) -> [Option<String>; 3] {
+    let moving_time = service.moving_time();
+    let stateless = moving_time.is_zero();
+    let short = service.id.protocol == Protocol::Tcp && !stateless && moving_time < LONGEST_SILENCE;
+    let asked: u64 = service
+        .backends
+        .iter()
+        .filter_map(|b| b.max_connections.map(u64::from))
+        .sum();
+    [
+        (stateless && service.on_down == Some(OnDown::Keep)).then(|| {
+            "on_down = \"keep\" has no effect, since moving_time 0 keeps no record of flows"
+                .to_owned()
+        }),
+        short.then(|| {
+            format!(
+                "moving_time {} is shorter than a TCP connection may be silent while it loses packets: 1m or more",
+                humantime::format_duration(moving_time)
+            )
+        }),
+        (asked > u64::from(limits.flows)).then(|| {
+            format!(
+                "max_connections add up to {asked}, but no more than limits.flows = {} can be recorded: raise it",
+                limits.flows
+            )
+        }),
+    ]
 }

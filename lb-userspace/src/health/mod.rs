@@ -58,8 +58,8 @@ pub struct Event {
     pub condition: Condition,
     /// Whether the condition is another than before: the rings must follow.
     pub changed: bool,
-    /// Whether the last probe was told that nobody is there (refused, unreachable), which is more than
-    /// no answer.
+    /// Whether it is down, and the last probe that says anything about it was told that nobody is
+    /// there ([`probe::ProbeError::says_dead`]), which is more than no answer.
     pub dead: bool,
     /// Why the last probe failed, where it did.
     pub error: Option<String>,

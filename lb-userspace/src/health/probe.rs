@@ -25,6 +25,9 @@ pub enum ProbeError {
     /// Nothing listens there.
     #[error("connection refused")]
     Refused,
+    /// The network has no way there, or nobody answers to the address.
+    #[error("cannot connect: {0}")]
+    Unreachable(String),
     /// No verdict in time.
     #[error("no answer within {0:?}")]
     Timeout(Duration),
@@ -56,6 +59,19 @@ impl ProbeError {
         !matches!(self, Self::Local(_) | Self::BadRequest(_))
     }
 
+    /// Whether the probe was told that nobody is there, by the backend's host or by the network.
+    /// Silence, a broken connection and a bad answer are not that: whoever caused them may be alive.
+    ///
+    /// `serves` says whether the port probed is the one that flows go to. A refusal at another says
+    /// that the checks have lost their listener, not the flows.
+    pub fn says_dead(&self, serves: bool) -> bool {
+        match self {
+            Self::Refused => serves,
+            Self::Unreachable(_) => true,
+            _ => false,
+        }
+    }
+
     fn from_connect(error: &io::Error) -> Self {
         const LOCAL: [i32; 6] = [
             libc::EMFILE,
@@ -65,10 +81,20 @@ impl ProbeError {
             libc::EADDRNOTAVAIL,
             libc::EPERM,
         ];
+        // What the kernel makes of ICMP's "destination unreachable", and of a route or neighbour that
+        // is missing here (icmp_err_convert, icmpv6_err_convert). Administrative prohibition is not
+        // among them where it can be told apart (EACCES): it speaks of the probe.
+        const UNREACHABLE: [i32; 4] = [
+            libc::ENETUNREACH,
+            libc::EHOSTUNREACH,
+            libc::EHOSTDOWN,
+            libc::ENONET,
+        ];
         match error.raw_os_error() {
             Some(libc::ECONNREFUSED) => Self::Refused,
             Some(libc::ECONNRESET) => Self::Closed,
             Some(code) if LOCAL.contains(&code) => Self::Local(error.to_string()),
+            Some(code) if UNREACHABLE.contains(&code) => Self::Unreachable(error.to_string()),
             _ => Self::Connect(error.to_string()),
         }
     }

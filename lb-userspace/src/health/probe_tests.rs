@@ -98,6 +98,17 @@ async fn refused_connection_fails_at_once_not_after_the_timeout() {
 }
 
 #[tokio::test]
+async fn address_without_a_way_is_unreachable() {
+    // The kernel knows no way by TCP to a broadcast address, and the loopback network has one.
+    let address = "127.255.255.255:80".parse().unwrap();
+    for probe in [health(Probe::Tcp), http("/", None)] {
+        let error = Network.probe(address, &probe).await.unwrap_err();
+        assert!(matches!(error, ProbeError::Unreachable(_)), "{error:?}");
+        assert!(error.says_dead(true) && error.blames_backend());
+    }
+}
+
+#[tokio::test]
 async fn configured_port_is_probed_instead_of_the_backends_own() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = Some(listener.local_addr().unwrap().port());
@@ -299,4 +310,33 @@ fn shortage_on_this_host_does_not_blame_the_backend() {
     assert!(!from(libc::EADDRNOTAVAIL).blames_backend());
     assert!(from(libc::EHOSTUNREACH).blames_backend());
     assert!(from(libc::ECONNREFUSED).blames_backend());
+}
+
+#[test]
+fn who_is_said_not_to_be_there_is_dead_and_who_is_silent_or_broken_is_not() {
+    let from = |code| ProbeError::from_connect(&io::Error::from_raw_os_error(code));
+    for (error, dead) in [
+        (from(libc::ECONNREFUSED), true),
+        (from(libc::EHOSTUNREACH), true),
+        (from(libc::ENETUNREACH), true),
+        (from(libc::EHOSTDOWN), true),
+        (from(libc::ENONET), true),
+        (from(libc::ETIMEDOUT), false),
+        (from(libc::ECONNRESET), false),
+        (from(libc::EACCES), false),
+        (from(libc::EMFILE), false),
+        (ProbeError::Timeout(TIMEOUT), false),
+        (ProbeError::Status(500), false),
+        (ProbeError::Closed, false),
+        (ProbeError::Malformed(String::new()), false),
+        (ProbeError::BadRequest(String::new()), false),
+    ] {
+        assert_eq!(error.says_dead(true), dead, "{error:?}");
+    }
+}
+
+#[test]
+fn refusal_by_the_checks_own_port_says_nothing_of_the_flows() {
+    assert!(!ProbeError::Refused.says_dead(false));
+    assert!(ProbeError::Unreachable(String::new()).says_dead(false));
 }

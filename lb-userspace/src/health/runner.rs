@@ -15,7 +15,7 @@ use crate::{
         probe::{ProbeError, Prober},
         schedule,
     },
-    model::{Health, Probe},
+    model::{Health, Probe, Protocol},
     snapshot::Condition,
 };
 
@@ -33,12 +33,15 @@ pub struct Runner<P> {
     prober: P,
     permits: Arc<Semaphore>,
     events: mpsc::Sender<Event>,
+    /// Whether the last probe that blames the backend was told that nobody is there.
+    nobody: bool,
     reported: Reported,
 }
 
 /// What the receiver knows.
 struct Reported {
     condition: Condition,
+    dead: bool,
     error: Option<String>,
     /// When it was told, if ever.
     at: Option<time::Instant>,
@@ -56,6 +59,7 @@ impl<P: Prober> Runner<P> {
         let machine = Machine::new(initial, 1, 1);
         let reported = Reported {
             condition: initial,
+            dead: false,
             error: None,
             at: None,
         };
@@ -65,6 +69,7 @@ impl<P: Prober> Runner<P> {
             prober,
             permits,
             events,
+            nobody: false,
             reported,
         }
     }
@@ -95,7 +100,7 @@ impl<P: Prober> Runner<P> {
             };
             let outcome = self.prober.probe(self.target.address, health).await;
             drop(permit);
-            if let Err(unheard) = self.conclude(outcome).await {
+            if let Err(unheard) = self.conclude(outcome, health).await {
                 return unheard;
             }
         }
@@ -110,12 +115,22 @@ impl<P: Prober> Runner<P> {
         }
     }
 
-    async fn conclude(&mut self, outcome: Result<Duration, ProbeError>) -> Result<(), Unheard> {
+    async fn conclude(
+        &mut self,
+        outcome: Result<Duration, ProbeError>,
+        health: &Health,
+    ) -> Result<(), Unheard> {
         match &outcome {
-            Ok(_) => self.machine.observe(Outcome::Success),
-            Err(error) if error.blames_backend() => self.machine.observe(Outcome::Failure),
-            Err(_) => None,
-        };
+            Ok(_) => {
+                self.nobody = false;
+                self.machine.observe(Outcome::Success);
+            }
+            Err(error) if error.blames_backend() => {
+                self.nobody = error.says_dead(self.probes_what_serves(health));
+                self.machine.observe(Outcome::Failure);
+            }
+            Err(_) => {}
+        }
         let error = outcome.as_ref().err().map(ToString::to_string);
         if self.is_news(error.as_ref()) {
             self.report(error, outcome.ok()).await?;
@@ -123,12 +138,24 @@ impl<P: Prober> Runner<P> {
         Ok(())
     }
 
+    /// Whether probes go to where flows go.
+    fn probes_what_serves(&self, health: &Health) -> bool {
+        let port = self.target.address.port();
+        self.target.service.protocol == Protocol::Tcp && health.port.is_none_or(|p| p == port)
+    }
+
+    fn dead(&self) -> bool {
+        self.nobody && self.machine.condition() == Condition::Down
+    }
+
     fn is_news(&self, error: Option<&String>) -> bool {
         let last = &self.reported;
         let due = last
             .at
             .is_none_or(|at| error.is_none() && at.elapsed() >= LATENCY_EVERY);
-        due || last.condition != self.machine.condition() || last.error.as_ref() != error
+        due || last.condition != self.machine.condition()
+            || last.dead != self.dead()
+            || last.error.as_ref() != error
     }
 
     async fn report(
@@ -139,18 +166,19 @@ impl<P: Prober> Runner<P> {
         // Waiting comes first: a change of the check may end it, and what was not said then is
         // still news after the next probe.
         let slot = self.events.reserve().await.map_err(|_| Unheard)?;
-        let condition = self.machine.condition();
+        let (condition, dead) = (self.machine.condition(), self.dead());
         let changed = condition != self.reported.condition;
         slot.send(Event {
             target: self.target,
             condition,
             changed,
-            dead: false,
+            dead,
             error: error.clone(),
             latency,
         });
         self.reported = Reported {
             condition,
+            dead,
             error,
             at: Some(time::Instant::now()),
         };

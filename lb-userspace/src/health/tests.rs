@@ -126,6 +126,7 @@ async fn first_success_is_reported_as_up_within_one_interval() {
             target: target(1),
             condition: up,
             changed: true,
+            dead: false,
             error: None,
             latency
         }
@@ -200,6 +201,115 @@ async fn trouble_of_this_host_is_reported_but_takes_no_backend_down() {
     assert!(event.error.unwrap().contains("too many open files"));
     let more = time::timeout(INTERVAL * 20, events.recv()).await;
     assert!(more.is_err(), "{more:?}");
+}
+
+/// The next event, whatever it says.
+async fn next(events: &mut mpsc::Receiver<Event>) -> Event {
+    let event = time::timeout(INTERVAL * 60, events.recv()).await;
+    event.unwrap().unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn refusing_backend_is_dead_once_it_is_down_and_silent_one_is_not() {
+    let (mut checker, script, mut events) = checker();
+    script.refusing.lock().unwrap().insert(address(1));
+    script.dead.lock().unwrap().insert(address(2));
+    checker.set(targets([1, 2], &health(), Condition::Up));
+    let mut down = BTreeMap::new();
+    while down.len() < 2 {
+        let event = next(&mut events).await;
+        if event.condition == Condition::Up {
+            assert!(!event.dead, "what is up is not dead: {event:?}");
+        } else {
+            down.insert(event.target, event.dead);
+        }
+    }
+    assert_eq!(
+        down,
+        BTreeMap::from([(target(1), true), (target(2), false)])
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn backend_that_is_down_is_reported_again_when_it_dies_and_when_it_answers() {
+    let (mut checker, script, mut events) = checker();
+    script.dead.lock().unwrap().insert(address(1));
+    let slow_to_rise = Health {
+        rise: 9,
+        ..health()
+    };
+    checker.set(targets([1], &slow_to_rise, Condition::Up));
+    assert!(!next_turn(&mut events).await.dead);
+    script.refusing.lock().unwrap().insert(address(1));
+    script.dead.lock().unwrap().clear();
+    let event = next(&mut events).await;
+    assert!(event.dead && !event.changed, "{event:?}");
+    script.refusing.lock().unwrap().clear();
+    let event = next(&mut events).await;
+    assert!(!event.dead && !event.changed, "{event:?}");
+    assert_eq!(event.condition, Condition::Down);
+}
+
+#[tokio::test(start_paused = true)]
+async fn trouble_of_this_host_does_not_revive_the_dead() {
+    let (mut checker, script, mut events) = checker();
+    script.refusing.lock().unwrap().insert(address(1));
+    checker.set(targets([1], &health(), Condition::Up));
+    assert!(next_turn(&mut events).await.dead);
+    *script.broken_host.lock().unwrap() = true;
+    let event = next(&mut events).await;
+    assert!(event.error.unwrap().contains("too many open files"));
+    assert!(event.dead);
+}
+
+#[tokio::test(start_paused = true)]
+async fn death_is_news_even_if_the_error_reads_as_before() {
+    let (mut checker, script, mut events) = checker();
+    script.refusing.lock().unwrap().insert(address(1));
+    let other_port = Health {
+        port: Some(9),
+        ..health()
+    };
+    checker.set(targets([1], &other_port, Condition::Up));
+    let before = next_turn(&mut events).await;
+    assert!(!before.dead);
+    checker.set(targets([1], &health(), Condition::Up));
+    let event = next(&mut events).await;
+    assert!(event.dead && !event.changed, "{event:?}");
+    assert_eq!(event.error, before.error);
+}
+
+#[tokio::test(start_paused = true)]
+async fn refusal_where_no_flows_go_takes_down_but_not_for_dead() {
+    let (mut checker, script, mut events) = checker();
+    let own_port = Health {
+        port: Some(1),
+        ..health()
+    };
+    let other_port = Health {
+        port: Some(9),
+        ..health()
+    };
+    let udp = Target {
+        service: "10.0.0.1:80/udp".parse().unwrap(),
+        ..target(3)
+    };
+    let ports = (1..=3).map(address);
+    script.refusing.lock().unwrap().extend(ports);
+    let config = |health| TargetConfig {
+        health,
+        initial: Condition::Up,
+    };
+    checker.set(BTreeMap::from([
+        (target(1), config(own_port)),
+        (target(2), config(other_port)),
+        (udp, config(health())),
+    ]));
+    for _ in 0..3 {
+        let event = next_turn(&mut events).await;
+        assert_eq!(event.condition, Condition::Down);
+        assert_eq!(event.dead, event.target == target(1), "{event:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -283,6 +393,7 @@ async fn turn_that_a_full_channel_held_back_is_reported_after_the_check_changed(
             target: target(9),
             condition: Condition::Up,
             changed: false,
+            dead: false,
             error: None,
             latency: None,
         })
@@ -364,4 +475,5 @@ async fn real_listener_comes_up_and_goes_down_when_it_closes() {
     let event = next_turn(&mut events).await;
     assert_eq!(event.condition, Condition::Down);
     assert_eq!(event.error.as_deref(), Some("connection refused"));
+    assert!(event.dead);
 }

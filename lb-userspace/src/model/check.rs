@@ -4,8 +4,12 @@
 use std::{collections::HashSet, net::IpAddr, time::Duration};
 
 use super::{
-    Backend, Health, MAX_BACKENDS, MAX_WEIGHT, Mode, ModelError, Probe, Service, ServiceId,
+    Backend, FlowState, Health, MAX_BACKENDS, MAX_WEIGHT, Mode, ModelError, Probe, Service,
+    ServiceId, name_of,
 };
+
+/// Longest moving time, and longest time until a backend that is down counts as dead.
+const WEEK: Duration = Duration::from_secs(7 * 24 * 3_600);
 
 impl Service {
     /// Everything but the backends, each on its own.
@@ -29,6 +33,7 @@ impl Service {
             let problem = format!("{count} are too many: at most {MAX_BACKENDS}");
             return invalid(id, "backends", problem);
         }
+        check_flows(self)?;
         check_timing(id, &self.health)?;
         check_probe(id, &self.health.probe)
     }
@@ -47,6 +52,16 @@ impl Service {
         if weight > MAX_WEIGHT {
             let problem = format!("{address}: {weight} is too large: 0 to {MAX_WEIGHT}");
             return invalid(id, "weight", problem);
+        }
+        if backend.max_connections == Some(0) {
+            let problem = format!("{address}: 0 lets no flow in: 1 or more, or drain the backend");
+            return invalid(id, "max_connections", problem);
+        }
+        if backend.max_connections.is_some() && self.moving_time().is_zero() {
+            let problem = format!(
+                "{address}: flows are counted by their records, and moving_time 0 keeps none: set moving_time, or leave max_connections out"
+            );
+            return invalid(id, "max_connections", problem);
         }
         if self.mode == Mode::Nat && address.is_ipv4() != id.vip.is_ipv4() {
             let problem = format!(
@@ -82,6 +97,34 @@ fn invalid<T>(
 ) -> Result<T, ModelError> {
     let problem = problem.into();
     Err(ModelError::Invalid { id, field, problem })
+}
+
+fn check_flows(service: &Service) -> Result<(), ModelError> {
+    let (id, moving_time) = (service.id, service.moving_time());
+    for (field, time) in [
+        ("moving_time", moving_time),
+        ("dead_after", service.dead_after),
+    ] {
+        if time > WEEK {
+            let time = humantime::format_duration(time);
+            return invalid(id, field, format!("{time} is out of range: 0s to 1 week"));
+        }
+    }
+    if !moving_time.is_zero() {
+        return Ok(());
+    }
+    if service.scheduler.records_every_flow() {
+        let problem = format!(
+            "0 keeps no record of flows, and scheduler \"{}\" goes by them: set it, or use scheduler \"maglev\" or \"source-hash\"",
+            name_of(service.scheduler)
+        );
+        return invalid(id, "moving_time", problem);
+    }
+    if service.flow_state == FlowState::Always {
+        let problem = "0 keeps no record of flows, and flow_state \"always\" asks for them: set it, or use flow_state \"auto\"";
+        return invalid(id, "moving_time", problem);
+    }
+    Ok(())
 }
 
 fn check_timing(id: ServiceId, health: &Health) -> Result<(), ModelError> {

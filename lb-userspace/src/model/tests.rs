@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use proptest::{collection::vec, prelude::*};
-
 use super::*;
+
+mod properties;
+mod settings;
 
 fn id(text: &str) -> ServiceId {
     text.parse().unwrap()
@@ -16,6 +17,7 @@ fn backend(text: &str) -> Backend {
         address,
         weight: 1,
         admin: Admin::Active,
+        max_connections: None,
     }
 }
 
@@ -24,6 +26,11 @@ fn service(text: &str, mode: Mode, backends: &[&str]) -> Service {
         id: id(text),
         mode,
         ring_size: None,
+        scheduler: Scheduler::default(),
+        flow_state: FlowState::default(),
+        on_down: None,
+        moving_time: None,
+        dead_after: DEAD_AFTER,
         health: Health::default(),
         backends: backends.iter().map(|b| backend(b)).collect(),
     }
@@ -73,6 +80,9 @@ fn what_is_no_service_is_refused() {
         assert!(text.parse::<ServiceId>().is_err(), "{text}");
     }
 }
+
+const MILLISECOND: Duration = Duration::from_millis(1);
+const WEEK: Duration = Duration::from_secs(7 * 24 * 3_600);
 
 /// A change of a valid service that makes it invalid, and the field to be named.
 type Spoil = (fn(&mut Service), &'static str);
@@ -125,6 +135,12 @@ fn values_out_of_range_are_refused_by_their_field() {
             "health.host",
         ),
         (|s| s.backends[0].weight = MAX_WEIGHT + 1, "weight"),
+        (|s| s.moving_time = Some(WEEK + MILLISECOND), "moving_time"),
+        (|s| s.dead_after = WEEK + MILLISECOND, "dead_after"),
+        (
+            |s| s.backends[0].max_connections = Some(0),
+            "max_connections",
+        ),
         (|s| s.backends[0].address.set_port(0), "address"),
         (|s| s.backends[0].address.set_ip(s.id.vip.ip()), "address"),
         (|s| s.backends[0] = backend("[fd00::2]:80"), "address"),
@@ -152,6 +168,11 @@ fn the_bounds_themselves_are_accepted() {
     );
     service.backends[0].weight = MAX_WEIGHT;
     service.backends[1].weight = 0;
+    service.backends[0].max_connections = Some(u32::MAX);
+    service.backends[1].max_connections = Some(1);
+    (service.moving_time, service.dead_after) = (Some(WEEK), WEEK);
+    assert!(State::new([service.clone()]).is_ok());
+    service.dead_after = Duration::ZERO;
     for (millis, count) in [(10, 1), (3_600_000, 100)] {
         service.health.interval = Duration::from_millis(millis);
         service.health.timeout = service.health.interval;
@@ -205,26 +226,31 @@ fn a_backend_added_later_is_checked_like_the_first() {
 #[test]
 fn an_edit_changes_what_it_names_and_leaves_the_rest() {
     let (id, address) = (id("10.0.0.1:80/tcp"), "10.1.0.2:80".parse().unwrap());
-    let edit = |state: State, weight, admin| {
+    let edit = |state: State, weight, admin, max_connections| {
         state
             .apply(Change::EditBackend {
                 id,
                 address,
                 weight,
                 admin,
+                max_connections,
             })
             .unwrap()
     };
     let seen = |state: &State| {
         let backend = state.service(id).unwrap().backend(address).unwrap();
-        (backend.weight, backend.admin)
+        (backend.weight, backend.admin, backend.max_connections)
     };
-    let state = edit(web(), Some(7), None);
-    assert_eq!(seen(&state), (7, Admin::Active));
-    let state = edit(state, None, Some(Admin::Draining));
-    assert_eq!(seen(&state), (7, Admin::Draining));
-    let state = edit(state, Some(0), Some(Admin::Active));
-    assert_eq!(seen(&state), (0, Admin::Active));
+    let state = edit(web(), Some(7), None, None);
+    assert_eq!(seen(&state), (7, Admin::Active, None));
+    let state = edit(state, None, Some(Admin::Draining), None);
+    assert_eq!(seen(&state), (7, Admin::Draining, None));
+    let state = edit(state, None, None, Some(Some(9)));
+    assert_eq!(seen(&state), (7, Admin::Draining, Some(9)));
+    let state = edit(state, Some(0), Some(Admin::Active), None);
+    assert_eq!(seen(&state), (0, Admin::Active, Some(9)));
+    let state = edit(state, None, None, Some(None));
+    assert_eq!(seen(&state), (0, Admin::Active, None));
     assert_eq!(
         state.service(id).unwrap().backends[1],
         backend("10.1.0.3:80")
@@ -264,10 +290,12 @@ fn what_is_not_there_cannot_be_changed() {
         address,
         weight: Some(1),
         admin: None,
+        max_connections: None,
     };
     for change in [
         Change::RemoveService(other),
         Change::RemoveBackend(other, address),
+        Change::EditService(other, Settings::default()),
         edit(other),
     ] {
         assert_eq!(
@@ -290,95 +318,4 @@ fn a_replacement_is_taken_whole_or_not_at_all() {
     assert_eq!(state.services().collect::<Vec<_>>(), [&good]);
     let refused = web().apply(Change::Replace(vec![good.clone(), good.clone()]));
     assert_eq!(refused, Err(ModelError::DuplicateService { id: good.id }));
-}
-
-/// Changes over a few addresses, so that they meet: valid and invalid ones.
-fn any_change() -> impl Strategy<Value = Change> {
-    let id = (1u8..4, prop_oneof![Just("tcp"), Just("udp")])
-        .prop_map(|(host, protocol)| id(&format!("10.0.0.{host}:80/{protocol}")));
-    let address = prop_oneof![
-        (0u8..5, 80u16..82).prop_map(|(host, port)| SocketAddr::from(([10, 1, 0, host], port))),
-        Just("10.0.0.1:81".parse().unwrap()),
-        Just("[fd00::2]:80".parse().unwrap()),
-    ];
-    let weight = 0u16..=1_100;
-    let admin = prop_oneof![Just(Admin::Active), Just(Admin::Draining)];
-    let backend =
-        (address.clone(), weight.clone(), admin.clone()).prop_map(|(address, weight, admin)| {
-            Backend {
-                address,
-                weight,
-                admin,
-            }
-        });
-    let mode = prop_oneof![Just(Mode::Nat), Just(Mode::Ipip)];
-    let service =
-        (id.clone(), mode, vec(backend.clone(), 0..3)).prop_map(|(id, mode, backends)| Service {
-            id,
-            mode,
-            ring_size: None,
-            health: Health::default(),
-            backends,
-        });
-    let edit = (id.clone(), address.clone(), any::<bool>(), weight, admin).prop_map(
-        |(id, address, both, weight, admin)| Change::EditBackend {
-            id,
-            address,
-            weight: Some(weight),
-            admin: both.then_some(admin),
-        },
-    );
-    prop_oneof![
-        4 => service.clone().prop_map(Change::AddService),
-        1 => id.clone().prop_map(Change::RemoveService),
-        4 => (id.clone(), backend).prop_map(|(id, b)| Change::AddBackend(id, b)),
-        2 => (id, address).prop_map(|(id, a)| Change::RemoveBackend(id, a)),
-        3 => edit,
-        1 => vec(service, 0..3).prop_map(Change::Replace),
-    ]
-}
-
-proptest! {
-    #[test]
-    fn whatever_changes_are_tried_the_state_stays_valid(changes in vec(any_change(), 0..40)) {
-        let mut state = State::default();
-        for change in changes {
-            if let Ok(next) = state.apply(change) {
-                state = next;
-            }
-            let services: Vec<_> = state.services().cloned().collect();
-            prop_assert_eq!(State::new(services), Ok(state.clone()));
-        }
-    }
-
-    #[test]
-    fn an_added_service_can_be_removed_without_a_trace(changes in vec(any_change(), 0..20)) {
-        let mut state = State::default();
-        for change in changes {
-            let Ok(next) = state.apply(change.clone()) else { continue };
-            if let Change::AddService(service) = change {
-                prop_assert_eq!(next.apply(Change::RemoveService(service.id)), Ok(state));
-            }
-            state = next;
-        }
-    }
-
-    #[test]
-    fn every_service_reads_back_from_its_text(v6: bool, bits: u128, port in 1u16.., udp: bool) {
-        let ip: std::net::IpAddr = match v6 {
-            true => std::net::Ipv6Addr::from(bits).into(),
-            false => std::net::Ipv4Addr::from(bits as u32).into(),
-        };
-        let protocol = if udp { Protocol::Udp } else { Protocol::Tcp };
-        let id = ServiceId { vip: (ip, port).into(), protocol };
-        if let Ok(read) = id.to_string().parse::<ServiceId>() {
-            prop_assert_eq!(read, id);
-        }
-    }
-
-    #[test]
-    fn no_text_makes_reading_a_service_panic(text in ".{0,60}") {
-        let _ = text.parse::<ServiceId>();
-        let _ = Backend::parse_address(&text);
-    }
 }

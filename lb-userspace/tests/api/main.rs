@@ -14,9 +14,11 @@ use hyper_util::rt::TokioIo;
 use lb_userspace::{
     api::{
         client::{Client, ClientError},
-        dto::{Action, Condition, EditBackend, NewBackend, NewService},
+        dto::{
+            Action, Condition, EditBackend, EditService, FlowQuery, NewBackend, NewService, Phase,
+        },
     },
-    model::{Admin, Mode, ServiceId},
+    model::{Admin, Mode, Scheduler, ServiceId},
 };
 use serde_json::{Value, json};
 use support::FakeAgent;
@@ -27,7 +29,7 @@ const WEB: &str = r#"
 vip = "10.0.0.1:80/tcp"
 mode = "nat"
 health = { type = "http", path = "/health" }
-backend = [{ address = "10.1.0.2:80" }, { address = "10.1.0.3:81", weight = 3 }]
+backend = [{ address = "10.1.0.2:80" }, { address = "10.1.0.3:81", weight = 3, max_connections = 9 }]
 "#;
 
 /// One request as any HTTP client would make it: status and JSON body.
@@ -63,6 +65,10 @@ async fn status_tells_instance_interfaces_tally_and_drops() {
         "interfaces": [{"name": "eth0", "mode": "native"}],
         "services": 1,
         "backends": {"total": 2, "up": 1, "down": 1, "starting": 0},
+        "flow_tables": {
+            "established": {"entries": 1200, "capacity": 262_144},
+            "half_open": {"entries": 65_536, "capacity": 65_536},
+        },
         "drops": {"malformed": 0, "no_backend": 3},
     });
     assert_eq!((status, body), (200, expected));
@@ -76,17 +82,31 @@ async fn a_service_is_told_with_its_health_and_backends() {
         "id": "10.0.0.1:80/tcp",
         "mode": "nat",
         "ring_size": 1004,
+        "scheduler": "maglev",
+        "flow_state": "auto",
+        "on_down": "keep",
+        "moving_time_ms": 900_000,
+        "dead_after_ms": 60_000,
         "health": {"type": "http", "path": "/health", "interval_ms": 1000, "timeout_ms": 500, "rise": 2, "fall": 3},
+        "flows": {
+            "steady": 1000, "moving": 3, "settling": 1,
+            "passed": {"moving": 20, "settling": 17, "steady": 16},
+            "established": 10, "half_open": 4, "lookups": 70, "recorded": 30, "overflows": 2,
+        },
         "traffic": {"packets": 2468, "bytes": 113578, "flows": 24},
         "backends": [
             {
-                "address": "10.1.0.2:80", "weight": 1, "state": "active", "condition": "up",
+                "address": "10.1.0.2:80", "weight": 1, "state": "active", "max_connections": null,
+                "leaving": false, "condition": "up",
                 "last_error": null, "latency_us": 250, "reachable": true, "slots": 502,
+                "recorded": 5, "connections": null,
                 "traffic": {"packets": 1234, "bytes": 56789, "flows": 12},
             },
             {
-                "address": "10.1.0.3:81", "weight": 3, "state": "active", "condition": "down",
+                "address": "10.1.0.3:81", "weight": 3, "state": "active", "max_connections": 9,
+                "leaving": false, "condition": "down",
                 "last_error": "connection refused", "latency_us": null, "reachable": true, "slots": 0,
+                "recorded": 5, "connections": 3,
                 "traffic": {"packets": 1234, "bytes": 56789, "flows": 12},
             },
         ],
@@ -152,6 +172,148 @@ async fn one_patch_changes_weight_and_state_together() {
 }
 
 #[tokio::test]
+async fn one_patch_changes_several_settings_of_a_service_and_answers_them() {
+    let agent = FakeAgent::start(WEB);
+    let path = "/v1/services/10.0.0.1:80%2Ftcp";
+    let settings = json!({
+        "ring_size": 251, "scheduler": "power-of-two-choices", "flow_state": "always",
+        "on_down": "resteer", "moving_time_ms": 5000, "dead_after_ms": 0,
+    });
+    let (status, body) = ask(&agent, "PATCH", path, settings.to_string()).await;
+    let expected = json!({"changed": {
+        "action": "edited", "service": "10.0.0.1:80/tcp", "settings": settings,
+    }});
+    assert_eq!((status, body), (200, expected));
+    let body = ask(&agent, "GET", path, "").await.1;
+    for (key, value) in settings.as_object().unwrap() {
+        // The test double's ring is always of one size.
+        if key != "ring_size" {
+            assert_eq!(&body[key], value, "{key}");
+        }
+    }
+    let state = agent.state();
+    let service = state.service(id("10.0.0.1:80/tcp")).unwrap();
+    assert_eq!(service.ring_size, Some(251));
+}
+
+#[tokio::test]
+async fn a_service_is_created_with_all_its_settings() {
+    let agent = FakeAgent::start("");
+    let new = json!({
+        "id": "10.0.0.2:80/tcp", "mode": "nat", "ring_size": 251, "scheduler": "round-robin",
+        "flow_state": "always", "on_down": "resteer", "moving_time_ms": 5000,
+        "dead_after_ms": 7000,
+        "backends": [{"address": "10.2.0.2:80", "max_connections": 12}],
+    });
+    let (status, body) = ask(&agent, "POST", "/v1/services", new.to_string()).await;
+    assert_eq!(status, 201, "{body}");
+    let expected = lb_userspace::config::parse(
+        r#"
+[[service]]
+vip = "10.0.0.2:80/tcp"
+mode = "nat"
+ring_size = 251
+scheduler = "round-robin"
+flow_state = "always"
+on_down = "resteer"
+moving_time = "5s"
+dead_after = "7s"
+backend = [{ address = "10.2.0.2:80", max_connections = 12 }]
+"#,
+        "test",
+    );
+    let state = agent.state();
+    assert_eq!(
+        state.service(id("10.0.0.2:80/tcp")),
+        Some(&expected.unwrap().services[0])
+    );
+}
+
+#[tokio::test]
+async fn a_limit_is_set_stays_when_not_named_and_is_taken_away_by_null() {
+    let agent = FakeAgent::start(WEB);
+    let path = "/v1/services/10.0.0.1:80%2Ftcp/backends/10.1.0.2:80";
+    for (body, told, limit) in [
+        (
+            r#"{"max_connections": 7}"#,
+            json!({"max_connections": 7}),
+            Some(7),
+        ),
+        (r#"{"weight": 2}"#, json!({"weight": 2}), Some(7)),
+        (
+            r#"{"max_connections": null}"#,
+            json!({"max_connections": null}),
+            None,
+        ),
+    ] {
+        let (status, mut answer) = ask(&agent, "PATCH", path, body).await;
+        assert_eq!(status, 200, "{answer}");
+        let changed = answer["changed"].as_object_mut().unwrap();
+        for key in ["action", "service", "backend"] {
+            assert!(changed.remove(key).is_some(), "{key}");
+        }
+        assert_eq!(answer["changed"], told);
+        let state = agent.state();
+        let backend = &state.service(id("10.0.0.1:80/tcp")).unwrap().backends[0];
+        assert_eq!(backend.max_connections, limit, "{body}");
+    }
+}
+
+#[tokio::test]
+async fn flows_are_listed_and_narrowed_down() {
+    let agent = FakeAgent::start(WEB);
+    let flows = |query: &'static str| {
+        let agent = &agent;
+        async move {
+            let (status, body) = ask(agent, "GET", &format!("/v1/flows{query}"), "").await;
+            assert_eq!(status, 200, "{query}: {body}");
+            let listed = body["flows"].as_array().unwrap().len();
+            (body["total"].as_u64().unwrap(), listed, body)
+        }
+    };
+    for (query, total, listed) in [
+        ("", 7, 7),
+        ("?limit=2", 7, 2),
+        ("?limit=0", 7, 0),
+        ("?phase=moving", 3, 3),
+        ("?service=10.0.0.1:80%2Ftcp&backend=10.1.0.3:81", 3, 3),
+        ("?backend=10.1.0.2:80&phase=steady", 1, 1),
+        ("?backend=10.1.0.9:80", 0, 0),
+    ] {
+        let (got, shown, body) = flows(query).await;
+        assert_eq!((got, shown), (total, listed), "{query}: {body}");
+    }
+    let (_, _, body) = flows("?backend=10.1.0.2:80&phase=moving").await;
+    let expected = json!({
+        "service": "10.0.0.1:80/tcp", "client": "192.0.2.7:40000", "backend": "10.1.0.2:80",
+        "half_open": true, "closing": false, "phase": "moving", "idle_ms": 1500, "age_ms": 60_000,
+    });
+    assert_eq!(body["flows"], json!([expected]));
+}
+
+#[tokio::test]
+async fn a_removed_backend_with_flows_is_told_and_counts_no_more() {
+    let agent = FakeAgent::start(&WEB.replace("10.0.0.1:80/", "10.0.0.1:8081/"));
+    let path = "/v1/services/10.0.0.1:8081%2Ftcp/backends";
+    let (_, backends) = ask(&agent, "GET", path, "").await;
+    let leaving = backends.as_array().unwrap().iter();
+    let leaving = leaving.map(|b| (b["address"].clone(), b["leaving"].clone()));
+    assert_eq!(
+        leaving.collect::<Vec<_>>(),
+        [
+            (json!("10.1.0.2:80"), json!(false)),
+            (json!("10.1.0.3:81"), json!(false)),
+            (json!("10.1.0.9:80"), json!(true)),
+        ]
+    );
+    let (_, status) = ask(&agent, "GET", "/v1/status", "").await;
+    assert_eq!(
+        status["backends"],
+        json!({"total": 2, "up": 1, "down": 1, "starting": 0})
+    );
+}
+
+#[tokio::test]
 async fn metrics_are_served_as_openmetrics() {
     let agent = FakeAgent::start(WEB);
     let stream = UnixStream::connect(&agent.socket).await.unwrap();
@@ -187,11 +349,17 @@ async fn the_client_speaks_every_route() {
         address,
         weight: 2,
         state: Admin::Active,
+        max_connections: None,
     };
     let new = NewService {
         id: dns,
         mode: Mode::Ipip,
         ring_size: None,
+        scheduler: None,
+        flow_state: None,
+        on_down: None,
+        moving_time_ms: None,
+        dead_after_ms: None,
         health: None,
         backends: vec![],
     };
@@ -210,7 +378,7 @@ async fn the_client_speaks_every_route() {
     );
     let edit = EditBackend {
         weight: Some(5),
-        state: None,
+        ..EditBackend::default()
     };
     assert_eq!(
         client
@@ -222,6 +390,28 @@ async fn the_client_speaks_every_route() {
         Some(5)
     );
     assert_eq!(client.service(dns).await.unwrap().backends[0].weight, 5);
+    let settings = EditService {
+        scheduler: Some(Scheduler::SourceHash),
+        moving_time_ms: Some(5_000),
+        ..EditService::default()
+    };
+    let changed = client.edit_service(dns, &settings).await.unwrap().changed;
+    assert_eq!(changed.settings, Some(settings));
+    let edited = client.service(dns).await.unwrap();
+    assert_eq!(
+        (edited.scheduler, edited.moving_time_ms),
+        (Scheduler::SourceHash, 5_000)
+    );
+    let query = FlowQuery {
+        service: Some(dns),
+        backend: Some(address),
+        phase: Some(Phase::Settling),
+        limit: Some(9),
+    };
+    let flows = client.flows(&query).await.unwrap();
+    assert_eq!((flows.total, flows.flows[0].backend), (1, Some(address)));
+    let all = client.flows(&FlowQuery::default()).await.unwrap();
+    assert_eq!(all.total, 7 + 4);
     assert_eq!(
         client
             .remove_backend(dns, address)

@@ -1,6 +1,8 @@
 //! Bad calls: each is refused with its status, its code and a line that says what would be right,
 //! and changes nothing.
 
+mod flows;
+
 use serde_json::Value;
 
 use crate::{WEB, ask, support::FakeAgent};
@@ -141,6 +143,22 @@ const BAD_PATHS: &[Bad] = &[
         400,
         "bad_backend",
         "write ADDRESS:PORT",
+    ),
+    (
+        "PATCH",
+        "/v1/services/10.0.0.9:80%2Ftcp",
+        "{\"scheduler\":\"maglev\"}",
+        404,
+        "unknown_service",
+        "lbctl service list",
+    ),
+    (
+        "POST",
+        "/v1/flows",
+        "",
+        405,
+        "no_method",
+        "POST is not a method of /v1/flows",
     ),
     (
         "PATCH",
@@ -325,6 +343,12 @@ const BAD_BACKENDS: &[(&str, u16, &str, &str)] = &[
         "0 to 1000",
     ),
     (
+        r#"{"address":"10.1.0.4:80","max_connections":0}"#,
+        400,
+        "invalid",
+        "0 lets no flow in",
+    ),
+    (
         r#"{"address":"10.1.0.4:80","state":"down"}"#,
         400,
         "malformed",
@@ -363,7 +387,25 @@ const BAD_BACKENDS: &[(&str, u16, &str, &str)] = &[
 ];
 
 const BAD_EDITS: &[(&str, u16, &str, &str)] = &[
-    ("{}", 400, "malformed", "give weight, state or both"),
+    (
+        "{}",
+        400,
+        "malformed",
+        "give weight, state or max_connections",
+    ),
+    (
+        r#"{"max_connections":0}"#,
+        400,
+        "invalid",
+        "or drain the backend",
+    ),
+    (
+        r#"{"max_connections":-1}"#,
+        400,
+        "malformed",
+        "invalid value",
+    ),
+    (r#"{"max_connections":4294967296}"#, 400, "malformed", "u32"),
     (r#"{"weight":1001}"#, 400, "invalid", "0 to 1000"),
     (r#"{"weight":-1}"#, 400, "malformed", "invalid value"),
     (

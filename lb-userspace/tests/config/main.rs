@@ -5,8 +5,8 @@ mod bad;
 use std::time::Duration;
 
 use lb_userspace::{
-    config::{self, Config, ConfigError},
-    model::{Admin, Mode, Probe, State},
+    config::{self, Config, ConfigError, Limits},
+    model::{Admin, DEAD_AFTER, FlowState, Mode, OnDown, Probe, Scheduler, State},
 };
 
 const GOOD: &str = r#"
@@ -22,16 +22,24 @@ source_v6 = "fd00:ffff::/64"
 services = 10
 backends = 100
 ring_slots = 1000000
+flows = 1000
+half_open = 500
 
 [[service]]
 vip = "10.0.0.1:80/tcp"
 mode = "ipip"
 ring_size = 65537
+scheduler = "weighted-least-connections"
+flow_state = "always"
+on_down = "resteer"
+moving_time = "10m"
+dead_after = "0s"
 health = { type = "http", path = "/health", host = "x", port = 8080, interval = "1s", timeout = "500ms", rise = 2, fall = 4 }
 [[service.backend]]
 address = "10.1.0.2:80"
 weight = 3
 state = "draining"
+max_connections = 400
 [[service.backend]]
 address = "[fd00::2]:80"
 
@@ -64,20 +72,32 @@ fn every_key_of_the_format_is_read() {
         config.tunnel.source_v6,
         Some(("fd00:ffff::".parse().unwrap(), 64))
     );
-    assert_eq!(
-        (
-            config.limits.services,
-            config.limits.backends,
-            config.limits.ring_slots
-        ),
-        (10, 100, 1_000_000)
-    );
+    let limits = Limits {
+        services: 10,
+        backends: 100,
+        ring_slots: 1_000_000,
+        flows: 1_000,
+        half_open: 500,
+    };
+    assert_eq!(config.limits, limits);
     assert!(config.warnings.is_empty(), "{:?}", config.warnings);
 
     let [first, second] = &config.services[..] else {
         panic!("{:#?}", config.services);
     };
     assert_eq!((first.mode, first.ring_size), (Mode::Ipip, Some(65_537)));
+    assert_eq!(
+        (first.scheduler, first.flow_state, first.on_down),
+        (
+            Scheduler::WeightedLeastConnections,
+            FlowState::Always,
+            Some(OnDown::Resteer)
+        )
+    );
+    assert_eq!(
+        (first.moving_time, first.dead_after),
+        (Some(Duration::from_secs(600)), Duration::ZERO)
+    );
     let http = Probe::Http {
         path: "/health".to_owned(),
         host: Some("x".to_owned()),
@@ -97,6 +117,8 @@ fn every_key_of_the_format_is_read() {
         (first.backends[1].weight, first.backends[1].admin),
         (1, Admin::Active)
     );
+    let limits: Vec<_> = first.backends.iter().map(|b| b.max_connections).collect();
+    assert_eq!(limits, [Some(400), None]);
     assert_eq!(
         (second.mode, &second.health.probe),
         (Mode::Nat, &Probe::None)
@@ -104,9 +126,60 @@ fn every_key_of_the_format_is_read() {
 }
 
 #[test]
+fn what_is_not_given_has_its_default() {
+    let config = read(&bad::below_service(""));
+    assert_eq!(config.limits, Limits::default());
+    assert_eq!(
+        (config.limits.flows, config.limits.half_open),
+        (262_144, 65_536)
+    );
+    let service = &config.services[0];
+    assert_eq!(
+        (service.scheduler, service.flow_state, service.dead_after),
+        (Scheduler::Maglev, FlowState::Auto, DEAD_AFTER)
+    );
+    assert_eq!((service.on_down, service.moving_time), (None, None));
+}
+
+#[test]
+fn every_scheduler_is_read_by_its_name() {
+    for (name, scheduler) in [
+        ("maglev", Scheduler::Maglev),
+        ("source-hash", Scheduler::SourceHash),
+        ("round-robin", Scheduler::RoundRobin),
+        ("weighted-round-robin", Scheduler::WeightedRoundRobin),
+        ("least-connections", Scheduler::LeastConnections),
+        (
+            "weighted-least-connections",
+            Scheduler::WeightedLeastConnections,
+        ),
+        ("power-of-two-choices", Scheduler::PowerOfTwoChoices),
+    ] {
+        let config = read(&bad::below_service(&format!("scheduler = \"{name}\"")));
+        assert_eq!(config.services[0].scheduler, scheduler, "{name}");
+    }
+}
+
+#[test]
 fn what_is_accepted_is_a_valid_state() {
     let config = read(GOOD);
     assert_eq!(State::new(config.services).unwrap().services().len(), 2);
+}
+
+#[test]
+fn the_example_of_the_readme_is_right_and_warns_of_nothing() {
+    let readme = include_str!("../../../README.md");
+    let (_, rest) = readme.split_once("```toml\n").unwrap();
+    let (example, _) = rest.split_once("```").unwrap();
+    let config = read(example);
+    assert_eq!(config.warnings, Vec::<String>::new());
+    assert_eq!(config.limits, Limits::default(), "it shows the defaults");
+    let service = &config.services[0];
+    let plain = read(&bad::below_service("")).services.remove(0);
+    assert_eq!(
+        (service.on_down(), service.moving_time(), service.dead_after),
+        (plain.on_down(), plain.moving_time(), plain.dead_after)
+    );
 }
 
 #[test]
@@ -162,22 +235,76 @@ fn columns_count_characters_and_not_bytes() {
     assert_eq!((errors[0].line, errors[0].column), (1, 20));
 }
 
+/// A service of two backends that is right, and a line below its header.
+fn pool(rest: &str, options: [&str; 2]) -> String {
+    let [one, other] = options;
+    bad::below_service(&format!(
+        "{rest}\nbackend = [{{ address = \"10.1.0.2:80\"{one} }}, {{ address = \"10.1.0.3:80\"{other} }}]"
+    ))
+}
+
 #[test]
 fn what_is_probably_not_meant_is_a_warning_with_its_line() {
-    for (rest, part) in [
-        ("", "has no backends"),
+    let (plain, unequal) = (["", ""], ["", ", weight = 2"]);
+    let limited = [", max_connections = 200000", ", max_connections = 62145"];
+    for (text, part) in [
+        (bad::below_service(""), "has no backends"),
         (
-            "backend = [{ address = \"10.1.0.2:80\", weight = 0 }]",
+            bad::below_service("backend = [{ address = \"10.1.0.2:80\", weight = 0 }]"),
             "all weights are 0",
         ),
+        (
+            pool("scheduler = \"round-robin\"", unequal),
+            "use \"weighted-round-robin\"",
+        ),
+        (
+            pool("scheduler = \"least-connections\"", unequal),
+            "use \"weighted-least-connections\"",
+        ),
+        (
+            pool("on_down = \"keep\"\nhealth = { type = \"none\" }", plain),
+            "on_down has no effect, since health.type",
+        ),
+        (
+            pool("dead_after = \"0s\"", plain),
+            "dead_after 0 makes every backend that is down dead",
+        ),
+        (
+            pool("on_down = \"keep\"\nmoving_time = \"0s\"", plain),
+            "on_down = \"keep\" has no effect, since moving_time 0",
+        ),
+        (
+            pool("moving_time = \"59s\"", plain),
+            "moving_time 59s is shorter",
+        ),
+        (
+            pool("", limited),
+            "max_connections add up to 262145, but no more than limits.flows = 262144",
+        ),
     ] {
-        let warnings = read(&bad::below_service(rest)).warnings;
-        assert_eq!(warnings.len(), 1, "{warnings:?}");
+        let warnings = read(&text).warnings;
+        assert_eq!(warnings.len(), 1, "{text}: {warnings:?}");
         assert!(
             warnings[0].starts_with("lb.toml:1: service 10.0.0.1:80/tcp: "),
             "{warnings:?}"
         );
         assert!(warnings[0].contains(part), "{warnings:?}");
+    }
+}
+
+#[test]
+fn what_only_looks_like_a_mistake_is_no_warning() {
+    let (plain, unequal) = (["", ""], ["", ", weight = 2"]);
+    for text in [
+        pool("scheduler = \"weighted-round-robin\"", unequal),
+        pool("scheduler = \"round-robin\"", ["", ", weight = 0"]),
+        pool("on_down = \"resteer\"\ndead_after = \"0s\"", plain),
+        pool("on_down = \"resteer\"\nmoving_time = \"0s\"", plain),
+        pool("moving_time = \"0s\"", plain),
+        pool("moving_time = \"1m\"", plain),
+        pool("", [", max_connections = 262144", ""]),
+    ] {
+        assert_eq!(read(&text).warnings, Vec::<String>::new(), "{text}");
     }
 }
 

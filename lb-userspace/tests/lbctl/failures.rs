@@ -75,6 +75,49 @@ async fn bad_arguments_exit_with_2_and_one_line() {
             "backend weight 10.0.0.1:80/tcp 10.1.0.2:80 some",
             "invalid digit",
         ),
+        (
+            "service add 10.0.0.2:80/tcp --mode nat --backend 10.1.0.2:80,max-connections=0",
+            "max-connections=N, with N from 1",
+        ),
+        (
+            "service add 10.0.0.2:80/tcp --mode nat --backend 10.1.0.2:80,weight=1,limit=3",
+            "`limit=3` is not an option of a backend",
+        ),
+        (
+            "service add 10.0.0.2:80/tcp --mode nat --scheduler rr",
+            "[possible values: maglev, source-hash, round-robin, weighted-round-robin, least-connections, weighted-least-connections, power-of-two-choices]",
+        ),
+        (
+            "service set 10.0.0.1:80/tcp --flow-state never",
+            "[possible values: auto, always]",
+        ),
+        (
+            "service set 10.0.0.1:80/tcp --on-down drop",
+            "[possible values: keep, resteer]",
+        ),
+        (
+            "service set 10.0.0.1:80/tcp --moving-time 5",
+            "such as 500ms, 2s or 1m",
+        ),
+        (
+            "service set 10.0.0.1:80/tcp --dead-after 1us",
+            "whole milliseconds",
+        ),
+        (
+            "backend add 10.0.0.1:80/tcp 10.1.0.4:80 --max-connections 0",
+            "0 is not in 1..",
+        ),
+        (
+            "backend limit 10.0.0.1:80/tcp 10.1.0.2:80 0",
+            "1 to 4294967295, or none",
+        ),
+        (
+            "flows --phase still",
+            "[possible values: steady, moving, settling]",
+        ),
+        ("flows --limit 100001", "0..=100000"),
+        ("flows --service web", "write ADDRESS:PORT/PROTOCOL"),
+        ("flows --backend web:80", "`web:80` is not a backend"),
         ("status --name A/B", "use 1 to 32 of a-z, 0-9 and -"),
         ("status --output yaml", "[possible values: table, json]"),
     ] {
@@ -85,6 +128,9 @@ async fn bad_arguments_exit_with_2_and_one_line() {
         "service",
         "server list",
         "service show",
+        "service set 10.0.0.1:80/tcp",
+        "backend limit 10.0.0.1:80/tcp 10.1.0.2:80",
+        "flows --count --limit 3",
         "status --verbos",
     ] {
         let ran = run(&agent.socket, arguments).await;
@@ -103,6 +149,8 @@ async fn unknown_services_and_backends_exit_with_4() {
     for arguments in [
         "service show 10.0.0.9:80/tcp",
         "service remove 10.0.0.9:80/tcp",
+        "service set 10.0.0.9:80/tcp --scheduler maglev",
+        "flows --service 10.0.0.9:80/tcp",
         "backend list 10.0.0.9:80/tcp",
         "backend add 10.0.0.9:80/tcp 10.1.0.2:80",
     ] {
@@ -124,13 +172,13 @@ async fn unknown_services_and_backends_exit_with_4() {
         )
         .await;
     }
-    fail(
-        &agent,
+    for arguments in [
         "backend weight 10.0.0.1:80/tcp 10.1.0.9:80 1",
-        4,
-        "no backend 10.1.0.9:80",
-    )
-    .await;
+        "backend limit 10.0.0.1:80/tcp 10.1.0.9:80 1",
+        "flows --count --service 10.0.0.1:80/tcp --backend 10.1.0.9:80",
+    ] {
+        fail(&agent, arguments, 4, "no backend 10.1.0.9:80").await;
+    }
 }
 
 #[tokio::test]
@@ -157,6 +205,26 @@ async fn refused_changes_exit_with_5() {
         (
             "service add 10.0.0.2:507/tcp --mode nat",
             "raise limits.services",
+        ),
+        (
+            "service set 10.0.0.1:80/tcp --ring-size 1000",
+            "ring_size: 1000 is not one of",
+        ),
+        (
+            "service set 10.0.0.1:80/tcp --moving-time 8days",
+            "moving_time: 8days is out of range: 0s to 1 week",
+        ),
+        (
+            "service set [2001:db8::1]:53/udp --moving-time 0s --scheduler round-robin",
+            "use scheduler \"maglev\" or \"source-hash\"",
+        ),
+        (
+            "service set 10.0.0.1:80/tcp --moving-time 0",
+            "leave max_connections out",
+        ),
+        (
+            "service add 10.0.0.2:80/tcp --mode nat --dead-after 8days",
+            "dead_after: 8days is out of range",
         ),
         (
             "backend add 10.0.0.1:80/tcp 10.1.0.2:80",

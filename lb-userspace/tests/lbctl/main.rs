@@ -6,6 +6,7 @@
 mod support;
 
 mod failures;
+mod flows;
 
 use std::{path::Path, process::Stdio, time::Duration};
 
@@ -19,10 +20,11 @@ const WEB: &str = r#"
 vip = "10.0.0.1:80/tcp"
 mode = "nat"
 health = { type = "http", path = "/health", port = 8080 }
-backend = [{ address = "10.1.0.2:80" }, { address = "10.1.0.3:81", weight = 3, state = "draining" }]
+backend = [{ address = "10.1.0.2:80", max_connections = 9 }, { address = "10.1.0.3:81", weight = 3, state = "draining" }]
 [[service]]
 vip = "[2001:db8::1]:53/udp"
 mode = "ipip"
+scheduler = "source-hash"
 health = { type = "none" }
 "#;
 
@@ -75,12 +77,13 @@ fn web(agent: &FakeAgent) -> Service {
 async fn status_is_shown_as_fields() {
     let agent = FakeAgent::start(WEB);
     let expected = format!(
-        "instance    default (lbd {})\n\
-         interfaces  eth0 (native)\n\
-         services    2\n\
-         backends    1 up, 1 down\n\
-         generation  7\n\
-         drops       no_backend 3\n",
+        "instance     default (lbd {})\n\
+         interfaces   eth0 (native)\n\
+         services     2\n\
+         backends     1 up, 1 down\n\
+         flow tables  established 1200 of 262144 (0.5%), half-open 65536 of 65536 (100.0%)\n\
+         generation   7\n\
+         drops        no_backend 3\n",
         env!("CARGO_PKG_VERSION")
     );
     assert_eq!(succeed(&agent, "status").await, expected);
@@ -94,9 +97,9 @@ async fn status_is_shown_as_fields() {
 async fn services_are_listed_as_a_table() {
     let agent = FakeAgent::start(WEB);
     let expected = "\
-SERVICE               MODE   UP  CHECK      RING  PACKETS   BYTES  FLOWS
-10.0.0.1:80/tcp       nat   1/2  http:8080  1004     2468  113578     24
-[2001:db8::1]:53/udp  ipip  0/0  none       1004     2468  113578     24
+SERVICE               MODE  SCHEDULER     UP  CHECK      RING  PACKETS   BYTES  FLOWS
+10.0.0.1:80/tcp       nat   maglev       1/2  http:8080  1004     2468  113578     24
+[2001:db8::1]:53/udp  ipip  source-hash  0/0  none       1004     2468  113578     24
 ";
     assert_eq!(succeed(&agent, "service list").await, expected);
     let json = succeed_json(&agent, "service list").await;
@@ -107,15 +110,22 @@ SERVICE               MODE   UP  CHECK      RING  PACKETS   BYTES  FLOWS
 async fn one_service_is_shown_with_its_check_and_backends() {
     let agent = FakeAgent::start(WEB);
     let expected = "\
-service  10.0.0.1:80/tcp
-mode     nat
-ring     1004 slots
-check    http:8080 /health every 1000 ms, timeout 500 ms, rise 2, fall 3
-traffic  2468 packets, 113578 bytes, 24 flows
+service      10.0.0.1:80/tcp
+mode         nat
+scheduler    maglev
+ring         1004 slots: 1000 steady, 3 moving, 1 settling
+passed       20 slots began to move, 17 to settle, 16 became steady
+flow state   auto
+flows        10 established, 4 half-open; so far 30 recorded, 70 looked up, 2 without room
+moving time  15m
+on down      keep
+dead after   1m
+check        http:8080 /health every 1000 ms, timeout 500 ms, rise 2, fall 3
+traffic      2468 packets, 113578 bytes, 24 flows
 
-BACKEND      WEIGHT  STATE     CONDITION  SHARE  PACKETS  FLOWS  LATENCY  LAST ERROR
-10.1.0.2:80       1  active    up         50.0%     1234     12    250µs  -
-10.1.0.3:81       3  draining  down        0.0%     1234     12        -  connection refused
+BACKEND      WEIGHT  STATE     CONDITION  SHARE  PACKETS  FLOWS  RECORDED  IN PROGRESS  LATENCY  LAST ERROR
+10.1.0.2:80       1  active    up         50.0%     1234     12         5          3/9    250µs  -
+10.1.0.3:81       3  draining  down        0.0%     1234     12         5            -        -  connection refused
 ";
     assert_eq!(
         succeed(&agent, "service show 10.0.0.1:80/tcp").await,
@@ -162,11 +172,13 @@ async fn a_service_is_added_with_all_its_options() {
         &agent,
         "service add 10.0.0.1:80/tcp --mode nat --ring-size 251 --health http --health-path /ok \
          --health-host web --health-port 8080 --interval 2s --timeout 250ms --rise 4 --fall 5 \
-         --backend 10.1.0.2:80 --backend 10.1.0.3:80,weight=7",
+         --scheduler round-robin --flow-state always --on-down resteer --moving-time 5m \
+         --dead-after 10s --backend 10.1.0.2:80 --backend 10.1.0.3:80,weight=7 \
+         --backend 10.1.0.4:80,max-connections=5 --backend 10.1.0.5:80,max-connections=6,weight=8",
     );
     assert_eq!(
         added.await,
-        "added service 10.0.0.1:80/tcp with 2 backends\n"
+        "added service 10.0.0.1:80/tcp with 4 backends\n"
     );
     let expected = lb_userspace::config::parse(
         r#"
@@ -174,8 +186,13 @@ async fn a_service_is_added_with_all_its_options() {
 vip = "10.0.0.1:80/tcp"
 mode = "nat"
 ring_size = 251
+scheduler = "round-robin"
+flow_state = "always"
+on_down = "resteer"
+moving_time = "5m"
+dead_after = "10s"
 health = { type = "http", path = "/ok", host = "web", port = 8080, interval = "2s", timeout = "250ms", rise = 4, fall = 5 }
-backend = [{ address = "10.1.0.2:80" }, { address = "10.1.0.3:80", weight = 7 }]
+backend = [{ address = "10.1.0.2:80" }, { address = "10.1.0.3:80", weight = 7 }, { address = "10.1.0.4:80", max_connections = 5 }, { address = "10.1.0.5:80", weight = 8, max_connections = 6 }]
 "#,
         "test",
     );
@@ -194,12 +211,24 @@ async fn a_service_is_added_with_defaults_and_removed() {
 }
 
 #[tokio::test]
-async fn backends_are_added_removed_drained_and_weighed_in_one_line_each() {
+async fn backends_are_added_removed_drained_weighed_and_limited_in_one_line_each() {
     let agent = FakeAgent::start(WEB);
     for (arguments, line) in [
         (
             "add 10.0.0.1:80/tcp 10.1.0.4:80 --weight 5",
             "added backend 10.1.0.4:80 to 10.0.0.1:80/tcp with weight 5\n",
+        ),
+        (
+            "add 10.0.0.1:80/tcp 10.1.0.5:80 --max-connections 6",
+            "added backend 10.1.0.5:80 to 10.0.0.1:80/tcp with weight 1 and at most 6 flows\n",
+        ),
+        (
+            "limit 10.0.0.1:80/tcp 10.1.0.4:80 7",
+            "backend 10.1.0.4:80 of 10.0.0.1:80/tcp takes at most 7 flows\n",
+        ),
+        (
+            "limit 10.0.0.1:80/tcp 10.1.0.2:80 none",
+            "backend 10.1.0.2:80 of 10.0.0.1:80/tcp has no limit\n",
         ),
         (
             "remove 10.0.0.1:80/tcp 10.1.0.3:81",
@@ -219,11 +248,12 @@ async fn backends_are_added_removed_drained_and_weighed_in_one_line_each() {
     let found: Vec<_> = web(&agent)
         .backends
         .iter()
-        .map(|b| (b.address.to_string(), b.weight, b.admin))
+        .map(|b| (b.address.to_string(), b.weight, b.admin, b.max_connections))
         .collect();
     let expected = [
-        ("10.1.0.2:80".to_owned(), 9, Admin::Draining),
-        ("10.1.0.4:80".to_owned(), 5, Admin::Active),
+        ("10.1.0.2:80".to_owned(), 9, Admin::Draining, None),
+        ("10.1.0.4:80".to_owned(), 5, Admin::Active, Some(7)),
+        ("10.1.0.5:80".to_owned(), 1, Admin::Active, Some(6)),
     ];
     assert_eq!(found, expected);
     let line = succeed(&agent, "backend undrain 10.0.0.1:80/tcp 10.1.0.2:80").await;
@@ -256,6 +286,16 @@ async fn every_change_tells_programs_what_changed() {
             "backend weight 10.0.0.1:80/tcp 10.1.0.2:80 2",
             "edited",
             &backend,
+        ),
+        (
+            "backend limit 10.0.0.1:80/tcp 10.1.0.2:80 2",
+            "edited",
+            &backend,
+        ),
+        (
+            "service set 10.0.0.1:80/tcp --on-down resteer",
+            "edited",
+            &Value::Null,
         ),
         (
             "backend remove 10.0.0.1:80/tcp 10.1.0.2:80",
@@ -326,7 +366,18 @@ async fn completions_and_help_need_no_agent() {
     for shell in ["bash", "zsh", "fish"] {
         let ran = run(nowhere, &format!("completions {shell}")).await;
         assert_eq!(ran.code, 0);
-        assert!(ran.stdout.contains("undrain"), "{shell}");
+        for word in [
+            "undrain",
+            "limit",
+            "set",
+            "flows",
+            "max-connections",
+            "moving-time",
+            "weighted-least-connections",
+            "settling",
+        ] {
+            assert!(ran.stdout.contains(word), "{shell}: {word}");
+        }
     }
     let help = run(nowhere, "--help").await;
     assert_eq!(help.code, 0);

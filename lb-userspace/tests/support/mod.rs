@@ -1,6 +1,7 @@
 //! An agent without a kernel: the real API server in front of a loop that keeps a model's state.
 
 use std::{
+    net::SocketAddr,
     path::PathBuf,
     sync::{Arc, Mutex},
     time::Duration,
@@ -9,8 +10,11 @@ use std::{
 use lb_userspace::{
     agent::{ChangeError, Handle, Request},
     api,
-    model::{Change, Service, State},
-    snapshot::{BackendStatus, Condition, InterfaceStatus, ServiceStatus, Snapshot, Traffic},
+    model::{Admin, Backend, Change, Service, State},
+    snapshot::{
+        BackendStatus, Condition, FlowFilter, FlowList, FlowRecord, FlowStatus, InterfaceStatus,
+        Passed, ServiceStatus, Snapshot, TableUse, Traffic,
+    },
 };
 use tempfile::TempDir;
 use tokio::{sync::mpsc, sync::oneshot, task::JoinHandle};
@@ -19,6 +23,8 @@ use tokio::{sync::mpsc, sync::oneshot, task::JoinHandle};
 pub const PORT_WITHOUT_ROOM: u16 = 507;
 /// See [`PORT_WITHOUT_ROOM`].
 pub const PORT_THE_KERNEL_REFUSES: u16 = 500;
+/// VIPs on this port have a backend that was removed and still has flows.
+pub const PORT_WITH_A_LEAVING_BACKEND: u16 = 8_081;
 /// Backends on this port fail their checks.
 pub const PORT_DOWN: u16 = 81;
 
@@ -84,6 +90,9 @@ async fn run(mut requests: mpsc::Receiver<Request>, state: Arc<Mutex<State>>) {
             Request::Snapshot(reply) => {
                 let _ = reply.send(snapshot(&state.lock().unwrap()));
             }
+            Request::Flows(filter, reply) => {
+                let _ = reply.send(Ok(flows(&state.lock().unwrap(), filter)));
+            }
         }
     }
 }
@@ -111,11 +120,46 @@ fn snapshot(state: &State) -> Snapshot {
             mode: "native",
         }],
         services: state.services().map(describe).collect(),
+        established: TableUse {
+            entries: 1_200,
+            capacity: 262_144,
+        },
+        half_open: TableUse {
+            entries: 65_536,
+            capacity: 65_536,
+        },
         drops: vec![("no_backend", 3), ("malformed", 0)],
     }
 }
 
+/// A backend that was removed while it had flows.
+fn leaving() -> BackendStatus {
+    let address = "10.1.0.9:80".parse().unwrap();
+    BackendStatus {
+        backend: Backend {
+            address,
+            weight: 1,
+            admin: Admin::Active,
+            max_connections: None,
+        },
+        condition: Condition::Down,
+        last_error: None,
+        latency: None,
+        reachable: true,
+        leaving: true,
+        slots: 0,
+        recorded: 2,
+        connections: None,
+        traffic: Traffic {
+            packets: 11,
+            bytes: 660,
+            flows: 1,
+        },
+    }
+}
+
 fn describe(service: &Service) -> ServiceStatus {
+    let leaving = (service.id.vip.port() == PORT_WITH_A_LEAVING_BACKEND).then(leaving);
     let backends = service.backends.iter().map(|backend| {
         let down = backend.address.port() == PORT_DOWN;
         BackendStatus {
@@ -124,7 +168,10 @@ fn describe(service: &Service) -> ServiceStatus {
             last_error: down.then(|| "connection refused".to_owned()),
             latency: (!down).then_some(Duration::from_micros(250)),
             reachable: true,
+            leaving: false,
             slots: if down { 0 } else { 502 },
+            recorded: 5,
+            connections: backend.max_connections.map(|_| 3),
             traffic: Traffic {
                 packets: 1_234,
                 bytes: 56_789,
@@ -135,11 +182,58 @@ fn describe(service: &Service) -> ServiceStatus {
     ServiceStatus {
         service: service.clone(),
         ring_size: 1_004,
+        flows: FlowStatus {
+            steady: 1_000,
+            moving: 3,
+            settling: 1,
+            passed: Passed {
+                moving: 20,
+                settling: 17,
+                steady: 16,
+            },
+            established: 10,
+            half_open: 4,
+            lookups: 70,
+            recorded: 30,
+            overflows: 2,
+        },
         traffic: Traffic {
             packets: 2_468,
             bytes: 113_578,
             flows: 24,
         },
-        backends: backends.collect(),
+        backends: backends.chain(leaving).collect(),
+    }
+}
+
+/// The flows of each backend, one a phase, and one whose backend has gone.
+fn flows(state: &State, filter: FlowFilter) -> FlowList {
+    let record = |service: &Service, backend, phase, client: &str| FlowRecord {
+        service: service.id,
+        client: client.parse().unwrap(),
+        backend,
+        half_open: phase == "moving",
+        closing: phase == "settling",
+        phase,
+        idle: Duration::from_millis(1_500),
+        age: Duration::from_secs(60),
+    };
+    let all = state.services().flat_map(|service| {
+        let of = move |backend: SocketAddr| {
+            ["steady", "moving", "settling"]
+                .map(|phase| record(service, Some(backend), phase, "192.0.2.7:40000"))
+        };
+        let gone = record(service, None, "moving", "[2001:db8::7]:40000");
+        let backends = service.backends.iter().map(|b| b.address);
+        backends.flat_map(of).chain([gone])
+    });
+    let matching: Vec<_> = all
+        .filter(|flow| filter.service.is_none_or(|id| flow.service == id))
+        .filter(|flow| filter.backend.is_none_or(|a| flow.backend == Some(a)))
+        .filter(|flow| filter.phase.is_none_or(|phase| flow.phase == phase))
+        .collect();
+    FlowList {
+        total: matching.len(),
+        flows: matching.into_iter().take(filter.limit).collect(),
     }
 }

@@ -3,12 +3,12 @@
 
 use std::{net::SocketAddr, path::PathBuf};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum, builder::TypedValueParser};
 use clap_complete::Shell;
 use lb_userspace::{
-    api::dto::{Check, NewBackend},
+    api::dto::{Check, DEFAULT_FLOWS, MAX_FLOWS, NewBackend, Phase},
     duration, instance,
-    model::{self, Admin, MAX_WEIGHT, ModelError, ServiceId},
+    model::{self, Admin, FlowState, MAX_WEIGHT, Mode, ModelError, OnDown, Scheduler, ServiceId},
 };
 
 const EXIT_CODES: &str = "\
@@ -64,20 +64,22 @@ pub enum Output {
 /// What a command is about.
 #[derive(Debug, Subcommand)]
 pub enum Noun {
-    /// Show the agent: interfaces, backends by condition, drops
+    /// Show the agent: interfaces, backends by condition, flow tables, drops
     Status,
-    /// List, show, add and remove services
+    /// List, show, add, set and remove services
     Service {
         /// What to do.
         #[command(subcommand)]
         verb: ServiceVerb,
     },
-    /// List, add, remove, drain and weigh backends
+    /// List, add, remove, drain, weigh and limit backends
     Backend {
         /// What to do.
         #[command(subcommand)]
         verb: BackendVerb,
     },
+    /// List or count recorded flows
+    Flows(Flows),
     /// Print completions for a shell
     Completions {
         /// Which shell.
@@ -90,7 +92,7 @@ pub enum Noun {
 pub enum ServiceVerb {
     /// List all services
     List,
-    /// Show one service and its backends
+    /// Show one service: settings, slots by phase, flow tables, backends
     Show {
         /// ADDRESS:PORT/PROTOCOL
         #[arg(value_name = "SERVICE")]
@@ -98,6 +100,8 @@ pub enum ServiceVerb {
     },
     /// Add a service
     Add(Box<AddService>),
+    /// Change settings of a service; what is not given stays
+    Set(SetService),
     /// Remove a service and its backends
     Remove {
         /// ADDRESS:PORT/PROTOCOL
@@ -115,15 +119,85 @@ pub struct AddService {
     /// How packets reach the backends: rewritten (nat) or encapsulated (ipip)
     #[arg(long, value_enum)]
     pub mode: Mode,
-    /// Slots of the ring, one of the primes that `lbctl` names when refusing; chosen if absent
-    #[arg(long, value_name = "N")]
-    pub ring_size: Option<u32>,
     /// A backend; may be given more than once
-    #[arg(long = "backend", value_name = "ADDRESS:PORT[,weight=N]", value_parser = parse_backend)]
+    #[arg(
+        long = "backend",
+        value_name = "ADDRESS:PORT[,weight=N][,max-connections=N]",
+        value_parser = parse_backend
+    )]
     pub backends: Vec<NewBackend>,
+    /// How flows are spread and kept.
+    #[command(flatten)]
+    pub settings: SettingsArgs,
     /// How its backends are checked.
     #[command(flatten)]
     pub health: HealthArgs,
+}
+
+/// A service to change.
+#[derive(Debug, Args)]
+#[command(group(ArgGroup::new("settings").required(true).multiple(true).args(SETTINGS)))]
+pub struct SetService {
+    /// ADDRESS:PORT/PROTOCOL
+    #[arg(value_name = "SERVICE")]
+    pub id: ServiceId,
+    /// What is to change.
+    #[command(flatten)]
+    pub settings: SettingsArgs,
+}
+
+/// The fields of [`SettingsArgs`].
+const SETTINGS: [&str; 6] = [
+    "scheduler",
+    "ring_size",
+    "flow_state",
+    "on_down",
+    "moving_time",
+    "dead_after",
+];
+
+/// How a service's flows are spread and kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Args)]
+#[command(next_help_heading = "Flows")]
+pub struct SettingsArgs {
+    /// How a new flow's backend is chosen [default: maglev]
+    #[arg(long, value_enum)]
+    pub scheduler: Option<Scheduler>,
+    /// Slots of the ring, one of the primes that `lbctl` names when refusing; chosen if absent
+    #[arg(long, value_name = "N")]
+    pub ring_size: Option<u32>,
+    /// Which flows are recorded [default: auto]
+    #[arg(long, value_enum)]
+    pub flow_state: Option<FlowState>,
+    /// What becomes of a backend's flows when its checks fail [default: keep for TCP, resteer for UDP]
+    #[arg(long, value_enum)]
+    pub on_down: Option<OnDown>,
+    /// How long slots move and flows may be idle; 0s records nothing [default: 15m for TCP, 30s for UDP]
+    #[arg(long, value_name = "TIME", value_parser = parse_millis)]
+    pub moving_time: Option<u64>,
+    /// How long a backend is down before it counts as dead [default: 1m]
+    #[arg(long, value_name = "TIME", value_parser = parse_millis)]
+    pub dead_after: Option<u64>,
+}
+
+/// Which recorded flows to show.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct Flows {
+    /// Of this service: ADDRESS:PORT/PROTOCOL
+    #[arg(long)]
+    pub service: Option<ServiceId>,
+    /// Of this backend: ADDRESS:PORT
+    #[arg(long, value_name = "BACKEND", value_parser = model::Backend::parse_address)]
+    pub backend: Option<SocketAddr>,
+    /// In slots of this phase
+    #[arg(long, value_enum)]
+    pub phase: Option<Phase>,
+    /// Only count them
+    #[arg(long, conflicts_with = "limit")]
+    pub count: bool,
+    /// Show at most so many, up to 100000
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_FLOWS, value_parser = limit())]
+    pub limit: usize,
 }
 
 /// How a service's backends are checked.
@@ -172,6 +246,9 @@ pub enum BackendVerb {
         /// Its share relative to the others
         #[arg(long, value_name = "N", default_value_t = 1, value_parser = weight())]
         weight: u16,
+        /// Flows in progress at which it takes no new ones
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+        max_connections: Option<u32>,
     },
     /// Remove a backend; its flows go to others
     Remove {
@@ -200,6 +277,15 @@ pub enum BackendVerb {
         #[arg(value_parser = weight())]
         weight: u16,
     },
+    /// Limit a backend's flows in progress; at the limit it takes no new ones
+    Limit {
+        /// Which.
+        #[command(flatten)]
+        target: Target,
+        /// How many, or none to take the limit away
+        #[arg(value_name = "N|none", value_parser = parse_limit)]
+        limit: Limit,
+    },
 }
 
 /// A backend of a service.
@@ -212,23 +298,9 @@ pub struct Target {
     pub address: SocketAddr,
 }
 
-/// [`model::Mode`] as an argument.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Mode {
-    /// Destination rewritten; answers return through the balancer
-    Nat,
-    /// Encapsulated; the backend answers the client directly
-    Ipip,
-}
-
-impl From<Mode> for model::Mode {
-    fn from(mode: Mode) -> Self {
-        match mode {
-            Mode::Nat => Self::Nat,
-            Mode::Ipip => Self::Ipip,
-        }
-    }
-}
+/// How many flows a backend may have in progress.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limit(pub Option<u32>);
 
 /// [`Check`] as an argument.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -255,26 +327,55 @@ fn weight() -> clap::builder::RangedI64ValueParser<u16> {
     clap::value_parser!(u16).range(0..=i64::from(MAX_WEIGHT))
 }
 
+fn limit() -> impl TypedValueParser<Value = usize> {
+    clap::value_parser!(u64)
+        .range(0..=MAX_FLOWS as u64)
+        .map(|limit| limit as usize)
+}
+
 fn parse_millis(text: &str) -> Result<u64, String> {
     let millis = u64::try_from(duration::parse(text)?.as_millis());
-    millis.map_err(|_| format!("`{text}` is too long: at most 1h"))
+    millis.map_err(|_| format!("`{text}` is too long: at most 1 week"))
+}
+
+fn parse_limit(text: &str) -> Result<Limit, String> {
+    if text == "none" {
+        return Ok(Limit(None));
+    }
+    match text.parse() {
+        Ok(limit) if limit > 0 => Ok(Limit(Some(limit))),
+        _ => Err(format!(
+            "`{text}` is not a limit: 1 to {}, or none",
+            u32::MAX
+        )),
+    }
 }
 
 fn parse_backend(text: &str) -> Result<NewBackend, String> {
-    let (address, options) = text.split_once(',').unwrap_or((text, ""));
+    let mut parts = text.split(',');
+    let address = parts.next().unwrap_or_default();
     let address = model::Backend::parse_address(address).map_err(|e: ModelError| e.to_string())?;
-    let weight = match options.strip_prefix("weight=") {
-        Some(weight) => weight.parse().ok().filter(|weight| *weight <= MAX_WEIGHT),
-        None if options.is_empty() && !text.ends_with(',') => Some(1),
-        None => None,
-    };
-    let weight = weight.ok_or_else(|| {
-        format!("`{options}` is not an option of a backend: write weight=N, with N from 0 to {MAX_WEIGHT}")
-    })?;
-    let state = Admin::Active;
-    Ok(NewBackend {
+    let mut backend = NewBackend {
         address,
-        weight,
-        state,
-    })
+        weight: 1,
+        state: Admin::Active,
+        max_connections: None,
+    };
+    for option in parts {
+        let known = match option.split_once('=') {
+            Some(("weight", n)) => {
+                let weight = n.parse().ok().filter(|weight| *weight <= MAX_WEIGHT);
+                weight.map(|weight| backend.weight = weight)
+            }
+            Some(("max-connections", n)) => {
+                let most = n.parse().ok().filter(|most| *most > 0);
+                most.map(|most| backend.max_connections = Some(most))
+            }
+            _ => None,
+        };
+        known.ok_or_else(|| {
+            format!("`{option}` is not an option of a backend: write weight=N, with N from 0 to {MAX_WEIGHT}, or max-connections=N, with N from 1")
+        })?;
+    }
+    Ok(backend)
 }

@@ -10,7 +10,7 @@ use lb_userspace::{
 use serde::Serialize;
 
 use crate::{
-    args::{BackendVerb, Output, Target},
+    args::{BackendVerb, Limit, Output, Target},
     failure::Failure,
     output,
 };
@@ -19,11 +19,16 @@ use crate::{
 pub async fn run(client: &Client, verb: &BackendVerb, output: Output) -> Result<String, Failure> {
     let (changed, line) = match verb {
         BackendVerb::List { service } => return show(client, *service, output).await,
-        BackendVerb::Add { target, weight } => add(client, target, *weight).await?,
+        BackendVerb::Add {
+            target,
+            weight,
+            max_connections,
+        } => add(client, target, *weight, *max_connections).await?,
         BackendVerb::Remove { target } => remove(client, target).await?,
         BackendVerb::Drain { target } => drain(client, target, Admin::Draining).await?,
         BackendVerb::Undrain { target } => drain(client, target, Admin::Active).await?,
         BackendVerb::Weight { target, weight } => weigh(client, target, *weight).await?,
+        BackendVerb::Limit { target, limit } => set_limit(client, target, *limit).await?,
     };
     match output {
         Output::Json => output::json(&changed),
@@ -34,19 +39,20 @@ pub async fn run(client: &Client, verb: &BackendVerb, output: Output) -> Result<
 /// What changed, and the line that says it.
 type Done = Result<(Changed, String), Failure>;
 
-async fn add(client: &Client, target: &Target, weight: u16) -> Done {
+async fn add(client: &Client, target: &Target, weight: u16, most: Option<u32>) -> Done {
     let Target { service, address } = *target;
-    let state = Admin::Active;
     let new = NewBackend {
         address,
         weight,
-        state,
+        state: Admin::Active,
+        max_connections: most,
     };
     let changed = client.add_backend(service, &new).await?;
-    Ok((
-        changed,
-        format!("added backend {address} to {service} with weight {weight}"),
-    ))
+    let mut line = format!("added backend {address} to {service} with weight {weight}");
+    if let Some(most) = most {
+        line += &format!(" and at most {most} flows");
+    }
+    Ok((changed, line))
 }
 
 async fn remove(client: &Client, target: &Target) -> Done {
@@ -58,8 +64,8 @@ async fn remove(client: &Client, target: &Target) -> Done {
 async fn drain(client: &Client, target: &Target, state: Admin) -> Done {
     let Target { service, address } = *target;
     let edit = EditBackend {
-        weight: None,
         state: Some(state),
+        ..EditBackend::default()
     };
     let changed = client.edit_backend(service, address, &edit).await?;
     let line = match state {
@@ -73,13 +79,27 @@ async fn weigh(client: &Client, target: &Target, weight: u16) -> Done {
     let Target { service, address } = *target;
     let edit = EditBackend {
         weight: Some(weight),
-        state: None,
+        ..EditBackend::default()
     };
     let changed = client.edit_backend(service, address, &edit).await?;
     Ok((
         changed,
         format!("backend {address} of {service} has weight {weight}"),
     ))
+}
+
+async fn set_limit(client: &Client, target: &Target, Limit(most): Limit) -> Done {
+    let Target { service, address } = *target;
+    let edit = EditBackend {
+        max_connections: Some(most),
+        ..EditBackend::default()
+    };
+    let changed = client.edit_backend(service, address, &edit).await?;
+    let line = match most {
+        Some(most) => format!("backend {address} of {service} takes at most {most} flows"),
+        None => format!("backend {address} of {service} has no limit"),
+    };
+    Ok((changed, line))
 }
 
 async fn show(client: &Client, id: Option<ServiceId>, output: Output) -> Result<String, Failure> {
@@ -120,6 +140,8 @@ pub fn list(services: &[Service], named: bool) -> String {
         "SHARE",
         "PACKETS",
         "FLOWS",
+        "RECORDED",
+        "IN PROGRESS",
         "LATENCY",
         "LAST ERROR",
     ];
@@ -137,14 +159,23 @@ pub fn list(services: &[Service], named: bool) -> String {
     if rows.is_empty() {
         return "no backends: `lbctl backend add` adds one\n".to_owned();
     }
-    let right = ["WEIGHT", "SHARE", "PACKETS", "FLOWS", "LATENCY"];
+    let right = [
+        "WEIGHT",
+        "SHARE",
+        "PACKETS",
+        "FLOWS",
+        "RECORDED",
+        "IN PROGRESS",
+        "LATENCY",
+    ];
     output::table(&header[skipped..], &right, rows)
 }
 
-fn row(service: &Service, backend: &Backend) -> [String; 10] {
-    let state = match backend.state {
-        Admin::Active => "active",
-        Admin::Draining => "draining",
+fn row(service: &Service, backend: &Backend) -> [String; 12] {
+    let state = match (backend.leaving, backend.state) {
+        (true, _) => "leaving",
+        (false, Admin::Active) => "active",
+        (false, Admin::Draining) => "draining",
     };
     let condition = match (backend.condition, backend.reachable) {
         (Condition::Starting, _) => "starting",
@@ -161,7 +192,19 @@ fn row(service: &Service, backend: &Backend) -> [String; 10] {
         output::percent(backend.slots, service.ring_size),
         backend.traffic.packets.to_string(),
         backend.traffic.flows.to_string(),
+        backend.recorded.to_string(),
+        in_progress(backend),
         output::micros(backend.latency_us),
         backend.last_error.clone().unwrap_or_else(|| "-".to_owned()),
     ]
+}
+
+/// Flows in progress and their limit, where there are such.
+fn in_progress(backend: &Backend) -> String {
+    match (backend.connections, backend.max_connections) {
+        (Some(now), Some(most)) => format!("{now}/{most}"),
+        (Some(now), None) => now.to_string(),
+        (None, Some(most)) => format!("-/{most}"),
+        (None, None) => "-".to_owned(),
+    }
 }

@@ -19,6 +19,7 @@ mod args;
 mod backend;
 mod completions;
 mod failure;
+mod flows;
 mod output;
 mod service;
 mod status;
@@ -54,6 +55,7 @@ async fn ask(cli: &Cli) -> Result<String, Failure> {
         Noun::Status => status::show(&client, cli.output).await,
         Noun::Service { verb } => service::run(&client, verb, cli.output).await,
         Noun::Backend { verb } => backend::run(&client, verb, cli.output).await,
+        Noun::Flows(args) => flows::run(&client, args, cli.output).await,
         Noun::Completions { shell } => Ok(completions::script(*shell)),
     }
 }

@@ -67,6 +67,11 @@ pub fn micros(time: Option<u64>) -> String {
     )
 }
 
+/// A time as it is given to options, such as `15m` or `1m 500ms`.
+pub fn millis(time: u64) -> String {
+    humantime::format_duration(Duration::from_millis(time)).to_string()
+}
+
 /// What a backend says ends up on a terminal: nothing in it may move the cursor or end the line.
 fn printable(text: &str) -> String {
     text.replace(char::is_control, " ")

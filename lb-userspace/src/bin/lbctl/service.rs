@@ -3,13 +3,13 @@
 use lb_userspace::{
     api::{
         client::Client,
-        dto::{Check, Condition, Health, NewService, Service},
+        dto::{Check, Condition, EditService, Health, NewService, Service},
     },
-    model,
+    model::name_of,
 };
 
 use crate::{
-    args::{AddService, HealthArgs, Output, ServiceVerb},
+    args::{AddService, HealthArgs, Output, ServiceVerb, SettingsArgs},
     backend,
     failure::Failure,
     output,
@@ -43,6 +43,13 @@ pub async fn run(client: &Client, verb: &ServiceVerb, output: Output) -> Result<
                 )),
             }
         }
+        ServiceVerb::Set(args) => {
+            let changed = client.edit_service(args.id, &edit(args.settings)).await?;
+            match output {
+                Output::Json => output::json(&changed),
+                Output::Table => Ok(format!("changed service {}\n", args.id)),
+            }
+        }
         ServiceVerb::Remove { id } => {
             let changed = client.remove_service(*id).await?;
             match output {
@@ -72,10 +79,16 @@ fn new_service(args: &AddService) -> NewService {
         rise,
         fall,
     } = args.health.clone();
+    let settings = edit(args.settings);
     NewService {
         id: args.id,
-        mode: args.mode.into(),
-        ring_size: args.ring_size,
+        mode: args.mode,
+        ring_size: settings.ring_size,
+        scheduler: settings.scheduler,
+        flow_state: settings.flow_state,
+        on_down: settings.on_down,
+        moving_time_ms: settings.moving_time_ms,
+        dead_after_ms: settings.dead_after_ms,
         health: Some(Health {
             check: check.into(),
             path,
@@ -90,23 +103,48 @@ fn new_service(args: &AddService) -> NewService {
     }
 }
 
+fn edit(args: SettingsArgs) -> EditService {
+    let SettingsArgs {
+        scheduler,
+        ring_size,
+        flow_state,
+        on_down,
+        moving_time,
+        dead_after,
+    } = args;
+    EditService {
+        ring_size,
+        scheduler,
+        flow_state,
+        on_down,
+        moving_time_ms: moving_time,
+        dead_after_ms: dead_after,
+    }
+}
+
 fn list(services: &[Service]) -> String {
     if services.is_empty() {
         return "no services: `lbctl service add` adds one\n".to_owned();
     }
     let header = [
-        "SERVICE", "MODE", "UP", "CHECK", "RING", "PACKETS", "BYTES", "FLOWS",
+        "SERVICE",
+        "MODE",
+        "SCHEDULER",
+        "UP",
+        "CHECK",
+        "RING",
+        "PACKETS",
+        "BYTES",
+        "FLOWS",
     ];
     let row = |service: &Service| {
-        let all = service.backends.len();
-        let up = service
-            .backends
-            .iter()
-            .filter(|b| b.condition != Condition::Down)
-            .count();
+        let pool = || service.backends.iter().filter(|b| !b.leaving);
+        let (all, up) = (pool(), pool().filter(|b| b.condition != Condition::Down));
+        let (all, up) = (all.count(), up.count());
         vec![
             service.id.to_string(),
-            mode(service).to_owned(),
+            name_of(service.mode),
+            name_of(service.scheduler),
             format!("{up}/{all}"),
             check(&service.health),
             service.ring_size.to_string(),
@@ -123,8 +161,15 @@ fn show(service: &Service) -> String {
     let traffic = &service.traffic;
     let fields = output::fields(&[
         ("service", service.id.to_string()),
-        ("mode", mode(service).to_owned()),
-        ("ring", format!("{} slots", service.ring_size)),
+        ("mode", name_of(service.mode)),
+        ("scheduler", name_of(service.scheduler)),
+        ("ring", ring(service)),
+        ("passed", passed(service)),
+        ("flow state", name_of(service.flow_state)),
+        ("flows", flows(service)),
+        ("moving time", output::millis(service.moving_time_ms)),
+        ("on down", name_of(service.on_down)),
+        ("dead after", output::millis(service.dead_after_ms)),
         ("check", check_in_full(&service.health)),
         (
             "traffic",
@@ -138,11 +183,28 @@ fn show(service: &Service) -> String {
     format!("{fields}\n{backends}")
 }
 
-fn mode(service: &Service) -> &'static str {
-    match service.mode {
-        model::Mode::Nat => "nat",
-        model::Mode::Ipip => "ipip",
-    }
+fn ring(service: &Service) -> String {
+    let slots = &service.flows;
+    format!(
+        "{} slots: {} steady, {} moving, {} settling",
+        service.ring_size, slots.steady, slots.moving, slots.settling
+    )
+}
+
+fn passed(service: &Service) -> String {
+    let passed = &service.flows.passed;
+    format!(
+        "{} slots began to move, {} to settle, {} became steady",
+        passed.moving, passed.settling, passed.steady
+    )
+}
+
+fn flows(service: &Service) -> String {
+    let flows = &service.flows;
+    format!(
+        "{} established, {} half-open; so far {} recorded, {} looked up, {} without room",
+        flows.established, flows.half_open, flows.recorded, flows.lookups, flows.overflows
+    )
 }
 
 fn check(health: &Health) -> String {

@@ -1,6 +1,9 @@
 //! `lbctl status`.
 
-use lb_userspace::api::{client::Client, dto::Status};
+use lb_userspace::api::{
+    client::Client,
+    dto::{Status, TableUse},
+};
 
 use crate::{args::Output, failure::Failure, output};
 
@@ -35,9 +38,20 @@ fn describe(status: &Status) -> String {
         ("interfaces", or_none(&interfaces)),
         ("services", status.services.to_string()),
         ("backends", backends),
+        ("flow tables", flow_tables(status)),
         ("generation", status.generation.to_string()),
         ("drops", or_none(&drops)),
     ])
+}
+
+fn flow_tables(status: &Status) -> String {
+    let tables = &status.flow_tables;
+    let part = |table: &TableUse| {
+        let percent = output::percent(table.entries, table.capacity);
+        format!("{} of {} ({percent})", table.entries, table.capacity)
+    };
+    let (established, half_open) = (part(&tables.established), part(&tables.half_open));
+    format!("established {established}, half-open {half_open}")
 }
 
 fn or_none(items: &[String]) -> String {

@@ -1,0 +1,294 @@
+//! What the agent answers.
+
+use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+use super::{EditService, FlowTables, Health, ServiceFlows, millis, requests::given};
+use crate::{
+    model::{Admin, FlowState, Mode, OnDown, Scheduler, ServiceId},
+    snapshot,
+};
+
+/// The agent as a whole.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Name of the instance.
+    pub instance: String,
+    /// Version of the agent.
+    pub version: String,
+    /// Generation of the tables in force.
+    pub generation: u64,
+    /// Where the program is attached.
+    pub interfaces: Vec<Interface>,
+    /// How many services there are.
+    pub services: usize,
+    /// How many backends of all pools are in which condition.
+    pub backends: Tally,
+    /// How full the flow tables are.
+    pub flow_tables: FlowTables,
+    /// Packets dropped, by reason.
+    pub drops: BTreeMap<String, u64>,
+}
+
+/// An interface the program is attached to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Interface {
+    /// Its name.
+    pub name: String,
+    /// `native` or `generic`.
+    pub mode: String,
+}
+
+/// Backends by condition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Tally {
+    /// All.
+    pub total: usize,
+    /// Passing their checks, or not checked.
+    pub up: usize,
+    /// Failing their checks.
+    pub down: usize,
+    /// Not checked yet.
+    pub starting: usize,
+}
+
+/// A service as it stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Service {
+    /// `ADDRESS:PORT/PROTOCOL`.
+    pub id: ServiceId,
+    /// How packets reach the backends.
+    pub mode: Mode,
+    /// Slots of the ring in force.
+    pub ring_size: u32,
+    /// How a new flow's backend is chosen.
+    pub scheduler: Scheduler,
+    /// Which flows are recorded.
+    pub flow_state: FlowState,
+    /// What becomes of a backend's flows when its checks fail.
+    pub on_down: OnDown,
+    /// How long a slot moves, and how long a flow may be idle; 0: flows are never recorded.
+    pub moving_time_ms: u64,
+    /// How long a backend is down before it counts as dead.
+    pub dead_after_ms: u64,
+    /// How backends are checked.
+    pub health: Health,
+    /// Its slots by phase, and what the flow tables do for it.
+    pub flows: ServiceFlows,
+    /// Its traffic.
+    pub traffic: Traffic,
+    /// Its backends, and those removed that still have flows.
+    pub backends: Vec<Backend>,
+}
+
+/// A backend as it stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Backend {
+    /// `ADDRESS:PORT`.
+    pub address: SocketAddr,
+    /// Its share relative to the others.
+    pub weight: u16,
+    /// What the operator asked of it.
+    pub state: Admin,
+    /// Flows in progress at which it takes no new ones.
+    pub max_connections: Option<u32>,
+    /// Whether it was removed, and is here only for the flows that it may still have.
+    pub leaving: bool,
+    /// What the checks say.
+    pub condition: Condition,
+    /// Why the last check failed, where it did.
+    pub last_error: Option<String>,
+    /// How long the last successful check took.
+    pub latency_us: Option<u64>,
+    /// Whether route and neighbour are known.
+    pub reachable: bool,
+    /// Slots of the ring that it owns.
+    pub slots: u32,
+    /// Flows recorded for it.
+    pub recorded: u32,
+    /// Flows in progress, where the service counts them.
+    pub connections: Option<u32>,
+    /// Its traffic.
+    pub traffic: Traffic,
+}
+
+/// What the checks say of a backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Condition {
+    /// Not checked yet; treated as up.
+    Starting,
+    /// Passing, or not checked.
+    Up,
+    /// Failing.
+    Down,
+}
+
+/// Counters since the tables were created.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Traffic {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes.
+    pub bytes: u64,
+    /// New flows.
+    pub flows: u64,
+}
+
+/// Answer to a change that is in force.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Changed {
+    /// What changed.
+    pub changed: Subject,
+}
+
+/// What a change was about.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Subject {
+    /// What happened to it.
+    pub action: Action,
+    /// The service.
+    pub service: ServiceId,
+    /// The backend, where one changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backend: Option<SocketAddr>,
+    /// Its new weight, where that changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight: Option<u16>,
+    /// Its new state, where that changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<Admin>,
+    /// Its new limit, where that changed; `null`: none.
+    #[serde(
+        default,
+        deserialize_with = "given",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub max_connections: Option<Option<u32>>,
+    /// The service's new settings, where those changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub settings: Option<EditService>,
+}
+
+/// What happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Action {
+    /// It is new.
+    Added,
+    /// It is gone.
+    Removed,
+    /// It is different.
+    Edited,
+}
+
+/// A refusal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// What was wrong and what would be right, in one line.
+    pub error: String,
+    /// The same for programs; never changes.
+    pub code: String,
+}
+
+impl From<&snapshot::Snapshot> for Status {
+    fn from(snapshot: &snapshot::Snapshot) -> Self {
+        let mut backends = Tally::default();
+        let pools = snapshot.services.iter().flat_map(|s| &s.backends);
+        for backend in pools.filter(|b| !b.leaving) {
+            backends.total += 1;
+            match backend.condition {
+                snapshot::Condition::Starting => backends.starting += 1,
+                snapshot::Condition::Up => backends.up += 1,
+                snapshot::Condition::Down => backends.down += 1,
+            }
+        }
+        let interface = |i: &snapshot::InterfaceStatus| Interface {
+            name: i.name.clone(),
+            mode: i.mode.to_owned(),
+        };
+        let drops = snapshot.drops.iter();
+        Self {
+            instance: snapshot.instance.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            generation: snapshot.generation,
+            interfaces: snapshot.interfaces.iter().map(interface).collect(),
+            services: snapshot.services.len(),
+            backends,
+            flow_tables: FlowTables {
+                established: snapshot.established.into(),
+                half_open: snapshot.half_open.into(),
+            },
+            drops: drops
+                .map(|(reason, count)| ((*reason).to_owned(), *count))
+                .collect(),
+        }
+    }
+}
+
+impl From<&snapshot::ServiceStatus> for Service {
+    fn from(status: &snapshot::ServiceStatus) -> Self {
+        let service = &status.service;
+        Self {
+            id: service.id,
+            mode: service.mode,
+            ring_size: status.ring_size,
+            scheduler: service.scheduler,
+            flow_state: service.flow_state,
+            on_down: service.on_down(),
+            moving_time_ms: millis(service.moving_time()),
+            dead_after_ms: millis(service.dead_after),
+            health: (&service.health).into(),
+            flows: status.flows.into(),
+            traffic: status.traffic.into(),
+            backends: status.backends.iter().map(Into::into).collect(),
+        }
+    }
+}
+
+impl From<&snapshot::BackendStatus> for Backend {
+    fn from(status: &snapshot::BackendStatus) -> Self {
+        let micros = |time: Duration| u64::try_from(time.as_micros()).ok();
+        Self {
+            address: status.backend.address,
+            weight: status.backend.weight,
+            state: status.backend.admin,
+            max_connections: status.backend.max_connections,
+            leaving: status.leaving,
+            condition: status.condition.into(),
+            last_error: status.last_error.clone(),
+            latency_us: status.latency.and_then(micros),
+            reachable: status.reachable,
+            slots: status.slots,
+            recorded: status.recorded,
+            connections: status.connections,
+            traffic: status.traffic.into(),
+        }
+    }
+}
+
+impl From<snapshot::Condition> for Condition {
+    fn from(condition: snapshot::Condition) -> Self {
+        match condition {
+            snapshot::Condition::Starting => Self::Starting,
+            snapshot::Condition::Up => Self::Up,
+            snapshot::Condition::Down => Self::Down,
+        }
+    }
+}
+
+impl From<snapshot::Traffic> for Traffic {
+    fn from(traffic: snapshot::Traffic) -> Self {
+        let snapshot::Traffic {
+            packets,
+            bytes,
+            flows,
+        } = traffic;
+        Self {
+            packets,
+            bytes,
+            flows,
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! What clients ask for.
+
+use std::{net::SocketAddr, time::Duration};
+
+use serde::{Deserialize, Deserializer, Serialize};
+
+use super::millis;
+use crate::model::{
+    self, Admin, FlowState, Mode, ModelError, OnDown, Scheduler, ServiceId, Settings,
+};
+
+/// A service to add.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewService {
+    /// `ADDRESS:PORT/PROTOCOL`.
+    pub id: ServiceId,
+    /// How packets reach the backends.
+    pub mode: Mode,
+    /// Slots of the ring; chosen by the agent where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ring_size: Option<u32>,
+    /// How a new flow's backend is chosen; `maglev` where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scheduler: Option<Scheduler>,
+    /// Which flows are recorded; `auto` where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flow_state: Option<FlowState>,
+    /// What becomes of a backend's flows when its checks fail; `keep` for TCP and `resteer` for UDP
+    /// where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_down: Option<OnDown>,
+    /// How long a slot moves, and how long a flow may be idle; 15 minutes for TCP and 30 seconds for
+    /// UDP where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moving_time_ms: Option<u64>,
+    /// How long a backend is down before it counts as dead; a minute where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dead_after_ms: Option<u64>,
+    /// How backends are checked; by TCP connection where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<Health>,
+    /// Its first backends.
+    #[serde(default)]
+    pub backends: Vec<NewBackend>,
+}
+
+/// A backend to add.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewBackend {
+    /// `ADDRESS:PORT`.
+    #[serde(deserialize_with = "address")]
+    pub address: SocketAddr,
+    /// Its share relative to the others.
+    #[serde(default = "one")]
+    pub weight: u16,
+    /// Whether it takes new flows.
+    #[serde(default)]
+    pub state: Admin,
+    /// Flows in progress at which it takes no new ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_connections: Option<u32>,
+}
+
+fn one() -> u16 {
+    1
+}
+
+pub(super) fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    model::Backend::parse_address(&text).map_err(serde::de::Error::custom)
+}
+
+/// A change of a backend; what is absent stays.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EditBackend {
+    /// Its share relative to the others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight: Option<u16>,
+    /// Whether it takes new flows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<Admin>,
+    /// Flows in progress at which it takes no new ones; `null` takes the limit away.
+    #[serde(
+        default,
+        deserialize_with = "given",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub max_connections: Option<Option<u32>>,
+}
+
+/// Tells `null`, which is a value, from absence, which `default` stands for.
+pub(super) fn given<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
+}
+
+/// A change of a service's settings; what is absent stays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EditService {
+    /// Slots of the ring.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ring_size: Option<u32>,
+    /// How a new flow's backend is chosen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scheduler: Option<Scheduler>,
+    /// Which flows are recorded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flow_state: Option<FlowState>,
+    /// What becomes of a backend's flows when its checks fail.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_down: Option<OnDown>,
+    /// How long a slot moves, and how long a flow may be idle.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moving_time_ms: Option<u64>,
+    /// How long a backend is down before it counts as dead.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dead_after_ms: Option<u64>,
+}
+
+impl From<EditService> for Settings {
+    fn from(edit: EditService) -> Self {
+        Self {
+            ring_size: edit.ring_size,
+            scheduler: edit.scheduler,
+            flow_state: edit.flow_state,
+            on_down: edit.on_down,
+            moving_time: edit.moving_time_ms.map(Duration::from_millis),
+            dead_after: edit.dead_after_ms.map(Duration::from_millis),
+        }
+    }
+}
+
+/// What a check asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Check {
+    /// Nothing: always up.
+    None,
+    /// A TCP connection.
+    Tcp,
+    /// An HTTP GET.
+    Http,
+}
+
+/// How backends are checked. In requests, what is absent has its default.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Health {
+    /// What is asked.
+    #[serde(rename = "type")]
+    pub check: Check,
+    /// Path of an HTTP check.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// Host header of an HTTP check.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
+    /// Port checked instead of the backend's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// From one check to the next.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interval_ms: Option<u64>,
+    /// A check without an answer for this long has failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u64>,
+    /// Successes in a row that make a backend up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rise: Option<u32>,
+    /// Failures in a row that make it down.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fall: Option<u32>,
+}
+
+impl NewService {
+    /// The model's service; the model still has to accept it.
+    ///
+    /// # Errors
+    /// A field of the health check that does not fit its type.
+    pub fn into_model(self) -> Result<model::Service, ModelError> {
+        let health = self.health.map(|health| health.into_model(self.id));
+        Ok(model::Service {
+            id: self.id,
+            mode: self.mode,
+            ring_size: self.ring_size,
+            scheduler: self.scheduler.unwrap_or_default(),
+            flow_state: self.flow_state.unwrap_or_default(),
+            on_down: self.on_down,
+            moving_time: self.moving_time_ms.map(Duration::from_millis),
+            dead_after: self
+                .dead_after_ms
+                .map_or(model::DEAD_AFTER, Duration::from_millis),
+            health: health.transpose()?.unwrap_or_default(),
+            backends: self.backends.into_iter().map(Into::into).collect(),
+        })
+    }
+}
+
+impl From<NewBackend> for model::Backend {
+    fn from(new: NewBackend) -> Self {
+        Self {
+            address: new.address,
+            weight: new.weight,
+            admin: new.state,
+            max_connections: new.max_connections,
+        }
+    }
+}
+
+impl Health {
+    fn into_model(self, id: ServiceId) -> Result<model::Health, ModelError> {
+        let given = [("health.path", &self.path), ("health.host", &self.host)];
+        if self.check != Check::Http
+            && let Some((field, _)) = given.into_iter().find(|(_, value)| value.is_some())
+        {
+            let problem = "is for type \"http\" only".to_owned();
+            return Err(ModelError::Invalid { id, field, problem });
+        }
+        let default = model::Health::default();
+        let millis = |given: Option<u64>, default| given.map_or(default, Duration::from_millis);
+        Ok(model::Health {
+            probe: match self.check {
+                Check::None => model::Probe::None,
+                Check::Tcp => model::Probe::Tcp,
+                Check::Http => model::Probe::Http {
+                    path: self.path.unwrap_or_else(|| "/".to_owned()),
+                    host: self.host,
+                },
+            },
+            port: self.port,
+            interval: millis(self.interval_ms, default.interval),
+            timeout: millis(self.timeout_ms, default.timeout),
+            rise: self.rise.unwrap_or(default.rise),
+            fall: self.fall.unwrap_or(default.fall),
+        })
+    }
+}
+
+impl From<&model::Health> for Health {
+    fn from(health: &model::Health) -> Self {
+        let (check, path, host) = match &health.probe {
+            model::Probe::None => (Check::None, None, None),
+            model::Probe::Tcp => (Check::Tcp, None, None),
+            model::Probe::Http { path, host } => (Check::Http, Some(path.clone()), host.clone()),
+        };
+        Self {
+            check,
+            path,
+            host,
+            port: health.port,
+            interval_ms: Some(millis(health.interval)),
+            timeout_ms: Some(millis(health.timeout)),
+            rise: Some(health.rise),
+            fall: Some(health.fall),
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! Settings of a running service, recorded flows, and backends that leave.
+
+use lb_userspace::model::{FlowState, OnDown, Scheduler, Service};
+use serde_json::json;
+
+use crate::{WEB, succeed, succeed_json, support::FakeAgent, web};
+
+#[tokio::test]
+async fn each_setting_of_a_service_is_changed_alone() {
+    let agent = FakeAgent::start(WEB);
+    let mut expected = web(&agent);
+    type Step = (&'static str, fn(&mut Service));
+    let steps: &[Step] = &[
+        ("--scheduler least-connections", |s| {
+            s.scheduler = Scheduler::LeastConnections;
+        }),
+        ("--ring-size 1021", |s| s.ring_size = Some(1_021)),
+        ("--flow-state always", |s| s.flow_state = FlowState::Always),
+        ("--on-down resteer", |s| s.on_down = Some(OnDown::Resteer)),
+        ("--moving-time 5s", |s| {
+            s.moving_time = Some(std::time::Duration::from_secs(5));
+        }),
+        ("--dead-after 0s", |s| {
+            s.dead_after = std::time::Duration::ZERO;
+        }),
+    ];
+    for (option, change) in steps {
+        let line = succeed(&agent, &format!("service set 10.0.0.1:80/tcp {option}")).await;
+        assert_eq!(line, "changed service 10.0.0.1:80/tcp\n");
+        change(&mut expected);
+        assert_eq!(web(&agent), expected, "{option}");
+    }
+}
+
+#[tokio::test]
+async fn several_settings_are_changed_at_once_and_told_to_programs() {
+    let agent = FakeAgent::start(WEB);
+    let arguments =
+        "service set 10.0.0.1:80/tcp --flow-state always --scheduler round-robin --moving-time 1m";
+    let answer = succeed_json(&agent, arguments).await;
+    assert_eq!(
+        answer["changed"]["settings"],
+        json!({"flow_state": "always", "scheduler": "round-robin", "moving_time_ms": 60_000})
+    );
+    assert_eq!(web(&agent).scheduler, Scheduler::RoundRobin);
+}
+
+#[tokio::test]
+async fn flows_are_listed_as_a_table_and_as_json() {
+    let agent = FakeAgent::start(WEB);
+    let expected = "\
+SERVICE          CLIENT           BACKEND      STATE        PHASE       IDLE  AGE
+10.0.0.1:80/tcp  192.0.2.7:40000  10.1.0.2:80  established  steady  1s 500ms   1m
+10.0.0.1:80/tcp  192.0.2.7:40000  10.1.0.2:80  half-open    moving  1s 500ms   1m
+2 of 7 flows; --limit shows more
+";
+    let arguments = "flows --service 10.0.0.1:80/tcp --limit 2";
+    assert_eq!(succeed(&agent, arguments).await, expected);
+    let json = succeed_json(&agent, arguments).await;
+    assert_eq!(
+        (&json["total"], &json["flows"][1]["phase"]),
+        (&json!(7), &json!("moving"))
+    );
+
+    let settling = "flows --service 10.0.0.1:80/tcp --backend 10.1.0.3:81 --phase settling";
+    let table = succeed(&agent, settling).await;
+    assert_eq!(table.lines().count(), 2, "{table}");
+    assert!(table.contains("10.1.0.3:81  closing  settling"), "{table}");
+    let gone = succeed(&agent, "flows --service [2001:db8::1]:53/udp").await;
+    assert!(gone.contains("[2001:db8::7]:40000  gone"), "{gone}");
+}
+
+#[tokio::test]
+async fn flows_are_counted_without_listing_them() {
+    let agent = FakeAgent::start(WEB);
+    let arguments = "flows --count --phase moving";
+    assert_eq!(succeed(&agent, arguments).await, "4\n");
+    assert_eq!(succeed_json(&agent, arguments).await, json!({"total": 4}));
+}
+
+#[tokio::test]
+async fn no_flows_are_said_to_be_none() {
+    let agent = FakeAgent::start("");
+    let line = succeed(&agent, "flows").await;
+    assert!(line.starts_with("no recorded flows: "), "{line}");
+    assert_eq!(succeed(&agent, "flows --count").await, "0\n");
+    let json = succeed_json(&agent, "flows").await;
+    assert_eq!(json, json!({"total": 0, "flows": []}));
+}
+
+#[tokio::test]
+async fn a_removed_backend_that_has_flows_is_listed_as_leaving_and_not_counted() {
+    let agent = FakeAgent::start(&WEB.replace("10.0.0.1:80/", "10.0.0.1:8081/"));
+    let table = succeed(&agent, "backend list 10.0.0.1:8081/tcp").await;
+    let states: Vec<_> = table
+        .lines()
+        .skip(1)
+        .filter_map(|line| line.split_whitespace().nth(3))
+        .collect();
+    assert_eq!(states, ["active", "draining", "leaving"], "{table}");
+    let table = succeed(&agent, "service list").await;
+    assert!(table.contains("maglev       1/2"), "{table}");
+    let json = succeed_json(&agent, "backend list 10.0.0.1:8081/tcp").await;
+    assert_eq!(
+        (&json[2]["address"], &json[2]["leaving"]),
+        (&json!("10.1.0.9:80"), &json!(true))
+    );
+}
