@@ -35,9 +35,15 @@ pub struct SlicePacket<'a> {
 }
 
 impl<'a> SlicePacket<'a> {
-    /// The frame `buffer[headroom..]`; `headroom` is cut to the buffer's length.
+    /// The frame `buffer[headroom..]`; `headroom` is cut to the buffer's length. The frame must start
+    /// at an even address, as it does in every allocation with even headroom: headers hold 16-bit
+    /// words, and are not found at odd ones.
     pub fn new(buffer: &'a mut [u8], headroom: usize, interface: u32) -> Self {
         let start = headroom.min(buffer.len());
+        debug_assert!(
+            start == buffer.len() || (buffer.as_ptr().addr() + start).is_multiple_of(2),
+            "the frame starts at an odd address: give it even headroom"
+        );
         Self {
             buffer,
             start,
