@@ -10,6 +10,7 @@ mod frames;
 mod headers;
 mod ipip;
 mod nat;
+mod properties;
 mod steering;
 mod untouched;
 
