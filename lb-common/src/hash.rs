@@ -213,6 +213,27 @@ mod tests {
     }
 
     #[test]
+    fn flows_hash_alike_on_every_machine_of_a_byte_order() {
+        // From an independent implementation in arbitrary-precision arithmetic.
+        let v4 = |word| Address::v4(word);
+        let hash = flow(&KEY, &v4(0x0100_000a), &v4(0x0200_000a), 0x1234_5678, 6);
+        assert_eq!(hash, FlowHash(0x834a_2c64_80d0_3685));
+        let (source, destination) = (Address([1, 2, 3, 4]), Address([5, 6, 7, 8]));
+        let hash = flow(&KEY, &source, &destination, 0x1234_5678, 17);
+        assert_eq!(hash, FlowHash(0x1060_d795_74d1_f53d));
+    }
+
+    #[test]
+    fn attempts_choose_the_published_slots() {
+        let choices = |size| [0, 1, 2].map(|attempt| FlowHash(finish(6)).slot(size, attempt));
+        assert_eq!(choices(8), [4, 5, 1]);
+        assert_eq!(FlowHash(finish(1)).slot(65_537, 0), 15_362);
+        assert_eq!(FlowHash(finish(1)).slot(65_537, 1), 44_366);
+        assert_eq!(FlowHash(finish(1)).slot(65_537, 2), 46_142);
+        assert_eq!(choices(1), [0, 0, 0]);
+    }
+
+    #[test]
     fn sequential_ports_spread_evenly_over_slots() {
         let mut counts = [0u32; 64];
         for port in 0..64_000u32 {

@@ -59,14 +59,15 @@ fn protocols_that_no_service_has_even_to_a_vip() {
 
 #[test]
 fn frames_that_are_no_ip() {
-    let ip = syn(CLIENT4, VIP4).frame();
     // ARP, LLDP, 802.1Q, 802.1ad, MPLS, PPPoE, a length, and both IP types in the wrong byte order.
     for ether_type in [
         0x0806, 0x88cc, 0x8100, 0x88a8, 0x8847, 0x8864, 46, 0x0008, 0xdd86u16,
     ] {
-        let mut frame = ip.clone();
-        frame[12..14].copy_from_slice(&ether_type.to_be_bytes());
-        assert_untouched(&frame, &format!("ether type {ether_type:#06x}"));
+        for packet in [syn(CLIENT4, VIP4), syn(CLIENT6, VIP6)] {
+            let mut frame = packet.frame();
+            frame[12..14].copy_from_slice(&ether_type.to_be_bytes());
+            assert_untouched(&frame, &format!("ether type {ether_type:#06x}"));
+        }
     }
 }
 
