@@ -14,55 +14,48 @@ fn stage(mode: Mode, server: Server) -> Stage {
         .serve(mode, VIP6, TCP, &[server])
 }
 
+/// A SYN whose IPv4 header has another first byte and another length.
+fn lying(first: u8, length: u16) -> Vec<u8> {
+    let mut frame = syn(CLIENT4, VIP4).frame();
+    frame[14] = first;
+    frame[16..18].copy_from_slice(&length.to_be_bytes());
+    frame
+}
+
 /// One stage and frame for each reason.
 fn produced() -> Vec<(DropReason, Stage, Vec<u8>)> {
-    let v4 = || syn(CLIENT4, VIP4);
+    use DropReason as Reason;
+    let (v4, v6) = (syn(CLIENT4, VIP4), syn(CLIENT6, VIP6));
     let ipip = || stage(Mode::Ipip, server(SERVER4));
-    let headers = |n| Spec {
-        extensions: vec![Extension::Destination(6); n],
-        ..syn(CLIENT6, VIP6)
-    };
+    let unreachable = stage(Mode::Ipip, server(SERVER4).behind(0));
+    let nat = stage(Mode::Nat, server(SERVER4));
     let fragment = Spec {
         fragment: (false, true, 0),
-        ..v4()
+        ..v4.clone()
+    };
+    let chain = Spec {
+        extensions: vec![Extension::Destination(6); 7],
+        ..v6.clone()
     };
     let long = Spec {
         payload: vec![0; 65_516 - 40],
-        ..v4()
+        ..v4.clone()
     };
-    let mut short = v4().frame();
-    short[16..18].copy_from_slice(&39u16.to_be_bytes());
-    let mut long_header = v4().frame();
-    long_header[14] = 0x4f;
-    long_header[16..18].copy_from_slice(&59u16.to_be_bytes());
-    let last = Spec { ttl: 1, ..v4() };
+    let last = Spec {
+        ttl: 1,
+        ..v4.clone()
+    };
     vec![
-        (
-            DropReason::NoBackend,
-            ipip().ring(&[]),
-            syn(CLIENT6, VIP6).frame(),
-        ),
-        (
-            DropReason::NoNextHop,
-            stage(Mode::Ipip, server(SERVER4).behind(0)),
-            v4().frame(),
-        ),
-        (DropReason::Truncated, ipip(), short),
-        (DropReason::BadHeader, ipip(), long_header),
-        (DropReason::Fragment, ipip(), fragment.frame()),
-        (DropReason::ExtensionHeaders, ipip(), headers(7).frame()),
-        (DropReason::TooLong, ipip(), long.frame()),
-        (
-            DropReason::TtlExpired,
-            stage(Mode::Nat, server(SERVER4)),
-            last.frame(),
-        ),
-        (DropReason::NoHeadroom, ipip(), v4().frame()),
-        (
-            DropReason::Inconsistent,
-            ipip().ring(&[1]),
-            syn(CLIENT6, VIP6).frame(),
-        ),
+        (Reason::NoBackend, ipip().ring(&[]), v6.frame()),
+        (Reason::NoNextHop, unreachable, v4.frame()),
+        (Reason::Truncated, ipip(), lying(0x45, 39)),
+        (Reason::BadHeader, ipip(), lying(0x4f, 59)),
+        (Reason::Fragment, ipip(), fragment.frame()),
+        (Reason::ExtensionHeaders, ipip(), chain.frame()),
+        (Reason::TooLong, ipip(), long.frame()),
+        (Reason::TtlExpired, nat, last.frame()),
+        (Reason::NoHeadroom, ipip(), v4.frame()),
+        (Reason::Inconsistent, ipip().ring(&[1]), v6.frame()),
     ]
 }
 

@@ -5,16 +5,16 @@ use std::net::{IpAddr, SocketAddr};
 
 use etherparse::{
     EtherType, Ethernet2Header, IpAuthHeader, IpDscp, IpEcn, IpFragOffset, IpNumber, Ipv4Header,
-    Ipv6FlowLabel, Ipv6FragmentHeader, Ipv6Header, Ipv6RawExtHeader, TcpHeader, UdpHeader,
-    ip_number,
+    Ipv6FlowLabel, Ipv6FragmentHeader, Ipv6Header, Ipv6RawExtHeader, TcpHeader, TransportHeader,
+    UdpHeader, ip_number,
 };
 
 use crate::support::Mac;
 
 /// MAC addresses of a frame on its way in.
 pub const MACS_IN: (Mac, Mac) = ([2, 0, 0, 0, 0, 9], [2, 0, 0, 0, 0, 1]);
-/// An outer header's, on its way in.
-pub const TTL: u8 = 64;
+/// TTL or hop limit of a packet on its way in.
+const TTL: u8 = 57;
 
 /// An IPv6 extension header.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -215,55 +215,47 @@ impl Spec {
 
     fn transport(&self) -> Vec<u8> {
         let (from, to) = (self.from.port(), self.to.port());
-        let mut bytes = match self.transport {
+        let mut header = match self.transport {
             Transport::Tcp(syn, ack) => {
                 let mut header = TcpHeader::new(from, to, 0x1234_5678, 0x4000);
                 (header.syn, header.ack) = (syn, ack);
-                header.checksum = self.tcp_checksum(&header);
-                header.to_bytes().to_vec()
+                TransportHeader::Tcp(header)
             }
-            Transport::Udp(summed) => {
-                let mut header = UdpHeader {
-                    source_port: from,
-                    destination_port: to,
-                    length: (8 + self.payload.len()) as u16,
-                    checksum: 0,
-                };
-                if summed {
-                    header.checksum = self.udp_checksum(&header);
-                }
-                header.to_bytes().to_vec()
-            }
-            Transport::Other(_) => Vec::new(),
+            Transport::Udp(_) => TransportHeader::Udp(UdpHeader {
+                source_port: from,
+                destination_port: to,
+                length: (8 + self.payload.len()) as u16,
+                checksum: 0,
+            }),
+            Transport::Other(_) => return self.payload.clone(),
         };
+        if self.transport != Transport::Udp(false) {
+            self.sum(&mut header);
+        }
+        let mut bytes = Vec::new();
+        header.write(&mut bytes).expect("room in memory");
         bytes.extend(&self.payload);
         bytes
     }
 
-    fn tcp_checksum(&self, header: &TcpHeader) -> u16 {
+    fn sum(&self, header: &mut TransportHeader) {
         match (self.from.ip(), self.to.ip()) {
-            (IpAddr::V4(a), IpAddr::V4(b)) => {
-                header.calc_checksum_ipv4_raw(a.octets(), b.octets(), &self.payload)
+            (IpAddr::V4(source), IpAddr::V4(destination)) => {
+                let pseudo = self.header_v4(source.octets(), destination.octets(), 0);
+                let summed = header.update_checksum_ipv4(&pseudo, &self.payload);
+                summed.expect("a length that fits");
             }
-            (IpAddr::V6(a), IpAddr::V6(b)) => {
-                header.calc_checksum_ipv6_raw(a.octets(), b.octets(), &self.payload)
+            (IpAddr::V6(source), IpAddr::V6(destination)) => {
+                let pseudo = Ipv6Header {
+                    source: source.octets(),
+                    destination: destination.octets(),
+                    ..Ipv6Header::default()
+                };
+                let summed = header.update_checksum_ipv6(&pseudo, &self.payload);
+                summed.expect("a length that fits");
             }
             mixed => panic!("addresses of two families: {mixed:?}"),
         }
-        .expect("a length that fits")
-    }
-
-    fn udp_checksum(&self, header: &UdpHeader) -> u16 {
-        match (self.from.ip(), self.to.ip()) {
-            (IpAddr::V4(a), IpAddr::V4(b)) => {
-                header.calc_checksum_ipv4_raw(a.octets(), b.octets(), &self.payload)
-            }
-            (IpAddr::V6(a), IpAddr::V6(b)) => {
-                header.calc_checksum_ipv6_raw(a.octets(), b.octets(), &self.payload)
-            }
-            mixed => panic!("addresses of two families: {mixed:?}"),
-        }
-        .expect("a length that fits")
     }
 }
 
@@ -304,6 +296,7 @@ impl Outer {
             macs: self.macs,
             from: SocketAddr::new(self.source, 0),
             to: SocketAddr::new(self.destination, 0),
+            ttl: 64,
             traffic_class: self.traffic_class,
             flow_label: self.flow_label,
             identification: 0,
