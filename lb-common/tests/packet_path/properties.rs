@@ -241,8 +241,6 @@ fn from_a_server(frame: &[u8]) -> bool {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(512))]
-
     #[test]
     fn whatever_comes_is_counted_once_and_passes_untouched_unless_it_is_an_answer(
         frame in frame(), mode in select(&[Mode::Nat, Mode::Ipip, Mode::Unknown][..]), headroom in 0usize..40,
