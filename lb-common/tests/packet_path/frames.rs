@@ -65,11 +65,46 @@ impl Extension {
     }
 }
 
+/// Flags of a TCP segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Flags {
+    pub syn: bool,
+    pub ack: bool,
+    pub fin: bool,
+    pub rst: bool,
+}
+
+impl Flags {
+    pub const NONE: Self = Self {
+        syn: false,
+        ack: false,
+        fin: false,
+        rst: false,
+    };
+    pub const SYN: Self = Self {
+        syn: true,
+        ..Self::NONE
+    };
+    pub const ACK: Self = Self {
+        ack: true,
+        ..Self::NONE
+    };
+    /// As hosts send it, with ACK.
+    pub const FIN: Self = Self {
+        fin: true,
+        ..Self::ACK
+    };
+    pub const RST: Self = Self {
+        rst: true,
+        ..Self::NONE
+    };
+}
+
 /// What stands behind the IP headers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Transport {
-    /// TCP with SYN, with ACK.
-    Tcp(bool, bool),
+    /// TCP with flags.
+    Tcp(Flags),
     /// UDP, with a checksum or without.
     Udp(bool),
     /// The payload alone, under this number.
@@ -105,12 +140,12 @@ pub fn socket(text: &str) -> SocketAddr {
 
 /// A SYN from one socket to another.
 pub fn syn(from: &str, to: &str) -> Spec {
-    tcp(from, to, Transport::Tcp(true, false))
+    tcp(from, to, Transport::Tcp(Flags::SYN))
 }
 
 /// A later segment.
 pub fn segment(from: &str, to: &str) -> Spec {
-    tcp(from, to, Transport::Tcp(false, true))
+    tcp(from, to, Transport::Tcp(Flags::ACK))
 }
 
 fn tcp(from: &str, to: &str, transport: Transport) -> Spec {
@@ -216,9 +251,10 @@ impl Spec {
     fn transport(&self) -> Vec<u8> {
         let (from, to) = (self.from.port(), self.to.port());
         let mut header = match self.transport {
-            Transport::Tcp(syn, ack) => {
+            Transport::Tcp(flags) => {
                 let mut header = TcpHeader::new(from, to, 0x1234_5678, 0x4000);
-                (header.syn, header.ack) = (syn, ack);
+                (header.syn, header.ack) = (flags.syn, flags.ack);
+                (header.fin, header.rst) = (flags.fin, flags.rst);
                 TransportHeader::Tcp(header)
             }
             Transport::Udp(_) => TransportHeader::Udp(UdpHeader {

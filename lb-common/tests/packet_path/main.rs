@@ -11,7 +11,9 @@ mod headers;
 mod ipip;
 mod nat;
 mod properties;
+mod scheduling;
 mod steering;
+mod tracking;
 mod untouched;
 
 /// IANA protocol numbers.

@@ -4,7 +4,7 @@ use lb_common::verdict::Verdict;
 
 use crate::{
     CLIENT4, CLIENT6, SERVER4, SERVER6, TCP, UDP, VIP4, VIP6,
-    frames::{MACS_IN, Spec, Transport, datagram, segment, socket, syn},
+    frames::{Flags, MACS_IN, Spec, Transport, datagram, segment, socket, syn},
     support::{CLIENT_MACS, EGRESS, INGRESS, Mode, Outcome, Stage, macs, server},
 };
 
@@ -54,7 +54,10 @@ fn a_udp_request_is_readdressed_to_the_server_and_routed() {
 #[test]
 fn a_syn_with_ack_opens_no_flow() {
     let request = Spec {
-        transport: Transport::Tcp(true, true),
+        transport: Transport::Tcp(Flags {
+            syn: true,
+            ..Flags::ACK
+        }),
         ..segment(CLIENT4, VIP4)
     };
     assert_request(&request, 0, SERVER4, 0);
@@ -63,7 +66,7 @@ fn a_syn_with_ack_opens_no_flow() {
 #[test]
 fn a_segment_with_neither_syn_nor_ack_opens_no_flow() {
     let request = Spec {
-        transport: Transport::Tcp(false, false),
+        transport: Transport::Tcp(Flags::NONE),
         ..segment(CLIENT4, VIP4)
     };
     assert_request(&request, 0, SERVER4, 0);

@@ -11,7 +11,7 @@ use proptest::{
 use crate::{
     SERVER4, SERVER6, TCP, UDP, VIP4, VIP6,
     decapsulation::decapsulated,
-    frames::{Extension, Spec, Transport, socket, syn},
+    frames::{Extension, Flags, Spec, Transport, socket, syn},
     support::{CLIENT_MACS, EGRESS, Frame, Mode, Outcome, Stage, macs, server},
 };
 
@@ -46,7 +46,12 @@ fn extension() -> impl Strategy<Value = Extension> {
 
 fn transport() -> impl Strategy<Value = Transport> {
     prop_oneof![
-        any::<(bool, bool)>().prop_map(|(syn, ack)| Transport::Tcp(syn, ack)),
+        any::<[bool; 4]>().prop_map(|[syn, ack, fin, rst]| Transport::Tcp(Flags {
+            syn,
+            ack,
+            fin,
+            rst
+        })),
         any::<bool>().prop_map(Transport::Udp),
     ]
 }
@@ -101,7 +106,7 @@ fn global_v6(tail: [u8; 14]) -> Ipv6Addr {
 /// Offset of the transport header in a packet's frame.
 fn transport_offset(spec: &Spec) -> usize {
     let header = match spec.transport {
-        Transport::Tcp(..) => 20,
+        Transport::Tcp(_) => 20,
         _ => 8,
     };
     14 + spec.ip().len() - spec.payload.len() - header
@@ -173,7 +178,7 @@ proptest! {
     #[test]
     fn a_wrong_checksum_stays_as_wrong_as_it_was(spec in request(), wrong: u16) {
         let mut frame = spec.frame();
-        let field = transport_offset(&spec) + if matches!(spec.transport, Transport::Tcp(..)) { 16 } else { 6 };
+        let field = transport_offset(&spec) + if matches!(spec.transport, Transport::Tcp(_)) { 16 } else { 6 };
         frame[field..field + 2].copy_from_slice(&wrong.to_be_bytes());
         // Without a checksum none can be wrong.
         prop_assume!(wrong != 0);

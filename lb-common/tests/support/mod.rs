@@ -1,11 +1,10 @@
 //! The maps for tests: a [`Stage`] of services and servers, and what a frame comes to on it. The
 //! only place of these tests that knows the maps' formats.
 
-use std::{
-    collections::BTreeMap,
-    fmt,
-    net::{IpAddr, SocketAddr},
-};
+mod flows;
+mod outcome;
+
+use std::net::{IpAddr, SocketAddr};
 
 use lb_common::{
     memory::MemoryTables,
@@ -15,8 +14,11 @@ use lb_common::{
         Address, Backend, Counters, Descriptor, Endpoint, Member, Route, ServiceEntry, Slot,
         WayBack, feature, mode, owned, state,
     },
-    verdict::{DropReason, Verdict},
+    verdict::Verdict,
 };
+
+pub use flows::{Move, Scheduler};
+pub use outcome::{Counted, Frame, Outcome};
 
 /// The interface that every frame comes in by.
 pub const INGRESS: u32 = 5;
@@ -44,13 +46,34 @@ pub enum Mode {
     Unknown,
 }
 
+/// Which flows a server may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Condition {
+    /// Any.
+    Takes,
+    /// Those that it has.
+    Drains,
+    /// None.
+    Dead,
+}
+
+impl Condition {
+    const fn state(self) -> u32 {
+        match self {
+            Self::Takes => state::TAKES | state::HOLDS,
+            Self::Drains => state::HOLDS,
+            Self::Dead => 0,
+        }
+    }
+}
+
 /// A backend.
 #[derive(Debug, Clone, Copy)]
 pub struct Server {
     pub address: SocketAddr,
     /// Egress interface; 0: no next hop yet.
     pub interface: u32,
-    pub alive: bool,
+    pub condition: Condition,
     /// Source of the tunnel, and how many of its last bits the flow hash sets.
     pub tunnel: (IpAddr, u32),
 }
@@ -65,7 +88,7 @@ pub fn server(address: &str) -> Server {
     Server {
         address,
         interface: EGRESS,
-        alive: true,
+        condition: Condition::Takes,
         tunnel,
     }
 }
@@ -77,7 +100,7 @@ impl Server {
 
     pub fn dead(self) -> Self {
         Self {
-            alive: false,
+            condition: Condition::Dead,
             ..self
         }
     }
@@ -99,78 +122,6 @@ pub fn macs(position: u8) -> (Mac, Mac) {
 /// Source and destination MAC address of the route back to a client.
 pub const CLIENT_MACS: (Mac, Mac) = ([2, 0, 0, 3, 0, 1], [2, 0, 0, 4, 0, 1]);
 
-/// A frame's bytes; shown in hexadecimal.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Frame(pub Vec<u8>);
-
-impl fmt::Debug for Frame {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
-}
-
-/// Packets, bytes, new flows.
-pub type Count = (u64, u64, u64);
-
-/// What was counted, by position of the service or server on the stage.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Counted {
-    pub services: BTreeMap<u32, Count>,
-    pub servers: BTreeMap<u32, Count>,
-    pub drops: BTreeMap<u32, u64>,
-}
-
-/// What became of a frame; the bytes of a dropped one are nobody's.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Outcome {
-    pub verdict: Verdict,
-    pub frame: Frame,
-    pub counted: Counted,
-}
-
-impl Outcome {
-    /// Dropped, and counted as that.
-    pub fn dropped(reason: DropReason) -> Self {
-        let counted = Counted {
-            drops: BTreeMap::from([(reason as u32, 1)]),
-            ..Counted::default()
-        };
-        Self {
-            verdict: Verdict::Drop(reason),
-            frame: Frame(Vec::new()),
-            counted,
-        }
-    }
-
-    /// Handed to the kernel as `frame`, uncounted.
-    pub fn passed(frame: Vec<u8>) -> Self {
-        Self::uncounted(Verdict::Pass, frame)
-    }
-
-    /// Left as `frame`, uncounted.
-    pub fn uncounted(verdict: Verdict, frame: Vec<u8>) -> Self {
-        Self {
-            verdict,
-            frame: Frame(frame),
-            counted: Counted::default(),
-        }
-    }
-
-    /// Forwarded to a server of the first service as `frame`, and counted for both.
-    pub fn forwarded(verdict: Verdict, frame: Vec<u8>, server: u32, count: Count) -> Self {
-        let counted = Counted {
-            services: BTreeMap::from([(0, count)]),
-            servers: BTreeMap::from([(server, count)]),
-            drops: BTreeMap::new(),
-        };
-        Self {
-            verdict,
-            frame: Frame(frame),
-            counted,
-        }
-    }
-}
-
 /// Maps under construction. Positions differ from each other in every map, so that an index used
 /// in the wrong one shows.
 #[derive(Debug, Clone)]
@@ -180,6 +131,7 @@ pub struct Stage {
 
 const FIRST_SERVICE: u32 = 2;
 const FIRST_COUNTERS: u32 = 40;
+const FIRST_MEMBER: u32 = 5;
 
 impl Stage {
     /// No services; every flow hashes to [`HASH`].
@@ -190,7 +142,7 @@ impl Stage {
         tables.service_entries = vec![ServiceEntry::default(); FIRST_SERVICE as usize];
         // Neighbours of a ring and of a pool that nothing may lead to.
         tables.slots = vec![u64::MAX; 3];
-        tables.members = vec![Member::default(); 5];
+        tables.members = vec![Member::default(); FIRST_MEMBER as usize];
         tables.backends = vec![Backend::default()];
         Self { tables }
     }
@@ -264,11 +216,7 @@ impl Stage {
             address: server.address.ip().into(),
             source: source.into(),
             source_mask: mask.to_be(),
-            state: if server.alive {
-                state::TAKES | state::HOLDS
-            } else {
-                0
-            },
+            state: server.condition.state(),
             interface: server.interface,
             counters: FIRST_COUNTERS + position,
             destination_mac,
@@ -285,17 +233,24 @@ impl Stage {
     }
 
     /// Gives the last service this ring of positions in its pool.
-    pub fn ring(mut self, owners: &[u32]) -> Self {
+    pub fn ring(self, owners: &[u32]) -> Self {
+        let slots: Vec<Slot> = owners.iter().map(|&owner| Slot::steady(owner)).collect();
+        self.ring_of(&slots)
+    }
+
+    fn ring_of(mut self, slots: &[Slot]) -> Self {
+        let (start, size) = self.lay(slots);
+        self.describe(|descriptor| (descriptor.ring_start, descriptor.ring_size) = (start, size))
+    }
+
+    /// Puts slots into the arena; where they are.
+    fn lay(&mut self, slots: &[Slot]) -> (u32, u32) {
         let start = self.tables.slots.len() as u32 * 2;
-        for pair in owners.chunks(2) {
-            let slot = |n: usize| pair.get(n).map_or(u32::MAX, |&owner| Slot::steady(owner).0);
-            let element = u64::from(slot(0)) | (u64::from(slot(1)) << 32);
-            self.tables.slots.push(element);
+        for pair in slots.chunks(2) {
+            let slot = |n: usize| u64::from(pair.get(n).map_or(u32::MAX, |slot| slot.0));
+            self.tables.slots.push(slot(0) | (slot(1) << 32));
         }
-        self.describe(|descriptor| {
-            descriptor.ring_start = start;
-            descriptor.ring_size = owners.len() as u32;
-        })
+        (start, slots.len() as u32)
     }
 
     fn describe(mut self, change: impl Fn(&mut Descriptor)) -> Self {
@@ -385,6 +340,9 @@ impl Stage {
             move |(index, n): (u32, Counters)| (index - from, (n.packets, n.bytes, n.flows))
         };
         Counted {
+            flows: (counted.flows.into_iter())
+                .map(|(index, n)| (index - FIRST_SERVICE, (n.lookups, n.recorded, n.overflows)))
+                .collect(),
             services: counted
                 .services
                 .into_iter()
