@@ -117,7 +117,26 @@ mod tests {
         assert_eq!(update.update(0xdd2f), 0x0000);
     }
 
+    #[test]
+    fn folding_takes_every_carry() {
+        // Each of the folds but the first leaves one more carry here.
+        for (sum, folded) in [
+            (0x0000_0000_0001_0000, 1),
+            (0x0000_0000_ffff_ffff, 0xffff),
+            (0x0000_0001_0000_0000, 1),
+            (0x0001_0000_ffff_ffff, 1),
+            (u64::MAX, 0xffff),
+        ] {
+            assert_eq!(Sum(sum).fold(), folded, "{sum:#x}");
+        }
+    }
+
     proptest! {
+        #[test]
+        fn folding_is_the_remainder_by_0xffff(sum: u64) {
+            prop_assert_eq!(u64::from(Sum(sum).fold()) % 0xffff, sum % 0xffff);
+        }
+
         #[test]
         fn folding_equals_the_word_by_word_sum(words in prop::collection::vec(any::<u16>(), 0..64)) {
             let sum = words.iter().fold(Sum::new(), |sum, &word| sum.add16(word));

@@ -213,6 +213,68 @@ mod tests {
     }
 
     #[test]
+    fn flows_hash_alike_on_every_machine_of_a_byte_order() {
+        // From an independent implementation in arbitrary-precision arithmetic.
+        let v4 = |word| Address::v4(word);
+        let hash = flow(&KEY, &v4(0x0100_000a), &v4(0x0200_000a), 0x1234_5678, 6);
+        assert_eq!(hash, FlowHash(0x834a_2c64_80d0_3685));
+        let (source, destination) = (Address([1, 2, 3, 4]), Address([5, 6, 7, 8]));
+        let hash = flow(&KEY, &source, &destination, 0x1234_5678, 17);
+        assert_eq!(hash, FlowHash(0x1060_d795_74d1_f53d));
+    }
+
+    #[test]
+    fn clients_hash_alike_on_every_machine_of_a_byte_order() {
+        // From the same independent implementation.
+        let hash = source(&KEY, &Address::v4(0x0100_000a));
+        assert_eq!(hash.word(), 0x8dd6_5d82_2098_6f38);
+        let hash = source(&KEY, &Address([1, 2, 3, 4]));
+        assert_eq!(hash, FlowHash::from_word(0xe3b6_b742_3243_e5c8));
+    }
+
+    #[test]
+    fn endpoints_stand_in_the_same_buckets_on_every_machine_of_a_byte_order() {
+        // From the same independent implementation: buckets of 2⁴ and of 2³¹, both choices.
+        for (address, port, protocol, buckets) in [
+            (
+                Address::v4(0x0100_000a),
+                0x5000,
+                6,
+                [11, 0, 1_609_401_948, 134_194_677],
+            ),
+            (
+                Address([5, 6, 7, 8]),
+                0x1234,
+                17,
+                [5, 0, 723_043_118, 99_308_779],
+            ),
+        ] {
+            let hash = endpoint(
+                &KEY,
+                &Endpoint {
+                    address,
+                    port,
+                    protocol,
+                    zero: 0,
+                },
+            );
+            let found = [(4, 0), (4, 1), (31, 0), (31, 1)].map(|(bits, n)| hash.bucket(bits, n));
+            assert_eq!(found, buckets);
+            assert_eq!([hash.bucket(0, 0), hash.bucket(0, 1)], [0, 0]);
+        }
+    }
+
+    #[test]
+    fn attempts_choose_the_published_slots() {
+        let choices = |size| [0, 1, 2].map(|attempt| FlowHash(finish(6)).slot(size, attempt));
+        assert_eq!(choices(8), [4, 5, 1]);
+        assert_eq!(FlowHash(finish(1)).slot(65_537, 0), 15_362);
+        assert_eq!(FlowHash(finish(1)).slot(65_537, 1), 44_366);
+        assert_eq!(FlowHash(finish(1)).slot(65_537, 2), 46_142);
+        assert_eq!(choices(1), [0, 0, 0]);
+    }
+
+    #[test]
     fn sequential_ports_spread_evenly_over_slots() {
         let mut counts = [0u32; 64];
         for port in 0..64_000u32 {

@@ -227,6 +227,12 @@ mod tests {
     }
 
     #[test]
+    fn a_claim_says_whose_it_is() {
+        let ids: Vec<u16> = pool(&[1; 300], 251).iter().map(Claim::id).collect();
+        assert_eq!(ids, (0..300).collect::<Vec<_>>());
+    }
+
+    #[test]
     fn a_ring_without_weight_belongs_to_nobody() {
         assert!(ring(&[0, 0], 251).iter().all(|&owner| owner == NOBODY));
         assert!(ring(&[], 251).iter().all(|&owner| owner == NOBODY));

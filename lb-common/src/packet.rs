@@ -35,9 +35,15 @@ pub struct SlicePacket<'a> {
 }
 
 impl<'a> SlicePacket<'a> {
-    /// The frame `buffer[headroom..]`; `headroom` is cut to the buffer's length.
+    /// The frame `buffer[headroom..]`; `headroom` is cut to the buffer's length. The frame must start
+    /// at an even address, as it does in every allocation with even headroom: headers hold 16-bit
+    /// words, and are not found at odd ones.
     pub fn new(buffer: &'a mut [u8], headroom: usize, interface: u32) -> Self {
         let start = headroom.min(buffer.len());
+        debug_assert!(
+            start == buffer.len() || (buffer.as_ptr().addr() + start).is_multiple_of(2),
+            "the frame starts at an odd address: give it even headroom"
+        );
         Self {
             buffer,
             start,
@@ -93,5 +99,86 @@ impl Packet for SlicePacket<'_> {
             self.start += bytes;
         }
         fits
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use network_types::{eth::EthHdr, udp::UdpHdr};
+
+    use super::*;
+
+    #[repr(align(2))]
+    struct Buffer([u8; 24]);
+
+    /// A byte's value is its index.
+    fn counting() -> Buffer {
+        Buffer(core::array::from_fn(|n| n as u8))
+    }
+
+    #[test]
+    fn a_header_is_found_where_the_frame_has_all_of_it() {
+        let mut buffer = counting();
+        let mut packet = SlicePacket::new(&mut buffer.0, 2, 3);
+        assert_eq!(packet.interface(), 3);
+        assert_eq!(packet.length(), 22);
+        let udp: UdpHdr = packet.read(14).unwrap();
+        assert_eq!(udp.src, [16, 17]);
+        for beyond in [15, 22, 1_000, usize::MAX - 1, usize::MAX] {
+            assert!(packet.read::<UdpHdr>(beyond).is_none(), "{beyond}");
+            assert!(packet.write(beyond, &udp).is_none(), "{beyond}");
+        }
+        assert_eq!(packet.bytes(), &counting().0[2..]);
+    }
+
+    #[test]
+    fn a_header_is_written_where_it_belongs_and_nowhere_else() {
+        let mut buffer = counting();
+        let mut packet = SlicePacket::new(&mut buffer.0, 2, 3);
+        let mut udp: UdpHdr = packet.read(14).unwrap();
+        udp.src = [0xaa, 0xbb];
+        assert_eq!(packet.write(14, &udp), Some(()));
+        let mut expected = counting().0;
+        expected[16..18].copy_from_slice(&[0xaa, 0xbb]);
+        assert_eq!(packet.bytes(), &expected[2..]);
+    }
+
+    #[test]
+    fn the_front_grows_into_the_headroom_and_no_further() {
+        let mut buffer = counting();
+        let mut packet = SlicePacket::new(&mut buffer.0, 4, 0);
+        assert!(!packet.grow_front(6));
+        assert_eq!(packet.bytes().first(), Some(&4));
+        assert!(packet.grow_front(4));
+        assert_eq!(packet.length(), 24);
+        assert_eq!(packet.bytes().first(), Some(&0));
+        assert!(!packet.grow_front(1));
+    }
+
+    #[test]
+    fn the_front_shrinks_to_an_ethernet_header_and_no_further() {
+        let mut buffer = counting();
+        let mut packet = SlicePacket::new(&mut buffer.0, 0, 0);
+        assert!(!packet.shrink_front(11));
+        assert!(!packet.shrink_front(usize::MAX));
+        assert_eq!(packet.length(), 24);
+        assert!(packet.shrink_front(10));
+        assert_eq!(packet.bytes().first(), Some(&10));
+        assert!(packet.read::<EthHdr>(0).is_some());
+        assert!(!packet.shrink_front(1));
+    }
+
+    #[test]
+    fn headroom_beyond_the_buffer_leaves_an_empty_frame() {
+        let mut buffer = [0; 8];
+        let packet = SlicePacket::new(&mut buffer, 9, 0);
+        assert_eq!(packet.length(), 0);
+        assert!(packet.read::<EthHdr>(0).is_none());
+    }
+
+    #[test]
+    #[should_panic(expected = "odd address")]
+    fn a_frame_at_an_odd_address_is_refused() {
+        SlicePacket::new(&mut counting().0, 1, 0);
     }
 }

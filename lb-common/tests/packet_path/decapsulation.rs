@@ -1,0 +1,215 @@
+//! The backend's end of a tunnel.
+
+use std::{cell::RefCell, net::IpAddr};
+
+use lb_common::{
+    decapsulate::{self, Host},
+    packet::SlicePacket,
+    tables::Address,
+    verdict::Verdict,
+};
+
+use crate::{
+    CLIENT4, CLIENT6, SERVER4, SERVER6, VIP4, VIP6,
+    frames::{Outer, Spec, datagram, segment, syn},
+    support::{Frame, INGRESS, macs, server},
+};
+
+/// A host with one tunnel end; what it counted, in bytes a packet.
+struct TunnelEnd {
+    address: Address,
+    counted: RefCell<Vec<u64>>,
+}
+
+impl Host for TunnelEnd {
+    fn terminates(&self, outer: &Address) -> bool {
+        *outer == self.address
+    }
+
+    fn count(&self, bytes: u64) {
+        self.counted.borrow_mut().push(bytes);
+    }
+}
+
+/// What a host makes of a frame, and what it counts.
+pub fn decapsulated(frame: &[u8], end: IpAddr) -> (Frame, Vec<u64>) {
+    let host = TunnelEnd {
+        address: end.into(),
+        counted: RefCell::default(),
+    };
+    let mut buffer = frame.to_vec();
+    let mut packet = SlicePacket::new(&mut buffer, 0, INGRESS);
+    assert_eq!(decapsulate::process(&mut packet, &host), Verdict::Pass);
+    (Frame(packet.bytes().to_vec()), host.counted.into_inner())
+}
+
+/// Every packet with every tunnel: inner packet, outer header.
+fn tunnels() -> Vec<(Spec, Outer)> {
+    let mut all = Vec::new();
+    for inner in [segment(CLIENT4, VIP4), segment(CLIENT6, VIP6)] {
+        for at in [SERVER4, SERVER6] {
+            let end = server(at);
+            let outer = Outer {
+                macs: macs(0),
+                source: end.tunnel.0,
+                destination: end.address.ip(),
+                traffic_class: 0xb8,
+                flow_label: 0x1_2345,
+            };
+            all.push((inner.clone(), outer));
+        }
+    }
+    all
+}
+
+fn wrapped(inner: &Spec, outer: &Outer) -> Vec<u8> {
+    outer.around(&inner.ip(), &inner.trailer)
+}
+
+/// The inner packet as it is delivered: with the outer frame's MAC addresses.
+fn delivered(inner: &Spec) -> Vec<u8> {
+    let macs = macs(0);
+    Spec {
+        macs,
+        ..inner.clone()
+    }
+    .frame()
+}
+
+fn assert_untouched(frame: &[u8], end: IpAddr, what: &str) {
+    let (after, counted) = decapsulated(frame, end);
+    assert_eq!(after, Frame(frame.to_vec()), "{what}");
+    assert!(counted.is_empty(), "{what}: counted {counted:?}");
+}
+
+#[test]
+fn every_pair_of_families_is_unwrapped_and_counted_by_what_is_left() {
+    for (inner, outer) in tunnels() {
+        let expected = delivered(&inner);
+        let (after, counted) = decapsulated(&wrapped(&inner, &outer), outer.destination);
+        assert_eq!(after, Frame(expected.clone()), "{outer:?}");
+        assert_eq!(counted, [expected.len() as u64]);
+    }
+}
+
+#[test]
+fn inner_packets_of_every_kind_and_a_trailer_stay_as_they_are() {
+    for (inner, outer) in tunnels() {
+        let kinds = [
+            datagram(CLIENT4, VIP4),
+            datagram(CLIENT6, VIP6),
+            syn(CLIENT4, VIP4),
+        ];
+        for inner in kinds {
+            let inner = Spec {
+                ttl: 1,
+                trailer: vec![0xab; 9],
+                ..inner
+            };
+            let (after, _) = decapsulated(&wrapped(&inner, &outer), outer.destination);
+            assert_eq!(after, Frame(delivered(&inner)));
+        }
+        let fragment = Spec {
+            fragment: (false, true, 3),
+            options: vec![1; 4],
+            ..segment(CLIENT4, VIP4)
+        };
+        let (after, _) = decapsulated(&wrapped(&fragment, &outer), outer.destination);
+        assert_eq!(after, Frame(delivered(&fragment)), "{inner:?}");
+    }
+}
+
+#[test]
+fn tunnels_that_end_elsewhere_pass() {
+    for (inner, outer) in tunnels() {
+        let elsewhere = ["10.1.0.3", "fd00:1::3", "10.0.0.1"];
+        for end in elsewhere {
+            assert_untouched(&wrapped(&inner, &outer), end.parse().unwrap(), end);
+        }
+    }
+}
+
+#[test]
+fn packets_to_the_tunnels_end_that_are_no_tunnels_pass() {
+    for packet in [segment(CLIENT4, SERVER4), datagram(CLIENT6, SERVER6)] {
+        assert_untouched(&packet.frame(), packet.to.ip(), "no tunnel");
+        let mut frame = packet.frame();
+        frame[12..14].copy_from_slice(&[0x08, 0x06]);
+        assert_untouched(&frame, packet.to.ip(), "no IP");
+    }
+}
+
+#[test]
+fn frames_cut_before_the_inner_header_ends_pass() {
+    for (inner, outer) in tunnels() {
+        let frame = wrapped(&inner, &outer);
+        let inner_header = if inner.from.is_ipv4() { 20 } else { 40 };
+        let outer_header = if outer.destination.is_ipv4() { 20 } else { 40 };
+        let headers = 14 + outer_header + inner_header;
+        for length in 0..headers {
+            assert_untouched(
+                &frame[..length],
+                outer.destination,
+                &format!("{length} bytes"),
+            );
+        }
+        let (after, _) = decapsulated(&frame[..headers], outer.destination);
+        assert_eq!(after.0.len(), 14 + inner_header);
+    }
+}
+
+#[test]
+fn an_inner_version_that_contradicts_the_outer_header_passes() {
+    for (inner, outer) in tunnels() {
+        let at = 14 + if outer.destination.is_ipv4() { 20 } else { 40 };
+        let right = inner.ip()[0] >> 4;
+        for version in (0..16).filter(|&version| version != right) {
+            let mut frame = wrapped(&inner, &outer);
+            frame[at] = (version << 4) | 5;
+            assert_untouched(&frame, outer.destination, &format!("version {version}"));
+        }
+    }
+}
+
+#[test]
+fn an_outer_ipv4_fragment_is_the_kernels_to_reassemble() {
+    for (inner, outer) in tunnels()
+        .into_iter()
+        .filter(|(_, outer)| outer.destination.is_ipv4())
+    {
+        for flags in [[0x20, 0], [0, 1], [0x60, 0], [0x1f, 0xff], [1, 0]] {
+            let mut frame = wrapped(&inner, &outer);
+            frame[20..22].copy_from_slice(&flags);
+            assert_untouched(&frame, outer.destination, &format!("{flags:x?}"));
+        }
+        for flags in [0, 0x40, 0x80] {
+            let mut frame = wrapped(&inner, &outer);
+            frame[20] = flags;
+            let (_, counted) = decapsulated(&frame, outer.destination);
+            assert_eq!(counted.len(), 1, "{flags:#x} is no fragment");
+        }
+    }
+}
+
+#[test]
+fn outer_headers_that_the_balancer_never_writes_are_the_kernels() {
+    for (inner, outer) in tunnels()
+        .into_iter()
+        .filter(|(_, outer)| outer.destination.is_ipv4())
+    {
+        for first in [0x46, 0x4f, 0x44, 0x55] {
+            let mut frame = wrapped(&inner, &outer);
+            frame[14] = first;
+            assert_untouched(&frame, outer.destination, &format!("{first:#x}"));
+        }
+    }
+    for (inner, outer) in tunnels()
+        .into_iter()
+        .filter(|(_, outer)| outer.destination.is_ipv6())
+    {
+        let mut frame = wrapped(&inner, &outer);
+        // RFC 2473's tunnel encapsulation limit comes in destination options.
+        frame[20] = 60;
+        assert_untouched(&frame, outer.destination, "extension headers");
+    }
+}

@@ -1,0 +1,28 @@
+//! The packet path as a black box: frames in, and what comes out byte for byte, with its verdict and
+//! what was counted. Expected frames are laid out by etherparse, never by the code under test.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod decapsulation;
+mod drops;
+mod frames;
+mod headers;
+mod ipip;
+mod nat;
+mod properties;
+mod scheduling;
+mod steering;
+mod tracking;
+mod untouched;
+
+/// IANA protocol numbers.
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+
+const VIP4: &str = "10.0.0.1:80";
+const VIP6: &str = "[2001:db8::1]:80";
+const CLIENT4: &str = "192.0.2.7:40000";
+const CLIENT6: &str = "[2001:db8:c::7]:40000";
+const SERVER4: &str = "10.1.0.2:8080";
+const SERVER6: &str = "[fd00:1::2]:8080";

@@ -1,0 +1,157 @@
+//! Stages on which flows are remembered: moves of slots and services, schedulers, time. All of it
+//! concerns the last service added.
+
+use lb_common::tables::{Phase, Slot, Table, Tick, hash_fields, scheduler, service_flag};
+
+use super::{Condition, FIRST_COUNTERS, FIRST_MEMBER, Stage};
+
+/// Where every slot of a ring stands, by positions of servers in the pool.
+#[derive(Debug, Clone, Copy)]
+pub enum Move {
+    /// From the second to the first.
+    Moving(u32, u32),
+    /// To the first, and done moving.
+    Settling(u32),
+    /// The first's.
+    Steady(u32),
+}
+
+/// How new flows are spread, and over which sequence of positions.
+#[derive(Debug, Clone, Copy)]
+pub enum Scheduler<'a> {
+    Turns(&'a [u32]),
+    Least,
+    TwoChoices(&'a [u32]),
+    /// A number that no scheduler has.
+    Unknown,
+}
+
+impl Stage {
+    /// Every slot of the ring, of eight, stands there.
+    pub fn moved(self, to: Move) -> Self {
+        let slot = match to {
+            Move::Moving(owner, origin) => Slot::new(owner, origin, Phase::Moving),
+            Move::Settling(owner) => Slot::new(owner, owner, Phase::Settling),
+            Move::Steady(owner) => Slot::steady(owner),
+        };
+        self.ring_of(&[slot; 8])
+    }
+
+    /// How long slots move and flows may be idle.
+    pub fn moving_time(self, ticks: Tick) -> Self {
+        self.describe(|descriptor| descriptor.moving_time = ticks)
+    }
+
+    fn flag(self, flag: u16) -> Self {
+        self.describe(|descriptor| descriptor.flags |= flag)
+    }
+
+    /// Every flow is recorded, and those in progress are counted.
+    pub fn recording_all(self) -> Self {
+        self.flag(service_flag::ALWAYS | service_flag::COUNTED)
+    }
+
+    /// The whole service moves from a ring of these owners.
+    pub fn moving_from(mut self, owners: &[u32]) -> Self {
+        let slots: Vec<Slot> = owners.iter().map(|&owner| Slot::steady(owner)).collect();
+        let (start, size) = self.lay(&slots);
+        self.flag(service_flag::MOVING).describe(|descriptor| {
+            (descriptor.previous_start, descriptor.previous_size) = (start, size);
+        })
+    }
+
+    /// The whole service moves from a ring every slot of which was itself on the move.
+    pub fn moving_from_move(mut self, owner: u32, origin: u32) -> Self {
+        let (start, size) = self.lay(&[Slot::new(owner, origin, Phase::Moving); 8]);
+        self.flag(service_flag::MOVING).describe(|descriptor| {
+            (descriptor.previous_start, descriptor.previous_size) = (start, size);
+        })
+    }
+
+    /// The whole service settles.
+    pub fn settling(self) -> Self {
+        self.describe(|descriptor| descriptor.flags &= !service_flag::MOVING)
+            .flag(service_flag::SETTLING)
+    }
+
+    /// Clients keep to a slot, whatever their ports.
+    pub fn by_source(self) -> Self {
+        self.describe(|descriptor| descriptor.hash_fields = hash_fields::SOURCE)
+    }
+
+    /// They did on the previous ring.
+    pub fn previously_by_source(self) -> Self {
+        self.describe(|descriptor| descriptor.previous_hash_fields = hash_fields::SOURCE)
+    }
+
+    /// How new flows are spread.
+    pub fn scheduled(mut self, scheduler: Scheduler<'_>) -> Self {
+        let (number, sequence) = match scheduler {
+            Scheduler::Turns(sequence) => (scheduler::TURNS, sequence),
+            Scheduler::Least => (scheduler::LEAST, &[][..]),
+            Scheduler::TwoChoices(sequence) => (scheduler::TWO_CHOICES, sequence),
+            Scheduler::Unknown => (99, &[][..]),
+        };
+        let slots: Vec<Slot> = sequence.iter().map(|&owner| Slot::steady(owner)).collect();
+        let (start, size) = self.lay(&slots);
+        self.describe(|descriptor| {
+            descriptor.scheduler = number;
+            (descriptor.schedule_start, descriptor.schedule_size) = (start, size);
+        })
+    }
+
+    /// Weight and limit of a server's flows in progress.
+    pub fn weigh(mut self, server: u32, weight: u32, limit: u32) -> Self {
+        let member = &mut self.tables.members[(FIRST_MEMBER + server) as usize];
+        (member.weight, member.limit) = (weight, limit);
+        self
+    }
+
+    /// Another server has the position now.
+    pub fn replaced(mut self, server: u32) -> Self {
+        self.tables.members[(FIRST_MEMBER + server) as usize].generation += 1;
+        self
+    }
+
+    /// Changes what a server may have.
+    pub fn condition(mut self, server: u32, condition: Condition) -> Self {
+        self.tables.backends[server as usize + 1].state = condition.state();
+        self
+    }
+
+    /// Room of the tables of established and half-open flows.
+    pub fn room(self, established: usize, half_open: usize) -> Self {
+        let mut flows = self.tables.flows.borrow_mut();
+        flows.table(Table::Established).capacity = established;
+        flows.table(Table::HalfOpen).capacity = half_open;
+        drop(flows);
+        self
+    }
+
+    /// Flows recorded as established and as half-open.
+    pub fn recorded(&self) -> (usize, usize) {
+        let mut flows = self.tables.flows.borrow_mut();
+        let established = flows.table(Table::Established).records.len();
+        (established, flows.table(Table::HalfOpen).records.len())
+    }
+
+    /// A server's flows in progress.
+    pub fn in_progress(&self, server: u32) -> i32 {
+        let flows = self.tables.flows.borrow();
+        let load = flows.loads.get(&(FIRST_COUNTERS + server));
+        load.copied().unwrap_or(0)
+    }
+
+    /// Sets a server's flows in progress.
+    pub fn busy(self, server: u32, flows: i32) -> Self {
+        let key = FIRST_COUNTERS + server;
+        self.tables.flows.borrow_mut().loads.insert(key, flows);
+        self
+    }
+
+    /// The time is that.
+    pub fn at(&self, now: Tick) -> &Self {
+        self.tables.time.set(now);
+        self
+    }
+}

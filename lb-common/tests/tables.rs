@@ -1,0 +1,98 @@
+//! Formats of the maps' keys and values: what the agent writes is what the program reads.
+
+use std::net::IpAddr;
+
+use lb_common::tables::{Address, Counters, Phase, Slot};
+use proptest::prelude::*;
+
+#[test]
+fn a_slot_is_fifteen_bits_of_owner_fifteen_of_origin_and_two_of_phase() {
+    for (phase, bits) in [(Phase::Steady, 0), (Phase::Moving, 1), (Phase::Settling, 2)] {
+        let slot = Slot::new(0x1234, 0x7fed, phase);
+        assert_eq!(slot, Slot((bits << 30) | (0x7fed << 15) | 0x1234));
+    }
+    assert_eq!(Slot::steady(9), Slot((9 << 15) | 9));
+    assert_eq!(Slot::MAX_ID, 0x7fff);
+}
+
+#[test]
+fn the_phase_that_has_no_number_reads_as_settling() {
+    // It asks the flow table and else the owner: right for every flow that was recorded.
+    assert_eq!(Slot(3 << 30).phase(), Phase::Settling);
+}
+
+#[test]
+fn ids_too_long_for_a_slot_do_not_spill_into_its_neighbours() {
+    let slot = Slot::new(u32::MAX, 0, Phase::Steady);
+    assert_eq!((slot.owner(), slot.origin()), (Slot::MAX_ID, 0));
+    let slot = Slot::new(0, u32::MAX, Phase::Steady);
+    assert_eq!((slot.owner(), slot.origin()), (0, Slot::MAX_ID));
+    assert_eq!(slot.phase(), Phase::Steady);
+}
+
+#[test]
+fn ipv4_addresses_are_mapped_into_ipv6() {
+    let address = Address::from(IpAddr::from([192, 0, 2, 1]));
+    let octets = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 192, 0, 2, 1];
+    assert_eq!(address.octets(), octets);
+    assert_eq!(address.low().to_ne_bytes(), [192, 0, 2, 1]);
+    assert!(address.is_v4());
+}
+
+#[test]
+fn only_mapped_addresses_are_ipv4() {
+    for text in [
+        "::",
+        "::1",
+        "::192.0.2.1",
+        "2001:db8::ffff:c000:201",
+        "::1:ffff:0:1",
+        "0:1::ffff:0:1",
+    ] {
+        let address: IpAddr = text.parse().unwrap();
+        assert!(!Address::from(address).is_v4(), "{text}");
+    }
+}
+
+#[test]
+fn counters_add_packets_bytes_and_new_flows_and_wrap() {
+    let mut counters = Counters::default();
+    counters.add(60, true);
+    counters.add(1_500, false);
+    let expected = Counters {
+        packets: 2,
+        bytes: 1_560,
+        flows: 1,
+    };
+    assert_eq!(counters, expected);
+    let mut full = Counters {
+        packets: u64::MAX,
+        bytes: u64::MAX,
+        flows: u64::MAX,
+    };
+    full.add(1, true);
+    assert_eq!(full, Counters::default());
+}
+
+proptest! {
+    #[test]
+    fn a_slot_keeps_what_is_put_in(owner in 0..=Slot::MAX_ID, origin in 0..=Slot::MAX_ID) {
+        for phase in [Phase::Steady, Phase::Moving, Phase::Settling] {
+            let slot = Slot::new(owner, origin, phase);
+            prop_assert_eq!((slot.owner(), slot.origin(), slot.phase()), (owner, origin, phase));
+        }
+    }
+
+    #[test]
+    fn addresses_come_back_as_they_went(v4: [u8; 4], v6: [u8; 16]) {
+        let v4 = IpAddr::from(v4);
+        prop_assert_eq!(IpAddr::from(Address::from(v4)), v4);
+        // A mapped one comes back as the IPv4 address that it is.
+        let v6 = IpAddr::from(v6);
+        prop_assert_eq!(IpAddr::from(Address::from(v6)), v6.to_canonical());
+        prop_assert_eq!(Address::from(v6).octets(), match v6 {
+            IpAddr::V6(v6) => v6.octets(),
+            IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+        });
+    }
+}
