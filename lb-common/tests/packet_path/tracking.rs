@@ -343,7 +343,7 @@ fn a_service_that_moves_as_a_whole_asks_its_previous_ring_for_old_flows() {
     assert_eq!(taken_by(&stage, &opening(1)), Some(NEW));
     assert_eq!(taken_by(&stage, &later(1)), Some(NEW));
     assert_eq!(taken_by(&stage, &later(2)), Some(OLD));
-    let stage = stage.settling();
+    let stage = stage.settling(NEW);
     assert_eq!(taken_by(&stage, &later(2)), Some(OLD), "recorded");
     assert_eq!(taken_by(&stage, &later(3)), Some(NEW));
     assert_eq!(remembered(&stage, &later(3)), (1, 0, 0));

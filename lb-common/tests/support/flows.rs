@@ -68,10 +68,10 @@ impl Stage {
         })
     }
 
-    /// The whole service settles.
-    pub fn settling(self) -> Self {
+    /// The move of the whole service is over, and its slots settle for this owner.
+    pub fn settling(self, owner: u32) -> Self {
         self.describe(|descriptor| descriptor.flags &= !service_flag::MOVING)
-            .flag(service_flag::SETTLING)
+            .moved(Move::Settling(owner))
     }
 
     /// Clients keep to a slot, whatever their ports.
