@@ -65,8 +65,11 @@ struct Found {
 
 /// A slot's answer for flows that are not recorded.
 struct Place<'t> {
-    phase: Phase,
-    /// Who takes them; `None` where that backend is dead.
+    /// Whether they may be older than the owner's time.
+    moves: bool,
+    /// Local id of the backend that the slot gives them to.
+    named: u32,
+    /// Who takes them: that one, or the owner where it is dead; `None` where both are.
     keeper: Option<Candidate<'t>>,
 }
 
@@ -135,12 +138,13 @@ impl<'t, T: Tables> Asked<'_, 't, T> {
         let place = self.place();
         let lost = found.is_some();
         let candidate = match place.keeper {
-            Some(keeper) if !lost && !self.is_new(place.phase) => keeper,
+            Some(keeper) if !lost && !self.is_new(&place) => keeper,
             _ => self.choose()?,
         };
-        let same = place.keeper.is_some_and(|keeper| keeper.id == candidate.id);
+        // Nothing to remember where every answer would be the same.
+        let certain = candidate.id == place.named && candidate.id == self.question.slot.owner();
         let always = self.service.descriptor.flags & service_flag::ALWAYS != 0;
-        if !same || lost || always || place.phase == Phase::Moving {
+        if !certain || lost || always {
             // Over an old record in its own table, where it is looked for first.
             let table = found.map_or(Table::HalfOpen, |found| found.table);
             if !self.record(table, &candidate) && place.keeper.is_some() {
@@ -168,11 +172,11 @@ impl<'t, T: Tables> Asked<'_, 't, T> {
     /// Whether an unrecorded packet begins a flow. Without connections to tell by, whatever a
     /// scheduler has not recorded is new, unless it may be older than the scheduler.
     #[inline(always)]
-    fn is_new(&self, phase: Phase) -> bool {
+    fn is_new(&self, place: &Place<'_>) -> bool {
         self.opens()
             || (self.question.connectionless
                 && self.service.descriptor.scheduler != scheduler::RING
-                && phase != Phase::Moving)
+                && !place.moves)
     }
 
     /// The flow's live record, noting this packet in it.
@@ -260,27 +264,23 @@ impl<'t, T: Tables> Asked<'_, 't, T> {
     #[inline(always)]
     fn place(&self) -> Place<'t> {
         let descriptor = self.service.descriptor;
-        let (phase, origin) = if descriptor.flags & service_flag::MOVING != 0 {
-            (Phase::Moving, self.previous())
-        } else {
-            {
-                let slot = self.question.slot;
-                (slot.phase(), Some(slot.origin()))
-            }
+        let slot = self.question.slot;
+        let whole = descriptor.flags & service_flag::MOVING != 0;
+        let named = match self.previous() {
+            Some(origin) if whole => origin,
+            _ => slot.keeper(),
         };
         let holding = |id| {
             steer::candidate(self.tables, descriptor, id).filter(|candidate| candidate.holds())
         };
-        let origin = if phase == Phase::Moving {
-            origin.and_then(holding)
-        } else {
-            None
-        };
-        let keeper = match origin {
-            Some(origin) => Some(origin),
-            None => holding(self.question.slot.owner()),
-        };
-        Place { phase, keeper }
+        Place {
+            moves: whole || slot.phase() == Phase::Moving,
+            named,
+            keeper: match holding(named) {
+                Some(keeper) => Some(keeper),
+                None => holding(slot.owner()),
+            },
+        }
     }
 
     /// Whom the previous ring gives the flow to.

@@ -2,8 +2,8 @@
 //! slots that settle and backends that leave. Pure but for the tables that it is given.
 //!
 //! Runs beside the agent's loop, over a layout as it was when it began. What it removes may be removed
-//! whatever the loop changes meanwhile: the program takes an expired record for none, and a record that
-//! says what its settling slot says for what a slot that moves next would say.
+//! whatever the loop changes meanwhile: the program takes an expired record for none, and where a slot
+//! gives all flows to one backend, so it does to those that are not recorded once it moves.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -271,10 +271,12 @@ impl Census {
             .member_by_id(record.member.into())
             .filter(|member| member.member.generation == record.generation);
         let held = member.is_some_and(|member| member.backend.state & state::HOLDS != 0);
-        let settles =
-            slot.phase() == Phase::Settling && placed.descriptor.flags & service_flag::TRACKED == 0;
+        // Whom an unrecorded packet would get too. While the slot moves from one backend to another,
+        // that differs from flow to flow.
+        let tracked = placed.descriptor.flags & service_flag::TRACKED != 0;
+        let certain = !tracked && slot.keeper() == slot.owner();
         let at_owner = u32::from(record.member) == slot.owner();
-        if settles && (at_owner || !held) {
+        if certain && (at_owner || (!held && slot.phase() == Phase::Settling)) {
             return Judgement::Remove;
         }
         let service = self.services.entry(placed.index).or_default();
