@@ -22,6 +22,13 @@ fn the_phase_that_has_no_number_reads_as_settling() {
 }
 
 #[test]
+fn unrecorded_flows_are_the_origins_while_a_slot_moves_and_else_the_owners() {
+    let keeper = |phase| Slot::new(5, 9, phase).keeper();
+    let phases = [Phase::Steady, Phase::Moving, Phase::Settling];
+    assert_eq!(phases.map(keeper), [5, 9, 5]);
+}
+
+#[test]
 fn ids_too_long_for_a_slot_do_not_spill_into_its_neighbours() {
     let slot = Slot::new(u32::MAX, 0, Phase::Steady);
     assert_eq!((slot.owner(), slot.origin()), (Slot::MAX_ID, 0));

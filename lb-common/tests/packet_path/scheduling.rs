@@ -169,6 +169,24 @@ fn idle_servers_share_out_flows_that_end_at_once() {
 }
 
 #[test]
+fn idle_servers_of_a_pool_compared_whole_all_get_flows() {
+    // As many as are compared at once.
+    let stage = stage_of(TCP, 64, Scheduler::Least);
+    let mut seen = std::collections::BTreeSet::new();
+    for port in 0..64 {
+        seen.insert(taken_by(&stage, &opening(port)));
+        taken_by(&stage, &ended(port));
+    }
+    assert_eq!(seen.len(), 64);
+}
+
+#[test]
+fn of_idle_servers_the_one_of_most_weight_is_first() {
+    let stage = stage(Scheduler::Least).weigh(6, 4, 0);
+    assert_eq!(order(&stage, 2), [6, 6]);
+}
+
+#[test]
 fn pools_larger_than_are_compared_at_once_are_shared_evenly() {
     let stage = stage_of(TCP, 150, Scheduler::Least);
     let shares = shares(&stage, 1_500);
@@ -189,6 +207,17 @@ fn the_better_of_two_is_chosen_by_flows_for_weight() {
     // It is drawn for 15 flows in 64: 240, with a standard deviation of 14.
     let got = shares(&loaded().busy(3, 100_000).weigh(3, 1_000, 0), 1_024)[&3];
     assert!((170..=310).contains(&got), "{got} of 1,024");
+}
+
+#[test]
+fn the_two_are_other_choices_than_the_rings() {
+    // Places that the hash of every flow here draws fourth and fifth, computed apart.
+    let mut sequence = [2; 32];
+    (sequence[28], sequence[30]) = (0, 1);
+    let stage = stage(Scheduler::TwoChoices(&sequence))
+        .busy(0, 10)
+        .busy(1, 10);
+    assert_eq!(order(&stage, 4), [0, 1, 0, 1]);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! and flow tables fill up. The contract of ARCHITECTURE.md, "Flow consistency".
 
 use lb_common::{
+    tables::TICK_SHIFT,
     track::{FINISHED_LIFETIME, OPENING_LIFETIME, RESET_LIFETIME},
     verdict::{DropReason, Verdict},
 };
@@ -201,6 +202,13 @@ fn a_flow_that_finds_no_room_among_the_established_stays_where_it_is() {
     // For as long as if it were established.
     stage.at(OPENING_LIFETIME + 1);
     assert_eq!(taken_by(&stage, &later(1)), Some(NEW));
+}
+
+#[test]
+fn lifetimes_are_so_many_seconds() {
+    let seconds = |ticks: u32| (f64::from(ticks) * f64::from(1 << TICK_SHIFT) / 1e9).round();
+    let lifetimes = [OPENING_LIFETIME, FINISHED_LIFETIME, RESET_LIFETIME];
+    assert_eq!(lifetimes.map(seconds), [60.0, 120.0, 10.0]);
 }
 
 /// A flow to the slot's new owner that ends with these flags, or has only begun. Unrecorded, its
