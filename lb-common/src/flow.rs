@@ -1,7 +1,7 @@
 //! From bytes to a [`Flow`]: which connection a packet belongs to, and where its headers are.
 //!
-//! Never guesses: what cannot be read for certain is [`Parsed::Refused`] with a reason, which
-//! becomes a drop only if its destination is a VIP. Nothing is written here.
+//! Never guesses: what cannot be read for certain is [`Stop::Refused`] with a reason, which
+//! becomes a drop only if its destination is a VIP. No packet is written here.
 
 use network_types::{
     eth::EthHdr,
@@ -60,6 +60,20 @@ pub enum Signal {
 }
 
 impl Flow {
+    /// To be read into.
+    pub const EMPTY: Self = Self {
+        source: Address::v6([0; 16]),
+        destination: Address::v6([0; 16]),
+        source_port: 0,
+        destination_port: 0,
+        protocol: 0,
+        traffic_class: 0,
+        length: 0,
+        transport: 0,
+        v4: false,
+        signal: Signal::None,
+    };
+
     /// Where it goes.
     #[inline(always)]
     pub const fn to(&self) -> Endpoint {
@@ -68,6 +82,7 @@ impl Flow {
             port: self.destination_port,
             protocol: self.protocol,
             zero: 0,
+            zeros: 0,
         }
     }
 
@@ -79,6 +94,7 @@ impl Flow {
             port: self.source_port,
             protocol: self.protocol,
             zero: 0,
+            zeros: 0,
         }
     }
 
@@ -95,20 +111,22 @@ impl Flow {
     }
 }
 
-/// What a packet turned out to be.
+/// Why a packet has no [`Flow`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Parsed {
-    /// TCP or UDP, whole.
-    Flow(Flow),
-    /// Nothing that a service could be addressed by.
+pub enum Stop {
+    /// It is nothing that a service could be addressed by.
     Foreign,
-    /// Broken or unsupported; dropped if `destination` is a VIP.
-    Refused {
-        /// Where it goes.
-        destination: Address,
-        /// What is wrong with it.
-        reason: DropReason,
-    },
+    /// It is broken or unsupported; dropped if [`Flow::destination`] is a VIP.
+    Refused(DropReason),
+}
+
+/// A family of addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
 }
 
 /// What stands where a transport header should.
@@ -117,30 +135,30 @@ struct Transport {
     offset: usize,
 }
 
-/// Reads a frame's headers.
+/// The family that a frame says it is of.
 #[inline(always)]
-pub fn parse<P: Packet>(packet: &P) -> Parsed {
-    match packet.read::<EthHdr>(0) {
-        Some(ethernet) if ethernet.ether_type == wire::ETHER_IPV4 => parse_v4(packet),
-        Some(ethernet) if ethernet.ether_type == wire::ETHER_IPV6 => parse_v6(packet),
-        _ => Parsed::Foreign,
+pub fn family<P: Packet>(packet: &P) -> Option<Family> {
+    match packet.read::<EthHdr>(0)?.ether_type {
+        wire::ETHER_IPV4 => Some(Family::V4),
+        wire::ETHER_IPV6 => Some(Family::V6),
+        _ => None,
     }
 }
 
+/// Reads the headers of an IPv4 frame. Into place, as the other family's: a value that is moved is
+/// copied through memory in other words than it was written in, which stalls.
+///
+/// # Errors
+/// Why there is no flow; its destination is set nevertheless where there is a reason to refuse it.
 #[inline(always)]
-fn parse_v4<P: Packet>(packet: &P) -> Parsed {
+pub fn parse_v4<P: Packet>(packet: &P, flow: &mut Flow) -> Result<(), Stop> {
     let Some(ip) = packet.read::<Ipv4Hdr>(wire::ETHERNET) else {
-        return Parsed::Foreign;
+        return Err(Stop::Foreign);
     };
-    let protocol = ip.proto;
-    if protocol != protocol::TCP && protocol != protocol::UDP {
-        return Parsed::Foreign;
+    if ip.proto != protocol::TCP && ip.proto != protocol::UDP {
+        return Err(Stop::Foreign);
     }
-    let destination = Address::v4(u32::from_ne_bytes(ip.dst_addr));
-    let refused = |reason| Parsed::Refused {
-        destination,
-        reason,
-    };
+    flow.destination = Address::v4(u32::from_ne_bytes(ip.dst_addr));
     let length = u16::from_be_bytes(ip.tot_len);
     let header = usize::from(ip.vihl & 0xf) * 4;
     if ip.vihl >> 4 != 4
@@ -148,65 +166,50 @@ fn parse_v4<P: Packet>(packet: &P) -> Parsed {
         || usize::from(length) < header
         || wire::ETHERNET + usize::from(length) > packet.length()
     {
-        return refused(DropReason::BadHeader);
+        return Err(Stop::Refused(DropReason::BadHeader));
     }
     // More fragments, or an offset: the reserved and the don't-fragment bit do not matter.
     if u16::from_be_bytes(ip.frags) & 0x3fff != 0 {
-        return refused(DropReason::Fragment);
+        return Err(Stop::Refused(DropReason::Fragment));
     }
-    let flow = Flow {
-        source: Address::v4(u32::from_ne_bytes(ip.src_addr)),
-        destination,
-        source_port: 0,
-        destination_port: 0,
-        protocol,
-        traffic_class: ip.tos,
-        length,
-        transport: wire::ETHERNET + header,
-        v4: true,
-        signal: Signal::None,
-    };
+    flow.source = Address::v4(u32::from_ne_bytes(ip.src_addr));
+    flow.protocol = ip.proto;
+    flow.traffic_class = ip.tos;
+    flow.length = length;
+    flow.transport = wire::ETHERNET + header;
+    flow.v4 = true;
     transport(packet, flow)
 }
 
+/// Reads the headers of an IPv6 frame.
+///
+/// # Errors
+/// As [`parse_v4`].
 #[inline(always)]
-fn parse_v6<P: Packet>(packet: &P) -> Parsed {
+pub fn parse_v6<P: Packet>(packet: &P, flow: &mut Flow) -> Result<(), Stop> {
     let Some(ip) = packet.read::<Ipv6Hdr>(wire::ETHERNET) else {
-        return Parsed::Foreign;
+        return Err(Stop::Foreign);
     };
-    let destination = Address::v6(ip.dst_addr);
-    let refused = |reason| Parsed::Refused {
-        destination,
-        reason,
-    };
+    flow.destination = Address::v6(ip.dst_addr);
     let payload = u16::from_be_bytes(ip.payload_len);
     let length = match u16::try_from(wire::IPV6 + usize::from(payload)) {
         Ok(length) if wire::ETHERNET + usize::from(length) <= packet.length() => length,
-        _ => return refused(DropReason::BadHeader),
+        _ => return Err(Stop::Refused(DropReason::BadHeader)),
     };
     let [first, second, ..] = ip.vcf;
     if first >> 4 != 6 {
-        return refused(DropReason::BadHeader);
+        return Err(Stop::Refused(DropReason::BadHeader));
     }
-    let found = match skip_extensions(packet, ip.next_hdr) {
-        Ok(found) => found,
-        Err(reason) => return refused(reason),
-    };
+    let found = skip_extensions(packet, ip.next_hdr).map_err(Stop::Refused)?;
     if found.protocol != protocol::TCP && found.protocol != protocol::UDP {
-        return Parsed::Foreign;
+        return Err(Stop::Foreign);
     }
-    let flow = Flow {
-        source: Address::v6(ip.src_addr),
-        destination,
-        source_port: 0,
-        destination_port: 0,
-        protocol: found.protocol,
-        traffic_class: (first << 4) | (second >> 4),
-        length,
-        transport: found.offset,
-        v4: false,
-        signal: Signal::None,
-    };
+    flow.source = Address::v6(ip.src_addr);
+    flow.protocol = found.protocol;
+    flow.traffic_class = (first << 4) | (second >> 4);
+    flow.length = length;
+    flow.transport = found.offset;
+    flow.v4 = false;
     transport(packet, flow)
 }
 
@@ -276,29 +279,29 @@ fn signal(tcp: &TcpHdr) -> Signal {
 
 /// Adds the ports, which must lie within the IP packet.
 #[inline(always)]
-fn transport<P: Packet>(packet: &P, mut flow: Flow) -> Parsed {
-    let truncated = Parsed::Refused {
-        destination: flow.destination,
-        reason: DropReason::Truncated,
-    };
+fn transport<P: Packet>(packet: &P, flow: &mut Flow) -> Result<(), Stop> {
+    let truncated = Stop::Refused(DropReason::Truncated);
     let end = wire::ETHERNET + usize::from(flow.length);
     if flow.protocol == protocol::TCP {
-        match packet.read::<TcpHdr>(flow.transport) {
-            Some(tcp) if flow.transport + wire::TCP <= end => {
-                flow.source_port = u16::from_ne_bytes(tcp.source);
-                flow.destination_port = u16::from_ne_bytes(tcp.dest);
-                flow.signal = signal(&tcp);
-            }
-            _ => return truncated,
+        let Some(tcp) = packet.read::<TcpHdr>(flow.transport) else {
+            return Err(truncated);
+        };
+        if flow.transport + wire::TCP > end {
+            return Err(truncated);
         }
+        flow.source_port = u16::from_ne_bytes(tcp.source);
+        flow.destination_port = u16::from_ne_bytes(tcp.dest);
+        flow.signal = signal(&tcp);
     } else {
-        match packet.read::<UdpHdr>(flow.transport) {
-            Some(udp) if flow.transport + wire::UDP <= end => {
-                flow.source_port = u16::from_ne_bytes(udp.src);
-                flow.destination_port = u16::from_ne_bytes(udp.dst);
-            }
-            _ => return truncated,
+        let Some(udp) = packet.read::<UdpHdr>(flow.transport) else {
+            return Err(truncated);
+        };
+        if flow.transport + wire::UDP > end {
+            return Err(truncated);
         }
+        flow.source_port = u16::from_ne_bytes(udp.src);
+        flow.destination_port = u16::from_ne_bytes(udp.dst);
+        flow.signal = Signal::None;
     }
-    Parsed::Flow(flow)
+    Ok(())
 }

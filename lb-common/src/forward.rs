@@ -78,9 +78,9 @@ pub fn encapsulate<P: Packet>(
 /// The outer source varies with the flow, so that the backend's NIC spreads flows over queues.
 #[inline(always)]
 fn outer_source(backend: &Backend, hash: FlowHash) -> Address {
-    let [a, b, c, low] = backend.source.0;
     let mask = backend.source_mask;
-    Address([a, b, c, (low & !mask) | (hash.entropy() & mask)])
+    let low = (backend.source.low() & !mask) | (hash.entropy() & mask);
+    backend.source.with_low(low)
 }
 
 #[inline(always)]
@@ -167,7 +167,7 @@ pub fn rewrite<P: Packet>(
             End::Destination => ip.dst_addr = address.octets(),
         }
         write(packet, wire::ETHERNET, &ip)?;
-        Sum::new().remove128(old.0).add128(address.0)
+        Sum::new().remove128(old.words()).add128(address.words())
     };
     rewrite_port(
         packet,

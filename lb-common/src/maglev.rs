@@ -32,7 +32,7 @@ impl Claim {
     /// `weight` in a ring of `size` slots (a prime of at least 3).
     pub fn new(id: u16, address: &Address, port: u16, weight: u16, size: u32) -> Self {
         // Loaded words differ with the machine's byte order; every balancer must agree.
-        let [a, b, c, d] = address.0.map(|word| u64::from(u32::from_be(word)));
+        let [a, b, c, d] = address.words().map(|word| u64::from(u32::from_be(word)));
         let identity = [(a << 32) | b, (c << 32) | d, u64::from(u16::from_be(port))];
         let offset = digest(identity, 0x6f66_6673_6574_0001) % u64::from(size);
         let skip = digest(identity, 0x736b_6970_0000_0001) % u64::from(size - 1) + 1;
@@ -214,7 +214,7 @@ mod tests {
         let at = |address, port: u16| Claim::new(0, &Address::v4(address), port, 1, 65_537);
         assert_ne!(at(1, 80), at(2, 80));
         assert_ne!(at(1, 80), at(1, 81));
-        let v6 = |words| Claim::new(0, &Address(words), 80, 1, 65_537);
+        let v6 = |words| Claim::new(0, &Address::from_words(words), 80, 1, 65_537);
         let claims = [
             v6([1, 0, 0, 0]),
             v6([0, 1, 0, 0]),

@@ -4,33 +4,54 @@
 //! run it over memory.
 
 use crate::{
-    flow::{self, Flow, Parsed},
+    flow::{self, Family, Flow, Stop},
     forward::{self, End},
     packet::Packet,
     steer::{self, InForce},
-    tables::{Backend, RouteQuery, Tables, feature, mode, owned},
+    tables::{Address, Backend, RouteQuery, Tables, feature, mode, owned},
     verdict::{DropReason, Verdict},
 };
 
 /// Decides over a frame and makes it what it becomes.
 #[inline(always)]
 pub fn process<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
-    let outcome = match flow::parse(packet) {
-        Parsed::Flow(flow) => match steer::service(tables, &flow.to()) {
-            Some(service) => to_backend(packet, tables, &flow, &service),
-            None => to_client(packet, tables, &flow),
-        },
-        Parsed::Foreign => Ok(Verdict::Pass),
-        Parsed::Refused {
-            destination,
-            reason,
-        } if tables.owned(&destination) & owned::VIP != 0 => Err(reason),
-        Parsed::Refused { .. } => Ok(Verdict::Pass),
+    // Once for each family, so that neither carries the other's addresses along.
+    let outcome = match flow::family(packet) {
+        Some(Family::V4) => follow(packet, tables, flow::parse_v4),
+        Some(Family::V6) => follow(packet, tables, flow::parse_v6),
+        None => Ok(Verdict::Pass),
     };
     outcome.unwrap_or_else(|reason| {
         tables.count_drop(reason);
         Verdict::Drop(reason)
     })
+}
+
+/// The stages after the family is known.
+#[inline(always)]
+fn follow<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    parse: impl FnOnce(&P, &mut Flow) -> Result<(), Stop>,
+) -> Result<Verdict, DropReason> {
+    let mut flow = Flow::EMPTY;
+    match parse(packet, &mut flow) {
+        Ok(()) => match steer::service(tables, &flow.to()) {
+            Some(service) => to_backend(packet, tables, &flow, &service),
+            None => to_client(packet, tables, &flow),
+        },
+        Err(Stop::Refused(reason)) if owned(tables, flow.destination) & owned::VIP != 0 => {
+            Err(reason)
+        }
+        Err(_) => Ok(Verdict::Pass),
+    }
+}
+
+/// What an address is to the balancer. By value: whatever a helper is given the address of stays in
+/// memory for good, and the flow is to live in registers.
+#[inline(always)]
+fn owned<T: Tables>(tables: &T, address: Address) -> u32 {
+    tables.owned(&address)
 }
 
 /// A client's packet on its way to a backend.
@@ -91,7 +112,7 @@ fn to_client<P: Packet, T: Tables>(
         return Ok(Verdict::Pass);
     };
     // Answers to our own probes.
-    if tables.owned(&flow.destination) & owned::LOCAL != 0 {
+    if owned(tables, flow.destination) & owned::LOCAL != 0 {
         return Ok(Verdict::Pass);
     }
     forward::rewrite(packet, flow, End::Source, way_back.address, way_back.port)?;

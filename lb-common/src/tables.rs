@@ -21,7 +21,9 @@ use crate::{
 /// different formats never share a map.
 pub const FORMAT: u32 = 2;
 
-/// An IP address as four words of network-order bytes.
+/// An IP address as two words of network-order bytes, loaded natively. Two words and not four: they are
+/// compared and moved as they were written, where the processor would otherwise wait for stores
+/// to join.
 #[derive(
     Debug,
     Clone,
@@ -38,52 +40,101 @@ pub const FORMAT: u32 = 2;
     KnownLayout,
 )]
 #[repr(C)]
-pub struct Address(pub [u32; 4]);
+pub struct Address {
+    /// The first eight bytes.
+    first: u64,
+    /// The last eight bytes.
+    last: u64,
+}
 
-/// The third word of an IPv4-mapped address.
-pub const V4_MAPPED: u32 = u32::from_ne_bytes([0, 0, 0xff, 0xff]);
+/// The third of four words of an IPv4-mapped address.
+const V4_MAPPED: u32 = u32::from_ne_bytes([0, 0, 0xff, 0xff]);
+
+/// Two words as they lie in memory, in one.
+#[inline(always)]
+const fn join(one: u32, other: u32) -> u64 {
+    if cfg!(target_endian = "big") {
+        ((one as u64) << 32) | other as u64
+    } else {
+        ((other as u64) << 32) | one as u64
+    }
+}
+
+/// The reverse of [`join`].
+#[inline(always)]
+const fn split(word: u64) -> [u32; 2] {
+    if cfg!(target_endian = "big") {
+        [(word >> 32) as u32, word as u32]
+    } else {
+        [word as u32, (word >> 32) as u32]
+    }
+}
 
 impl Address {
     /// An IPv4 address from its network-order word.
     #[inline(always)]
     pub const fn v4(word: u32) -> Self {
-        Self([0, 0, V4_MAPPED, word])
+        Self {
+            first: 0,
+            last: join(V4_MAPPED, word),
+        }
     }
 
     /// An address from 16 network-order bytes.
     #[inline(always)]
     pub const fn v6(bytes: [u8; 16]) -> Self {
         let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = bytes;
-        Self([
-            u32::from_ne_bytes([a, b, c, d]),
-            u32::from_ne_bytes([e, f, g, h]),
-            u32::from_ne_bytes([i, j, k, l]),
-            u32::from_ne_bytes([m, n, o, p]),
-        ])
+        Self {
+            first: u64::from_ne_bytes([a, b, c, d, e, f, g, h]),
+            last: u64::from_ne_bytes([i, j, k, l, m, n, o, p]),
+        }
+    }
+
+    /// An address from four natively loaded words.
+    #[inline(always)]
+    pub const fn from_words([a, b, c, d]: [u32; 4]) -> Self {
+        Self {
+            first: join(a, b),
+            last: join(c, d),
+        }
+    }
+
+    /// Its four words of network-order bytes, loaded natively.
+    #[inline(always)]
+    pub const fn words(self) -> [u32; 4] {
+        let ([a, b], [c, d]) = (split(self.first), split(self.last));
+        [a, b, c, d]
     }
 
     /// Whether it stands for an IPv4 address.
     #[inline(always)]
     pub const fn is_v4(self) -> bool {
-        let [a, b, c, _] = self.0;
-        a == 0 && b == 0 && c == V4_MAPPED
+        let [mapped, _] = split(self.last);
+        self.first == 0 && mapped == V4_MAPPED
     }
 
     /// Its last four bytes: the whole address for IPv4.
     #[inline(always)]
     pub const fn low(self) -> u32 {
-        let [_, _, _, low] = self.0;
+        let [_, low] = split(self.last);
         low
+    }
+
+    /// The same with other last four bytes.
+    #[inline(always)]
+    pub const fn with_low(self, low: u32) -> Self {
+        let [third, _] = split(self.last);
+        Self {
+            last: join(third, low),
+            ..self
+        }
     }
 
     /// Its 16 bytes in network order.
     #[inline(always)]
     pub const fn octets(self) -> [u8; 16] {
-        let [w, x, y, z] = self.0;
-        let [a, b, c, d] = w.to_ne_bytes();
-        let [e, f, g, h] = x.to_ne_bytes();
-        let [i, j, k, l] = y.to_ne_bytes();
-        let [m, n, o, p] = z.to_ne_bytes();
+        let [a, b, c, d, e, f, g, h] = self.first.to_ne_bytes();
+        let [i, j, k, l, m, n, o, p] = self.last.to_ne_bytes();
         [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]
     }
 }
@@ -133,6 +184,8 @@ pub struct Endpoint {
     pub protocol: u8,
     /// Always zero.
     pub zero: u8,
+    /// Always zero.
+    pub zeros: u32,
 }
 
 /// Words of the flow hash's key ([`crate::hash`]).
@@ -238,6 +291,7 @@ impl Descriptor {
             port: self.port,
             protocol: self.protocol,
             zero: 0,
+            zeros: 0,
         }
     }
 }
@@ -674,7 +728,7 @@ pub trait Tables {
 }
 
 const _: () = {
-    assert!(size_of::<Endpoint>() == 20);
+    assert!(size_of::<Endpoint>() == 24);
     assert!(size_of::<Bucket>() == 16);
     assert!(size_of::<Descriptor>() == 64, "one cache line");
     assert!(size_of::<ServiceEntry>() == 128);

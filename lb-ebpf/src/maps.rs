@@ -72,13 +72,27 @@ const AF_INET6: u8 = 10;
 /// The maps, as seen while one packet is processed.
 pub struct Maps {
     ctx: *mut xdp_md,
+    /// The control element, looked up once.
+    control: Option<*const Control>,
 }
 
 impl Maps {
     /// The maps, for the packet of `ctx`.
     #[inline(always)]
     pub fn new(ctx: &XdpContext) -> Self {
-        Self { ctx: ctx.ctx }
+        Self {
+            ctx: ctx.ctx,
+            control: CONTROL.get_ptr(0),
+        }
+    }
+
+    /// The maps without a packet: for functions that ask for no route and hash nothing.
+    #[inline(always)]
+    fn alone() -> Self {
+        Self {
+            ctx: core::ptr::null_mut(),
+            control: None,
+        }
     }
 }
 
@@ -94,12 +108,13 @@ fn count<const N: usize>(map: &PerCpuArray<Counters, N>, index: u32, bytes: u64,
 impl Tables for Maps {
     #[inline(always)]
     fn control(&self) -> Option<&Control> {
-        CONTROL.get(0)
+        // SAFETY: an element of the map, which is never freed; what changes in it is read by itself.
+        self.control.map(|control| unsafe { &*control })
     }
 
     #[inline(always)]
     fn generation(&self) -> u64 {
-        match CONTROL.get_ptr(0) {
+        match self.control {
             // SAFETY: an element of the map; volatile, since the agent stores to it at any time.
             Some(control) => unsafe { (&raw const (*control).generation).read_volatile() },
             None => 0,
@@ -277,10 +292,7 @@ impl Tables for Maps {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn choose_backend(service: u32, half: u32, hash: u64, slot: u32) -> u32 {
-    let tables = Maps {
-        ctx: core::ptr::null_mut(),
-    };
-    schedule::choose(&tables, service, half, FlowHash::from_word(hash), Slot(slot))
+    schedule::choose(&Maps::alone(), service, half, FlowHash::from_word(hash), Slot(slot))
 }
 
 /// [`track::answer`] as another such function. Takes its argument through a map, since it may be given
@@ -291,11 +303,8 @@ pub extern "C" fn track_flow() -> u32 {
     let Some(question) = QUESTION.get_ptr(0) else {
         return 0;
     };
-    let tables = Maps {
-        ctx: core::ptr::null_mut(),
-    };
     // SAFETY: the caller has just written this CPU's element.
-    track::answer(&tables, unsafe { (*question).assume_init_ref() })
+    track::answer(&Maps::alone(), unsafe { (*question).assume_init_ref() })
 }
 
 #[inline(always)]
@@ -318,8 +327,8 @@ fn fib_params(query: &RouteQuery) -> bpf_fib_lookup {
         params.__bindgen_anon_4.ipv4_dst = query.destination.low();
     } else {
         params.family = AF_INET6;
-        params.__bindgen_anon_3.ipv6_src = query.source.0;
-        params.__bindgen_anon_4.ipv6_dst = query.destination.0;
+        params.__bindgen_anon_3.ipv6_src = query.source.words();
+        params.__bindgen_anon_4.ipv6_dst = query.destination.words();
     }
     params
 }

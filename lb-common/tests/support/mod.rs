@@ -364,5 +364,6 @@ fn endpoint(at: SocketAddr, protocol: u8) -> Endpoint {
         port: at.port().to_be(),
         protocol,
         zero: 0,
+        zeros: 0,
     }
 }

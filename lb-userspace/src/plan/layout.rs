@@ -247,6 +247,7 @@ pub fn endpoint_at(address: SocketAddr, protocol: Protocol) -> Endpoint {
         port: address.port().to_be(),
         protocol: protocol.number(),
         zero: 0,
+        zeros: 0,
     }
 }
 

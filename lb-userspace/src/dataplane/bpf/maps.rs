@@ -33,7 +33,7 @@ pub struct Maps {
     slots: Mapped<u64>,
     members: Mapped<Member>,
     backends: Mapped<Backend>,
-    ways_back: HashMap<MapData, Raw<20>, Raw<24>>,
+    ways_back: HashMap<MapData, Raw<24>, Raw<24>>,
     owned: HashMap<MapData, Raw<16>, u32>,
     service_counters: PerCpuCounters,
     backend_counters: PerCpuCounters,
@@ -175,13 +175,13 @@ impl Maps {
                 value,
             } => self.lookup.store_place(*bucket, *place, *value),
             Operation::WayBack(endpoint, back) => {
-                let (key, value): (Raw<20>, Raw<24>) = (transmute!(*endpoint), transmute!(*back));
+                let (key, value): (Raw<24>, Raw<24>) = (transmute!(*endpoint), transmute!(*back));
                 self.ways_back
                     .insert(key, value, 0)
                     .map_err(|e| DataplaneError::new("adding a way back", &e))
             }
             Operation::ForgetWayBack(endpoint) => {
-                let key: Raw<20> = transmute!(*endpoint);
+                let key: Raw<24> = transmute!(*endpoint);
                 self.ways_back
                     .remove(&key)
                     .map_err(|e| DataplaneError::new("removing a way back", &e))
@@ -290,7 +290,7 @@ impl Dataplane for Maps {
         let failed = |error: aya::maps::MapError| DataplaneError::new("reading the maps", &error);
         tables.lookup = all(&self.lookup)?;
         for item in self.ways_back.iter() {
-            let (key, back): (Raw<20>, Raw<24>) = item.map_err(failed)?;
+            let (key, back): (Raw<24>, Raw<24>) = item.map_err(failed)?;
             let (key, back): (Endpoint, WayBack) = (transmute!(key), transmute!(back));
             tables.ways_back.insert(key, back);
         }
