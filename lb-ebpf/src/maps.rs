@@ -208,9 +208,10 @@ impl Tables for Maps {
         visit: impl FnOnce(&mut Record) -> R,
     ) -> Option<R> {
         let record = flow_table(table).get_ptr_mut(key)?;
-        // SAFETY: an element of a preallocated map is never freed. Another CPU may write the same
-        // flow's fields at the same time; each is written whole, and any mix of them is one that
-        // the flow's packets in another order would have left.
+        // SAFETY: an element of a preallocated map is never freed, though it may become another
+        // flow's once it is removed, which happens to expired ones only. Another CPU may write the
+        // same flow's fields at the same time; each is written whole, and any mix of them is one
+        // that the flow's packets in another order would have left.
         Some(visit(unsafe { &mut *record }))
     }
 

@@ -90,9 +90,13 @@ impl FlowMap {
         }
     }
 
-    /// Takes a record out, and puts it back where it has changed since: the program may have
-    /// renewed it in between.
+    /// Takes a record out if it is as expected, and puts it back where the program has renewed it
+    /// in that very moment.
     fn remove(&self, key: &FlowKey, expected: &Record) -> Result<bool, DataplaneError> {
+        let found = get(self.fd.as_fd(), key).map_err(|error| self.failed("sweeping", &error))?;
+        if found.as_ref() != Some(expected) {
+            return Ok(false);
+        }
         let taken = take(self.fd.as_fd(), key).map_err(|error| self.failed("sweeping", &error))?;
         match taken {
             Some(record) if record == *expected => Ok(true),
@@ -149,6 +153,7 @@ impl FlowTables for SharedFlows {
     }
 }
 
+const BPF_MAP_LOOKUP_ELEM: libc::c_int = 1;
 const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
 const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_int = 21;
 const BPF_MAP_LOOKUP_BATCH: libc::c_int = 24;
@@ -214,7 +219,15 @@ fn lookup_batch(
     }
 }
 
+fn get(fd: BorrowedFd<'_>, key: &FlowKey) -> io::Result<Option<Record>> {
+    read_one(BPF_MAP_LOOKUP_ELEM, fd, key)
+}
+
 fn take(fd: BorrowedFd<'_>, key: &FlowKey) -> io::Result<Option<Record>> {
+    read_one(BPF_MAP_LOOKUP_AND_DELETE_ELEM, fd, key)
+}
+
+fn read_one(command: libc::c_int, fd: BorrowedFd<'_>, key: &FlowKey) -> io::Result<Option<Record>> {
     let mut record = Record::default();
     let mut attr = ElementAttr {
         map_fd: fd.as_raw_fd() as u32,
@@ -224,14 +237,14 @@ fn take(fd: BorrowedFd<'_>, key: &FlowKey) -> io::Result<Option<Record>> {
         flags: 0,
     };
     // SAFETY: key and value are of the map's sizes and live through the call; any bytes are a record.
-    match unsafe { bpf(BPF_MAP_LOOKUP_AND_DELETE_ELEM, &mut attr) } {
+    match unsafe { bpf(command, &mut attr) } {
         Ok(()) => Ok(Some(record)),
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
         Err(error) => Err(error),
     }
 }
 
-/// Inserts a record unless there is one again.
+/// Inserts a record unless there is one again, or its place was taken.
 fn insert_new(fd: BorrowedFd<'_>, key: &FlowKey, record: &Record) -> io::Result<()> {
     let mut attr = ElementAttr {
         map_fd: fd.as_raw_fd() as u32,
@@ -242,7 +255,9 @@ fn insert_new(fd: BorrowedFd<'_>, key: &FlowKey, record: &Record) -> io::Result<
     };
     // SAFETY: key and value are of the map's sizes and live through the call, which only reads them.
     match unsafe { bpf(BPF_MAP_UPDATE_ELEM, &mut attr) } {
-        Err(error) if error.raw_os_error() != Some(libc::EEXIST) => Err(error),
+        Err(error) if !matches!(error.raw_os_error(), Some(libc::EEXIST | libc::E2BIG)) => {
+            Err(error)
+        }
         _ => Ok(()),
     }
 }
