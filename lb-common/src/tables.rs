@@ -356,7 +356,10 @@ pub enum Phase {
 
 impl Slot {
     /// Largest local id.
-    pub const MAX_ID: u32 = (1 << 15) - 1;
+    pub const MAX_ID: u32 = (1 << 15) - 2;
+    /// What stands where a local id would, for nobody.
+    pub const NOBODY: u32 = Self::MASK;
+    const MASK: u32 = (1 << 15) - 1;
 
     /// A steady slot of `owner`, which must be at most [`Slot::MAX_ID`].
     #[inline(always)]
@@ -372,19 +375,19 @@ impl Slot {
             Phase::Moving => 1,
             Phase::Settling => 2,
         };
-        Self((owner & Self::MAX_ID) | ((origin & Self::MAX_ID) << 15) | (phase << 30))
+        Self((owner & Self::MASK) | ((origin & Self::MASK) << 15) | (phase << 30))
     }
 
     /// Local id of the backend that takes the slot's new flows.
     #[inline(always)]
     pub const fn owner(self) -> u32 {
-        self.0 & Self::MAX_ID
+        self.0 & Self::MASK
     }
 
     /// Local id of the backend that unrecorded old flows belong to while the slot moves.
     #[inline(always)]
     pub const fn origin(self) -> u32 {
-        (self.0 >> 15) & Self::MAX_ID
+        (self.0 >> 15) & Self::MASK
     }
 
     /// Local id of the backend that the slot's unrecorded flows belong to.

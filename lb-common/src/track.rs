@@ -27,6 +27,9 @@ pub const OPENING_LIFETIME: Tick = 60 * SECOND;
 pub const FINISHED_LIFETIME: Tick = 120 * SECOND;
 /// How long a flow is kept after the client's RST, which may have been forged.
 pub const RESET_LIFETIME: Tick = 10 * SECOND;
+/// Where the stamp of a record that was found expired is put: beyond every moving time, so that a
+/// longer one does not bring back what the flow's client and backend have long forgotten.
+const LONG_AGO: Tick = 1 << 30;
 
 /// How long a record lives after its flow's last packet, given its service's moving time.
 #[inline(always)]
@@ -147,7 +150,9 @@ impl<'t, T: Tables> Asked<'_, 't, T> {
         if !certain || lost || always {
             // Over an old record in its own table, where it is looked for first.
             let table = found.map_or(Table::HalfOpen, |found| found.table);
-            if !self.record(table, &candidate) && place.keeper.is_some() {
+            // Where no keeper is left, a connection that opens is better tried again than begun where
+            // it could not stay once the ring follows.
+            if !self.record(table, &candidate) && (place.keeper.is_some() || self.opens()) {
                 return place.keeper;
             }
         }
@@ -207,6 +212,9 @@ impl<'t, T: Tables> Asked<'_, 't, T> {
                 record.flags = noted(before.flags, signal);
             } else {
                 record.flags = before.flags & !record_flag::COUNTED;
+                if !is_live {
+                    record.stamp = now.wrapping_sub(LONG_AGO);
+                }
             }
             let ended = (before.flags & !record.flags) & record_flag::COUNTED != 0;
             (
@@ -222,7 +230,8 @@ impl<'t, T: Tables> Asked<'_, 't, T> {
             self.tables.add_load(candidate.backend.counters, -1);
         }
         let closed = record.flags & (record_flag::FINISHED | record_flag::RESET) != 0;
-        is_live.then_some(Found {
+        let known = is_live && self.generation(&record) == Some(record.generation);
+        known.then_some(Found {
             record,
             table,
             over: closed && signal == Signal::Opens,
@@ -250,6 +259,17 @@ impl<'t, T: Tables> Asked<'_, 't, T> {
         found
     }
 
+    /// How many backends had a record's local id. One of another generation is left from a service or a
+    /// backend that has gone, and says nothing of this one.
+    #[inline(always)]
+    fn generation(&self, record: &Record) -> Option<u32> {
+        let start = self.service.descriptor.members_start;
+        let member = self
+            .tables
+            .member(start.wrapping_add(record.member.into()))?;
+        Some(member.generation)
+    }
+
     /// The backend that a record names, while it holds flows.
     #[inline(always)]
     fn recorded(&self, record: &Record) -> Option<Candidate<'t>> {
@@ -266,12 +286,14 @@ impl<'t, T: Tables> Asked<'_, 't, T> {
         let descriptor = self.service.descriptor;
         let slot = self.question.slot;
         let whole = descriptor.flags & service_flag::MOVING != 0;
-        let named = match self.previous() {
-            Some(origin) if whole => origin,
-            _ => slot.keeper(),
-        };
         let holding = |id| {
             steer::candidate(self.tables, descriptor, id).filter(|candidate| candidate.holds())
+        };
+        // Whom the ring before names, while that holds flows.
+        let previous = if whole { self.previous() } else { None };
+        let named = match previous {
+            Some(id) if holding(id).is_some() => id,
+            _ => slot.keeper(),
         };
         Place {
             moves: whole || slot.phase() == Phase::Moving,
@@ -336,7 +358,7 @@ fn noted(flags: u16, signal: Signal) -> u16 {
     match signal {
         Signal::Opens => flags,
         Signal::None => flags & !(record_flag::OPENING | record_flag::RESET),
-        Signal::Finishes => flags & !CLOSED | record_flag::FINISHED,
+        Signal::Finishes => flags & !(CLOSED | record_flag::RESET) | record_flag::FINISHED,
         Signal::Resets => flags & !CLOSED | record_flag::RESET,
     }
 }

@@ -46,6 +46,9 @@ struct Down {
     since: Tick,
     /// Nobody is there.
     dead: bool,
+    /// It was found in the maps to hold flows and to take none, whatever the reason: no check has
+    /// failed yet.
+    found: bool,
 }
 
 /// A sweep of the flow tables, to be run beside the loop.
@@ -81,6 +84,8 @@ pub struct Core<D> {
     tunnel: Tunnel,
     dataplane: D,
     layout: Arc<Layout>,
+    /// The maps may hold something else than `layout` says.
+    unread: bool,
     state: State,
     checked: BTreeMap<Target, Checked>,
     down: BTreeMap<(ServiceId, SocketAddr), Down>,
@@ -100,6 +105,7 @@ impl<D: Dataplane> Core<D> {
             interfaces: Vec::new(),
             tunnel,
             layout: Arc::new(Layout::new(dataplane.capacity())),
+            unread: true,
             dataplane,
             state: State::default(),
             checked: BTreeMap::new(),
@@ -114,9 +120,13 @@ impl<D: Dataplane> Core<D> {
             for (_, member) in placed.members() {
                 // Or drained: what is wanted will tell.
                 if member.backend.state & state::TAKES == 0 {
-                    let dead = member.backend.state & state::HOLDS == 0;
-                    core.down
-                        .insert((id, member.address()), Down { since, dead });
+                    let found = member.backend.state & state::HOLDS != 0;
+                    let down = Down {
+                        since,
+                        dead: !found,
+                        found,
+                    };
+                    core.down.insert((id, member.address()), down);
                 }
             }
         }
@@ -124,9 +134,11 @@ impl<D: Dataplane> Core<D> {
     }
 
     fn adopt(&mut self) -> Result<(), DataplaneError> {
+        self.unread = true;
         let (layout, repairs) = Layout::adopt(&self.dataplane)?;
         self.dataplane.execute(&repairs)?;
         self.layout = Arc::new(layout);
+        self.unread = false;
         Ok(())
     }
 
@@ -179,14 +191,14 @@ impl<D: Dataplane> Core<D> {
     /// wanted of it now that it is known tells which.
     fn forget_drained(&mut self, before: &State) {
         let state = &self.state;
-        self.down.retain(|&(id, address), _| {
+        self.down.retain(|&(id, address), down| {
             let known = before
                 .service(id)
                 .is_some_and(|s| s.backend(address).is_some());
             let backend = state
                 .service(id)
                 .and_then(|service| service.backend(address));
-            known || backend.is_none_or(|b| b.admin == Admin::Active && b.weight > 0)
+            known || down.dead || backend.is_none_or(|b| b.admin == Admin::Active && b.weight > 0)
         });
     }
 
@@ -199,6 +211,10 @@ impl<D: Dataplane> Core<D> {
     }
 
     fn enforce_after(&mut self, census: Option<&Census>) -> Result<(), ChangeError> {
+        if self.unread {
+            let adopted = self.adopt();
+            adopted.map_err(|error| ChangeError::Kernel(error.to_string()))?;
+        }
         let down = self.liveness();
         let overflows = if census.is_some() {
             self.overflows()?
@@ -247,7 +263,7 @@ impl<D: Dataplane> Core<D> {
             .state
             .service(id)
             .is_some_and(|service| service.on_down() == OnDown::Resteer);
-        if down.dead || resteers {
+        if down.dead || (resteers && !down.found) {
             Liveness::Dead
         } else {
             Liveness::Down
@@ -333,6 +349,7 @@ impl<D: Dataplane> Core<D> {
         let down = Down {
             since: before.map_or(now, |before| before.since),
             dead: event.dead || before.is_some_and(|before| before.dead),
+            found: false,
         };
         self.down.insert(key, down);
         let liveness = self.liveness_of(service, &down);

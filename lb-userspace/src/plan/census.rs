@@ -257,26 +257,36 @@ impl Census {
         record: &Record,
         now: Tick,
     ) -> Judgement {
+        // What has been used since the sweep began may be of a service, a ring or a backend that it does
+        // not know.
+        let untouched = (record.stamp.wrapping_sub(now) as i32) < 0;
+        let removal = match untouched {
+            true => Judgement::Remove,
+            false => Judgement::Keep,
+        };
         // A service that has gone took its flows with it.
         let Some(placed) = placed else {
-            return Judgement::Remove;
+            return removal;
         };
         if !track::live(record, now, placed.descriptor.moving_time) {
             return Judgement::Remove;
         }
         let Some((place, slot)) = slot_of(key, placed, &layout.control.hash_key) else {
-            return Judgement::Remove;
+            return removal;
         };
         let member = placed
             .member_by_id(record.member.into())
             .filter(|member| member.member.generation == record.generation);
-        let held = member.is_some_and(|member| member.backend.state & state::HOLDS != 0);
+        let Some(member) = member else {
+            return removal;
+        };
+        let held = member.backend.state & state::HOLDS != 0;
         // Whom an unrecorded packet would get too. While the slot moves from one backend to another,
         // that differs from flow to flow.
         let tracked = placed.descriptor.flags & service_flag::TRACKED != 0;
         let certain = !tracked && slot.keeper() == slot.owner();
         let at_owner = u32::from(record.member) == slot.owner();
-        if certain && (at_owner || (!held && slot.phase() == Phase::Settling)) {
+        if untouched && certain && (at_owner || (!held && slot.phase() == Phase::Settling)) {
             return Judgement::Remove;
         }
         let service = self.services.entry(placed.index).or_default();
@@ -284,9 +294,7 @@ impl Census {
             Table::HalfOpen => service.half_open += 1,
             Table::Established => service.established += 1,
         }
-        if member.is_some() {
-            *service.by_member.entry(record.member).or_default() += 1;
-        }
+        *service.by_member.entry(record.member).or_default() += 1;
         if !at_owner {
             service.foreign.insert(place);
         }

@@ -101,6 +101,11 @@ impl Ring {
         }
     }
 
+    /// The same ring with other slots, of which none moved just now.
+    pub(super) fn with(&self, slots: Vec<Slot>) -> Self {
+        Self::new(self.start, slots, self.moved.clone())
+    }
+
     /// Slots that a local id owns.
     pub fn share(&self, id: u16) -> u32 {
         self.shares.get(usize::from(id)).copied().unwrap_or(0)
@@ -293,7 +298,8 @@ impl Layout {
     pub fn adopt<D: Dataplane>(dataplane: &D) -> Result<(Self, Vec<Operation>), DataplaneError> {
         let tables = dataplane.read()?;
         let mut layout = Self::new(dataplane.capacity());
-        let mut repairs = Vec::new();
+        // It may have switched, and not waited for packets that had begun before.
+        let mut repairs = vec![Operation::Grace];
         layout.control = tables.control;
         layout.generation = tables.control.generation;
         layout.features = tables.control.features;

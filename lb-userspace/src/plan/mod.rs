@@ -24,10 +24,13 @@ use std::{
 
 use lb_common::tables::{Address, Descriptor, Endpoint, Tick, WayBack, feature, mode, owned};
 
-use self::census::Census;
 pub use self::layout::{Layout, Placed, PlacedMember, Ring, endpoint, endpoint_at, half};
 pub use self::lookup::BUCKETS_PER_SERVICE;
 pub use self::recipe::ticks;
+use self::{
+    census::Census,
+    ring::{Dead, add_dead},
+};
 use crate::{
     config::Tunnel,
     dataplane::Operation,
@@ -114,6 +117,9 @@ struct Draft {
     descriptors: Vec<(u32, Descriptor)>,
     /// In the ring in force, each true by itself.
     in_place: Vec<Operation>,
+    /// Rings before a move of the whole service, without backends that died. Not before the switch:
+    /// until then, such a ring may still be the one in force.
+    buried: Vec<Operation>,
     /// Backends that may take flows again once the switch has told the rings.
     wakes: Vec<Operation>,
     /// Which those are, by index of the service.
@@ -144,6 +150,7 @@ pub fn plan(layout: &Layout, inputs: &Inputs<'_>) -> Result<Plan, PlanError> {
         before: Vec::new(),
         descriptors: Vec::new(),
         in_place: Vec::new(),
+        buried: Vec::new(),
         wakes: Vec::new(),
         woken: BTreeMap::new(),
         after: Vec::new(),
@@ -215,8 +222,11 @@ impl Draft {
             Mode::Ipip => mode::IPIP,
         };
         note_overflows(&mut placed, inputs);
+        let mut dead = Dead::new();
+        add_dead(&mut dead, &placed);
         self.place_members(service, &mut placed, inputs)?;
-        self.place_ring(service, &mut placed, inputs)?;
+        add_dead(&mut dead, &placed);
+        self.place_ring(service, &mut placed, inputs, &dead)?;
         self.release_left(service, &mut placed, inputs);
         if placed.descriptor != before {
             self.descriptors.push((placed.index, placed.descriptor));
@@ -322,10 +332,12 @@ impl Draft {
     fn finish(mut self) -> Plan {
         let waits = !self.after.is_empty()
             || !self.in_place.is_empty()
+            || !self.buried.is_empty()
             || !self.released.entries.is_empty();
         let mut operations = self.before;
         operations.extend(self.in_place);
         if self.descriptors.is_empty() {
+            operations.extend(self.buried);
             operations.extend(self.wakes);
             if waits {
                 operations.push(Operation::Grace);
@@ -339,12 +351,21 @@ impl Draft {
             };
             operations.extend(write(half(generation)));
             operations.push(Operation::Switch(generation));
+            operations.extend(self.buried);
             operations.extend(self.wakes);
             operations.push(Operation::Grace);
             operations.extend(write(1 - half(generation)));
             self.layout.generation = generation;
         }
+        let vacates = self
+            .after
+            .iter()
+            .any(|operation| matches!(operation, Operation::Member(..)));
         operations.extend(self.after);
+        if vacates {
+            // A scheduler that compares the whole pool may be looking at them even now.
+            operations.push(Operation::Grace);
+        }
         operations.extend(self.released.give_back(&mut self.layout));
         Plan {
             operations,

@@ -164,7 +164,8 @@ impl Draft {
         }
         let generation = match placed.members.get(id) {
             Some(Err(vacant)) => vacant.generation,
-            _ => 0,
+            // Not what a service that was here before may have left records of.
+            _ => inputs.now,
         };
         let member = Ok(PlacedMember {
             entry: index,

@@ -38,6 +38,22 @@ impl Allowance<'_> {
         let passed = |since: Tick| self.now.wrapping_sub(since) as i32 >= self.moving_time as i32;
         passed(moved) && self.overflow.is_none_or(passed)
     }
+
+    /// Whether it has passed since any of a ring's slots moved.
+    fn passed(&self, ring: &Ring) -> bool {
+        ring.moved.iter().all(|&moved| self.passed_since(moved))
+    }
+}
+
+/// Local ids of members that hold no flows, or held none until this plan: the flows of one that is
+/// back are as dead as it was.
+pub(super) type Dead = BTreeSet<u32>;
+
+/// Adds those that hold none as things stand.
+pub(super) fn add_dead(dead: &mut Dead, placed: &Placed) {
+    let members = placed.members();
+    let without = members.filter(|(_, member)| member.backend.state & state::HOLDS == 0);
+    dead.extend(without.map(|(id, _)| u32::from(id)));
 }
 
 /// A slot after its ring was built anew.
@@ -60,6 +76,7 @@ impl Draft {
         service: &Service,
         placed: &mut Placed,
         inputs: &Inputs<'_>,
+        dead: &Dead,
     ) -> Result<(), NoRoom> {
         let settings = Settings::of(service);
         let wanted = recipe::wanted(service, placed);
@@ -74,12 +91,12 @@ impl Draft {
             self.move_whole(service, placed, &wanted, before.hash_fields, inputs.now)?;
         } else if !wanted.claims.is_empty() && (build || self.has_woken(placed)) {
             let owners = recipe::owners(&wanted, placed);
-            self.move_slots(service, placed, &owners, inputs.now)?;
+            self.move_slots(service, placed, &owners, inputs.now, dead)?;
         }
         if build || whole {
             placed.recipe = Some(wanted);
         }
-        self.revise(placed, inputs);
+        self.revise(service, placed, inputs, dead)?;
         self.place_sequence(service, placed)
     }
 
@@ -109,7 +126,7 @@ impl Draft {
         };
         let slots: Vec<Slot> = owners
             .iter()
-            .map(|&owner| Slot::new(owner.into(), owner.into(), Phase::Settling))
+            .map(|&owner| Slot::new(owner.into(), owner.into(), Phase::Moving))
             .collect();
         let moved = vec![now; slots.len()];
         if placed.descriptor.flags & service_flag::MOVING == 0 {
@@ -132,8 +149,8 @@ impl Draft {
         placed: &mut Placed,
         owners: &[u16],
         now: Tick,
+        dead: &Dead,
     ) -> Result<(), NoRoom> {
-        let whole = placed.descriptor.flags & service_flag::MOVING != 0;
         if placed.ring.size() != owners.len() as u32 || placed.descriptor.moving_time == 0 {
             // The first ring, or a stateless service's: nothing to keep.
             self.release_span(placed.ring.start, placed.ring.size());
@@ -149,13 +166,12 @@ impl Draft {
         let mut changed = 0u64;
         for ((slot, when), &owner) in slots.iter_mut().zip(&mut times).zip(owners) {
             let owner_woken = woken.is_some_and(|ids| ids.contains(&owner));
-            let next = match moved(*slot, owner.into(), owner_woken) {
-                // All of it moves already, by the ring before.
-                Some(next) if whole => Slot::new(next.owner(), next.owner(), Phase::Settling),
-                Some(next) => next,
-                None => continue,
+            // Flows that could not be recorded since the origin died are the last owner's.
+            *slot = without_dead_origin(*slot, dead);
+            let Some(next) = moved(*slot, owner.into(), owner_woken) else {
+                continue;
             };
-            *slot = next;
+            *slot = without_dead_origin(next, dead);
             *when = now;
             changed += 1;
         }
@@ -186,7 +202,13 @@ impl Draft {
 
     /// Slots whose origin died, and those that a sweep lets go on. In place: each store is true by
     /// itself.
-    fn revise(&mut self, placed: &mut Placed, inputs: &Inputs<'_>) {
+    fn revise(
+        &mut self,
+        service: &Service,
+        placed: &mut Placed,
+        inputs: &Inputs<'_>,
+        dead: &Dead,
+    ) -> Result<(), NoRoom> {
         let census = inputs.census.filter(|census| census.is_about(placed));
         let nothing = BTreeSet::new();
         let allowance = census.map(|census| Allowance {
@@ -196,29 +218,28 @@ impl Draft {
             foreign: census.foreign(placed).unwrap_or(&nothing),
             tracked: placed.descriptor.flags & service_flag::ALWAYS != 0,
         });
-        if let Some(slots) = revised(placed, allowance.as_ref()) {
-            let Ring { start, moved, .. } = &*placed.ring;
-            placed.ring = Arc::new(Ring::new(*start, slots, moved.clone()));
+        let whole = placed.descriptor.flags & service_flag::MOVING != 0;
+        if whole && allowance.is_some_and(|allowance| allowance.passed(&placed.ring)) {
+            return self.end_whole_move(service, placed);
+        }
+        if let Some(slots) = revised(placed, allowance.as_ref().filter(|_| !whole), dead) {
+            placed.ring = Arc::new(placed.ring.with(slots));
             // Where the ring was written by this plan, this writes it once more, still aside.
-            self.in_place
-                .push(Operation::Slots(Arc::clone(&placed.ring)));
+            let ring = Arc::clone(&placed.ring);
+            self.in_place.push(Operation::Slots(ring));
         }
-        if let Some(allowance) = &allowance {
-            self.end_whole_move(placed, allowance);
+        if let Some(previous) = &mut placed.previous
+            && let Some(slots) = without_dead(previous, dead)
+        {
+            *previous = Arc::new(previous.with(slots));
+            self.buried.push(Operation::Slots(Arc::clone(previous)));
         }
+        Ok(())
     }
 
-    fn end_whole_move(&mut self, placed: &mut Placed, allowance: &Allowance<'_>) {
-        let moves = placed.descriptor.flags & service_flag::MOVING != 0;
-        let last = placed
-            .ring
-            .moved
-            .iter()
-            .copied()
-            .reduce(|a, b| if (b.wrapping_sub(a) as i32) > 0 { b } else { a });
-        if !moves || last.is_some_and(|last| !allowance.passed_since(last)) {
-            return;
-        }
+    /// The ring before is given up. Whatever its flows were, they are recorded, or their backend owns
+    /// their slot.
+    fn end_whole_move(&mut self, service: &Service, placed: &mut Placed) -> Result<(), NoRoom> {
         placed.descriptor.flags &= !service_flag::MOVING;
         placed.descriptor.previous_start = 0;
         placed.descriptor.previous_size = 0;
@@ -227,6 +248,11 @@ impl Draft {
         if let Some(previous) = placed.previous.take() {
             self.release_span(previous.start, previous.size());
         }
+        self.release_span(placed.ring.start, placed.ring.size());
+        let settled = |slot: &Slot| Slot::new(slot.owner(), slot.owner(), Phase::Settling);
+        let slots = placed.ring.slots.iter().map(settled).collect();
+        let moved = placed.ring.moved.clone();
+        self.put_ring(service, placed, slots, moved)
     }
 
     /// The order in which a scheduler takes backends, written aside where it changed.
@@ -266,16 +292,19 @@ impl Draft {
 }
 
 /// The slots of a ring after its dead origins and what a sweep allows; `None` where none changes.
-fn revised(placed: &mut Placed, allowance: Option<&Allowance<'_>>) -> Option<Vec<Slot>> {
+fn revised(
+    placed: &mut Placed,
+    allowance: Option<&Allowance<'_>>,
+    dead: &Dead,
+) -> Option<Vec<Slot>> {
     let ring = Arc::clone(&placed.ring);
     if ring.phases.steady == ring.size() {
         return None;
     }
-    let whole = placed.descriptor.flags & service_flag::MOVING != 0;
     let mut slots: Option<Vec<Slot>> = None;
     for (place, (&slot, &when)) in ring.slots.iter().zip(&ring.moved).enumerate() {
-        let mut next = without_dead_origin(slot, placed);
-        if let Some(allowance) = allowance.filter(|_| !whole) {
+        let mut next = without_dead_origin(slot, dead);
+        if let Some(allowance) = allowance {
             next = advanced(next, when, place as u32, allowance);
         }
         if next != slot {
@@ -295,18 +324,24 @@ fn count_passed(passed: &mut Passed, next: Phase, before: Phase) {
 }
 
 /// The slot with its origin replaced where that holds no flows any more.
-fn without_dead_origin(slot: Slot, placed: &Placed) -> Slot {
-    if slot.phase() != Phase::Moving || slot.origin() == slot.owner() {
-        return slot;
-    }
-    let held = placed
-        .member_by_id(slot.origin())
-        .is_some_and(|member| member.backend.state & state::HOLDS != 0);
-    if held {
-        slot
-    } else {
+fn without_dead_origin(slot: Slot, dead: &Dead) -> Slot {
+    if slot.phase() == Phase::Moving && dead.contains(&slot.origin()) {
         Slot::new(slot.owner(), slot.owner(), Phase::Moving)
+    } else {
+        slot
     }
+}
+
+/// The slots of a previous ring without those that hold no flows; `None` where none names any.
+fn without_dead(ring: &Ring, dead: &Dead) -> Option<Vec<Slot>> {
+    let is_dead = |slot: &Slot| dead.contains(&slot.keeper());
+    let nobody = Slot::steady(Slot::NOBODY);
+    let slots = ring.slots.iter();
+    ring.slots.iter().any(is_dead).then(|| {
+        slots
+            .map(|&slot| if is_dead(&slot) { nobody } else { slot })
+            .collect()
+    })
 }
 
 /// The slot as a sweep lets it be. One phase at a time: what the sweep found was true of the phase

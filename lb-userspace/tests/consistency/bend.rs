@@ -1,0 +1,125 @@
+//! Operations bent on their way to the tables, for [`crate::sabotage`].
+
+use std::sync::Arc;
+
+use lb_common::{
+    memory::MemoryTables,
+    steer,
+    tables::{Descriptor, Phase, Slot, hash_fields, service_flag, state},
+};
+use lb_userspace::{
+    dataplane::Operation,
+    plan::{Ring, half},
+};
+
+use crate::sabotage::Sabotage;
+
+/// `operations` as they are carried out with `sabotage`, upon `tables` as they are before.
+pub fn bent(
+    operations: &[Operation],
+    tables: &MemoryTables,
+    sabotage: Option<Sabotage>,
+) -> Vec<Operation> {
+    let mut operations = operations.to_vec();
+    let Some(sabotage) = sabotage else {
+        return operations;
+    };
+    match sabotage {
+        Sabotage::GraceIsSkipped => operations.retain(|op| *op != Operation::Grace),
+        Sabotage::TimesAreLostOnRestart => {
+            operations.retain(|op| !matches!(op, Operation::Moved(_)));
+        }
+        Sabotage::WakesComeBeforeTheRings => {
+            let wakes =
+                |op: &Operation| matches!(op, Operation::State(_, s) if s & state::TAKES != 0);
+            operations.sort_by_key(|op| !wakes(op));
+        }
+        _ => {}
+    }
+    let in_place: Vec<Option<Descriptor>> = operations
+        .iter()
+        .map(|operation| match operation {
+            Operation::Slots(ring) => before(ring, &operations, tables),
+            _ => None,
+        })
+        .collect();
+    for (operation, before) in operations.iter_mut().zip(in_place) {
+        match operation {
+            Operation::Slots(ring) => *ring = bent_ring(ring, before.as_ref(), tables, sabotage),
+            Operation::Descriptor(_, _, descriptor) => bend_descriptor(descriptor, sabotage),
+            Operation::State(_, state)
+                if sabotage == Sabotage::LeavingBackendHoldsNothing && *state == state::HOLDS =>
+            {
+                *state = 0;
+            }
+            _ => {}
+        }
+    }
+    operations
+}
+
+/// The service in force whose ring this is, or is to follow.
+fn before(ring: &Ring, operations: &[Operation], tables: &MemoryTables) -> Option<Descriptor> {
+    let in_force = half(tables.control.generation);
+    let named = operations.iter().find_map(|operation| match operation {
+        Operation::Descriptor(index, _, d) if d.ring_start == ring.start && d.ring_size > 0 => {
+            tables.service_entries.get(*index as usize)
+        }
+        _ => None,
+    });
+    let same = |d: &Descriptor| d.ring_size > 0 && d.ring_start == ring.start;
+    let entry = named.or_else(|| {
+        let mut entries = tables.service_entries.iter();
+        entries.find(|entry| same(&entry.halves[in_force]))
+    })?;
+    Some(entry.halves[in_force])
+}
+
+fn bend_descriptor(descriptor: &mut Descriptor, sabotage: Sabotage) {
+    match sabotage {
+        Sabotage::PreviousRingIsReleased => descriptor.previous_size = 0,
+        Sabotage::PreviousHashIsForgotten if descriptor.flags & service_flag::MOVING != 0 => {
+            descriptor.previous_hash_fields = hash_fields::SOURCE - descriptor.previous_hash_fields;
+        }
+        _ => {}
+    }
+}
+
+fn bent_ring(
+    ring: &Arc<Ring>,
+    before: Option<&Descriptor>,
+    tables: &MemoryTables,
+    sabotage: Sabotage,
+) -> Arc<Ring> {
+    let before = before.filter(|before| before.ring_size == ring.size());
+    let slots = ring.slots.iter().zip(0..).map(|(&slot, place)| {
+        let old = before.and_then(|d| steer::slot_at(tables, d.ring_start, place));
+        bent_slot(slot, old, sabotage)
+    });
+    Arc::new(Ring::new(ring.start, slots.collect(), ring.moved.clone()))
+}
+
+fn bent_slot(slot: Slot, old: Option<Slot>, sabotage: Sabotage) -> Slot {
+    let moving = |origin| Slot::new(slot.owner(), origin, Phase::Moving);
+    match (sabotage, slot.phase(), old) {
+        (Sabotage::SlotSettlesAtOnce, Phase::Moving, _) => {
+            Slot::new(slot.owner(), slot.owner(), Phase::Settling)
+        }
+        (Sabotage::OriginIsLostByMovingAgain, Phase::Moving, Some(old))
+            if old.phase() == Phase::Moving && old.owner() != slot.owner() =>
+        {
+            moving(old.owner())
+        }
+        (Sabotage::DeadOriginStays, Phase::Moving, Some(old))
+            if slot.origin() == slot.owner() && old.keeper() != slot.owner() =>
+        {
+            moving(old.keeper())
+        }
+        (Sabotage::WokenSlotStaysSteady, Phase::Moving, Some(old))
+            if old.phase() == Phase::Steady && old.owner() == slot.owner() =>
+        {
+            old
+        }
+        _ => slot,
+    }
+}

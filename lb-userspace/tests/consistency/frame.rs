@@ -1,0 +1,80 @@
+//! The frames that clients send, and where a steered one goes.
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+
+use lb_common::{packet::SlicePacket, pipeline, tables::Tables, verdict::Verdict};
+use lb_userspace::model::{Protocol, ServiceId};
+
+/// What XDP leaves in front of a frame.
+const HEADROOM: usize = 64;
+const ETHERNET: usize = 14;
+/// The interface that clients' frames come in by.
+pub const INGRESS: u32 = 1;
+
+/// TCP's control bits (RFC 9293 §3.1).
+pub mod control {
+    pub const FIN: u8 = 0x01;
+    pub const SYN: u8 = 0x02;
+    pub const RST: u8 = 0x04;
+    pub const ACK: u8 = 0x10;
+}
+
+/// Sends a packet from `client` through `tables`: the backend's address where it goes on, or the
+/// verdict.
+pub fn send<T: Tables>(
+    tables: &T,
+    client: SocketAddr,
+    service: ServiceId,
+    bits: u8,
+) -> Result<IpAddr, Verdict> {
+    let mut buffer = vec![0; HEADROOM];
+    buffer.extend([2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2]);
+    let transport = transport(client, service, bits);
+    match (client.ip(), service.vip.ip()) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => {
+            let length = (20 + transport.len()) as u16;
+            buffer.extend([0x08, 0x00, 0x45, 0]);
+            buffer.extend(length.to_be_bytes());
+            buffer.extend([0, 0, 0x40, 0, 64, service.protocol.number(), 0, 0]);
+            buffer.extend(from.octets());
+            buffer.extend(to.octets());
+        }
+        (IpAddr::V6(from), IpAddr::V6(to)) => {
+            buffer.extend([0x86, 0xdd, 0x60, 0, 0, 0]);
+            buffer.extend((transport.len() as u16).to_be_bytes());
+            buffer.extend([service.protocol.number(), 64]);
+            buffer.extend(from.octets());
+            buffer.extend(to.octets());
+        }
+        mixed => panic!("families differ: {mixed:?}"),
+    }
+    buffer.extend(transport);
+    let mut packet = SlicePacket::new(&mut buffer, HEADROOM, INGRESS);
+    match pipeline::process(&mut packet, tables) {
+        Verdict::Transmit | Verdict::Redirect(_) => Ok(destination(packet.bytes())),
+        verdict => Err(verdict),
+    }
+}
+
+fn transport(client: SocketAddr, service: ServiceId, bits: u8) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(20);
+    bytes.extend(client.port().to_be_bytes());
+    bytes.extend(service.vip.port().to_be_bytes());
+    match service.protocol {
+        Protocol::Tcp => bytes.extend([0, 0, 0, 0, 0, 0, 0, 0, 0x50, bits, 0, 0, 0, 0, 0, 0]),
+        Protocol::Udp => bytes.extend([0, 8, 0, 0]),
+    }
+    bytes
+}
+
+/// Destination of the outermost IP header.
+fn destination(frame: &[u8]) -> IpAddr {
+    let address = |offset: usize, length: usize| &frame[ETHERNET + offset..][..length];
+    if frame[12..ETHERNET] == [0x08, 0x00] {
+        let octets: [u8; 4] = address(16, 4).try_into().unwrap();
+        IpAddr::from(octets)
+    } else {
+        let octets: [u8; 16] = address(24, 16).try_into().unwrap();
+        IpAddr::from(Ipv6Addr::from(octets))
+    }
+}

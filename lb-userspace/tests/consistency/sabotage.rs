@@ -1,0 +1,223 @@
+//! Invariants switched off, one at a time: what the simulation must notice, or it proves nothing.
+//!
+//! The product knows nothing of it: operations are bent on their way to the tables, and tables on
+//! their way to the packet path.
+
+use lb_common::{
+    memory::MemoryTables,
+    tables::{
+        Address, Backend, Bucket, Control, Endpoint, FlowEvent, FlowKey, Member, Record, Route,
+        RouteQuery, ServiceEntry, Slot, Table, Tables, Tick, WayBack,
+    },
+    verdict::DropReason,
+};
+
+use crate::tally::Tally;
+
+/// What does not hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sabotage {
+    /// A full table makes room by forgetting a flow.
+    TableEvicts,
+    /// A choice that could not be recorded is made all the same.
+    UnrecordedChoiceStands,
+    /// Flows that are not recorded belong to a moving slot's owner, not to its origin.
+    OriginIsIgnored,
+    /// A slot that moves while it moves forgets its origin.
+    OriginIsLostByMovingAgain,
+    /// A dead origin stays, and comes to life again.
+    DeadOriginStays,
+    /// A slot settles at once.
+    SlotSettlesAtOnce,
+    /// A choice that could not be recorded does not keep slots moving.
+    OverflowIsForgotten,
+    /// A settling slot is steady at the next sweep, whatever is recorded.
+    SettlingWaitsForNobody,
+    /// The sweep reads established flows first.
+    EstablishedIsReadFirst,
+    /// The sweep drops records that say what their slot's owner says while the slot still moves.
+    OwnersRecordsGoWhileMoving,
+    /// What a sweep found is believed of rings that are newer.
+    WakesComeBeforeTheRings,
+    /// A slot whose owner takes flows again stays steady.
+    WokenSlotStaysSteady,
+    /// A backend that fails its checks counts as dead.
+    DownIsTakenForDead,
+    /// A backend that drains or was removed loses its flows.
+    LeavingBackendHoldsNothing,
+    /// The entry and the id of a backend that was removed are free at the next sweep.
+    LeavingBackendIsFreedAtOnce,
+    /// The ring before a move of the whole service is given up at once.
+    PreviousRingIsReleased,
+    /// The hash fields before a move of the whole service are forgotten.
+    PreviousHashIsForgotten,
+    /// When slots moved does not survive a restart.
+    TimesAreLostOnRestart,
+    /// Room is given back without waiting for packets in flight.
+    GraceIsSkipped,
+}
+
+impl Sabotage {
+    /// All of them.
+    pub const ALL: [Self; 19] = [
+        Self::TableEvicts,
+        Self::UnrecordedChoiceStands,
+        Self::OriginIsIgnored,
+        Self::OriginIsLostByMovingAgain,
+        Self::DeadOriginStays,
+        Self::SlotSettlesAtOnce,
+        Self::OverflowIsForgotten,
+        Self::SettlingWaitsForNobody,
+        Self::EstablishedIsReadFirst,
+        Self::OwnersRecordsGoWhileMoving,
+        Self::WakesComeBeforeTheRings,
+        Self::WokenSlotStaysSteady,
+        Self::DownIsTakenForDead,
+        Self::LeavingBackendHoldsNothing,
+        Self::LeavingBackendIsFreedAtOnce,
+        Self::PreviousRingIsReleased,
+        Self::PreviousHashIsForgotten,
+        Self::TimesAreLostOnRestart,
+        Self::GraceIsSkipped,
+    ];
+}
+
+/// The tables as the packet path sees them.
+pub struct Bent<'a> {
+    tables: &'a MemoryTables,
+    sabotage: Option<Sabotage>,
+    tally: &'a Tally,
+}
+
+impl<'a> Bent<'a> {
+    /// Those of `tables`, with whatever is switched off.
+    pub fn new(tables: &'a MemoryTables, sabotage: Option<Sabotage>, tally: &'a Tally) -> Self {
+        Self {
+            tables,
+            sabotage,
+            tally,
+        }
+    }
+
+    fn is(&self, sabotage: Sabotage) -> bool {
+        self.sabotage == Some(sabotage)
+    }
+
+    fn evict(&self, table: Table, key: &FlowKey) {
+        let mut flows = self.tables.flows.borrow_mut();
+        let table = flows.table(table);
+        if table.records.len() >= table.capacity && !table.records.contains_key(key) {
+            table.records.pop_first();
+        }
+    }
+}
+
+impl Tables for Bent<'_> {
+    fn control(&self) -> Option<&Control> {
+        self.tables.control()
+    }
+
+    fn generation(&self) -> u64 {
+        self.tables.generation()
+    }
+
+    fn bucket(&self, index: u32) -> Option<&Bucket> {
+        self.tables.bucket(index)
+    }
+
+    fn service_entry(&self, index: u32) -> Option<&ServiceEntry> {
+        self.tables.service_entry(index)
+    }
+
+    fn slots(&self, index: u32) -> Option<u64> {
+        let pair = self.tables.slots(index)?;
+        if !self.is(Sabotage::OriginIsIgnored) {
+            return Some(pair);
+        }
+        let bent = |slot: Slot| u64::from(Slot::new(slot.owner(), slot.owner(), slot.phase()).0);
+        Some(bent(Slot(pair as u32)) | (bent(Slot((pair >> 32) as u32)) << 32))
+    }
+
+    fn member(&self, index: u32) -> Option<&Member> {
+        self.tables.member(index)
+    }
+
+    fn backend(&self, index: u32) -> Option<&Backend> {
+        self.tables.backend(index)
+    }
+
+    fn way_back(&self, key: &Endpoint) -> Option<&WayBack> {
+        self.tables.way_back(key)
+    }
+
+    fn owned(&self, address: &Address) -> u32 {
+        self.tables.owned(address)
+    }
+
+    fn route(&self, query: &RouteQuery) -> Option<Route> {
+        self.tables.route(query)
+    }
+
+    fn count_service(&self, index: u32, bytes: u64, new_flow: bool) {
+        self.tables.count_service(index, bytes, new_flow);
+    }
+
+    fn count_backend(&self, index: u32, bytes: u64, new_flow: bool) {
+        self.tables.count_backend(index, bytes, new_flow);
+    }
+
+    fn count_drop(&self, reason: DropReason) {
+        self.tables.count_drop(reason);
+    }
+
+    fn now(&self) -> Tick {
+        self.tables.now()
+    }
+
+    fn visit<R>(
+        &self,
+        table: Table,
+        key: &FlowKey,
+        visit: impl FnOnce(&mut Record) -> R,
+    ) -> Option<R> {
+        self.tables.visit(table, key, visit)
+    }
+
+    fn record(&self, table: Table, key: &FlowKey, record: &Record) -> bool {
+        if self.is(Sabotage::TableEvicts) {
+            self.evict(table, key);
+        }
+        let done = self.tables.record(table, key, record);
+        let held = self.tables.flows.borrow_mut().table(table).records.len() as u64;
+        self.tally.peak.set(self.tally.peak.get().max(held));
+        done || self.is(Sabotage::UnrecordedChoiceStands)
+    }
+
+    fn forget(&self, table: Table, key: &FlowKey) {
+        self.tables.forget(table, key);
+    }
+
+    fn count_flow(&self, service: u32, event: FlowEvent) {
+        let counter = match event {
+            FlowEvent::Lookup => Some(&self.tally.lookups),
+            FlowEvent::Overflow => Some(&self.tally.overflows),
+            FlowEvent::Recorded => None,
+        };
+        if let Some(counter) = counter {
+            counter.set(counter.get() + 1);
+        }
+        self.tables.count_flow(service, event);
+    }
+
+    fn load(&self, counters: u32) -> u32 {
+        self.tables.load(counters)
+    }
+
+    fn add_load(&self, counters: u32, change: i32) {
+        self.tables.add_load(counters, change);
+    }
+
+    fn turn(&self, service: u32) -> u32 {
+        self.tables.turn(service)
+    }
+}

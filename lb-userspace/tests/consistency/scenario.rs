@@ -1,0 +1,257 @@
+//! What a simulation is made of: services, sizes and a list of steps. Drawn by proptest, so that a
+//! sequence that breaks a flow shrinks to the few steps that it takes.
+
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use lb_userspace::model::{
+    Admin, Backend, FlowState, Health, Mode, OnDown, Probe, Protocol, Scheduler, Service, ServiceId,
+};
+use proptest::prelude::*;
+
+/// Backends that a service may have; as many addresses are in use.
+pub const ADDRESSES: usize = 10;
+
+/// A simulation from its start.
+#[derive(Debug, Clone)]
+pub struct Scenario {
+    /// Which of [`services`] there are, by number.
+    pub services: Vec<usize>,
+    /// Clients' places of all services together.
+    pub flows: usize,
+    /// Records that the table of established flows has room for.
+    pub established: usize,
+    /// Records that the table of half-open flows has room for.
+    pub half_open: usize,
+    /// The scale of moving times.
+    pub moving_time: Duration,
+    /// The clock at the beginning.
+    pub start: u32,
+    /// What happens.
+    pub steps: Vec<Step>,
+}
+
+/// One step, upon one service and one of its backends; numbers are taken modulo what there is.
+#[derive(Debug, Clone, Copy)]
+pub struct Step {
+    /// What happens.
+    pub kind: Kind,
+    /// To which service.
+    pub service: u8,
+    /// To which backend, or which of several values.
+    pub choice: u8,
+    /// How much, where that means anything.
+    pub amount: u8,
+    /// Seed of everything random in it.
+    pub seed: u32,
+}
+
+/// What may happen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Traffic,
+    SynFlood,
+    AckFlood,
+    AddBackend,
+    RemoveBackend,
+    Weight,
+    Drain,
+    Undrain,
+    /// Checks fail; the process lives.
+    Down,
+    Up,
+    /// Checks fail and pass before the rings have followed.
+    FalseAlarm,
+    /// The process ends, and checks are told so.
+    Die,
+    Revive,
+    /// Ends and is back before the rings have followed.
+    DieAndRevive,
+    /// Time has come to look who has been down for too long.
+    Age,
+    NextHop,
+    RingSize,
+    Scheduler,
+    FlowState,
+    MovingTime,
+    OnDown,
+    Limit,
+    RemoveService,
+    AddService,
+    Restart,
+    /// An operation to come fails.
+    Fail,
+    /// What has failed is tried again.
+    Retry,
+    Sweep,
+    /// A sweep during which the next steps happen.
+    SlowSweep,
+}
+
+impl fmt::Display for Scenario {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            services,
+            flows,
+            established,
+            half_open,
+            moving_time,
+            start,
+            steps,
+        } = self;
+        writeln!(
+            f,
+            "services {services:?}, {flows} flows, moving time {moving_time:?}"
+        )?;
+        writeln!(
+            f,
+            "room for {established} and {half_open}, clock from {start}"
+        )?;
+        steps.iter().try_for_each(|step| writeln!(f, "{step:?}"))
+    }
+}
+
+fn kind() -> impl Strategy<Value = Kind> {
+    prop_oneof![
+        24 => Just(Kind::Traffic),
+        16 => Just(Kind::Sweep),
+        4 => Just(Kind::SlowSweep),
+        1 => Just(Kind::SynFlood),
+        1 => Just(Kind::AckFlood),
+        4 => Just(Kind::AddBackend),
+        4 => Just(Kind::RemoveBackend),
+        3 => Just(Kind::Weight),
+        3 => Just(Kind::Drain),
+        3 => Just(Kind::Undrain),
+        4 => Just(Kind::Down),
+        5 => Just(Kind::Up),
+        2 => Just(Kind::FalseAlarm),
+        3 => Just(Kind::Die),
+        4 => Just(Kind::Revive),
+        1 => Just(Kind::DieAndRevive),
+        1 => Just(Kind::Age),
+        1 => Just(Kind::NextHop),
+        2 => Just(Kind::RingSize),
+        2 => Just(Kind::Scheduler),
+        1 => Just(Kind::FlowState),
+        1 => Just(Kind::MovingTime),
+        1 => Just(Kind::OnDown),
+        1 => Just(Kind::Limit),
+        1 => Just(Kind::RemoveService),
+        2 => Just(Kind::AddService),
+        2 => Just(Kind::Restart),
+        2 => Just(Kind::Fail),
+        2 => Just(Kind::Retry),
+    ]
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    (kind(), any::<u8>(), any::<u8>(), any::<u8>(), any::<u32>()).prop_map(
+        |(kind, service, choice, amount, seed)| Step {
+            kind,
+            service,
+            choice,
+            amount,
+            seed,
+        },
+    )
+}
+
+/// Any scenario.
+pub fn scenario() -> impl Strategy<Value = Scenario> {
+    let services = prop::collection::btree_set(0..services().len(), 1..3);
+    let seconds = prop_oneof![Just(2u64), Just(45), Just(900)];
+    let start = prop_oneof![Just(0), Just(u32::MAX - 50_000), any::<u32>()];
+    let steps = prop::collection::vec(step(), 5..60);
+    (
+        services,
+        20..100usize,
+        0..5u8,
+        0..5u8,
+        seconds,
+        start,
+        steps,
+    )
+        .prop_map(
+            |(services, flows, established, half_open, seconds, start, steps)| Scenario {
+                services: services.into_iter().collect(),
+                flows,
+                established: capacity(established, flows),
+                half_open: capacity(half_open, flows),
+                moving_time: Duration::from_secs(seconds),
+                start,
+                steps,
+            },
+        )
+}
+
+/// From room for everybody, floods included, to room for one.
+fn capacity(choice: u8, flows: usize) -> usize {
+    match choice {
+        0 | 1 => 100 * flows,
+        2 => flows / 2,
+        3 => (flows / 100).max(1) * 2,
+        _ => 1,
+    }
+}
+
+/// Every service that a scenario may have, without backends.
+pub fn services() -> Vec<Service> {
+    let service = |number: u8, protocol, mode, scheduler| Service {
+        id: ServiceId {
+            vip: SocketAddr::from(([10, 200, 0, number + 1], 80)),
+            protocol,
+        },
+        mode,
+        ring_size: Some(251),
+        scheduler,
+        flow_state: FlowState::Auto,
+        on_down: None,
+        moving_time: None,
+        dead_after: Duration::from_secs(60),
+        health: Health {
+            probe: Probe::Tcp,
+            ..Health::default()
+        },
+        backends: Vec::new(),
+    };
+    use Protocol::{Tcp, Udp};
+    let mut services = vec![
+        service(0, Tcp, Mode::Nat, Scheduler::Maglev),
+        service(1, Tcp, Mode::Ipip, Scheduler::Maglev),
+        service(2, Udp, Mode::Nat, Scheduler::Maglev),
+        service(3, Tcp, Mode::Ipip, Scheduler::SourceHash),
+        service(4, Tcp, Mode::Nat, Scheduler::RoundRobin),
+        service(5, Tcp, Mode::Ipip, Scheduler::WeightedLeastConnections),
+        service(6, Udp, Mode::Ipip, Scheduler::PowerOfTwoChoices),
+        service(7, Tcp, Mode::Ipip, Scheduler::LeastConnections),
+        service(8, Udp, Mode::Nat, Scheduler::Maglev),
+    ];
+    services[1].flow_state = FlowState::Always;
+    services[3].id.vip = "[2001:db8::1]:443".parse().unwrap();
+    services[5].on_down = Some(OnDown::Resteer);
+    services[8].on_down = Some(OnDown::Keep);
+    services
+}
+
+/// A backend's address: unique over all services.
+pub fn address(service: usize, number: usize) -> SocketAddr {
+    let (service, number) = (service as u16, number as u16);
+    match services()[usize::from(service)].id.vip.ip() {
+        IpAddr::V4(_) => SocketAddr::from(([10, 1, service as u8, number as u8 + 1], 80)),
+        IpAddr::V6(_) => SocketAddr::from(([0xfd00, 1, service, 0, 0, 0, 0, number + 1], 443)),
+    }
+}
+
+/// A backend as it comes.
+pub fn backend(address: SocketAddr, weight: u16) -> Backend {
+    Backend {
+        address,
+        weight,
+        admin: Admin::Active,
+        max_connections: None,
+    }
+}

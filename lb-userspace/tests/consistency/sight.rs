@@ -1,0 +1,111 @@
+//! What the tables say of a flow: for judging where the promise itself has a limit, and for telling
+//! what went wrong.
+
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+};
+
+use lb_common::{
+    hash,
+    memory::MemoryTables,
+    steer,
+    tables::{Descriptor, FlowKey, Record, Slot, flow_kind, hash_fields},
+    track,
+};
+use lb_userspace::{model::ServiceId, plan};
+
+/// See above.
+#[derive(Debug)]
+pub struct Sight<'t> {
+    tables: &'t MemoryTables,
+    descriptor: &'t Descriptor,
+    slot: Option<Slot>,
+    /// Its slot on the ring before a move of the whole service.
+    previous: Option<Slot>,
+    established: Option<Record>,
+    half_open: Option<Record>,
+}
+
+impl<'t> Sight<'t> {
+    /// Of a client's flow to a service, where there is such a service.
+    pub fn of(tables: &'t MemoryTables, id: ServiceId, client: SocketAddr) -> Option<Self> {
+        let to = plan::endpoint(id);
+        let half = plan::half(tables.control.generation);
+        let mut services = (0..).zip(&tables.service_entries);
+        let (service, entry) = services.find(|(_, entry)| entry.halves[half].is_at(&to))?;
+        let descriptor = &entry.halves[half];
+        let (source, port) = (client.ip().into(), client.port().to_be());
+        let ports = u32::from(port) << 16 | u32::from(to.port);
+        let slot = |start, size, fields| {
+            let key = &tables.control.hash_key;
+            let hash = match fields {
+                hash_fields::SOURCE => hash::source(key, &source),
+                _ => hash::flow(key, &source, &to.address, ports, to.protocol),
+            };
+            let place = (size > 0).then(|| hash.slot(size, 0))?;
+            steer::slot_at(tables, start, place)
+        };
+        let d = descriptor;
+        let key = FlowKey {
+            source,
+            port,
+            kind: flow_kind::FLOW,
+            service,
+        };
+        let flows = tables.flows.borrow();
+        Some(Self {
+            tables,
+            descriptor,
+            slot: slot(d.ring_start, d.ring_size, d.hash_fields),
+            previous: slot(d.previous_start, d.previous_size, d.previous_hash_fields),
+            established: flows.established.records.get(&key).copied(),
+            half_open: flows.half_open.records.get(&key).copied(),
+        })
+    }
+
+    /// Whether it is not recorded, and whom the ring before names for it holds no flows.
+    pub fn is_stray(&self) -> bool {
+        let (now, moving_time) = (self.tables.time.get(), self.descriptor.moving_time);
+        let records = [self.established, self.half_open];
+        let recorded = records
+            .iter()
+            .flatten()
+            .any(|record| track::live(record, now, moving_time));
+        let keeper = self
+            .previous
+            .and_then(|previous| steer::candidate(self.tables, self.descriptor, previous.keeper()));
+        !recorded && !keeper.is_some_and(|keeper| keeper.holds())
+    }
+}
+
+impl fmt::Display for Sight<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names = |slot: Slot| (slot.owner(), slot.origin(), slot.phase());
+        let Descriptor {
+            flags, members_len, ..
+        } = *self.descriptor;
+        write!(
+            f,
+            "slot {:?}, previous {:?}, established {:?}, half-open {:?}, flags {flags:#x}, members",
+            self.slot.map(names),
+            self.previous.map(names),
+            self.established,
+            self.half_open,
+        )?;
+        for id in 0..u32::from(members_len) {
+            match steer::candidate(self.tables, self.descriptor, id) {
+                Some(steer::Candidate { backend, .. }) => {
+                    write!(
+                        f,
+                        " {} in state {}",
+                        IpAddr::from(backend.address),
+                        backend.state
+                    )?;
+                }
+                None => write!(f, " nobody")?,
+            }
+        }
+        Ok(())
+    }
+}

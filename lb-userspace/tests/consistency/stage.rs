@@ -1,0 +1,164 @@
+//! What the agent acts upon: tables that are written one operation at a time, with packets in between,
+//! and flow tables that are swept while packets change them.
+
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use lb_common::{
+    memory::MemoryTables,
+    tables::{Counters, FlowCounters, FlowKey, Record, Table, Tick},
+};
+use lb_userspace::{
+    dataplane::{Capacity, Dataplane, DataplaneError, FlowTables, Operation},
+    plan::Ring,
+};
+
+use crate::{bend::bent, sabotage::Sabotage, world::World};
+
+/// The agent's hold of the world.
+#[derive(Clone)]
+pub struct Stage(Arc<Mutex<World>>);
+
+impl Stage {
+    /// The stage of a world.
+    pub fn new(world: World) -> Self {
+        Self(Arc::new(Mutex::new(world)))
+    }
+
+    /// The world, for as long as nobody acts.
+    pub fn world(&self) -> MutexGuard<'_, World> {
+        self.0.lock().unwrap()
+    }
+}
+
+impl Dataplane for Stage {
+    fn capacity(&self) -> Capacity {
+        self.world().memory.capacity()
+    }
+
+    fn execute(&mut self, operations: &[Operation]) -> Result<(), DataplaneError> {
+        let mut guard = self.world();
+        let world = &mut *guard;
+        for operation in bent(operations, &world.memory.tables, world.sabotage) {
+            world.moment();
+            if let Some(objection) = world.grace.objection(&operation, &world.memory.tables) {
+                world.tally.broken.push(objection);
+            }
+            let outcome = world.carry_out(&operation);
+            if outcome.is_err() && world.random.once_in(4) {
+                // So may what is done about it.
+                let soon = world.random.index(4);
+                world.memory.fail_at = Some(world.memory.executed + soon);
+            }
+            outcome?;
+        }
+        world.moment();
+        Ok(())
+    }
+
+    fn read(&self) -> Result<MemoryTables, DataplaneError> {
+        self.world().memory.read()
+    }
+
+    fn service_counters(&self, index: u32) -> Result<Counters, DataplaneError> {
+        self.world().memory.service_counters(index)
+    }
+
+    fn backend_counters(&self, index: u32) -> Result<Counters, DataplaneError> {
+        self.world().memory.backend_counters(index)
+    }
+
+    fn ring(&self, start: u32, size: u32) -> Result<Ring, DataplaneError> {
+        self.world().memory.ring(start, size)
+    }
+
+    fn now(&self) -> Tick {
+        self.world().memory.now()
+    }
+
+    fn flow_counters(&self, index: u32) -> Result<FlowCounters, DataplaneError> {
+        let world = self.world();
+        let mut counters = world.memory.flow_counters(index)?;
+        if world.sabotage == Some(Sabotage::OverflowIsForgotten) {
+            counters.overflows = 0;
+        }
+        Ok(counters)
+    }
+
+    fn load(&self, counters: u32) -> Result<u32, DataplaneError> {
+        self.world().memory.load(counters)
+    }
+
+    fn flow_tables(&self) -> Result<Box<dyn FlowTables + Send>, DataplaneError> {
+        self.world().memory.flow_tables()
+    }
+
+    fn drops(&self) -> Result<Vec<u64>, DataplaneError> {
+        self.world().memory.drops()
+    }
+}
+
+/// Flow tables during a sweep. `meanwhile` is called before each is read.
+pub struct Swept<'a> {
+    /// Whose tables.
+    pub stage: Stage,
+    /// What happens meanwhile, packets apart.
+    pub meanwhile: &'a mut dyn FnMut(),
+}
+
+impl Swept<'_> {
+    fn table(&self, table: Table) -> Table {
+        match (self.stage.world().sabotage, table) {
+            (Some(Sabotage::EstablishedIsReadFirst), Table::HalfOpen) => Table::Established,
+            (Some(Sabotage::EstablishedIsReadFirst), Table::Established) => Table::HalfOpen,
+            _ => table,
+        }
+    }
+}
+
+impl FlowTables for Swept<'_> {
+    fn scan(
+        &mut self,
+        table: Table,
+        show: &mut dyn FnMut(&FlowKey, &Record),
+    ) -> Result<(), DataplaneError> {
+        (self.meanwhile)();
+        let table = self.table(table);
+        let mut world = self.stage.world();
+        let flows = &world.memory.tables.flows;
+        let keys: Vec<FlowKey> = flows
+            .borrow_mut()
+            .table(table)
+            .records
+            .keys()
+            .copied()
+            .collect();
+        for key in keys {
+            if world.random.once_in(8) {
+                world.moment();
+            }
+            let mut flows = world.memory.tables.flows.borrow_mut();
+            if let Some(record) = flows.table(table).records.get(&key) {
+                show(&key, record);
+            }
+        }
+        Ok(())
+    }
+
+    fn remove(
+        &mut self,
+        table: Table,
+        key: &FlowKey,
+        record: &Record,
+    ) -> Result<bool, DataplaneError> {
+        let table = self.table(table);
+        let mut world = self.stage.world();
+        if world.random.once_in(8) {
+            world.moment();
+        }
+        (&world.memory.tables).remove(table, key, record)
+    }
+
+    fn unload(&mut self, counters: u32) -> Result<(), DataplaneError> {
+        (&self.stage.world().memory.tables).unload(counters)
+    }
+}

@@ -1,0 +1,356 @@
+//! What each kind of step does.
+
+use std::{net::SocketAddr, time::Duration};
+
+use lb_userspace::{
+    model::{Admin, Change, FlowState, OnDown, Scheduler, Settings},
+    plan::{self, census},
+};
+
+use crate::{
+    agent::{Simulation, next_hop, populated},
+    flow::Time,
+    frame::control,
+    sabotage::Sabotage,
+    scenario::{self, Kind, Step},
+    stage::Swept,
+};
+
+impl Simulation {
+    /// Carries a step out; the steps of `rest` that remain.
+    pub fn step<'s>(&mut self, step: Step, rest: &'s [Step]) -> &'s [Step] {
+        self.reseed(&step);
+        let service = usize::from(step.service) % self.services.len();
+        match step.kind {
+            Kind::Sweep => self.sweep(&[]),
+            Kind::SlowSweep => {
+                let (during, rest) = rest.split_at(rest.len().min(usize::from(step.choice % 6)));
+                self.sweep(during);
+                return rest;
+            }
+            _ if self.wanted(service).is_none() => self.without_service(service, step),
+            _ => self.with_service(service, step),
+        }
+        rest
+    }
+
+    fn without_service(&mut self, service: usize, step: Step) {
+        match step.kind {
+            Kind::AddService => self.add_service(service),
+            Kind::Restart => self.restart(step.choice & 1 == 0),
+            _ => self.traffic(step),
+        }
+    }
+
+    fn with_service(&mut self, service: usize, step: Step) {
+        let id = self.services[service].id;
+        match step.kind {
+            Kind::Traffic | Kind::AddService | Kind::Sweep | Kind::SlowSweep => self.traffic(step),
+            Kind::SynFlood => self.flood(service, step, control::SYN),
+            Kind::AckFlood => self.flood(service, step, control::ACK),
+            Kind::AddBackend
+            | Kind::RemoveBackend
+            | Kind::Weight
+            | Kind::Drain
+            | Kind::Undrain
+            | Kind::Limit => {
+                self.edit_pool(service, step);
+            }
+            Kind::Down
+            | Kind::Up
+            | Kind::FalseAlarm
+            | Kind::Die
+            | Kind::Revive
+            | Kind::DieAndRevive => {
+                self.health(service, step);
+            }
+            Kind::NextHop => {
+                if let Some(address) = self.backend(service, step)
+                    && self.core.network(next_hop(address.ip(), step.amount))
+                {
+                    self.enforce();
+                }
+            }
+            Kind::Age => self.age(),
+            Kind::RingSize
+            | Kind::Scheduler
+            | Kind::FlowState
+            | Kind::MovingTime
+            | Kind::OnDown => {
+                self.edit_settings(service, step);
+            }
+            Kind::RemoveService => {
+                self.stage.world().set_open(service, false);
+                self.change(Change::RemoveService(id));
+            }
+            Kind::Restart => {
+                self.restart(step.choice & 1 == 0);
+                if step.choice & 2 == 0 {
+                    self.check_all();
+                }
+            }
+            Kind::Fail => {
+                let mut world = self.stage.world();
+                let at = world.memory.executed + usize::from(step.amount % 16);
+                world.memory.fail_at = Some(at);
+            }
+            Kind::Retry => self.enforce(),
+        }
+    }
+
+    fn traffic(&mut self, step: Step) {
+        let scale = Time::from(plan::ticks(self.moving_time));
+        let ticks = scale * (Time::from(step.amount % 32) + 1) / 16;
+        self.stage.world().advance(ticks);
+    }
+
+    fn flood(&mut self, service: usize, step: Step, bits: u8) {
+        let packets = 4 * u64::from(step.amount);
+        self.stage.world().flood(service, packets, bits);
+    }
+
+    /// The backend that a step is about, if there is any.
+    fn backend(&self, service: usize, step: Step) -> Option<SocketAddr> {
+        let backends = &self.wanted(service)?.backends;
+        let backend = backends.get(usize::from(step.choice) % backends.len().max(1))?;
+        Some(backend.address)
+    }
+
+    fn add_service(&mut self, service: usize) {
+        let number = self.number(service);
+        self.stage.world().offers[service].killed.clear();
+        self.servers.retain(|&(of, _), _| of != service);
+        let whole = populated(&scenario::services()[number], number, self.moving_time);
+        self.change(Change::AddService(whole));
+    }
+
+    /// A service's number among all that a scenario may have.
+    fn number(&self, service: usize) -> usize {
+        let all = scenario::services();
+        all.iter()
+            .position(|s| s.id == self.services[service].id)
+            .unwrap()
+    }
+
+    fn edit_pool(&mut self, service: usize, step: Step) {
+        let id = self.services[service].id;
+        if step.kind == Kind::AddBackend {
+            let at = scenario::address(
+                self.number(service),
+                usize::from(step.choice) % scenario::ADDRESSES,
+            );
+            if self
+                .wanted(service)
+                .is_some_and(|service| service.backend(at).is_none())
+            {
+                // The agent tells nothing of its past.
+                let killed = self.stage.world().offers[service].killed.contains(&at.ip());
+                self.servers.entry((service, at)).or_default().down = None;
+                self.change(Change::AddBackend(
+                    id,
+                    scenario::backend(at, u16::from(step.amount % 4)),
+                ));
+                if killed && self.tell(service, at, false, true) {
+                    self.enforce();
+                }
+            }
+            return;
+        }
+        let Some(address) = self.backend(service, step) else {
+            return;
+        };
+        let (mut weight, mut admin, mut max_connections) = (None, None, None);
+        match step.kind {
+            Kind::RemoveBackend => return self.change(Change::RemoveBackend(id, address)),
+            Kind::Weight => weight = Some(u16::from(step.amount % 5)),
+            Kind::Drain => admin = Some(Admin::Draining),
+            Kind::Undrain => admin = Some(Admin::Active),
+            _ => max_connections = Some(Some(u32::from(step.amount)).filter(|limit| limit % 4 > 0)),
+        }
+        self.change(Change::EditBackend {
+            id,
+            address,
+            weight,
+            admin,
+            max_connections,
+        });
+    }
+
+    fn health(&mut self, service: usize, step: Step) {
+        let Some(address) = self.backend(service, step) else {
+            return;
+        };
+        let killed = self
+            .servers
+            .get(&(service, address))
+            .is_some_and(|s| s.killed);
+        let follows = match step.kind {
+            Kind::Down => self.tell(service, address, false, false),
+            Kind::Up => !killed && self.tell(service, address, true, false),
+            Kind::FalseAlarm => {
+                let down = self.tell(service, address, false, false);
+                self.stage.world().moment();
+                !killed && self.tell(service, address, true, false) || down
+            }
+            Kind::Die => {
+                self.kill(service, address, true);
+                self.tell(service, address, false, step.amount % 2 == 0)
+            }
+            Kind::Revive => {
+                self.kill(service, address, false);
+                self.tell(service, address, true, false)
+            }
+            _ => {
+                self.kill(service, address, true);
+                let down = self.tell(service, address, false, true);
+                (0..4).for_each(|_| self.stage.world().moment());
+                self.kill(service, address, false);
+                self.tell(service, address, true, false) || down
+            }
+        };
+        // A plan that failed may have taken what it did not finish with it.
+        if follows {
+            self.enforce();
+        }
+    }
+
+    fn kill(&mut self, service: usize, address: SocketAddr, killed: bool) {
+        self.servers.entry((service, address)).or_default().killed = killed;
+        let mut world = self.stage.world();
+        if killed {
+            world.offers[service].killed.insert(address.ip());
+            world.orphan(service, address.ip());
+        } else {
+            world.offers[service].killed.remove(&address.ip());
+        }
+    }
+
+    fn age(&mut self) {
+        if self.unchecked {
+            self.check_all();
+        }
+        (0..self.services.len()).for_each(|service| self.forsake(service));
+        (self.stage.world().offers.iter_mut()).for_each(|offer| offer.gap = true);
+        if self.core.age() || !self.pending {
+            self.enforce();
+        }
+    }
+
+    fn edit_settings(&mut self, service: usize, step: Step) {
+        let id = self.services[service].id;
+        let mut settings = Settings::default();
+        match step.kind {
+            Kind::RingSize => settings.ring_size = Some([251, 1_021][usize::from(step.choice % 2)]),
+            Kind::Scheduler => {
+                settings.scheduler = Some(SCHEDULERS[usize::from(step.choice) % SCHEDULERS.len()])
+            }
+            Kind::FlowState if step.choice % 2 == 0 => settings.flow_state = Some(FlowState::Auto),
+            Kind::FlowState => settings.flow_state = Some(FlowState::Always),
+            Kind::MovingTime => settings.moving_time = Some(self.some_moving_time(step)),
+            _ if step.choice % 2 == 0 => settings.on_down = Some(OnDown::Keep),
+            _ => settings.on_down = Some(OnDown::Resteer),
+        }
+        {
+            let mut world = self.stage.world();
+            let offer = &mut world.offers[service];
+            offer.by_connection |= settings
+                .scheduler
+                .is_some_and(Scheduler::records_every_flow);
+            if let Some(time) = settings.moving_time {
+                let least = offer.moving_time.min(Time::from(plan::ticks(time)));
+                world.limit_moving_time(service, least);
+            }
+        }
+        if settings.on_down == Some(OnDown::Resteer) {
+            self.forsake_as(service, OnDown::Resteer, Duration::MAX);
+        }
+        self.change(Change::EditService(id, settings));
+    }
+
+    fn some_moving_time(&self, step: Step) -> Duration {
+        match step.choice % 8 {
+            0 => Duration::ZERO,
+            1..3 => self.moving_time / 2,
+            3..5 => self.moving_time * 3,
+            _ => self.moving_time,
+        }
+    }
+
+    /// A sweep of the flow tables, during which steps happen.
+    fn sweep(&mut self, during: &[Step]) {
+        let (layout, now, agents) = (self.core.layout().clone(), self.tick(), self.agents);
+        let stage = self.stage.clone();
+        let mut steps = during.iter().copied();
+        let census = {
+            let mut meanwhile = || {
+                stage.world().moment();
+                for step in steps.by_ref().take(2) {
+                    let kind = match step.kind {
+                        Kind::Sweep | Kind::SlowSweep => Kind::Traffic,
+                        kind => kind,
+                    };
+                    self.step(Step { kind, ..step }, &[]);
+                }
+            };
+            let mut tables = Swept {
+                stage: stage.clone(),
+                meanwhile: &mut meanwhile,
+            };
+            census::sweep(&layout, &mut tables, now)
+        };
+        let mut census = census.unwrap();
+        for step in steps {
+            let kind = match step.kind {
+                Kind::Sweep | Kind::SlowSweep => Kind::Traffic,
+                kind => kind,
+            };
+            self.step(Step { kind, ..step }, &[]);
+        }
+        self.sabotage_sweep(&layout, &mut census);
+        if self.agents == agents {
+            let outcome = self.core.swept(census);
+            self.note(outcome);
+        }
+    }
+
+    fn sabotage_sweep(&self, layout: &plan::Layout, census: &mut census::Census) {
+        match self.sabotage {
+            Some(Sabotage::SettlingWaitsForNobody) => {
+                census
+                    .services
+                    .values_mut()
+                    .for_each(|service| service.foreign.clear());
+            }
+            Some(Sabotage::LeavingBackendIsFreedAtOnce) => {
+                census
+                    .services
+                    .values_mut()
+                    .for_each(|service| service.by_member.clear());
+            }
+            Some(Sabotage::OwnersRecordsGoWhileMoving) => {
+                let world = self.stage.world();
+                let mut flows = world.memory.tables.flows.borrow_mut();
+                let key = &layout.control.hash_key;
+                for placed in layout.services.values() {
+                    flows.established.records.retain(|flow, record| {
+                        let slot = census::slot_of(flow, placed, key);
+                        let owner =
+                            slot.is_some_and(|(_, s)| s.owner() == u32::from(record.member));
+                        flow.service != placed.index || !owner
+                    });
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+const SCHEDULERS: [Scheduler; 7] = [
+    Scheduler::Maglev,
+    Scheduler::SourceHash,
+    Scheduler::RoundRobin,
+    Scheduler::WeightedRoundRobin,
+    Scheduler::LeastConnections,
+    Scheduler::WeightedLeastConnections,
+    Scheduler::PowerOfTwoChoices,
+];

@@ -1,0 +1,392 @@
+//! Everything outside of the agent: the tables, the clock, the clients and their servers. Packets are
+//! judged here: each has to reach whom its flow was promised.
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeSet, BinaryHeap},
+    net::{IpAddr, SocketAddr},
+};
+
+use lb_common::{
+    tables::{Descriptor, service_flag},
+    verdict::Verdict,
+};
+use lb_userspace::{
+    dataplane::{Dataplane as _, DataplaneError, Operation, memory::MemoryDataplane},
+    model::{Protocol, ServiceId},
+    plan,
+};
+
+use crate::{
+    flow::{Flow, Stage, Time},
+    frame::{self, control},
+    grace::GraceWatch,
+    random::Random,
+    sabotage::{Bent, Sabotage},
+    sight::Sight,
+    tally::Tally,
+};
+
+/// A service as clients know it.
+#[derive(Debug, Clone)]
+pub struct Offer {
+    /// Where it is.
+    pub id: ServiceId,
+    /// The shortest moving time that may be in force, in ticks.
+    pub moving_time: Time,
+    /// Whether a new flow's backend may be chosen by connection.
+    pub by_connection: bool,
+    /// A backend has died, and the rings may not have followed.
+    pub gap: bool,
+    /// Whether it is there at all.
+    pub open: bool,
+    /// How long clients pause where nothing is promised.
+    pub pause: Time,
+    /// Servers whose process has ended.
+    pub killed: BTreeSet<IpAddr>,
+    /// Servers that the agent may rightly take for dead.
+    pub forsaken: BTreeSet<IpAddr>,
+}
+
+/// See above.
+pub struct World {
+    /// The tables.
+    pub memory: MemoryDataplane,
+    /// What is random at present.
+    pub random: Random,
+    /// The time.
+    pub now: Time,
+    start: u32,
+    /// The services, as many as the scenario has.
+    pub offers: Vec<Offer>,
+    /// Every client's place.
+    pub flows: Vec<Flow>,
+    due: BinaryHeap<Reverse<(Time, usize)>>,
+    /// What is switched off.
+    pub sabotage: Option<Sabotage>,
+    /// What has been seen.
+    pub tally: Tally,
+    /// What packets in flight may still look at.
+    pub grace: GraceWatch,
+}
+
+impl World {
+    /// A world without traffic so far, with clients for each of `offers` in turn.
+    pub fn new(
+        memory: MemoryDataplane,
+        offers: Vec<Offer>,
+        flows: usize,
+        start: u32,
+        sabotage: Option<Sabotage>,
+    ) -> Self {
+        let mut world = Self {
+            memory,
+            random: Random(1),
+            now: 0,
+            start,
+            offers,
+            flows: Vec::new(),
+            due: BinaryHeap::new(),
+            sabotage,
+            tally: Tally::default(),
+            grace: GraceWatch::default(),
+        };
+        world.set_clock();
+        for number in 0..flows {
+            let service = number % world.offers.len();
+            world.flows.push(Flow {
+                service,
+                client: client(&world.offers[service].id, number, 1_024),
+                stage: Stage::Idle,
+                backend: None,
+                loose: false,
+                last: 0,
+                due: 0,
+                limit: 0,
+            });
+            let soon = world.random.below(world.offers[service].moving_time.max(1));
+            world.schedule(number, soon);
+        }
+        world
+    }
+
+    fn set_clock(&self) {
+        let tick = self.start.wrapping_add(self.now as u32);
+        self.memory.tables.time.set(tick);
+    }
+
+    fn schedule(&mut self, number: usize, after: Time) {
+        let due = self.now + after.max(1);
+        self.flows[number].due = due;
+        self.due.push(Reverse((due, number)));
+    }
+
+    /// Lets time pass, and clients send what is due.
+    pub fn advance(&mut self, ticks: Time) {
+        let end = self.now + ticks;
+        while let Some(&Reverse((due, number))) = self.due.peek()
+            && due <= end
+        {
+            self.due.pop();
+            if self.flows[number].due == due {
+                self.now = self.now.max(due);
+                self.set_clock();
+                self.act(number);
+            }
+        }
+        self.now = end;
+        self.set_clock();
+    }
+
+    /// What happens between two operations: a little time passes, and some clients send.
+    pub fn moment(&mut self) {
+        let ticks = self.random.below(3);
+        self.advance(ticks);
+        for _ in 0..self.random.below(4) {
+            let number = self.random.index(self.flows.len());
+            self.act(number);
+        }
+    }
+
+    /// One client does what comes next.
+    fn act(&mut self, number: usize) {
+        if self.flows[number].is_forgotten(self.now) {
+            self.flows[number].end();
+        }
+        let udp = self.offers[self.flows[number].service].id.protocol == Protocol::Udp;
+        match self.flows[number].stage {
+            Stage::Idle if udp => self.begin(number, 0),
+            Stage::Idle => self.begin(number, control::SYN),
+            Stage::Opening if self.random.once_in(8) => self.begin(number, control::SYN),
+            Stage::Opening if self.random.once_in(16) => self.flows[number].end(),
+            Stage::Opening | Stage::Established | Stage::Attacked => self.proceed(number, udp),
+            Stage::Closing(left) | Stage::Orphaned(left) => self.wind_up(number, left),
+        }
+        self.plan_next(number);
+    }
+
+    /// The first packet of a connection, or the same once more.
+    fn begin(&mut self, number: usize, bits: u8) {
+        let flow = &self.flows[number];
+        if flow.stage == Stage::Idle {
+            if !self.offers[flow.service].open {
+                return;
+            }
+            self.tally.flows += 1;
+            if self.random.once_in(2) {
+                let port = 1_024 + self.random.below(60_000) as u16;
+                self.flows[number].client.set_port(port);
+            }
+        }
+        let reached = self.send(number, bits).ok();
+        let alive = self.alive(number, reached);
+        let flow = &mut self.flows[number];
+        flow.backend = alive;
+        flow.stage = match (alive, bits) {
+            (None, _) => Stage::Idle,
+            (Some(_), control::SYN) => Stage::Opening,
+            (Some(_), _) => Stage::Established,
+        };
+    }
+
+    /// A flow's backend as far as anything can be promised of it.
+    fn alive(&self, number: usize, reached: Option<IpAddr>) -> Option<IpAddr> {
+        let offer = &self.offers[self.flows[number].service];
+        let dead =
+            |server: &IpAddr| offer.killed.contains(server) || offer.forsaken.contains(server);
+        reached.filter(|server| !dead(server))
+    }
+
+    fn proceed(&mut self, number: usize, udp: bool) {
+        let stage = self.flows[number].stage;
+        let (bits, next) = match self.random.below(64) {
+            // It ends by silence.
+            0..3 if stage != Stage::Opening => return self.flows[number].end(),
+            _ if udp => (0, Stage::Established),
+            3..6 => (control::FIN | control::ACK, Stage::Closing(2)),
+            6..8 => (control::RST, Stage::Idle),
+            8 => (control::RST, Stage::Attacked),
+            _ => (control::ACK, Stage::Established),
+        };
+        self.check(number, bits);
+        let flow = &mut self.flows[number];
+        if flow.backend.is_some() {
+            flow.stage = next;
+        }
+        if next == Stage::Idle {
+            flow.end();
+        }
+    }
+
+    fn wind_up(&mut self, number: usize, left: u8) {
+        let orphan = matches!(self.flows[number].stage, Stage::Orphaned(_));
+        if orphan {
+            // Whoever gets it answers with a RST.
+            let _ = self.send(number, control::ACK);
+        } else {
+            self.check(number, control::ACK);
+        }
+        let flow = &mut self.flows[number];
+        match left - 1 {
+            _ if flow.stage == Stage::Idle => {}
+            0 => flow.end(),
+            left if orphan => flow.stage = Stage::Orphaned(left),
+            left => flow.stage = Stage::Closing(left),
+        }
+    }
+
+    /// Sends a packet that has to reach the flow's backend.
+    fn check(&mut self, number: usize, bits: u8) {
+        let before = self.flows[number].clone();
+        let reached = self.send(number, bits);
+        if before.loose {
+            self.flows[number].backend = self.alive(number, reached.ok());
+        } else if reached.ok() != before.backend {
+            let id = self.offers[before.service].id;
+            let told = Sight::of(&self.memory.tables, id, before.client)
+                .map_or_else(String::new, |sight| sight.to_string());
+            let broken = format!("at {}: {before:?} came to {reached:?}; {told}", self.now);
+            self.flows[number].end();
+            self.tally.broken.push(broken);
+        }
+        if self.flows[number].backend.is_none() {
+            self.flows[number].end();
+        }
+    }
+
+    /// Sends a flow's packet, and notes it.
+    fn send(&mut self, number: usize, bits: u8) -> Result<IpAddr, Verdict> {
+        let flow = &self.flows[number];
+        let offer = &self.offers[flow.service];
+        let overflows = self.tally.overflows.get();
+        let reached = frame::send(
+            &Bent::new(&self.memory.tables, self.sabotage, &self.tally),
+            flow.client,
+            offer.id,
+            bits,
+        );
+        let overflowed = self.tally.overflows.get() > overflows;
+        self.tally.packets += 1;
+        // Without connections to tell new flows by, one that cannot be recorded stays new where a
+        // scheduler chooses, and between a death and the ring that follows it.
+        let unsure = offer.gap || offer.by_connection;
+        let loose = overflowed && unsure && offer.id.protocol == Protocol::Udp;
+        let limit = offer.moving_time;
+        let flow = &mut self.flows[number];
+        (flow.last, flow.limit, flow.loose) = (self.now, limit, loose);
+        reached
+    }
+
+    /// When a client sends again: anything from at once to the last moment.
+    fn plan_next(&mut self, number: usize) {
+        let flow = &self.flows[number];
+        let idle = flow.stage == Stage::Idle || flow.limit == 0;
+        let most = match idle {
+            true => self.offers[flow.service].pause,
+            false => flow.patience().max(2),
+        };
+        let opening = flow.stage == Stage::Opening && !idle;
+        let after = match self.random.below(8) {
+            1.. if opening => self.random.below(3) + 1,
+            0 => self.random.below(3) + 1,
+            1 => most - 1,
+            2..4 => self.random.below((most / 8).max(1)) + 1,
+            _ => self.random.below(most - 1) + 1,
+        };
+        self.schedule(number, after);
+    }
+
+    /// A server's process ends, or what amounts to it: nothing is promised to its flows any more.
+    pub fn orphan(&mut self, service: usize, backend: IpAddr) {
+        for number in 0..self.flows.len() {
+            let flow = &self.flows[number];
+            if flow.service == service && flow.backend == Some(backend) {
+                let strays = self.random.below(3) as u8;
+                self.flows[number].orphan(strays);
+                let soon = self.random.below(1_000);
+                self.schedule(number, soon);
+            }
+        }
+    }
+
+    /// Carries an operation out, and knows what it means for what is promised.
+    pub fn carry_out(&mut self, operation: &Operation) -> Result<(), DataplaneError> {
+        let before = self.in_force();
+        self.memory.execute(std::slice::from_ref(operation))?;
+        for (before, now) in before.iter().zip(self.in_force()) {
+            if moves_twice(before, &now) {
+                self.loosen_strays(&now);
+            }
+        }
+        self.grace.carried_out(operation, &self.memory.tables);
+        self.tally.operations += 1;
+        Ok(())
+    }
+
+    fn in_force(&self) -> Vec<Descriptor> {
+        let half = plan::half(self.memory.tables.control.generation);
+        let entries = self.memory.tables.service_entries.iter();
+        entries.map(|entry| entry.halves[half]).collect()
+    }
+
+    /// A flow that finds no room in the tables, and whose backend by the ring before a move of the
+    /// whole service is dead, stays with the owner of its slot: until the whole moves once more.
+    fn loosen_strays(&mut self, service: &Descriptor) {
+        for flow in &mut self.flows {
+            let id = self.offers[flow.service].id;
+            let sight = Sight::of(&self.memory.tables, id, flow.client);
+            if service.is_at(&plan::endpoint(id)) && sight.is_some_and(|sight| sight.is_stray()) {
+                flow.loose = true;
+            }
+        }
+    }
+
+    /// A service goes, or comes anew.
+    pub fn set_open(&mut self, service: usize, open: bool) {
+        self.offers[service].open = open;
+        for flow in self.flows.iter_mut().filter(|flow| flow.service == service) {
+            flow.end();
+        }
+    }
+
+    /// The moving time in force is, or may be, another.
+    pub fn limit_moving_time(&mut self, service: usize, ticks: Time) {
+        let offer = &mut self.offers[service];
+        offer.moving_time = ticks;
+        for flow in self.flows.iter_mut().filter(|flow| flow.service == service) {
+            flow.limit = flow.limit.min(ticks);
+        }
+    }
+
+    /// Packets of nobody's: as many flows as packets.
+    pub fn flood(&mut self, service: usize, packets: u64, bits: u8) {
+        for _ in 0..packets {
+            let (host, port) = (self.random.index(60_000), self.random.word() as u16 | 1);
+            let stranger = client(&self.offers[service].id, 100_000 + host, port);
+            let bent = Bent::new(&self.memory.tables, self.sabotage, &self.tally);
+            let _ = frame::send(&bent, stranger, self.offers[service].id, bits);
+            self.tally.flood += 1;
+        }
+    }
+}
+
+/// Whether a service that moves as a whole has begun to do so anew.
+fn moves_twice(before: &Descriptor, now: &Descriptor) -> bool {
+    let settings = |d: &Descriptor| {
+        let always = d.flags & service_flag::ALWAYS;
+        (d.ring_size, d.scheduler, d.hash_fields, always)
+    };
+    before.flags & now.flags & service_flag::MOVING != 0 && settings(before) != settings(now)
+}
+
+/// A client's address in the family of a service.
+fn client(id: &ServiceId, number: usize, port: u16) -> SocketAddr {
+    let [_, high, middle, low] = (number as u32).to_be_bytes();
+    match id.vip.ip() {
+        IpAddr::V4(_) => SocketAddr::from(([192, high, middle, low], port)),
+        IpAddr::V6(_) => {
+            let [high, middle, low] = [high, middle, low].map(u16::from);
+            SocketAddr::from(([0x2001, 0xdb8, 1, 0, 0, high, middle, low], port))
+        }
+    }
+}
