@@ -264,3 +264,41 @@ impl Tables for MemoryTables {
         *turn
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Services 1 and 2 and backends 1 and 2, each with a packet of 60 bytes and a flow.
+    fn counted() -> MemoryTables {
+        let tables = MemoryTables::default();
+        for index in [1, 2] {
+            tables.count_service(index, 60, true);
+            tables.count_backend(index, 60, true);
+            tables.count_flow(index, FlowEvent::Recorded);
+            tables.add_load(index, 1);
+        }
+        tables
+    }
+
+    #[test]
+    fn a_service_that_starts_at_zero_leaves_the_others() {
+        let mut tables = counted();
+        tables.zero_service(1);
+        assert_eq!(tables.flow_counters(1), FlowCounters::default());
+        assert_eq!(tables.flow_counters(2).recorded, 1);
+        let counted = tables.take_counted();
+        assert_eq!(counted.services.keys().collect::<Vec<_>>(), [&2]);
+        assert_eq!(counted.backends.len(), 2);
+    }
+
+    #[test]
+    fn a_backend_that_starts_at_zero_leaves_the_others() {
+        let mut tables = counted();
+        tables.zero_backend(1);
+        assert_eq!((tables.load(1), tables.load(2)), (0, 1));
+        let counted = tables.take_counted();
+        assert_eq!(counted.backends.keys().collect::<Vec<_>>(), [&2]);
+        assert_eq!(counted.services.len(), 2);
+    }
+}
