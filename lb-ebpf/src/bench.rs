@@ -1,5 +1,6 @@
 //! The benchmark's harness: restores the frame that the program before has rewritten, walks its
-//! source over a number of flows, and tail-calls the program to be measured.
+//! source over a number of flows and its destination over a number of services, and tail-calls the
+//! program to be measured. Beside it, what any such program is to be compared with.
 //!
 //! Repeating a test run feeds each run's output back in; without this, only the first run would
 //! see the frame that is meant.
@@ -19,7 +20,10 @@ const SHORT: usize = 64;
 /// Bytes of an IPv6 frame.
 const LONG: usize = 80;
 
-/// The frame, and how many flows it stands for.
+/// Where the Ethernet header ends.
+const NETWORK: usize = 14;
+
+/// The frame, and what it is walked over. The host's half is `lb_tests::bench::harness`.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Template {
@@ -27,6 +31,10 @@ pub struct Template {
     pub length: u32,
     /// Sources walked over; 0: a new one every time.
     pub flows: u32,
+    /// Destinations walked over, one address after another; IPv4 only.
+    pub destinations: u32,
+    /// The first source port, or the two bytes that stand in its place.
+    pub port: u32,
     /// Its bytes.
     pub frame: [[u8; 8]; LONG / 8],
 }
@@ -48,9 +56,26 @@ pub fn restore(ctx: XdpContext) -> u32 {
     xdp_action::XDP_ABORTED
 }
 
-/// The least that can be measured.
+/// The least that can be measured: a bare `XDP_TX`, which sends the frame back to where it came from.
 #[xdp]
 pub fn noop(_: XdpContext) -> u32 {
+    xdp_action::XDP_TX
+}
+
+/// The least that a switch takes for sent back by a neighbour: its MAC addresses change places.
+#[xdp]
+pub fn swap_macs(ctx: XdpContext) -> u32 {
+    let start = ctx.data();
+    if start + NETWORK > ctx.data_end() {
+        return xdp_action::XDP_ABORTED;
+    }
+    // SAFETY: both addresses lie within the bytes just found to be there.
+    unsafe {
+        let (first, second) = (start as *mut [u16; 3], (start + 6) as *mut [u16; 3]);
+        let destination = first.read_unaligned();
+        first.write_unaligned(second.read_unaligned());
+        second.write_unaligned(destination);
+    }
     xdp_action::XDP_TX
 }
 
@@ -67,35 +92,35 @@ fn prepare(ctx: &XdpContext) -> Option<()> {
     let runs = RUNS.get_ptr_mut(0)?;
     // SAFETY: this CPU's element.
     let run = unsafe {
-        *runs += 1;
-        *runs
+        let run = *runs;
+        *runs = run + 1;
+        run
     };
     let flow = match template.flows {
         0 => run,
         flows => run % u64::from(flows),
     };
     if template.length as usize == SHORT {
-        write::<SHORT>(ctx, template, 14 + 12, 14 + 20, flow)
+        write::<SHORT>(ctx, template, flow)?;
+        if template.destinations > 1 {
+            redirect(ctx, template, flow)?;
+        }
+        Some(())
     } else {
-        write::<LONG>(ctx, template, 14 + 20, 14 + 40, flow)
+        write::<LONG>(ctx, template, flow)
     }
 }
 
 /// Writes the frame, with the flow in the low 24 bits of its source address and in its source port.
 #[inline(always)]
-fn write<const LENGTH: usize>(
-    ctx: &XdpContext,
-    template: &Template,
-    address: usize,
-    port: usize,
-    flow: u64,
-) -> Option<()> {
+fn write<const LENGTH: usize>(ctx: &XdpContext, template: &Template, flow: u64) -> Option<()> {
+    let (address, port) = if LENGTH == SHORT { (12, 20) } else { (20, 40) };
     let start = ctx.data();
     if start + LENGTH > ctx.data_end() {
         return None;
     }
     let source = 0x6400_0000 | (flow as u32 & 0x00ff_ffff);
-    let high = 1_024 + (flow >> 24) as u16;
+    let high = template.port as u16 + (flow >> 24) as u16;
     // SAFETY: `LENGTH` bytes from `start` on were just found to be there, and all offsets are within.
     unsafe {
         let words = start as *mut u64;
@@ -104,8 +129,25 @@ fn write<const LENGTH: usize>(
                 words.add(index).write_unaligned(u64::from_ne_bytes(*word));
             }
         }
-        ((start + address) as *mut u32).write_unaligned(source.to_be());
-        ((start + port) as *mut u16).write_unaligned(high.to_be());
+        ((start + NETWORK + address) as *mut u32).write_unaligned(source.to_be());
+        ((start + NETWORK + port) as *mut u16).write_unaligned(high.to_be());
+    }
+    Some(())
+}
+
+/// Addresses an IPv4 frame to the flow's destination: flow `n` always has the same one.
+#[inline(always)]
+fn redirect(ctx: &XdpContext, template: &Template, flow: u64) -> Option<()> {
+    let start = ctx.data();
+    if start + SHORT > ctx.data_end() {
+        return None;
+    }
+    let place = (flow % u64::from(template.destinations)) as u32;
+    // SAFETY: within the bytes just found to be there.
+    unsafe {
+        let at = (start + NETWORK + 16) as *mut u32;
+        let first = u32::from_be(at.read_unaligned());
+        at.write_unaligned((first + place).to_be());
     }
     Some(())
 }

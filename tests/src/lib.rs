@@ -8,6 +8,7 @@
 
 pub mod agent;
 pub mod backend;
+pub mod bench;
 pub mod binaries;
 pub mod bpffs;
 pub mod capture;

@@ -1,0 +1,34 @@
+//! The benchmark `packet`: what it measures, and how. Its program only reads arguments.
+//!
+//! [`scenario`] lists what is measured of the packet path, [`frame`] lays its frames out and
+//! [`services`] its services; [`harness`] runs frames through a program in the kernel, [`balancer`] is
+//! the product, [`rig`] brings it into a scenario's state, [`measure`] verifies and times, [`flat`] judges,
+//! [`report`] shows, and [`packet`] joins them.
+//! Nothing here attaches to an interface or sends a packet.
+
+use anyhow::{Context as _, Result};
+use nix::{
+    sched::{CpuSet, sched_setaffinity},
+    unistd::Pid,
+};
+
+pub mod balancer;
+pub mod flat;
+pub mod frame;
+pub mod harness;
+pub mod measure;
+pub mod packet;
+pub mod report;
+pub mod rig;
+pub mod scenario;
+pub mod services;
+
+/// Keeps this thread on the first processor, whose caches and per-CPU maps then see every run.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn one_processor() -> Result<()> {
+    let mut cpu = CpuSet::new();
+    cpu.set(0)?;
+    sched_setaffinity(Pid::from_raw(0), &cpu).context("staying on one processor")
+}

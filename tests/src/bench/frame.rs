@@ -1,0 +1,245 @@
+//! Frames to measure with: 64 bytes of IPv4 or 80 of IPv6, no options. Pure.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+/// Bytes of an Ethernet header.
+pub const ETHERNET: usize = 14;
+/// Offset of the flags in a TCP header.
+const TCP_FLAGS: usize = 13;
+/// The last word of flow 0's source address.
+const FIRST_SOURCE: u32 = 0x6400_0000;
+/// The source port of the first 2²⁴ flows.
+const FIRST_PORT: u16 = 1_024;
+/// Type and code of an ICMP echo request (RFC 792), which stand where a source port does.
+const ECHO_REQUEST: u16 = 0x0800;
+/// In flags and fragment offset (RFC 791 §3.1): more fragments follow.
+const MORE_FRAGMENTS: u16 = 0x2000;
+/// There too: must not be fragmented.
+const DONT_FRAGMENT: u16 = 0x4000;
+
+/// Flags of a TCP header.
+pub mod flags {
+    /// Opens a connection.
+    pub const SYN: u8 = 0x02;
+    /// Ends one.
+    pub const RST: u8 = 0x04;
+    /// Belongs to one.
+    pub const ACK: u8 = 0x10;
+}
+
+/// What a frame carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Payload {
+    /// A TCP segment with these flags.
+    Tcp(u8),
+    /// A UDP datagram.
+    Udp,
+    /// An ICMP echo request.
+    Icmp,
+    /// An ARP packet: no IP at all.
+    Arp,
+    /// The first fragment of a TCP segment, with its header.
+    FirstFragment,
+    /// A later fragment of one.
+    LaterFragment,
+}
+
+impl Payload {
+    fn protocol(self) -> u8 {
+        match self {
+            Self::Udp => 17,
+            Self::Icmp => 1,
+            _ => 6,
+        }
+    }
+
+    fn fragment(self) -> u16 {
+        match self {
+            Self::FirstFragment => MORE_FRAGMENTS,
+            // In units of eight bytes.
+            Self::LaterFragment => 4,
+            _ => DONT_FRAGMENT,
+        }
+    }
+}
+
+/// A frame, and the flows and services that it stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Frame {
+    /// Its bytes as of flow 0.
+    pub bytes: Vec<u8>,
+    /// Sources that it is walked over, modulo their number; 0: without end.
+    pub flows: u32,
+    /// Addresses that its destination is walked over, beginning at its own.
+    pub destinations: u32,
+}
+
+impl Frame {
+    /// A frame to `vip`.
+    pub fn new(vip: SocketAddr, payload: Payload, flows: u32, destinations: u32) -> Self {
+        let mut bytes = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
+        let protocol = payload.protocol();
+        match vip.ip() {
+            IpAddr::V4(ip) => ipv4(&mut bytes, ip, payload),
+            IpAddr::V6(ip) => {
+                bytes.extend([0x86, 0xdd, 0x60, 0, 0, 0, 0, 26, protocol, 64]);
+                bytes.extend([0x20, 1, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0]);
+                bytes.extend(FIRST_SOURCE.to_be_bytes());
+                bytes.extend(ip.octets());
+            }
+        }
+        let source_port = match payload {
+            Payload::Icmp => ECHO_REQUEST,
+            _ => FIRST_PORT,
+        };
+        bytes.extend(source_port.to_be_bytes());
+        bytes.extend(vip.port().to_be_bytes());
+        match payload {
+            Payload::Udp => bytes.extend([0, 26, 0x12, 0x34]),
+            Payload::Tcp(flags) => bytes.extend(tcp(flags)),
+            _ => bytes.extend(tcp(flags::ACK)),
+        }
+        bytes.resize(if vip.is_ipv4() { 64 } else { 80 }, 0);
+        Self {
+            bytes,
+            flows,
+            destinations,
+        }
+    }
+
+    /// Whether it is laid out as IPv4; so is ARP.
+    pub fn is_v4(&self) -> bool {
+        self.bytes.len() == 64
+    }
+
+    /// Offset of the two bytes that are, or stand in the place of, the source port.
+    pub fn source_port_at(&self) -> usize {
+        ETHERNET + if self.is_v4() { 20 } else { 40 }
+    }
+
+    /// Those two bytes as of flow 0.
+    pub fn source_port(&self) -> u16 {
+        let at = self.source_port_at();
+        u16::from_be_bytes([self.bytes[at], self.bytes[at + 1]])
+    }
+
+    /// A frame of TCP with other flags.
+    pub fn with_tcp_flags(&self, flags: u8) -> Self {
+        let mut frame = self.clone();
+        frame.bytes[self.source_port_at() + TCP_FLAGS] = flags;
+        frame
+    }
+
+    /// What the harness makes of it in its `run`th run, counted from 0.
+    pub fn at(&self, run: u64) -> Vec<u8> {
+        let flow = match self.flows {
+            0 => run,
+            flows => run % u64::from(flows),
+        };
+        let mut bytes = self.bytes.clone();
+        let source_at = ETHERNET + if self.is_v4() { 12 } else { 20 };
+        let source = FIRST_SOURCE | (flow as u32 & 0x00ff_ffff);
+        bytes[source_at..source_at + 4].copy_from_slice(&source.to_be_bytes());
+        let (at, port) = (
+            self.source_port_at(),
+            self.source_port() + (flow >> 24) as u16,
+        );
+        bytes[at..at + 2].copy_from_slice(&port.to_be_bytes());
+        if self.destinations > 1 {
+            let at = ETHERNET + 16;
+            let first = [bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]];
+            let place = (flow % u64::from(self.destinations)) as u32;
+            let to = u32::from_be_bytes(first) + place;
+            bytes[at..at + 4].copy_from_slice(&to.to_be_bytes());
+        }
+        bytes
+    }
+}
+
+fn ipv4(bytes: &mut Vec<u8>, destination: Ipv4Addr, payload: Payload) {
+    bytes.extend(if payload == Payload::Arp {
+        [8, 6]
+    } else {
+        [8, 0]
+    });
+    bytes.extend([0x45, 0, 0, 50, 0, 0]);
+    bytes.extend(payload.fragment().to_be_bytes());
+    bytes.extend([64, payload.protocol(), 0, 0]);
+    bytes.extend(FIRST_SOURCE.to_be_bytes());
+    bytes.extend(destination.octets());
+}
+
+/// A TCP header from its sequence number on.
+fn tcp(flags: u8) -> [u8; 14] {
+    [0, 0, 0, 1, 0, 0, 0, 1, 0x50, flags, 1, 0, 0x12, 0x34]
+}
+
+/// Where a packet goes: the destination of a frame's first IP header.
+pub fn destination(frame: &[u8]) -> Option<IpAddr> {
+    match frame.get(12..14)? {
+        [0x08, 0x00] => {
+            let bytes: [u8; 4] = frame.get(30..34)?.try_into().ok()?;
+            Some(bytes.into())
+        }
+        [0x86, 0xdd] => {
+            let bytes: [u8; 16] = frame.get(38..54)?.try_into().ok()?;
+            Some(bytes.into())
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(vip: &str, flows: u32, destinations: u32) -> Frame {
+        let vip = vip.parse().unwrap();
+        Frame::new(vip, Payload::Tcp(flags::ACK), flows, destinations)
+    }
+
+    #[test]
+    fn frames_have_the_two_sizes_that_the_harness_writes() {
+        for payload in [
+            Payload::Tcp(flags::SYN),
+            Payload::Udp,
+            Payload::Icmp,
+            Payload::Arp,
+            Payload::LaterFragment,
+        ] {
+            let new = |vip: &str| Frame::new(vip.parse().unwrap(), payload, 1, 1);
+            assert_eq!(new("10.0.0.1:80").bytes.len(), 64);
+            assert_eq!(new("[fd00::1]:80").bytes.len(), 80);
+        }
+    }
+
+    #[test]
+    fn tcp_flags_can_be_changed_afterwards() {
+        for vip in ["10.0.0.1:80", "[fd00::1]:80"] {
+            let new = |flags| Frame::new(vip.parse().unwrap(), Payload::Tcp(flags), 1, 1);
+            assert_eq!(new(flags::SYN).with_tcp_flags(flags::RST), new(flags::RST));
+        }
+    }
+
+    #[test]
+    fn runs_walk_over_sources_and_come_round() {
+        let frame = frame("10.0.0.1:80", 3, 1);
+        assert_eq!(frame.at(0), frame.bytes);
+        assert_ne!(frame.at(1), frame.at(2));
+        assert_eq!(frame.at(1), frame.at(4));
+    }
+
+    #[test]
+    fn without_end_no_two_runs_have_the_same_source() {
+        let frame = frame("[fd00::1]:80", 0, 1);
+        assert_ne!(frame.at(5), frame.at(5 + (1 << 24)));
+    }
+
+    #[test]
+    fn a_flow_keeps_its_destination() {
+        let frame = frame("10.0.0.254:80", 30, 10);
+        assert_eq!(destination(&frame.at(5)), Some([10, 0, 1, 3].into()));
+        assert_eq!(destination(&frame.at(35)), Some([10, 0, 1, 3].into()));
+        assert_eq!(destination(&frame.at(9)), Some([10, 0, 1, 7].into()));
+    }
+}

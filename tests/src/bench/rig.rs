@@ -1,0 +1,323 @@
+//! Brings the product into the state that a scenario wants, and out of it again. Times nothing.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use anyhow::{Context as _, Result, ensure};
+use lb_userspace::{
+    dataplane::{Capacity, Dataplane as _, bpf::LoadOptions},
+    model::ServiceId,
+};
+
+use super::{
+    balancer::Balancer,
+    frame::{Frame, Payload, destination, flags},
+    harness::{Harness, Run, Target, action},
+    scenario::{Fleet, Records, Scenario, Slots},
+    services::{Kind, Pool, numbered},
+};
+
+/// Records of half-open flows that there is room for: more than a round's new ones.
+pub const HALF_OPEN: u32 = 65_536;
+/// Records of established flows: twice what any scenario records, as a table that is nearly full
+/// is another matter.
+const FLOWS: u32 = 1 << 21;
+/// Flows that are opened, then established, in one go: less than [`HALF_OPEN`].
+const BATCH: u32 = 32_768;
+/// New flows that fill the table of half-open ones.
+const FILLING: u32 = 2 * HALF_OPEN;
+/// Flows whose backends are noted before and compared after.
+const WITNESSES: u32 = 16;
+/// Flows from before a move: their runs' numbers begin here, beyond all others.
+const VETERANS: u64 = 1 << 30;
+
+/// Everything that is counted, over all services.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counts {
+    /// Packets forwarded.
+    pub packets: u64,
+    /// Packets dropped.
+    pub drops: u64,
+    /// Packets that looked their flow up.
+    pub lookups: u64,
+    /// Flows recorded.
+    pub recorded: u64,
+    /// Choices that could not be recorded.
+    pub overflows: u64,
+}
+
+impl Counts {
+    /// What a number of a scenario's packets count.
+    pub fn of(scenario: &Scenario, packets: u64) -> Self {
+        let if_ = |condition: bool| if condition { packets } else { 0 };
+        let records = scenario.records;
+        Self {
+            packets: if_(scenario.target == Target::Product && scenario.action == action::TX),
+            drops: if_(scenario.action == action::DROP),
+            lookups: if_(records != Records::Unasked),
+            recorded: if_(records == Records::New),
+            overflows: if_(records == Records::Full),
+        }
+    }
+
+    /// What was counted since.
+    pub fn since(self, before: Self) -> Self {
+        Self {
+            packets: self.packets - before.packets,
+            drops: self.drops - before.drops,
+            lookups: self.lookups - before.lookups,
+            recorded: self.recorded - before.recorded,
+            overflows: self.overflows - before.overflows,
+        }
+    }
+}
+
+/// Backends that flows had when they were noted, by a frame and its run's number.
+#[derive(Debug, Default)]
+pub struct Witnesses(Vec<(Frame, u64, IpAddr)>);
+
+/// The harness around the product, with a fleet of services.
+pub struct Rig {
+    /// The harness.
+    pub harness: Harness,
+    balancer: Balancer,
+    fleet: Fleet,
+}
+
+impl Rig {
+    /// Loads both, and makes the services that the scenarios of a fleet are about.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn new(fleet: Fleet, scenarios: &[Scenario]) -> Result<Self> {
+        let mut kinds: BTreeMap<ServiceId, Kind> = BTreeMap::new();
+        for scenario in scenarios.iter().filter(|scenario| scenario.fleet == fleet) {
+            let Some((id, kind)) = scenario.service else {
+                continue;
+            };
+            match fleet {
+                Fleet::Varied => drop(kinds.insert(id, kind)),
+                Fleet::Alike(services) => kinds.extend((0..services).map(|n| (numbered(n), kind))),
+            }
+        }
+        let services: Result<Vec<_>> = kinds.iter().map(|(&id, kind)| kind.service(id)).collect();
+        let mut balancer = Balancer::load(&LoadOptions {
+            pins: None,
+            capacity: capacity(fleet),
+            log_level: 0,
+        })?;
+        balancer.serve(services?)?;
+        let product = balancer.program.xdp()?.fd()?.try_clone()?;
+        Ok(Self {
+            harness: Harness::new(product)?,
+            balancer,
+            fleet,
+        })
+    }
+
+    /// Which services it has.
+    pub fn fleet(&self) -> Fleet {
+        self.fleet
+    }
+
+    /// Everything counted so far.
+    ///
+    /// # Errors
+    /// The maps cannot be read.
+    pub fn counts(&self) -> Result<Counts> {
+        let maps = self.balancer.core.dataplane();
+        let mut counts = Counts {
+            drops: maps.drops()?.iter().sum(),
+            ..Counts::default()
+        };
+        for placed in self.balancer.core.layout().services.values() {
+            counts.packets += maps.service_counters(placed.index)?.packets;
+            let flows = maps.flow_counters(placed.index)?;
+            counts.lookups += flows.lookups;
+            counts.recorded += flows.recorded;
+            counts.overflows += flows.overflows;
+        }
+        Ok(counts)
+    }
+
+    /// Whether an address is of a backend that may get a scenario's packets: of the service's pool, or
+    /// of the one that it moves to.
+    pub fn is_backend(&self, scenario: &Scenario, address: IpAddr) -> bool {
+        let pool = scenario.service.map(|(_, kind)| kind.pool);
+        pool.is_some_and(|pool| pool.has(address) || pool.other().has(address))
+    }
+
+    /// Brings slots and flow tables into a scenario's state, and its frame into the harness. Everything
+    /// is at rest before.
+    ///
+    /// # Errors
+    /// They do not come there, or the kernel refuses.
+    pub fn prepare(&mut self, scenario: &Scenario) -> Result<Witnesses> {
+        let mut witnesses = Witnesses::default();
+        if let Some((id, kind)) = scenario.service.filter(|_| scenario.slots != Slots::Steady) {
+            witnesses = self.move_slots(id, kind.pool)?;
+        }
+        match scenario.records {
+            Records::Established => {
+                let flows = scenario.frame.flows;
+                self.establish(&scenario.frame, flows)?;
+                self.note(&mut witnesses, &scenario.frame, flows.min(WITNESSES))?;
+            }
+            Records::Full => self.fill(&scenario.frame)?,
+            Records::Unasked | Records::Missing | Records::New => {}
+        }
+        if let Some((id, _)) = scenario
+            .service
+            .filter(|_| scenario.slots == Slots::Settling)
+        {
+            self.balancer.settle(id)?;
+        }
+        self.harness.set_frame(&scenario.frame)?;
+        let filled = scenario.records == Records::Full;
+        self.harness
+            .set_next_run(if filled { FILLING.into() } else { 0 })?;
+        Ok(witnesses)
+    }
+
+    /// Moves every slot of a service to another pool; flows from before must stay where they are.
+    fn move_slots(&mut self, id: ServiceId, pool: Pool) -> Result<Witnesses> {
+        let payload = Payload::Tcp(flags::ACK);
+        let frame = Frame::new(id.vip, payload, 0, 1);
+        let mut witnesses = Witnesses::default();
+        self.harness.set_next_run(VETERANS)?;
+        self.note(&mut witnesses, &frame, WITNESSES)?;
+        self.balancer.repool(id, pool.other())?;
+        self.confirm(&witnesses)?;
+        Ok(witnesses)
+    }
+
+    /// Notes the backends of so many flows, from the next run's on.
+    fn note(&mut self, witnesses: &mut Witnesses, frame: &Frame, flows: u32) -> Result<()> {
+        self.harness.set_frame(frame)?;
+        for _ in 0..flows {
+            let run = self.harness.next_run();
+            let out = self.harness.run(Target::Product, 1)?;
+            witnesses.0.push((frame.clone(), run, backend(&out)?));
+        }
+        Ok(())
+    }
+
+    /// Compares the backends of noted flows with what they get now.
+    ///
+    /// # Errors
+    /// One has moved.
+    pub fn confirm(&mut self, witnesses: &Witnesses) -> Result<()> {
+        for (frame, run, noted) in &witnesses.0 {
+            self.harness.set_frame(frame)?;
+            self.harness.set_next_run(*run)?;
+            let now = backend(&self.harness.run(Target::Product, 1)?)?;
+            ensure!(now == *noted, "run {run}: moved from {noted} to {now}");
+        }
+        Ok(())
+    }
+
+    /// Opens so many flows by a SYN and establishes them by an ACK, which records each once.
+    fn establish(&mut self, frame: &Frame, flows: u32) -> Result<()> {
+        let before = self.counts()?;
+        for start in (0..flows).step_by(BATCH as usize) {
+            let batch = BATCH.min(flows - start);
+            for flags in [flags::SYN, flags::ACK] {
+                self.harness.set_frame(&frame.with_tcp_flags(flags))?;
+                self.harness.set_next_run(start.into())?;
+                self.harness.run(Target::Product, batch)?;
+            }
+        }
+        let flows = u64::from(flows);
+        let counted = self.counts()?.since(before);
+        let wanted = Counts {
+            packets: 2 * flows,
+            lookups: 2 * flows,
+            recorded: flows,
+            ..Counts::default()
+        };
+        ensure!(counted == wanted, "establishing {flows} flows: {counted:?}");
+        Ok(())
+    }
+
+    /// Fills the table of half-open flows with flows that are never seen again.
+    fn fill(&mut self, frame: &Frame) -> Result<()> {
+        let before = self.counts()?;
+        self.harness.set_frame(frame)?;
+        self.harness.set_next_run(0)?;
+        self.harness.run(Target::Product, FILLING)?;
+        let counted = self.counts()?.since(before);
+        ensure!(
+            counted.recorded <= u64::from(HALF_OPEN) && counted.overflows > 0,
+            "the table of {HALF_OPEN} half-open flows does not fill: {counted:?}"
+        );
+        Ok(())
+    }
+
+    /// Forgets every recorded flow; slots stay as they are.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn forget_flows(&mut self) -> Result<()> {
+        self.balancer.forget_flows()
+    }
+
+    /// Sweeps the flow tables, which hold so many flows of the scenario that was prepared.
+    ///
+    /// # Errors
+    /// They hold fewer, or the kernel refuses.
+    pub fn sweep(&self, flows: u32) -> Result<()> {
+        let census = self.balancer.core.sweep()?.run()?;
+        ensure!(census.established >= flows, "{} flows", census.established);
+        Ok(())
+    }
+
+    /// Backends and slots of all services.
+    pub fn size(&self) -> (u32, u32) {
+        let services = self.balancer.core.state().services();
+        let backends: usize = services.map(|service| service.backends.len()).sum();
+        (backends as u32, self.balancer.slots())
+    }
+
+    /// Ends what [`Rig::prepare`] began: the service has its own pool again.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn restore(&mut self, scenario: &Scenario) -> Result<()> {
+        if scenario.slots == Slots::Steady && scenario.records == Records::Unasked {
+            return Ok(());
+        }
+        self.balancer.rest()?;
+        if let Some((id, kind)) = scenario.service.filter(|_| scenario.slots != Slots::Steady) {
+            self.balancer.repool(id, kind.pool)?;
+            self.balancer.rest()?;
+        }
+        Ok(())
+    }
+}
+
+fn backend(run: &Run) -> Result<IpAddr> {
+    ensure!(run.action == action::TX, "XDP action {}", run.action);
+    destination(&run.frame).context("what came out is no IP packet")
+}
+
+/// Maps that hold a fleet, and its rings twice while they change.
+fn capacity(fleet: Fleet) -> Capacity {
+    let base = Capacity {
+        services: 64,
+        backends: 1_024,
+        members: 4_096,
+        slots: 1 << 21,
+        flows: FLOWS,
+        half_open: HALF_OPEN,
+    };
+    match fleet {
+        Fleet::Varied => base,
+        Fleet::Alike(_) => Capacity {
+            services: 16_384,
+            backends: 1 << 17,
+            members: 1 << 18,
+            slots: 1 << 22,
+            flows: 1_024,
+            ..base
+        },
+    }
+}

@@ -1,0 +1,389 @@
+//! What is measured of the packet path. Pure: a list, and nothing about how.
+
+use lb_userspace::model::{FlowState, Mode, Scheduler, ServiceId};
+
+use super::{
+    frame::{Frame, Payload, flags},
+    harness::{Target, action},
+    services::{FIRST_OF_MANY, Kind, Pool},
+};
+
+/// Flows of a sweep; 0: all new.
+const FLOWS: [u32; 5] = [1, 1_000, 100_000, 1_000_000, 0];
+/// Of these, what `--quick` takes where flows are recorded, since recording takes time.
+const QUICK_RECORDED: [u32; 3] = [1, 100_000, 0];
+/// Ring of the services that are measured one by one.
+const RING: u32 = 65_537;
+/// Ring of many services, so that they fit.
+const SMALL_RING: u32 = 251;
+/// Backends of every service.
+const BACKENDS: u16 = 10;
+
+/// Which services there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fleet {
+    /// One of each kind, of which one gets all packets.
+    Varied,
+    /// So many alike, which get packets in turn.
+    Alike(u32),
+}
+
+/// Where the slots of the service stand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Slots {
+    /// Their owners take every packet.
+    Steady,
+    /// All have just got another owner.
+    Moving,
+    /// The moving time has passed since.
+    Settling,
+}
+
+impl Slots {
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Steady => "steady",
+            Self::Moving => "moving",
+            Self::Settling => "settling",
+        }
+    }
+}
+
+/// What a packet has to do with the flow tables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Records {
+    /// It does not look.
+    Unasked,
+    /// Its flow is established, and recorded.
+    Established,
+    /// It looks, finds nothing and records nothing.
+    Missing,
+    /// Its flow is new, and recorded.
+    New,
+    /// Its flow is new, and the table is full.
+    Full,
+}
+
+/// One figure to be had.
+#[derive(Debug, Clone)]
+pub struct Scenario {
+    /// Its name; flows, mode and slots tell apart what shares it.
+    pub name: String,
+    /// What is run.
+    pub target: Target,
+    /// Services there are.
+    pub fleet: Fleet,
+    /// The service that packets are for and what it is; `None` where they are for none.
+    pub service: Option<(ServiceId, Kind)>,
+    /// What packets look like.
+    pub frame: Frame,
+    /// Phase of the service's slots.
+    pub slots: Slots,
+    /// What packets find in the flow tables.
+    pub records: Records,
+    /// The XDP action that each must end in.
+    pub action: u32,
+}
+
+impl Scenario {
+    /// Mode as it is shown.
+    pub fn mode(&self) -> &'static str {
+        match (self.action, &self.service) {
+            (action::TX, Some((_, kind))) if kind.mode == Mode::Nat => "nat",
+            (action::TX, Some(_)) => "ipip",
+            _ => "none",
+        }
+    }
+
+    /// What `--filter` looks in.
+    pub fn title(&self) -> String {
+        let flows = match self.frame.flows {
+            0 => "unbounded".to_owned(),
+            flows => flows.to_string(),
+        };
+        format!(
+            "{} {} {flows} {}",
+            self.name,
+            self.mode(),
+            self.slots.name()
+        )
+    }
+}
+
+const POOL: Pool = Pool {
+    number: 2,
+    backends: BACKENDS,
+    v6: false,
+};
+const POOL_V6: Pool = Pool { v6: true, ..POOL };
+const IPIP: Kind = Kind {
+    mode: Mode::Ipip,
+    scheduler: Scheduler::Maglev,
+    flow_state: FlowState::Auto,
+    ring_size: Some(RING),
+    pool: POOL,
+};
+const NAT: Kind = Kind {
+    mode: Mode::Nat,
+    ..IPIP
+};
+const TCP: Payload = Payload::Tcp(flags::ACK);
+const SYN: Payload = Payload::Tcp(flags::SYN);
+
+/// Schedulers that record every flow, and what the scenarios call them.
+const SCHEDULERS: [(Scheduler, &str); 5] = [
+    (Scheduler::RoundRobin, "rr"),
+    (Scheduler::WeightedRoundRobin, "wrr"),
+    (Scheduler::LeastConnections, "lc"),
+    (Scheduler::WeightedLeastConnections, "wlc"),
+    (Scheduler::PowerOfTwoChoices, "p2c"),
+];
+
+/// Every scenario, those of one fleet together; `quick` leaves out what takes long to prepare.
+pub fn all(quick: bool) -> Vec<Scenario> {
+    let recorded: &[u32] = if quick { &QUICK_RECORDED } else { &FLOWS };
+    let mut list = vec![baseline()];
+    list.extend(stateless());
+    list.extend(untouched());
+    list.extend(moves(recorded));
+    list.extend(floods());
+    list.extend(recording(recorded));
+    list.extend([1, 1_000, 10_000].map(alike));
+    list
+}
+
+/// A scenario of one service: steady, and unasked for flows.
+fn steady(name: &str, vip: &str, kind: Kind, payload: Payload, flows: u32) -> Scenario {
+    let id: ServiceId = vip.parse().expect("a literal service");
+    Scenario {
+        name: name.to_owned(),
+        target: Target::Product,
+        fleet: Fleet::Varied,
+        service: Some((id, kind)),
+        frame: Frame::new(id.vip, payload, flows, 1),
+        slots: Slots::Steady,
+        records: Records::Unasked,
+        action: action::TX,
+    }
+}
+
+/// The floor: what it takes to send a frame back at all.
+fn baseline() -> Scenario {
+    Scenario {
+        target: Target::SwapMacs,
+        service: None,
+        ..tcp_v4(1)
+    }
+    .named("xdp-tx-macs")
+}
+
+fn tcp_v4(flows: u32) -> Scenario {
+    steady("tcp-v4", "10.0.0.2:80/tcp", IPIP, TCP, flows)
+}
+
+/// One scenario for each number of flows.
+fn sweep(flows: &[u32], scenario: impl Fn(u32) -> Scenario) -> impl Iterator<Item = Scenario> {
+    flows.iter().map(move |&flows| scenario(flows))
+}
+
+fn stateless() -> Vec<Scenario> {
+    let v6 = Kind {
+        pool: POOL_V6,
+        ..IPIP
+    };
+    let nat_v6 = Kind {
+        pool: POOL_V6,
+        ..NAT
+    };
+    let source_hash = Kind {
+        scheduler: Scheduler::SourceHash,
+        ..IPIP
+    };
+    let families = [
+        ("tcp-v4", "10.0.0.2:80/tcp", IPIP, TCP),
+        ("udp-v4", "10.0.0.2:80/udp", IPIP, Payload::Udp),
+        ("tcp-v6", "[fd00::2]:80/tcp", v6, TCP),
+        ("udp-v6", "[fd00::2]:80/udp", v6, Payload::Udp),
+        ("tcp-v4v6", "10.0.0.3:80/tcp", v6, TCP),
+        ("tcp-v4", "10.0.0.1:80/tcp", NAT, TCP),
+        ("tcp-v6", "[fd00::1]:80/tcp", nat_v6, TCP),
+        ("tcp-v4-source-hash", "10.0.0.4:80/tcp", source_hash, TCP),
+    ];
+    let mut list: Vec<Scenario> = families
+        .iter()
+        .flat_map(|&(name, vip, kind, payload)| {
+            sweep(&FLOWS, move |flows| steady(name, vip, kind, payload, flows))
+        })
+        .collect();
+    let other = |name, payload| steady(name, "10.0.0.2:80/tcp", IPIP, payload, 0);
+    list.push(other("syn-v4", SYN));
+    list.push(other("rst-v4", Payload::Tcp(flags::RST)));
+    list
+}
+
+/// Packets that are not forwarded.
+fn untouched() -> Vec<Scenario> {
+    let to = |name, vip, payload, action, known: bool| {
+        let scenario = steady(name, vip, IPIP, payload, 1);
+        Scenario {
+            service: scenario.service.filter(|_| known),
+            action,
+            ..scenario
+        }
+    };
+    let vip = "10.0.0.2:80/tcp";
+    let fragment = |name, payload| to(name, vip, payload, action::DROP, true);
+    vec![
+        to(
+            "pass-v4-no-vip",
+            "10.9.9.9:80/tcp",
+            TCP,
+            action::PASS,
+            false,
+        ),
+        to(
+            "pass-v6-no-vip",
+            "[fd00::9]:80/tcp",
+            TCP,
+            action::PASS,
+            false,
+        ),
+        to("pass-v4-icmp", vip, Payload::Icmp, action::PASS, true),
+        to("pass-non-ip", vip, Payload::Arp, action::PASS, true),
+        fragment("frag-v4-first", Payload::FirstFragment),
+        fragment("frag-v4-later", Payload::LaterFragment),
+    ]
+}
+
+/// Established flows where every slot moves or settles.
+fn moves(flows: &[u32]) -> Vec<Scenario> {
+    let phased = |slots, unbounded| {
+        sweep(flows, move |flows| Scenario {
+            slots,
+            records: if flows == 0 {
+                unbounded
+            } else {
+                Records::Established
+            },
+            ..tcp_v4(flows)
+        })
+    };
+    let mut list: Vec<Scenario> = phased(Slots::Moving, Records::Full).collect();
+    list.extend(phased(Slots::Settling, Records::Missing));
+    list
+}
+
+/// New flows where every slot moves.
+fn floods() -> [Scenario; 2] {
+    let flood = |records| Scenario {
+        slots: Slots::Moving,
+        records,
+        ..steady("syn-v4", "10.0.0.2:80/tcp", IPIP, SYN, 0)
+    };
+    [
+        flood(Records::Full),
+        flood(Records::New).named("syn-v4-recorded"),
+    ]
+}
+
+/// Services that record every flow: established ones, and new ones.
+fn recording(flows: &[u32]) -> Vec<Scenario> {
+    let mut kinds = vec![(
+        "always",
+        Kind {
+            flow_state: FlowState::Always,
+            ..IPIP
+        },
+    )];
+    kinds.extend(SCHEDULERS.map(|(scheduler, name)| (name, Kind { scheduler, ..IPIP })));
+    let mut list = Vec::new();
+    for (place, (name, kind)) in kinds.into_iter().enumerate() {
+        let vip = format!("10.0.1.{place}:80/tcp");
+        list.extend(sweep(flows, |flows| Scenario {
+            records: if flows == 0 {
+                Records::Full
+            } else {
+                Records::Established
+            },
+            ..steady(&format!("tcp-v4-{name}"), &vip, kind, TCP, flows)
+        }));
+        list.push(Scenario {
+            records: Records::New,
+            ..steady(&format!("syn-v4-{name}-recorded"), &vip, kind, SYN, 0)
+        });
+    }
+    list
+}
+
+/// Flows over so many services, each packet to the next.
+fn alike(services: u32) -> Scenario {
+    let kind = Kind {
+        ring_size: Some(SMALL_RING),
+        ..IPIP
+    };
+    let vip = format!("{FIRST_OF_MANY}:80/tcp");
+    let plural = if services == 1 { "" } else { "s" };
+    let one = steady("", &vip, kind, TCP, 1_000_000);
+    Scenario {
+        fleet: Fleet::Alike(services),
+        frame: Frame {
+            destinations: services,
+            ..one.frame.clone()
+        },
+        ..one
+    }
+    .named(&format!("tcp-v4-{services}-service{plural}"))
+}
+
+impl Scenario {
+    fn named(self, name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            ..self
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn no_two_scenarios_share_a_title() {
+        for quick in [false, true] {
+            let scenarios = all(quick);
+            let titles: BTreeSet<String> = scenarios.iter().map(Scenario::title).collect();
+            assert_eq!(titles.len(), scenarios.len());
+        }
+    }
+
+    #[test]
+    fn every_scheduler_is_measured() {
+        let scenarios = all(true);
+        for scheduler in [Scheduler::Maglev, Scheduler::SourceHash]
+            .into_iter()
+            .chain(SCHEDULERS.map(|(scheduler, _)| scheduler))
+        {
+            let is = |scenario: &Scenario| {
+                scenario
+                    .service
+                    .is_some_and(|(_, kind)| kind.scheduler == scheduler)
+            };
+            assert!(scenarios.iter().any(is), "{scheduler:?}");
+        }
+    }
+
+    #[test]
+    fn quick_leaves_out_numbers_of_flows_and_nothing_else() {
+        let names = |quick| -> BTreeSet<String> {
+            all(quick)
+                .into_iter()
+                .map(|scenario| format!("{} {}", scenario.name, scenario.slots.name()))
+                .collect()
+        };
+        assert_eq!(names(true), names(false));
+    }
+}

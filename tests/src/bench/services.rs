@@ -1,0 +1,162 @@
+//! Services to measure with, and how their backends are reached. Pure.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use anyhow::Result;
+use lb_userspace::{
+    model::{
+        Admin, Backend, Change, FlowState, Mode, Probe, Protocol, Scheduler, Service, ServiceId,
+        State,
+    },
+    neighbours::{NextHop, Update},
+};
+
+use super::harness::INGRESS;
+
+/// Destination of every frame to a backend: its neighbour's MAC address.
+pub const NEXT_HOP_MAC: [u8; 6] = [2, 0, 0, 0, 2, 2];
+const SOURCE_MAC: [u8; 6] = [2, 0, 0, 0, 1, 1];
+
+/// Backends that are told apart by a number, so that one pool can take another's place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pool {
+    /// Which pool: the second byte of its addresses, from 2 on.
+    pub number: u8,
+    /// Its backends.
+    pub backends: u16,
+    /// Whether they are reached over IPv6.
+    pub v6: bool,
+}
+
+impl Pool {
+    /// Where its backends are.
+    pub fn addresses(self) -> impl Iterator<Item = IpAddr> {
+        (1..=self.backends).map(move |n| {
+            let [high, low] = n.to_be_bytes();
+            if self.v6 {
+                Ipv6Addr::new(0xfd00, self.number.into(), 0, 0, 0, 0, 0, n).into()
+            } else {
+                Ipv4Addr::new(10, self.number, high, low).into()
+            }
+        })
+    }
+
+    /// Whose backend an address is.
+    pub fn has(self, address: IpAddr) -> bool {
+        self.addresses().any(|own| own == address)
+    }
+
+    /// The pool that takes its place.
+    pub fn other(self) -> Self {
+        let number = if self.number == 2 { 3 } else { 2 };
+        Self { number, ..self }
+    }
+
+    /// Its backends as a service names them.
+    pub fn backends(self) -> Vec<Backend> {
+        let backend = |ip| Backend {
+            address: SocketAddr::new(ip, 80),
+            weight: 1,
+            admin: Admin::Active,
+            max_connections: None,
+        };
+        self.addresses().map(backend).collect()
+    }
+}
+
+/// What distinguishes a service under measurement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Kind {
+    /// How packets reach the backends.
+    pub mode: Mode,
+    /// How a new flow's backend is chosen.
+    pub scheduler: Scheduler,
+    /// Which flows are recorded.
+    pub flow_state: FlowState,
+    /// Slots of its ring; by the pool's size where absent.
+    pub ring_size: Option<u32>,
+    /// Its backends.
+    pub pool: Pool,
+}
+
+impl Kind {
+    /// A service of this kind that is never probed.
+    ///
+    /// # Errors
+    /// Never, for a valid kind.
+    pub fn service(&self, id: ServiceId) -> Result<Service> {
+        let mut service: Service = serde_json::from_value(serde_json::json!({
+            "id": id, "mode": self.mode, "scheduler": self.scheduler, "flow_state": self.flow_state,
+        }))?;
+        service.ring_size = self.ring_size;
+        service.health.probe = Probe::None;
+        service.backends = self.pool.backends();
+        Ok(service)
+    }
+}
+
+/// The `n`th of many services.
+pub fn numbered(n: u32) -> ServiceId {
+    let address = Ipv4Addr::from_bits(FIRST_OF_MANY.to_bits() + n);
+    ServiceId {
+        vip: SocketAddr::new(address.into(), 80),
+        protocol: Protocol::Tcp,
+    }
+}
+
+/// The address of the first of many services.
+pub const FIRST_OF_MANY: Ipv4Addr = Ipv4Addr::new(10, 128, 0, 0);
+
+/// The change that gives some services of a state another pool each, all at once.
+pub fn repool(state: &State, pool_of: impl Fn(&Service) -> Option<Pool>) -> Change {
+    let services = state.services().map(|service| {
+        let mut service = service.clone();
+        if let Some(pool) = pool_of(&service) {
+            service.backends = pool.backends();
+        }
+        service
+    });
+    Change::Replace(services.collect())
+}
+
+/// How a backend is reached: by the interface that test runs come in by, so that forwarding ends in
+/// `XDP_TX`.
+pub fn next_hop(address: IpAddr) -> Update {
+    let source_address: IpAddr = match address {
+        IpAddr::V4(_) => Ipv4Addr::new(10, 255, 0, 1).into(),
+        IpAddr::V6(_) => Ipv6Addr::new(0xfd00, 0xffff, 0, 0, 0, 0, 0, 1).into(),
+    };
+    Update::NextHop {
+        address,
+        next_hop: Some(NextHop {
+            interface: INGRESS,
+            source_mac: SOURCE_MAC,
+            destination_mac: NEXT_HOP_MAC,
+            source_address,
+            mtu: 1_500,
+        }),
+        reason: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pools_that_take_each_others_place_share_no_address() {
+        for v6 in [false, true] {
+            let pool = Pool {
+                number: 2,
+                backends: 1_000,
+                v6,
+            };
+            assert_eq!(pool.other().other(), pool);
+            assert!(
+                pool.other()
+                    .addresses()
+                    .all(|address| !pool.has(address) && pool.other().has(address))
+            );
+        }
+    }
+}
