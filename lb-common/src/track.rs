@@ -230,8 +230,7 @@ impl<'t, T: Tables> Asked<'_, 't, T> {
             self.tables.add_load(candidate.backend.counters, -1);
         }
         let closed = record.flags & (record_flag::FINISHED | record_flag::RESET) != 0;
-        let known = is_live && self.generation(&record) == Some(record.generation);
-        known.then_some(Found {
+        is_live.then_some(Found {
             record,
             table,
             over: closed && signal == Signal::Opens,
@@ -257,17 +256,6 @@ impl<'t, T: Tables> Asked<'_, 't, T> {
         self.tables
             .count_flow(self.service.index, FlowEvent::Overflow);
         found
-    }
-
-    /// How many backends had a record's local id. One of another generation is left from a service or a
-    /// backend that has gone, and says nothing of this one.
-    #[inline(always)]
-    fn generation(&self, record: &Record) -> Option<u32> {
-        let start = self.service.descriptor.members_start;
-        let member = self
-            .tables
-            .member(start.wrapping_add(record.member.into()))?;
-        Some(member.generation)
     }
 
     /// The backend that a record names, while it holds flows.

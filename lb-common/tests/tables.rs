@@ -12,7 +12,8 @@ fn a_slot_is_fifteen_bits_of_owner_fifteen_of_origin_and_two_of_phase() {
         assert_eq!(slot, Slot((bits << 30) | (0x7fed << 15) | 0x1234));
     }
     assert_eq!(Slot::steady(9), Slot((9 << 15) | 9));
-    assert_eq!(Slot::MAX_ID, 0x7fff);
+    // The last is nobody's.
+    assert_eq!((Slot::MAX_ID, Slot::NOBODY), (0x7ffe, 0x7fff));
 }
 
 #[test]
@@ -31,9 +32,9 @@ fn unrecorded_flows_are_the_origins_while_a_slot_moves_and_else_the_owners() {
 #[test]
 fn ids_too_long_for_a_slot_do_not_spill_into_its_neighbours() {
     let slot = Slot::new(u32::MAX, 0, Phase::Steady);
-    assert_eq!((slot.owner(), slot.origin()), (Slot::MAX_ID, 0));
+    assert_eq!((slot.owner(), slot.origin()), (Slot::NOBODY, 0));
     let slot = Slot::new(0, u32::MAX, Phase::Steady);
-    assert_eq!((slot.owner(), slot.origin()), (0, Slot::MAX_ID));
+    assert_eq!((slot.owner(), slot.origin()), (0, Slot::NOBODY));
     assert_eq!(slot.phase(), Phase::Steady);
 }
 

@@ -115,6 +115,10 @@ impl<D: Dataplane> Core<D> {
             own_addresses: BTreeSet::new(),
         };
         core.adopt()?;
+        // Flows of services that the former agent removed last, before their indices are used again.
+        if let Ok(sweep) = core.sweep() {
+            sweep.run()?;
+        }
         let since = core.dataplane.now();
         for (&id, placed) in &core.layout.services {
             for (_, member) in placed.members() {
@@ -375,10 +379,12 @@ impl<D: Dataplane> Core<D> {
             .execute(&[Operation::State(member.entry, left)])
         {
             Ok(()) => {
-                let placed = Arc::make_mut(&mut self.layout).services.get_mut(&service);
-                let member = placed.and_then(|placed| placed.members.get_mut(usize::from(id)));
-                if let Some(Ok(member)) = member {
-                    member.backend.state = left;
+                let services = &mut Arc::make_mut(&mut self.layout).services;
+                if let Some(placed) = services.get_mut(&service) {
+                    placed.marks += 1;
+                    if let Some(Ok(member)) = placed.members.get_mut(usize::from(id)) {
+                        member.backend.state = left;
+                    }
                 }
             }
             Err(error) => {

@@ -53,11 +53,17 @@ pub struct Census {
     pub established: u32,
     /// Records in the table of half-open flows, likewise.
     pub half_open: u32,
-    /// The rings that it began with, by index of the service.
-    rings: BTreeMap<u32, Rings>,
+    /// What it began with, by index of the service.
+    seen: BTreeMap<u32, Seen>,
 }
 
-type Rings = (Arc<Ring>, Option<Arc<Ring>>);
+/// A service as a sweep began with it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Seen {
+    ring: Arc<Ring>,
+    previous: Option<Arc<Ring>>,
+    marks: u64,
+}
 
 /// What becomes of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,12 +115,19 @@ pub fn sweep(
         .values()
         .map(|placed| (placed.index, placed))
         .collect();
-    let rings = by_index
+    let seen = by_index
         .iter()
-        .map(|(&index, placed)| (index, (Arc::clone(&placed.ring), placed.previous.clone())))
+        .map(|(&index, placed)| {
+            let seen = Seen {
+                ring: Arc::clone(&placed.ring),
+                previous: placed.previous.clone(),
+                marks: placed.marks,
+            };
+            (index, seen)
+        })
         .collect();
     let mut census = Census {
-        rings,
+        seen,
         ..Census::default()
     };
     for table in [Table::HalfOpen, Table::Established] {
@@ -225,7 +238,12 @@ fn describe(
 impl Census {
     /// Whether the sweep began with the rings that a service has: only then do its findings hold.
     pub fn is_about(&self, placed: &Placed) -> bool {
-        let Some((ring, previous)) = self.rings.get(&placed.index) else {
+        let Some(Seen {
+            ring,
+            previous,
+            marks,
+        }) = self.seen.get(&placed.index)
+        else {
             return false;
         };
         let same_previous = match (previous, &placed.previous) {
@@ -233,7 +251,12 @@ impl Census {
             (None, None) => true,
             _ => false,
         };
-        Arc::ptr_eq(ring, &placed.ring) && same_previous
+        Arc::ptr_eq(ring, &placed.ring) && same_previous && *marks == placed.marks
+    }
+
+    /// Whether there was a service of that index when it began.
+    pub fn knows(&self, index: u32) -> bool {
+        self.seen.contains_key(&index)
     }
 
     /// Slots of a service with flows recorded for others than their owners.

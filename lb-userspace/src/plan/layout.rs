@@ -161,6 +161,8 @@ pub struct Placed {
     pub overflows: Overflows,
     /// Slots that have entered each phase.
     pub passed: Passed,
+    /// How often backends were marked between plans; flows may have been recorded elsewhere each time.
+    pub marks: u64,
     /// Its pool by local id; freed ids keep their generation.
     pub members: Vec<Result<PlacedMember, Vacant>>,
     /// Members that its span has room for.
@@ -186,6 +188,7 @@ impl Placed {
             sequence: Vec::new(),
             overflows: Overflows::default(),
             passed: Passed::default(),
+            marks: 0,
             members: Vec::new(),
             members_room: 0,
         }
@@ -234,6 +237,8 @@ pub struct Layout {
     pub owned: BTreeMap<Address, u32>,
     pub(super) lookup: Lookup,
     pub(super) service_indices: Indices,
+    /// Indices of services that have gone, of which flows may still be recorded.
+    pub(super) left: BTreeSet<u32>,
     pub(super) entries: Indices,
     pub(super) counters: Indices,
     pub(super) slots: Spans,
@@ -282,6 +287,7 @@ impl Layout {
             owned: BTreeMap::new(),
             lookup: Lookup::new(&control, Vec::new()),
             service_indices: Indices::new(0, capacity.services),
+            left: BTreeSet::new(),
             // Entry 0 stands for nobody.
             entries: Indices::new(1, capacity.backends),
             counters: Indices::new(0, capacity.backends),

@@ -156,6 +156,9 @@ pub fn plan(layout: &Layout, inputs: &Inputs<'_>) -> Result<Plan, PlanError> {
         after: Vec::new(),
         released: Released::default(),
     };
+    if let Some(census) = inputs.census {
+        draft.release_indices(census);
+    }
     draft.remove_services(inputs.state);
     for service in inputs.state.services() {
         draft.place(service, inputs)?;
@@ -166,6 +169,22 @@ pub fn plan(layout: &Layout, inputs: &Inputs<'_>) -> Result<Plan, PlanError> {
 }
 
 impl Draft {
+    /// Frees the indices of services that were gone before a sweep began: it has removed their flows.
+    fn release_indices(&mut self, census: &Census) {
+        let Layout {
+            left,
+            service_indices,
+            ..
+        } = &mut self.layout;
+        left.retain(|&index| {
+            let known = census.knows(index);
+            if !known {
+                service_indices.release(index);
+            }
+            known
+        });
+    }
+
     fn remove_services(&mut self, state: &State) {
         let gone: Vec<ServiceId> = self
             .layout
@@ -240,7 +259,10 @@ impl Draft {
             what: format!("service {id}"),
             setting: "services",
         };
-        let index = self.layout.service_indices.take().ok_or_else(no_room)?;
+        let free = self.layout.service_indices.take();
+        let index = free
+            .or_else(|| self.layout.left.pop_first())
+            .ok_or_else(no_room)?;
         self.before.push(Operation::ZeroService(index));
         let link = self.layout.lookup.link(&endpoint(id), index);
         self.before.extend(link.map_err(|_| no_room())?);
@@ -352,8 +374,9 @@ impl Draft {
             operations.extend(write(half(generation)));
             operations.push(Operation::Switch(generation));
             operations.extend(self.buried);
-            operations.extend(self.wakes);
             operations.push(Operation::Grace);
+            // Only now does every packet know that their slots move.
+            operations.extend(self.wakes);
             operations.extend(write(1 - half(generation)));
             self.layout.generation = generation;
         }
@@ -382,6 +405,11 @@ fn note_overflows(placed: &mut Placed, inputs: &Inputs<'_>) {
     // Unknown before: whatever there was may have been just now.
     if placed.overflows.seen.unwrap_or(0) != count {
         placed.overflows.at = Some(inputs.now);
+    } else if placed.overflows.at.is_some_and(|at| {
+        inputs.now.wrapping_sub(at) as i32 >= placed.descriptor.moving_time as i32
+    }) {
+        // Long over, and not to be taken for yet to come once ticks have wrapped.
+        placed.overflows.at = None;
     }
     placed.overflows.seen = Some(count);
 }
@@ -399,7 +427,7 @@ impl Released {
         let mut unlinks = Vec::new();
         for (endpoint, index) in services {
             unlinks.extend(layout.lookup.unlink(&endpoint, index));
-            layout.service_indices.release(index);
+            layout.left.insert(index);
         }
         entries
             .into_iter()

@@ -96,7 +96,9 @@ impl Draft {
         if build || whole {
             placed.recipe = Some(wanted);
         }
-        self.revise(service, placed, inputs, dead)?;
+        // Records of the time before it kept none may still be there.
+        let doubtful = before.moving_time == 0 && before.ring_size > 0 && !stateless;
+        self.revise(service, placed, inputs, dead, doubtful)?;
         self.place_sequence(service, placed)
     }
 
@@ -208,6 +210,7 @@ impl Draft {
         placed: &mut Placed,
         inputs: &Inputs<'_>,
         dead: &Dead,
+        doubtful: bool,
     ) -> Result<(), NoRoom> {
         let census = inputs.census.filter(|census| census.is_about(placed));
         let nothing = BTreeSet::new();
@@ -222,7 +225,12 @@ impl Draft {
         if whole && allowance.is_some_and(|allowance| allowance.passed(&placed.ring)) {
             return self.end_whole_move(service, placed);
         }
-        if let Some(slots) = revised(placed, allowance.as_ref().filter(|_| !whole), dead) {
+        if let Some(slots) = revised(
+            placed,
+            allowance.as_ref().filter(|_| !whole),
+            dead,
+            doubtful,
+        ) {
             placed.ring = Arc::new(placed.ring.with(slots));
             // Where the ring was written by this plan, this writes it once more, still aside.
             let ring = Arc::clone(&placed.ring);
@@ -292,19 +300,23 @@ impl Draft {
 }
 
 /// The slots of a ring after its dead origins and what a sweep allows; `None` where none changes.
+/// Where it is `doubtful` that steady slots have no records of others, they have to show it first.
 fn revised(
     placed: &mut Placed,
     allowance: Option<&Allowance<'_>>,
     dead: &Dead,
+    doubtful: bool,
 ) -> Option<Vec<Slot>> {
     let ring = Arc::clone(&placed.ring);
-    if ring.phases.steady == ring.size() {
+    if ring.phases.steady == ring.size() && !doubtful {
         return None;
     }
     let mut slots: Option<Vec<Slot>> = None;
     for (place, (&slot, &when)) in ring.slots.iter().zip(&ring.moved).enumerate() {
         let mut next = without_dead_origin(slot, dead);
-        if let Some(allowance) = allowance {
+        if doubtful && next.phase() == Phase::Steady {
+            next = Slot::new(next.owner(), next.owner(), Phase::Settling);
+        } else if let Some(allowance) = allowance {
             next = advanced(next, when, place as u32, allowance);
         }
         if next != slot {

@@ -33,8 +33,6 @@ pub enum Sabotage {
     OverflowIsForgotten,
     /// A settling slot is steady at the next sweep, whatever is recorded.
     SettlingWaitsForNobody,
-    /// The sweep reads established flows first.
-    EstablishedIsReadFirst,
     /// The sweep drops records that say what their slot's owner says while the slot still moves.
     OwnersRecordsGoWhileMoving,
     /// What a sweep found is believed of rings that are newer.
@@ -59,7 +57,7 @@ pub enum Sabotage {
 
 impl Sabotage {
     /// All of them.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 18] = [
         Self::TableEvicts,
         Self::UnrecordedChoiceStands,
         Self::OriginIsIgnored,
@@ -68,7 +66,6 @@ impl Sabotage {
         Self::SlotSettlesAtOnce,
         Self::OverflowIsForgotten,
         Self::SettlingWaitsForNobody,
-        Self::EstablishedIsReadFirst,
         Self::OwnersRecordsGoWhileMoving,
         Self::WakesComeBeforeTheRings,
         Self::WokenSlotStaysSteady,

@@ -105,16 +105,6 @@ pub struct Swept<'a> {
     pub meanwhile: &'a mut dyn FnMut(),
 }
 
-impl Swept<'_> {
-    fn table(&self, table: Table) -> Table {
-        match (self.stage.world().sabotage, table) {
-            (Some(Sabotage::EstablishedIsReadFirst), Table::HalfOpen) => Table::Established,
-            (Some(Sabotage::EstablishedIsReadFirst), Table::Established) => Table::HalfOpen,
-            _ => table,
-        }
-    }
-}
-
 impl FlowTables for Swept<'_> {
     fn scan(
         &mut self,
@@ -122,7 +112,7 @@ impl FlowTables for Swept<'_> {
         show: &mut dyn FnMut(&FlowKey, &Record),
     ) -> Result<(), DataplaneError> {
         (self.meanwhile)();
-        let table = self.table(table);
+        let table = table;
         let mut world = self.stage.world();
         let flows = &world.memory.tables.flows;
         let keys: Vec<FlowKey> = flows
@@ -150,7 +140,7 @@ impl FlowTables for Swept<'_> {
         key: &FlowKey,
         record: &Record,
     ) -> Result<bool, DataplaneError> {
-        let table = self.table(table);
+        let table = table;
         let mut world = self.stage.world();
         if world.random.once_in(8) {
             world.moment();

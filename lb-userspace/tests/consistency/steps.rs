@@ -281,9 +281,14 @@ impl Simulation {
         let (layout, now, agents) = (self.core.layout().clone(), self.tick(), self.agents);
         let stage = self.stage.clone();
         let mut steps = during.iter().copied();
+        let pause = Time::from(plan::ticks(self.moving_time)) / 8;
         let census = {
             let mut meanwhile = || {
-                stage.world().moment();
+                {
+                    let mut world = stage.world();
+                    let ticks = world.random.below(pause);
+                    world.advance(ticks);
+                }
                 for step in steps.by_ref().take(2) {
                     let kind = match step.kind {
                         Kind::Sweep | Kind::SlowSweep => Kind::Traffic,
