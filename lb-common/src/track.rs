@@ -57,13 +57,33 @@ pub fn live(record: &Record, now: Tick, moving_time: Tick) -> bool {
     (now.wrapping_sub(record.stamp) as i32) < lifetime(record.flags, moving_time) as i32
 }
 
-/// A record as found: what it said, and where.
+/// What a table says of a flow. All of it is set even where that is nothing: the verifier rejects a
+/// program that moves what was never written.
 #[derive(Clone, Copy)]
 struct Found {
+    /// Whether there is a live record.
+    is_live: bool,
+    /// What it says.
     record: Record,
+    /// Where it is.
     table: Table,
     /// It stands for a connection that has ended, and this packet opens another.
     over: bool,
+}
+
+impl Found {
+    const NOTHING: Self = Self {
+        is_live: false,
+        record: Record {
+            member: 0,
+            flags: 0,
+            generation: 0,
+            stamp: 0,
+            since: 0,
+        },
+        table: Table::HalfOpen,
+        over: false,
+    };
 }
 
 /// A slot's answer for flows that are not recorded.
@@ -131,7 +151,7 @@ impl<'t, T: Tables> Asked<'_, 't, T> {
     fn answer(&self) -> Option<Candidate<'t>> {
         let opens = self.opens();
         let found = self.find();
-        if let Some(found) = &found
+        if found.is_live
             && !found.over
             && let Some(candidate) = self.recorded(&found.record)
             && (candidate.takes() || !opens)
@@ -139,7 +159,7 @@ impl<'t, T: Tables> Asked<'_, 't, T> {
             return Some(candidate);
         }
         let place = self.place();
-        let lost = found.is_some();
+        let lost = found.is_live;
         let candidate = match place.keeper {
             Some(keeper) if !lost && !self.is_new(&place) => keeper,
             _ => self.choose()?,
@@ -149,12 +169,13 @@ impl<'t, T: Tables> Asked<'_, 't, T> {
         let always = self.service.descriptor.flags & service_flag::ALWAYS != 0;
         if !certain || lost || always {
             // Over an old record in its own table, where it is looked for first.
-            let table = found.map_or(Table::HalfOpen, |found| found.table);
             // Where no keeper is left, a connection that opens is better tried again than begun where
             // it could not stay once the ring follows.
-            if !self.record(table, &candidate) && (place.keeper.is_some() || self.opens()) {
+            if !self.record(found.table, &candidate) && (place.keeper.is_some() || self.opens()) {
                 return place.keeper;
             }
+            // In an old record's place there is always room.
+            self.recount(&found.record, found.record.flags, 0);
         }
         Some(candidate)
     }
@@ -186,66 +207,80 @@ impl<'t, T: Tables> Asked<'_, 't, T> {
 
     /// The flow's live record, noting this packet in it.
     #[inline(always)]
-    fn find(&self) -> Option<Found> {
-        if let Some(found) = self.look(Table::Established) {
-            return Some(found);
+    fn find(&self) -> Found {
+        let established = self.look(Table::Established);
+        if established.is_live {
+            return established;
         }
-        match self.look(Table::HalfOpen) {
-            Some(found) if !self.opens() => Some(self.promote(found)),
-            Some(found) => Some(found),
+        let half_open = self.look(Table::HalfOpen);
+        if self.opens() {
+            half_open
+        } else if half_open.is_live {
+            self.promote(half_open)
+        } else {
             // Another CPU may have promoted it between the two.
-            None if !self.opens() => self.look(Table::Established),
-            None => None,
+            self.look(Table::Established)
         }
     }
 
     #[inline(always)]
-    fn look(&self, table: Table) -> Option<Found> {
+    fn look(&self, table: Table) -> Found {
         let (signal, now) = (self.question.signal, self.now);
         let moving_time = self.service.descriptor.moving_time;
-        let (record, ended, is_live) = self.tables.visit(table, &self.question.key, |record| {
-            let before = *record;
+        let counted = self.is_counted();
+        let visited = self.tables.visit(table, &self.question.key, |record| {
+            let before = record.flags;
             let is_live = live(record, now, moving_time);
-            let over = before.flags & (record_flag::FINISHED | record_flag::RESET) != 0;
+            let over = closed(before);
             if is_live && !(over && signal == Signal::Opens) {
                 record.stamp = now;
-                record.flags = noted(before.flags, signal);
+                record.flags = noted(before, signal);
+                if counted && !closed(record.flags) {
+                    record.flags |= record_flag::COUNTED;
+                }
             } else {
-                record.flags = before.flags & !record_flag::COUNTED;
+                record.flags = before & !record_flag::COUNTED;
                 if !is_live {
                     record.stamp = now.wrapping_sub(LONG_AGO);
                 }
             }
-            let ended = (before.flags & !record.flags) & record_flag::COUNTED != 0;
-            (
-                Record {
-                    flags: before.flags,
-                    ..*record
-                },
-                ended,
-                is_live,
-            )
-        })?;
-        if ended && let Some(candidate) = self.recorded(&record) {
-            self.tables.add_load(candidate.backend.counters, -1);
+            (*record, before, is_live)
+        });
+        let Some((record, before, is_live)) = visited else {
+            return Found::NOTHING;
+        };
+        self.recount(&record, before, record.flags);
+        if !is_live {
+            return Found::NOTHING;
         }
-        let closed = record.flags & (record_flag::FINISHED | record_flag::RESET) != 0;
-        is_live.then_some(Found {
+        Found {
+            is_live,
             record,
             table,
-            over: closed && signal == Signal::Opens,
-        })
+            over: closed(before) && signal == Signal::Opens,
+        }
+    }
+
+    /// Counts a flow in or out where its record's flags begin or cease to say that it is. Also where
+    /// its backend holds no flows just now: that may be back.
+    #[inline(always)]
+    fn recount(&self, record: &Record, before: u16, after: u16) {
+        let is_counted = |flags: u16| flags & record_flag::COUNTED != 0;
+        let change = match (is_counted(before), is_counted(after)) {
+            (false, true) => 1,
+            (true, false) => -1,
+            _ => return,
+        };
+        if let Some(candidate) = self.named(record) {
+            self.tables.add_load(candidate.backend.counters, change);
+        }
     }
 
     /// A packet after the first: the flow is established, as far as the table has room.
     #[inline(always)]
     fn promote(&self, found: Found) -> Found {
-        let record = Record {
-            flags: noted(found.record.flags, self.question.signal),
-            ..found.record
-        };
         let key = &self.question.key;
-        if self.tables.record(Table::Established, key, &record) {
+        if self.tables.record(Table::Established, key, &found.record) {
             self.tables.forget(Table::HalfOpen, key);
             return Found {
                 table: Table::Established,
@@ -261,12 +296,24 @@ impl<'t, T: Tables> Asked<'_, 't, T> {
     /// The backend that a record names, while it holds flows.
     #[inline(always)]
     fn recorded(&self, record: &Record) -> Option<Candidate<'t>> {
+        self.named(record).filter(Candidate::holds)
+    }
+
+    /// The backend that a record names, while it has its place.
+    #[inline(always)]
+    fn named(&self, record: &Record) -> Option<Candidate<'t>> {
         steer::candidate(
             self.tables,
             self.service.descriptor,
             u32::from(record.member),
         )
-        .filter(|candidate| candidate.member.generation == record.generation && candidate.holds())
+        .filter(|candidate| candidate.member.generation == record.generation)
+    }
+
+    /// Whether flows in progress are counted.
+    #[inline(always)]
+    fn is_counted(&self) -> bool {
+        self.service.descriptor.flags & service_flag::COUNTED != 0
     }
 
     #[inline(always)]
@@ -309,11 +356,12 @@ impl<'t, T: Tables> Asked<'_, 't, T> {
     /// Records the choice; false where the table is full, which is counted.
     #[inline(always)]
     fn record(&self, table: Table, candidate: &Candidate<'_>) -> bool {
-        let counted = self.service.descriptor.flags & service_flag::COUNTED != 0;
-        let mut flags = 0;
-        if self.opens() {
-            flags |= record_flag::OPENING;
-        }
+        let mut flags = if self.opens() {
+            record_flag::OPENING
+        } else {
+            noted(0, self.question.signal)
+        };
+        let counted = self.is_counted() && !closed(flags);
         if counted {
             flags |= record_flag::COUNTED;
         }
@@ -336,6 +384,12 @@ impl<'t, T: Tables> Asked<'_, 't, T> {
         }
         done
     }
+}
+
+/// Whether a record's flow has been ended by its client.
+#[inline(always)]
+fn closed(flags: u16) -> bool {
+    flags & (record_flag::FINISHED | record_flag::RESET) != 0
 }
 
 /// A record's flags after a packet. A RST is taken back by whatever follows it, as it may have been

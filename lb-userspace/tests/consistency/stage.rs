@@ -112,7 +112,6 @@ impl FlowTables for Swept<'_> {
         show: &mut dyn FnMut(&FlowKey, &Record),
     ) -> Result<(), DataplaneError> {
         (self.meanwhile)();
-        let table = table;
         let mut world = self.stage.world();
         let flows = &world.memory.tables.flows;
         let keys: Vec<FlowKey> = flows
@@ -140,7 +139,6 @@ impl FlowTables for Swept<'_> {
         key: &FlowKey,
         record: &Record,
     ) -> Result<bool, DataplaneError> {
-        let table = table;
         let mut world = self.stage.world();
         if world.random.once_in(8) {
             world.moment();

@@ -194,7 +194,7 @@ impl Simulation {
             }
             Kind::Die => {
                 self.kill(service, address, true);
-                self.tell(service, address, false, step.amount % 2 == 0)
+                self.tell(service, address, false, step.amount.is_multiple_of(2))
             }
             Kind::Revive => {
                 self.kill(service, address, false);
@@ -244,10 +244,12 @@ impl Simulation {
             Kind::Scheduler => {
                 settings.scheduler = Some(SCHEDULERS[usize::from(step.choice) % SCHEDULERS.len()])
             }
-            Kind::FlowState if step.choice % 2 == 0 => settings.flow_state = Some(FlowState::Auto),
+            Kind::FlowState if step.choice.is_multiple_of(2) => {
+                settings.flow_state = Some(FlowState::Auto)
+            }
             Kind::FlowState => settings.flow_state = Some(FlowState::Always),
             Kind::MovingTime => settings.moving_time = Some(self.some_moving_time(step)),
-            _ if step.choice % 2 == 0 => settings.on_down = Some(OnDown::Keep),
+            _ if step.choice.is_multiple_of(2) => settings.on_down = Some(OnDown::Keep),
             _ => settings.on_down = Some(OnDown::Resteer),
         }
         {
