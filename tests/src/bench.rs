@@ -1,10 +1,11 @@
-//! The benchmark `packet`: what it measures, and how. Its program only reads arguments.
+//! The benchmarks `packet` and `control`: what they measure, and how. Their programs only read
+//! arguments.
 //!
 //! [`scenario`] lists what is measured of the packet path, [`frame`] lays its frames out and
 //! [`services`] its services; [`harness`] runs frames through a program in the kernel, [`balancer`] is
 //! the product, [`rig`] brings it into a scenario's state, [`measure`] verifies and times, [`flat`] judges,
 //! [`report`] shows, and [`packet`] joins them.
-//! Nothing here attaches to an interface or sends a packet.
+//! [`control`] measures the agent's core over the same maps. Nothing here attaches to an interface or sends a packet.
 
 use anyhow::{Context as _, Result};
 use nix::{
@@ -13,6 +14,7 @@ use nix::{
 };
 
 pub mod balancer;
+pub mod control;
 pub mod flat;
 pub mod frame;
 pub mod harness;

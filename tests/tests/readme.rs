@@ -56,6 +56,19 @@ const ELSEWHERE: &[(&str, &str)] = &[
         "cargo xtask bench packet --format json",
         "the same figures in another form, which its own tests read",
     ),
+    (
+        "cargo xtask bench packet --quick --filter \"tcp-v4 ipip\"",
+        "a part of what `cargo xtask ci` runs",
+    ),
+    ("cargo xtask bench", "all of them, one after the other"),
+    (
+        "cargo xtask bench control",
+        "`cargo xtask ci` runs it with --quick",
+    ),
+    (
+        "cargo xtask bench control --quick --format json",
+        "the same figures in another form, which its own tests read",
+    ),
 ];
 
 fn readme() -> Result<String> {

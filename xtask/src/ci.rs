@@ -44,7 +44,9 @@ pub fn run(project: &Project, arguments: &Arguments) -> Result<ExitCode> {
         "licences and sources",
         deny(project, &facts, arguments.full)?,
     ));
-    verdicts.push(("bench packet", quick_bench(project)?));
+    for (name, title) in [("packet", "bench packet"), ("control", "bench control")] {
+        verdicts.push((title, quick_bench(project, name, title)?));
+    }
     let report = test::everything(project, &[])?;
     report.print_skips();
     let ok = summarize(&verdicts) && report.passed();
@@ -134,19 +136,17 @@ fn deny(project: &Project, facts: &Facts, full: bool) -> Result<Verdict> {
     check("licences and sources", &mut cargo)
 }
 
-fn quick_bench(project: &Project) -> Result<Verdict> {
+fn quick_bench(project: &Project, name: &str, title: &str) -> Result<Verdict> {
     let metadata = project.metadata()?;
-    if !bench::known(&metadata).iter().any(|name| name == "packet") {
-        return Ok(Verdict::Skipped(
-            "the workspace has no program bench-packet",
-        ));
+    if !bench::known(&metadata).iter().any(|known| known == name) {
+        return Ok(Verdict::Skipped("the workspace has no program of its name"));
     }
     if !geteuid().is_root() {
         return Ok(Verdict::Skipped("measuring takes root"));
     }
     let quick = ["--quick".to_owned()];
     check(
-        "bench packet",
-        &mut bench::program(project, &metadata, "packet", &quick)?,
+        title,
+        &mut bench::program(project, &metadata, name, &quick)?,
     )
 }

@@ -74,13 +74,15 @@ impl Draft {
             entry,
             weight: 0,
             limit: member.member.limit,
+            resigns: true,
         };
         self.refresh_member(service, placed, id, wanted)
     }
 
-    /// What a state loses is one store, at once. What it gains must wait until the ring knows: flows
-    /// were recorded elsewhere while the backend took none. Anything else is a new entry, put in
-    /// place by one store.
+    /// What a state loses is one store, at once; but where the backend is fit to take new flows and only
+    /// should not, it takes them until no packet sees a ring that names it: it may be the last there. What
+    /// a state gains must wait until the ring knows: flows were recorded elsewhere while the backend took
+    /// none. Anything else is a new entry, put in place by one store.
     fn refresh_member(
         &mut self,
         service: &Service,
@@ -100,7 +102,11 @@ impl Draft {
         }
         entry.state = reachable(&entry);
         let before = member.backend.state;
-        let (lasting, gained) = (before & entry.state, entry.state & !before);
+        let (mut lasting, gained) = (before & entry.state, entry.state & !before);
+        let resigns = wanted.resigns && before & !entry.state == state::TAKES;
+        if resigns {
+            lasting = before;
+        }
         if lasting != before {
             self.before.push(Operation::State(member.entry, lasting));
         }
@@ -132,6 +138,9 @@ impl Draft {
         }
         if gained != 0 {
             self.wakes.push(Operation::State(place, entry.state));
+        }
+        if resigns {
+            self.after.push(Operation::State(place, entry.state));
         }
         Ok(())
     }
@@ -271,6 +280,8 @@ struct Wanted {
     entry: Backend,
     weight: u32,
     limit: u32,
+    /// It takes no new flows because it should not, rather than because it cannot.
+    resigns: bool,
 }
 
 impl Wanted {
@@ -299,6 +310,7 @@ impl Wanted {
                 _ => u32::from(backend.weight),
             },
             limit: backend.max_connections.unwrap_or(0),
+            resigns: liveness.is_none() && !takes,
         }
     }
 }

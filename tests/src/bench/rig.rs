@@ -30,6 +30,9 @@ const WITNESSES: u32 = 16;
 /// Flows from before a move: their runs' numbers begin here, beyond all others.
 const VETERANS: u64 = 1 << 30;
 
+/// Flows that fill a table: theirs begin here, beyond all others too.
+const FILLERS: u64 = 1 << 31;
+
 /// Everything that is counted, over all services.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counts {
@@ -81,6 +84,8 @@ pub struct Rig {
     pub harness: Harness,
     balancer: Balancer,
     fleet: Fleet,
+    /// What ages the flow tables, until they are.
+    ageing: Option<Frame>,
 }
 
 impl Rig {
@@ -107,10 +112,19 @@ impl Rig {
         })?;
         balancer.serve(services?)?;
         let product = balancer.program.xdp()?.fd()?.try_clone()?;
+        let records = |scenario: &&Scenario| {
+            let Scenario { slots, records, .. } = scenario;
+            scenario.fleet == fleet && (*slots, *records) == (Slots::Steady, Records::Established)
+        };
+        let most = scenarios
+            .iter()
+            .filter(records)
+            .max_by_key(|scenario| scenario.frame.flows);
         Ok(Self {
             harness: Harness::new(product)?,
             balancer,
             fleet,
+            ageing: most.map(|scenario| scenario.frame.clone()),
         })
     }
 
@@ -152,6 +166,9 @@ impl Rig {
     /// # Errors
     /// They do not come there, or the kernel refuses.
     pub fn prepare(&mut self, scenario: &Scenario) -> Result<Witnesses> {
+        if scenario.records != Records::Unasked {
+            self.age()?;
+        }
         let mut witnesses = Witnesses::default();
         if let Some((id, kind)) = scenario.service.filter(|_| scenario.slots != Slots::Steady) {
             witnesses = self.move_slots(id, kind.pool)?;
@@ -172,10 +189,20 @@ impl Rig {
             self.balancer.settle(id)?;
         }
         self.harness.set_frame(&scenario.frame)?;
-        let filled = scenario.records == Records::Full;
-        self.harness
-            .set_next_run(if filled { FILLING.into() } else { 0 })?;
+        self.harness.set_next_run(0)?;
         Ok(witnesses)
+    }
+
+    /// Fills flow tables and empties them again, once: a new table gives flows that come one after the other
+    /// places beside each other, which no table in use does.
+    fn age(&mut self) -> Result<()> {
+        let Some(frame) = self.ageing.take() else {
+            return Ok(());
+        };
+        self.establish(&frame, frame.flows)?;
+        let endless = Frame { flows: 0, ..frame };
+        self.fill(&endless)?;
+        self.balancer.rest()
     }
 
     /// Moves every slot of a service to another pool; flows from before must stay where they are.
@@ -242,7 +269,7 @@ impl Rig {
     fn fill(&mut self, frame: &Frame) -> Result<()> {
         let before = self.counts()?;
         self.harness.set_frame(frame)?;
-        self.harness.set_next_run(0)?;
+        self.harness.set_next_run(FILLERS)?;
         self.harness.run(Target::Product, FILLING)?;
         let counted = self.counts()?.since(before);
         ensure!(
