@@ -108,6 +108,13 @@ impl Service {
             keys: Vec::new(),
         }
     }
+
+    /// With another key, whose value is text.
+    #[must_use]
+    pub fn with(mut self, key: &str, value: impl Display) -> Self {
+        self.keys.push((key.to_owned(), format!("\"{value}\"")));
+        self
+    }
 }
 
 impl Display for Service {
@@ -141,15 +148,32 @@ impl Display for Service {
 pub struct Config {
     /// All services.
     pub services: Vec<Service>,
+    /// Of `[limits]`: those that differ from the defaults.
+    pub limits: Vec<(&'static str, u32)>,
+}
+
+impl From<Vec<Service>> for Config {
+    fn from(services: Vec<Service>) -> Self {
+        Self {
+            services,
+            limits: Vec::new(),
+        }
+    }
 }
 
 impl Config {
     /// The text, for the instance called `name`.
     pub fn render(&self, name: &str) -> String {
         let services: String = self.services.iter().map(Service::to_string).collect();
+        let limits: String = self
+            .limits
+            .iter()
+            .map(|(name, value)| format!("{name} = {value}\n"))
+            .collect();
         format!(
             "name = \"{name}\"\ninterfaces = [\"{INTERFACE}\"]\n\n[tunnel]\n\
-             source_v4 = \"10.255.0.0/16\"\nsource_v6 = \"fd00:ffff::/64\"\n{services}"
+             source_v4 = \"10.255.0.0/16\"\nsource_v6 = \"fd00:ffff::/64\"\n\
+             [limits]\n{limits}{services}"
         )
     }
 }

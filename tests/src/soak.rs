@@ -9,7 +9,7 @@
 //! | [`fleet`], [`echo_server`] | the backends' processes, and what they do |
 //! | [`client`], [`wire`] | the connections, and what they say |
 //! | [`driver`] | carrying the plan out |
-//! | [`features`] | what the programs under test can do |
+//! | [`flow_state`] | where the balancer remembers flows |
 //! | [`metrics`], [`cpu`] | what the balancer says of itself, and what it costs |
 //! | [`report`] | how the end is told |
 
@@ -22,8 +22,8 @@ pub mod client;
 pub mod cpu;
 pub mod driver;
 pub mod echo_server;
-pub mod features;
 pub mod fleet;
+pub mod flow_state;
 pub mod metrics;
 pub mod plan;
 pub mod report;
@@ -33,7 +33,7 @@ pub mod wire;
 use account::Account;
 use client::{Books, Clients, Clock, Load};
 use driver::Driver;
-use features::{FlowState, Keys, Kinds, MOVING_TIME};
+use flow_state::{FlowState, MOVING_TIME};
 use plan::{Kind, Plan, Settings};
 use report::{Report, Run};
 use stage::{BACKENDS, SERVICES, Stage};
@@ -76,23 +76,22 @@ pub async fn run(options: &Options) -> Result<Report> {
         "{} connections: 1 to {MOST_CONNECTIONS} have ports",
         options.connections
     );
-    let keys = Keys::choose(options.flow_state, options.flows, features::accepts)?;
-    let Kinds { can, cannot } = features::kinds()?;
-    announce(options, &keys, &cannot);
+    let moves = options.flow_state.remembers();
+    eprintln!(
+        "soak: {} connections, {} changes, seed {}",
+        options.connections, options.changes, options.seed
+    );
     let plan = Plan::draw(&Settings {
         seed: options.seed,
         changes: options.changes,
         pace: options.pace,
-        rest: settling(&keys),
-        kinds: can
-            .into_iter()
-            .filter(|kind| wanted(options, kind))
-            .collect(),
+        rest: settling(moves),
+        kinds: kinds(options),
         services: SERVICES,
         backends: BACKENDS,
     });
-    let mut stage = Stage::start(&plan.pools, &keys)?;
-    let idle = keys.moving.then_some(MOVING_TIME);
+    let mut stage = Stage::start(&plan.pools, options.flow_state, options.flows)?;
+    let idle = moves.then_some(MOVING_TIME);
     let (books, clock) = (Books::new(Account::new(idle)), Clock::start());
     let load = Load {
         targets: (0..SERVICES).map(stage::target).collect(),
@@ -103,18 +102,13 @@ pub async fn run(options: &Options) -> Result<Report> {
     let clients = Clients::start(&stage.topology.client, load, &books, clock)?;
     let mut driver = Driver::start(&mut stage, &books, clock)?;
     driver.carry_out(&plan.steps).await?;
-    driver.wait(settling(&keys)).await?;
+    driver.wait(settling(moves)).await?;
     let cost = driver.cost()?;
     clients.stop()?;
     let run = Run {
         connections: options.connections,
         seed: options.seed,
         flow_state: options.flow_state,
-        without: keys.without,
-        skipped: cannot
-            .into_iter()
-            .map(|(kind, why)| (kind.name(), why))
-            .collect(),
         seconds: clock.now().as_secs_f64(),
         alarms: driver.alarms(),
         cost,
@@ -122,27 +116,18 @@ pub async fn run(options: &Options) -> Result<Report> {
     Ok(Report::new(run, &books.open(), driver.watched()))
 }
 
-fn wanted(options: &Options, kind: &Kind) -> bool {
-    options.only.is_empty() || options.only.contains(kind)
+/// Those asked for that there are. Most schedulers go by records of flows.
+fn kinds(options: &Options) -> Vec<Kind> {
+    Kind::all()
+        .filter(|kind| options.only.is_empty() || options.only.contains(kind))
+        .filter(|&kind| options.flow_state.remembers() || kind != Kind::Scheduler)
+        .collect()
 }
 
-/// Until all slots are steady, and every connection has had an exchange since.
-fn settling(keys: &Keys) -> Duration {
-    match keys.moving {
+/// Until all slots are at rest, and every connection has had an exchange since.
+fn settling(moves: bool) -> Duration {
+    match moves {
         true => MOVING_TIME * 2 + SETTLE,
         false => SETTLE,
-    }
-}
-
-fn announce(options: &Options, keys: &Keys, skipped: &[(Kind, &str)]) {
-    eprintln!(
-        "soak: {} connections, {} changes, seed {}",
-        options.connections, options.changes, options.seed
-    );
-    for line in &keys.without {
-        eprintln!("WITHOUT {line}: lbd does not know it");
-    }
-    for (kind, why) in skipped {
-        eprintln!("SKIP {kind}: {why}");
     }
 }

@@ -4,9 +4,12 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
+use serde::Deserialize;
+use serde_json::Value;
 
 use crate::{
     agent::{Agent, Decapsulator},
@@ -14,7 +17,11 @@ use crate::{
     config::{Config, Health, Service},
     load::{Report, requests},
     topology::{Topology, backend_v4, backend_v6, vip_v4, vip_v6},
+    wait::{wait_for, wait_until},
 };
+
+/// Generous: this only bounds the wait for something that is about to happen.
+const SOON: Duration = Duration::from_secs(60);
 
 /// Backends of a stage.
 pub const BACKENDS: u8 = 3;
@@ -34,13 +41,14 @@ pub struct Stage {
 }
 
 impl Stage {
-    /// Sets `services` up over `topology`.
+    /// Sets `config`, or services with everything else as it is by default, up over `topology`.
     ///
     /// # Errors
     /// Anything that they need cannot be started.
-    pub fn new(topology: Topology, services: Vec<Service>) -> Result<Self> {
+    pub fn new(topology: Topology, config: impl Into<Config>) -> Result<Self> {
+        let config = config.into();
         let servers = Backend::start_all(&topology)?;
-        let vips = tunnelled(&services)?;
+        let vips = tunnelled(&config.services)?;
         let mut tunnels = Vec::new();
         if !vips.is_empty() {
             topology.accept_vips(&vips)?;
@@ -48,7 +56,7 @@ impl Stage {
                 tunnels.push(Decapsulator::attach(backend)?);
             }
         }
-        let agent = Agent::start(&topology.balancer, &Config { services })?;
+        let agent = Agent::start(&topology.balancer, &config)?;
         Ok(Self {
             agent,
             _tunnels: tunnels,
@@ -87,6 +95,93 @@ impl Stage {
             self.agent.log()
         );
         Ok(report.per_backend())
+    }
+
+    /// Changes something by `lbctl`, whose arguments are separated by blanks.
+    ///
+    /// # Errors
+    /// It refuses.
+    pub fn lbctl(&self, arguments: &str) -> Result<()> {
+        let words: Vec<&str> = arguments.split(' ').collect();
+        let said = self.agent.lbctl(&words)?.succeeded();
+        said.map(drop).with_context(|| format!("lbctl {arguments}"))
+    }
+
+    /// What `lbctl service show` says of `service`.
+    ///
+    /// # Errors
+    /// It fails.
+    pub fn shown(&self, service: &Service) -> Result<Value> {
+        self.agent.lbctl_json(&["service", "show", &service.vip])
+    }
+
+    /// The slots of `service` by phase.
+    ///
+    /// # Errors
+    /// `lbctl` does not tell.
+    pub fn slots(&self, service: &Service) -> Result<Slots> {
+        let mut shown = self.shown(service)?;
+        serde_json::from_value(shown["flows"].take()).context("slots by phase")
+    }
+
+    /// Waits until the slots of `service` are as `wanted`.
+    ///
+    /// # Errors
+    /// They are not, for a long time.
+    pub fn await_slots(&self, service: &Service, wanted: impl Fn(&Slots) -> bool) -> Result<Slots> {
+        let slots = || self.slots(service).ok().filter(|slots| wanted(slots));
+        wait_for("its slots are in these phases", SOON, slots)
+            .with_context(|| format!("{:?}", self.slots(service)))
+    }
+
+    /// What `lbctl` says of the backend at `address`, unless it is not in `service` any more.
+    ///
+    /// # Errors
+    /// `lbctl` fails.
+    pub fn backend(&self, service: &Service, address: SocketAddr) -> Result<Option<Value>> {
+        let shown = self.shown(service)?;
+        let backends = shown["backends"].as_array().context("backends")?;
+        let own = |backend: &&Value| backend["address"] == address.to_string();
+        Ok(backends.iter().find(own).cloned())
+    }
+
+    /// Waits until the checks call the backend at `address` `condition`.
+    ///
+    /// # Errors
+    /// They do not, for a long time.
+    pub fn await_condition(
+        &self,
+        service: &Service,
+        address: SocketAddr,
+        condition: &str,
+    ) -> Result<()> {
+        wait_until(&format!("{address} is {condition}"), SOON, || {
+            let backend = self.backend(service, address).ok().flatten();
+            backend.is_some_and(|backend| backend["condition"] == condition)
+        })
+    }
+}
+
+/// The slots of a service by phase.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub struct Slots {
+    /// Their owner takes every packet.
+    pub steady: u32,
+    /// Their owner has changed.
+    pub moving: u32,
+    /// They wait for their last recorded flows.
+    pub settling: u32,
+}
+
+impl Slots {
+    /// Whether none moves any more.
+    pub fn have_moved(&self) -> bool {
+        self.moving == 0
+    }
+
+    /// Whether all are steady.
+    pub fn are_steady(&self) -> bool {
+        self.moving == 0 && self.settling == 0
     }
 }
 

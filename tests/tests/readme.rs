@@ -40,6 +40,15 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("cargo xtask test", "runs this test"),
     ("cargo xtask build", "made the programs that this test runs"),
     (
+        "cargo xtask soak",
+        "tests/soak.rs runs it with fewer connections and changes",
+    ),
+    ("cargo xtask soak --quick --format json", "tests/soak.rs"),
+    (
+        "cargo xtask soak --only weight,drain",
+        "tests/soak.rs has both kinds among all others",
+    ),
+    (
         "cargo xtask bench packet",
         "`cargo xtask ci` runs it with --quick",
     ),

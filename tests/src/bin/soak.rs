@@ -10,7 +10,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use lb_tests::soak::{
     self, Options,
     echo_server::{self, serve},
-    features::FlowState,
+    flow_state::FlowState,
     plan::Kind,
     report::Report,
 };
@@ -64,7 +64,7 @@ struct Arguments {
     /// Room in each flow table [default: the balancer's]
     #[arg(long, value_name = "N")]
     flows: Option<u32>,
-    /// Fewer connections and changes: half a minute
+    /// Fewer connections and changes: a minute
     #[arg(long)]
     quick: bool,
     /// A table for people, or JSON for machines

@@ -12,7 +12,6 @@ use crate::{
     agent::{Agent, Decapsulator, Home},
     backend::Backend,
     bpffs::Bpffs,
-    config::Config,
     netns::Namespace,
     topology::{Names, Topology},
     wait::wait_ok,
@@ -56,9 +55,9 @@ impl Stage {
         topology.accept_vips(&vips)?;
         let tunnels: Result<Vec<_>> = topology.backends.iter().map(Decapsulator::attach).collect();
         let tunnels = tunnels?;
-        let services = offers.iter().map(Offer::service).collect();
+        let services: Vec<_> = offers.iter().map(Offer::service).collect();
         let home = Home::at(claim.name().to_owned(), claim.directory(), Bpffs::unique()?);
-        let agent = Agent::start_in(&topology.balancer, &Config { services }, home, &[])?;
+        let agent = Agent::start_in(&topology.balancer, &services.into(), home, &[])?;
         let stage = Self {
             agent,
             _tunnels: tunnels,

@@ -220,6 +220,9 @@ impl<'a> Driver<'a> {
                 let (service, slots) = (name(service), slots.to_string());
                 self.lbctl(&["service", "set", &service, "--ring-size", &slots])
             }
+            Change::Scheduler { service, scheduler } => {
+                self.lbctl(&["service", "set", &name(service), "--scheduler", scheduler])
+            }
             Change::FalseAlarm { backend, alarm } => {
                 let health = match alarm {
                     Alarm::Failing => Health::Failing,

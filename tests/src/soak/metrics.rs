@@ -18,7 +18,7 @@ pub const ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST),
 
 const ENTRIES: &str = "lb_flow_entries";
 const LOOKUPS: &str = "lb_flow_lookups_total";
-const OVERFLOWS: &str = "lb_flow_overflow_total";
+const OVERFLOWS: &str = "lb_flow_overflows_total";
 const PACKETS: &str = "lb_service_packets_total";
 const PASSED: &str = "lb_slots_passed_total";
 const PHASES: [&str; 3] = ["moving", "settling", "steady"];

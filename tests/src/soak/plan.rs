@@ -3,6 +3,9 @@
 //!
 //! Changes are drawn from a shuffled deck, so that even a short run has most kinds. A change is
 //! made only where every service keeps [`MIN_USABLE`] backends that take new connections.
+//!
+//! While all slots of a service move at once, none moves by itself. So changes that do that come in
+//! the second half of each stretch between two rests alone, for the others to be seen too.
 
 use std::{
     fmt::{self, Display, Formatter},
@@ -42,6 +45,16 @@ const PATIENCE: usize = 20;
 const MAX_WEIGHT: u16 = 8;
 /// Ring sizes that a service is given in turn.
 const RING_SIZES: [u32; 3] = [4_093, 16_381, 65_537];
+/// Schedulers that a service is given in turn; the first is that of the start.
+const SCHEDULERS: [&str; 7] = [
+    "maglev",
+    "source-hash",
+    "round-robin",
+    "weighted-round-robin",
+    "least-connections",
+    "weighted-least-connections",
+    "power-of-two-choices",
+];
 
 /// What kind of change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, ValueEnum)]
@@ -70,11 +83,13 @@ pub enum Kind {
     AgentRestart,
     /// A service's ring gets another size.
     RingSize,
+    /// A service's new connections are given out otherwise.
+    Scheduler,
 }
 
 impl Kind {
     /// All, each with its number in the deck.
-    const DECK: [(Self, usize); 11] = [
+    const DECK: [(Self, usize); 12] = [
         (Self::Add, 3),
         (Self::Remove, 3),
         (Self::Weight, 4),
@@ -86,6 +101,7 @@ impl Kind {
         (Self::Undrain, 2),
         (Self::AgentRestart, 1),
         (Self::RingSize, 1),
+        (Self::Scheduler, 1),
     ];
 
     /// All kinds.
@@ -107,7 +123,13 @@ impl Kind {
             Self::Undrain => "undrain",
             Self::AgentRestart => "agent_restart",
             Self::RingSize => "ring_size",
+            Self::Scheduler => "scheduler",
         }
+    }
+
+    /// Whether it moves all slots of a service at once, instead of those that change owner.
+    const fn moves_all(self) -> bool {
+        matches!(self, Self::RingSize | Self::Scheduler)
     }
 }
 
@@ -171,6 +193,10 @@ pub enum Change {
         service: usize,
         slots: u32,
     },
+    Scheduler {
+        service: usize,
+        scheduler: &'static str,
+    },
 }
 
 impl Change {
@@ -188,6 +214,7 @@ impl Change {
             Self::Undrain { .. } => Kind::Undrain,
             Self::AgentRestart => Kind::AgentRestart,
             Self::RingSize { .. } => Kind::RingSize,
+            Self::Scheduler { .. } => Kind::Scheduler,
         }
     }
 }
@@ -250,6 +277,7 @@ impl Plan {
             if number > 0 && number.is_multiple_of(REST_EVERY) {
                 planner.rest = settings.rest;
             }
+            planner.slot_by_slot = number % REST_EVERY < settings.changes.min(REST_EVERY) / 2;
             if !planner.add_change() {
                 break;
             }
@@ -279,6 +307,8 @@ struct Planner<'a> {
     burst: u32,
     /// Before the next change, beside its pause.
     rest: Duration,
+    /// Changes that move all slots of a service at once wait, if there are others.
+    slot_by_slot: bool,
     now: Duration,
     ends: Vec<(Duration, Action)>,
     steps: Vec<Step>,
@@ -293,6 +323,7 @@ impl<'a> Planner<'a> {
             deck: Vec::new(),
             burst: 0,
             rest: Duration::ZERO,
+            slot_by_slot: false,
             now: Duration::ZERO,
             ends: Vec::new(),
             steps: Vec::new(),
@@ -343,18 +374,23 @@ impl<'a> Planner<'a> {
 
     /// The first card of the deck that can be played, else of a new deck below it.
     fn draw(&mut self, at: Duration) -> Option<Change> {
-        self.play(at).or_else(|| {
-            // What could not be played keeps its turn, once for each kind.
-            self.deck.sort_unstable();
-            self.deck.dedup();
-            self.deal();
-            self.play(at)
-        })
+        let waits = |planner: &Self, kind: Kind| planner.slot_by_slot && kind.moves_all();
+        if let Some(change) = self.play(at, waits) {
+            return Some(change);
+        }
+        // What could not be played keeps its turn, once for each kind.
+        self.deck.sort_unstable();
+        self.deck.dedup();
+        self.deal();
+        self.play(at, waits).or_else(|| self.play(at, |_, _| false))
     }
 
-    fn play(&mut self, at: Duration) -> Option<Change> {
-        let played = (0..self.deck.len())
-            .find_map(|card| Some((card, self.candidate(self.deck[card], at)?)));
+    fn play(&mut self, at: Duration, waits: impl Fn(&Self, Kind) -> bool) -> Option<Change> {
+        let played = (0..self.deck.len()).find_map(|card| {
+            let kind = self.deck[card];
+            (!waits(self, kind)).then_some(())?;
+            Some((card, self.candidate(kind, at)?))
+        });
         let (card, change) = played?;
         self.deck.remove(card);
         Some(change)
@@ -417,6 +453,12 @@ impl<'a> Planner<'a> {
                     .collect();
                 let slots = self.random.choice(others).unwrap_or(slots);
                 Change::RingSize { service, slots }
+            }
+            Change::Scheduler { service, scheduler } => {
+                let others = SCHEDULERS.into_iter().filter(|&other| other != scheduler);
+                let others: Vec<&str> = others.collect();
+                let scheduler = self.random.choice(others).unwrap_or(scheduler);
+                Change::Scheduler { service, scheduler }
             }
             change => change,
         }

@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::{
     account::{Account, Break, Totals},
     driver::{Alarms, Cost},
-    features::FlowState,
+    flow_state::FlowState,
     metrics::{SlotsPassed, Watched},
 };
 
@@ -44,10 +44,6 @@ pub struct Report {
     pub seed: u64,
     /// As asked for.
     pub flow_state: FlowState,
-    /// Lines of the configuration that `lbd` does not know.
-    pub without: Vec<String>,
-    /// Kinds of changes that could not be carried out, and why.
-    pub skipped: BTreeMap<&'static str, &'static str>,
     /// Changes by kind.
     pub changes_by_kind: BTreeMap<&'static str, u64>,
     /// How false alarms went.
@@ -94,10 +90,6 @@ pub struct Run {
     pub seed: u64,
     /// As asked for.
     pub flow_state: FlowState,
-    /// Lines of the configuration that `lbd` does not know.
-    pub without: Vec<String>,
-    /// Kinds of changes that could not be carried out, and why.
-    pub skipped: BTreeMap<&'static str, &'static str>,
     /// How long it took.
     pub seconds: f64,
     /// How false alarms went.
@@ -137,8 +129,6 @@ impl Report {
             seconds: run.seconds,
             seed: run.seed,
             flow_state: run.flow_state,
-            without: run.without,
-            skipped: run.skipped,
             changes_by_kind,
             false_alarms: run.alarms,
             opened,
@@ -208,10 +198,6 @@ impl Report {
             unnoticed,
             unlisted,
         } = self.false_alarms;
-        let not_known = match self.without.is_empty() {
-            true => "nothing".to_owned(),
-            false => self.without.join(", "),
-        };
         vec![
             ("broken", self.broken.to_string()),
             ("  after", listed(&self.broken_after)),
@@ -230,15 +216,11 @@ impl Report {
                 "changes",
                 format!("{}: {}", self.changes, listed(&self.changes_by_kind)),
             ),
-            ("  skipped", listed(&self.skipped)),
             (
                 "false alarms",
                 format!("{noticed} noticed, {unnoticed} not, {unlisted} in no service"),
             ),
-            (
-                "flow state",
-                format!("{}, without {not_known}", word(&self.flow_state)),
-            ),
+            ("flow state", word(&self.flow_state)),
             ("peak entries", known(self.peak_entries)),
             ("overflows", known(self.overflows)),
             (

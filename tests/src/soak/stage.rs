@@ -1,17 +1,14 @@
 //! Where a run takes place: client, balancer and backends in namespaces, and a service of each
 //! mode over the same backends. Owns addresses and the balancer's configuration.
 
-use std::{
-    fs,
-    net::{IpAddr, SocketAddr},
-};
+use std::net::{IpAddr, SocketAddr};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 
 use super::{
     echo_server::{HEALTH_PORT, PORT},
-    features::{Keys, lines},
     fleet::Fleet,
+    flow_state::FlowState,
     metrics,
     plan::Pools,
 };
@@ -41,23 +38,21 @@ pub struct Stage {
 }
 
 impl Stage {
-    /// Starts everything, with these pools.
+    /// Starts everything, with these pools, and room for `flows` in each flow table.
     ///
     /// # Errors
     /// Something does not start.
-    pub fn start(pools: &Pools, keys: &Keys) -> Result<Self> {
+    pub fn start(pools: &Pools, flow_state: FlowState, flows: Option<u32>) -> Result<Self> {
         let topology = Topology::build(BACKENDS, Names::Unique, Some(Turn::Shared))?;
         let fleet = Fleet::start(&topology)?;
         let vips: Vec<IpAddr> = (0..SERVICES).map(|service| target(service).ip()).collect();
         topology.accept_vips(&vips)?;
         let tunnels = topology.backends.iter().map(Decapsulator::attach);
         let tunnels = tunnels.collect::<Result<_>>()?;
-        let home = Home::unique()?;
-        fs::write(&home.config, configuration(&home.name, pools, keys))
-            .context("writing the configuration")?;
+        let config = configuration(pools, flow_state, flows);
         let arguments = ["--metrics", &metrics::ADDRESS.to_string()];
         Ok(Self {
-            agent: Agent::start_configured(&topology.balancer, home, &arguments)?,
+            agent: Agent::start_in(&topology.balancer, &config, Home::unique()?, &arguments)?,
             _tunnels: tunnels,
             fleet,
             topology,
@@ -81,15 +76,17 @@ pub fn address(backend: u8) -> SocketAddr {
     (backend_v4(backend), PORT).into()
 }
 
-fn configuration(name: &str, pools: &Pools, keys: &Keys) -> String {
+fn configuration(pools: &Pools, flow_state: FlowState, flows: Option<u32>) -> Config {
     let services = (0..SERVICES)
-        .map(|service| configured(service, pools, keys))
+        .map(|service| configured(service, pools, flow_state))
         .collect();
-    let config = Config { services };
-    format!("{}\n[limits]\n{}", config.render(name), lines(&keys.limits))
+    let limits = flows.map_or_else(Vec::new, |flows| {
+        vec![("flows", flows), ("half_open", flows)]
+    });
+    Config { services, limits }
 }
 
-fn configured(service: usize, pools: &Pools, keys: &Keys) -> Service {
+fn configured(service: usize, pools: &Pools, flow_state: FlowState) -> Service {
     let health = Health {
         port: Some(HEALTH_PORT),
         ..Health::HTTP
@@ -99,7 +96,7 @@ fn configured(service: usize, pools: &Pools, keys: &Keys) -> Service {
         backends: members
             .map(|(&backend, member)| (address(backend), member.weight))
             .collect(),
-        keys: keys.service.clone(),
+        keys: flow_state.keys(),
         ..Service::new(name(service), MODES[service], health, [])
     }
 }

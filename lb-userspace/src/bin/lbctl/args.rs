@@ -250,7 +250,7 @@ pub enum BackendVerb {
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
         max_connections: Option<u32>,
     },
-    /// Remove a backend; its flows go to others
+    /// Remove a backend; it is listed as leaving until its flows have ended
     Remove {
         /// Which.
         #[command(flatten)]

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use super::{Alarm, Change, Kind, MIN_USABLE};
+use super::{Alarm, Change, Kind, MIN_USABLE, SCHEDULERS};
 
 /// Backends that may be dead, stopped or under a false alarm at once.
 const MAX_TROUBLED: usize = 2;
@@ -35,6 +35,8 @@ pub struct Fleet {
     pools: Pools,
     /// Of each service; 0 where it was never set.
     ring_sizes: Vec<u32>,
+    /// Of each service.
+    schedulers: Vec<&'static str>,
     backends: BTreeMap<u8, Health>,
 }
 
@@ -54,6 +56,7 @@ impl Fleet {
         Self {
             pools: (0..services).map(pool).collect(),
             ring_sizes: vec![0; services],
+            schedulers: vec![SCHEDULERS[0]; services],
             backends: (1..=backends)
                 .map(|backend| (backend, Health::Well(Duration::ZERO)))
                 .collect(),
@@ -65,7 +68,7 @@ impl Fleet {
         &self.pools
     }
 
-    /// Every change of `kind` that makes sense at `at`; weights and sizes are the present ones.
+    /// Every change of `kind` that makes sense at `at`; weights, sizes and schedulers are the present ones.
     pub fn candidates(&self, kind: Kind, at: Duration) -> Vec<Change> {
         match kind {
             // Nothing that may take its time, for a stopped process must not stay so for long.
@@ -73,6 +76,7 @@ impl Fleet {
             Kind::Stall if self.any(Health::Alarmed) => Vec::new(),
             Kind::AgentRestart => vec![Change::AgentRestart],
             Kind::RingSize => self.resizes().collect(),
+            Kind::Scheduler => self.reschedules().collect(),
             Kind::Kill | Kind::Revive | Kind::FalseAlarm | Kind::Stall => {
                 self.of_backends(kind, at).collect()
             }
@@ -89,6 +93,11 @@ impl Fleet {
     fn resizes(&self) -> impl Iterator<Item = Change> {
         let sizes = self.ring_sizes.iter().enumerate();
         sizes.map(|(service, &slots)| Change::RingSize { service, slots })
+    }
+
+    fn reschedules(&self) -> impl Iterator<Item = Change> {
+        let schedulers = self.schedulers.iter().enumerate();
+        schedulers.map(|(service, &scheduler)| Change::Scheduler { service, scheduler })
     }
 
     fn of_backends(&self, kind: Kind, at: Duration) -> impl Iterator<Item = Change> {
@@ -199,6 +208,7 @@ impl Fleet {
             Change::Stall { backend } => self.set(backend, Health::Stalled),
             Change::Revive { backend } => self.recover(backend, usable_from),
             Change::RingSize { service, slots } => self.ring_sizes[service] = slots,
+            Change::Scheduler { service, scheduler } => self.schedulers[service] = scheduler,
             Change::AgentRestart => {}
         }
     }

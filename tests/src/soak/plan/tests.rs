@@ -68,6 +68,25 @@ fn a_short_run_has_every_kind_that_needs_no_preparation() {
 }
 
 #[test]
+fn changes_that_move_all_slots_leave_half_of_each_stretch_to_the_others() {
+    let plan = Plan::draw(&settings(1, 200));
+    let kinds: Vec<Kind> = plan.changes().map(|change| change.kind()).collect();
+    for stretch in kinds.chunks(REST_EVERY) {
+        let (first, second) = stretch.split_at(REST_EVERY / 2);
+        assert!(!first.iter().any(|kind| kind.moves_all()), "{first:?}");
+        assert!(second.contains(&Kind::RingSize), "{second:?}");
+        assert!(second.contains(&Kind::Scheduler), "{second:?}");
+    }
+}
+
+#[test]
+fn changes_that_move_all_slots_do_not_wait_for_others_that_are_not_there() {
+    let mut settings = settings(1, 100);
+    settings.kinds = vec![Kind::RingSize, Kind::Scheduler];
+    assert_eq!(Plan::draw(&settings).changes().count(), 100);
+}
+
+#[test]
 fn some_changes_come_in_bursts_and_the_others_at_the_pace() {
     let plan = Plan::draw(&settings(1, 400));
     let bursts = plan
@@ -195,7 +214,9 @@ fn same_place(one: &Change, other: &Change) -> bool {
         | Change::Revive { backend }
         | Change::FalseAlarm { backend, .. }
         | Change::Stall { backend } => (None, Some(backend)),
-        Change::RingSize { service, .. } => (Some(service), None),
+        Change::RingSize { service, .. } | Change::Scheduler { service, .. } => {
+            (Some(service), None)
+        }
         Change::AgentRestart => (None, None),
     };
     place(one) == place(other)
