@@ -1,17 +1,23 @@
 //! `lbctl` against the real agent: what succeeds is in force, what fails changes nothing.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::SocketAddr, thread, time::Duration};
 
 use anyhow::{Context as _, Result};
 use lb_tests::{
     backend,
     config::{Health, Service},
-    load::requests,
+    load::{held::Held, requests},
     skip::with_root,
-    stage::{BACKENDS, Stage, tcp, v4_pool, vip, web},
-    topology::{Topology, vip_v4},
+    stage::{BACKENDS, Slots, Stage, tcp, v4_pool, vip, web},
+    topology::{Topology, backend_name, backend_v4, vip_v4},
+    wait::wait_until,
 };
 use serde_json::Value;
+
+/// From one request on each held connection to its next.
+const PERIOD: Duration = Duration::from_millis(200);
+/// Bounds the wait for something that is about to happen.
+const SOON: Duration = Duration::from_secs(60);
 
 #[test]
 fn lbctl_changes_are_in_force_when_the_command_returns() -> Result<()> {
@@ -44,6 +50,40 @@ fn lbctl_changes_are_in_force_when_the_command_returns() -> Result<()> {
             let report = requests(&stage.topology.client, vip(&service)?, 2)?;
             assert_eq!(report.succeeded(), 0, "a removed service still answers");
             Ok(())
+        },
+    )
+}
+
+#[test]
+fn a_removed_backend_keeps_its_connections_and_is_listed_as_leaving_until_they_have_ended()
+-> Result<()> {
+    with_root(
+        "a_removed_backend_keeps_its_connections_and_is_listed_as_leaving_until_they_have_ended",
+        || {
+            let service = web(Health::HTTP).with("moving_time", "2s");
+            let stage = Stage::new(Topology::new(BACKENDS)?, vec![service.clone()])?;
+            let leaver = SocketAddr::from((backend_v4(1), backend::PORT));
+            let leaving = || -> Result<Option<Value>> {
+                let found = stage.backend(&service, leaver)?;
+                Ok(found.map(|backend| backend["leaving"].clone()))
+            };
+            let held = Held::open(&stage.topology.client, vip(&service)?, 150, PERIOD)?;
+            stage.lbctl(&format!("backend remove {} {leaver}", service.vip))?;
+            assert_eq!(leaving()?, Some(true.into()));
+            let others: Vec<_> = stage.answers(&service, 200)?.into_keys().collect();
+            assert_eq!(others, ["backend2", "backend3"]);
+            // What nothing is recorded for would go to others from then on.
+            stage.await_slots(&service, Slots::have_moved)?;
+            thread::sleep(2 * PERIOD);
+            assert_eq!(leaving()?, Some(true.into()));
+            let lives = held.stop()?;
+            println!("{lives}");
+            assert!(lives.per_backend()[&backend_name(1)] > 0, "{lives}");
+            assert_eq!(lives.broken_per_backend(), BTreeMap::new());
+            wait_until("the removed backend has gone", SOON, || {
+                leaving().is_ok_and(|leaving| leaving.is_none())
+            })?;
+            stage.await_slots(&service, Slots::are_steady).map(drop)
         },
     )
 }
