@@ -3,7 +3,7 @@
 use crate::{
     hash::FlowHash,
     steer::{self, ATTEMPTS, Candidate, Service},
-    tables::{Slot, Tables, scheduler},
+    tables::{Slot, Tables, scheduler, service_flag},
 };
 
 /// Turns taken before the ring is asked instead: a sequence names backends that the agent knew to
@@ -23,17 +23,28 @@ pub fn choose<T: Tables>(tables: &T, service: u32, half: u32, hash: FlowHash, sl
     let Some(service) = Service::at(tables, service, half) else {
         return NOBODY;
     };
-    let picked = match service.descriptor.scheduler {
-        scheduler::TURNS => next(tables, &service),
-        scheduler::LEAST => least(tables, &service),
-        scheduler::TWO_CHOICES => two_choices(tables, &service, hash),
-        _ => None,
+    // Ids alone are carried on: the kernel gives its functions little room.
+    let id = |candidate: Option<Candidate<'_>>| candidate.map_or(NOBODY, |candidate| candidate.id);
+    let descriptor = service.descriptor;
+    let picked = match descriptor.scheduler {
+        scheduler::TURNS => id(next(tables, &service)),
+        scheduler::TWO_CHOICES => id(two_choices(tables, &service, hash)),
+        _ => NOBODY,
     };
-    let chosen = match picked {
-        Some(candidate) => Some(candidate),
-        None => ring(tables, &service, hash, slot),
+    let picked = match picked {
+        NOBODY => id(ring(tables, &service, hash, slot)),
+        picked => picked,
     };
-    chosen.map_or(NOBODY, |candidate| candidate.id)
+    // Limits may leave few that take one more, and those must be found: a flow that finds none is
+    // lost, as all its packets lead to the same few. Counted flows alone have limits.
+    let counted = descriptor.flags & service_flag::COUNTED != 0;
+    if descriptor.scheduler != scheduler::LEAST && (picked != NOBODY || !counted) {
+        return picked;
+    }
+    match id(least(tables, &service)) {
+        NOBODY => picked,
+        least => least,
+    }
 }
 
 /// Whether a backend takes one more flow.

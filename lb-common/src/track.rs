@@ -155,6 +155,10 @@ impl<'t, T: Tables> Asked<'_, 't, T> {
             if !self.record(table, &candidate) && (place.keeper.is_some() || self.opens()) {
                 return place.keeper;
             }
+            // In an old record's place there is always room.
+            if let Some(Found { record, .. }) = &found {
+                self.recount(record, record.flags, 0);
+            }
         }
         Some(candidate)
     }
@@ -203,49 +207,53 @@ impl<'t, T: Tables> Asked<'_, 't, T> {
     fn look(&self, table: Table) -> Option<Found> {
         let (signal, now) = (self.question.signal, self.now);
         let moving_time = self.service.descriptor.moving_time;
-        let (record, ended, is_live) = self.tables.visit(table, &self.question.key, |record| {
-            let before = *record;
+        let counted = self.is_counted();
+        let (record, before, is_live) = self.tables.visit(table, &self.question.key, |record| {
+            let before = record.flags;
             let is_live = live(record, now, moving_time);
-            let over = before.flags & (record_flag::FINISHED | record_flag::RESET) != 0;
+            let over = closed(before);
             if is_live && !(over && signal == Signal::Opens) {
                 record.stamp = now;
-                record.flags = noted(before.flags, signal);
+                record.flags = noted(before, signal);
+                if counted && !closed(record.flags) {
+                    record.flags |= record_flag::COUNTED;
+                }
             } else {
-                record.flags = before.flags & !record_flag::COUNTED;
+                record.flags = before & !record_flag::COUNTED;
                 if !is_live {
                     record.stamp = now.wrapping_sub(LONG_AGO);
                 }
             }
-            let ended = (before.flags & !record.flags) & record_flag::COUNTED != 0;
-            (
-                Record {
-                    flags: before.flags,
-                    ..*record
-                },
-                ended,
-                is_live,
-            )
+            (*record, before, is_live)
         })?;
-        if ended && let Some(candidate) = self.recorded(&record) {
-            self.tables.add_load(candidate.backend.counters, -1);
-        }
-        let closed = record.flags & (record_flag::FINISHED | record_flag::RESET) != 0;
+        self.recount(&record, before, record.flags);
         is_live.then_some(Found {
             record,
             table,
-            over: closed && signal == Signal::Opens,
+            over: closed(before) && signal == Signal::Opens,
         })
+    }
+
+    /// Counts a flow in or out where its record's flags begin or cease to say that it is. Also where
+    /// its backend holds no flows just now: that may be back.
+    #[inline(always)]
+    fn recount(&self, record: &Record, before: u16, after: u16) {
+        let is_counted = |flags: u16| flags & record_flag::COUNTED != 0;
+        let change = match (is_counted(before), is_counted(after)) {
+            (false, true) => 1,
+            (true, false) => -1,
+            _ => return,
+        };
+        if let Some(candidate) = self.named(record) {
+            self.tables.add_load(candidate.backend.counters, change);
+        }
     }
 
     /// A packet after the first: the flow is established, as far as the table has room.
     #[inline(always)]
     fn promote(&self, found: Found) -> Found {
-        let record = Record {
-            flags: noted(found.record.flags, self.question.signal),
-            ..found.record
-        };
         let key = &self.question.key;
-        if self.tables.record(Table::Established, key, &record) {
+        if self.tables.record(Table::Established, key, &found.record) {
             self.tables.forget(Table::HalfOpen, key);
             return Found {
                 table: Table::Established,
@@ -261,12 +269,24 @@ impl<'t, T: Tables> Asked<'_, 't, T> {
     /// The backend that a record names, while it holds flows.
     #[inline(always)]
     fn recorded(&self, record: &Record) -> Option<Candidate<'t>> {
+        self.named(record).filter(Candidate::holds)
+    }
+
+    /// The backend that a record names, while it has its place.
+    #[inline(always)]
+    fn named(&self, record: &Record) -> Option<Candidate<'t>> {
         steer::candidate(
             self.tables,
             self.service.descriptor,
             u32::from(record.member),
         )
-        .filter(|candidate| candidate.member.generation == record.generation && candidate.holds())
+        .filter(|candidate| candidate.member.generation == record.generation)
+    }
+
+    /// Whether flows in progress are counted.
+    #[inline(always)]
+    fn is_counted(&self) -> bool {
+        self.service.descriptor.flags & service_flag::COUNTED != 0
     }
 
     #[inline(always)]
@@ -309,11 +329,12 @@ impl<'t, T: Tables> Asked<'_, 't, T> {
     /// Records the choice; false where the table is full, which is counted.
     #[inline(always)]
     fn record(&self, table: Table, candidate: &Candidate<'_>) -> bool {
-        let counted = self.service.descriptor.flags & service_flag::COUNTED != 0;
-        let mut flags = 0;
-        if self.opens() {
-            flags |= record_flag::OPENING;
-        }
+        let mut flags = if self.opens() {
+            record_flag::OPENING
+        } else {
+            noted(0, self.question.signal)
+        };
+        let counted = self.is_counted() && !closed(flags);
         if counted {
             flags |= record_flag::COUNTED;
         }
@@ -336,6 +357,12 @@ impl<'t, T: Tables> Asked<'_, 't, T> {
         }
         done
     }
+}
+
+/// Whether a record's flow has been ended by its client.
+#[inline(always)]
+fn closed(flags: u16) -> bool {
+    flags & (record_flag::FINISHED | record_flag::RESET) != 0
 }
 
 /// A record's flags after a packet. A RST is taken back by whatever follows it, as it may have been

@@ -115,6 +115,76 @@ fn a_full_owners_new_flows_go_to_their_next_choices() {
 }
 
 #[test]
+fn whoever_takes_one_more_is_found_however_many_are_full() {
+    let every: Vec<u32> = (0..8).collect();
+    for scheduler in [
+        Scheduler::Turns(&every),
+        Scheduler::TwoChoices(&every),
+        Scheduler::Least,
+        Scheduler::Unknown,
+    ] {
+        let full = (0..8).filter(|&server| server != 5);
+        let stage = full.fold(stage(scheduler).hashing(), |stage, server| {
+            stage.weigh(server, 1, 1).busy(server, 1)
+        });
+        assert_eq!(order(&stage, 40), [5; 40], "{scheduler:?}");
+    }
+}
+
+#[test]
+fn a_flow_that_a_dead_server_loses_is_counted_where_it_goes_and_there_no_more() {
+    let stage = stage_of(TCP, 2, Scheduler::Least)
+        .moved(Move::Steady(0))
+        .weigh(0, 100, 0);
+    let later = Spec {
+        transport: Transport::Tcp(Flags::ACK),
+        ..opening(1)
+    };
+    assert_eq!(taken_by(&stage, &opening(1)), Some(0));
+    assert_eq!(taken_by(&stage, &later), Some(0));
+    assert_eq!((stage.in_progress(0), stage.in_progress(1)), (1, 0));
+    let stage = stage.condition(0, Condition::Dead);
+    assert_eq!(taken_by(&stage, &later), Some(1));
+    assert_eq!((stage.in_progress(0), stage.in_progress(1)), (0, 1));
+    assert_eq!(taken_by(&stage, &ended(1)), Some(1));
+    assert_eq!((stage.in_progress(0), stage.in_progress(1)), (0, 0));
+}
+
+#[test]
+fn flows_from_before_their_service_counted_are_counted_once_and_so_is_one_after_a_forged_reset() {
+    let stage = stage_of(TCP, 2, Scheduler::Turns(&[0]))
+        .moved(Move::Steady(0))
+        .uncounted();
+    let later = Spec {
+        transport: Transport::Tcp(Flags::ACK),
+        ..opening(1)
+    };
+    for packet in [opening(1), later.clone()] {
+        assert_eq!(taken_by(&stage, &packet), Some(0));
+        assert_eq!(stage.in_progress(0), 0);
+    }
+    let stage = stage.recording_all();
+    let counts = [
+        (later.clone(), 1),
+        (later.clone(), 1),
+        (ended(1), 0),
+        (later, 1),
+        (ended(1), 0),
+    ];
+    for (number, (packet, count)) in counts.into_iter().enumerate() {
+        assert_eq!(taken_by(&stage, &packet), Some(0));
+        assert_eq!(stage.in_progress(0), count, "after packet {number}");
+    }
+}
+
+#[test]
+fn an_end_without_a_beginning_is_not_counted() {
+    let stage = stage_of(TCP, 2, Scheduler::Least).moved(Move::Steady(0));
+    let server = taken_by(&stage, &ended(1)).unwrap();
+    assert_eq!(stage.in_progress(server), 0);
+}
+
+#[test]
 fn the_fewest_flows_for_its_weight_get_a_server_the_next() {
     let stage = stage_of(TCP, 4, Scheduler::Least)
         .moved(Move::Steady(0))

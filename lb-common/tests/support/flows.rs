@@ -51,6 +51,11 @@ impl Stage {
         self.flag(service_flag::ALWAYS | service_flag::COUNTED)
     }
 
+    /// Flows in progress are not counted.
+    pub fn uncounted(self) -> Self {
+        self.describe(|descriptor| descriptor.flags &= !service_flag::COUNTED)
+    }
+
     /// The whole service moves from a ring of these owners.
     pub fn moving_from(mut self, owners: &[u32]) -> Self {
         let slots: Vec<Slot> = owners.iter().map(|&owner| Slot::steady(owner)).collect();
