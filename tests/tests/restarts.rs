@@ -1,7 +1,7 @@
 //! The agent comes and goes under traffic: what it made in the kernel forwards on, is taken up
 //! again by the next one, and goes with `lbd detach`.
 
-use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, thread, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use lb_tests::{
@@ -12,9 +12,10 @@ use lb_tests::{
         numbered::{Delivery, Receiver, Sender, settle},
     },
     skip::with_root,
-    stage::{BACKENDS, Stage, UDP_PORT, every_mode, v4_pool, vip, web},
+    stage::{BACKENDS, Slots, Stage, UDP_PORT, every_mode, v4_pool, vip, web},
     topology::{INTERFACE, Topology, backend_name, vip_v4},
 };
+use tokio::time::Instant;
 
 /// Datagrams a second: one lost shows an interruption of 20 µs.
 const RATE: u32 = 50_000;
@@ -48,6 +49,39 @@ fn killing_the_agent_loses_no_packet_breaks_no_connection_and_resets_no_counter(
             let broken = lives.broken_per_backend();
             assert!(broken.is_empty(), "{broken:?}");
             assert_nothing_missing(&delivery, &stage)
+        },
+    )
+}
+
+#[test]
+fn slots_that_move_while_the_agent_is_killed_go_on_moving_and_settle() -> Result<()> {
+    with_root(
+        "slots_that_move_while_the_agent_is_killed_go_on_moving_and_settle",
+        || {
+            const MOVING_TIME: Duration = Duration::from_secs(5);
+            let service = web(Health::HTTP).with("moving_time", "5s");
+            let mut stage = Stage::new(Topology::new(BACKENDS)?, vec![service.clone()])?;
+            let client = stage.topology.client.clone();
+            let held = Held::open(&client, vip(&service)?, 200, Duration::from_millis(200))?;
+            let moved = Instant::now();
+            stage.lbctl("backend drain 10.0.0.1:80/tcp 10.2.0.11:80")?;
+            stage.agent.restart()?;
+            let slots = stage.slots(&service)?;
+            // On a machine that was busy for so long they have settled already.
+            if moved.elapsed() < MOVING_TIME {
+                assert!(slots.moving > 0, "{slots:?}");
+            }
+            stage.await_slots(&service, Slots::have_moved)?;
+            println!("moved for {:?} over a restart", moved.elapsed());
+            assert!(moved.elapsed() >= MOVING_TIME);
+            // What was recorded before the restart is known after it.
+            thread::sleep(Duration::from_secs(1));
+            assert_eq!(stage.answers(&service, 100)?.get(&backend_name(1)), None);
+            let lives = held.stop()?;
+            println!("{lives}");
+            assert!(lives.per_backend()[&backend_name(1)] > 0);
+            assert!(lives.broken_per_backend().is_empty(), "{lives}");
+            Ok(())
         },
     )
 }
