@@ -3,7 +3,7 @@
 use crate::{
     hash::FlowHash,
     steer::{self, ATTEMPTS, Candidate, Service},
-    tables::{Slot, Tables, scheduler, service_flag},
+    tables::{Slot, Tables, scheduler},
 };
 
 /// Turns taken before the ring is asked instead: a sequence names backends that the agent knew to
@@ -35,10 +35,9 @@ pub fn choose<T: Tables>(tables: &T, service: u32, half: u32, hash: FlowHash, sl
         NOBODY => id(ring(tables, &service, hash, slot)),
         picked => picked,
     };
-    // Limits may leave few that take one more, and those must be found: a flow that finds none is
-    // lost, as all its packets lead to the same few. Counted flows alone have limits.
-    let counted = descriptor.flags & service_flag::COUNTED != 0;
-    if descriptor.scheduler != scheduler::LEAST && (picked != NOBODY || !counted) {
+    // Few may take one more, because of limits or since the others have just died, and those must be
+    // found: a flow that finds none is lost, as all its packets lead to the same few.
+    if descriptor.scheduler != scheduler::LEAST && picked != NOBODY {
         return picked;
     }
     match id(least(tables, &service)) {

@@ -102,6 +102,8 @@ fn network<'a>(sliced: &SlicedPacket<'a>) -> Result<Option<(Ip, IpPayloadSlice<'
         Some(NetSlice::Ipv6(ip)) => {
             let header = ip.header();
             ensure!(header.hop_limit() > 0, "no hop limit");
+            // Zero is a jumbogram's, which the reader takes for as long as the frame.
+            ensure!(header.payload_length() > 0, "no payload length");
             let ip_header = Ip {
                 source: header.source_addr().into(),
                 destination: header.destination_addr().into(),

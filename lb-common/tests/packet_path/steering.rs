@@ -38,9 +38,16 @@ fn a_dead_servers_flows_go_to_their_second_and_then_third_choice() {
     assert_eq!(taken_by(&eight(&[])), Some(first));
     assert_eq!(taken_by(&eight(&[first])), Some(second));
     assert_eq!(taken_by(&eight(&[first, second])), Some(third));
-    let alive_but_untried = eight(&CHOICES);
-    let outcome = alive_but_untried.run(&syn(CLIENT4, VIP4).frame());
-    assert_eq!(outcome, Outcome::dropped(DropReason::NoBackend));
+}
+
+#[test]
+fn a_flow_all_of_whose_choices_are_dead_goes_to_whoever_is_alive() {
+    for alive in (0..8).filter(|n| !CHOICES.contains(n)) {
+        let others: Vec<usize> = (0..8).filter(|&n| n != alive).collect();
+        assert_eq!(taken_by(&eight(&others)), Some(alive));
+    }
+    let nobody = eight(&[0, 1, 2, 3, 4, 5, 6, 7]).run(&syn(CLIENT4, VIP4).frame());
+    assert_eq!(nobody, Outcome::dropped(DropReason::NoBackend));
 }
 
 #[test]

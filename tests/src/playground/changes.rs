@@ -96,11 +96,19 @@ pub(super) mod tests {
                 "address": address, "weight": weight, "state": state, "condition": condition,
                 "last_error": (condition == "down").then_some("connection refused"),
                 "latency_us": null, "reachable": true, "slots": 1, "traffic": traffic,
+                "max_connections": null, "leaving": false, "recorded": 0, "connections": null,
             })
         };
         let backends: Vec<_> = backends.iter().map(backend).collect();
         serde_json::from_value(json!({
             "id": id, "mode": "nat", "ring_size": 251, "health": {"type": "http"},
+            "scheduler": "maglev", "flow_state": "auto", "on_down": "keep",
+            "moving_time_ms": 900_000, "dead_after_ms": 60_000,
+            "flows": {
+                "steady": 251, "moving": 0, "settling": 0,
+                "passed": {"moving": 0, "settling": 0, "steady": 0},
+                "established": 0, "half_open": 0, "lookups": 0, "recorded": 0, "overflows": 0,
+            },
             "traffic": traffic, "backends": backends,
         }))
         .expect("a service")
