@@ -6,8 +6,10 @@ pub mod frames;
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
+    time::Duration,
 };
 
+use crate::wait::wait_until;
 use anyhow::{Context as _, Result, ensure};
 use aya::programs::{TestRun as _, TestRunOptions};
 use lb_common::{
@@ -216,6 +218,11 @@ impl Bench {
     /// # Errors
     /// They differ, or the kernel refuses.
     pub fn sweep(&mut self, later: Tick) -> Result<()> {
+        // What was used in the very tick of a sweep stays, and the two sides' stamps may lie a tick apart.
+        let last = self.core.dataplane().maps.now();
+        wait_until("the clock goes on", Duration::from_secs(5), || {
+            self.core.dataplane().maps.now().wrapping_sub(last) >= 2
+        })?;
         let kernel = self.core.sweep()?.run()?;
         let twin = self.core.dataplane();
         let mut memory = &twin.memory.tables;
