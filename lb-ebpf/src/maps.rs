@@ -17,7 +17,8 @@ use lb_common::{
     schedule,
     tables::{
         Address, Backend, Bucket, Control, Counters, Endpoint, FlowCounters, FlowEvent, FlowKey,
-        Member, Record, Route, RouteQuery, ServiceEntry, Slot, TICK_SHIFT, Table, Tables, Tick, WayBack,
+        Member, Record, Route, RouteQuery, ServiceEntry, Slot, TICK_SHIFT, Table, Tables, Tick,
+        WayBack,
     },
     track::{self, Question},
     verdict::{DROP_COUNTERS, DropReason},
@@ -293,7 +294,13 @@ impl Tables for Maps {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn choose_backend(service: u32, half: u32, hash: u64, slot: u32) -> u32 {
-    schedule::choose(&Maps::alone(), service, half, FlowHash::from_word(hash), Slot(slot))
+    schedule::choose(
+        &Maps::alone(),
+        service,
+        half,
+        FlowHash::from_word(hash),
+        Slot(slot),
+    )
 }
 
 /// [`track::answer`] as another such function. Takes its argument through a map, since it may be given
