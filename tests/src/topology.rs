@@ -161,6 +161,9 @@ impl Topology {
         for (n, backend) in (1..).zip(&backends) {
             wiring::backend(backend, n)?;
         }
+        for (_, node) in nodes(&client, &balancer, &backends) {
+            wiring::await_link_local(node)?;
+        }
         let far_end = XdpPass::attach(&switch, "balancer")?;
         Ok(Self {
             client,

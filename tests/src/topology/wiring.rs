@@ -1,16 +1,20 @@
 //! Links, addresses, routes and sysctls of a [`super::Topology`], through iproute2 and ethtool.
 //! Owns the commands; the plan they follow is the parent's.
 
-use std::{fmt::Write as _, net::IpAddr, process::Command};
+use std::{fmt::Write as _, fs, net::IpAddr, process::Command, time::Duration};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use super::{INTERFACE, backend_v4, backend_v6};
 use crate::{
     netns::Namespace,
     process::{run, run_with_input},
+    wait::wait_ok,
 };
+
+/// Generous: bounds what the kernel does by itself.
+const SOON: Duration = Duration::from_secs(10);
 
 /// Room for the outer headers of a tunnel in DSR, whose answers the balancer does not see: the
 /// largest segment that fits 1,500 bytes inside IPv6 inside IPv6.
@@ -123,6 +127,18 @@ pub(super) fn backend(backend: &Namespace, n: u8) -> Result<()> {
              route add fd00:1::/64 dev eth0 table 100 advmss {DSR_ADVMSS}\n"
         ),
     )
+}
+
+/// Waits until `node` can find neighbours by IPv6. It asks for them from its link-local address where
+/// a packet's own source is not of the link, as a VIP's is not; the kernel makes that address once it
+/// has noticed that the link is up, which it looks for once a second.
+pub(super) fn await_link_local(node: &Namespace) -> Result<()> {
+    wait_ok("a link-local address", SOON, || {
+        let listed = node.run(|| fs::read_to_string("/proc/thread-self/net/if_inet6"))?;
+        let own = |line: &&str| line.starts_with("fe80") && line.ends_with(INTERFACE);
+        ensure!(listed.lines().any(|line| own(&line)), "it has {listed:?}");
+        Ok(())
+    })
 }
 
 /// Puts `vips` on the loopback of `backend`.
