@@ -64,6 +64,9 @@ static MOVED: Array<u64, 1, MMAPABLE> = Array::new();
 /// What [`track_flow`] is asked, as its caller left it.
 #[btf_map]
 static QUESTION: PerCpuArray<MaybeUninit<Question>, 1> = PerCpuArray::new();
+/// What the kernel's routing table is asked, and its answer: 64 bytes that the stack has no room for.
+#[btf_map]
+static FIB: PerCpuArray<bpf_fib_lookup, 1> = PerCpuArray::new();
 #[btf_map]
 static DROPS: PerCpuArray<u64, { DROP_COUNTERS as usize }> = PerCpuArray::new();
 
@@ -161,12 +164,15 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn route(&self, query: &RouteQuery) -> Option<Route> {
-        let mut params = fib_params(query);
+        let params = FIB.get_ptr_mut(0)?;
+        // SAFETY: this CPU's element, which nothing else touches while the program runs on it.
+        let params = unsafe { &mut *params };
+        ask(params, query);
         // SAFETY: the context is the kernel's own.
         params.ifindex = unsafe { (*self.ctx).ingress_ifindex };
         let size = size_of::<bpf_fib_lookup>() as i32;
         // SAFETY: `params` is initialised and of the size given.
-        let result = unsafe { helpers::bpf_fib_lookup(self.ctx.cast(), &raw mut params, size, 0) };
+        let result = unsafe { helpers::bpf_fib_lookup(self.ctx.cast(), &raw mut *params, size, 0) };
         if result != 0 {
             return None;
         }
@@ -323,11 +329,12 @@ fn flow_table(table: Table) -> &'static HashMap<FlowKey, Record, 1> {
     }
 }
 
-/// The question of a route lookup; ports are left out, as most routing tables leave them out.
+/// Makes `params` the question of a route lookup; ports are left out, as most routing tables leave them
+/// out.
 #[inline(always)]
-fn fib_params(query: &RouteQuery) -> bpf_fib_lookup {
+fn ask(params: &mut bpf_fib_lookup, query: &RouteQuery) {
     // SAFETY: plain integers, for which zero is a value.
-    let mut params: bpf_fib_lookup = unsafe { MaybeUninit::zeroed().assume_init() };
+    *params = unsafe { MaybeUninit::zeroed().assume_init() };
     params.__bindgen_anon_1.tot_len = query.length;
     if query.destination.is_v4() {
         params.family = AF_INET;
@@ -338,5 +345,4 @@ fn fib_params(query: &RouteQuery) -> bpf_fib_lookup {
         params.__bindgen_anon_3.ipv6_src = query.source.words();
         params.__bindgen_anon_4.ipv6_dst = query.destination.words();
     }
-    params
 }
