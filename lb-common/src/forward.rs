@@ -30,7 +30,12 @@ pub enum End {
     Destination,
 }
 
-/// Wraps a packet in an IP header to its backend (RFC 2003, RFC 2473). DSCP and ECN are copied
+/// The UDP port that tunnels of mode `gue` end at, as in [`crate::tables::Endpoint::port`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GuePort(pub u16);
+
+/// Wraps a packet in an IP header to its backend (RFC 2003, RFC 2473), with `gue` also in a UDP header
+/// (draft-ietf-intarea-gue-09, variant 1: the IP packet follows it directly). DSCP and ECN are copied
 /// (RFC 6040 §4.1, normal mode); IPv4 is sent with DF, so its identification is free (RFC 6864).
 ///
 /// # Errors
@@ -41,38 +46,119 @@ pub fn encapsulate<P: Packet>(
     flow: &Flow,
     backend: &Backend,
     hash: FlowHash,
+    gue: Option<GuePort>,
 ) -> Result<(), DropReason> {
-    let inner = if flow.v4 {
-        protocol::IPV4
-    } else {
-        protocol::IPV6
+    let (inner, between) = match (gue, flow.v4) {
+        (Some(_), _) => (protocol::UDP, wire::UDP),
+        (None, true) => (protocol::IPV4, 0),
+        (None, false) => (protocol::IPV6, 0),
     };
-    let source = outer_source(backend, hash);
-    if backend.address.is_v4() {
-        let length = flow
-            .length
-            .checked_add(wire::IPV4 as u16)
-            .ok_or(DropReason::TooLong)?;
-        grow(packet, wire::IPV4)?;
-        let outer = outer_v4(flow, length, inner, source.low(), backend.address.low());
+    let payload = flow.length.checked_add(between as u16);
+    let payload = payload.ok_or(DropReason::TooLong)?;
+    // Before the frame grows, and the offsets of `flow` with it.
+    let sum = match gue {
+        Some(_) => inner_sum(packet, flow),
+        None => None,
+    };
+    let (source, destination) = (outer_source(backend, hash), backend.address);
+    let (ether_type, header) = if destination.is_v4() {
+        let length = payload.checked_add(wire::IPV4 as u16);
+        let length = length.ok_or(DropReason::TooLong)?;
+        grow(packet, wire::IPV4 + between)?;
+        let outer = outer_v4(flow, length, inner, source.low(), destination.low());
         write(packet, wire::ETHERNET, &outer)?;
-        ethernet(
-            packet,
-            backend.source_mac,
-            backend.destination_mac,
-            wire::ETHER_IPV4,
-        )
+        (wire::ETHER_IPV4, wire::IPV4)
     } else {
-        grow(packet, wire::IPV6)?;
-        let outer = outer_v6(flow, inner, source, backend.address, hash);
+        grow(packet, wire::IPV6 + between)?;
+        let outer = outer_v6(flow, payload, inner, source, destination, hash);
         write(packet, wire::ETHERNET, &outer)?;
-        ethernet(
-            packet,
-            backend.source_mac,
-            backend.destination_mac,
-            wire::ETHER_IPV6,
-        )
+        (wire::ETHER_IPV6, wire::IPV6)
+    };
+    if let Some(GuePort(port)) = gue {
+        let udp = outer_udp(source, destination, port, payload, hash, sum);
+        write(packet, wire::ETHERNET + header, &udp)?;
     }
+    ethernet(
+        packet,
+        backend.source_mac,
+        backend.destination_mac,
+        ether_type,
+    )
+}
+
+/// The UDP header of a tunnel. Its source port varies with the flow, so that routers and the backend's
+/// NIC spread flows; without a `sum` of the inner packet it has no checksum, which tunnels may do
+/// without (RFC 768, RFC 6935).
+#[inline(always)]
+fn outer_udp(
+    source: Address,
+    destination: Address,
+    to: u16,
+    length: u16,
+    hash: FlowHash,
+    sum: Option<Sum>,
+) -> UdpHdr {
+    // Of the dynamic range (RFC 6335 §6), as the draft has it in §5.11.
+    let from = 0xc000 | (hash.entropy() as u16 & 0x3fff);
+    let check = match sum {
+        Some(sum) => {
+            let sum = sum
+                .add128(source.words())
+                .add128(destination.words())
+                .add16(u16::from(protocol::UDP).to_be())
+                .add16(length.to_be())
+                .add16(from.to_be())
+                .add16(to)
+                .add16(length.to_be());
+            // The prefix that stands before IPv4 addresses, 0xffff twice, sums to nothing.
+            sent(sum.checksum())
+        }
+        None => 0,
+    };
+    UdpHdr {
+        src: from.to_be_bytes(),
+        dst: to.to_ne_bytes(),
+        len: length.to_be_bytes(),
+        check: check.to_ne_bytes(),
+    }
+}
+
+/// The sum of a packet from its IP header on, without reading its payload: what its own checksums say
+/// that it is. `None` where they do not cover all of it.
+#[inline(always)]
+fn inner_sum<P: Packet>(packet: &P, flow: &Flow) -> Option<Sum> {
+    let header = flow.transport - wire::ETHERNET;
+    if flow.protocol == protocol::UDP && packet.read::<UdpHdr>(flow.transport)?.check == [0; 2] {
+        return None;
+    }
+    // The transport header and its payload sum to the complement of their pseudo-header (RFC 9293
+    // §3.1), an IPv4 header to nothing (RFC 791 §3.1).
+    let length = (flow.length - header as u16).to_be();
+    let proto = u16::from(flow.protocol).to_be();
+    if flow.v4 {
+        let ends = Sum::new()
+            .remove32(flow.source.low())
+            .remove32(flow.destination.low());
+        return Some(ends.remove16(proto).remove16(length));
+    }
+    // Extension headers are in no checksum.
+    if header != wire::IPV6 {
+        return None;
+    }
+    // Addresses and length are in header and pseudo-header both.
+    let ip = packet.read::<Ipv6Hdr>(wire::ETHERNET)?;
+    Some(
+        Sum::new()
+            .add32(u32::from_ne_bytes(ip.vcf))
+            .add16(u16::from_ne_bytes([ip.next_hdr, ip.hop_limit]))
+            .remove16(proto),
+    )
+}
+
+/// A UDP checksum as it is sent: a computed zero as all ones (RFC 768).
+#[inline(always)]
+const fn sent(check: u16) -> u16 {
+    if check == 0 { 0xffff } else { check }
 }
 
 /// The outer source varies with the flow, so that the backend's NIC spreads flows over queues.
@@ -111,6 +197,7 @@ fn outer_v4(flow: &Flow, length: u16, inner: u8, source: u32, destination: u32) 
 #[inline(always)]
 fn outer_v6(
     flow: &Flow,
+    payload: u16,
     inner: u8,
     source: Address,
     destination: Address,
@@ -121,7 +208,7 @@ fn outer_v6(
     let word = (6 << 28) | (u32::from(flow.traffic_class) << 20) | label;
     Ipv6Hdr {
         vcf: word.to_be_bytes(),
-        payload_len: flow.length.to_be_bytes(),
+        payload_len: payload.to_be_bytes(),
         next_hdr: inner,
         hop_limit: OUTER_TTL,
         src_addr: source.octets(),
@@ -202,12 +289,7 @@ fn rewrite_port<P: Packet>(
         }
         let check = u16::from_ne_bytes(udp.check);
         if check != 0 {
-            // A computed zero is sent as all ones (RFC 768).
-            let check = match change.update(check) {
-                0 => 0xffff,
-                check => check,
-            };
-            udp.check = check.to_ne_bytes();
+            udp.check = sent(change.update(check)).to_ne_bytes();
         }
         write(packet, flow.transport, &udp)
     }

@@ -5,7 +5,7 @@
 
 use crate::{
     flow::{self, Family, Flow, Stop},
-    forward::{self, End},
+    forward::{self, End, GuePort},
     packet::Packet,
     steer::{self, InForce},
     tables::{Address, Backend, RouteQuery, Tables, feature, mode, owned},
@@ -73,8 +73,16 @@ fn to_backend<P: Packet, T: Tables>(
     let egress = egress(packet, backend.interface);
     let counters = backend.counters;
     match service.descriptor.mode {
-        mode::IPIP => forward::encapsulate(packet, flow, backend, hash)?,
+        mode @ (mode::IPIP | mode::GUE) => {
+            let gue = if mode == mode::GUE {
+                tables.control().map(|control| GuePort(control.gue_port))
+            } else {
+                None
+            };
+            forward::encapsulate(packet, flow, backend, hash, gue)?;
+        }
         mode::NAT => translate(packet, flow, backend)?,
+        mode::L2 => forward::readdress(packet, backend.source_mac, backend.destination_mac)?,
         _ => return Err(DropReason::Inconsistent),
     }
     tables.count_service(service.index, bytes, flow.opens());

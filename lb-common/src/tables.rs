@@ -206,6 +206,10 @@ pub struct Control {
     pub features: u32,
     /// Base-two logarithm of the number of buckets of the look-up table of services, at most 31.
     pub lookup_bits: u32,
+    /// UDP port that backends take packets of mode [`mode::GUE`] at, as in [`Endpoint::port`].
+    pub gue_port: u16,
+    /// Always zero.
+    pub zeros: [u16; 3],
 }
 
 /// Bits of [`Control::features`].
@@ -220,6 +224,10 @@ pub mod mode {
     pub const NAT: u8 = 1;
     /// IP-in-IP encapsulation.
     pub const IPIP: u8 = 2;
+    /// Destination MAC address rewritten.
+    pub const L2: u8 = 3;
+    /// Encapsulation in UDP.
+    pub const GUE: u8 = 4;
 }
 
 /// Services whose endpoint hashes to a bucket of the look-up table, as index + 1; 0: none. A service
@@ -739,7 +747,7 @@ const _: () = {
     assert!(size_of::<Backend>() == 64, "one cache line");
     assert!(size_of::<WayBack>() == 24);
     assert!(size_of::<Counters>() == 24);
-    assert!(size_of::<Control>() == 112);
+    assert!(size_of::<Control>() == 120);
     assert!(size_of::<FlowKey>() == 24);
     assert!(size_of::<Record>() == 16);
     assert!(size_of::<FlowCounters>() == 24);

@@ -20,6 +20,9 @@ pub const ETHER_IPV4: u16 = 0x0800_u16.to_be();
 /// Ether type of IPv6, natively loaded.
 pub const ETHER_IPV6: u16 = 0x86DD_u16.to_be();
 
+/// UDP port of Generic UDP Encapsulation, as registered at IANA.
+pub const GUE_PORT: u16 = 6080;
+
 /// IANA protocol numbers (<https://www.iana.org/assignments/protocol-numbers>).
 pub mod protocol {
     /// IPv6 hop-by-hop options.

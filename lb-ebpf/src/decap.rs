@@ -5,6 +5,7 @@
 mod packet;
 
 use aya_ebpf::{
+    Global,
     bindings::xdp_action,
     btf_maps::{HashMap, PerCpuArray},
     macros::{btf_map, xdp},
@@ -24,6 +25,10 @@ static TERMINATES: HashMap<Address, u32, 1024> = HashMap::new();
 #[btf_map]
 static UNWRAPPED: PerCpuArray<Counters, 1> = PerCpuArray::new();
 
+/// The UDP port of `gue` tunnels, as [`Host::gue_port`]; set before the program is loaded.
+#[unsafe(no_mangle)]
+static GUE_PORT: Global<u16> = Global::new(0);
+
 struct Maps;
 
 impl Host for Maps {
@@ -31,6 +36,11 @@ impl Host for Maps {
     fn terminates(&self, outer: &Address) -> bool {
         // SAFETY: only its presence is asked for.
         unsafe { TERMINATES.get(outer) }.is_some()
+    }
+
+    #[inline(always)]
+    fn gue_port(&self) -> u16 {
+        GUE_PORT.load()
     }
 
     #[inline(always)]

@@ -10,6 +10,7 @@ use std::{
 };
 
 use ipnet::{Ipv4Net, Ipv6Net};
+use lb_common::wire;
 
 use crate::{instance, model::Service};
 
@@ -46,13 +47,26 @@ impl fmt::Display for ConfigError {
 
 impl std::error::Error for ConfigError {}
 
-/// Outer source prefixes of mode `ipip`; the interface's own address where absent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+/// What tunnels to the backends have in common.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tunnel {
-    /// For IPv4 backends: network address and prefix length.
+    /// Outer sources of mode `ipip` to IPv4 backends: network address and prefix length; the
+    /// interface's own address where absent.
     pub source_v4: Option<(Ipv4Addr, u8)>,
-    /// For IPv6 backends.
+    /// The same for IPv6 backends.
     pub source_v6: Option<(Ipv6Addr, u8)>,
+    /// UDP port that backends take packets of mode `gue` at.
+    pub gue_port: u16,
+}
+
+impl Default for Tunnel {
+    fn default() -> Self {
+        Self {
+            source_v4: None,
+            source_v6: None,
+            gue_port: wire::GUE_PORT,
+        }
+    }
 }
 
 /// Sizes of the kernel's tables; they are fixed once the tables exist.
@@ -149,7 +163,7 @@ pub fn parse(text: &str, file_name: &str) -> Result<Config, Vec<ConfigError>> {
     }
 }
 
-const TUNNEL: &[&str] = &["source_v4", "source_v6"];
+const TUNNEL: &[&str] = &["source_v4", "source_v6", "gue_port"];
 const LIMITS: &[&str] = &["services", "backends", "ring_slots", "flows", "half_open"];
 
 fn read_limits(section: &Section<'_>) -> Limits {
@@ -220,6 +234,9 @@ fn read_tunnel(section: &Section<'_>) -> Tunnel {
     Tunnel {
         source_v4: v4.map(Located::into_inner),
         source_v6: v6.map(Located::into_inner),
+        gue_port: section
+            .integer("gue_port", 1, 65_535)
+            .map_or(wire::GUE_PORT, Located::into_inner),
     }
 }
 

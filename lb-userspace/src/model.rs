@@ -38,6 +38,11 @@ pub enum Mode {
     Nat,
     /// IP-in-IP encapsulation (RFC 2003, RFC 2473); the backend answers the client directly.
     Ipip,
+    /// Encapsulation in UDP (Generic UDP Encapsulation); the backend answers the client directly.
+    Gue,
+    /// Destination MAC address rewritten, on a link that both are on; the backend answers the client
+    /// directly.
+    L2,
 }
 
 /// How a new flow's backend is chosen.
@@ -113,7 +118,7 @@ pub enum Admin {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Backend {
-    /// Where it listens. In `ipip` mode the packet's port stays the VIP's, and this port is only
+    /// Where it listens. But for mode `nat` the packet's port stays the VIP's, and this port is only
     /// probed.
     pub address: SocketAddr,
     /// Its share relative to the others, 0 to [`MAX_WEIGHT`].
@@ -436,7 +441,7 @@ impl State {
 fn ways_back(service: &Service) -> impl Iterator<Item = (Protocol, SocketAddr)> {
     let backends = match service.mode {
         Mode::Nat => service.backends.as_slice(),
-        Mode::Ipip => &[],
+        Mode::Ipip | Mode::Gue | Mode::L2 => &[],
     };
     backends.iter().map(|b| (service.id.protocol, b.address))
 }

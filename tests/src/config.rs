@@ -81,7 +81,7 @@ impl Display for Health {
 pub struct Service {
     /// As `10.0.0.1:80/tcp`.
     pub vip: String,
-    /// `"nat"` or `"ipip"`.
+    /// `"nat"`, `"ipip"`, `"gue"` or `"l2"`.
     pub mode: &'static str,
     /// How its backends are checked.
     pub health: Health,
@@ -107,6 +107,11 @@ impl Service {
             backends,
             keys: Vec::new(),
         }
+    }
+
+    /// Whether its packets reach backends with another header around them.
+    pub fn is_tunnelled(&self) -> bool {
+        ["ipip", "gue"].contains(&self.mode)
     }
 
     /// With another key, whose value is text.

@@ -150,6 +150,7 @@ impl Bench {
         let tunnel = Tunnel {
             source_v4: Some(([10, 255, 0, 0].into(), 16)),
             source_v6: None,
+            gue_port: 5_555,
         };
         let mut core = Core::new("differential".to_owned(), tunnel, twin)?;
         core.network(Update::OwnAddresses(frames::OWN.into()));
@@ -378,6 +379,7 @@ fn next_hop(address: IpAddr) -> Update {
             destination_mac: [2, 0, 0, 0, 2, last],
             source_address: source.ip(),
             mtu: 1_500,
+            on_link: true,
         }),
         reason: None,
     }

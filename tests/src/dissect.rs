@@ -9,6 +9,9 @@ use etherparse::{
     IpNumber, IpPayloadSlice, NetSlice, SlicedPacket, TransportSlice, checksum::Sum16BitWords,
 };
 
+/// Where tunnels of UDP end.
+const GUE_PORT: u16 = 6_080;
+
 /// An IP header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ip {
@@ -38,6 +41,8 @@ pub struct Segment {
 pub struct Packet {
     /// The header around it, in a tunnel.
     pub outer: Option<Ip>,
+    /// What is between the two, in a tunnel of UDP.
+    pub between: Option<Segment>,
     /// Its own.
     pub ip: Ip,
     /// What it carries.
@@ -56,18 +61,25 @@ pub fn dissect(frame: &[u8]) -> Result<Option<Packet>> {
     let end = payload.payload.as_ptr_range().end;
     ensure!(end == frame.as_ptr_range().end, "bytes after the packet");
     ensure!(!payload.fragmented, "a fragment");
-    if ![IpNumber::IPV4, IpNumber::IPV6].contains(&payload.ip_number) {
-        let segment = transport(&sliced, outer)?;
-        return Ok(segment.map(|segment| Packet {
-            outer: None,
-            ip: outer,
-            segment,
-        }));
-    }
-    let inner = SlicedPacket::from_ip(payload.payload).context("a packet in a tunnel")?;
+    let (between, carried) = match (&sliced.transport, payload.ip_number) {
+        (_, IpNumber::IPV4 | IpNumber::IPV6) => (None, payload.payload),
+        (Some(TransportSlice::Udp(udp)), _) if udp.destination_port() == GUE_PORT => {
+            (transport(&sliced, outer)?, udp.payload())
+        }
+        _ => {
+            let segment = transport(&sliced, outer)?;
+            return Ok(segment.map(|segment| Packet {
+                outer: None,
+                between: None,
+                ip: outer,
+                segment,
+            }));
+        }
+    };
+    let inner = SlicedPacket::from_ip(carried).context("a packet in a tunnel")?;
     let (ip, within) = network(&inner)?.context("a tunnel carries IP")?;
     ensure!(
-        ip.source.is_ipv4() == (payload.ip_number == IpNumber::IPV4),
+        between.is_some() || ip.source.is_ipv4() == (payload.ip_number == IpNumber::IPV4),
         "the outer header announces another family than {ip:?}"
     );
     let end = within.payload.as_ptr_range().end;
@@ -77,6 +89,7 @@ pub fn dissect(frame: &[u8]) -> Result<Option<Packet>> {
     );
     Ok(transport(&inner, ip)?.map(|segment| Packet {
         outer: Some(outer),
+        between,
         ip,
         segment,
     }))
@@ -133,8 +146,9 @@ fn transport(sliced: &SlicedPacket<'_>, ip: Ip) -> Result<Option<Segment>> {
         _ => return Ok(None),
     };
     let right = right_checksum(sliced, ip)?;
-    // RFC 768: over IPv4, zero is no checksum; RFC 8200 §8.1 has no such thing.
-    let none = segment.protocol == IpNumber::UDP && ip.source.is_ipv4() && segment.checksum == 0;
+    // RFC 768: over IPv4, zero is no checksum; over IPv6 for tunnels only (RFC 6935).
+    let may_lack = ip.source.is_ipv4() || segment.destination_port == GUE_PORT;
+    let none = segment.protocol == IpNumber::UDP && may_lack && segment.checksum == 0;
     ensure!(
         none || segment.checksum == right,
         "{:?} checksum {:#06x}, not {right:#06x}",
@@ -197,6 +211,26 @@ mod tests {
         [&ethernet[..], &outer.to_bytes(), &inner].concat()
     }
 
+    fn udp_v4_in_udp_over_v6() -> Vec<u8> {
+        let inner = &udp_v4()[14..];
+        let builder = PacketBuilder::ethernet2([2; 6], [4; 6])
+            .ipv6([1; 16], [2; 16], 64)
+            .udp(50_000, GUE_PORT);
+        let mut frame = Vec::new();
+        builder.write(&mut frame, inner).unwrap();
+        frame
+    }
+
+    #[test]
+    fn a_datagram_in_a_tunnel_of_udp_is_read_with_all_its_headers() {
+        let packet = dissect(&udp_v4_in_udp_over_v6()).unwrap().unwrap();
+        let (outer, between) = (packet.outer.unwrap(), packet.between.unwrap());
+        assert_eq!(outer.destination, Ipv6Addr::from([2; 16]));
+        assert_eq!(between.destination_port, GUE_PORT);
+        assert_eq!(packet.ip.source, Ipv4Addr::new(10, 0, 0, 1));
+        assert_eq!(packet.segment.destination_port, 2_000);
+    }
+
     #[test]
     fn a_bare_datagram_is_read() {
         let packet = dissect(&udp_v4()).unwrap().unwrap();
@@ -231,6 +265,7 @@ mod tests {
         for (frame, covered) in [
             (udp_v4(), &(|at: usize| at >= 14) as &dyn Fn(usize) -> bool),
             (tcp_v6_in_v4(), &|at| at >= 14 && (at < 34 || v6(at - 34))),
+            (udp_v4_in_udp_over_v6(), &|at| at >= 14 && v6(at - 14)),
         ] {
             let whole = dissect(&frame).unwrap();
             for bit in (0..frame.len() * 8).filter(|bit| covered(bit / 8)) {
@@ -247,7 +282,7 @@ mod tests {
 
     #[test]
     fn a_missing_or_trailing_byte_is_found() {
-        for mut frame in [udp_v4(), tcp_v6_in_v4()] {
+        for mut frame in [udp_v4(), tcp_v6_in_v4(), udp_v4_in_udp_over_v6()] {
             dissect(&frame[..frame.len() - 1]).unwrap_err();
             frame.push(0);
             dissect(&frame).unwrap_err();

@@ -49,7 +49,7 @@ pub struct Offer {
     pub label: &'static str,
     /// The VIP that clients ask.
     pub vip: SocketAddr,
-    /// `"nat"` or `"ipip"`.
+    /// Its forwarding mode.
     pub mode: &'static str,
     /// The servers, in their order.
     pub pool: Vec<SocketAddr>,
@@ -88,5 +88,9 @@ pub fn offers() -> Vec<Offer> {
         offer("ipip 6in6", "ipip", vip_v6(2).into(), true),
         offer("ipip 4in6", "ipip", vip_v4(3).into(), true),
         offer("ipip 6in4", "ipip", vip_v6(3).into(), false),
+        offer("gue 4in4", "gue", vip_v4(4).into(), false),
+        offer("gue 6in6", "gue", vip_v6(4).into(), true),
+        offer("l2 v4", "l2", vip_v4(5).into(), false),
+        offer("l2 v6", "l2", vip_v6(5).into(), true),
     ]
 }

@@ -48,10 +48,9 @@ impl Stage {
     pub fn new(topology: Topology, config: impl Into<Config>) -> Result<Self> {
         let config = config.into();
         let servers = Backend::start_all(&topology)?;
-        let vips = tunnelled(&config.services)?;
+        topology.accept_vips(&direct(&config.services)?)?;
         let mut tunnels = Vec::new();
-        if !vips.is_empty() {
-            topology.accept_vips(&vips)?;
+        if config.services.iter().any(Service::is_tunnelled) {
             for backend in &topology.backends {
                 tunnels.push(Decapsulator::attach(backend)?);
             }
@@ -227,6 +226,12 @@ pub fn every_mode() -> Vec<Service> {
         Service::new(tcp(vip_v6(2)), "ipip", Health::HTTP, v6_pool(port)),
         Service::new(tcp(vip_v4(3)), "ipip", Health::HTTP, v6_pool(other)),
         Service::new(tcp(vip_v6(3)), "ipip", Health::HTTP, v4_pool(other)),
+        Service::new(tcp(vip_v4(4)), "gue", Health::HTTP, v4_pool(port)),
+        Service::new(tcp(vip_v6(4)), "gue", Health::HTTP, v6_pool(port)),
+        Service::new(tcp(vip_v4(5)), "gue", Health::HTTP, v6_pool(other)),
+        Service::new(tcp(vip_v6(5)), "gue", Health::HTTP, v4_pool(other)),
+        Service::new(tcp(vip_v4(6)), "l2", Health::HTTP, v4_pool(port)),
+        Service::new(tcp(vip_v6(6)), "l2", Health::HTTP, v6_pool(port)),
     ]
 }
 
@@ -245,10 +250,11 @@ pub fn every_udp_mode() -> Result<Vec<Service>> {
     every_mode().into_iter().map(of).collect()
 }
 
-fn tunnelled(services: &[Service]) -> Result<Vec<IpAddr>> {
+/// The VIPs that backends answer from by themselves.
+fn direct(services: &[Service]) -> Result<Vec<IpAddr>> {
     let mut vips: Vec<IpAddr> = services
         .iter()
-        .filter(|service| service.mode == "ipip")
+        .filter(|service| service.mode != "nat")
         .map(|service| Ok(vip(service)?.ip()))
         .collect::<Result<_>>()?;
     vips.sort_unstable();

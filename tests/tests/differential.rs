@@ -62,6 +62,12 @@ fn services() -> Result<Vec<Service>> {
         service("[fd00::2]:80/udp", Mode::Ipip, &v6)?,
         service("10.0.0.3:80/tcp", Mode::Ipip, &v6)?,
         service("[fd00::3]:80/tcp", Mode::Ipip, &v4)?,
+        service("10.0.0.7:80/tcp", Mode::Gue, &v4)?,
+        service("10.0.0.7:80/udp", Mode::Gue, &v6)?,
+        service("[fd00::7]:80/tcp", Mode::Gue, &v4)?,
+        service("[fd00::7]:80/udp", Mode::Gue, &v6)?,
+        service("10.0.0.8:80/tcp", Mode::L2, &v6)?,
+        service("[fd00::8]:80/udp", Mode::L2, &v6)?,
         service("10.0.0.4:80/tcp", Mode::Ipip, &[])?,
         service(
             "10.0.0.5:80/tcp",

@@ -154,8 +154,8 @@ fn is_v4(service: &Service) -> bool {
 }
 
 fn echo_servers(stage: &Stage, services: &[Service]) -> Result<Vec<UdpEcho>> {
-    let tunnelled = services.iter().filter(|s| is_udp(s) && s.mode == "ipip");
-    let vips = tunnelled.map(vip).collect::<Result<Vec<_>>>()?;
+    let direct = services.iter().filter(|s| is_udp(s) && s.mode != "nat");
+    let vips = direct.map(vip).collect::<Result<Vec<_>>>()?;
     let server = |n: u8| {
         let own = [IpAddr::from(backend_v4(n)), backend_v6(n).into()];
         let own = own.map(|address| SocketAddr::new(address, UDP_PORT));
@@ -272,7 +272,7 @@ fn is_of(service: &Service, place: Place, packet: &Packet) -> Result<bool> {
             );
             return Ok(from == vip && packet.segment.protocol == protocol);
         }
-        Place::Wire(n) => (n, service.mode == "ipip"),
+        Place::Wire(n) => (n, service.is_tunnelled()),
         Place::Backend(n) => (n, false),
     };
     let (backend, _) = service.backends[usize::from(n) - 1];
@@ -286,8 +286,12 @@ fn is_of(service: &Service, place: Place, packet: &Packet) -> Result<bool> {
     match packet.outer {
         Some(outer) if tunnelled => {
             ensure!(outer.destination == backend.ip(), "{outer:?} at {backend}");
+            let gue = service.mode == "gue";
+            ensure!(packet.between.is_some() == gue, "{packet:?}");
+            // With UDP, it is the source port that varies.
+            let own = [IpAddr::from(BALANCER_V4), BALANCER_V6.into()].contains(&outer.source);
             ensure!(
-                is_tunnels(outer.source),
+                if gue { own } else { is_tunnels(outer.source) },
                 "{} is no source of tunnels",
                 outer.source
             );

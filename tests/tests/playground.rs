@@ -35,13 +35,17 @@ const SIZE: PtySize = PtySize {
 };
 /// Until it is up, or gone: bounds what can be awaited, and judges nothing.
 const LONG: Duration = Duration::from_secs(60);
-const SERVICES: [&str; 6] = [
+const SERVICES: [&str; 10] = [
     "nat v4",
     "nat v6",
     "ipip 4in4",
     "ipip 6in6",
     "ipip 4in6",
     "ipip 6in4",
+    "gue 4in4",
+    "gue 6in6",
+    "l2 v4",
+    "l2 v6",
 ];
 
 /// A name that no other test's playground has, and whose namespaces the next run sweeps.

@@ -12,7 +12,7 @@ use lb_common::{
 use crate::{
     CLIENT4, CLIENT6, SERVER4, SERVER6, VIP4, VIP6,
     frames::{Outer, Spec, datagram, segment, syn},
-    support::{Frame, INGRESS, macs, server},
+    support::{Frame, GUE_PORT, INGRESS, macs, server},
 };
 
 /// A host with one tunnel end; what it counted, in bytes a packet.
@@ -24,6 +24,10 @@ struct TunnelEnd {
 impl Host for TunnelEnd {
     fn terminates(&self, outer: &Address) -> bool {
         *outer == self.address
+    }
+
+    fn gue_port(&self) -> u16 {
+        GUE_PORT.to_be()
     }
 
     fn count(&self, bytes: u64) {
@@ -43,11 +47,16 @@ pub fn decapsulated(frame: &[u8], end: IpAddr) -> (Frame, Vec<u64>) {
     (Frame(packet.bytes().to_vec()), host.counted.into_inner())
 }
 
-/// Every packet with every tunnel: inner packet, outer header.
+/// Every packet with every tunnel: inner packet, outer headers.
 fn tunnels() -> Vec<(Spec, Outer)> {
     let mut all = Vec::new();
     for inner in [segment(CLIENT4, VIP4), segment(CLIENT6, VIP6)] {
-        for at in [SERVER4, SERVER6] {
+        for (at, gue) in [
+            (SERVER4, false),
+            (SERVER6, false),
+            (SERVER4, true),
+            (SERVER6, true),
+        ] {
             let end = server(at);
             let outer = Outer {
                 macs: macs(0),
@@ -55,6 +64,8 @@ fn tunnels() -> Vec<(Spec, Outer)> {
                 destination: end.address.ip(),
                 traffic_class: 0xb8,
                 flow_label: 0x1_2345,
+                ports: gue.then_some((50_000, GUE_PORT)),
+                summed: true,
             };
             all.push((inner.clone(), outer));
         }
@@ -144,8 +155,7 @@ fn frames_cut_before_the_inner_header_ends_pass() {
     for (inner, outer) in tunnels() {
         let frame = wrapped(&inner, &outer);
         let inner_header = if inner.from.is_ipv4() { 20 } else { 40 };
-        let outer_header = if outer.destination.is_ipv4() { 20 } else { 40 };
-        let headers = 14 + outer_header + inner_header;
+        let headers = 14 + outer.length() + inner_header;
         for length in 0..headers {
             assert_untouched(
                 &frame[..length],
@@ -161,9 +171,11 @@ fn frames_cut_before_the_inner_header_ends_pass() {
 #[test]
 fn an_inner_version_that_contradicts_the_outer_header_passes() {
     for (inner, outer) in tunnels() {
-        let at = 14 + if outer.destination.is_ipv4() { 20 } else { 40 };
+        let at = 14 + outer.length();
         let right = inner.ip()[0] >> 4;
-        for version in (0..16).filter(|&version| version != right) {
+        // In a tunnel of UDP nothing else says which it is.
+        let said = |version| outer.ports.is_some() && [4, 6].contains(&version);
+        for version in (0..16).filter(|&version| version != right && !said(version)) {
             let mut frame = wrapped(&inner, &outer);
             frame[at] = (version << 4) | 5;
             assert_untouched(&frame, outer.destination, &format!("version {version}"));
@@ -211,5 +223,34 @@ fn outer_headers_that_the_balancer_never_writes_are_the_kernels() {
         // RFC 2473's tunnel encapsulation limit comes in destination options.
         frame[20] = 60;
         assert_untouched(&frame, outer.destination, "extension headers");
+    }
+}
+
+#[test]
+fn datagrams_to_other_ports_of_the_tunnels_end_pass() {
+    for (inner, outer) in tunnels() {
+        let Some((from, port)) = outer.ports else {
+            continue;
+        };
+        for other in [0, 1, port - 1, port + 1, port.swap_bytes()] {
+            let outer = Outer {
+                ports: Some((from, other)),
+                ..outer
+            };
+            let frame = wrapped(&inner, &outer);
+            assert_untouched(&frame, outer.destination, &format!("port {other}"));
+        }
+    }
+}
+
+#[test]
+fn a_tunnel_without_a_checksum_is_unwrapped() {
+    for (inner, outer) in tunnels() {
+        let outer = Outer {
+            summed: false,
+            ..outer
+        };
+        let (after, _) = decapsulated(&wrapped(&inner, &outer), outer.destination);
+        assert_eq!(after, Frame(delivered(&inner)), "{outer:?}");
     }
 }

@@ -310,7 +310,7 @@ pub fn ethernet((source, destination): (Mac, Mac), family: IpAddr) -> Vec<u8> {
     .to_vec()
 }
 
-/// A tunnel's outer header, as RFC 2003 and RFC 2473 have it.
+/// A tunnel's outer headers, as RFC 2003 and RFC 2473 have them, or with UDP between.
 #[derive(Debug, Clone, Copy)]
 pub struct Outer {
     pub macs: (Mac, Mac),
@@ -319,24 +319,38 @@ pub struct Outer {
     pub traffic_class: u8,
     /// Of IPv6.
     pub flow_label: u32,
+    /// Of UDP, where that is between.
+    pub ports: Option<(u16, u16)>,
+    /// Whether UDP has a checksum.
+    pub summed: bool,
 }
 
 impl Outer {
+    /// Bytes of its headers.
+    pub fn length(&self) -> usize {
+        let ip = if self.destination.is_ipv4() { 20 } else { 40 };
+        ip + self.ports.map_or(0, |_| 8)
+    }
+
     /// The frame that carries an IP packet, and bytes behind it.
     pub fn around(&self, packet: &[u8], trailer: &[u8]) -> Vec<u8> {
         let inner = match packet[0] >> 4 {
             4 => ip_number::IPV4,
             _ => ip_number::IPV6,
         };
+        let (from, to) = self.ports.unwrap_or_default();
         let spec = Spec {
             macs: self.macs,
-            from: SocketAddr::new(self.source, 0),
-            to: SocketAddr::new(self.destination, 0),
+            from: SocketAddr::new(self.source, from),
+            to: SocketAddr::new(self.destination, to),
             ttl: 64,
             traffic_class: self.traffic_class,
             flow_label: self.flow_label,
             identification: 0,
-            transport: Transport::Other(inner.0),
+            transport: match self.ports {
+                Some(_) => Transport::Udp(self.summed),
+                None => Transport::Other(inner.0),
+            },
             payload: packet.to_vec(),
             trailer: trailer.to_vec(),
             ..syn("0.0.0.0:0", "0.0.0.0:0")

@@ -8,12 +8,13 @@ mod decapsulation;
 mod drops;
 mod frames;
 mod headers;
-mod ipip;
+mod l2;
 mod nat;
 mod properties;
 mod scheduling;
 mod steering;
 mod tracking;
+mod tunnels;
 mod untouched;
 
 /// IANA protocol numbers.

@@ -163,9 +163,11 @@ proptest! {
     }
 
     #[test]
-    fn decapsulation_undoes_encapsulation(spec in request(), across: bool) {
+    fn decapsulation_undoes_encapsulation(
+        spec in request(), across: bool, mode in select(&[Mode::Ipip, Mode::Gue][..]),
+    ) {
         let (v4, v6) = if across { (SERVERS6, SERVERS4) } else { (SERVERS4, SERVERS6) };
-        let outcome = stage(Mode::Ipip, v4, v6).run(&spec.frame());
+        let outcome = stage(mode, v4, v6).run(&spec.frame());
         prop_assert_eq!(outcome.verdict, Verdict::Redirect(EGRESS));
         let taken_by = taken_by(&outcome);
         let end = socket([v4, v4, v6, v6].concat()[usize::from(taken_by)]).ip();
@@ -248,7 +250,7 @@ fn from_a_server(frame: &[u8]) -> bool {
 proptest! {
     #[test]
     fn whatever_comes_is_counted_once_and_passes_untouched_unless_it_is_an_answer(
-        frame in frame(), mode in select(&[Mode::Nat, Mode::Ipip, Mode::Unknown][..]), headroom in 0usize..40,
+        frame in frame(), mode in select(&[Mode::Nat, Mode::Ipip, Mode::Gue, Mode::L2, Mode::Unknown][..]), headroom in 0usize..40,
     ) {
         let stage = stage(mode, SERVERS4, SERVERS6).own("10.0.0.2").route(socket("192.0.2.7:0").ip(), EGRESS);
         let outcome = stage.run_with(&frame, headroom * 2);

@@ -26,6 +26,8 @@ pub const INGRESS: u32 = 5;
 pub const EGRESS: u32 = 7;
 /// What XDP leaves in front of a frame on most NICs, in bytes.
 pub const HEADROOM: usize = 256;
+/// Where `gue` tunnels end.
+pub const GUE_PORT: u16 = 5_555;
 /// What stands in the headroom: XDP does not clear it.
 const POISON: u8 = 0xff;
 /// The hash of every flow on a stage, from a key that ignores the flow: `finish(6)`, computed
@@ -42,6 +44,8 @@ pub type Mac = [u8; 6];
 pub enum Mode {
     Nat,
     Ipip,
+    Gue,
+    L2,
     /// A number that no mode has.
     Unknown,
 }
@@ -139,6 +143,7 @@ impl Stage {
         let mut tables = MemoryTables::default();
         tables.control.hash_key[0] = 6;
         tables.control.lookup_bits = 2;
+        tables.control.gue_port = GUE_PORT.to_be();
         tables.service_entries = vec![ServiceEntry::default(); FIRST_SERVICE as usize];
         // Neighbours of a ring and of a pool that nothing may lead to.
         tables.slots = vec![u64::MAX; 3];
@@ -188,6 +193,8 @@ impl Stage {
             mode: match mode {
                 Mode::Nat => mode::NAT,
                 Mode::Ipip => mode::IPIP,
+                Mode::Gue => mode::GUE,
+                Mode::L2 => mode::L2,
                 Mode::Unknown => 99,
             },
             members_start,

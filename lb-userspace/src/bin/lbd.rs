@@ -11,6 +11,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use lb_common::wire;
 use lb_userspace::{
     agent::{self, Core, Handle, Sources},
     api,
@@ -134,6 +135,9 @@ struct Decap {
     /// Address that they are sent to [default: every address of the interface]
     #[arg(long)]
     address: Vec<IpAddr>,
+    /// UDP port that packets of mode `gue` are sent to
+    #[arg(long, default_value_t = wire::GUE_PORT, value_parser = clap::value_parser!(u16).range(1..))]
+    gue_port: u16,
     /// Take the decapsulator away
     #[arg(long)]
     detach: bool,
@@ -233,7 +237,13 @@ fn decapsulate(arguments: &Decap) -> Result<()> {
         [] => addresses_of(interface)?,
         given => given.to_vec(),
     };
-    decap::attach(bpffs, interface, &addresses, arguments.generic)?;
+    decap::attach(
+        bpffs,
+        interface,
+        &addresses,
+        arguments.gue_port,
+        arguments.generic,
+    )?;
     println!(
         "unwrapping on {interface}: {addresses:?}; `lbd decap --interface {interface} --detach` ends it"
     );

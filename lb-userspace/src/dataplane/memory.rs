@@ -79,6 +79,7 @@ impl MemoryDataplane {
             Operation::Own(address, bits) => drop(tables.owned.insert(*address, *bits)),
             Operation::Disown(address) => drop(tables.owned.remove(address)),
             Operation::Features(bits) => tables.control.features = *bits,
+            Operation::GuePort(port) => tables.control.gue_port = port.to_be(),
             Operation::Switch(generation) => tables.control.generation = *generation,
             Operation::ZeroService(index) => tables.zero_service(*index),
             Operation::ZeroBackend(index) => tables.zero_backend(*index),

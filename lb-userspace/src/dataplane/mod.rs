@@ -53,6 +53,8 @@ pub enum Operation {
     Disown(Address),
     /// Bits of [`lb_common::tables::feature`].
     Features(u32),
+    /// UDP port that backends take packets of mode `gue` at.
+    GuePort(u16),
     /// Sets a service's counters to zero.
     ZeroService(u32),
     /// Sets a backend's counters to zero.

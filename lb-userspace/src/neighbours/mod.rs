@@ -30,6 +30,8 @@ pub struct NextHop {
     pub source_address: IpAddr,
     /// Largest IP packet that the way takes.
     pub mtu: u32,
+    /// Whether it is on that interface's link, and not behind a router.
+    pub on_link: bool,
 }
 
 /// News from the kernel.

@@ -249,6 +249,7 @@ impl Table {
             destination_mac,
             source_address,
             mtu,
+            on_link: route.gateway.is_none(),
         })
     }
 

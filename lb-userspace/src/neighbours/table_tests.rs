@@ -52,6 +52,7 @@ fn address_on_the_link_resolves_to_its_own_hardware_address() {
         destination_mac: PEER,
         source_address: ip("10.0.0.1"),
         mtu: 1500,
+        on_link: true,
     };
     assert_eq!(table().resolve(ip("10.0.0.2")), Ok(expected));
 }

@@ -136,6 +136,7 @@ fn neighbours_on_the_link_are_resolved_without_any_traffic() {
                 destination_mac,
                 source_address,
                 mtu,
+                on_link: true,
             };
             assert_eq!(next_hop, expected);
             assert!(

@@ -227,6 +227,8 @@ pub struct Layout {
     pub generation: u64,
     /// Bits of [`lb_common::tables::feature`].
     pub features: u32,
+    /// UDP port that backends take packets of mode `gue` at; 0: none has been set.
+    pub gue_port: u16,
     /// What the maps were made with.
     pub control: Control,
     /// Services.
@@ -281,6 +283,7 @@ impl Layout {
         Self {
             generation: 0,
             features: 0,
+            gue_port: 0,
             control,
             services: BTreeMap::new(),
             ways_back: BTreeMap::new(),
@@ -309,6 +312,7 @@ impl Layout {
         layout.control = tables.control;
         layout.generation = tables.control.generation;
         layout.features = tables.control.features;
+        layout.gue_port = u16::from_be(tables.control.gue_port);
         layout.owned.clone_from(&tables.owned);
         layout.ways_back.clone_from(&tables.ways_back);
         layout.lookup = Lookup::new(&tables.control, tables.lookup.clone());

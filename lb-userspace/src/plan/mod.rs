@@ -26,6 +26,7 @@ use lb_common::tables::{Address, Descriptor, Endpoint, Tick, WayBack, feature, m
 
 pub use self::layout::{Layout, Placed, PlacedMember, Ring, endpoint, endpoint_at, half};
 pub use self::lookup::BUCKETS_PER_SERVICE;
+pub use self::pool::next_hop;
 pub use self::recipe::ticks;
 use self::{
     census::Census,
@@ -165,6 +166,7 @@ pub fn plan(layout: &Layout, inputs: &Inputs<'_>) -> Result<Plan, PlanError> {
     }
     draft.set_ways_back(inputs.state)?;
     draft.set_owned(inputs);
+    draft.set_gue_port(inputs.tunnel.gue_port);
     Ok(draft.finish())
 }
 
@@ -239,6 +241,8 @@ impl Draft {
         placed.descriptor.mode = match service.mode {
             Mode::Nat => mode::NAT,
             Mode::Ipip => mode::IPIP,
+            Mode::Gue => mode::GUE,
+            Mode::L2 => mode::L2,
         };
         note_overflows(&mut placed, inputs);
         let mut dead = Dead::new();
@@ -324,6 +328,14 @@ impl Draft {
         self.layout.features = features;
         self.layout.ways_back = wanted;
         Ok(())
+    }
+
+    /// Before the first packet goes there.
+    fn set_gue_port(&mut self, port: u16) {
+        if self.layout.gue_port != port {
+            self.before.push(Operation::GuePort(port));
+            self.layout.gue_port = port;
+        }
     }
 
     fn set_owned(&mut self, inputs: &Inputs<'_>) {

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     config::Tunnel,
     dataplane::Operation,
-    model::{self, Admin, Scheduler, Service},
+    model::{self, Admin, Mode, Scheduler, Service},
     neighbours::NextHop,
 };
 
@@ -43,8 +43,7 @@ impl Draft {
         }
         let wanted: BTreeSet<SocketAddr> = service.backends.iter().map(|b| b.address).collect();
         for (&address, &id) in current.iter().filter(|(at, _)| !wanted.contains(at)) {
-            let next_hop = inputs.next_hops.get(&address.ip());
-            self.leave(service, placed, id, next_hop, inputs.tunnel)?;
+            self.leave(service, placed, id, address.ip(), inputs)?;
         }
         if placed.members.len() > placed.members_room as usize {
             self.move_members(service, placed)?;
@@ -59,17 +58,15 @@ impl Draft {
         service: &Service,
         placed: &mut Placed,
         id: u16,
-        next_hop: Option<&NextHop>,
-        tunnel: Tunnel,
+        address: IpAddr,
+        inputs: &Inputs<'_>,
     ) -> Result<(), NoRoom> {
         let Some(Ok(member)) = placed.members.get(usize::from(id)) else {
             return Ok(());
         };
         let mut entry = member.backend;
         entry.state &= state::HOLDS;
-        if let Some(next_hop) = next_hop {
-            set_next_hop(&mut entry, next_hop, tunnel);
-        }
+        set_next_hop(&mut entry, service.mode, address, inputs);
         let wanted = Wanted {
             entry,
             weight: 0,
@@ -300,9 +297,7 @@ impl Wanted {
             },
             ..Backend::default()
         };
-        if let Some(next_hop) = inputs.next_hops.get(&backend.address.ip()) {
-            set_next_hop(&mut entry, next_hop, inputs.tunnel);
-        }
+        set_next_hop(&mut entry, service.mode, backend.address.ip(), inputs);
         Self {
             entry,
             weight: match service.scheduler {
@@ -323,7 +318,26 @@ fn reachable(entry: &Backend) -> u32 {
     }
 }
 
-fn set_next_hop(wanted: &mut Backend, next_hop: &NextHop, tunnel: Tunnel) {
+/// The way to `address`, where there is one for packets of `mode`.
+pub fn next_hop(
+    next_hops: &BTreeMap<IpAddr, NextHop>,
+    mode: Mode,
+    address: IpAddr,
+) -> Option<&NextHop> {
+    let next_hop = next_hops.get(&address)?;
+    // A router would send the packet to the VIP, which is back to the balancer.
+    (mode != Mode::L2 || next_hop.on_link).then_some(next_hop)
+}
+
+fn set_next_hop(wanted: &mut Backend, mode: Mode, address: IpAddr, inputs: &Inputs<'_>) {
+    let Some(next_hop) = next_hop(inputs.next_hops, mode, address) else {
+        return;
+    };
+    let tunnel = match mode {
+        Mode::Ipip => inputs.tunnel,
+        // The UDP source port varies with the flow; the address need not.
+        Mode::Nat | Mode::Gue | Mode::L2 => Tunnel::default(),
+    };
     wanted.interface = next_hop.interface;
     wanted.source_mac = next_hop.source_mac;
     wanted.destination_mac = next_hop.destination_mac;

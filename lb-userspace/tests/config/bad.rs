@@ -86,6 +86,7 @@ const BAD_FILES: &[Bad] = &[
         "tunnel.source",
         "did you mean `source_v",
     ),
+    ("[tunnel]\ngue_port = 0", 2, "tunnel.gue_port", "1 to 65535"),
     (
         "[tunnel]\nsource_v4 = \"10.255.0.1/16\"",
         2,
@@ -199,7 +200,7 @@ const BAD_FILES: &[Bad] = &[
         "[[service]]\nvip = \"10.0.0.1:80/tcp\"\nmode = \"NAT\"",
         3,
         "service[0].mode",
-        "use \"nat\" or \"ipip\"",
+        "use \"nat\", \"ipip\", \"gue\" or \"l2\"",
     ),
 ];
 

@@ -315,6 +315,7 @@ pub fn next_hop(address: IpAddr, way: u8) -> Update {
                 IpAddr::V6(_) => "fd00::1".parse().unwrap(),
             },
             mtu: 1_500,
+            on_link: true,
         }),
         reason: None,
     }

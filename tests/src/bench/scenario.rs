@@ -90,8 +90,12 @@ impl Scenario {
     /// Mode as it is shown.
     pub fn mode(&self) -> &'static str {
         match (self.action, &self.service) {
-            (action::TX, Some((_, kind))) if kind.mode == Mode::Nat => "nat",
-            (action::TX, Some(_)) => "ipip",
+            (action::TX, Some((_, kind))) => match kind.mode {
+                Mode::Nat => "nat",
+                Mode::Ipip => "ipip",
+                Mode::Gue => "gue",
+                Mode::L2 => "l2",
+            },
             _ => "none",
         }
     }
@@ -196,6 +200,7 @@ fn stateless() -> Vec<Scenario> {
         pool: POOL_V6,
         ..NAT
     };
+    let with = |mode, kind| Kind { mode, ..kind };
     let source_hash = Kind {
         scheduler: Scheduler::SourceHash,
         ..IPIP
@@ -208,6 +213,10 @@ fn stateless() -> Vec<Scenario> {
         ("tcp-v4v6", "10.0.0.3:80/tcp", v6, TCP),
         ("tcp-v4", "10.0.0.1:80/tcp", NAT, TCP),
         ("tcp-v6", "[fd00::1]:80/tcp", nat_v6, TCP),
+        ("tcp-v4", "10.0.0.5:80/tcp", with(Mode::Gue, IPIP), TCP),
+        ("tcp-v6", "[fd00::5]:80/tcp", with(Mode::Gue, v6), TCP),
+        ("tcp-v4", "10.0.0.6:80/tcp", with(Mode::L2, IPIP), TCP),
+        ("tcp-v6", "[fd00::6]:80/tcp", with(Mode::L2, v6), TCP),
         ("tcp-v4-source-hash", "10.0.0.4:80/tcp", source_hash, TCP),
     ];
     let mut list: Vec<Scenario> = families

@@ -134,6 +134,7 @@ pub fn next_hop(address: IpAddr) -> Update {
             destination_mac: NEXT_HOP_MAC,
             source_address,
             mtu: 1_500,
+            on_link: true,
         }),
         reason: None,
     }

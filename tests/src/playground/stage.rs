@@ -50,8 +50,8 @@ impl Stage {
     pub fn build(claim: Claim, offers: Vec<Offer>) -> Result<Self> {
         let topology = Topology::build(BACKENDS, Names::Stable(claim.name()), None)?;
         let servers = Backend::start_all(&topology)?;
-        let tunnelled = offers.iter().filter(|offer| offer.mode == "ipip");
-        let vips: Vec<IpAddr> = tunnelled.map(|offer| offer.vip.ip()).collect();
+        let direct = offers.iter().filter(|offer| offer.mode != "nat");
+        let vips: Vec<IpAddr> = direct.map(|offer| offer.vip.ip()).collect();
         topology.accept_vips(&vips)?;
         let tunnels: Result<Vec<_>> = topology.backends.iter().map(Decapsulator::attach).collect();
         let tunnels = tunnels?;

@@ -1,5 +1,7 @@
 //! What the agent tells of itself.
 
+use std::net::SocketAddr;
+
 use lb_common::{
     tables::{Counters, FlowCounters, service_flag},
     verdict::DropReason,
@@ -10,7 +12,7 @@ use crate::{
     dataplane::{Dataplane, DataplaneError},
     health::Target,
     model::{Admin, Backend, Service},
-    plan::{Placed, census::ServiceCensus},
+    plan::{Placed, census::ServiceCensus, next_hop},
     snapshot::{BackendStatus, Condition, FlowStatus, ServiceStatus, Snapshot, TableUse, Traffic},
 };
 
@@ -102,7 +104,9 @@ impl<D: Dataplane> Core<D> {
             } else {
                 self.condition(service, address)
             },
-            last_error: checked.and_then(|checked| checked.error.clone()),
+            last_error: self
+                .unusable(service, address)
+                .or_else(|| checked.and_then(|checked| checked.error.clone())),
             latency: checked.and_then(|checked| checked.latency),
             reachable: member.is_some_and(|(_, member)| member.backend.interface != 0),
             leaving,
@@ -116,6 +120,18 @@ impl<D: Dataplane> Core<D> {
             traffic: traffic(counters),
             backend,
         }
+    }
+
+    /// Why the service's mode cannot use the way to a backend.
+    fn unusable(&self, service: &Service, address: SocketAddr) -> Option<String> {
+        let known = self.next_hops.contains_key(&address.ip());
+        let usable = next_hop(&self.next_hops, service.mode, address.ip()).is_some();
+        (known && !usable).then(|| {
+            format!(
+                "{} is behind a router, and mode l2 needs it on a link of this host: use ipip or gue",
+                address.ip()
+            )
+        })
     }
 
     fn flow_status(&self, placed: &Placed) -> FlowStatus {

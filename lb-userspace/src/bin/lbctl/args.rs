@@ -116,7 +116,7 @@ pub struct AddService {
     /// ADDRESS:PORT/PROTOCOL
     #[arg(value_name = "SERVICE")]
     pub id: ServiceId,
-    /// How packets reach the backends: rewritten (nat) or encapsulated (ipip)
+    /// How packets reach the backends: rewritten (nat), encapsulated (ipip, gue) or readdressed (l2)
     #[arg(long, value_enum)]
     pub mode: Mode,
     /// A backend; may be given more than once

@@ -30,8 +30,8 @@ fn directory(bpffs: &Path, interface: &str) -> PathBuf {
     bpffs.join("lbd-decap").join(pin_name(interface))
 }
 
-/// Unwraps, on `interface`, packets tunnelled to any of `addresses`, until [`detach`]. Replaces a
-/// decapsulator that is there.
+/// Unwraps, on `interface`, packets tunnelled to any of `addresses`, by `gue` to `gue_port`, until
+/// [`detach`]. Replaces a decapsulator that is there.
 ///
 /// # Errors
 /// The kernel refuses; one that was there stays.
@@ -39,11 +39,13 @@ pub fn attach(
     bpffs: &Path,
     interface: &str,
     addresses: &[IpAddr],
+    gue_port: u16,
     generic: bool,
 ) -> Result<(), DataplaneError> {
     let doing = format!("attaching the decapsulator to {interface}");
     let failed = |error: &dyn std::error::Error| DataplaneError::new(&*doing, &chain(error));
     let mut ebpf = EbpfLoader::new()
+        .override_global("GUE_PORT", &gue_port.to_be(), true)
         .load(OBJECT)
         .map_err(|error| failed(&error))?;
     let map = ebpf

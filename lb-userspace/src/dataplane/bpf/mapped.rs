@@ -167,6 +167,17 @@ impl Mapped<Control> {
         unsafe { (&raw mut (*control).features).write_volatile(features) };
         Ok(())
     }
+
+    /// Stores the port of `gue` tunnels, in network order, in one go.
+    ///
+    /// # Errors
+    /// Never, for a map with its one element.
+    pub fn store_gue_port(&mut self, port: u16) -> Result<(), DataplaneError> {
+        let control = self.at(0)?;
+        // SAFETY: as above.
+        unsafe { (&raw mut (*control).gue_port).write_volatile(port) };
+        Ok(())
+    }
 }
 
 impl Mapped<Member> {

@@ -199,6 +199,7 @@ impl Maps {
                     .map_err(|e| DataplaneError::new("removing an own address", &e))
             }
             Operation::Features(features) => self.control.store_features(*features),
+            Operation::GuePort(port) => self.control.store_gue_port(port.to_be()),
             Operation::ZeroService(index) => {
                 zero(&mut self.flow_counters, *index)?;
                 zero(&mut self.service_counters, *index)

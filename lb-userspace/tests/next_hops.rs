@@ -1,0 +1,111 @@
+//! What a forwarding mode asks of the way to a backend, and what the agent says where that is amiss.
+
+use std::net::IpAddr;
+
+use lb_userspace::{
+    agent::Core,
+    config::{self, Tunnel},
+    dataplane::memory::MemoryDataplane,
+    model::Change,
+    neighbours::{NextHop, Update},
+    snapshot::BackendStatus,
+};
+
+/// A core with one service of `mode`, whose one backend is reached like this.
+fn core(mode: &str, tunnel: Tunnel, on_link: bool) -> Core<MemoryDataplane> {
+    let text = format!(
+        "[[service]]\nvip = \"10.0.0.1:80/tcp\"\nmode = \"{mode}\"\nhealth = {{ type = \"none\" }}\n\
+         [[service.backend]]\naddress = \"10.2.0.11:80\"\n"
+    );
+    let mut dataplane = MemoryDataplane::default();
+    dataplane.tables.control.lookup_bits = 2;
+    let mut core = Core::new("test".to_owned(), tunnel, dataplane).unwrap();
+    core.network(way(on_link));
+    for service in config::parse(&text, "lb.toml").unwrap().services {
+        core.change(Change::AddService(service)).unwrap();
+    }
+    core
+}
+
+fn way(on_link: bool) -> Update {
+    let address: IpAddr = "10.2.0.11".parse().unwrap();
+    let next_hop = NextHop {
+        interface: 7,
+        source_mac: [2; 6],
+        destination_mac: [4; 6],
+        source_address: "10.2.0.1".parse().unwrap(),
+        mtu: 1_500,
+        on_link,
+    };
+    Update::NextHop {
+        address,
+        next_hop: Some(next_hop),
+        reason: None,
+    }
+}
+
+fn backend(core: &Core<MemoryDataplane>) -> BackendStatus {
+    core.snapshot().services[0].backends[0].clone()
+}
+
+#[test]
+fn l2_leaves_a_backend_behind_a_router_alone_and_says_why() {
+    let mut core = core("l2", Tunnel::default(), false);
+    let status = backend(&core);
+    assert!(!status.reachable);
+    let reason = status.last_error.unwrap();
+    assert!(
+        reason.contains("10.2.0.11 is behind a router") && reason.contains("ipip or gue"),
+        "{reason}"
+    );
+    core.network(way(true));
+    core.enforce().unwrap();
+    let status = backend(&core);
+    assert!(
+        status.reachable && status.last_error.is_none(),
+        "{status:?}"
+    );
+}
+
+#[test]
+fn other_modes_reach_a_backend_behind_a_router() {
+    for mode in ["nat", "ipip", "gue"] {
+        let status = backend(&core(mode, Tunnel::default(), false));
+        assert!(status.reachable && status.last_error.is_none(), "{mode}");
+    }
+}
+
+#[test]
+fn only_ipip_has_sources_that_vary_with_the_flow() {
+    let tunnel = Tunnel {
+        source_v4: Some(([10, 255, 0, 0].into(), 16)),
+        ..Tunnel::default()
+    };
+    for (mode, source, mask) in [
+        ("ipip", "10.255.0.0", 0xffff),
+        ("gue", "10.2.0.1", 0),
+        ("l2", "10.2.0.1", 0),
+    ] {
+        let core = core(mode, tunnel, true);
+        let backends = &core.dataplane().tables.backends;
+        let entry = backends.iter().find(|entry| entry.interface == 7).unwrap();
+        assert_eq!(
+            IpAddr::from(entry.source),
+            source.parse::<IpAddr>().unwrap()
+        );
+        assert_eq!(u32::from_be(entry.source_mask), mask, "{mode}");
+    }
+}
+
+#[test]
+fn the_port_of_gue_tunnels_follows_the_configuration() {
+    for port in [6_080, 5_555] {
+        let tunnel = Tunnel {
+            gue_port: port,
+            ..Tunnel::default()
+        };
+        let core = core("gue", tunnel, true);
+        let control = core.dataplane().tables.control;
+        assert_eq!(control.gue_port, port.to_be());
+    }
+}
