@@ -52,6 +52,12 @@ impl Sum {
         self.remove32(a).remove32(b).remove32(c).remove32(d)
     }
 
+    /// Both sums together.
+    #[inline(always)]
+    pub const fn plus(self, other: Self) -> Self {
+        Self(self.0 + other.0)
+    }
+
     /// The sum in 16 bits. Enough for 2³² added words.
     #[inline(always)]
     pub const fn fold(self) -> u16 {

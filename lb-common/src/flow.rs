@@ -116,6 +116,8 @@ impl Flow {
 pub enum Stop {
     /// It is nothing that a service could be addressed by.
     Foreign,
+    /// It may be ICMP, which is read apart.
+    Unusual,
     /// It is broken or unsupported; dropped if [`Flow::destination`] is a VIP.
     Refused(DropReason),
 }
@@ -156,7 +158,11 @@ pub fn parse_v4<P: Packet>(packet: &P, flow: &mut Flow) -> Result<(), Stop> {
         return Err(Stop::Foreign);
     };
     if ip.proto != protocol::TCP && ip.proto != protocol::UDP {
-        return Err(Stop::Foreign);
+        return Err(if ip.proto == protocol::ICMP {
+            Stop::Unusual
+        } else {
+            Stop::Foreign
+        });
     }
     flow.destination = Address::v4(u32::from_ne_bytes(ip.dst_addr));
     let length = u16::from_be_bytes(ip.tot_len);
@@ -190,6 +196,9 @@ pub fn parse_v6<P: Packet>(packet: &P, flow: &mut Flow) -> Result<(), Stop> {
     let Some(ip) = packet.read::<Ipv6Hdr>(wire::ETHERNET) else {
         return Err(Stop::Foreign);
     };
+    if ip.next_hdr == protocol::ICMPV6 {
+        return Err(Stop::Unusual);
+    }
     flow.destination = Address::v6(ip.dst_addr);
     let payload = u16::from_be_bytes(ip.payload_len);
     let length = match u16::try_from(wire::IPV6 + usize::from(payload)) {

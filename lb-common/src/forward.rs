@@ -13,8 +13,8 @@ use crate::{
     flow::Flow,
     hash::FlowHash,
     packet::{Header, Packet},
-    tables::{Address, Backend},
-    verdict::DropReason,
+    tables::{Address, Backend, Tables, mode},
+    verdict::{DropReason, Verdict},
     wire::{self, protocol},
 };
 
@@ -131,6 +131,10 @@ fn inner_sum<P: Packet>(packet: &P, flow: &Flow) -> Option<Sum> {
     if flow.protocol == protocol::UDP && packet.read::<UdpHdr>(flow.transport)?.check == [0; 2] {
         return None;
     }
+    // ICMP has no pseudo-header (RFC 792).
+    if flow.protocol == protocol::ICMP {
+        return Some(Sum::new());
+    }
     // The transport header and its payload sum to the complement of their pseudo-header (RFC 9293
     // §3.1), an IPv4 header to nothing (RFC 791 §3.1).
     let length = (flow.length - header as u16).to_be();
@@ -157,7 +161,7 @@ fn inner_sum<P: Packet>(packet: &P, flow: &Flow) -> Option<Sum> {
 
 /// A UDP checksum as it is sent: a computed zero as all ones (RFC 768).
 #[inline(always)]
-const fn sent(check: u16) -> u16 {
+pub const fn sent(check: u16) -> u16 {
     if check == 0 { 0xffff } else { check }
 }
 
@@ -230,32 +234,14 @@ pub fn rewrite<P: Packet>(
     address: Address,
     port: u16,
 ) -> Result<(), DropReason> {
-    let (old, old_port) = match end {
-        End::Source => (flow.source, flow.source_port),
-        End::Destination => (flow.destination, flow.destination_port),
+    let old_port = match end {
+        End::Source => flow.source_port,
+        End::Destination => flow.destination_port,
     };
     if flow.v4 != address.is_v4() {
         return Err(DropReason::Inconsistent);
     }
-    let addresses = if flow.v4 {
-        let change = Sum::new().remove32(old.low()).add32(address.low());
-        let mut ip: Ipv4Hdr = read(packet, wire::ETHERNET)?;
-        match end {
-            End::Source => ip.src_addr = address.low().to_ne_bytes(),
-            End::Destination => ip.dst_addr = address.low().to_ne_bytes(),
-        }
-        ip.check = change.update(u16::from_ne_bytes(ip.check)).to_ne_bytes();
-        write(packet, wire::ETHERNET, &ip)?;
-        change
-    } else {
-        let mut ip: Ipv6Hdr = read(packet, wire::ETHERNET)?;
-        match end {
-            End::Source => ip.src_addr = address.octets(),
-            End::Destination => ip.dst_addr = address.octets(),
-        }
-        write(packet, wire::ETHERNET, &ip)?;
-        Sum::new().remove128(old.words()).add128(address.words())
-    };
+    let addresses = set_address(packet, wire::ETHERNET, flow.v4, end, address)?;
     rewrite_port(
         packet,
         flow,
@@ -263,6 +249,107 @@ pub fn rewrite<P: Packet>(
         port,
         addresses.remove16(old_port).add16(port),
     )
+}
+
+/// Rewrites one end of the IP header at `offset`, of `address`'s family, with its checksum; what that
+/// changes of a sum that it is part of.
+///
+/// # Errors
+/// [`DropReason::Inconsistent`] where there is no such header.
+#[inline(always)]
+pub fn set_address<P: Packet>(
+    packet: &mut P,
+    offset: usize,
+    v4: bool,
+    end: End,
+    address: Address,
+) -> Result<Sum, DropReason> {
+    if v4 {
+        let mut ip: Ipv4Hdr = read(packet, offset)?;
+        let field = match end {
+            End::Source => &mut ip.src_addr,
+            End::Destination => &mut ip.dst_addr,
+        };
+        let old = u32::from_ne_bytes(*field);
+        *field = address.low().to_ne_bytes();
+        let change = Sum::new().remove32(old).add32(address.low());
+        ip.check = change.update(u16::from_ne_bytes(ip.check)).to_ne_bytes();
+        write(packet, offset, &ip)?;
+        Ok(change)
+    } else {
+        let mut ip: Ipv6Hdr = read(packet, offset)?;
+        let field = match end {
+            End::Source => &mut ip.src_addr,
+            End::Destination => &mut ip.dst_addr,
+        };
+        let old = Address::v6(*field);
+        *field = address.octets();
+        write(packet, offset, &ip)?;
+        Ok(Sum::new().remove128(old.words()).add128(address.words()))
+    }
+}
+
+/// Sends a packet back to where it came from: both ends change places, and it begins its way anew.
+///
+/// # Errors
+/// [`DropReason::Inconsistent`] where the headers are not there.
+#[inline(always)]
+pub fn swap_ends<P: Packet>(packet: &mut P, flow: &Flow) -> Result<(), DropReason> {
+    if flow.v4 {
+        let mut ip: Ipv4Hdr = read(packet, wire::ETHERNET)?;
+        let old = u16::from_ne_bytes([ip.ttl, ip.proto]);
+        (ip.src_addr, ip.dst_addr) = (ip.dst_addr, ip.src_addr);
+        ip.ttl = OUTER_TTL;
+        let change = Sum::new()
+            .remove16(old)
+            .add16(u16::from_ne_bytes([ip.ttl, ip.proto]));
+        ip.check = change.update(u16::from_ne_bytes(ip.check)).to_ne_bytes();
+        write(packet, wire::ETHERNET, &ip)?;
+    } else {
+        let mut ip: Ipv6Hdr = read(packet, wire::ETHERNET)?;
+        (ip.src_addr, ip.dst_addr) = (ip.dst_addr, ip.src_addr);
+        ip.hop_limit = OUTER_TTL;
+        write(packet, wire::ETHERNET, &ip)?;
+    }
+    let EthHdr {
+        dst_addr, src_addr, ..
+    } = read(packet, 0)?;
+    readdress(packet, dst_addr, src_addr)
+}
+
+/// Brings a packet to its backend as it is, in the way of a mode that leaves it so.
+///
+/// # Errors
+/// [`DropReason::Inconsistent`] for any other mode; else as [`encapsulate`].
+#[inline(always)]
+pub fn deliver<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    flow: &Flow,
+    mode: u8,
+    backend: &Backend,
+    hash: FlowHash,
+) -> Result<(), DropReason> {
+    match mode {
+        mode::IPIP => encapsulate(packet, flow, backend, hash, None),
+        mode::GUE => {
+            let control = tables.control().ok_or(DropReason::Inconsistent)?;
+            let port = GuePort(control.gue_port);
+            encapsulate(packet, flow, backend, hash, Some(port))
+        }
+        mode::L2 => readdress(packet, backend.source_mac, backend.destination_mac),
+        _ => Err(DropReason::Inconsistent),
+    }
+}
+
+/// The verdict that sends a packet out of an interface.
+#[inline(always)]
+pub fn egress<P: Packet>(packet: &P, interface: u32) -> Verdict {
+    if interface == packet.interface() {
+        Verdict::Transmit
+    } else {
+        Verdict::Redirect(interface)
+    }
 }
 
 #[inline(always)]
@@ -364,13 +451,21 @@ fn grow<P: Packet>(packet: &mut P, bytes: usize) -> Result<(), DropReason> {
     }
 }
 
+/// A header that is known to be there.
+///
+/// # Errors
+/// [`DropReason::Inconsistent`] where it is not.
 #[inline(always)]
-fn read<T: Header, P: Packet>(packet: &P, offset: usize) -> Result<T, DropReason> {
+pub fn read<T: Header, P: Packet>(packet: &P, offset: usize) -> Result<T, DropReason> {
     packet.read(offset).ok_or(DropReason::Inconsistent)
 }
 
+/// Writes a header where there is known to be one.
+///
+/// # Errors
+/// [`DropReason::Inconsistent`] where there is none.
 #[inline(always)]
-fn write<T: Header, P: Packet>(
+pub fn write<T: Header, P: Packet>(
     packet: &mut P,
     offset: usize,
     header: &T,

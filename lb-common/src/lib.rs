@@ -8,6 +8,7 @@
 //! | [`track`] | flow to backend, where the ring moved |
 //! | [`schedule`] | which backend a new flow gets |
 //! | [`forward`] | what the packet becomes |
+//! | [`icmp`] | messages about flows |
 //! | [`verdict`] | what becomes of it, and why |
 //! | [`tables`] | formats of the maps |
 //! | [`maglev`] | rings |
@@ -27,6 +28,7 @@ pub mod decapsulate;
 pub mod flow;
 pub mod forward;
 pub mod hash;
+pub mod icmp;
 pub mod maglev;
 #[cfg(feature = "std")]
 pub mod memory;

@@ -8,6 +8,7 @@ use std::{
 
 use crate::{
     hash,
+    icmp::EchoBudget,
     tables::{
         Address, Backend, Bucket, Control, Counters, Endpoint, FlowCounters, FlowEvent, FlowKey,
         Member, Record, Route, RouteQuery, ServiceEntry, Table, Tables, Tick, WayBack,
@@ -40,6 +41,8 @@ pub struct MemoryTables {
     pub flows: RefCell<Flows>,
     /// The time.
     pub time: Cell<Tick>,
+    /// Echo requests that may still be answered.
+    pub echoes: Cell<EchoBudget>,
     counted: RefCell<Counted>,
 }
 
@@ -176,6 +179,13 @@ impl Tables for MemoryTables {
 
     fn way_back(&self, key: &Endpoint) -> Option<&WayBack> {
         self.ways_back.get(key)
+    }
+
+    fn may_answer_echo(&self) -> bool {
+        let mut budget = self.echoes.get();
+        let may = budget.take(self.now());
+        self.echoes.set(budget);
+        may
     }
 
     fn owned(&self, address: &Address) -> u32 {

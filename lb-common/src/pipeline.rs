@@ -5,22 +5,46 @@
 
 use crate::{
     flow::{self, Family, Flow, Stop},
-    forward::{self, End, GuePort},
+    forward::{self, End},
+    icmp,
     packet::Packet,
     steer::{self, InForce},
-    tables::{Address, Backend, RouteQuery, Tables, feature, mode, owned},
+    tables::{Backend, RouteQuery, Tables, feature, mode, owned},
     verdict::{DropReason, Verdict},
 };
 
 /// Decides over a frame and makes it what it becomes.
 #[inline(always)]
 pub fn process<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
+    match usual(packet, tables) {
+        Some(verdict) => verdict,
+        None => unusual(packet, tables),
+    }
+}
+
+/// The same for frames as nearly all are; `None`, and nothing done, for others, which are
+/// [`unusual`]'s.
+#[inline(always)]
+pub fn usual<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Option<Verdict> {
     // Once for each family, so that neither carries the other's addresses along.
     let outcome = match flow::family(packet) {
-        Some(Family::V4) => follow(packet, tables, flow::parse_v4),
-        Some(Family::V6) => follow(packet, tables, flow::parse_v6),
+        Some(Family::V4) => follow(packet, tables, flow::parse_v4)?,
+        Some(Family::V6) => follow(packet, tables, flow::parse_v6)?,
         None => Ok(Verdict::Pass),
     };
+    Some(counted(tables, outcome))
+}
+
+/// The same for frames that take longer to understand, apart from [`usual`] so that the kernel's program
+/// can call it as a function of its own.
+#[inline(always)]
+pub fn unusual<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
+    let outcome = icmp::process(packet, tables);
+    counted(tables, outcome)
+}
+
+#[inline(always)]
+fn counted<T: Tables>(tables: &T, outcome: Result<Verdict, DropReason>) -> Verdict {
     outcome.unwrap_or_else(|reason| {
         tables.count_drop(reason);
         Verdict::Drop(reason)
@@ -33,25 +57,19 @@ fn follow<P: Packet, T: Tables>(
     packet: &mut P,
     tables: &T,
     parse: impl FnOnce(&P, &mut Flow) -> Result<(), Stop>,
-) -> Result<Verdict, DropReason> {
+) -> Option<Result<Verdict, DropReason>> {
     let mut flow = Flow::EMPTY;
-    match parse(packet, &mut flow) {
+    Some(match parse(packet, &mut flow) {
         Ok(()) => match steer::service(tables, &flow.to()) {
             Some(service) => to_backend(packet, tables, &flow, &service),
             None => to_client(packet, tables, &flow),
         },
-        Err(Stop::Refused(reason)) if owned(tables, flow.destination) & owned::VIP != 0 => {
+        Err(Stop::Refused(reason)) if steer::owned(tables, flow.destination) & owned::VIP != 0 => {
             Err(reason)
         }
+        Err(Stop::Unusual) => return None,
         Err(_) => Ok(Verdict::Pass),
-    }
-}
-
-/// What an address is to the balancer. By value: whatever a helper is given the address of stays in
-/// memory for good, and the flow is to live in registers.
-#[inline(always)]
-fn owned<T: Tables>(tables: &T, address: Address) -> u32 {
-    tables.owned(&address)
+    })
 }
 
 /// A client's packet on its way to a backend.
@@ -70,20 +88,11 @@ fn to_backend<P: Packet, T: Tables>(
         return Err(DropReason::NoNextHop);
     }
     let bytes = packet.length() as u64;
-    let egress = egress(packet, backend.interface);
+    let egress = forward::egress(packet, backend.interface);
     let counters = backend.counters;
     match service.descriptor.mode {
-        mode @ (mode::IPIP | mode::GUE) => {
-            let gue = if mode == mode::GUE {
-                tables.control().map(|control| GuePort(control.gue_port))
-            } else {
-                None
-            };
-            forward::encapsulate(packet, flow, backend, hash, gue)?;
-        }
         mode::NAT => translate(packet, flow, backend)?,
-        mode::L2 => forward::readdress(packet, backend.source_mac, backend.destination_mac)?,
-        _ => return Err(DropReason::Inconsistent),
+        mode => forward::deliver(packet, tables, flow, mode, backend, hash)?,
     }
     tables.count_service(service.index, bytes, flow.opens());
     tables.count_backend(counters, bytes, flow.opens());
@@ -120,7 +129,7 @@ fn to_client<P: Packet, T: Tables>(
         return Ok(Verdict::Pass);
     };
     // Answers to our own probes.
-    if owned(tables, flow.destination) & owned::LOCAL != 0 {
+    if steer::owned(tables, flow.destination) & owned::LOCAL != 0 {
         return Ok(Verdict::Pass);
     }
     forward::rewrite(packet, flow, End::Source, way_back.address, way_back.port)?;
@@ -137,14 +146,5 @@ fn to_client<P: Packet, T: Tables>(
         return Ok(Verdict::Pass);
     }
     forward::readdress(packet, route.source_mac, route.destination_mac)?;
-    Ok(egress(packet, route.interface))
-}
-
-#[inline(always)]
-fn egress<P: Packet>(packet: &P, interface: u32) -> Verdict {
-    if interface == packet.interface() {
-        Verdict::Transmit
-    } else {
-        Verdict::Redirect(interface)
-    }
+    Ok(forward::egress(packet, route.interface))
 }

@@ -5,7 +5,7 @@ use crate::{
     flow::Flow,
     hash::{self, FlowHash},
     tables::{
-        Backend, Descriptor, Endpoint, FlowKey, Member, Phase, Slot, Tables, flow_kind,
+        Address, Backend, Descriptor, Endpoint, FlowKey, Member, Phase, Slot, Tables, flow_kind,
         hash_fields, service_flag, state,
     },
     track::Question,
@@ -89,6 +89,13 @@ pub fn service<'t, T: Tables>(tables: &'t T, endpoint: &Endpoint) -> Option<InFo
         }
     }
     None
+}
+
+/// What an address is to the balancer. By value: whatever a helper is given the address of stays in
+/// memory for good, and the flow is to live in registers.
+#[inline(always)]
+pub fn owned<T: Tables>(tables: &T, address: Address) -> u32 {
+    tables.owned(&address)
 }
 
 /// The hash that places a flow on a ring by `fields`, one of [`hash_fields`].

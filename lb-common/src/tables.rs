@@ -188,6 +188,11 @@ pub struct Endpoint {
     pub zeros: u32,
 }
 
+/// Programs that the one on the interface goes on with, by their number.
+pub const TAIL_UNUSUAL: u32 = 0;
+/// How many there are.
+pub const TAILS: u32 = 1;
+
 /// Words of the flow hash's key ([`crate::hash`]).
 pub const HASH_KEY_WORDS: usize = 12;
 
@@ -686,6 +691,8 @@ pub trait Tables {
     fn backend(&self, index: u32) -> Option<&Backend>;
     /// What the answers of a `nat` backend become.
     fn way_back(&self, key: &Endpoint) -> Option<&WayBack>;
+    /// Whether an echo request may be answered now, of those that are allowed in a while.
+    fn may_answer_echo(&self) -> bool;
     /// What an address is to the balancer: bits of [`owned`].
     fn owned(&self, address: &Address) -> u32;
     /// Where the kernel would send a packet; `None` leaves it to the kernel.

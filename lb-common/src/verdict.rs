@@ -58,6 +58,8 @@ drop_reasons! {
     NoHeadroom = 8, "no_headroom";
     /// The tables contradict each other: a defect of ours.
     Inconsistent = 9, "inconsistent";
+    /// An echo request to a VIP, of more than are answered ([`crate::icmp::ECHOES`]).
+    EchoLimit = 10, "echo_limit";
 }
 
 /// Elements of the drop counters' map: room for reasons to come.

@@ -14,6 +14,8 @@ pub const IPV6: usize = 40;
 pub const TCP: usize = 20;
 /// Length of a UDP header in bytes.
 pub const UDP: usize = 8;
+/// Length of an ICMP or ICMPv6 header in bytes.
+pub const ICMP: usize = 8;
 
 /// Ether type of IPv4, natively loaded.
 pub const ETHER_IPV4: u16 = 0x0800_u16.to_be();
@@ -27,6 +29,8 @@ pub const GUE_PORT: u16 = 6080;
 pub mod protocol {
     /// IPv6 hop-by-hop options.
     pub const HOP_BY_HOP: u8 = 0;
+    /// ICMP.
+    pub const ICMP: u8 = 1;
     /// IPv4 encapsulation.
     pub const IPV4: u8 = 4;
     /// TCP.
@@ -41,6 +45,8 @@ pub mod protocol {
     pub const FRAGMENT: u8 = 44;
     /// Authentication header.
     pub const AUTHENTICATION: u8 = 51;
+    /// ICMPv6.
+    pub const ICMPV6: u8 = 58;
     /// IPv6 destination options.
     pub const DESTINATION_OPTIONS: u8 = 60;
 }
@@ -59,3 +65,35 @@ pub struct ExtensionHdr {
     /// The rest.
     pub more: [u8; 4],
 }
+
+/// What every ICMP and ICMPv6 message begins with (RFC 792, RFC 4443 §2.1).
+#[derive(Debug, Clone, Copy, SchemaRead, SchemaWrite)]
+#[repr(C)]
+#[wincode(assert_zero_copy)]
+pub struct IcmpHdr {
+    /// Its type.
+    pub kind: u8,
+    /// Its code.
+    pub code: u8,
+    /// Its checksum.
+    pub check: [u8; 2],
+    /// What its type makes of it.
+    pub rest: [u8; 4],
+}
+
+/// The ports that TCP and UDP headers begin with.
+#[derive(Debug, Clone, Copy, SchemaRead, SchemaWrite)]
+#[repr(C)]
+#[wincode(assert_zero_copy)]
+pub struct Ports {
+    /// The source.
+    pub source: [u8; 2],
+    /// The destination.
+    pub destination: [u8; 2],
+}
+
+/// A checksum by itself, where the header that has it may not be whole.
+#[derive(Debug, Clone, Copy, SchemaRead, SchemaWrite)]
+#[repr(C)]
+#[wincode(assert_zero_copy)]
+pub struct Check(pub [u8; 2]);

@@ -1,6 +1,7 @@
 //! The backend's XDP program: `lb_common::decapsulate` over its maps.
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
 
 mod packet;
 
@@ -55,7 +56,7 @@ impl Host for Maps {
 /// Entry point.
 #[xdp]
 pub fn decap(ctx: XdpContext) -> u32 {
-    match decapsulate::process(&mut XdpPacket::new(&ctx), &Maps) {
+    match decapsulate::process(&mut XdpPacket::<false>::new(&ctx), &Maps) {
         Verdict::Pass => xdp_action::XDP_PASS,
         Verdict::Transmit => xdp_action::XDP_TX,
         Verdict::Redirect(interface) => packet::redirect(interface),

@@ -10,27 +10,47 @@ mod packet;
 
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
 use aya_log_ebpf::{debug, trace};
-use lb_common::{pipeline, verdict::Verdict};
+use lb_common::{pipeline, tables::TAIL_UNUSUAL, verdict::Verdict};
 
 use crate::{maps::Maps, packet::XdpPacket};
 
 /// Entry point.
 #[xdp]
 pub fn lb(ctx: XdpContext) -> u32 {
-    let mut packet = XdpPacket::new(&ctx);
-    let verdict = pipeline::process(&mut packet, &Maps::new(&ctx));
+    let mut packet = XdpPacket::<false>::new(&ctx);
+    match pipeline::usual(&mut packet, &Maps::new(&ctx)) {
+        Some(verdict) => act(&ctx, verdict),
+        None => {
+            maps::go_on(&ctx, TAIL_UNUSUAL);
+            // Not there: as if it were not ours.
+            xdp_action::XDP_PASS
+        }
+    }
+}
+
+/// What [`lb`] leaves: [`pipeline::unusual`] as a program of its own, so that its stack and budget are its
+/// own too.
+#[xdp]
+pub fn unusual(ctx: XdpContext) -> u32 {
+    let mut packet = XdpPacket::<true>::new(&ctx);
+    let verdict = pipeline::unusual(&mut packet, &Maps::new(&ctx));
+    act(&ctx, verdict)
+}
+
+#[inline(always)]
+fn act(ctx: &XdpContext, verdict: Verdict) -> u32 {
     match verdict {
         Verdict::Pass => xdp_action::XDP_PASS,
         Verdict::Transmit => {
-            trace!(&ctx, "transmitted");
+            trace!(ctx, "transmitted");
             xdp_action::XDP_TX
         }
         Verdict::Redirect(interface) => {
-            trace!(&ctx, "redirected to interface {}", interface);
+            trace!(ctx, "redirected to interface {}", interface);
             packet::redirect(interface)
         }
         Verdict::Drop(reason) => {
-            debug!(&ctx, "dropped: {}", reason.name());
+            debug!(ctx, "dropped: {}", reason.name());
             xdp_action::XDP_DROP
         }
     }

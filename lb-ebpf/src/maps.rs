@@ -7,18 +7,19 @@ use core::{arch::asm, mem::MaybeUninit};
 
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, bpf_fib_lookup, xdp_md},
-    btf_maps::{Array, HashMap, PerCpuArray},
+    btf_maps::{Array, HashMap, PerCpuArray, ProgramArray},
     helpers,
     macros::btf_map,
     programs::XdpContext,
 };
 use lb_common::{
     hash::FlowHash,
+    icmp::EchoBudget,
     schedule,
     tables::{
-        Address, Backend, Bucket, Control, Counters, Endpoint, FlowCounters, FlowEvent, FlowKey,
-        Member, Record, Route, RouteQuery, ServiceEntry, Slot, TICK_SHIFT, Table, Tables, Tick,
-        WayBack,
+        self, Address, Backend, Bucket, Control, Counters, Endpoint, FlowCounters, FlowEvent,
+        FlowKey, Member, Record, Route, RouteQuery, ServiceEntry, Slot, TICK_SHIFT, Table, Tables,
+        Tick, WayBack,
     },
     track::{self, Question},
     verdict::{DROP_COUNTERS, DropReason},
@@ -61,6 +62,12 @@ static FLOW_COUNTERS: PerCpuArray<FlowCounters, 1> = PerCpuArray::new();
 /// The agent's own: when each slot moved last, laid out as [`SLOTS`].
 #[btf_map]
 static MOVED: Array<u64, 1, MMAPABLE> = Array::new();
+/// The programs that others go on with.
+#[btf_map]
+static TAILS: ProgramArray<{ tables::TAILS as usize }> = ProgramArray::new();
+/// Echo requests that may still be answered.
+#[btf_map]
+static ECHOES: PerCpuArray<EchoBudget, 1> = PerCpuArray::new();
 /// What [`track_flow`] is asked, as its caller left it.
 #[btf_map]
 static QUESTION: PerCpuArray<MaybeUninit<Question>, 1> = PerCpuArray::new();
@@ -72,6 +79,13 @@ static DROPS: PerCpuArray<u64, { DROP_COUNTERS as usize }> = PerCpuArray::new();
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
+
+/// Goes on with another program, of [`TAILS`]; returns where it is not there.
+#[inline(always)]
+pub fn go_on(ctx: &XdpContext, program: u32) {
+    // SAFETY: nothing is borrowed from the frame, which the other program may change.
+    unsafe { TAILS.tail_call(ctx, program) };
+}
 
 /// The maps, as seen while one packet is processed.
 pub struct Maps {
@@ -154,6 +168,15 @@ impl Tables for Maps {
     fn way_back(&self, key: &Endpoint) -> Option<&WayBack> {
         // SAFETY: elements are replaced whole, and freed only after a grace period.
         unsafe { WAYS_BACK.get(key) }
+    }
+
+    #[inline(always)]
+    fn may_answer_echo(&self) -> bool {
+        match ECHOES.get_ptr_mut(0) {
+            // SAFETY: this CPU's element, which nothing else touches while the program runs on it.
+            Some(budget) => unsafe { (*budget).take(self.now()) },
+            None => false,
+        }
     }
 
     #[inline(always)]

@@ -1,6 +1,6 @@
 //! The kernel's packet: all pointer arithmetic is here.
 
-use core::mem::MaybeUninit;
+use core::{arch::asm, mem::MaybeUninit};
 
 use aya_ebpf::{bindings::xdp_md, helpers, programs::XdpContext};
 use lb_common::{
@@ -8,12 +8,14 @@ use lb_common::{
     wire,
 };
 
-/// The frame that the program was called with.
-pub struct XdpPacket {
+/// The frame that the program was called with. Where its headers are at offsets that were read from it,
+/// `WANDERS` keeps the compiler from finding a place a second time, since the verifier knows of the first
+/// one only that it is within bounds.
+pub struct XdpPacket<const WANDERS: bool = false> {
     ctx: *mut xdp_md,
 }
 
-impl XdpPacket {
+impl<const WANDERS: bool> XdpPacket<WANDERS> {
     /// The frame of `ctx`.
     #[inline(always)]
     pub fn new(ctx: &XdpContext) -> Self {
@@ -35,7 +37,11 @@ impl XdpPacket {
     /// The bounds check that the verifier looks for.
     #[inline(always)]
     fn at<T>(&self, offset: usize) -> Option<*mut T> {
-        let start = self.data() + offset;
+        let mut start = self.data() + offset;
+        if WANDERS {
+            // SAFETY: a move to itself; without an instruction, its line would have no place.
+            unsafe { asm!("{0} = {0}", inout(reg) start, options(nomem, nostack)) };
+        }
         if start + size_of::<T>() > self.data_end() {
             return None;
         }
@@ -49,7 +55,7 @@ impl XdpPacket {
     }
 }
 
-impl Packet for XdpPacket {
+impl<const WANDERS: bool> Packet for XdpPacket<WANDERS> {
     #[inline(always)]
     fn length(&self) -> usize {
         self.data_end() - self.data()

@@ -8,6 +8,7 @@ mod decapsulation;
 mod drops;
 mod frames;
 mod headers;
+mod icmp;
 mod l2;
 mod nat;
 mod properties;

@@ -258,7 +258,14 @@ fn untouched() -> Vec<Scenario> {
             action::PASS,
             false,
         ),
-        to("pass-v4-icmp", vip, Payload::Icmp, action::PASS, true),
+        // Those to a VIP are answered, so many a second.
+        to(
+            "pass-v4-icmp",
+            "10.9.9.9:80/tcp",
+            Payload::Icmp,
+            action::PASS,
+            false,
+        ),
         to("pass-non-ip", vip, Payload::Arp, action::PASS, true),
         fragment("frag-v4-first", Payload::FirstFragment),
         fragment("frag-v4-later", Payload::LaterFragment),

@@ -100,6 +100,9 @@ impl Generator {
     }
 
     fn transport(&mut self, protocol: u8, from: SocketAddr, to: SocketAddr) -> Vec<u8> {
+        if let 1 | 58 = protocol {
+            return self.message(protocol == 1, from, to);
+        }
         let mut bytes = Vec::new();
         bytes.extend(from.port().to_be_bytes());
         bytes.extend(to.port().to_be_bytes());
@@ -120,6 +123,51 @@ impl Generator {
         }
         let payload = self.random.below(48);
         bytes.extend((0..payload).map(|_| self.random.byte()));
+        bytes
+    }
+
+    /// An ICMP message, about a packet that went the other way where it is an error.
+    fn message(&mut self, v4: bool, from: SocketAddr, to: SocketAddr) -> Vec<u8> {
+        let kind = if v4 {
+            self.random.pick(&[3, 3, 3, 11, 12, 8, 0, 5])
+        } else {
+            self.random.pick(&[1, 2, 2, 3, 4, 128, 129, 135])
+        };
+        let mut bytes = vec![
+            kind,
+            self.random.byte(),
+            self.random.byte(),
+            self.random.byte(),
+        ];
+        bytes.extend([0, 0, 5, 0xdc]);
+        let protocol = self.random.pick(&[6, 6, 17, 17, 132]);
+        let flags = self.random.pick(&[0x4000, 0, 0x2000, 0x0007]);
+        let first = self.random.pick(&[0x45, 0x45, 0x45, 0x46, 0x44]);
+        match (to.ip(), from.ip()) {
+            (IpAddr::V4(source), IpAddr::V4(destination)) => {
+                bytes.extend([first, 0, 5, 0xdc, 0, 0]);
+                bytes.extend(u16::to_be_bytes(flags));
+                bytes.extend([60, protocol, self.random.byte(), self.random.byte()]);
+                bytes.extend(source.octets());
+                bytes.extend(destination.octets());
+            }
+            (IpAddr::V6(source), IpAddr::V6(destination)) => {
+                bytes.extend([first + 0x1b, 0, 0, 0, 5, 0xb4, protocol, 60]);
+                bytes.extend(source.octets());
+                bytes.extend(destination.octets());
+            }
+            _ => {}
+        }
+        bytes.extend(to.port().to_be_bytes());
+        bytes.extend(from.port().to_be_bytes());
+        let check = self.random.pick(&[0, 0x1234]);
+        bytes.extend([0, 40]);
+        bytes.extend(u16::to_be_bytes(check));
+        let more = self.random.below(24);
+        bytes.extend((0..more).map(|_| self.random.byte()));
+        if self.random.once_in(8) {
+            bytes.truncate(self.random.below(bytes.len() as u64));
+        }
         bytes
     }
 

@@ -46,7 +46,8 @@ pub struct Maps {
 }
 
 /// Names of the maps in the object, and of their pins.
-pub const NAMES: [&str; 17] = [
+pub const NAMES: [&str; 18] = [
+    "TAILS",
     "CONTROL",
     "LOOKUP",
     "SERVICE_ENTRIES",

@@ -20,13 +20,14 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader,
+    maps::ProgramArray,
     programs::{
         ProgramError, Xdp, XdpMode,
         links::{FdLink, PinnedLink},
         xdp::XdpLink,
     },
 };
-use lb_common::tables::{FORMAT, HASH_KEY_WORDS};
+use lb_common::tables::{FORMAT, HASH_KEY_WORDS, TAIL_UNUSUAL};
 
 pub use self::maps::Maps;
 use super::{Capacity, DataplaneError};
@@ -140,6 +141,11 @@ fn remove_tree(path: &Path) -> io::Result<()> {
     fs::remove_dir(path)
 }
 
+/// The program on the interface.
+const ENTRY: &str = "lb";
+/// The one that it goes on with for frames that take longer.
+const UNUSUAL: &str = "unusual";
+
 /// A loaded program, and its maps.
 #[derive(Debug)]
 pub struct Program {
@@ -206,10 +212,13 @@ impl Program {
             ebpf,
             pins: options.pins.clone(),
         };
-        program
-            .xdp()?
-            .load()
-            .map_err(|error| DataplaneError::new("loading the XDP program", &chain(&error)))?;
+        for name in [ENTRY, UNUSUAL] {
+            let loaded = program.named(name)?.load();
+            loaded.map_err(|error| {
+                DataplaneError::new(format!("loading the XDP program {name}"), &chain(&error))
+            })?;
+        }
+        program.join()?;
         // Only now: the program refers to the maps by descriptors, which taking them can close.
         let maps = Maps::take(&mut program.ebpf)?;
         Ok((program, maps))
@@ -220,14 +229,34 @@ impl Program {
     /// # Errors
     /// The object has none: a defect of the build.
     pub fn xdp(&mut self) -> Result<&mut Xdp, DataplaneError> {
-        let program = self.ebpf.program_mut("lb").map(<&mut Xdp>::try_from);
+        self.named(ENTRY)
+    }
+
+    fn named(&mut self, name: &str) -> Result<&mut Xdp, DataplaneError> {
+        let program = self.ebpf.program_mut(name).map(<&mut Xdp>::try_from);
         match program {
             Some(Ok(xdp)) => Ok(xdp),
             _ => Err(DataplaneError::new(
-                "looking for program lb",
+                format!("looking for program {name}"),
                 &"the object has no XDP program of that name",
             )),
         }
+    }
+
+    /// Lets the entry go on with the other programs. Where a former agent's entry is still attached, it
+    /// goes on with them, too: the maps that they share are of one format.
+    fn join(&mut self) -> Result<(), DataplaneError> {
+        let failed = |error: &dyn std::error::Error| {
+            DataplaneError::new("joining the XDP programs", &chain(error))
+        };
+        let unusual = self.named(UNUSUAL)?.fd().map_err(|error| failed(&error))?;
+        let unusual = unusual.try_clone().map_err(|error| failed(&error))?;
+        let map = self.ebpf.map_mut("TAILS");
+        let map = map.ok_or_else(|| DataplaneError::new("looking for map TAILS", &"none"))?;
+        let mut tails = ProgramArray::try_from(map).map_err(|error| failed(&error))?;
+        tails
+            .set(TAIL_UNUSUAL, &unusual, 0)
+            .map_err(|error| failed(&error))
     }
 
     /// The loaded object, for its log.

@@ -1,0 +1,481 @@
+//! ICMP and ICMPv6: errors about a connection go to the backend that has it, and echo requests to a VIP
+//! are answered here (RFC 792, RFC 4443). Everything else passes.
+//!
+//! An error quotes the packet that it is about, and only that says whose it is. It is steered as a packet
+//! of that flow which says nothing of the connection.
+
+use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::{
+    checksum::Sum,
+    flow::{self, Flow, Signal},
+    forward,
+    packet::Packet,
+    steer,
+    tables::{Address, Backend, Endpoint, RouteQuery, Tables, Tick, WayBack, feature, mode, owned},
+    verdict::{DropReason, Verdict},
+    wire::{self, Check, IcmpHdr, Ports, protocol},
+};
+
+/// Types of ICMP (<https://www.iana.org/assignments/icmp-parameters>).
+mod v4 {
+    pub const ECHO_REPLY: u8 = 0;
+    pub const UNREACHABLE: u8 = 3;
+    pub const ECHO: u8 = 8;
+    pub const TIME_EXCEEDED: u8 = 11;
+    pub const PARAMETER_PROBLEM: u8 = 12;
+}
+
+/// Types of ICMPv6 (<https://www.iana.org/assignments/icmpv6-parameters>).
+mod v6 {
+    /// The last of the four kinds of errors, which begin at 1.
+    pub const PARAMETER_PROBLEM: u8 = 4;
+    pub const ECHO: u8 = 128;
+    pub const ECHO_REPLY: u8 = 129;
+}
+
+/// Echo requests that a CPU answers in a second.
+pub const ECHOES: u32 = 1_000;
+/// Ticks in a second, rounded up.
+const SECOND: Tick = 954;
+
+/// How many echo requests were answered; one for each CPU.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct EchoBudget {
+    /// In this second.
+    answered: u32,
+    /// When that began.
+    since: Tick,
+}
+
+impl EchoBudget {
+    /// Takes one, unless there have been as many as there may be.
+    #[inline(always)]
+    pub fn take(&mut self, now: Tick) -> bool {
+        if now.wrapping_sub(self.since) >= SECOND {
+            *self = Self {
+                answered: 0,
+                since: now,
+            };
+        }
+        let may = self.answered < ECHOES;
+        if may {
+            self.answered += 1;
+        }
+        may
+    }
+}
+
+/// What a message is to the balancer.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Echo,
+    Error,
+    Other,
+}
+
+/// A message. Its ends are those of the packet that carries it.
+struct Message {
+    /// Where it comes from, goes to and has its header. Ports are none.
+    outer: Flow,
+    kind: Kind,
+}
+
+/// The packet that an error is about, as far as it is quoted.
+struct Quoted {
+    /// The sender's end.
+    from: Endpoint,
+    /// The end that it was meant for.
+    to: Endpoint,
+    /// Offset of its IP header in the frame.
+    network: usize,
+    /// Offset of its ports in the frame.
+    transport: usize,
+}
+
+/// Decides over an ICMP packet and makes it what it becomes.
+///
+/// # Errors
+/// Why it is dropped.
+#[inline(always)]
+pub fn process<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<Verdict, DropReason> {
+    let Some(message) = read(packet) else {
+        return Ok(Verdict::Pass);
+    };
+    match message.kind {
+        Kind::Echo => answer(packet, tables, &message.outer),
+        Kind::Error => forward(packet, tables, &message.outer),
+        Kind::Other => Ok(Verdict::Pass),
+    }
+}
+
+#[inline(always)]
+fn read<P: Packet>(packet: &P) -> Option<Message> {
+    let mut outer = Flow::EMPTY;
+    let header = match flow::family(packet)? {
+        flow::Family::V4 => {
+            let ip = packet.read::<Ipv4Hdr>(wire::ETHERNET)?;
+            let header = usize::from(ip.vihl & 0xf) * 4;
+            let whole = u16::from_be_bytes(ip.frags) & 0x3fff == 0;
+            if ip.proto != protocol::ICMP || ip.vihl >> 4 != 4 || header < wire::IPV4 || !whole {
+                return None;
+            }
+            outer.source = Address::v4(u32::from_ne_bytes(ip.src_addr));
+            outer.destination = Address::v4(u32::from_ne_bytes(ip.dst_addr));
+            outer.traffic_class = ip.tos;
+            outer.length = u16::from_be_bytes(ip.tot_len);
+            outer.v4 = true;
+            header
+        }
+        flow::Family::V6 => {
+            let ip = packet.read::<Ipv6Hdr>(wire::ETHERNET)?;
+            let [first, second, ..] = ip.vcf;
+            if ip.next_hdr != protocol::ICMPV6 || first >> 4 != 6 {
+                return None;
+            }
+            outer.source = Address::v6(ip.src_addr);
+            outer.destination = Address::v6(ip.dst_addr);
+            outer.traffic_class = (first << 4) | (second >> 4);
+            outer.length = u16::from_be_bytes(ip.payload_len).checked_add(wire::IPV6 as u16)?;
+            wire::IPV6
+        }
+    };
+    outer.protocol = if outer.v4 {
+        protocol::ICMP
+    } else {
+        protocol::ICMPV6
+    };
+    outer.transport = wire::ETHERNET + header;
+    let end = end(&outer);
+    if outer.transport + wire::ICMP > end || end > packet.length() {
+        return None;
+    }
+    let icmp = packet.read::<IcmpHdr>(outer.transport)?;
+    let kind = if outer.v4 {
+        kind_v4(icmp.kind)
+    } else {
+        kind_v6(icmp.kind)
+    };
+    Some(Message { outer, kind })
+}
+
+/// Where a packet ends in its frame.
+#[inline(always)]
+fn end(outer: &Flow) -> usize {
+    wire::ETHERNET + usize::from(outer.length)
+}
+
+#[inline(always)]
+const fn kind_v4(kind: u8) -> Kind {
+    match kind {
+        v4::ECHO => Kind::Echo,
+        v4::UNREACHABLE | v4::TIME_EXCEEDED | v4::PARAMETER_PROBLEM => Kind::Error,
+        _ => Kind::Other,
+    }
+}
+
+#[inline(always)]
+const fn kind_v6(kind: u8) -> Kind {
+    match kind {
+        v6::ECHO => Kind::Echo,
+        1..=v6::PARAMETER_PROBLEM => Kind::Error,
+        _ => Kind::Other,
+    }
+}
+
+/// Answers an echo request to a VIP in its place.
+#[inline(always)]
+fn answer<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    outer: &Flow,
+) -> Result<Verdict, DropReason> {
+    if steer::owned(tables, outer.destination) & owned::VIP == 0 {
+        return Ok(Verdict::Pass);
+    }
+    if !tables.may_answer_echo() {
+        return Err(DropReason::EchoLimit);
+    }
+    forward::swap_ends(packet, outer)?;
+    let reply = if outer.v4 {
+        v4::ECHO_REPLY
+    } else {
+        v6::ECHO_REPLY
+    };
+    let mut icmp: IcmpHdr = forward::read(packet, outer.transport)?;
+    let change = Sum::new()
+        .remove16(u16::from_ne_bytes([icmp.kind, icmp.code]))
+        .add16(u16::from_ne_bytes([reply, icmp.code]));
+    icmp.kind = reply;
+    icmp.check = change.update(u16::from_ne_bytes(icmp.check)).to_ne_bytes();
+    forward::write(packet, outer.transport, &icmp)?;
+    Ok(Verdict::Transmit)
+}
+
+/// Sends an error on to the backend that has the connection, or to the client of one.
+#[inline(always)]
+fn forward<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    outer: &Flow,
+) -> Result<Verdict, DropReason> {
+    let Some(quoted) = quoted(packet, outer) else {
+        return Ok(Verdict::Pass);
+    };
+    // An error goes to whoever sent what it is about.
+    if quoted.from.address != outer.destination {
+        return Ok(Verdict::Pass);
+    }
+    match steer::service(tables, &quoted.from) {
+        Some(in_force) => to_backend(packet, tables, outer, &quoted, &in_force),
+        None => to_client(packet, tables, outer, &quoted),
+    }
+}
+
+#[inline(always)]
+fn quoted<P: Packet>(packet: &P, outer: &Flow) -> Option<Quoted> {
+    let network = outer.transport + wire::ICMP;
+    let (source, destination, found) = if outer.v4 {
+        let ip = packet.read::<Ipv4Hdr>(network)?;
+        let header = usize::from(ip.vihl & 0xf) * 4;
+        // A later fragment has no ports.
+        let first = u16::from_be_bytes(ip.frags) & 0x1fff == 0;
+        if ip.vihl >> 4 != 4 || header < wire::IPV4 || !first {
+            return None;
+        }
+        (
+            Address::v4(u32::from_ne_bytes(ip.src_addr)),
+            Address::v4(u32::from_ne_bytes(ip.dst_addr)),
+            (ip.proto, header),
+        )
+    } else {
+        let ip = packet.read::<Ipv6Hdr>(network)?;
+        if ip.vcf[0] >> 4 != 6 {
+            return None;
+        }
+        (
+            Address::v6(ip.src_addr),
+            Address::v6(ip.dst_addr),
+            (ip.next_hdr, wire::IPV6),
+        )
+    };
+    let (number, header) = found;
+    if number != protocol::TCP && number != protocol::UDP {
+        return None;
+    }
+    let transport = network + header;
+    // As much as every error quotes (RFC 792); the ports are in it.
+    if transport + 8 > end(outer) {
+        return None;
+    }
+    let ports = packet.read::<Ports>(transport)?;
+    let at = |address, port| Endpoint {
+        address,
+        port: u16::from_ne_bytes(port),
+        protocol: number,
+        zero: 0,
+        zeros: 0,
+    };
+    Some(Quoted {
+        from: at(source, ports.source),
+        to: at(destination, ports.destination),
+        network,
+        transport,
+    })
+}
+
+/// The error is about a packet of a backend's, in a VIP's name, to a client.
+#[inline(always)]
+fn to_backend<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    outer: &Flow,
+    quoted: &Quoted,
+    in_force: &steer::InForce<'_>,
+) -> Result<Verdict, DropReason> {
+    let service = &in_force.service;
+    // The flow that the client's packets are of.
+    let flow = Flow {
+        source: quoted.to.address,
+        destination: quoted.from.address,
+        source_port: quoted.to.port,
+        destination_port: quoted.from.port,
+        protocol: quoted.from.protocol,
+        signal: Signal::None,
+        ..*outer
+    };
+    let hash = steer::hash(tables, &flow, service.descriptor.hash_fields)
+        .ok_or(DropReason::Inconsistent)?;
+    let backend = steer::backend(tables, in_force, &flow, hash)?;
+    if backend.interface == 0 {
+        return Err(DropReason::NoNextHop);
+    }
+    let (bytes, counters) = (packet.length() as u64, backend.counters);
+    let egress = forward::egress(packet, backend.interface);
+    match service.descriptor.mode {
+        mode::NAT => translate(packet, outer, quoted, backend)?,
+        _ => forward::deliver(
+            packet,
+            tables,
+            outer,
+            service.descriptor.mode,
+            backend,
+            hash,
+        )?,
+    }
+    tables.count_service(service.index, bytes, false);
+    tables.count_backend(counters, bytes, false);
+    Ok(egress)
+}
+
+/// As the backend's own packet would have brought it.
+#[inline(always)]
+fn translate<P: Packet>(
+    packet: &mut P,
+    outer: &Flow,
+    quoted: &Quoted,
+    backend: &Backend,
+) -> Result<(), DropReason> {
+    if outer.v4 != backend.address.is_v4() {
+        return Err(DropReason::Inconsistent);
+    }
+    forward::decrement_ttl(packet, outer)?;
+    let end = forward::End::Source;
+    let change = requote(packet, outer, quoted, end, backend.address, backend.port)?;
+    let end = forward::End::Destination;
+    readdress(packet, outer, end, backend.address, change)?;
+    forward::readdress(packet, backend.source_mac, backend.destination_mac)
+}
+
+/// The error is about a client's packet to a `nat` backend; the client knows the VIP only.
+#[inline(always)]
+fn to_client<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    outer: &Flow,
+    quoted: &Quoted,
+) -> Result<Verdict, DropReason> {
+    if tables
+        .control()
+        .is_none_or(|control| control.features & feature::NAT == 0)
+    {
+        return Ok(Verdict::Pass);
+    }
+    // A copy: what a helper is given the address of stays in memory, and with it all that it is part of.
+    let end = quoted.to;
+    let Some(&WayBack { address, port, .. }) = tables.way_back(&end) else {
+        return Ok(Verdict::Pass);
+    };
+    // About our own probes.
+    if steer::owned(tables, outer.destination) & owned::LOCAL != 0 {
+        return Ok(Verdict::Pass);
+    }
+    if outer.v4 != address.is_v4() {
+        return Err(DropReason::Inconsistent);
+    }
+    let end = forward::End::Destination;
+    let change = requote(packet, outer, quoted, end, address, port)?;
+    // A router on the way to the backend keeps its own address.
+    let sender = if outer.source == quoted.to.address {
+        address
+    } else {
+        outer.source
+    };
+    readdress(packet, outer, forward::End::Source, sender, change)?;
+    let query = RouteQuery {
+        source: sender,
+        destination: outer.destination,
+        length: outer.length,
+    };
+    let Some(route) = tables.route(&query) else {
+        return Ok(Verdict::Pass);
+    };
+    if forward::decrement_ttl(packet, outer).is_err() {
+        return Ok(Verdict::Pass);
+    }
+    forward::readdress(packet, route.source_mac, route.destination_mac)?;
+    Ok(forward::egress(packet, route.interface))
+}
+
+/// Rewrites one end of the quoted packet, with its checksums as far as they are quoted (RFC 5508 §4.2);
+/// what that changes of the sum over the message.
+#[inline(always)]
+fn requote<P: Packet>(
+    packet: &mut P,
+    outer: &Flow,
+    quoted: &Quoted,
+    end: forward::End,
+    address: Address,
+    port: u16,
+) -> Result<Sum, DropReason> {
+    let old = match end {
+        forward::End::Source => quoted.from,
+        forward::End::Destination => quoted.to,
+    };
+    let addresses = forward::set_address(packet, quoted.network, outer.v4, end, address)?;
+    let mut ports: Ports = forward::read(packet, quoted.transport)?;
+    match end {
+        forward::End::Source => ports.source = port.to_ne_bytes(),
+        forward::End::Destination => ports.destination = port.to_ne_bytes(),
+    }
+    forward::write(packet, quoted.transport, &ports)?;
+    let moved = Sum::new().remove16(old.port).add16(port);
+    // An IPv4 header sums to nothing before and after.
+    let mut message = if outer.v4 {
+        moved
+    } else {
+        addresses.plus(moved)
+    };
+    let is_tcp = old.protocol == protocol::TCP;
+    let at = quoted.transport + if is_tcp { 16 } else { 6 };
+    if at + 2 <= self::end(outer) {
+        let Check(check) = forward::read(packet, at)?;
+        let before = u16::from_ne_bytes(check);
+        if is_tcp || before != 0 {
+            let after = addresses.plus(moved).update(before);
+            let after = if is_tcp { after } else { forward::sent(after) };
+            forward::write(packet, at, &Check(after.to_ne_bytes()))?;
+            message = message.remove16(before).add16(after);
+        }
+    }
+    Ok(message)
+}
+
+/// Rewrites one end of the packet that carries the message, of whose sum `change` is different.
+#[inline(always)]
+fn readdress<P: Packet>(
+    packet: &mut P,
+    outer: &Flow,
+    end: forward::End,
+    address: Address,
+    change: Sum,
+) -> Result<(), DropReason> {
+    let addresses = forward::set_address(packet, wire::ETHERNET, outer.v4, end, address)?;
+    // ICMPv6 sums a pseudo-header as well (RFC 4443 §2.3).
+    let change = if outer.v4 {
+        change
+    } else {
+        change.plus(addresses)
+    };
+    let mut icmp: IcmpHdr = forward::read(packet, outer.transport)?;
+    icmp.check = change.update(u16::from_ne_bytes(icmp.check)).to_ne_bytes();
+    forward::write(packet, outer.transport, &icmp)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn so_many_echoes_are_answered_in_a_second_and_in_the_next_as_many_again() {
+        let mut budget = EchoBudget::default();
+        for begin in [5_000, 5_000 + SECOND, Tick::MAX - 3, SECOND - 4] {
+            let answered = (0..2 * ECHOES).filter(|n| budget.take(begin.wrapping_add(n % SECOND)));
+            assert_eq!(answered.count() as u32, ECHOES, "from {begin}");
+        }
+    }
+}
