@@ -148,7 +148,7 @@ fn delivered(mode: Mode, packet: &Spec, to: &str) -> Vec<u8> {
     };
     let outer = Outer {
         macs: macs(0),
-        source: source.parse().unwrap(),
+        source: source.parse().expect("an address"),
         destination: socket(to).ip(),
         traffic_class: packet.traffic_class,
         flow_label: 0xe_c262,
@@ -291,10 +291,7 @@ fn errors_that_quote_nothing_of_ours_pass() {
         }
         let mut broken = quote(&about(false, vip, client), None);
         broken[0] = 0x54;
-        assert_untouched(
-            error(&[&broken[..]].concat()[..].to_vec()),
-            "a version that is none",
-        );
+        assert_untouched(error(&broken), "a version that is none");
     }
     let later = Spec {
         fragment: (false, true, 8),
