@@ -19,21 +19,25 @@ fn core(mode: &str, tunnel: Tunnel, on_link: bool) -> Core<MemoryDataplane> {
     );
     let mut dataplane = MemoryDataplane::default();
     dataplane.tables.control.lookup_bits = 2;
-    let mut core = Core::new("test".to_owned(), tunnel, dataplane).unwrap();
+    let mut core = Core::new("test".to_owned(), tunnel, dataplane).expect("what is valid");
     core.network(way(on_link));
-    for service in config::parse(&text, "lb.toml").unwrap().services {
-        core.change(Change::AddService(service)).unwrap();
+    for service in config::parse(&text, "lb.toml")
+        .expect("what is valid")
+        .services
+    {
+        core.change(Change::AddService(service))
+            .expect("what is valid");
     }
     core
 }
 
 fn way(on_link: bool) -> Update {
-    let address: IpAddr = "10.2.0.11".parse().unwrap();
+    let address: IpAddr = "10.2.0.11".parse().expect("what is valid");
     let next_hop = NextHop {
         interface: 7,
         source_mac: [2; 6],
         destination_mac: [4; 6],
-        source_address: "10.2.0.1".parse().unwrap(),
+        source_address: "10.2.0.1".parse().expect("what is valid"),
         mtu: 1_500,
         on_link,
     };
