@@ -147,6 +147,10 @@ impl Tables for Bent<'_> {
         self.tables.way_back(key)
     }
 
+    fn may_answer_echo(&self) -> bool {
+        self.tables.may_answer_echo()
+    }
+
     fn owned(&self, address: &Address) -> u32 {
         self.tables.owned(address)
     }
