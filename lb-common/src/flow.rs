@@ -41,17 +41,17 @@ pub struct Flow {
     pub transport: usize,
     /// Whether it is of IPv4.
     pub v4: bool,
-    /// What it says of its connection; nothing for UDP.
+    /// What it says of its connection; for UDP nothing, until it is known to be QUIC's.
     pub signal: Signal,
 }
 
-/// What a packet says of its connection (RFC 9293 §3.1, "Control bits").
+/// What a packet says of its connection (RFC 9293 §3.1, "Control bits"; for QUIC, [`crate::quic`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Signal {
     /// Nothing.
     None,
-    /// It opens one: SYN without ACK.
+    /// It opens one: SYN without ACK, or a QUIC Initial.
     Opens,
     /// The sender has no more to say: FIN.
     Finishes,

@@ -7,6 +7,7 @@
 //! | [`steer`] | flow to backend, by the ring alone |
 //! | [`track`] | flow to backend, where the ring moved |
 //! | [`schedule`] | which backend a new flow gets |
+//! | [`quic`] | connection ids |
 //! | [`forward`] | what the packet becomes |
 //! | [`icmp`] | messages about flows |
 //! | [`verdict`] | what becomes of it, and why |
@@ -34,6 +35,7 @@ pub mod maglev;
 pub mod memory;
 pub mod packet;
 pub mod pipeline;
+pub mod quic;
 pub mod schedule;
 pub mod steer;
 pub mod tables;

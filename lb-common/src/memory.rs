@@ -11,7 +11,8 @@ use crate::{
     icmp::EchoBudget,
     tables::{
         Address, Backend, Bucket, Control, Counters, Endpoint, FlowCounters, FlowEvent, FlowKey,
-        Member, Record, Route, RouteQuery, ServiceEntry, Table, Tables, Tick, WayBack,
+        Member, Record, Route, RouteQuery, Server, ServerKey, ServiceEntry, Table, Tables, Tick,
+        WayBack,
     },
     verdict::{DROP_COUNTERS, DropReason},
 };
@@ -33,6 +34,8 @@ pub struct MemoryTables {
     pub backends: Vec<Backend>,
     /// What answers become.
     pub ways_back: BTreeMap<Endpoint, WayBack>,
+    /// Who has which server id.
+    pub servers: BTreeMap<ServerKey, Server>,
     /// Bits of [`crate::tables::owned`].
     pub owned: BTreeMap<Address, u32>,
     /// Routes by destination.
@@ -125,6 +128,12 @@ impl MemoryTables {
         counted.flows.get(&service).copied().unwrap_or_default()
     }
 
+    /// Traffic of a backend since then, by the index of its counters.
+    pub fn backend_counters(&self, index: u32) -> Counters {
+        let counted = self.counted.borrow();
+        counted.backends.get(&index).copied().unwrap_or_default()
+    }
+
     /// Makes an endpoint find the service of that index, in the first bucket with room.
     ///
     /// # Panics
@@ -186,6 +195,10 @@ impl Tables for MemoryTables {
         let may = budget.take(self.now());
         self.echoes.set(budget);
         may
+    }
+
+    fn server(&self, key: &ServerKey) -> Option<&Server> {
+        self.servers.get(key)
     }
 
     fn owned(&self, address: &Address) -> u32 {

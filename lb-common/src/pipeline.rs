@@ -4,10 +4,12 @@
 //! run it over memory.
 
 use crate::{
-    flow::{self, Family, Flow, Stop},
+    flow::{self, Family, Flow, Signal, Stop},
     forward::{self, End},
+    hash::FlowHash,
     icmp,
     packet::Packet,
+    quic::{self, Start},
     steer::{self, InForce},
     tables::{Backend, RouteQuery, Tables, feature, mode, owned},
     verdict::{DropReason, Verdict},
@@ -61,7 +63,7 @@ fn follow<P: Packet, T: Tables>(
     let mut flow = Flow::EMPTY;
     Some(match parse(packet, &mut flow) {
         Ok(()) => match steer::service(tables, &flow.to()) {
-            Some(service) => to_backend(packet, tables, &flow, &service),
+            Some(service) => to_backend(packet, tables, &mut flow, &service),
             None => to_client(packet, tables, &flow),
         },
         Err(Stop::Refused(reason)) if steer::owned(tables, flow.destination) & owned::VIP != 0 => {
@@ -77,13 +79,13 @@ fn follow<P: Packet, T: Tables>(
 fn to_backend<P: Packet, T: Tables>(
     packet: &mut P,
     tables: &T,
-    flow: &Flow,
+    flow: &mut Flow,
     in_force: &InForce<'_>,
 ) -> Result<Verdict, DropReason> {
     let service = &in_force.service;
     let hash = steer::hash(tables, flow, service.descriptor.hash_fields)
         .ok_or(DropReason::Inconsistent)?;
-    let backend = steer::backend(tables, in_force, flow, hash)?;
+    let backend = backend(packet, tables, flow, in_force, hash)?;
     if backend.interface == 0 {
         return Err(DropReason::NoNextHop);
     }
@@ -97,6 +99,30 @@ fn to_backend<P: Packet, T: Tables>(
     tables.count_service(service.index, bytes, flow.opens());
     tables.count_backend(counters, bytes, flow.opens());
     Ok(egress)
+}
+
+/// Who takes a client's packet. Of a QUIC service, its connection id may say so, and what it opens.
+#[inline(always)]
+fn backend<'t, P: Packet, T: Tables>(
+    packet: &P,
+    tables: &'t T,
+    flow: &mut Flow,
+    in_force: &InForce<'t>,
+    hash: FlowHash,
+) -> Result<&'t Backend, DropReason> {
+    let mut named = quic::STEER;
+    if in_force.service.descriptor.quic != 0
+        && let Some(start) = Start::read(packet, flow)
+    {
+        named = tables.route_by_id(in_force.service.index, in_force.half, start);
+    }
+    if named == quic::OPENS {
+        flow.signal = Signal::Opens;
+    }
+    match named {
+        quic::STEER | quic::OPENS => steer::backend(tables, in_force, flow, hash),
+        index => tables.backend(index).ok_or(DropReason::Inconsistent),
+    }
 }
 
 #[inline(always)]

@@ -154,7 +154,7 @@ pub fn backend<'t, T: Tables>(
         slot,
         half,
         signal: flow.signal,
-        connectionless: flow.protocol == protocol::UDP,
+        connectionless: flow.protocol == protocol::UDP && descriptor.quic == 0,
     });
     if index == 0 {
         return Err(DropReason::NoBackend);

@@ -12,6 +12,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::{
     hash::FlowHash,
+    quic::{self, Start},
     schedule,
     track::{self, Question},
     verdict::DropReason,
@@ -284,8 +285,8 @@ pub struct Descriptor {
     pub hash_fields: u8,
     /// What places it on the previous ring.
     pub previous_hash_fields: u8,
-    /// Always zero.
-    pub zero: u8,
+    /// Lengths of its connection ids ([`quic::Lengths`]); 0: it is not QUIC.
+    pub quic: u8,
 }
 
 impl Descriptor {
@@ -505,6 +506,45 @@ pub mod owned {
     pub const LOCAL: u32 = 2;
 }
 
+/// What the connection ids of a QUIC server begin with. Words have their first byte lowest.
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Default,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+)]
+#[repr(C)]
+pub struct ServerKey {
+    /// The configuration in the upper three bits of the first byte, the length of the server id in the
+    /// other five; then the server id, zeros behind it.
+    pub id: [u64; 2],
+    /// Index of the service.
+    pub service: u32,
+    /// Always zero.
+    pub zero: u32,
+}
+
+/// Which backend has a server id.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct Server {
+    /// Its local id.
+    pub member: u32,
+    /// Its [`Member::generation`]: of another one, the id names nobody.
+    pub generation: u32,
+}
+
 /// Time in units of 2²⁰ ns (1.05 ms) of `CLOCK_MONOTONIC`, cut to 32 bits. It wraps after 52 days, so
 /// only differences of less than 26 mean anything.
 pub type Tick = u32;
@@ -588,7 +628,7 @@ pub mod record_flag {
     pub const COUNTED: u16 = 8;
 }
 
-/// What flow tables did for a service, one CPU's share.
+/// How a service's packets found their backends where the ring alone did not say, one CPU's share.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
@@ -600,6 +640,8 @@ pub struct FlowCounters {
     pub recorded: u64,
     /// Choices that could not be recorded, since the table was full.
     pub overflows: u64,
+    /// Packets whose connection id named their backend.
+    pub named: u64,
 }
 
 /// What is counted in [`FlowCounters`].
@@ -611,6 +653,8 @@ pub enum FlowEvent {
     Recorded,
     /// A choice could not be recorded.
     Overflow,
+    /// A packet's connection id named its backend.
+    Named,
 }
 
 impl FlowCounters {
@@ -621,6 +665,7 @@ impl FlowCounters {
             FlowEvent::Lookup => &mut self.lookups,
             FlowEvent::Recorded => &mut self.recorded,
             FlowEvent::Overflow => &mut self.overflows,
+            FlowEvent::Named => &mut self.named,
         };
         *counter = counter.wrapping_add(1);
     }
@@ -636,7 +681,7 @@ pub struct Counters {
     pub packets: u64,
     /// Their bytes as they arrived.
     pub bytes: u64,
-    /// TCP SYNs without ACK among them.
+    /// Those among them that open a connection: TCP SYNs without ACK, Initials of QUIC services.
     pub flows: u64,
 }
 
@@ -693,6 +738,8 @@ pub trait Tables {
     fn way_back(&self, key: &Endpoint) -> Option<&WayBack>;
     /// Whether an echo request may be answered now, of those that are allowed in a while.
     fn may_answer_echo(&self) -> bool;
+    /// Which backend has a server id.
+    fn server(&self, key: &ServerKey) -> Option<&Server>;
     /// What an address is to the balancer: bits of [`owned`].
     fn owned(&self, address: &Address) -> u32;
     /// Where the kernel would send a packet; `None` leaves it to the kernel.
@@ -735,6 +782,15 @@ pub trait Tables {
         schedule::choose(self, service, half, hash, slot)
     }
 
+    /// [`quic::route`] of these tables, perhaps by a call.
+    #[inline(always)]
+    fn route_by_id(&self, service: u32, half: u32, start: Start) -> u32
+    where
+        Self: Sized,
+    {
+        quic::route(self, service, half, start)
+    }
+
     /// [`track::answer`] of these tables, perhaps by a call.
     #[inline(always)]
     fn track(&self, question: &Question) -> u32
@@ -757,5 +813,7 @@ const _: () = {
     assert!(size_of::<Control>() == 120);
     assert!(size_of::<FlowKey>() == 24);
     assert!(size_of::<Record>() == 16);
-    assert!(size_of::<FlowCounters>() == 24);
+    assert!(size_of::<ServerKey>() == 24);
+    assert!(size_of::<Server>() == 8);
+    assert!(size_of::<FlowCounters>() == 32);
 };

@@ -112,7 +112,7 @@ pub struct Question {
     pub half: u32,
     /// What it says of its connection.
     pub signal: Signal,
-    /// Whether its protocol has no connections.
+    /// Whether no packet of its protocol says that it opens a connection.
     pub connectionless: bool,
 }
 

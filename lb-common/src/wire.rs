@@ -51,6 +51,15 @@ pub mod protocol {
     pub const DESTINATION_OPTIONS: u8 = 60;
 }
 
+/// The first bytes of a QUIC packet, as many as its destination connection id is found in ([`crate::quic`]).
+#[derive(Debug, Clone, Copy, SchemaRead, SchemaWrite)]
+#[repr(C)]
+#[wincode(assert_zero_copy)]
+pub struct QuicStart {
+    /// The bytes, eight by eight.
+    pub words: [[u8; 8]; 3],
+}
+
 /// The first eight bytes of an IPv6 extension header (RFC 8200 §4), which every one has.
 #[derive(Debug, Clone, Copy, SchemaRead, SchemaWrite)]
 #[repr(C)]

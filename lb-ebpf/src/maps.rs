@@ -6,7 +6,7 @@
 use core::{arch::asm, mem::MaybeUninit};
 
 use aya_ebpf::{
-    bindings::{BPF_F_MMAPABLE, bpf_fib_lookup, xdp_md},
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, bpf_fib_lookup, xdp_md},
     btf_maps::{Array, HashMap, PerCpuArray, ProgramArray},
     helpers,
     macros::btf_map,
@@ -15,17 +15,19 @@ use aya_ebpf::{
 use lb_common::{
     hash::FlowHash,
     icmp::EchoBudget,
+    quic::{self, Start},
     schedule,
     tables::{
         self, Address, Backend, Bucket, Control, Counters, Endpoint, FlowCounters, FlowEvent,
-        FlowKey, Member, Record, Route, RouteQuery, ServiceEntry, Slot, TICK_SHIFT, Table, Tables,
-        Tick, WayBack,
+        FlowKey, Member, Record, Route, RouteQuery, Server, ServerKey, ServiceEntry, Slot,
+        TICK_SHIFT, Table, Tables, Tick, WayBack,
     },
     track::{self, Question},
     verdict::{DROP_COUNTERS, DropReason},
 };
 
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
+const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 
 #[btf_map]
 static CONTROL: Array<Control, 1, MMAPABLE> = Array::new();
@@ -41,6 +43,9 @@ static MEMBERS: Array<Member, 1, MMAPABLE> = Array::new();
 static BACKENDS: Array<Backend, 1, MMAPABLE> = Array::new();
 #[btf_map]
 static WAYS_BACK: HashMap<Endpoint, WayBack, 1> = HashMap::new();
+/// Not preallocated: most services have none.
+#[btf_map]
+static SERVERS: HashMap<ServerKey, Server, 1, NO_PREALLOC> = HashMap::new();
 #[btf_map]
 static OWNED: HashMap<Address, u32, 1> = HashMap::new();
 #[btf_map]
@@ -180,6 +185,12 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn server(&self, key: &ServerKey) -> Option<&Server> {
+        // SAFETY: elements are replaced whole, and freed only after a grace period.
+        unsafe { SERVERS.get(key) }
+    }
+
+    #[inline(always)]
     fn owned(&self, address: &Address) -> u32 {
         // SAFETY: copied at once.
         unsafe { OWNED.get(address) }.copied().unwrap_or(0)
@@ -308,6 +319,11 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn route_by_id(&self, service: u32, half: u32, Start([first, second, third]): Start) -> u32 {
+        route_by_connection_id(service, half, first, second, third)
+    }
+
+    #[inline(always)]
     fn track(&self, question: &Question) -> u32 {
         let Some(place) = QUESTION.get_ptr_mut(0) else {
             return 0;
@@ -330,6 +346,20 @@ pub extern "C" fn choose_backend(service: u32, half: u32, hash: u64, slot: u32) 
         FlowHash::from_word(hash),
         Slot(slot),
     )
+}
+
+/// [`quic::route`] as another such function, out of the way of services that are not QUIC.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn route_by_connection_id(
+    service: u32,
+    half: u32,
+    first: u64,
+    second: u64,
+    third: u64,
+) -> u32 {
+    let start = Start([first, second, third]);
+    quic::route(&Maps::alone(), service, half, start)
 }
 
 /// [`track::answer`] as another such function. Takes its argument through a map, since it may be given

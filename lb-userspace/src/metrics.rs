@@ -92,7 +92,9 @@ type TrafficCounter = (&'static str, &'static str, fn(&Traffic) -> u64);
 const TRAFFIC: [TrafficCounter; 3] = [
     ("packets", "Packets forwarded", |t| t.packets),
     ("bytes", "Bytes forwarded, as they arrived", |t| t.bytes),
-    ("flows", "New flows: TCP SYNs", |t| t.flows),
+    ("flows", "New flows: TCP SYNs and QUIC Initials", |t| {
+        t.flows
+    }),
 ];
 
 impl Scrape {
@@ -154,7 +156,7 @@ impl Scrape {
 
     fn flows(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         type Counter = (&'static str, &'static str, fn(&FlowStatus) -> u64);
-        let figures: [Counter; 3] = [
+        let figures: [Counter; 4] = [
             (
                 "lb_flow_lookups",
                 "Packets that looked their flow up",
@@ -165,6 +167,11 @@ impl Scrape {
                 "lb_flow_overflows",
                 "Choices that could not be recorded, since the table was full",
                 |f| f.overflows,
+            ),
+            (
+                "lb_flow_named",
+                "Packets of QUIC services whose connection id named their backend",
+                |f| f.named,
             ),
         ];
         for (name, help, read) in figures {

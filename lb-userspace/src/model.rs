@@ -13,11 +13,13 @@ mod check;
 mod error;
 mod id;
 mod millis;
+mod quic;
 #[cfg(test)]
 mod tests;
 
 pub use error::ModelError;
 pub use id::{Protocol, ServiceId};
+pub use quic::{Quic, ServerId};
 
 /// Highest weight of a backend. 0 means: in the pool, but no share of new flows.
 pub const MAX_WEIGHT: u16 = 1_000;
@@ -75,6 +77,14 @@ impl Scheduler {
         matches!(self, Self::RoundRobin | Self::LeastConnections)
     }
 
+    /// Whether it goes by how many connections backends have.
+    pub fn counts_connections(self) -> bool {
+        matches!(
+            self,
+            Self::LeastConnections | Self::WeightedLeastConnections | Self::PowerOfTwoChoices
+        )
+    }
+
     /// Whether it chooses by connection, so that every flow has to be recorded.
     pub fn records_every_flow(self) -> bool {
         !matches!(self, Self::Maglev | Self::SourceHash)
@@ -130,6 +140,9 @@ pub struct Backend {
     /// Flows in progress at which it takes no new ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_connections: Option<u32>,
+    /// What the connection ids of a QUIC service name it by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server_id: Option<ServerId>,
 }
 
 impl Backend {
@@ -244,6 +257,9 @@ pub struct Service {
         with = "millis"
     )]
     pub dead_after: Duration,
+    /// How its connection ids are laid out, where it is QUIC: packets go by them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quic: Option<Quic>,
     /// How its backends are checked.
     #[serde(default)]
     pub health: Health,
@@ -469,9 +485,9 @@ impl Service {
     /// What becomes of a backend's flows when its checks fail: without connections, nothing is
     /// lost by moving them.
     pub fn on_down(&self) -> OnDown {
-        self.on_down.unwrap_or(match self.id.protocol {
-            Protocol::Tcp => OnDown::Keep,
-            Protocol::Udp => OnDown::Resteer,
+        self.on_down.unwrap_or(match (self.id.protocol, self.quic) {
+            (Protocol::Tcp, _) | (_, Some(_)) => OnDown::Keep,
+            (Protocol::Udp, None) => OnDown::Resteer,
         })
     }
 

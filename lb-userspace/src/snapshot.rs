@@ -12,7 +12,8 @@ pub struct Traffic {
     pub packets: u64,
     /// Their bytes as they arrived, Ethernet header included.
     pub bytes: u64,
-    /// TCP SYNs among them: new connections (retransmitted SYNs count again).
+    /// Those among them that open a connection: TCP SYNs and QUIC Initials (each that is sent again
+    /// counts again).
     pub flows: u64,
 }
 
@@ -84,6 +85,8 @@ pub struct FlowStatus {
     pub recorded: u64,
     /// Choices that could not be recorded, since the table was full.
     pub overflows: u64,
+    /// Packets whose connection id named their backend.
+    pub named: u64,
 }
 
 /// Slots that have entered each phase.

@@ -40,6 +40,7 @@ fn flows() -> FlowStatus {
         lookups: 900,
         recorded: 80,
         overflows: 5,
+        named: 6,
     }
 }
 
@@ -107,6 +108,7 @@ fn leaving() -> BackendStatus {
             weight: 1,
             admin: Admin::Active,
             max_connections: None,
+            server_id: None,
         },
         condition: Condition::Down,
         last_error: None,
@@ -159,6 +161,7 @@ fn the_page_holds_every_figure_of_the_snapshot() {
         format!("lb_flow_lookups_total{{{service}}} 900"),
         format!("lb_flow_recorded_total{{{service}}} 80"),
         format!("lb_flow_overflows_total{{{service}}} 5"),
+        format!("lb_flow_named_total{{{service}}} 6"),
         format!("lb_slots{{{service},phase=\"steady\"}} 248"),
         format!("lb_slots{{{service},phase=\"moving\"}} 2"),
         format!("lb_slots{{{service},phase=\"settling\"}} 1"),

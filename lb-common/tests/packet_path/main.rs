@@ -12,6 +12,7 @@ mod icmp;
 mod l2;
 mod nat;
 mod properties;
+mod quic;
 mod scheduling;
 mod steering;
 mod tracking;

@@ -3,6 +3,7 @@
 
 mod flows;
 mod outcome;
+mod quic;
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -346,7 +347,12 @@ impl Stage {
         let count = |from: u32| {
             move |(index, n): (u32, Counters)| (index - from, (n.packets, n.bytes, n.flows))
         };
+        let named = counted.flows.iter();
+        let named = named.filter(|(_, n)| n.named > 0);
         Counted {
+            named: named
+                .map(|(index, n)| (index - FIRST_SERVICE, n.named))
+                .collect(),
             flows: (counted.flows.into_iter())
                 .map(|(index, n)| (index - FIRST_SERVICE, (n.lookups, n.recorded, n.overflows)))
                 .collect(),

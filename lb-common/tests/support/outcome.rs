@@ -27,6 +27,8 @@ pub struct Counted {
     pub servers: BTreeMap<u32, Count>,
     /// Of flow tables, by position of the service.
     pub flows: BTreeMap<u32, Flows>,
+    /// Packets that a connection id led, by position of the service.
+    pub named: BTreeMap<u32, u64>,
     pub drops: BTreeMap<u32, u64>,
 }
 

@@ -20,7 +20,7 @@ use crate::{
     model::{Admin, Change, OnDown, Probe, Service, ServiceId, State},
     neighbours::{NextHop, Update},
     plan::{
-        self, Inputs, Layout, Liveness, Placed,
+        self, Inputs, Layout, Liveness, Placed, PlacedMember,
         census::{self, Census},
     },
     snapshot::{Condition, FlowFilter, FlowList, InterfaceStatus},
@@ -220,10 +220,10 @@ impl<D: Dataplane> Core<D> {
             adopted.map_err(|error| ChangeError::Kernel(error.to_string()))?;
         }
         let down = self.liveness();
-        let overflows = if census.is_some() {
-            self.overflows()?
+        let (overflows, traffic) = if census.is_some() {
+            (self.overflows()?, self.traffic()?)
         } else {
-            BTreeMap::new()
+            Default::default()
         };
         let inputs = Inputs {
             state: &self.state,
@@ -234,6 +234,7 @@ impl<D: Dataplane> Core<D> {
             now: self.dataplane.now(),
             census,
             overflows: &overflows,
+            traffic: &traffic,
         };
         let plan = plan::plan(&self.layout, &inputs)?;
         if let Err(error) = self.dataplane.execute(&plan.operations) {
@@ -253,6 +254,23 @@ impl<D: Dataplane> Core<D> {
             counters.map(|counters| (placed.index, counters.overflows))
         };
         let read: Result<_, DataplaneError> = self.layout.services.values().map(read).collect();
+        read.map_err(|error| ChangeError::Kernel(error.to_string()))
+    }
+
+    /// Packets so far of backends that were removed from QUIC services, by index of their counters.
+    fn traffic(&self) -> Result<BTreeMap<u32, u64>, ChangeError> {
+        let services = self.state.services().filter(|s| s.quic.is_some());
+        let left = services.flat_map(|service| {
+            let placed = self.layout.services.get(&service.id);
+            let members = placed.into_iter().flat_map(Placed::members);
+            members.filter(|(_, member)| service.backend(member.address()).is_none())
+        });
+        let read = |(_, member): (u16, &PlacedMember)| {
+            let index = member.backend.counters;
+            let counters = self.dataplane.backend_counters(index);
+            counters.map(|counters| (index, counters.packets))
+        };
+        let read: Result<_, DataplaneError> = left.map(read).collect();
         read.map_err(|error| ChangeError::Kernel(error.to_string()))
     }
 

@@ -48,12 +48,14 @@ impl From<ModelError> for ApiError {
         let (status, code) = match &error {
             ModelError::BadService { .. } => (StatusCode::BAD_REQUEST, "bad_service"),
             ModelError::BadBackend { .. } => (StatusCode::BAD_REQUEST, "bad_backend"),
+            ModelError::BadServerId { .. } => (StatusCode::BAD_REQUEST, "bad_server_id"),
             ModelError::Invalid { .. } => (StatusCode::BAD_REQUEST, "invalid"),
             ModelError::UnknownService { .. } => (StatusCode::NOT_FOUND, "unknown_service"),
             ModelError::UnknownBackend { .. } => (StatusCode::NOT_FOUND, "unknown_backend"),
             ModelError::DuplicateService { .. } => (StatusCode::CONFLICT, "duplicate_service"),
             ModelError::DuplicateBackend { .. } => (StatusCode::CONFLICT, "duplicate_backend"),
             ModelError::SharedNatBackend { .. } => (StatusCode::CONFLICT, "shared_nat_backend"),
+            ModelError::SharedServerId { .. } => (StatusCode::CONFLICT, "shared_server_id"),
         };
         Self::new(status, code, error.to_string())
     }

@@ -144,10 +144,24 @@ impl<'t> Section<'t> {
         self.report.error(span, &key, problem);
     }
 
+    /// Whether `key` is given, well or not.
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.table.contains_key(key)
+    }
+
     /// Records the absence of a key that must be there.
     pub(super) fn require(&self, key: &str, example: &str) {
-        if !self.table.contains_key(key) {
-            let problem = format!("missing: write {key} = \"{example}\"");
+        self.require_written(key, &format!("\"{example}\""));
+    }
+
+    /// The same of one whose value is a number.
+    pub(super) fn require_number(&self, key: &str, example: u32) {
+        self.require_written(key, &example.to_string());
+    }
+
+    fn require_written(&self, key: &str, example: &str) {
+        if !self.has(key) {
+            let problem = format!("missing: write {key} = {example}");
             self.error(self.span(), key, problem);
         }
     }

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::duration;
 use crate::model::{
-    Backend, DEAD_AFTER, Health, Mode, ModelError, Probe, Service, ServiceId, State,
+    Backend, DEAD_AFTER, Health, Mode, ModelError, Probe, Quic, Service, ServiceId, State,
 };
 
 const SERVICE: &[&str] = &[
@@ -23,10 +23,12 @@ const SERVICE: &[&str] = &[
     "on_down",
     "moving_time",
     "dead_after",
+    "quic",
     "health",
     "backend",
 ];
-const BACKEND: &[&str] = &["address", "weight", "state", "max_connections"];
+const BACKEND: &[&str] = &["address", "weight", "state", "max_connections", "server_id"];
+const QUIC: &[&str] = &["config_id", "server_id_length", "nonce_length"];
 const HEALTH: &[&str] = &[
     "type", "path", "host", "port", "interval", "timeout", "rise", "fall",
 ];
@@ -74,8 +76,8 @@ impl Services {
         if let Err(error) = self.accepted.insert(service.clone()) {
             // What the backends are by themselves has been checked, so the rest is either a
             // setting or what one of them shares with an earlier service.
-            match shared_backend(&error).and_then(|address| entries.get(&address)) {
-                Some(entry) => entry.error(entry.span_of("address"), "address", error.to_string()),
+            match shared(&error).and_then(|(key, address)| Some((key, entries.get(&address)?))) {
+                Some((key, entry)) => entry.error(entry.span_of(key), key, error.to_string()),
                 None => report_model(section, service.id, &error),
             }
             return None;
@@ -114,9 +116,11 @@ impl Services {
     }
 }
 
-fn shared_backend(error: &ModelError) -> Option<SocketAddr> {
+/// The key and the backend of something that another backend has already.
+fn shared(error: &ModelError) -> Option<(&'static str, SocketAddr)> {
     match error {
-        ModelError::SharedNatBackend { address, .. } => Some(*address),
+        ModelError::SharedNatBackend { address, .. } => Some(("address", *address)),
+        ModelError::SharedServerId { address, .. } => Some(("server_id", *address)),
         _ => None,
     }
 }
@@ -134,7 +138,13 @@ fn read_settings(section: &Section<'_>) -> Option<Service> {
     let on_down = section.choice("on_down", "what on_down can be");
     let moving_time = section.value("moving_time", duration::parse);
     let dead_after = section.value("dead_after", duration::parse);
+    let quic = section.section("quic", QUIC).map(|s| read_quic(&s));
     let health = section.section("health", HEALTH).map(|s| read_health(&s));
+    // Backends cannot be judged by what is not known of it.
+    let quic = match quic {
+        Some(None) => return None,
+        quic => quic.flatten(),
+    };
     // A service whose mode is unknown is still worth checking: ipip is the one that forbids less.
     Some(Service {
         id: id?.into_inner(),
@@ -145,8 +155,28 @@ fn read_settings(section: &Section<'_>) -> Option<Service> {
         on_down: on_down.map(Located::into_inner),
         moving_time: moving_time.map(Located::into_inner),
         dead_after: dead_after.map_or(DEAD_AFTER, Located::into_inner),
+        quic,
         health: health.unwrap_or_default(),
         backends: Vec::new(),
+    })
+}
+
+fn read_quic(section: &Section<'_>) -> Option<Quic> {
+    for (key, example) in [
+        ("config_id", 0),
+        ("server_id_length", 2),
+        ("nonce_length", 6),
+    ] {
+        section.require_number(key, example);
+    }
+    // What they may be is the model's to say, as far as they are bytes.
+    let byte = |key| section.integer(key, 0, i64::from(u8::MAX));
+    let (config_id, server_id_length) = (byte("config_id"), byte("server_id_length"));
+    let nonce_length = byte("nonce_length");
+    Some(Quic {
+        config_id: config_id?.into_inner(),
+        server_id_length: server_id_length?.into_inner(),
+        nonce_length: nonce_length?.into_inner(),
     })
 }
 
@@ -205,11 +235,19 @@ fn read_backend(section: &Section<'_>, service: Option<&Service>) -> Option<Back
     let weight = section.integer("weight", 0, i64::from(crate::model::MAX_WEIGHT));
     let admin = section.choice("state", "a state");
     let max_connections = section.integer("max_connections", 1, i64::from(u32::MAX));
+    let server_id = section.value("server_id", |text| {
+        text.parse().map_err(|error: ModelError| error.to_string())
+    });
+    if server_id.is_none() && section.has("server_id") {
+        // Nothing more can be said of it.
+        return None;
+    }
     let backend = Backend {
         address: address?.into_inner(),
         weight: weight.map_or(1, Located::into_inner),
         admin: admin.map(Located::into_inner).unwrap_or_default(),
         max_connections: max_connections.map(Located::into_inner),
+        server_id: server_id.map(Located::into_inner),
     };
     let Some(service) = service else {
         return Some(backend);

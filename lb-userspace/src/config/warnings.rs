@@ -26,6 +26,7 @@ pub(super) fn of(
             .into_iter()
             .chain(check(service))
             .chain(flows(service, limits))
+            .chain([quic(service)])
             .flatten();
         for problem in problems {
             warnings.push(format!("{place}: service {}: {problem}", service.id));
@@ -68,6 +69,17 @@ fn check(service: &Service) -> [Option<String>; 3] {
             "dead_after 0 makes every backend that is down dead, which moves the flows that on_down = \"keep\" would keep".to_owned()
         }),
     ]
+}
+
+fn quic(service: &Service) -> Option<String> {
+    let limited = service.backends.iter().any(|b| b.max_connections.is_some());
+    let counted = limited || service.scheduler.counts_connections();
+    (service.quic.is_some() && counted).then(|| {
+        format!(
+            "is QUIC, whose connections go by their connection ids and are not recorded: {} counts each only for moving_time after it began",
+            if limited { "max_connections".to_owned() } else { format!("scheduler \"{}\"", name_of(service.scheduler)) }
+        )
+    })
 }
 
 fn flows(service: &Service, limits: Limits) -> [Option<String>; 3] {

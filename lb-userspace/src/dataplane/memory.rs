@@ -76,6 +76,8 @@ impl MemoryDataplane {
             }
             Operation::WayBack(endpoint, back) => drop(tables.ways_back.insert(*endpoint, *back)),
             Operation::ForgetWayBack(endpoint) => drop(tables.ways_back.remove(endpoint)),
+            Operation::Server(key, server) => drop(tables.servers.insert(*key, *server)),
+            Operation::ForgetServer(key) => drop(tables.servers.remove(key)),
             Operation::Own(address, bits) => drop(tables.owned.insert(*address, *bits)),
             Operation::Disown(address) => drop(tables.owned.remove(address)),
             Operation::Features(bits) => tables.control.features = *bits,
@@ -113,8 +115,8 @@ impl Dataplane for MemoryDataplane {
         Ok(Counters::default())
     }
 
-    fn backend_counters(&self, _: u32) -> Result<Counters, DataplaneError> {
-        Ok(Counters::default())
+    fn backend_counters(&self, index: u32) -> Result<Counters, DataplaneError> {
+        Ok(self.tables.backend_counters(index))
     }
 
     fn ring(&self, start: u32, size: u32) -> Result<Ring, DataplaneError> {

@@ -12,7 +12,7 @@ use lb_common::{
     memory::MemoryTables,
     tables::{
         Address, Backend, Counters, Descriptor, Endpoint, FlowCounters, FlowKey, Member, Record,
-        Table, Tick, WayBack,
+        Server, ServerKey, Table, Tick, WayBack,
     },
 };
 
@@ -47,6 +47,10 @@ pub enum Operation {
     WayBack(Endpoint, WayBack),
     /// Answers from an endpoint are left alone.
     ForgetWayBack(Endpoint),
+    /// Connection ids that begin so name a member.
+    Server(ServerKey, Server),
+    /// They name nobody.
+    ForgetServer(ServerKey),
     /// Bits of [`lb_common::tables::owned`] of an address.
     Own(Address, u32),
     /// An address becomes nobody's.

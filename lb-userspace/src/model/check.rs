@@ -1,7 +1,11 @@
 //! What makes a service and its backends valid, each on its own. What they owe each other is
 //! [`State`](super::State)'s.
 
-use std::{collections::HashSet, net::IpAddr, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    net::IpAddr,
+    time::Duration,
+};
 
 use super::{
     Backend, FlowState, Health, MAX_BACKENDS, MAX_WEIGHT, Mode, ModelError, Probe, Service,
@@ -34,6 +38,7 @@ impl Service {
             return invalid(id, "backends", problem);
         }
         check_flows(self)?;
+        self.check_quic()?;
         check_timing(id, &self.health)?;
         check_probe(id, &self.health.probe)
     }
@@ -73,24 +78,35 @@ impl Service {
             let problem = format!("{address} is the service's own address: give a server's");
             return invalid(id, "address", problem);
         }
-        Ok(())
+        self.check_server_id(backend)
     }
 
     pub(super) fn check(&self) -> Result<(), ModelError> {
         self.check_settings()?;
         let mut seen = HashSet::with_capacity(self.backends.len());
+        let mut identified = HashMap::new();
         for backend in &self.backends {
             self.check_backend(backend)?;
             if !seen.insert(backend.address) {
                 let (id, address) = (self.id, backend.address);
                 return Err(ModelError::DuplicateBackend { id, address });
             }
+            if let Some(server_id) = backend.server_id
+                && let Some(other) = identified.insert(server_id, backend.address)
+            {
+                return Err(ModelError::SharedServerId {
+                    id: self.id,
+                    address: backend.address,
+                    other,
+                    server_id,
+                });
+            }
         }
         Ok(())
     }
 }
 
-fn invalid<T>(
+pub(super) fn invalid<T>(
     id: ServiceId,
     field: &'static str,
     problem: impl Into<String>,

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use super::ServiceId;
+use super::{ServerId, ServiceId};
 
 /// Why a state or change was refused. The texts say what was wrong and what would be right.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -20,6 +20,14 @@ pub enum ModelError {
         "`{text}` is not a backend: write ADDRESS:PORT, such as 10.1.0.2:80 or [2001:db8::2]:80"
     )]
     BadBackend {
+        /// What was given.
+        text: String,
+    },
+    /// Not of the form of a server id.
+    #[error(
+        "`{text}` is not a server id: write its 1 to 15 bytes in hexadecimal, two digits each, such as 0a1b"
+    )]
+    BadServerId {
         /// What was given.
         text: String,
     },
@@ -62,6 +70,20 @@ pub enum ModelError {
         field: &'static str,
         /// What is wrong and what would be right.
         problem: String,
+    },
+    /// Two backends of a service would be named by the same connection ids.
+    #[error(
+        "backend {address} has the server id {server_id} that {other} of service {id} has already: give each server its own"
+    )]
+    SharedServerId {
+        /// Of which service.
+        id: ServiceId,
+        /// The backend refused.
+        address: SocketAddr,
+        /// The one that has it.
+        other: SocketAddr,
+        /// The id.
+        server_id: ServerId,
     },
     /// Two `nat` services would need the same answers rewritten to different VIPs.
     #[error(

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::*;
 
 mod properties;
+mod quic;
 mod settings;
 
 fn id(text: &str) -> ServiceId {
@@ -18,6 +19,7 @@ fn backend(text: &str) -> Backend {
         weight: 1,
         admin: Admin::Active,
         max_connections: None,
+        server_id: None,
     }
 }
 
@@ -31,6 +33,7 @@ fn service(text: &str, mode: Mode, backends: &[&str]) -> Service {
         on_down: None,
         moving_time: None,
         dead_after: DEAD_AFTER,
+        quic: None,
         health: Health::default(),
         backends: backends.iter().map(|b| backend(b)).collect(),
     }

@@ -9,7 +9,10 @@ use std::{
 
 use lb_common::{
     memory::MemoryTables,
-    tables::{Address, Backend, Control, Descriptor, Endpoint, Member, Phase, Slot, Tick, WayBack},
+    tables::{
+        Address, Backend, Control, Descriptor, Endpoint, Member, Phase, Server, ServerKey, Slot,
+        Tick, WayBack,
+    },
 };
 
 use super::{
@@ -133,13 +136,35 @@ impl Ring {
     }
 }
 
-/// How often choices of a service could not be recorded, and when that was noticed last.
+/// A counter that is read from time to time, to tell whether it has risen of late.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Overflows {
+pub struct Watched {
     /// The counter when it was read last.
     pub seen: Option<u64>,
-    /// When it had risen.
+    /// When it had risen; nothing once that is long over.
     pub at: Option<Tick>,
+}
+
+impl Watched {
+    /// Takes note of a reading; `within` is how long a rise matters, in ticks.
+    pub(super) fn note(&mut self, count: u64, now: Tick, within: Tick) {
+        // Unknown before: whatever there was may have been just now.
+        if self.seen.unwrap_or(0) != count {
+            self.at = Some(now);
+        } else if self
+            .at
+            .is_some_and(|at| now.wrapping_sub(at) as i32 >= within as i32)
+        {
+            // Not to be taken for yet to come once ticks have wrapped.
+            self.at = None;
+        }
+        self.seen = Some(count);
+    }
+
+    /// Whether it is known not to have risen within that time.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.seen.is_some() && self.at.is_none()
+    }
 }
 
 /// A service in the maps.
@@ -158,7 +183,9 @@ pub struct Placed {
     /// Local ids in the order in which a scheduler takes them; empty unless it takes turns or draws.
     pub sequence: Vec<u16>,
     /// Choices that could not be recorded.
-    pub overflows: Overflows,
+    pub overflows: Watched,
+    /// Packets of backends that leave, by local id, where connection ids lead to them.
+    pub traffic: BTreeMap<u16, Watched>,
     /// Slots that have entered each phase.
     pub passed: Passed,
     /// How often backends were marked between plans; flows may have been recorded elsewhere each time.
@@ -186,7 +213,8 @@ impl Placed {
             ring: Arc::default(),
             previous: None,
             sequence: Vec::new(),
-            overflows: Overflows::default(),
+            overflows: Watched::default(),
+            traffic: BTreeMap::new(),
             passed: Passed::default(),
             marks: 0,
             members: Vec::new(),
@@ -235,6 +263,8 @@ pub struct Layout {
     pub services: BTreeMap<ServiceId, Placed>,
     /// What answers become.
     pub ways_back: BTreeMap<Endpoint, WayBack>,
+    /// Who has which server id.
+    pub servers: BTreeMap<ServerKey, Server>,
     /// Bits of [`lb_common::tables::owned`].
     pub owned: BTreeMap<Address, u32>,
     pub(super) lookup: Lookup,
@@ -287,6 +317,7 @@ impl Layout {
             control,
             services: BTreeMap::new(),
             ways_back: BTreeMap::new(),
+            servers: BTreeMap::new(),
             owned: BTreeMap::new(),
             lookup: Lookup::new(&control, Vec::new()),
             service_indices: Indices::new(0, capacity.services),
@@ -315,6 +346,7 @@ impl Layout {
         layout.gue_port = u16::from_be(tables.control.gue_port);
         layout.owned.clone_from(&tables.owned);
         layout.ways_back.clone_from(&tables.ways_back);
+        layout.servers.clone_from(&tables.servers);
         layout.lookup = Lookup::new(&tables.control, tables.lookup.clone());
         let in_force = half(layout.generation);
         let mut taken = BTreeSet::new();

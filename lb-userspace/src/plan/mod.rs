@@ -2,8 +2,8 @@
 //! I/O; the same inputs give the same operations.
 //!
 //! A plan keeps these promises, which its tests execute step by step:
-//! - Until its one switch, no packet sees any of it but next hops, liveness and counters; at the
-//!   switch, every service changes at once.
+//! - Until its one switch, no packet sees any of it but next hops, liveness, counters and server ids;
+//!   at the switch, every service changes at once.
 //! - Nothing is reused or removed before the grace period after that switch.
 //! - No flow whose backend holds flows gets another by it ([`ring`] says how).
 //! - At rest, both halves of every service are equal.
@@ -15,6 +15,7 @@ mod lookup;
 mod pool;
 mod recipe;
 mod ring;
+mod servers;
 mod space;
 
 use std::{
@@ -58,6 +59,8 @@ pub struct Inputs<'a> {
     pub census: Option<&'a Census>,
     /// Choices that could not be recorded so far, by index of the service; read with a census only.
     pub overflows: &'a BTreeMap<u32, u64>,
+    /// Packets so far of backends of QUIC services, by index of their counters; as `overflows`.
+    pub traffic: &'a BTreeMap<u32, u64>,
 }
 
 /// What is left of a backend that is not up.
@@ -93,6 +96,16 @@ pub enum PlanError {
     )]
     Leaving {
         /// The backend.
+        address: SocketAddr,
+        /// The service that it was removed from.
+        other: ServiceId,
+    },
+    /// A server id was taken from a backend that leaves, and is wanted for another.
+    #[error(
+        "backend {address} still has connections of {other}, which it was removed from, and their ids name it as they would the new one: give that another server id, or wait until `lbctl backend list {other}` does not show {address} as leaving"
+    )]
+    ServerIdLeaving {
+        /// The backend that leaves.
         address: SocketAddr,
         /// The service that it was removed from.
         other: ServiceId,
@@ -165,6 +178,7 @@ pub fn plan(layout: &Layout, inputs: &Inputs<'_>) -> Result<Plan, PlanError> {
         draft.place(service, inputs)?;
     }
     draft.set_ways_back(inputs.state)?;
+    draft.set_servers(inputs.state)?;
     draft.set_owned(inputs);
     draft.set_gue_port(inputs.tunnel.gue_port);
     Ok(draft.finish())
@@ -244,7 +258,11 @@ impl Draft {
             Mode::Gue => mode::GUE,
             Mode::L2 => mode::L2,
         };
-        note_overflows(&mut placed, inputs);
+        if let Some(&count) = inputs.overflows.get(&placed.index) {
+            let within = placed.descriptor.moving_time;
+            placed.overflows.note(count, inputs.now, within);
+        }
+        servers::note_traffic(service, &mut placed, inputs);
         let mut dead = Dead::new();
         add_dead(&mut dead, &placed);
         self.place_members(service, &mut placed, inputs)?;
@@ -407,23 +425,6 @@ impl Draft {
             layout: self.layout,
         }
     }
-}
-
-/// Takes note of choices that could not be recorded since the last sweep.
-fn note_overflows(placed: &mut Placed, inputs: &Inputs<'_>) {
-    let Some(&count) = inputs.overflows.get(&placed.index) else {
-        return;
-    };
-    // Unknown before: whatever there was may have been just now.
-    if placed.overflows.seen.unwrap_or(0) != count {
-        placed.overflows.at = Some(inputs.now);
-    } else if placed.overflows.at.is_some_and(|at| {
-        inputs.now.wrapping_sub(at) as i32 >= placed.descriptor.moving_time as i32
-    }) {
-        // Long over, and not to be taken for yet to come once ticks have wrapped.
-        placed.overflows.at = None;
-    }
-    placed.overflows.seen = Some(count);
 }
 
 impl Released {

@@ -11,6 +11,7 @@ use lb_common::tables::{Address, Backend, Member, Slot, state};
 use super::{
     Draft, Inputs, Liveness, NoRoom,
     layout::{Placed, PlacedMember, Vacant, members_room},
+    servers::still_named,
 };
 use crate::{
     config::Tunnel,
@@ -214,7 +215,8 @@ impl Draft {
     }
 
     /// Takes entries and ids from backends that were removed, once no flow can be theirs: no slot
-    /// names them, and a sweep that began when none did found no record.
+    /// names them, a sweep that began when none did found no record, and no connection id leads packets
+    /// to them.
     pub(super) fn release_left(
         &mut self,
         service: &Service,
@@ -223,11 +225,12 @@ impl Draft {
     ) {
         let census = inputs.census.filter(|census| census.is_about(placed));
         let stateless = placed.descriptor.moving_time == 0;
+        let named = still_named(placed);
         let left: Vec<u16> = placed
             .members()
             .filter(|(_, member)| service.backend(member.address()).is_none())
             .map(|(id, _)| id)
-            .filter(|&id| !placed.names(id))
+            .filter(|&id| !placed.names(id) && !named.contains(&id))
             .filter(|&id| stateless || census.is_some_and(|c| c.records_of(placed, id) == 0))
             .collect();
         for id in left {

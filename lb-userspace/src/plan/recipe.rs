@@ -19,6 +19,7 @@ pub(super) struct Settings {
     hash_fields: u8,
     flags: u16,
     moving_time: Tick,
+    quic: u8,
 }
 
 impl Settings {
@@ -33,7 +34,7 @@ impl Settings {
             Scheduler::LeastConnections | Scheduler::WeightedLeastConnections => scheduler::LEAST,
             Scheduler::PowerOfTwoChoices => scheduler::TWO_CHOICES,
         };
-        let counted = limited || matches!(scheduler, scheduler::LEAST | scheduler::TWO_CHOICES);
+        let counted = limited || service.scheduler.counts_connections();
         let always = counted
             || service.flow_state == FlowState::Always
             || service.scheduler.records_every_flow();
@@ -46,6 +47,7 @@ impl Settings {
             },
             flags: flag(counted, service_flag::COUNTED) | flag(always, service_flag::ALWAYS),
             moving_time: ticks(service.moving_time()),
+            quic: service.quic.map_or(0, |quic| quic.lengths().0),
         }
     }
 
@@ -62,6 +64,7 @@ impl Settings {
         descriptor.hash_fields = self.hash_fields;
         descriptor.flags = (descriptor.flags & service_flag::MOVING) | self.flags;
         descriptor.moving_time = self.moving_time;
+        descriptor.quic = self.quic;
     }
 }
 

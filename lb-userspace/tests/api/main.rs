@@ -5,6 +5,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod quic;
 mod refusals;
 mod socket;
 
@@ -87,16 +88,18 @@ async fn a_service_is_told_with_its_health_and_backends() {
         "on_down": "keep",
         "moving_time_ms": 900_000,
         "dead_after_ms": 60_000,
+        "quic": null,
         "health": {"type": "http", "path": "/health", "interval_ms": 1000, "timeout_ms": 500, "rise": 2, "fall": 3},
         "flows": {
             "steady": 1000, "moving": 3, "settling": 1,
             "passed": {"moving": 20, "settling": 17, "steady": 16},
-            "established": 10, "half_open": 4, "lookups": 70, "recorded": 30, "overflows": 2,
+            "established": 10, "half_open": 4, "lookups": 70, "recorded": 30, "overflows": 2, "named": 6,
         },
         "traffic": {"packets": 2468, "bytes": 113578, "flows": 24},
         "backends": [
             {
                 "address": "10.1.0.2:80", "weight": 1, "state": "active", "max_connections": null,
+                "server_id": null,
                 "leaving": false, "condition": "up",
                 "last_error": null, "latency_us": 250, "reachable": true, "slots": 502,
                 "recorded": 5, "connections": null,
@@ -104,6 +107,7 @@ async fn a_service_is_told_with_its_health_and_backends() {
             },
             {
                 "address": "10.1.0.3:81", "weight": 3, "state": "active", "max_connections": 9,
+                "server_id": null,
                 "leaving": false, "condition": "down",
                 "last_error": "connection refused", "latency_us": null, "reachable": true, "slots": 0,
                 "recorded": 5, "connections": 3,
@@ -350,6 +354,7 @@ async fn the_client_speaks_every_route() {
         weight: 2,
         state: Admin::Active,
         max_connections: None,
+        server_id: None,
     };
     let new = NewService {
         id: dns,
@@ -360,6 +365,7 @@ async fn the_client_speaks_every_route() {
         on_down: None,
         moving_time_ms: None,
         dead_after_ms: None,
+        quic: None,
         health: None,
         backends: vec![],
     };

@@ -8,10 +8,11 @@ pub fn below_service(rest: &str) -> String {
 }
 
 /// Each: the text, the line at fault, the key at fault, a part of the problem.
-type Bad = (&'static str, usize, &'static str, &'static str);
+pub type Bad = (&'static str, usize, &'static str, &'static str);
 
+/// `text` has one mistake, and it is this one.
 #[track_caller]
-fn assert_mistake(text: &str, line: usize, key: &str, part: &str) {
+pub fn assert_mistake(text: &str, line: usize, key: &str, part: &str) {
     let errors = mistakes(text);
     assert_eq!(errors.len(), 1, "{text}\n{errors:#?}");
     let error = &errors[0];

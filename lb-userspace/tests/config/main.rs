@@ -1,12 +1,13 @@
 //! The configuration format: what is read, and how mistakes are told.
 
 mod bad;
+mod quic;
 
 use std::time::Duration;
 
 use lb_userspace::{
     config::{self, Config, ConfigError, Limits},
-    model::{Admin, DEAD_AFTER, FlowState, Mode, OnDown, Probe, Scheduler, State},
+    model::{Admin, DEAD_AFTER, FlowState, Mode, OnDown, Probe, Quic, Scheduler, State},
 };
 
 const GOOD: &str = r#"
@@ -46,7 +47,8 @@ address = "[fd00::2]:80"
 [[service]]
 vip = "[2001:db8::1]:443/udp"
 mode = "nat"
-backend = [{ address = "[fd00::3]:443" }]
+quic = { config_id = 2, server_id_length = 3, nonce_length = 7 }
+backend = [{ address = "[fd00::3]:443", server_id = "0a0B0c" }]
 health = { type = "none" }
 "#;
 
@@ -123,6 +125,15 @@ fn every_key_of_the_format_is_read() {
         (second.mode, &second.health.probe),
         (Mode::Nat, &Probe::None)
     );
+    let quic = Quic {
+        config_id: 2,
+        server_id_length: 3,
+        nonce_length: 7,
+    };
+    assert_eq!((first.quic, second.quic), (None, Some(quic)));
+    let ids: Vec<_> = second.backends.iter().map(|b| b.server_id).collect();
+    assert_eq!(ids, ["0a0b0c".parse().ok()]);
+    assert_eq!(first.backends[0].server_id, None);
 }
 
 #[test]

@@ -280,8 +280,10 @@ fn new_core(stage: &Stage) -> Core<Stage> {
 
 /// A service with its first backends.
 pub fn populated(service: &Service, number: usize, moving_time: Duration) -> Service {
-    let backends =
-        (0..4).map(|n| scenario::backend(scenario::address(number, n), n as u16 % 2 + 1));
+    let backends = (0..4).map(|n| {
+        let weight = n as u16 % 2 + 1;
+        scenario::backend(service, scenario::address(number, n), weight)
+    });
     Service {
         backends: backends.collect(),
         moving_time: Some(moving_time),
@@ -293,6 +295,7 @@ fn offer(service: &Service) -> Offer {
     Offer {
         id: service.id,
         moving_time: ticks(service.moving_time()).into(),
+        quic: service.quic.is_some(),
         by_connection: service.scheduler.records_every_flow(),
         gap: false,
         open: true,

@@ -5,6 +5,8 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use lb_common::{packet::SlicePacket, pipeline, tables::Tables, verdict::Verdict};
 use lb_userspace::model::{Protocol, ServiceId};
 
+use crate::scenario;
+
 /// What XDP leaves in front of a frame.
 const HEADROOM: usize = 64;
 const ETHERNET: usize = 14;
@@ -19,17 +21,28 @@ pub mod control {
     pub const ACK: u8 = 0x10;
 }
 
+/// What a client sends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sent {
+    /// The first packet of a connection: a SYN, an Initial, or any datagram.
+    Opening,
+    /// A segment with these control bits; to a service that is not of TCP, a datagram.
+    Segment(u8),
+    /// A QUIC packet whose connection id names the server at an address.
+    Named(IpAddr),
+}
+
 /// Sends a packet from `client` through `tables`: the backend's address where it goes on, or the
 /// verdict.
 pub fn send<T: Tables>(
     tables: &T,
     client: SocketAddr,
     service: ServiceId,
-    bits: u8,
+    sent: Sent,
 ) -> Result<IpAddr, Verdict> {
     let mut buffer = vec![0; HEADROOM];
     buffer.extend([2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2]);
-    let transport = transport(client, service, bits);
+    let transport = transport(client, service, sent);
     match (client.ip(), service.vip.ip()) {
         (IpAddr::V4(from), IpAddr::V4(to)) => {
             let length = (20 + transport.len()) as u16;
@@ -56,13 +69,37 @@ pub fn send<T: Tables>(
     }
 }
 
-fn transport(client: SocketAddr, service: ServiceId, bits: u8) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(20);
+fn transport(client: SocketAddr, service: ServiceId, sent: Sent) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(48);
     bytes.extend(client.port().to_be_bytes());
     bytes.extend(service.vip.port().to_be_bytes());
+    let bits = match sent {
+        Sent::Opening => control::SYN,
+        Sent::Segment(bits) => bits,
+        Sent::Named(_) => 0,
+    };
     match service.protocol {
         Protocol::Tcp => bytes.extend([0, 0, 0, 0, 0, 0, 0, 0, 0x50, bits, 0, 0, 0, 0, 0, 0]),
-        Protocol::Udp => bytes.extend([0, 8, 0, 0]),
+        // Services that are not QUIC do not look at what follows.
+        Protocol::Udp => {
+            bytes.extend([0, 48, 0, 0]);
+            bytes.extend(quic(sent));
+        }
+    }
+    bytes
+}
+
+/// A QUIC packet (RFC 9000 §17): an Initial with an id of the client's own, or a short header.
+fn quic(sent: Sent) -> [u8; 40] {
+    let mut bytes = [0; 40];
+    match sent {
+        Sent::Named(server) => {
+            let [high, low] = scenario::server_id((server, 0).into());
+            bytes[..4].copy_from_slice(&[0x40, scenario::QUIC.config_id << 5, high, low]);
+        }
+        // Of the configuration that has no servers.
+        Sent::Opening => bytes[..7].copy_from_slice(&[0xc0, 0, 0, 0, 1, 8, 0xe0]),
+        Sent::Segment(_) => bytes[..2].copy_from_slice(&[0x40, 0xe0]),
     }
     bytes
 }

@@ -7,7 +7,7 @@ use lb_common::{
     memory::MemoryTables,
     tables::{
         Address, Backend, Bucket, Control, Endpoint, FlowEvent, FlowKey, Member, Record, Route,
-        RouteQuery, ServiceEntry, Slot, Table, Tables, Tick, WayBack,
+        RouteQuery, Server, ServerKey, ServiceEntry, Slot, Table, Tables, Tick, WayBack,
     },
     verdict::DropReason,
 };
@@ -51,13 +51,17 @@ pub enum Sabotage {
     PreviousHashIsForgotten,
     /// When slots moved does not survive a restart.
     TimesAreLostOnRestart,
+    /// QUIC packets are steered by their addresses.
+    ServerIdsAreIgnored,
+    /// A backend that was removed counts as one without connections once none of its flows is recorded.
+    NamedTrafficIsOverlooked,
     /// Room is given back without waiting for packets in flight.
     GraceIsSkipped,
 }
 
 impl Sabotage {
     /// All of them.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 20] = [
         Self::TableEvicts,
         Self::UnrecordedChoiceStands,
         Self::OriginIsIgnored,
@@ -75,6 +79,8 @@ impl Sabotage {
         Self::PreviousRingIsReleased,
         Self::PreviousHashIsForgotten,
         Self::TimesAreLostOnRestart,
+        Self::ServerIdsAreIgnored,
+        Self::NamedTrafficIsOverlooked,
         Self::GraceIsSkipped,
     ];
 }
@@ -151,6 +157,11 @@ impl Tables for Bent<'_> {
         self.tables.may_answer_echo()
     }
 
+    fn server(&self, key: &ServerKey) -> Option<&Server> {
+        let server = self.tables.server(key)?;
+        (!self.is(Sabotage::ServerIdsAreIgnored)).then_some(server)
+    }
+
     fn owned(&self, address: &Address) -> u32 {
         self.tables.owned(address)
     }
@@ -202,6 +213,7 @@ impl Tables for Bent<'_> {
         let counter = match event {
             FlowEvent::Lookup => Some(&self.tally.lookups),
             FlowEvent::Overflow => Some(&self.tally.overflows),
+            FlowEvent::Named => Some(&self.tally.named),
             FlowEvent::Recorded => None,
         };
         if let Some(counter) = counter {

@@ -8,7 +8,8 @@ use std::{
 };
 
 use lb_userspace::model::{
-    Admin, Backend, FlowState, Health, Mode, OnDown, Probe, Protocol, Scheduler, Service, ServiceId,
+    Admin, Backend, FlowState, Health, Mode, OnDown, Probe, Protocol, Quic, Scheduler, ServerId,
+    Service, ServiceId,
 };
 use proptest::prelude::*;
 
@@ -212,6 +213,7 @@ pub fn services() -> Vec<Service> {
         on_down: None,
         moving_time: None,
         dead_after: Duration::from_secs(60),
+        quic: None,
         health: Health {
             probe: Probe::Tcp,
             ..Health::default()
@@ -229,12 +231,31 @@ pub fn services() -> Vec<Service> {
         service(6, Udp, Mode::Ipip, Scheduler::PowerOfTwoChoices),
         service(7, Tcp, Mode::Ipip, Scheduler::LeastConnections),
         service(8, Udp, Mode::Nat, Scheduler::Maglev),
+        service(9, Udp, Mode::Nat, Scheduler::Maglev),
+        service(10, Udp, Mode::Ipip, Scheduler::LeastConnections),
     ];
     services[1].flow_state = FlowState::Always;
     services[3].id.vip = "[2001:db8::1]:443".parse().unwrap();
     services[5].on_down = Some(OnDown::Resteer);
     services[8].on_down = Some(OnDown::Keep);
+    services[9].quic = Some(QUIC);
+    services[10].quic = Some(QUIC);
     services
+}
+
+/// How QUIC services lay out connection ids.
+pub const QUIC: Quic = Quic {
+    config_id: 3,
+    server_id_length: 2,
+    nonce_length: 5,
+};
+
+/// The server id of a backend.
+pub fn server_id(address: SocketAddr) -> [u8; 2] {
+    match address.ip() {
+        IpAddr::V4(v4) => [v4.octets()[2], v4.octets()[3]],
+        IpAddr::V6(v6) => v6.segments()[7].to_be_bytes(),
+    }
 }
 
 /// A backend's address: unique over all services.
@@ -246,12 +267,17 @@ pub fn address(service: usize, number: usize) -> SocketAddr {
     }
 }
 
-/// A backend as it comes.
-pub fn backend(address: SocketAddr, weight: u16) -> Backend {
+/// A backend as it comes to a service.
+pub fn backend(service: &Service, address: SocketAddr, weight: u16) -> Backend {
+    let server_id: Option<ServerId> = service.quic.map(|_| {
+        let [high, low] = server_id(address);
+        format!("{high:02x}{low:02x}").parse().unwrap()
+    });
     Backend {
         address,
         weight,
         admin: Admin::Active,
         max_connections: None,
+        server_id,
     }
 }

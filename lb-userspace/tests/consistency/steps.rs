@@ -10,7 +10,7 @@ use lb_userspace::{
 use crate::{
     agent::{Simulation, next_hop, populated},
     flow::Time,
-    frame::control,
+    frame::{Sent, control},
     sabotage::Sabotage,
     scenario::{self, Kind, Step},
     stage::Swept,
@@ -46,8 +46,8 @@ impl Simulation {
         let id = self.services[service].id;
         match step.kind {
             Kind::Traffic | Kind::AddService | Kind::Sweep | Kind::SlowSweep => self.traffic(step),
-            Kind::SynFlood => self.flood(service, step, control::SYN),
-            Kind::AckFlood => self.flood(service, step, control::ACK),
+            Kind::SynFlood => self.flood(service, step, Sent::Opening),
+            Kind::AckFlood => self.flood(service, step, Sent::Segment(control::ACK)),
             Kind::AddBackend
             | Kind::RemoveBackend
             | Kind::Weight
@@ -104,9 +104,9 @@ impl Simulation {
         self.stage.world().advance(ticks);
     }
 
-    fn flood(&mut self, service: usize, step: Step, bits: u8) {
+    fn flood(&mut self, service: usize, step: Step, sent: Sent) {
         let packets = 4 * u64::from(step.amount);
-        self.stage.world().flood(service, packets, bits);
+        self.stage.world().flood(service, packets, sent);
     }
 
     /// The backend that a step is about, if there is any.
@@ -146,10 +146,9 @@ impl Simulation {
                 // The agent tells nothing of its past.
                 let killed = self.stage.world().offers[service].killed.contains(&at.ip());
                 self.servers.entry((service, at)).or_default().down = None;
-                self.change(Change::AddBackend(
-                    id,
-                    scenario::backend(at, u16::from(step.amount % 4)),
-                ));
+                let weight = u16::from(step.amount % 4);
+                let backend = scenario::backend(&self.services[service], at, weight);
+                self.change(Change::AddBackend(id, backend));
                 if killed && self.tell(service, at, false, true) {
                     self.enforce();
                 }

@@ -19,6 +19,8 @@ pub struct Tally {
     pub operations: u64,
     /// Packets that looked their flow up.
     pub lookups: Cell<u64>,
+    /// Packets whose connection id named their backend.
+    pub named: Cell<u64>,
     /// Choices that could not be recorded.
     pub overflows: Cell<u64>,
     /// The most that a table has held.
@@ -37,6 +39,7 @@ impl Tally {
         self.changes += other.changes;
         self.operations += other.operations;
         self.lookups.set(self.lookups.get() + other.lookups.get());
+        self.named.set(self.named.get() + other.named.get());
         self.overflows
             .set(self.overflows.get() + other.overflows.get());
         self.peak.set(self.peak.get().max(other.peak.get()));
@@ -51,13 +54,14 @@ impl fmt::Display for Tally {
         write!(
             f,
             "{} sequences, {} changes, {} operations, {} flows, {} packets ({} of floods), \
-             {share:.1}% looked up, {} overflows, {} entries at most, {} broken",
+             {share:.1}% looked up, {} by connection id, {} overflows, {} entries at most, {} broken",
             self.sequences,
             self.changes,
             self.operations,
             self.flows,
             packets,
             self.flood,
+            self.named.get(),
             self.overflows.get(),
             self.peak.get(),
             self.broken.len(),

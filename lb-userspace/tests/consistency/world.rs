@@ -19,7 +19,7 @@ use lb_userspace::{
 
 use crate::{
     flow::{Flow, Stage, Time},
-    frame::{self, control},
+    frame::{self, Sent, control},
     grace::GraceWatch,
     random::Random,
     sabotage::{Bent, Sabotage},
@@ -34,6 +34,8 @@ pub struct Offer {
     pub id: ServiceId,
     /// The shortest moving time that may be in force, in ticks.
     pub moving_time: Time,
+    /// Whether its packets carry connection ids.
+    pub quic: bool,
     /// Whether a new flow's backend may be chosen by connection.
     pub by_connection: bool,
     /// A backend has died, and the rings may not have followed.
@@ -153,11 +155,11 @@ impl World {
         if self.flows[number].is_forgotten(self.now) {
             self.flows[number].end();
         }
-        let udp = self.offers[self.flows[number].service].id.protocol == Protocol::Udp;
+        let offer = &self.offers[self.flows[number].service];
+        let udp = offer.id.protocol == Protocol::Udp;
         match self.flows[number].stage {
-            Stage::Idle if udp => self.begin(number, 0),
-            Stage::Idle => self.begin(number, control::SYN),
-            Stage::Opening if self.random.once_in(8) => self.begin(number, control::SYN),
+            Stage::Idle => self.begin(number, !udp || offer.quic),
+            Stage::Opening if self.random.once_in(8) => self.begin(number, true),
             Stage::Opening if self.random.once_in(16) => self.flows[number].end(),
             Stage::Opening | Stage::Established | Stage::Attacked => self.proceed(number, udp),
             Stage::Closing(left) | Stage::Orphaned(left) => self.wind_up(number, left),
@@ -166,7 +168,7 @@ impl World {
     }
 
     /// The first packet of a connection, or the same once more.
-    fn begin(&mut self, number: usize, bits: u8) {
+    fn begin(&mut self, number: usize, has_connections: bool) {
         let flow = &self.flows[number];
         if flow.stage == Stage::Idle {
             if !self.offers[flow.service].open {
@@ -174,19 +176,24 @@ impl World {
             }
             self.tally.flows += 1;
             if self.random.once_in(2) {
-                let port = 1_024 + self.random.below(60_000) as u16;
-                self.flows[number].client.set_port(port);
+                self.move_client(number);
             }
         }
-        let reached = self.send(number, bits).ok();
+        let reached = self.send(number, Sent::Opening).ok();
         let alive = self.alive(number, reached);
         let flow = &mut self.flows[number];
         flow.backend = alive;
-        flow.stage = match (alive, bits) {
-            (None, _) => Stage::Idle,
-            (Some(_), control::SYN) => Stage::Opening,
-            (Some(_), _) => Stage::Established,
+        flow.stage = match alive {
+            None => Stage::Idle,
+            Some(_) if has_connections => Stage::Opening,
+            Some(_) => Stage::Established,
         };
+    }
+
+    /// A client's address changes.
+    fn move_client(&mut self, number: usize) {
+        let port = 1_024 + self.random.below(60_000) as u16;
+        self.flows[number].client.set_port(port);
     }
 
     /// A flow's backend as far as anything can be promised of it.
@@ -222,7 +229,7 @@ impl World {
         let orphan = matches!(self.flows[number].stage, Stage::Orphaned(_));
         if orphan {
             // Whoever gets it answers with a RST.
-            let _ = self.send(number, control::ACK);
+            let _ = self.send(number, Sent::Segment(control::ACK));
         } else {
             self.check(number, control::ACK);
         }
@@ -237,8 +244,15 @@ impl World {
 
     /// Sends a packet that has to reach the flow's backend.
     fn check(&mut self, number: usize, bits: u8) {
+        let sent = match self.flows[number].backend {
+            Some(server) if self.offers[self.flows[number].service].quic => Sent::Named(server),
+            _ => Sent::Segment(bits),
+        };
+        if matches!(sent, Sent::Named(_)) && self.random.once_in(4) {
+            self.move_client(number);
+        }
         let before = self.flows[number].clone();
-        let reached = self.send(number, bits);
+        let reached = self.send(number, sent);
         if before.loose {
             self.flows[number].backend = self.alive(number, reached.ok());
         } else if reached.ok() != before.backend {
@@ -255,7 +269,7 @@ impl World {
     }
 
     /// Sends a flow's packet, and notes it.
-    fn send(&mut self, number: usize, bits: u8) -> Result<IpAddr, Verdict> {
+    fn send(&mut self, number: usize, sent: Sent) -> Result<IpAddr, Verdict> {
         let flow = &self.flows[number];
         let offer = &self.offers[flow.service];
         let overflows = self.tally.overflows.get();
@@ -263,14 +277,15 @@ impl World {
             &Bent::new(&self.memory.tables, self.sabotage, &self.tally),
             flow.client,
             offer.id,
-            bits,
+            sent,
         );
         let overflowed = self.tally.overflows.get() > overflows;
         self.tally.packets += 1;
         // Without connections to tell new flows by, one that cannot be recorded stays new where a
         // scheduler chooses, and between a death and the ring that follows it.
         let unsure = offer.gap || offer.by_connection;
-        let loose = overflowed && unsure && offer.id.protocol == Protocol::Udp;
+        let connectionless = offer.id.protocol == Protocol::Udp && !offer.quic;
+        let loose = overflowed && unsure && connectionless;
         let limit = offer.moving_time;
         let flow = &mut self.flows[number];
         (flow.last, flow.limit, flow.loose) = (self.now, limit, loose);
@@ -359,12 +374,12 @@ impl World {
     }
 
     /// Packets of nobody's: as many flows as packets.
-    pub fn flood(&mut self, service: usize, packets: u64, bits: u8) {
+    pub fn flood(&mut self, service: usize, packets: u64, sent: Sent) {
         for _ in 0..packets {
             let (host, port) = (self.random.index(60_000), self.random.word() as u16 | 1);
             let stranger = client(&self.offers[service].id, 100_000 + host, port);
             let bent = Bent::new(&self.memory.tables, self.sabotage, &self.tally);
-            let _ = frame::send(&bent, stranger, self.offers[service].id, bits);
+            let _ = frame::send(&bent, stranger, self.offers[service].id, sent);
             self.tally.flood += 1;
         }
     }

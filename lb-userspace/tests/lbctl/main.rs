@@ -7,6 +7,7 @@ mod support;
 
 mod failures;
 mod flows;
+mod quic;
 
 use std::{path::Path, process::Stdio, time::Duration};
 

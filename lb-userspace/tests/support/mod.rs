@@ -141,6 +141,7 @@ fn leaving() -> BackendStatus {
             weight: 1,
             admin: Admin::Active,
             max_connections: None,
+            server_id: None,
         },
         condition: Condition::Down,
         last_error: None,
@@ -196,6 +197,7 @@ fn describe(service: &Service) -> ServiceStatus {
             lookups: 70,
             recorded: 30,
             overflows: 2,
+            named: 6,
         },
         traffic: Traffic {
             packets: 2_468,

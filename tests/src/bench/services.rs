@@ -59,6 +59,7 @@ impl Pool {
             weight: 1,
             admin: Admin::Active,
             max_connections: None,
+            server_id: None,
         };
         self.addresses().map(backend).collect()
     }

@@ -62,6 +62,7 @@ impl<D: Dataplane> Core<D> {
                 weight: 0,
                 admin: Admin::Draining,
                 max_connections: None,
+                server_id: None,
             })
         });
         let backends = service
@@ -161,6 +162,7 @@ impl<D: Dataplane> Core<D> {
             lookups: counted.lookups,
             recorded: counted.recorded,
             overflows: counted.overflows,
+            named: counted.named,
         }
     }
 }

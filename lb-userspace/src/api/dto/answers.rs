@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{EditService, FlowTables, Health, ServiceFlows, millis, requests::given};
 use crate::{
-    model::{Admin, FlowState, Mode, OnDown, Scheduler, ServiceId},
+    model::{Admin, FlowState, Mode, OnDown, Quic, Scheduler, ServerId, ServiceId},
     snapshot,
 };
 
@@ -72,6 +72,8 @@ pub struct Service {
     pub moving_time_ms: u64,
     /// How long a backend is down before it counts as dead.
     pub dead_after_ms: u64,
+    /// How its connection ids are laid out; `null` where it is not QUIC.
+    pub quic: Option<Quic>,
     /// How backends are checked.
     pub health: Health,
     /// Its slots by phase, and what the flow tables do for it.
@@ -93,6 +95,8 @@ pub struct Backend {
     pub state: Admin,
     /// Flows in progress at which it takes no new ones.
     pub max_connections: Option<u32>,
+    /// What connection ids name it by, where the service is QUIC.
+    pub server_id: Option<ServerId>,
     /// Whether it was removed, and is here only for the flows that it may still have.
     pub leaving: bool,
     /// What the checks say.
@@ -239,6 +243,7 @@ impl From<&snapshot::ServiceStatus> for Service {
             on_down: service.on_down(),
             moving_time_ms: millis(service.moving_time()),
             dead_after_ms: millis(service.dead_after),
+            quic: service.quic,
             health: (&service.health).into(),
             flows: status.flows.into(),
             traffic: status.traffic.into(),
@@ -255,6 +260,7 @@ impl From<&snapshot::BackendStatus> for Backend {
             weight: status.backend.weight,
             state: status.backend.admin,
             max_connections: status.backend.max_connections,
+            server_id: status.backend.server_id,
             leaving: status.leaving,
             condition: status.condition.into(),
             last_error: status.last_error.clone(),

@@ -131,6 +131,8 @@ pub struct ServiceFlows {
     pub recorded: u64,
     /// Choices that could not be recorded, since the table was full.
     pub overflows: u64,
+    /// Packets of a QUIC service whose connection id named their backend.
+    pub named: u64,
 }
 
 /// Slots that have entered each phase.
@@ -198,6 +200,7 @@ impl From<snapshot::FlowStatus> for ServiceFlows {
             lookups,
             recorded,
             overflows,
+            named,
         } = status;
         Self {
             steady,
@@ -213,6 +216,7 @@ impl From<snapshot::FlowStatus> for ServiceFlows {
             lookups,
             recorded,
             overflows,
+            named,
         }
     }
 }

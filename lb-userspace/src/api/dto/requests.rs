@@ -6,7 +6,8 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::millis;
 use crate::model::{
-    self, Admin, FlowState, Mode, ModelError, OnDown, Scheduler, ServiceId, Settings,
+    self, Admin, FlowState, Mode, ModelError, OnDown, Quic, Scheduler, ServerId, ServiceId,
+    Settings,
 };
 
 /// A service to add.
@@ -26,8 +27,8 @@ pub struct NewService {
     /// Which flows are recorded; `auto` where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub flow_state: Option<FlowState>,
-    /// What becomes of a backend's flows when its checks fail; `keep` for TCP and `resteer` for UDP
-    /// where absent.
+    /// What becomes of a backend's flows when its checks fail; `keep` for TCP and QUIC and `resteer`
+    /// for other UDP where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_down: Option<OnDown>,
     /// How long a slot moves, and how long a flow may be idle; 15 minutes for TCP and 30 seconds for
@@ -37,6 +38,9 @@ pub struct NewService {
     /// How long a backend is down before it counts as dead; a minute where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dead_after_ms: Option<u64>,
+    /// How its connection ids are laid out, where it is QUIC.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quic: Option<Quic>,
     /// How backends are checked; by TCP connection where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health: Option<Health>,
@@ -61,6 +65,9 @@ pub struct NewBackend {
     /// Flows in progress at which it takes no new ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_connections: Option<u32>,
+    /// What connection ids name it by, in hexadecimal; for QUIC services.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server_id: Option<ServerId>,
 }
 
 fn one() -> u16 {
@@ -195,6 +202,7 @@ impl NewService {
             dead_after: self
                 .dead_after_ms
                 .map_or(model::DEAD_AFTER, Duration::from_millis),
+            quic: self.quic,
             health: health.transpose()?.unwrap_or_default(),
             backends: self.backends.into_iter().map(Into::into).collect(),
         })
@@ -208,6 +216,7 @@ impl From<NewBackend> for model::Backend {
             weight: new.weight,
             admin: new.state,
             max_connections: new.max_connections,
+            server_id: new.server_id,
         }
     }
 }

@@ -8,7 +8,10 @@ use clap_complete::Shell;
 use lb_userspace::{
     api::dto::{Check, DEFAULT_FLOWS, MAX_FLOWS, NewBackend, Phase},
     duration, instance,
-    model::{self, Admin, FlowState, MAX_WEIGHT, Mode, ModelError, OnDown, Scheduler, ServiceId},
+    model::{
+        self, Admin, FlowState, MAX_WEIGHT, Mode, ModelError, OnDown, Scheduler, ServerId,
+        ServiceId,
+    },
 };
 
 const EXIT_CODES: &str = "\
@@ -122,16 +125,34 @@ pub struct AddService {
     /// A backend; may be given more than once
     #[arg(
         long = "backend",
-        value_name = "ADDRESS:PORT[,weight=N][,max-connections=N]",
+        value_name = "ADDRESS:PORT[,weight=N][,max-connections=N][,server-id=HEX]",
         value_parser = parse_backend
     )]
     pub backends: Vec<NewBackend>,
     /// How flows are spread and kept.
     #[command(flatten)]
     pub settings: SettingsArgs,
+    /// How its connection ids are laid out.
+    #[command(flatten)]
+    pub quic: Option<QuicArgs>,
     /// How its backends are checked.
     #[command(flatten)]
     pub health: HealthArgs,
+}
+
+/// What makes a UDP service QUIC. All of it or nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Args)]
+#[command(next_help_heading = "QUIC")]
+pub struct QuicArgs {
+    /// Configuration that the servers' connection ids name, 0 to 6
+    #[arg(long = "quic-config-id", value_name = "N", required = false, requires_all = ["server_id_length", "nonce_length"])]
+    pub config_id: u8,
+    /// Bytes of their server ids
+    #[arg(long = "quic-server-id-length", value_name = "N", required = false, requires_all = ["config_id", "nonce_length"])]
+    pub server_id_length: u8,
+    /// Bytes behind them
+    #[arg(long = "quic-nonce-length", value_name = "N", required = false, requires_all = ["config_id", "server_id_length"])]
+    pub nonce_length: u8,
 }
 
 /// A service to change.
@@ -249,6 +270,9 @@ pub enum BackendVerb {
         /// Flows in progress at which it takes no new ones
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
         max_connections: Option<u32>,
+        /// What connection ids name it by, in hexadecimal; for QUIC services
+        #[arg(long, value_name = "HEX")]
+        server_id: Option<ServerId>,
     },
     /// Remove a backend; it is listed as leaving until its flows have ended
     Remove {
@@ -360,6 +384,7 @@ fn parse_backend(text: &str) -> Result<NewBackend, String> {
         weight: 1,
         state: Admin::Active,
         max_connections: None,
+        server_id: None,
     };
     for option in parts {
         let known = match option.split_once('=') {
@@ -371,10 +396,11 @@ fn parse_backend(text: &str) -> Result<NewBackend, String> {
                 let most = n.parse().ok().filter(|most| *most > 0);
                 most.map(|most| backend.max_connections = Some(most))
             }
+            Some(("server-id", id)) => id.parse().ok().map(|id| backend.server_id = Some(id)),
             _ => None,
         };
         known.ok_or_else(|| {
-            format!("`{option}` is not an option of a backend: write weight=N, with N from 0 to {MAX_WEIGHT}, or max-connections=N, with N from 1")
+            format!("`{option}` is not an option of a backend: write weight=N, with N from 0 to {MAX_WEIGHT}, max-connections=N, with N from 1, or server-id=HEX, with two digits for each of 1 to 15 bytes")
         })?;
     }
     Ok(backend)

@@ -23,7 +23,17 @@ pub async fn run(client: &Client, verb: &BackendVerb, output: Output) -> Result<
             target,
             weight,
             max_connections,
-        } => add(client, target, *weight, *max_connections).await?,
+            server_id,
+        } => {
+            let new = NewBackend {
+                address: target.address,
+                weight: *weight,
+                state: Admin::Active,
+                max_connections: *max_connections,
+                server_id: *server_id,
+            };
+            add(client, target.service, &new).await?
+        }
         BackendVerb::Remove { target } => remove(client, target).await?,
         BackendVerb::Drain { target } => drain(client, target, Admin::Draining).await?,
         BackendVerb::Undrain { target } => drain(client, target, Admin::Active).await?,
@@ -39,18 +49,15 @@ pub async fn run(client: &Client, verb: &BackendVerb, output: Output) -> Result<
 /// What changed, and the line that says it.
 type Done = Result<(Changed, String), Failure>;
 
-async fn add(client: &Client, target: &Target, weight: u16, most: Option<u32>) -> Done {
-    let Target { service, address } = *target;
-    let new = NewBackend {
-        address,
-        weight,
-        state: Admin::Active,
-        max_connections: most,
-    };
-    let changed = client.add_backend(service, &new).await?;
+async fn add(client: &Client, service: ServiceId, new: &NewBackend) -> Done {
+    let changed = client.add_backend(service, new).await?;
+    let (address, weight) = (new.address, new.weight);
     let mut line = format!("added backend {address} to {service} with weight {weight}");
-    if let Some(most) = most {
+    if let Some(most) = new.max_connections {
         line += &format!(" and at most {most} flows");
+    }
+    if let Some(server_id) = new.server_id {
+        line += &format!(", by server id {server_id}");
     }
     Ok((changed, line))
 }
@@ -129,11 +136,15 @@ fn entries(services: &[Service]) -> Vec<Entry<'_>> {
     pairs.map(entry).collect()
 }
 
+/// Place of the column of server ids, which is there only where one has some.
+const SERVER_ID: usize = 2;
+
 /// The backends of `services` as a table, with or without the service's column.
 pub fn list(services: &[Service], named: bool) -> String {
-    let header = [
+    let mut header = vec![
         "SERVICE",
         "BACKEND",
+        "SERVER ID",
         "WEIGHT",
         "STATE",
         "CONDITION",
@@ -145,17 +156,20 @@ pub fn list(services: &[Service], named: bool) -> String {
         "LATENCY",
         "LAST ERROR",
     ];
-    let skipped = usize::from(!named);
-    let rows: Vec<_> = services
+    let identified = services.iter().any(|service| service.quic.is_some());
+    let mut rows: Vec<_> = services
         .iter()
         .flat_map(|service| {
             service
                 .backends
                 .iter()
-                .map(move |backend| row(service, backend))
+                .map(move |backend| row(service, backend).to_vec())
         })
-        .map(|row| row[skipped..].to_vec())
         .collect();
+    for cells in &mut rows {
+        shorten(cells, named, identified);
+    }
+    shorten(&mut header, named, identified);
     if rows.is_empty() {
         return "no backends: `lbctl backend add` adds one\n".to_owned();
     }
@@ -168,10 +182,20 @@ pub fn list(services: &[Service], named: bool) -> String {
         "IN PROGRESS",
         "LATENCY",
     ];
-    output::table(&header[skipped..], &right, rows)
+    output::table(&header, &right, rows)
 }
 
-fn row(service: &Service, backend: &Backend) -> [String; 12] {
+/// Takes out the columns that a table goes without.
+fn shorten<T>(cells: &mut Vec<T>, named: bool, identified: bool) {
+    if !identified {
+        cells.remove(SERVER_ID);
+    }
+    if !named {
+        cells.remove(0);
+    }
+}
+
+fn row(service: &Service, backend: &Backend) -> [String; 13] {
     let state = match (backend.leaving, backend.state) {
         (true, _) => "leaving",
         (false, Admin::Active) => "active",
@@ -186,6 +210,9 @@ fn row(service: &Service, backend: &Backend) -> [String; 12] {
     [
         service.id.to_string(),
         backend.address.to_string(),
+        backend
+            .server_id
+            .map_or_else(|| "-".to_owned(), |id| id.to_string()),
         backend.weight.to_string(),
         state.to_owned(),
         condition.to_owned(),

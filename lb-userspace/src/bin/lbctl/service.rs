@@ -5,11 +5,11 @@ use lb_userspace::{
         client::Client,
         dto::{Check, Condition, EditService, Health, NewService, Service},
     },
-    model::name_of,
+    model::{Quic, name_of},
 };
 
 use crate::{
-    args::{AddService, HealthArgs, Output, ServiceVerb, SettingsArgs},
+    args::{AddService, HealthArgs, Output, QuicArgs, ServiceVerb, SettingsArgs},
     backend,
     failure::Failure,
     output,
@@ -89,6 +89,7 @@ fn new_service(args: &AddService) -> NewService {
         on_down: settings.on_down,
         moving_time_ms: settings.moving_time_ms,
         dead_after_ms: settings.dead_after_ms,
+        quic: args.quic.map(quic),
         health: Some(Health {
             check: check.into(),
             path,
@@ -100,6 +101,19 @@ fn new_service(args: &AddService) -> NewService {
             fall,
         }),
         backends: args.backends.clone(),
+    }
+}
+
+fn quic(args: QuicArgs) -> Quic {
+    let QuicArgs {
+        config_id,
+        server_id_length,
+        nonce_length,
+    } = args;
+    Quic {
+        config_id,
+        server_id_length,
+        nonce_length,
     }
 }
 
@@ -159,7 +173,7 @@ fn list(services: &[Service]) -> String {
 
 fn show(service: &Service) -> String {
     let traffic = &service.traffic;
-    let fields = output::fields(&[
+    let mut fields = vec![
         ("service", service.id.to_string()),
         ("mode", name_of(service.mode)),
         ("scheduler", name_of(service.scheduler)),
@@ -178,9 +192,20 @@ fn show(service: &Service) -> String {
                 traffic.packets, traffic.bytes, traffic.flows
             ),
         ),
-    ]);
+    ];
+    if let Some(quic) = &service.quic {
+        fields.push(("quic", connection_ids(quic, service.flows.named)));
+    }
+    let fields = output::fields(&fields);
     let backends = backend::list(std::slice::from_ref(service), false);
     format!("{fields}\n{backends}")
+}
+
+fn connection_ids(quic: &Quic, named: u64) -> String {
+    format!(
+        "configuration {}, server ids of {} bytes, nonces of {}; {named} packets by connection id so far",
+        quic.config_id, quic.server_id_length, quic.nonce_length
+    )
 }
 
 fn ring(service: &Service) -> String {

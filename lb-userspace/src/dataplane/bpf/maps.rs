@@ -8,7 +8,7 @@ use lb_common::{
     memory::MemoryTables,
     tables::{
         Address, Backend, Bucket, Control, Counters, Endpoint, FlowCounters, HASH_KEY_WORDS,
-        Member, ServiceEntry, Slot, Tick, WayBack,
+        Member, Server, ServerKey, ServiceEntry, Slot, Tick, WayBack,
     },
 };
 use zerocopy::{FromBytes, IntoBytes, transmute};
@@ -23,7 +23,7 @@ use crate::{
 };
 
 type Raw<const N: usize> = [u8; N];
-type PerCpuCounters = PerCpuArray<MapData, [u64; 3]>;
+type PerCpuCounters<const N: usize = 3> = PerCpuArray<MapData, [u64; N]>;
 
 /// Every map of the load balancer.
 pub struct Maps {
@@ -34,10 +34,11 @@ pub struct Maps {
     members: Mapped<Member>,
     backends: Mapped<Backend>,
     ways_back: HashMap<MapData, Raw<24>, Raw<24>>,
+    servers: HashMap<MapData, Raw<24>, Raw<8>>,
     owned: HashMap<MapData, Raw<16>, u32>,
     service_counters: PerCpuCounters,
     backend_counters: PerCpuCounters,
-    flow_counters: PerCpuCounters,
+    flow_counters: PerCpuCounters<4>,
     loads: Mapped<u64>,
     moved: Mapped<u64>,
     established: FlowMap,
@@ -46,7 +47,7 @@ pub struct Maps {
 }
 
 /// Names of the maps in the object, and of their pins.
-pub const NAMES: [&str; 18] = [
+pub const NAMES: [&str; 19] = [
     "TAILS",
     "CONTROL",
     "LOOKUP",
@@ -55,6 +56,7 @@ pub const NAMES: [&str; 18] = [
     "MEMBERS",
     "BACKENDS",
     "WAYS_BACK",
+    "SERVERS",
     "OWNED",
     "SERVICE_COUNTERS",
     "BACKEND_COUNTERS",
@@ -124,6 +126,7 @@ impl Maps {
             members: mapped(ebpf, "MEMBERS")?,
             backends: mapped(ebpf, "BACKENDS")?,
             ways_back: typed(ebpf, "WAYS_BACK")?,
+            servers: typed(ebpf, "SERVERS")?,
             owned: typed(ebpf, "OWNED")?,
             service_counters: typed(ebpf, "SERVICE_COUNTERS")?,
             backend_counters: typed(ebpf, "BACKEND_COUNTERS")?,
@@ -187,6 +190,18 @@ impl Maps {
                     .remove(&key)
                     .map_err(|e| DataplaneError::new("removing a way back", &e))
             }
+            Operation::Server(key, server) => {
+                let (key, value): (Raw<24>, Raw<8>) = (transmute!(*key), transmute!(*server));
+                self.servers
+                    .insert(key, value, 0)
+                    .map_err(|e| DataplaneError::new("adding a server id", &e))
+            }
+            Operation::ForgetServer(key) => {
+                let key: Raw<24> = transmute!(*key);
+                self.servers
+                    .remove(&key)
+                    .map_err(|e| DataplaneError::new("removing a server id", &e))
+            }
             Operation::Own(address, bits) => {
                 let key: Raw<16> = transmute!(*address);
                 self.owned
@@ -238,12 +253,12 @@ fn read_pairs(map: &Mapped<u64>, start: u32, size: u32) -> Result<Vec<u32>, Data
     (0..size).map(word).collect()
 }
 
-/// The three counters of an element, each summed over CPUs.
-fn sum(map: &PerCpuCounters, index: u32) -> Result<[u64; 3], DataplaneError> {
+/// The counters of an element, each summed over CPUs.
+fn sum<const N: usize>(map: &PerCpuCounters<N>, index: u32) -> Result<[u64; N], DataplaneError> {
     let values = map
         .get(&index, 0)
         .map_err(|error| DataplaneError::new("reading counters", &error))?;
-    let mut total = [0u64; 3];
+    let mut total = [0u64; N];
     for counters in values.iter() {
         for (sum, counter) in total.iter_mut().zip(counters) {
             *sum = sum.wrapping_add(*counter);
@@ -261,10 +276,10 @@ fn traffic(map: &PerCpuCounters, index: u32) -> Result<Counters, DataplaneError>
     })
 }
 
-fn zero(map: &mut PerCpuCounters, index: u32) -> Result<(), DataplaneError> {
+fn zero<const N: usize>(map: &mut PerCpuCounters<N>, index: u32) -> Result<(), DataplaneError> {
     let failed = |error: &dyn std::fmt::Display| DataplaneError::new("resetting counters", error);
     let cpus = aya::util::nr_cpus().map_err(|(_, error)| failed(&error))?;
-    let zeros = PerCpuValues::try_from(vec![[0; 3]; cpus]).map_err(|error| failed(&error))?;
+    let zeros = PerCpuValues::try_from(vec![[0; N]; cpus]).map_err(|error| failed(&error))?;
     map.set(index, zeros, 0).map_err(|error| failed(&error))
 }
 
@@ -295,6 +310,11 @@ impl Dataplane for Maps {
             let (key, back): (Raw<24>, Raw<24>) = item.map_err(failed)?;
             let (key, back): (Endpoint, WayBack) = (transmute!(key), transmute!(back));
             tables.ways_back.insert(key, back);
+        }
+        for item in self.servers.iter() {
+            let (key, server): (Raw<24>, Raw<8>) = item.map_err(failed)?;
+            let (key, server): (ServerKey, Server) = (transmute!(key), transmute!(server));
+            tables.servers.insert(key, server);
         }
         for item in self.owned.iter() {
             let (key, bits): (Raw<16>, u32) = item.map_err(failed)?;
@@ -330,11 +350,12 @@ impl Dataplane for Maps {
     }
 
     fn flow_counters(&self, index: u32) -> Result<FlowCounters, DataplaneError> {
-        let [lookups, recorded, overflows] = sum(&self.flow_counters, index)?;
+        let [lookups, recorded, overflows, named] = sum(&self.flow_counters, index)?;
         Ok(FlowCounters {
             lookups,
             recorded,
             overflows,
+            named,
         })
     }
 

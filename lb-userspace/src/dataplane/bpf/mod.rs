@@ -188,6 +188,8 @@ impl Program {
             .map_max_entries("BACKENDS", capacity.backends)
             .map_max_entries("BACKEND_COUNTERS", capacity.backends)
             .map_max_entries("WAYS_BACK", capacity.backends)
+            // While servers get other ids, they have both.
+            .map_max_entries("SERVERS", capacity.backends.saturating_mul(2))
             .map_max_entries("OWNED", capacity.services.saturating_add(OWN_ADDRESSES));
         if let Some(pins) = &options.pins {
             for directory in [pins.maps(), pins.links()] {

@@ -27,6 +27,7 @@ fn any_change() -> impl Strategy<Value = Change> {
             weight,
             admin,
             max_connections,
+            server_id: None,
         });
     let mode = prop_oneof![Just(Mode::Nat), Just(Mode::Ipip)];
     let service = (id.clone(), mode, any_settings(), vec(backend.clone(), 0..3)).prop_map(

@@ -1,0 +1,133 @@
+//! The part of a plan that says which server id leads to which backend. Pure.
+//!
+//! An id is told before the switch, so that whoever is new can be found from its first answer on, and
+//! taken away after the grace period. Either is true by itself: with an id goes the generation of the
+//! backend that has it, so that it leads to nobody else, whatever a packet sees of the pool.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+};
+
+use lb_common::tables::{Server, ServerKey};
+
+use super::{Draft, Inputs, Placed, PlanError};
+use crate::{
+    dataplane::Operation,
+    model::{Quic, Service, State},
+};
+
+/// A QUIC service in the maps.
+type Identified<'a> = (&'a Service, Quic, &'a Placed);
+
+impl Draft {
+    /// Backends have the ids that are wanted of them. One that leaves keeps its own, and all keep those
+    /// of other configurations: connections that began under them go on.
+    pub(super) fn set_servers(&mut self, state: &State) -> Result<(), PlanError> {
+        let services: BTreeMap<u32, Identified<'_>> = state
+            .services()
+            .filter_map(|service| {
+                let placed = self.layout.services.get(&service.id)?;
+                Some((placed.index, (service, service.quic?, placed)))
+            })
+            .collect();
+        let mut wanted: BTreeMap<ServerKey, Server> =
+            services.values().flat_map(wanted_of).collect();
+        for (&key, &server) in &self.layout.servers {
+            let Some(&(service, quic, placed)) = services.get(&key.service) else {
+                continue;
+            };
+            let Some(address) = kept(service, quic, placed, &key, &server) else {
+                continue;
+            };
+            if wanted
+                .insert(key, server)
+                .is_some_and(|taken| taken != server)
+            {
+                let other = service.id;
+                return Err(PlanError::ServerIdLeaving { address, other });
+            }
+        }
+        for (&key, &server) in &wanted {
+            if self.layout.servers.get(&key) != Some(&server) {
+                self.before.push(Operation::Server(key, server));
+            }
+        }
+        for &key in self.layout.servers.keys() {
+            if !wanted.contains_key(&key) {
+                self.after.push(Operation::ForgetServer(key));
+            }
+        }
+        self.layout.servers = wanted;
+        Ok(())
+    }
+}
+
+/// The ids of a service's pool.
+fn wanted_of<'a>(
+    (service, quic, placed): &'a Identified<'_>,
+) -> impl Iterator<Item = (ServerKey, Server)> + 'a {
+    service.backends.iter().filter_map(|backend| {
+        let (id, member) = placed.member(backend.address)?;
+        let server_id = backend.server_id?;
+        let key = ServerKey::new(placed.index, quic.config_id, server_id.bytes());
+        let server = Server {
+            member: id.into(),
+            generation: member.member.generation,
+        };
+        Some((key, server))
+    })
+}
+
+/// The backend of an id that nobody wants now and that it keeps nevertheless.
+fn kept(
+    service: &Service,
+    quic: Quic,
+    placed: &Placed,
+    key: &ServerKey,
+    server: &Server,
+) -> Option<SocketAddr> {
+    let member = placed
+        .member_by_id(server.member)
+        .filter(|member| member.member.generation == server.generation)?;
+    let address = member.address();
+    let leaves = service.backend(address).is_none();
+    let readable = key.length() == u32::from(quic.server_id_length);
+    let former = key.config_id() != quic.config_id;
+    (readable && (leaves || former)).then_some(address)
+}
+
+/// Takes note of which backends that leave still get packets. Connection ids lead to them without a
+/// record, so that a sweep of the flow tables does not tell.
+pub(super) fn note_traffic(service: &Service, placed: &mut Placed, inputs: &Inputs<'_>) {
+    let leaving: BTreeMap<u16, u32> = placed
+        .members()
+        .filter(|(_, member)| service.backend(member.address()).is_none())
+        .map(|(id, member)| (id, member.backend.counters))
+        .collect();
+    placed.traffic.retain(|id, _| leaving.contains_key(id));
+    let within = placed.descriptor.moving_time;
+    for (id, counters) in leaving {
+        if let Some(&packets) = inputs.traffic.get(&counters) {
+            let watched = placed.traffic.entry(id).or_default();
+            watched.note(packets, inputs.now, within);
+        }
+    }
+}
+
+/// Local ids of members that connection ids may still lead packets to.
+pub(super) fn still_named(placed: &Placed) -> BTreeSet<u16> {
+    if placed.descriptor.quic == 0 {
+        return BTreeSet::new();
+    }
+    placed
+        .members()
+        .map(|(id, _)| id)
+        .filter(|id| {
+            placed
+                .traffic
+                .get(id)
+                .is_none_or(|watched| !watched.is_quiet())
+        })
+        .collect()
+}
