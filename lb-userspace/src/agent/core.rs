@@ -139,8 +139,9 @@ impl<D: Dataplane> Core<D> {
 
     fn adopt(&mut self) -> Result<(), DataplaneError> {
         self.unread = true;
-        let (layout, repairs) = Layout::adopt(&self.dataplane)?;
+        let (mut layout, repairs) = Layout::adopt(&self.dataplane)?;
         self.dataplane.execute(&repairs)?;
+        layout.remember(&self.layout);
         self.layout = Arc::new(layout);
         self.unread = false;
         Ok(())

@@ -367,6 +367,18 @@ impl Layout {
         Ok((layout, repairs))
     }
 
+    /// Keeps the indices of services that `before` knew, and that have gone, from those to come: their
+    /// flows may still be recorded.
+    pub fn remember(&mut self, before: &Self) {
+        let placed = before.services.values().map(|placed| placed.index);
+        let known: BTreeSet<u32> = placed.chain(before.left.iter().copied()).collect();
+        let here: BTreeSet<u32> = self.services.values().map(|placed| placed.index).collect();
+        for &index in known.difference(&here) {
+            self.service_indices.claim(index);
+            self.left.insert(index);
+        }
+    }
+
     fn adopt_service<D: Dataplane>(
         &mut self,
         dataplane: &D,

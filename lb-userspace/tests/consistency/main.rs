@@ -12,6 +12,7 @@ mod flow;
 mod frame;
 mod grace;
 mod random;
+mod regressions;
 mod sabotage;
 mod scenario;
 mod sight;
@@ -68,6 +69,14 @@ fn no_established_flow_whose_backend_lives_is_moved() {
     println!("seed {seed}: {}", total.borrow());
     if let Err(TestError::Fail(reason, scenario)) = outcome {
         panic!("{reason}\n{scenario}");
+    }
+}
+
+#[test]
+fn what_broke_flows_once_does_not_again() {
+    for scenario in regressions::all() {
+        let broken = agent::run(&scenario, None).broken;
+        assert!(broken.is_empty(), "{broken:#?}\n{scenario}");
     }
 }
 
