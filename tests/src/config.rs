@@ -87,6 +87,8 @@ pub struct Service {
     pub health: Health,
     /// Addresses and weights.
     pub backends: Vec<(SocketAddr, u16)>,
+    /// Server ids of the backends, in their order, of a QUIC service.
+    pub server_ids: Vec<String>,
     /// Further keys and their values, as they are written.
     pub keys: Vec<(String, String)>,
 }
@@ -105,6 +107,7 @@ impl Service {
             mode,
             health,
             backends,
+            server_ids: Vec::new(),
             keys: Vec::new(),
         }
     }
@@ -112,6 +115,14 @@ impl Service {
     /// Whether its packets reach backends with another header around them.
     pub fn is_tunnelled(&self) -> bool {
         ["ipip", "gue"].contains(&self.mode)
+    }
+
+    /// As QUIC, with this table and these server ids.
+    #[must_use]
+    pub fn with_quic(mut self, table: &str, ids: impl IntoIterator<Item = String>) -> Self {
+        self.keys.push(("quic".to_owned(), table.to_owned()));
+        self.server_ids.extend(ids);
+        self
     }
 
     /// With another key, whose value is text.
@@ -129,6 +140,7 @@ impl Display for Service {
             mode,
             health,
             backends,
+            server_ids,
             keys,
         } = self;
         writeln!(
@@ -138,11 +150,14 @@ impl Display for Service {
         for (key, value) in keys {
             writeln!(f, "{key} = {value}")?;
         }
-        for (address, weight) in backends {
+        for (n, (address, weight)) in backends.iter().enumerate() {
             writeln!(
                 f,
                 "[[service.backend]]\naddress = \"{address}\"\nweight = {weight}"
             )?;
+            if let Some(id) = server_ids.get(n) {
+                writeln!(f, "server_id = \"{id}\"")?;
+            }
         }
         Ok(())
     }
