@@ -147,7 +147,7 @@ impl ServerKey {
     #[inline(always)]
     const fn of(service: u32, [first, second]: [u64; 2], length: u32) -> Self {
         let kept = length + 1;
-        let beyond = if kept > 8 { kept - 8 } else { 0 };
+        let beyond = kept.saturating_sub(8);
         Self {
             id: [
                 (first & mask(kept) & !0x1f) | length as u64,
@@ -240,9 +240,11 @@ mod tests {
         start.fits(lengths).then_some(key)
     }
 
-    /// Appendix B.1 of the draft: configuration, server id, nonce, connection id. It prints the octets
-    /// of the second without their leading zeros.
-    const VECTORS: [(u8, &[u8], &[u8], &[u8]); 2] = [
+    /// Configuration, server id, nonce, connection id.
+    type Vector = (u8, &'static [u8], &'static [u8], &'static [u8]);
+
+    /// Those of the draft, "Unencrypted CIDs". It prints octets of the second without their leading zeros.
+    const VECTORS: [Vector; 2] = [
         (
             0,
             &[0xc4, 0x60, 0x5e],

@@ -7,7 +7,7 @@ use lb_common::verdict::DropReason;
 use lb_tests::{
     differential::{
         Bench,
-        frames::{Generator, OWN, Random},
+        frames::{CONFIG_ID, Generator, NONCE, OWN, Random, server_id},
         unhex,
     },
     netns::Namespace,
@@ -15,7 +15,9 @@ use lb_tests::{
 };
 use lb_userspace::{
     health::Target,
-    model::{Admin, Change, FlowState, Mode, Probe, Scheduler, Service, ServiceId, Settings},
+    model::{
+        Admin, Backend, Change, FlowState, Mode, Probe, Scheduler, Service, ServiceId, Settings,
+    },
     snapshot::Condition,
 };
 use nix::{
@@ -75,7 +77,28 @@ fn services() -> Result<Vec<Service>> {
             &["10.2.0.21:80", "10.2.0.22:80"],
         )?,
         service("10.0.0.6:80/tcp", Mode::Ipip, &["10.2.0.31:80"])?,
+        quic("10.0.0.27:80/udp", Mode::Nat, &[41, 42, 43])?,
+        quic("10.0.0.28:80/udp", Mode::Ipip, &[41, 42])?,
+        quic("[fd00::27]:80/udp", Mode::Ipip, &[41, 44])?,
     ])
+}
+
+/// A backend of QUIC services, of which each has an id.
+fn named(n: u8) -> serde_json::Value {
+    let [first, second] = server_id(n % 40);
+    json!({ "address": format!("10.2.0.{n}:80"), "server_id": format!("{first:02x}{second:02x}") })
+}
+
+fn quic(vip: &str, mode: Mode, backends: &[u8]) -> Result<Service> {
+    let backends: Vec<_> = backends.iter().map(|&n| named(n)).collect();
+    let layout = json!({
+        "config_id": CONFIG_ID, "server_id_length": server_id(0).len(), "nonce_length": NONCE
+    });
+    let mut service: Service = serde_json::from_value(json!({
+        "id": vip, "mode": mode, "quic": layout, "backends": backends
+    }))?;
+    service.health.probe = Probe::None;
+    Ok(service)
 }
 
 fn run() -> Result<()> {
@@ -87,6 +110,9 @@ fn run() -> Result<()> {
     };
     let unreachable: IpAddr = "10.2.0.31".parse()?;
     let mut endpoints: Vec<SocketAddr> = services.iter().map(|service| service.id.vip).collect();
+    // More often than others: of their packets, few carry an id that somebody has.
+    let quic = services.iter().filter(|service| service.quic.is_some());
+    endpoints.extend(quic.flat_map(|service| [service.id.vip; 4]));
     endpoints.extend(
         services
             .iter()
@@ -139,6 +165,8 @@ fn run() -> Result<()> {
         "{:?}",
         counted.drops
     );
+    let named: u64 = counted.flows.values().map(|flows| flows.named).sum();
+    assert!(named > 0, "no connection id has named a server");
     for reason in REACHED {
         assert!(
             counted.drops.contains_key(&(reason as u32)),
@@ -158,15 +186,24 @@ fn disturb(bench: &mut Bench, random: &mut Random) -> Result<()> {
         "10.0.0.1:80/udp",
         "10.0.0.2:80/tcp",
         "10.0.0.2:80/udp",
+        "10.0.0.27:80/udp",
+        "10.0.0.28:80/udp",
     ];
-    let id: ServiceId = vips[random.below(4)].parse()?;
-    let backends = [
-        "10.2.0.11:80",
-        "10.2.0.12:8080",
-        "10.2.0.13:81",
-        "10.2.0.14:80",
-    ];
-    let address: SocketAddr = backends[random.below(4)].parse()?;
+    let number = random.below(vips.len() as u64);
+    let id: ServiceId = vips[number].parse()?;
+    let backends = if number < 4 {
+        [
+            "10.2.0.11:80",
+            "10.2.0.12:8080",
+            "10.2.0.13:81",
+            "10.2.0.14:80",
+        ]
+        .map(|address| json!({ "address": address }))
+    } else {
+        [41, 42, 43, 44].map(named)
+    };
+    let backend: Backend = serde_json::from_value(backends[random.below(4)].clone())?;
+    let address = backend.address;
     let target = Target {
         service: id,
         address,
@@ -186,7 +223,7 @@ fn disturb(bench: &mut Bench, random: &mut Random) -> Result<()> {
         2 | 3 => edit(None, Some(Admin::Active), Some(None)),
         4 => edit(None, None, Some(Some(random.below(20) as u32 + 1))),
         5 => Change::RemoveBackend(id, address),
-        6 | 7 => Change::AddBackend(id, serde_json::from_value(json!({ "address": address }))?),
+        6 | 7 => Change::AddBackend(id, backend),
         8 => settings(Settings {
             scheduler: Some(SCHEDULERS[random.below(SCHEDULERS.len() as u64)]),
             ..Settings::default()

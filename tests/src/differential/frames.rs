@@ -9,6 +9,16 @@ pub const OWN: [IpAddr; 2] = [
     IpAddr::V6(Ipv6Addr::new(0xfd00, 2, 0, 0, 0, 0, 0, 1)),
 ];
 
+/// Configuration of QUIC services' connection ids.
+pub const CONFIG_ID: u8 = 2;
+/// Bytes of their nonces.
+pub const NONCE: u8 = 5;
+
+/// The id of a server; those up to 7 are sent for.
+pub const fn server_id(n: u8) -> [u8; 2] {
+    [0x0a, n]
+}
+
 /// The balancer's own address of a family.
 pub fn own_for(address: IpAddr) -> SocketAddr {
     let [v4, v6] = OWN;
@@ -119,6 +129,9 @@ impl Generator {
                 let check = self.random.pick(&[0, 0xffff, 0x1234, 0xfffe]);
                 bytes.extend(8u16.to_be_bytes());
                 bytes.extend(u16::to_be_bytes(check));
+                if self.random.once_in(2) {
+                    bytes.extend(self.quic());
+                }
             }
         }
         let payload = self.random.below(48);
@@ -169,6 +182,36 @@ impl Generator {
             bytes.truncate(self.random.below(bytes.len() as u64));
         }
         bytes
+    }
+
+    /// The beginning of a QUIC packet: of either header, of versions known and unknown, with an id that
+    /// may name a server.
+    fn quic(&mut self) -> Vec<u8> {
+        let mut id = self.connection_id();
+        let mut bytes = Vec::new();
+        if self.random.once_in(2) {
+            bytes.push(0x7f & self.random.byte());
+        } else {
+            bytes.push(0x80 | self.random.byte());
+            let version = self
+                .random
+                .pick(&[1, 1, 0x6b33_43cf, 0x6b33_43cf, 0, 0x1a2a_3a4a]);
+            bytes.extend(u32::to_be_bytes(version));
+            let length = id.len();
+            id.resize(self.random.pick(&[length, length, length, 0, 4, 20]), 0);
+            bytes.push(id.len() as u8);
+        }
+        bytes.extend(id);
+        bytes
+    }
+
+    fn connection_id(&mut self) -> Vec<u8> {
+        let config = self.random.pick(&[CONFIG_ID, CONFIG_ID, CONFIG_ID, 0, 7]);
+        let [first, _] = server_id(0);
+        let mut id = vec![config << 5 | self.random.byte() & 0x1f, first];
+        id.push(self.random.below(8) as u8);
+        id.extend((0..NONCE).map(|_| self.random.byte()));
+        id
     }
 
     fn v4(&mut self, from: SocketAddr, to: SocketAddr) -> Vec<u8> {
