@@ -97,6 +97,17 @@ fn bad_backends_are_refused_with_line_key_and_remedy() {
 }
 
 #[test]
+fn the_readmes_service_is_right() {
+    let readme = include_str!("../../../README.md");
+    let block = readme
+        .split("```")
+        .find(|text| text.contains("server_id_length = "));
+    let config = read(block.unwrap().trim_start_matches("text\n"));
+    assert!(config.services[0].quic.is_some());
+    assert!(config.warnings.is_empty(), "{:?}", config.warnings);
+}
+
+#[test]
 fn what_counts_quic_connections_by_records_is_warned_of() {
     let warned = |text: &str| read(text).warnings;
     assert_eq!(warned(&service(QUIC, BACKEND)), [""; 0]);

@@ -190,7 +190,7 @@ pub struct SettingsArgs {
     /// Which flows are recorded [default: auto]
     #[arg(long, value_enum)]
     pub flow_state: Option<FlowState>,
-    /// What becomes of a backend's flows when its checks fail [default: keep for TCP, resteer for UDP]
+    /// What becomes of a backend's flows when its checks fail [default: keep for TCP and QUIC, resteer for other UDP]
     #[arg(long, value_enum)]
     pub on_down: Option<OnDown>,
     /// How long slots move and flows may be idle; 0s records nothing [default: 15m for TCP, 30s for UDP]
