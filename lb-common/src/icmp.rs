@@ -13,7 +13,10 @@ use crate::{
     forward,
     packet::Packet,
     steer,
-    tables::{Address, Backend, Endpoint, RouteQuery, Tables, Tick, WayBack, feature, mode, owned},
+    tables::{
+        Address, Backend, Endpoint, RouteQuery, Tables, Tick, WayBack, feature, mode, owned,
+        service_flag,
+    },
     verdict::{DropReason, Verdict},
     wire::{self, Check, IcmpHdr, Ports, protocol},
 };
@@ -308,8 +311,8 @@ fn to_backend<P: Packet, T: Tables>(
         signal: Signal::None,
         ..*outer
     };
-    let hash = steer::hash(tables, &flow, service.descriptor.hash_fields)
-        .ok_or(DropReason::Inconsistent)?;
+    let by_source = service.descriptor.flags & service_flag::BY_SOURCE != 0;
+    let hash = steer::hash(tables, &flow, by_source).ok_or(DropReason::Inconsistent)?;
     let backend = steer::backend(tables, in_force, &flow, hash)?;
     if backend.interface == 0 {
         return Err(DropReason::NoNextHop);

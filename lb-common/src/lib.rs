@@ -8,6 +8,7 @@
 //! | [`track`] | flow to backend, where the ring moved |
 //! | [`schedule`] | which backend a new flow gets |
 //! | [`quic`] | connection ids |
+//! | [`persist`] | which one its client has |
 //! | [`forward`] | what the packet becomes |
 //! | [`icmp`] | messages about flows |
 //! | [`verdict`] | what becomes of it, and why |
@@ -34,6 +35,7 @@ pub mod maglev;
 #[cfg(feature = "std")]
 pub mod memory;
 pub mod packet;
+pub mod persist;
 pub mod pipeline;
 pub mod quic;
 pub mod schedule;

@@ -11,7 +11,7 @@ use crate::{
     packet::Packet,
     quic::{self, Start},
     steer::{self, InForce},
-    tables::{Backend, RouteQuery, Tables, feature, mode, owned},
+    tables::{Backend, RouteQuery, Tables, feature, mode, owned, service_flag},
     verdict::{DropReason, Verdict},
 };
 
@@ -83,8 +83,8 @@ fn to_backend<P: Packet, T: Tables>(
     in_force: &InForce<'_>,
 ) -> Result<Verdict, DropReason> {
     let service = &in_force.service;
-    let hash = steer::hash(tables, flow, service.descriptor.hash_fields)
-        .ok_or(DropReason::Inconsistent)?;
+    let by_source = service.descriptor.flags & service_flag::BY_SOURCE != 0;
+    let hash = steer::hash(tables, flow, by_source).ok_or(DropReason::Inconsistent)?;
     let backend = backend(packet, tables, flow, in_force, hash)?;
     if backend.interface == 0 {
         return Err(DropReason::NoNextHop);

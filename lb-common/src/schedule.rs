@@ -48,7 +48,7 @@ pub fn choose<T: Tables>(tables: &T, service: u32, half: u32, hash: FlowHash, sl
 
 /// Whether a backend takes one more flow.
 #[inline(always)]
-fn eligible<T: Tables>(tables: &T, candidate: &Candidate<'_>) -> bool {
+pub fn eligible<T: Tables>(tables: &T, candidate: &Candidate<'_>) -> bool {
     let limit = candidate.member.limit;
     candidate.takes() && (limit == 0 || tables.load(candidate.backend.counters) < limit)
 }
@@ -92,7 +92,7 @@ fn next<'t, T: Tables>(tables: &'t T, service: &Service<'t>) -> Option<Candidate
         return None;
     }
     for _ in 0..TURNS {
-        let place = tables.turn(service.index) % size;
+        let place = tables.turn(service.descriptor.pool.into()) % size;
         if let Some(candidate) = scheduled(tables, service, place)
             && eligible(tables, &candidate)
         {
@@ -134,7 +134,7 @@ fn least<'t, T: Tables>(tables: &'t T, service: &Service<'t>) -> Option<Candidat
         return None;
     }
     // Starting elsewhere every time shares ties out.
-    let turn = tables.turn(service.index);
+    let turn = tables.turn(service.descriptor.pool.into());
     let step = if members > COMPARED { COMPARED } else { 1 };
     let start = turn.wrapping_mul(step) % members;
     // Plain numbers: a reference that is carried through the loop is one more state to verify.

@@ -6,7 +6,7 @@ use crate::{
     hash::{self, FlowHash},
     tables::{
         Address, Backend, Descriptor, Endpoint, FlowKey, Member, Phase, Slot, Tables, flow_kind,
-        hash_fields, service_flag, state,
+        service_flag, state,
     },
     track::Question,
     verdict::DropReason,
@@ -98,11 +98,11 @@ pub fn owned<T: Tables>(tables: &T, address: Address) -> u32 {
     tables.owned(&address)
 }
 
-/// The hash that places a flow on a ring by `fields`, one of [`hash_fields`].
+/// The hash that places a flow on a ring, by its source address alone or by all that makes it one.
 #[inline(always)]
-pub fn hash<T: Tables>(tables: &T, flow: &Flow, fields: u8) -> Option<FlowHash> {
+pub fn hash<T: Tables>(tables: &T, flow: &Flow, by_source: bool) -> Option<FlowHash> {
     let key = &tables.control()?.hash_key;
-    Some(if fields == hash_fields::SOURCE {
+    Some(if by_source {
         hash::source(key, &flow.source)
     } else {
         hash::flow(
@@ -140,8 +140,8 @@ pub fn backend<'t, T: Tables>(
     {
         return Ok(owner.backend);
     }
-    let previous_hash = self::hash(tables, flow, descriptor.previous_hash_fields)
-        .ok_or(DropReason::Inconsistent)?;
+    let by_source = descriptor.flags & service_flag::PREVIOUSLY_BY_SOURCE != 0;
+    let previous_hash = self::hash(tables, flow, by_source).ok_or(DropReason::Inconsistent)?;
     let index = tables.track(&Question {
         key: FlowKey {
             source: flow.source,

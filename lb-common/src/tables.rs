@@ -12,6 +12,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::{
     hash::FlowHash,
+    persist,
     quic::{self, Start},
     schedule,
     track::{self, Question},
@@ -20,7 +21,7 @@ use crate::{
 
 /// Version of everything in this file. The pin directory is named after it, so that programs of
 /// different formats never share a map.
-pub const FORMAT: u32 = 2;
+pub const FORMAT: u32 = 3;
 
 /// An IP address as two words of network-order bytes, loaded natively. Two words and not four: they are
 /// compared and moved as they were written, where the processor would otherwise wait for stores
@@ -128,6 +129,26 @@ impl Address {
         Self {
             last: join(third, low),
             ..self
+        }
+    }
+
+    /// The same with all but its first so many bits set to zero; those of an IPv4 address begin at 96.
+    #[inline(always)]
+    pub const fn prefix(self, bits: u32) -> Self {
+        // A shift by the whole width is none.
+        let first = match bits {
+            0 => 0,
+            1..64 => u64::MAX << (64 - bits),
+            _ => u64::MAX,
+        };
+        let last = match bits {
+            0..=64 => 0,
+            65..128 => u64::MAX << (128 - bits),
+            _ => u64::MAX,
+        };
+        Self {
+            first: self.first & first.to_be(),
+            last: self.last & last.to_be(),
         }
     }
 
@@ -279,12 +300,10 @@ pub struct Descriptor {
     pub moving_time: u32,
     /// How long a client stays with its backend after its last new flow, in ticks; 0: not at all.
     pub persistence: u32,
+    /// Number of the pool, for what its services share beside the ring: turns and clients.
+    pub pool: u16,
     /// One of [`scheduler`].
     pub scheduler: u8,
-    /// What places a flow on the ring: one of [`hash_fields`].
-    pub hash_fields: u8,
-    /// What places it on the previous ring.
-    pub previous_hash_fields: u8,
     /// Lengths of its connection ids ([`quic::Lengths`]); 0: it is not QUIC.
     pub quic: u8,
 }
@@ -296,6 +315,12 @@ impl Descriptor {
         self.address == endpoint.address
             && self.port == endpoint.port
             && self.protocol == endpoint.protocol
+    }
+
+    /// First bits of an address that make a client, as [`Address::prefix`] takes them.
+    #[inline(always)]
+    pub const fn client_bits(&self) -> u32 {
+        128 - (self.flags >> service_flag::CLIENT_SHIFT) as u32
     }
 
     /// Where the service is.
@@ -318,6 +343,13 @@ pub mod service_flag {
     pub const MOVING: u16 = 2;
     /// Flows in progress are counted per backend.
     pub const COUNTED: u16 = 4;
+    /// A flow's place on the ring depends on its source address alone, so that a client keeps its
+    /// backend; else on addresses, ports and protocol.
+    pub const BY_SOURCE: u16 = 8;
+    /// Its place on the previous ring does.
+    pub const PREVIOUSLY_BY_SOURCE: u16 = 16;
+    /// From this bit on, how many last bits of an address do not make another client of it, 0 to 127.
+    pub const CLIENT_SHIFT: u32 = 9;
     /// Those under which even a steady slot looks its flows up.
     pub const TRACKED: u16 = ALWAYS | MOVING;
 }
@@ -332,14 +364,6 @@ pub mod scheduler {
     pub const LEAST: u8 = 2;
     /// The better of two drawn from the sequence, by flows in progress for its weight.
     pub const TWO_CHOICES: u8 = 3;
-}
-
-/// What places a flow on a ring; the values of [`Descriptor::hash_fields`].
-pub mod hash_fields {
-    /// Addresses, ports and protocol.
-    pub const FIVE_TUPLE: u8 = 0;
-    /// The source address alone, so that a client keeps its backend.
-    pub const SOURCE: u8 = 1;
 }
 
 /// Both halves of a service.
@@ -585,7 +609,8 @@ pub struct FlowKey {
     pub port: u16,
     /// One of [`flow_kind`].
     pub kind: u16,
-    /// Index of the service, which stands for the other end and the protocol.
+    /// Index of the service, which stands for the other end and the protocol; of a client, the number of
+    /// the pool.
     pub service: u32,
 }
 
@@ -593,7 +618,7 @@ pub struct FlowKey {
 pub mod flow_kind {
     /// A flow.
     pub const FLOW: u16 = 0;
-    /// Every new flow of a client, whatever its port: persistence.
+    /// All new flows of a client ([`crate::persist`]): the first bits of its address, and no port.
     pub const CLIENT: u16 = 1;
 }
 
@@ -642,6 +667,8 @@ pub struct FlowCounters {
     pub overflows: u64,
     /// Packets whose connection id named their backend.
     pub named: u64,
+    /// Clients that could not be remembered, likewise.
+    pub client_overflows: u64,
 }
 
 /// What is counted in [`FlowCounters`].
@@ -655,6 +682,8 @@ pub enum FlowEvent {
     Overflow,
     /// A packet's connection id named its backend.
     Named,
+    /// A client could not be remembered.
+    ClientOverflow,
 }
 
 impl FlowCounters {
@@ -666,6 +695,7 @@ impl FlowCounters {
             FlowEvent::Recorded => &mut self.recorded,
             FlowEvent::Overflow => &mut self.overflows,
             FlowEvent::Named => &mut self.named,
+            FlowEvent::ClientOverflow => &mut self.client_overflows,
         };
         *counter = counter.wrapping_add(1);
     }
@@ -770,8 +800,8 @@ pub trait Tables {
     fn load(&self, counters: u32) -> u32;
     /// Adds to them; may go below zero for a moment, which reads as zero.
     fn add_load(&self, counters: u32, change: i32);
-    /// Whose turn it is in a service's sequence: rises by one with every call on the same CPU.
-    fn turn(&self, service: u32) -> u32;
+    /// Whose turn it is in a pool's sequence: rises by one with every call on the same CPU.
+    fn turn(&self, pool: u32) -> u32;
 
     /// [`schedule::choose`] of these tables, perhaps by a call.
     #[inline(always)]
@@ -789,6 +819,33 @@ pub trait Tables {
         Self: Sized,
     {
         quic::route(self, service, half, start)
+    }
+
+    /// [`persist::recall`] of these tables, perhaps by a call; so are the two that follow.
+    #[inline(always)]
+    fn recall(&self, question: &Question) -> u32
+    where
+        Self: Sized,
+    {
+        persist::recall(self, question)
+    }
+
+    /// [`persist::remember`] of these tables.
+    #[inline(always)]
+    fn remember(&self, question: &Question, id: u32)
+    where
+        Self: Sized,
+    {
+        persist::remember(self, question, id);
+    }
+
+    /// [`persist::confirm`] of these tables.
+    #[inline(always)]
+    fn confirm(&self, question: &Question, id: u32)
+    where
+        Self: Sized,
+    {
+        persist::confirm(self, question, id);
     }
 
     /// [`track::answer`] of these tables, perhaps by a call.
@@ -815,5 +872,5 @@ const _: () = {
     assert!(size_of::<Record>() == 16);
     assert!(size_of::<ServerKey>() == 24);
     assert!(size_of::<Server>() == 8);
-    assert!(size_of::<FlowCounters>() == 32);
+    assert!(size_of::<FlowCounters>() == 40);
 };

@@ -11,6 +11,7 @@
 use crate::{
     flow::Signal,
     hash::FlowHash,
+    schedule::NOBODY,
     steer::{self, Candidate, Service},
     tables::{
         FlowEvent, FlowKey, Phase, Record, Slot, Table, Tables, Tick, record_flag, scheduler,
@@ -90,6 +91,8 @@ impl Found {
 struct Place<'t> {
     /// Whether they may be older than the owner's time.
     moves: bool,
+    /// Whether they may be older than the service's settings.
+    whole: bool,
     /// Local id of the backend that the slot gives them to.
     named: u32,
     /// Who takes them: that one, or the owner where it is dead; `None` where both are.
@@ -160,8 +163,9 @@ impl<'t, T: Tables> Asked<'_, 't, T> {
         }
         let place = self.place();
         let lost = found.is_live;
+        let begins = lost || self.is_new(&place);
         let candidate = match place.keeper {
-            Some(keeper) if !lost && !self.is_new(&place) => keeper,
+            Some(keeper) if !begins => keeper,
             _ => self.choose()?,
         };
         // Nothing to remember where every answer would be the same.
@@ -177,6 +181,9 @@ impl<'t, T: Tables> Asked<'_, 't, T> {
             // In an old record's place there is always room.
             self.recount(&found.record, found.record.flags, 0);
         }
+        if begins && self.persists() {
+            self.tables.remember(self.question, candidate.id);
+        }
         Some(candidate)
     }
 
@@ -186,8 +193,20 @@ impl<'t, T: Tables> Asked<'_, 't, T> {
         let Question {
             hash, slot, half, ..
         } = *self.question;
-        let id = self.tables.choose(self.service.index, half, hash, slot);
+        let mut id = NOBODY;
+        if self.persists() {
+            id = self.tables.recall(self.question);
+        }
+        if id == NOBODY {
+            id = self.tables.choose(self.service.index, half, hash, slot);
+        }
         steer::candidate(self.tables, self.service.descriptor, id)
+    }
+
+    /// Whether clients keep the backends that they got.
+    #[inline(always)]
+    fn persists(&self) -> bool {
+        self.service.descriptor.persistence != 0
     }
 
     #[inline(always)]
@@ -195,14 +214,14 @@ impl<'t, T: Tables> Asked<'_, 't, T> {
         self.question.signal == Signal::Opens
     }
 
-    /// Whether an unrecorded packet begins a flow. Without connections to tell by, whatever a
-    /// scheduler has not recorded is new, unless it may be older than the scheduler.
+    /// Whether an unrecorded packet begins a flow. Without connections to tell by, whatever is not
+    /// recorded is new where choices are made by connection or by client, unless it may be older than
+    /// that.
     #[inline(always)]
     fn is_new(&self, place: &Place<'_>) -> bool {
-        self.opens()
-            || (self.question.connectionless
-                && self.service.descriptor.scheduler != scheduler::RING
-                && !place.moves)
+        let scheduled = self.service.descriptor.scheduler != scheduler::RING && !place.moves;
+        let persists = self.persists() && !place.whole;
+        self.opens() || (self.question.connectionless && (scheduled || persists))
     }
 
     /// The flow's live record, noting this packet in it.
@@ -282,6 +301,10 @@ impl<'t, T: Tables> Asked<'_, 't, T> {
         let key = &self.question.key;
         if self.tables.record(Table::Established, key, &found.record) {
             self.tables.forget(Table::HalfOpen, key);
+            if self.persists() {
+                self.tables
+                    .confirm(self.question, found.record.member.into());
+            }
             return Found {
                 table: Table::Established,
                 ..found
@@ -332,6 +355,7 @@ impl<'t, T: Tables> Asked<'_, 't, T> {
         };
         Place {
             moves: whole || slot.phase() == Phase::Moving,
+            whole,
             named,
             keeper: match holding(named) {
                 Some(keeper) => Some(keeper),

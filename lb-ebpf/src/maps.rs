@@ -15,6 +15,7 @@ use aya_ebpf::{
 use lb_common::{
     hash::FlowHash,
     icmp::EchoBudget,
+    persist,
     quic::{self, Start},
     schedule,
     tables::{
@@ -302,8 +303,8 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn turn(&self, service: u32) -> u32 {
-        match TURNS.get_ptr_mut(service) {
+    fn turn(&self, pool: u32) -> u32 {
+        match TURNS.get_ptr_mut(pool) {
             // SAFETY: this CPU's element, which nothing else touches while the program runs on it.
             Some(turn) => unsafe {
                 *turn = (*turn).wrapping_add(1);
@@ -331,6 +332,22 @@ impl Tables for Maps {
         // SAFETY: this CPU's element, which nothing else touches while the program runs on it.
         unsafe { (*place).write(*question) };
         track_flow()
+    }
+
+    // The question is the one that `track_flow` was asked.
+    #[inline(always)]
+    fn recall(&self, _: &Question) -> u32 {
+        recall_client()
+    }
+
+    #[inline(always)]
+    fn remember(&self, _: &Question, id: u32) {
+        remember_client(id);
+    }
+
+    #[inline(always)]
+    fn confirm(&self, _: &Question, id: u32) {
+        confirm_client(id);
     }
 }
 
@@ -367,11 +384,49 @@ pub extern "C" fn route_by_connection_id(
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn track_flow() -> u32 {
-    let Some(question) = QUESTION.get_ptr(0) else {
-        return 0;
-    };
-    // SAFETY: the caller has just written this CPU's element.
-    track::answer(&Maps::alone(), unsafe { (*question).assume_init_ref() })
+    match question() {
+        Some(question) => track::answer(&Maps::alone(), question),
+        None => 0,
+    }
+}
+
+/// What is being asked.
+#[inline(always)]
+fn question<'a>() -> Option<&'a Question> {
+    let question = QUESTION.get_ptr(0)?;
+    // SAFETY: this CPU's element, which the caller of `track_flow` wrote before.
+    Some(unsafe { (*question).assume_init_ref() })
+}
+
+/// [`persist::recall`] likewise; so are the two that follow. They have some stack of their own, which a
+/// packet of an unknown client alone pays for.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn recall_client() -> u32 {
+    match question() {
+        Some(question) => persist::recall(&Maps::alone(), question),
+        None => schedule::NOBODY,
+    }
+}
+
+/// [`persist::remember`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn remember_client(id: u32) -> u32 {
+    if let Some(question) = question() {
+        persist::remember(&Maps::alone(), question, id);
+    }
+    0
+}
+
+/// [`persist::confirm`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn confirm_client(id: u32) -> u32 {
+    if let Some(question) = question() {
+        persist::confirm(&Maps::alone(), question, id);
+    }
+    0
 }
 
 #[inline(always)]

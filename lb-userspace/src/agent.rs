@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::{
     model::{Change, ModelError},
     plan::PlanError,
-    snapshot::{FlowFilter, FlowList, Snapshot},
+    snapshot::{ClientList, FlowFilter, FlowList, Snapshot},
 };
 
 /// Why a change did not take effect. Nothing changed.
@@ -49,6 +49,8 @@ pub enum Request {
     Snapshot(oneshot::Sender<Snapshot>),
     /// List recorded flows.
     Flows(FlowFilter, oneshot::Sender<Result<FlowList, ChangeError>>),
+    /// List the clients that are remembered.
+    Clients(FlowFilter, oneshot::Sender<Result<ClientList, ChangeError>>),
 }
 
 /// Asks the agent's loop. Cheap to clone.
@@ -69,13 +71,7 @@ impl Handle {
     /// # Errors
     /// Why it was refused; nothing changed then.
     pub async fn change(&self, change: Change) -> Result<(), ChangeError> {
-        let (reply, answer) = oneshot::channel();
-        let request = Request::Change(change, reply);
-        self.requests
-            .send(request)
-            .await
-            .map_err(|_| ChangeError::Stopping)?;
-        answer.await.map_err(|_| ChangeError::Stopping)?
+        self.ask(|reply| Request::Change(change, reply)).await?
     }
 
     /// Recorded flows.
@@ -83,13 +79,15 @@ impl Handle {
     /// # Errors
     /// [`ChangeError::Stopping`], or the kernel's tables cannot be read.
     pub async fn flows(&self, filter: FlowFilter) -> Result<FlowList, ChangeError> {
-        let (reply, answer) = oneshot::channel();
-        let request = Request::Flows(filter, reply);
-        self.requests
-            .send(request)
-            .await
-            .map_err(|_| ChangeError::Stopping)?;
-        answer.await.map_err(|_| ChangeError::Stopping)?
+        self.ask(|reply| Request::Flows(filter, reply)).await?
+    }
+
+    /// Clients that are remembered for persistence.
+    ///
+    /// # Errors
+    /// As [`Handle::flows`].
+    pub async fn clients(&self, filter: FlowFilter) -> Result<ClientList, ChangeError> {
+        self.ask(|reply| Request::Clients(filter, reply)).await?
     }
 
     /// The agent as it stands.
@@ -97,12 +95,16 @@ impl Handle {
     /// # Errors
     /// [`ChangeError::Stopping`].
     pub async fn snapshot(&self) -> Result<Snapshot, ChangeError> {
+        self.ask(Request::Snapshot).await
+    }
+
+    async fn ask<T>(
+        &self,
+        request: impl FnOnce(oneshot::Sender<T>) -> Request,
+    ) -> Result<T, ChangeError> {
         let (reply, answer) = oneshot::channel();
-        let request = Request::Snapshot(reply);
-        self.requests
-            .send(request)
-            .await
-            .map_err(|_| ChangeError::Stopping)?;
+        let sent = self.requests.send(request(reply)).await;
+        sent.map_err(|_| ChangeError::Stopping)?;
         answer.await.map_err(|_| ChangeError::Stopping)
     }
 }

@@ -156,7 +156,7 @@ impl Scrape {
 
     fn flows(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         type Counter = (&'static str, &'static str, fn(&FlowStatus) -> u64);
-        let figures: [Counter; 4] = [
+        let figures: [Counter; 5] = [
             (
                 "lb_flow_lookups",
                 "Packets that looked their flow up",
@@ -173,13 +173,21 @@ impl Scrape {
                 "Packets of QUIC services whose connection id named their backend",
                 |f| f.named,
             ),
+            (
+                "lb_client_overflows",
+                "Clients that could not be remembered, since the table was full",
+                |f| f.client_overflows,
+            ),
         ];
         for (name, help, read) in figures {
             let services = self.0.services.iter();
             let samples = services.map(|s| (service_labels(s), read(&s.flows)));
             counters(encoder, name, help, samples)?;
         }
-        Ok(())
+        let services = self.0.services.iter();
+        let clients = services.map(|s| (service_labels(s), u64::from(s.flows.clients)));
+        let help = "Clients remembered for persistence";
+        gauges(encoder, "lb_clients", help, None, clients)
     }
 
     fn slots(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {

@@ -4,7 +4,7 @@
 //! refused change leaves the old one as it was. How it came in (file, API) and what the kernel
 //! makes of it are other modules' business.
 
-use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, time::Duration};
 
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
@@ -14,12 +14,14 @@ mod error;
 mod id;
 mod millis;
 mod quic;
+mod state;
 #[cfg(test)]
 mod tests;
 
 pub use error::ModelError;
 pub use id::{Protocol, ServiceId};
 pub use quic::{Quic, ServerId};
+pub use state::{Change, Settings, State};
 
 /// Highest weight of a backend. 0 means: in the pool, but no share of new flows.
 pub const MAX_WEIGHT: u16 = 1_000;
@@ -260,225 +262,23 @@ pub struct Service {
     /// How its connection ids are laid out, where it is QUIC: packets go by them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quic: Option<Quic>,
+    /// How long a client's new flows go where its last new flow went, in milliseconds; 0: not at all.
+    #[serde(
+        default,
+        rename = "persistence_ms",
+        with = "millis",
+        skip_serializing_if = "Duration::is_zero"
+    )]
+    pub persistence: Duration,
+    /// Bits of an address that make a client: all where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub persistence_prefix: Option<u8>,
     /// How its backends are checked.
     #[serde(default)]
     pub health: Health,
     /// Its servers, in the order given, without duplicates.
     #[serde(default)]
     pub backends: Vec<Backend>,
-}
-
-/// Everything that is wanted. Valid by construction.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct State {
-    services: BTreeMap<ServiceId, Service>,
-    /// Who has which backend in mode `nat`: answers from it must lead back to one service.
-    nat: BTreeMap<(Protocol, SocketAddr), ServiceId>,
-}
-
-/// One change of a [`State`].
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Change {
-    /// A new service.
-    AddService(Service),
-    /// A service and its pool go.
-    RemoveService(ServiceId),
-    /// A new backend of a service.
-    AddBackend(ServiceId, Backend),
-    /// A backend goes.
-    RemoveBackend(ServiceId, SocketAddr),
-    /// A backend's weight, or whether it drains, or both at once; what is absent stays.
-    EditBackend {
-        /// Of which service.
-        id: ServiceId,
-        /// Which.
-        address: SocketAddr,
-        /// The new weight.
-        weight: Option<u16>,
-        /// Drain or undrain.
-        admin: Option<Admin>,
-        /// The new limit of flows in progress; `Some(None)` takes it away.
-        max_connections: Option<Option<u32>>,
-    },
-    /// Settings of a service; what is absent stays.
-    EditService(ServiceId, Settings),
-    /// Everything at once.
-    Replace(Vec<Service>),
-}
-
-/// Settings of a service that can be changed while it runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Settings {
-    /// [`Service::ring_size`].
-    pub ring_size: Option<u32>,
-    /// [`Service::scheduler`].
-    pub scheduler: Option<Scheduler>,
-    /// [`Service::flow_state`].
-    pub flow_state: Option<FlowState>,
-    /// [`Service::on_down`].
-    pub on_down: Option<OnDown>,
-    /// [`Service::moving_time`].
-    pub moving_time: Option<Duration>,
-    /// [`Service::dead_after`].
-    pub dead_after: Option<Duration>,
-}
-
-impl State {
-    /// A state with these services.
-    ///
-    /// # Errors
-    /// The first service that is invalid or stands twice.
-    pub fn new(services: impl IntoIterator<Item = Service>) -> Result<Self, ModelError> {
-        let mut state = Self::default();
-        for service in services {
-            state.insert(service)?;
-        }
-        Ok(state)
-    }
-
-    /// The services, in order of address, port and protocol.
-    pub fn services(&self) -> impl ExactSizeIterator<Item = &Service> {
-        self.services.values()
-    }
-
-    /// The service of that id.
-    pub fn service(&self, id: ServiceId) -> Option<&Service> {
-        self.services.get(&id)
-    }
-
-    /// The state after `change`; `self` stays what it was.
-    ///
-    /// # Errors
-    /// What is wrong with the change.
-    pub fn apply(&self, change: Change) -> Result<Self, ModelError> {
-        let mut next = self.clone();
-        match change {
-            Change::AddService(service) => next.insert(service)?,
-            Change::RemoveService(id) => {
-                next.take(id)?;
-            }
-            Change::AddBackend(id, backend) => next.edit(id, |service| {
-                service.backends.push(backend);
-                Ok(())
-            })?,
-            Change::RemoveBackend(id, address) => next.edit(id, |service| {
-                service
-                    .backend(address)
-                    .ok_or(ModelError::UnknownBackend { id, address })?;
-                service.backends.retain(|b| b.address != address);
-                Ok(())
-            })?,
-            Change::EditBackend {
-                id,
-                address,
-                weight,
-                admin,
-                max_connections,
-            } => next.edit_backend(id, address, |backend| {
-                backend.weight = weight.unwrap_or(backend.weight);
-                backend.admin = admin.unwrap_or(backend.admin);
-                backend.max_connections = max_connections.unwrap_or(backend.max_connections);
-            })?,
-            Change::EditService(id, settings) => next.edit(id, |service| {
-                settings.apply(service);
-                Ok(())
-            })?,
-            Change::Replace(services) => next = Self::new(services)?,
-        }
-        Ok(next)
-    }
-
-    /// Adds a service.
-    ///
-    /// # Errors
-    /// What is wrong with it; `self` stays what it was then.
-    pub fn insert(&mut self, service: Service) -> Result<(), ModelError> {
-        let id = service.id;
-        if self.services.contains_key(&id) {
-            return Err(ModelError::DuplicateService { id });
-        }
-        service.check()?;
-        self.check_ways_back(&service)?;
-        for way in ways_back(&service) {
-            self.nat.insert(way, id);
-        }
-        self.services.insert(id, service);
-        Ok(())
-    }
-
-    fn take(&mut self, id: ServiceId) -> Result<Service, ModelError> {
-        let service = self.services.remove(&id);
-        let service = service.ok_or(ModelError::UnknownService { id })?;
-        for way in ways_back(&service) {
-            self.nat.remove(&way);
-        }
-        Ok(service)
-    }
-
-    fn edit(
-        &mut self,
-        id: ServiceId,
-        edit: impl FnOnce(&mut Service) -> Result<(), ModelError>,
-    ) -> Result<(), ModelError> {
-        let mut service = self.take(id)?;
-        edit(&mut service)?;
-        self.insert(service)
-    }
-
-    fn edit_backend(
-        &mut self,
-        id: ServiceId,
-        address: SocketAddr,
-        edit: impl FnOnce(&mut Backend),
-    ) -> Result<(), ModelError> {
-        self.edit(id, |service| {
-            let backend = service
-                .backends
-                .iter_mut()
-                .find(|b| b.address == address)
-                .ok_or(ModelError::UnknownBackend { id, address })?;
-            edit(backend);
-            Ok(())
-        })
-    }
-
-    fn check_ways_back(&self, service: &Service) -> Result<(), ModelError> {
-        for way in ways_back(service) {
-            if let Some(other) = self.nat.get(&way) {
-                let (id, other, address) = (service.id, *other, way.1);
-                return Err(ModelError::SharedNatBackend { id, other, address });
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Where the answers to a `nat` service come from.
-fn ways_back(service: &Service) -> impl Iterator<Item = (Protocol, SocketAddr)> {
-    let backends = match service.mode {
-        Mode::Nat => service.backends.as_slice(),
-        Mode::Ipip | Mode::Gue | Mode::L2 => &[],
-    };
-    backends.iter().map(|b| (service.id.protocol, b.address))
-}
-
-impl Settings {
-    fn apply(self, service: &mut Service) {
-        let Self {
-            ring_size,
-            scheduler,
-            flow_state,
-            on_down,
-            moving_time,
-            dead_after,
-        } = self;
-        service.ring_size = ring_size.or(service.ring_size);
-        service.scheduler = scheduler.unwrap_or(service.scheduler);
-        service.flow_state = flow_state.unwrap_or(service.flow_state);
-        service.on_down = on_down.or(service.on_down);
-        service.moving_time = moving_time.or(service.moving_time);
-        service.dead_after = dead_after.unwrap_or(service.dead_after);
-    }
 }
 
 impl Service {
@@ -498,6 +298,14 @@ impl Service {
             Protocol::Tcp => Duration::from_secs(15 * 60),
             Protocol::Udp => Duration::from_secs(30),
         })
+    }
+
+    /// Bits of an address that make a client, as [`lb_common::tables::Address::prefix`] takes them.
+    pub fn client_bits(&self) -> u8 {
+        match self.id.vip {
+            SocketAddr::V4(_) => 96 + self.persistence_prefix.unwrap_or(32).min(32),
+            SocketAddr::V6(_) => self.persistence_prefix.unwrap_or(128).min(128),
+        }
     }
 
     /// The backend at `address`.

@@ -1,7 +1,10 @@
 //! What the agent knows at one moment, for the API, the command line and metrics to show.
 //! Plain data; made by the agent alone.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use crate::model::{Backend, Service, ServiceId};
 
@@ -87,6 +90,10 @@ pub struct FlowStatus {
     pub overflows: u64,
     /// Packets whose connection id named their backend.
     pub named: u64,
+    /// Clients remembered for persistence at the last sweep.
+    pub clients: u32,
+    /// Clients that could not be remembered, since the table was full.
+    pub client_overflows: u64,
 }
 
 /// Slots that have entered each phase.
@@ -130,7 +137,35 @@ pub struct FlowRecord {
     pub age: Duration,
 }
 
-/// Which recorded flows are asked for.
+/// A client that is remembered for persistence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClientRecord {
+    /// Its service.
+    pub service: ServiceId,
+    /// Its address, or the first of its prefix.
+    pub address: IpAddr,
+    /// Bits of the address that make it a client.
+    pub prefix: u8,
+    /// The backend that its new flows go to.
+    pub backend: SocketAddr,
+    /// Whether nothing but its opening packets was seen.
+    pub half_open: bool,
+    /// Since its last new flow.
+    pub idle: Duration,
+    /// Until it is forgotten, unless another flow comes.
+    pub left: Duration,
+}
+
+/// Remembered clients, and how many there are.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ClientList {
+    /// How many match, those beyond the limit included.
+    pub total: usize,
+    /// The first of them, in no order.
+    pub clients: Vec<ClientRecord>,
+}
+
+/// Which recorded flows or clients are asked for; a client has no slot, and so no phase.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct FlowFilter {
     /// Of this service.

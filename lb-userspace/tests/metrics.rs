@@ -41,6 +41,8 @@ fn flows() -> FlowStatus {
         recorded: 80,
         overflows: 5,
         named: 6,
+        clients: 7,
+        client_overflows: 1,
     }
 }
 

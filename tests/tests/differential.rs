@@ -1,6 +1,10 @@
 //! The core test: whatever the frame, host and kernel make the same of it.
 
-use std::{env, fs, path::Path, time::Instant};
+use std::{
+    env, fs,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result};
 use lb_common::verdict::DropReason;
@@ -53,14 +57,21 @@ fn service(vip: &str, mode: Mode, backends: &[&str]) -> Result<Service> {
 fn services() -> Result<Vec<Service>> {
     let v4 = ["10.2.0.11:80", "10.2.0.12:8080", "10.2.0.13:81"];
     let v6 = ["[fd00:2::11]:80", "[fd00:2::12]:8080", "[fd00:2::13]:81"];
+    let persistent = |vip, mode, backends: &[&str]| {
+        let persistence = Duration::from_secs(3_600);
+        service(vip, mode, backends).map(|service| Service {
+            persistence,
+            ..service
+        })
+    };
     Ok(vec![
         service("10.0.0.1:80/tcp", Mode::Nat, &v4)?,
         service("10.0.0.1:80/udp", Mode::Nat, &v4)?,
         service("[fd00::1]:80/tcp", Mode::Nat, &v6)?,
         service("[fd00::1]:80/udp", Mode::Nat, &v6)?,
         service("10.0.0.2:80/tcp", Mode::Ipip, &v4)?,
-        service("10.0.0.2:80/udp", Mode::Ipip, &v4)?,
-        service("[fd00::2]:80/tcp", Mode::Ipip, &v6)?,
+        persistent("10.0.0.2:80/udp", Mode::Ipip, &v4)?,
+        persistent("[fd00::2]:80/tcp", Mode::Ipip, &v6)?,
         service("[fd00::2]:80/udp", Mode::Ipip, &v6)?,
         service("10.0.0.3:80/tcp", Mode::Ipip, &v6)?,
         service("[fd00::3]:80/tcp", Mode::Ipip, &v4)?,
@@ -217,7 +228,7 @@ fn disturb(bench: &mut Bench, random: &mut Random) -> Result<()> {
         max_connections,
     };
     bench.check_rings()?;
-    let change = match random.below(12) {
+    let change = match random.below(13) {
         0 => edit(Some(1 + random.below(5) as u16), None, None),
         1 => edit(None, Some(Admin::Draining), None),
         2 | 3 => edit(None, Some(Admin::Active), Some(None)),
@@ -233,7 +244,13 @@ fn disturb(bench: &mut Bench, random: &mut Random) -> Result<()> {
             flow_state: Some([FlowState::Auto, FlowState::Always][random.below(2)]),
             ..Settings::default()
         }),
-        10 => {
+        10 => settings(Settings {
+            // Longer than a run: the two sides' clocks may lie a tick apart.
+            persistence: Some(Duration::from_secs([0, 3_600, 7_200][random.below(3)])),
+            persistence_prefix: [None, Some(8), Some(32)][random.below(3)],
+            ..Settings::default()
+        }),
+        11 => {
             let (down, dead) = (random.once_in(2), random.once_in(2));
             let condition = if down { Condition::Down } else { Condition::Up };
             return bench.health(target, condition, dead);

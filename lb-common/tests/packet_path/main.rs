@@ -11,6 +11,7 @@ mod headers;
 mod icmp;
 mod l2;
 mod nat;
+mod persistence;
 mod properties;
 mod quic;
 mod scheduling;

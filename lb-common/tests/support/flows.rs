@@ -1,7 +1,7 @@
 //! Stages on which flows are remembered: moves of slots and services, schedulers, time. All of it
 //! concerns the last service added.
 
-use lb_common::tables::{Phase, Slot, Table, Tick, hash_fields, scheduler, service_flag};
+use lb_common::tables::{Phase, Slot, Table, Tick, flow_kind, scheduler, service_flag};
 
 use super::{Condition, FIRST_COUNTERS, FIRST_MEMBER, Stage};
 
@@ -81,12 +81,12 @@ impl Stage {
 
     /// Clients keep to a slot, whatever their ports.
     pub fn by_source(self) -> Self {
-        self.describe(|descriptor| descriptor.hash_fields = hash_fields::SOURCE)
+        self.flag(service_flag::BY_SOURCE)
     }
 
     /// They did on the previous ring.
     pub fn previously_by_source(self) -> Self {
-        self.describe(|descriptor| descriptor.previous_hash_fields = hash_fields::SOURCE)
+        self.flag(service_flag::PREVIOUSLY_BY_SOURCE)
     }
 
     /// How new flows are spread.
@@ -152,6 +152,26 @@ impl Stage {
         let key = FIRST_COUNTERS + server;
         self.tables.flows.borrow_mut().loads.insert(key, flows);
         self
+    }
+
+    /// Clients of so many bits of their addresses keep their servers for so long.
+    pub fn persisting(self, ticks: Tick, prefix: u8) -> Self {
+        self.describe(|descriptor| {
+            const SHIFT: u32 = service_flag::CLIENT_SHIFT;
+            descriptor.persistence = ticks;
+            descriptor.flags &= (1 << SHIFT) - 1;
+            descriptor.flags |= u16::from(128 - prefix) << SHIFT;
+        })
+    }
+
+    /// Clients remembered among the established flows and among the half-open ones.
+    pub fn clients(&self) -> (usize, usize) {
+        let mut flows = self.tables.flows.borrow_mut();
+        let mut clients = |table| {
+            let keys = flows.table(table).records.keys();
+            keys.filter(|key| key.kind == flow_kind::CLIENT).count()
+        };
+        (clients(Table::Established), clients(Table::HalfOpen))
     }
 
     /// The time is that.

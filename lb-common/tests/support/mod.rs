@@ -353,6 +353,7 @@ impl Stage {
             named: named
                 .map(|(index, n)| (index - FIRST_SERVICE, n.named))
                 .collect(),
+            clients: counted.flows.values().map(|n| n.client_overflows).sum(),
             flows: (counted.flows.into_iter())
                 .map(|(index, n)| (index - FIRST_SERVICE, (n.lookups, n.recorded, n.overflows)))
                 .collect(),

@@ -29,6 +29,8 @@ pub struct Counted {
     pub flows: BTreeMap<u32, Flows>,
     /// Packets that a connection id led, by position of the service.
     pub named: BTreeMap<u32, u64>,
+    /// Clients that could not be remembered.
+    pub clients: u64,
     pub drops: BTreeMap<u32, u64>,
 }
 

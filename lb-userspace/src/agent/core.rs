@@ -22,8 +22,9 @@ use crate::{
     plan::{
         self, Inputs, Layout, Liveness, Placed, PlacedMember,
         census::{self, Census},
+        listing,
     },
-    snapshot::{Condition, FlowFilter, FlowList, InterfaceStatus},
+    snapshot::{ClientList, Condition, FlowFilter, FlowList, InterfaceStatus},
 };
 
 /// Sweeps in a moving time.
@@ -72,7 +73,15 @@ impl Sweep {
     /// # Errors
     /// The tables cannot be read.
     pub fn list(mut self, filter: &FlowFilter) -> Result<FlowList, DataplaneError> {
-        census::list(&self.layout, self.tables.as_mut(), filter, self.now)
+        listing::flows(&self.layout, self.tables.as_mut(), filter, self.now)
+    }
+
+    /// Lists remembered clients.
+    ///
+    /// # Errors
+    /// The tables cannot be read.
+    pub fn clients(mut self, filter: &FlowFilter) -> Result<ClientList, DataplaneError> {
+        listing::clients(&self.layout, self.tables.as_mut(), filter, self.now)
     }
 }
 

@@ -7,14 +7,13 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::{ChangeError, Core, Request};
+use super::{ChangeError, Core, Request, core::Sweep};
 use crate::{
     dataplane::{Dataplane, DataplaneError},
     health::{Checker, Event},
     model::Change,
     neighbours::{Resolver, Update},
     plan::census::Census,
-    snapshot::{FlowFilter, FlowList},
     store::{self, Stored},
 };
 
@@ -172,11 +171,16 @@ impl<D: Dataplane> Running<D> {
         self.sweep = Sweeping::Due(Instant::now() + self.core.sweep_interval());
     }
 
-    fn list(&self, filter: FlowFilter, reply: oneshot::Sender<Result<FlowList, ChangeError>>) {
+    /// Answers with what is in the flow tables, beside the loop.
+    fn list<T: Send + 'static>(
+        &self,
+        list: impl FnOnce(Sweep) -> Result<T, DataplaneError> + Send + 'static,
+        reply: oneshot::Sender<Result<T, ChangeError>>,
+    ) {
         let failed = |error: DataplaneError| ChangeError::Kernel(error.to_string());
         match self.core.sweep() {
             Ok(sweep) => drop(tokio::task::spawn_blocking(move || {
-                drop(reply.send(sweep.list(&filter).map_err(failed)));
+                drop(reply.send(list(sweep).map_err(failed)));
             })),
             Err(error) => drop(reply.send(Err(failed(error)))),
         }
@@ -229,7 +233,12 @@ impl<D: Dataplane> Running<D> {
         match request {
             // Nobody may be left to hear an answer, which is no matter.
             Request::Snapshot(reply) => drop(reply.send(self.core.snapshot())),
-            Request::Flows(filter, reply) => self.list(filter, reply),
+            Request::Flows(filter, reply) => {
+                self.list(move |sweep| sweep.list(&filter), reply);
+            }
+            Request::Clients(filter, reply) => {
+                self.list(move |sweep| sweep.clients(&filter), reply);
+            }
             Request::Change(change, reply) => self.on_change(change, reply),
         }
     }

@@ -22,8 +22,8 @@ use tokio::{net::UnixStream, time::timeout};
 use super::{
     VERSION,
     dto::{
-        Backend, Changed, EditBackend, EditService, FlowQuery, Flows, NewBackend, NewService,
-        Refusal, Service, Status,
+        Backend, Changed, ClientQuery, Clients, EditBackend, EditService, FlowQuery, Flows,
+        NewBackend, NewService, Refusal, Service, Status,
     },
 };
 use crate::model::ServiceId;
@@ -146,6 +146,15 @@ impl Client {
     /// Why there is no answer.
     pub async fn flows(&self, query: &FlowQuery) -> Answer<Flows> {
         self.ask(Method::GET, &flows_path(query), Bytes::new())
+            .await
+    }
+
+    /// Clients that are remembered for persistence.
+    ///
+    /// # Errors
+    /// Why there is no answer.
+    pub async fn clients(&self, query: &ClientQuery) -> Answer<Clients> {
+        self.ask(Method::GET, &clients_path(query), Bytes::new())
             .await
     }
 
@@ -316,9 +325,27 @@ fn flows_path(query: &FlowQuery) -> String {
         ("phase", phase.map(|phase| phase.name().to_owned())),
         ("limit", limit.map(|limit| limit.to_string())),
     ];
+    format!("/flows?{}", query_string(given))
+}
+
+fn clients_path(query: &ClientQuery) -> String {
+    let ClientQuery {
+        service,
+        backend,
+        limit,
+    } = query;
+    let given = [
+        ("service", service.map(|id| id.to_string())),
+        ("backend", backend.map(|address| address.to_string())),
+        ("limit", limit.map(|limit| limit.to_string())),
+    ];
+    format!("/clients?{}", query_string(given))
+}
+
+fn query_string<const N: usize>(given: [(&str, Option<String>); N]) -> String {
     let given = given.into_iter();
     let pairs = given.filter_map(|(key, value)| Some(format!("{key}={}", encode(&value?))));
-    format!("/flows?{}", pairs.collect::<Vec<_>>().join("&"))
+    pairs.collect::<Vec<_>>().join("&")
 }
 
 fn service_path(id: ServiceId) -> String {

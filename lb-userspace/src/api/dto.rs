@@ -4,6 +4,7 @@
 //! them, so that an older client understands a newer agent.
 
 mod answers;
+mod clients;
 mod flows;
 mod requests;
 
@@ -11,6 +12,7 @@ pub use answers::{
     Action, Backend, Changed, Condition, Interface, Refusal, Service, Status, Subject, Tally,
     Traffic,
 };
+pub use clients::{Client, ClientQuery, Clients};
 pub use flows::{
     DEFAULT_FLOWS, Flow, FlowQuery, FlowTables, Flows, MAX_FLOWS, Passed, Phase, ServiceFlows,
     TableUse,

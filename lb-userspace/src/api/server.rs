@@ -46,6 +46,7 @@ fn router(handle: Handle) -> Router {
         .route("/metrics", get(metrics_text))
         .route("/services", get(services).post(add_service))
         .route("/flows", get(flows))
+        .route("/clients", get(clients))
         .route(
             "/services/{id}",
             get(service).patch(edit_service).delete(remove_service),
@@ -93,17 +94,37 @@ async fn flows(
     query: Result<Query<dto::FlowQuery>, QueryRejection>,
 ) -> Answer<Json<dto::Flows>> {
     let Query(query) = query.map_err(|error| ApiError::malformed(error.body_text()))?;
-    if let Some(id) = query.service {
-        // Nobody's flows and a misspelt name look alike otherwise.
-        let service = find(&handle, id).await?;
-        if let Some(address) = query.backend
-            && service.backend(address).is_none()
-        {
-            return Err(ModelError::UnknownBackend { id, address }.into());
-        }
-    }
+    check_names(&handle, query.service, query.backend).await?;
     let filter = query.into_filter().map_err(ApiError::malformed)?;
     Ok(Json(handle.flows(filter).await?.into()))
+}
+
+async fn clients(
+    State(handle): State<Handle>,
+    query: Result<Query<dto::ClientQuery>, QueryRejection>,
+) -> Answer<Json<dto::Clients>> {
+    let Query(query) = query.map_err(|error| ApiError::malformed(error.body_text()))?;
+    check_names(&handle, query.service, query.backend).await?;
+    let filter = query.into_filter().map_err(ApiError::malformed)?;
+    Ok(Json(handle.clients(filter).await?.into()))
+}
+
+/// Nobody's flows and a misspelt name look alike otherwise.
+async fn check_names(
+    handle: &Handle,
+    service: Option<ServiceId>,
+    backend: Option<SocketAddr>,
+) -> Answer<()> {
+    let Some(id) = service else {
+        return Ok(());
+    };
+    let service = find(handle, id).await?;
+    match backend {
+        Some(address) if service.backend(address).is_none() => {
+            Err(ModelError::UnknownBackend { id, address }.into())
+        }
+        _ => Ok(()),
+    }
 }
 
 async fn find(handle: &Handle, id: ServiceId) -> Answer<ServiceStatus> {
@@ -128,7 +149,7 @@ async fn edit_service(
 ) -> Answer<Json<Changed>> {
     if edit == dto::EditService::default() {
         return Err(ApiError::malformed(
-            "nothing to change: give ring_size, scheduler, flow_state, on_down, moving_time_ms or dead_after_ms",
+            "nothing to change: give ring_size, scheduler, flow_state, on_down, moving_time_ms, dead_after_ms, persistence_ms or persistence_prefix",
         ));
     }
     handle.change(Change::EditService(id, edit.into())).await?;
@@ -209,7 +230,7 @@ fn changed(action: Action, service: ServiceId, backend: Option<SocketAddr>) -> J
 
 async fn no_route(uri: Uri) -> Response {
     let message = format!(
-        "no path {}: there are {VERSION}/status, {VERSION}/metrics, {VERSION}/flows and {VERSION}/services[/ID[/backends[/ADDRESS]]], ID percent-encoded as in 10.0.0.1:80%2Ftcp",
+        "no path {}: there are {VERSION}/status, {VERSION}/metrics, {VERSION}/flows, {VERSION}/clients and {VERSION}/services[/ID[/backends[/ADDRESS]]], ID percent-encoded as in 10.0.0.1:80%2Ftcp",
         uri.path()
     );
     ApiError::new(StatusCode::NOT_FOUND, "no_route", message).into_response()

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     net::SocketAddr,
+    time::Duration,
 };
 
 use super::{
@@ -24,6 +25,8 @@ const SERVICE: &[&str] = &[
     "moving_time",
     "dead_after",
     "quic",
+    "persistence",
+    "persistence_prefix",
     "health",
     "backend",
 ];
@@ -139,6 +142,8 @@ fn read_settings(section: &Section<'_>) -> Option<Service> {
     let moving_time = section.value("moving_time", duration::parse);
     let dead_after = section.value("dead_after", duration::parse);
     let quic = section.section("quic", QUIC).map(|s| read_quic(&s));
+    let persistence = section.value("persistence", duration::parse);
+    let prefix = section.integer("persistence_prefix", 1, 128);
     let health = section.section("health", HEALTH).map(|s| read_health(&s));
     // Backends cannot be judged by what is not known of it.
     let quic = match quic {
@@ -156,6 +161,8 @@ fn read_settings(section: &Section<'_>) -> Option<Service> {
         moving_time: moving_time.map(Located::into_inner),
         dead_after: dead_after.map_or(DEAD_AFTER, Located::into_inner),
         quic,
+        persistence: persistence.map_or(Duration::ZERO, Located::into_inner),
+        persistence_prefix: prefix.map(Located::into_inner),
         health: health.unwrap_or_default(),
         backends: Vec::new(),
     })

@@ -26,6 +26,7 @@ pub(super) fn of(
             .into_iter()
             .chain(check(service))
             .chain(flows(service, limits))
+            .chain(clients(service))
             .chain([quic(service)])
             .flatten();
         for problem in problems {
@@ -80,6 +81,13 @@ fn quic(service: &Service) -> Option<String> {
             if limited { "max_connections".to_owned() } else { format!("scheduler \"{}\"", name_of(service.scheduler)) }
         )
     })
+}
+
+fn clients(service: &Service) -> [Option<String>; 1] {
+    let unused = service.persistence_prefix.is_some() && service.persistence.is_zero();
+    [unused.then(|| {
+        "persistence_prefix has no effect without persistence: set that, such as \"5m\"".to_owned()
+    })]
 }
 
 fn flows(service: &Service, limits: Limits) -> [Option<String>; 3] {

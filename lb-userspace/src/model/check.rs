@@ -12,7 +12,7 @@ use super::{
     ServiceId, name_of,
 };
 
-/// Longest moving time, and longest time until a backend that is down counts as dead.
+/// The longest of the times that a service is given.
 const WEEK: Duration = Duration::from_secs(7 * 24 * 3_600);
 
 impl Service {
@@ -120,14 +120,20 @@ fn check_flows(service: &Service) -> Result<(), ModelError> {
     for (field, time) in [
         ("moving_time", moving_time),
         ("dead_after", service.dead_after),
+        ("persistence", service.persistence),
     ] {
         if time > WEEK {
             let time = humantime::format_duration(time);
             return invalid(id, field, format!("{time} is out of range: 0s to 1 week"));
         }
     }
+    check_client(service)?;
     if !moving_time.is_zero() {
         return Ok(());
+    }
+    if !service.persistence.is_zero() {
+        let problem = "0 keeps no record of flows, and persistence makes choices that have to be kept: set it, or leave persistence out";
+        return invalid(id, "moving_time", problem);
     }
     if service.scheduler.records_every_flow() {
         let problem = format!(
@@ -141,6 +147,20 @@ fn check_flows(service: &Service) -> Result<(), ModelError> {
         return invalid(id, "moving_time", problem);
     }
     Ok(())
+}
+
+fn check_client(service: &Service) -> Result<(), ModelError> {
+    let most = match service.id.vip.ip() {
+        IpAddr::V4(_) => 32,
+        IpAddr::V6(_) => 128,
+    };
+    match service.persistence_prefix {
+        Some(bits) if bits == 0 || bits > most => {
+            let problem = format!("{bits} is out of range: 1 to {most}");
+            invalid(service.id, "persistence_prefix", problem)
+        }
+        _ => Ok(()),
+    }
 }
 
 fn check_timing(id: ServiceId, health: &Health) -> Result<(), ModelError> {

@@ -34,6 +34,8 @@ fn service(text: &str, mode: Mode, backends: &[&str]) -> Service {
         moving_time: None,
         dead_after: DEAD_AFTER,
         quic: None,
+        persistence: Duration::ZERO,
+        persistence_prefix: None,
         health: Health::default(),
         backends: backends.iter().map(|b| backend(b)).collect(),
     }
@@ -140,6 +142,9 @@ fn values_out_of_range_are_refused_by_their_field() {
         (|s| s.backends[0].weight = MAX_WEIGHT + 1, "weight"),
         (|s| s.moving_time = Some(WEEK + MILLISECOND), "moving_time"),
         (|s| s.dead_after = WEEK + MILLISECOND, "dead_after"),
+        (|s| s.persistence = WEEK + MILLISECOND, "persistence"),
+        (|s| s.persistence_prefix = Some(0), "persistence_prefix"),
+        (|s| s.persistence_prefix = Some(33), "persistence_prefix"),
         (
             |s| s.backends[0].max_connections = Some(0),
             "max_connections",

@@ -7,26 +7,20 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::SocketAddr,
     sync::Arc,
-    time::Duration,
 };
 
 use lb_common::{
     hash::{self, FlowHash},
     tables::{
-        Address, FlowKey, HASH_KEY_WORDS, Phase, Record, Slot, TICK_SHIFT, Table, Tick,
-        hash_fields, record_flag, service_flag, state,
+        Address, FlowKey, HASH_KEY_WORDS, Phase, Record, Slot, Table, Tick, flow_kind, record_flag,
+        service_flag, state,
     },
     track,
 };
 
 use super::{Layout, Placed, PlacedMember, layout::Ring};
-use crate::{
-    dataplane::{DataplaneError, FlowTables},
-    model::ServiceId,
-    snapshot::{FlowFilter, FlowList, FlowRecord},
-};
+use crate::dataplane::{DataplaneError, FlowTables};
 
 /// Records removed in one go.
 const REMOVED_AT_ONCE: usize = 4_096;
@@ -42,6 +36,8 @@ pub struct ServiceCensus {
     pub by_member: BTreeMap<u16, u32>,
     /// Slots with a live record of another backend than their owner.
     pub foreign: BTreeSet<u32>,
+    /// Clients that are remembered. They are no flows: nothing waits for them.
+    pub clients: u32,
 }
 
 /// What a sweep found. About the layout that it began with.
@@ -85,7 +81,7 @@ pub fn slot_of(
 
 fn flow_hash(key: &FlowKey, placed: &Placed, hash_key: &[u64; HASH_KEY_WORDS]) -> FlowHash {
     let descriptor = &placed.descriptor;
-    if descriptor.hash_fields == hash_fields::SOURCE {
+    if descriptor.flags & service_flag::BY_SOURCE != 0 {
         return hash::source(hash_key, &key.source);
     }
     let destination: Address = descriptor.address;
@@ -158,81 +154,14 @@ pub fn sweep(
 }
 
 fn counters_of(placed: Option<&Placed>, record: &Record) -> Option<u32> {
-    let member = placed?.member_by_id(record.member.into())?;
-    (member.member.generation == record.generation).then_some(member.backend.counters)
+    Some(backend_of(placed?, record)?.backend.counters)
 }
 
-/// Lists recorded flows.
-///
-/// # Errors
-/// The tables cannot be read.
-pub fn list(
-    layout: &Layout,
-    tables: &mut dyn FlowTables,
-    filter: &FlowFilter,
-    now: Tick,
-) -> Result<FlowList, DataplaneError> {
-    let by_index: BTreeMap<u32, (ServiceId, &Placed)> = layout
-        .services
-        .iter()
-        .map(|(&id, placed)| (placed.index, (id, placed)))
-        .collect();
-    let mut list = FlowList::default();
-    for table in [Table::HalfOpen, Table::Established] {
-        tables.scan(table, &mut |key, record| {
-            let Some(&(service, placed)) = by_index.get(&key.service) else {
-                return;
-            };
-            let Some(flow) = describe(layout, service, placed, table, key, record, now) else {
-                return;
-            };
-            if filter.matches(&flow) {
-                list.total += 1;
-                if list.flows.len() < filter.limit {
-                    list.flows.push(flow);
-                }
-            }
-        })?;
-    }
-    Ok(list)
-}
-
-fn describe(
-    layout: &Layout,
-    service: ServiceId,
-    placed: &Placed,
-    table: Table,
-    key: &FlowKey,
-    record: &Record,
-    now: Tick,
-) -> Option<FlowRecord> {
-    if !track::live(record, now, placed.descriptor.moving_time) {
-        return None;
-    }
-    let (_, slot) = slot_of(key, placed, &layout.control.hash_key)?;
-    let member = placed
+/// The backend that a record names, while it has its place.
+pub(super) fn backend_of<'a>(placed: &'a Placed, record: &Record) -> Option<&'a PlacedMember> {
+    placed
         .member_by_id(record.member.into())
-        .filter(|member| member.member.generation == record.generation);
-    let whole = placed.descriptor.flags & service_flag::MOVING != 0;
-    let since = |tick: Tick| {
-        let ticks = now.wrapping_sub(tick).min(i32::MAX as Tick);
-        Duration::from_nanos(u64::from(ticks) << TICK_SHIFT)
-    };
-    Some(FlowRecord {
-        service,
-        client: SocketAddr::new(key.source.into(), u16::from_be(key.port)),
-        backend: member.map(PlacedMember::address),
-        half_open: table == Table::HalfOpen,
-        closing: record.flags & (record_flag::FINISHED | record_flag::RESET) != 0,
-        phase: match slot.phase() {
-            _ if whole => "moving",
-            Phase::Steady => "steady",
-            Phase::Moving => "moving",
-            Phase::Settling => "settling",
-        },
-        idle: since(record.stamp),
-        age: since(record.since),
-    })
+        .filter(|member| member.member.generation == record.generation)
 }
 
 impl Census {
@@ -291,16 +220,16 @@ impl Census {
         let Some(placed) = placed else {
             return removal;
         };
+        if key.kind == flow_kind::CLIENT {
+            return self.judge_client(placed, record, removal, now);
+        }
         if !track::live(record, now, placed.descriptor.moving_time) {
             return Judgement::Remove;
         }
         let Some((place, slot)) = slot_of(key, placed, &layout.control.hash_key) else {
             return removal;
         };
-        let member = placed
-            .member_by_id(record.member.into())
-            .filter(|member| member.member.generation == record.generation);
-        let Some(member) = member else {
+        let Some(member) = backend_of(placed, record) else {
             return removal;
         };
         let held = member.backend.state & state::HOLDS != 0;
@@ -321,6 +250,27 @@ impl Census {
         if !at_owner {
             service.foreign.insert(place);
         }
+        Judgement::Keep
+    }
+    /// A client whose backend takes no flows any more is kept: it may again, and the next new flow tells.
+    fn judge_client(
+        &mut self,
+        placed: &Placed,
+        record: &Record,
+        removal: Judgement,
+        now: Tick,
+    ) -> Judgement {
+        if !track::live(record, now, placed.descriptor.persistence) {
+            return match placed.descriptor.persistence {
+                // It may have been switched on since the sweep began.
+                0 => removal,
+                _ => Judgement::Remove,
+            };
+        }
+        if backend_of(placed, record).is_none() {
+            return removal;
+        }
+        self.services.entry(placed.index).or_default().clients += 1;
         Judgement::Keep
     }
 }

@@ -11,6 +11,7 @@
 
 pub mod census;
 mod layout;
+pub mod listing;
 mod lookup;
 mod pool;
 mod recipe;
@@ -252,6 +253,7 @@ impl Draft {
         placed.descriptor.address = vip.address;
         placed.descriptor.port = vip.port;
         placed.descriptor.protocol = vip.protocol;
+        placed.descriptor.pool = placed.index as u16;
         placed.descriptor.mode = match service.mode {
             Mode::Nat => mode::NAT,
             Mode::Ipip => mode::IPIP,

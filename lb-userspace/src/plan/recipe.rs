@@ -3,7 +3,7 @@
 
 use lb_common::{
     maglev::{self, Claim},
-    tables::{Descriptor, TICK_SHIFT, Tick, hash_fields, scheduler, service_flag, state},
+    tables::{Descriptor, TICK_SHIFT, Tick, scheduler, service_flag, state},
 };
 
 use super::layout::{Placed, PlacedMember, Recipe};
@@ -16,10 +16,10 @@ const LONGEST_SEQUENCE: u32 = 65_536;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Settings {
     scheduler: u8,
-    hash_fields: u8,
     flags: u16,
     moving_time: Tick,
     quic: u8,
+    persistence: Tick,
 }
 
 impl Settings {
@@ -35,36 +35,40 @@ impl Settings {
             Scheduler::PowerOfTwoChoices => scheduler::TWO_CHOICES,
         };
         let counted = limited || service.scheduler.counts_connections();
+        let persistence = ticks(service.persistence);
         let always = counted
+            || persistence != 0
             || service.flow_state == FlowState::Always
             || service.scheduler.records_every_flow();
+        let by_source = service.scheduler == Scheduler::SourceHash;
         let flag = |condition, flag| if condition { flag } else { 0 };
         Self {
             scheduler,
-            hash_fields: match service.scheduler {
-                Scheduler::SourceHash => hash_fields::SOURCE,
-                _ => hash_fields::FIVE_TUPLE,
-            },
-            flags: flag(counted, service_flag::COUNTED) | flag(always, service_flag::ALWAYS),
+            flags: flag(counted, service_flag::COUNTED)
+                | flag(always, service_flag::ALWAYS)
+                | flag(by_source, service_flag::BY_SOURCE)
+                | u16::from(128 - service.client_bits()) << service_flag::CLIENT_SHIFT,
             moving_time: ticks(service.moving_time()),
             quic: service.quic.map_or(0, |quic| quic.lengths().0),
+            persistence,
         }
     }
 
     /// Whether flows would be placed otherwise than under `before`, whatever the pool.
     pub(super) fn places_otherwise(&self, before: &Descriptor) -> bool {
-        let always = service_flag::ALWAYS;
+        let flags = service_flag::ALWAYS | service_flag::BY_SOURCE;
         self.scheduler != before.scheduler
-            || self.hash_fields != before.hash_fields
-            || self.flags & always != before.flags & always
+            || (self.persistence == 0) != (before.persistence == 0)
+            || self.flags & flags != before.flags & flags
     }
 
     pub(super) fn write(&self, descriptor: &mut Descriptor) {
         descriptor.scheduler = self.scheduler;
-        descriptor.hash_fields = self.hash_fields;
-        descriptor.flags = (descriptor.flags & service_flag::MOVING) | self.flags;
+        const KEPT: u16 = service_flag::MOVING | service_flag::PREVIOUSLY_BY_SOURCE;
+        descriptor.flags = (descriptor.flags & KEPT) | self.flags;
         descriptor.moving_time = self.moving_time;
         descriptor.quic = self.quic;
+        descriptor.persistence = self.persistence;
     }
 }
 

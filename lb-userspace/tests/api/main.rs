@@ -89,11 +89,14 @@ async fn a_service_is_told_with_its_health_and_backends() {
         "moving_time_ms": 900_000,
         "dead_after_ms": 60_000,
         "quic": null,
+        "persistence_ms": 0,
+        "persistence_prefix": null,
         "health": {"type": "http", "path": "/health", "interval_ms": 1000, "timeout_ms": 500, "rise": 2, "fall": 3},
         "flows": {
             "steady": 1000, "moving": 3, "settling": 1,
             "passed": {"moving": 20, "settling": 17, "steady": 16},
             "established": 10, "half_open": 4, "lookups": 70, "recorded": 30, "overflows": 2, "named": 6,
+            "clients": 7, "client_overflows": 1,
         },
         "traffic": {"packets": 2468, "bytes": 113578, "flows": 24},
         "backends": [
@@ -182,6 +185,7 @@ async fn one_patch_changes_several_settings_of_a_service_and_answers_them() {
     let settings = json!({
         "ring_size": 251, "scheduler": "power-of-two-choices", "flow_state": "always",
         "on_down": "resteer", "moving_time_ms": 5000, "dead_after_ms": 0,
+        "persistence_ms": 300_000, "persistence_prefix": 24,
     });
     let (status, body) = ask(&agent, "PATCH", path, settings.to_string()).await;
     let expected = json!({"changed": {
@@ -206,7 +210,7 @@ async fn a_service_is_created_with_all_its_settings() {
     let new = json!({
         "id": "10.0.0.2:80/tcp", "mode": "nat", "ring_size": 251, "scheduler": "round-robin",
         "flow_state": "always", "on_down": "resteer", "moving_time_ms": 5000,
-        "dead_after_ms": 7000,
+        "dead_after_ms": 7000, "persistence_ms": 90_000, "persistence_prefix": 31,
         "backends": [{"address": "10.2.0.2:80", "max_connections": 12}],
     });
     let (status, body) = ask(&agent, "POST", "/v1/services", new.to_string()).await;
@@ -222,6 +226,8 @@ flow_state = "always"
 on_down = "resteer"
 moving_time = "5s"
 dead_after = "7s"
+persistence = "90s"
+persistence_prefix = 31
 backend = [{ address = "10.2.0.2:80", max_connections = 12 }]
 "#,
         "test",
@@ -366,6 +372,8 @@ async fn the_client_speaks_every_route() {
         moving_time_ms: None,
         dead_after_ms: None,
         quic: None,
+        persistence_ms: None,
+        persistence_prefix: None,
         health: None,
         backends: vec![],
     };
@@ -437,4 +445,45 @@ async fn the_client_speaks_every_route() {
         matches!(refused, ClientError::Refused { status: 404, .. }),
         "{refused:?}"
     );
+}
+
+#[tokio::test]
+async fn remembered_clients_are_listed_apart_from_flows() {
+    let agent = FakeAgent::start(WEB);
+    let (status, body) = ask(
+        &agent,
+        "GET",
+        "/v1/clients?service=10.0.0.1:80/tcp&backend=10.1.0.3:81&limit=5",
+        "",
+    )
+    .await;
+    let expected = json!({"total": 1, "clients": [{
+        "service": "10.0.0.1:80/tcp", "client": "192.0.2.1", "backend": "10.1.0.3:81",
+        "half_open": true, "idle_ms": 1500, "left_ms": 60_000,
+    }]});
+    assert_eq!((status, body), (200, expected));
+    let (status, body) = ask(&agent, "GET", "/v1/clients?limit=0", "").await;
+    assert_eq!((status, body), (200, json!({"total": 2, "clients": []})));
+}
+
+#[tokio::test]
+async fn bad_queries_of_clients_are_refused() {
+    let agent = FakeAgent::start(WEB);
+    for (query, expected, code) in [
+        ("limit=100001", 400, "malformed"),
+        ("phase=moving", 400, "malformed"),
+        ("service=10.0.0.9:80/tcp", 404, "unknown_service"),
+        (
+            "service=10.0.0.1:80/tcp&backend=10.9.9.9:80",
+            404,
+            "unknown_backend",
+        ),
+    ] {
+        let (status, body) = ask(&agent, "GET", &format!("/v1/clients?{query}"), "").await;
+        assert_eq!(
+            (status, body["code"].as_str()),
+            (expected, Some(code)),
+            "{query}"
+        );
+    }
 }

@@ -281,6 +281,36 @@ const BAD_SERVICES: &[Bad] = &[
         "use flow_state \"auto\"",
     ),
     (
+        "persistence = \"1m\"\nmoving_time = \"0s\"",
+        5,
+        "service[0].moving_time",
+        "leave persistence out",
+    ),
+    (
+        "persistence = \"8d\"",
+        4,
+        "service[0].persistence",
+        "8days is out of range: 0s to 1 week",
+    ),
+    (
+        "persistence = 5",
+        4,
+        "service[0].persistence",
+        "expected a string in quotes, found a number",
+    ),
+    (
+        "persistence_prefix = 33",
+        4,
+        "service[0].persistence_prefix",
+        "33 is out of range: 1 to 32",
+    ),
+    (
+        "persistence_prefix = 0",
+        4,
+        "service[0].persistence_prefix",
+        "0 is out of range: 1 to 128",
+    ),
+    (
         "dead_after = \"169h\"",
         4,
         "service[0].dead_after",

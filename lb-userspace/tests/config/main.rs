@@ -35,6 +35,8 @@ flow_state = "always"
 on_down = "resteer"
 moving_time = "10m"
 dead_after = "0s"
+persistence = "5m"
+persistence_prefix = 24
 health = { type = "http", path = "/health", host = "x", port = 8080, interval = "1s", timeout = "500ms", rise = 2, fall = 4 }
 [[service.backend]]
 address = "10.1.0.2:80"
@@ -100,6 +102,10 @@ fn every_key_of_the_format_is_read() {
         (first.moving_time, first.dead_after),
         (Some(Duration::from_secs(600)), Duration::ZERO)
     );
+    assert_eq!(
+        (first.persistence, first.persistence_prefix),
+        (Duration::from_secs(300), Some(24))
+    );
     let http = Probe::Http {
         path: "/health".to_owned(),
         host: Some("x".to_owned()),
@@ -150,6 +156,10 @@ fn what_is_not_given_has_its_default() {
         (Scheduler::Maglev, FlowState::Auto, DEAD_AFTER)
     );
     assert_eq!((service.on_down, service.moving_time), (None, None));
+    assert_eq!(
+        (service.persistence, service.persistence_prefix),
+        (Duration::ZERO, None)
+    );
 }
 
 #[test]
@@ -287,6 +297,10 @@ fn what_is_probably_not_meant_is_a_warning_with_its_line() {
         (
             pool("moving_time = \"59s\"", plain),
             "moving_time 59s is shorter",
+        ),
+        (
+            pool("persistence_prefix = 24", plain),
+            "persistence_prefix has no effect without persistence",
         ),
         (
             pool("", limited),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use lb_common::{
     memory::MemoryTables,
     steer,
-    tables::{Descriptor, Phase, Slot, hash_fields, service_flag, state},
+    tables::{Descriptor, Phase, Slot, service_flag, state},
 };
 use lb_userspace::{
     dataplane::Operation,
@@ -79,7 +79,7 @@ fn bend_descriptor(descriptor: &mut Descriptor, sabotage: Sabotage) {
     match sabotage {
         Sabotage::PreviousRingIsReleased => descriptor.previous_size = 0,
         Sabotage::PreviousHashIsForgotten if descriptor.flags & service_flag::MOVING != 0 => {
-            descriptor.previous_hash_fields = hash_fields::SOURCE - descriptor.previous_hash_fields;
+            descriptor.flags ^= service_flag::PREVIOUSLY_BY_SOURCE;
         }
         _ => {}
     }

@@ -8,6 +8,7 @@
 
 mod agent;
 mod bend;
+mod clients;
 mod flow;
 mod frame;
 mod grace;

@@ -5,10 +5,13 @@
 
 use lb_common::{
     memory::MemoryTables,
+    persist,
+    schedule::NOBODY,
     tables::{
         Address, Backend, Bucket, Control, Endpoint, FlowEvent, FlowKey, Member, Record, Route,
-        RouteQuery, Server, ServerKey, ServiceEntry, Slot, Table, Tables, Tick, WayBack,
+        RouteQuery, Server, ServerKey, ServiceEntry, Slot, Table, Tables, Tick, WayBack, flow_kind,
     },
+    track::Question,
     verdict::DropReason,
 };
 
@@ -57,11 +60,15 @@ pub enum Sabotage {
     NamedTrafficIsOverlooked,
     /// Room is given back without waiting for packets in flight.
     GraceIsSkipped,
+    /// Clients are not remembered beyond their opening packets.
+    ClientsAreNotConfirmed,
+    /// Clients whose new flows went elsewhere are remembered where they were.
+    ClientsStayWhereTheyWere,
 }
 
 impl Sabotage {
     /// All of them.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 22] = [
         Self::TableEvicts,
         Self::UnrecordedChoiceStands,
         Self::OriginIsIgnored,
@@ -82,6 +89,8 @@ impl Sabotage {
         Self::ServerIdsAreIgnored,
         Self::NamedTrafficIsOverlooked,
         Self::GraceIsSkipped,
+        Self::ClientsAreNotConfirmed,
+        Self::ClientsStayWhereTheyWere,
     ];
 }
 
@@ -104,6 +113,13 @@ impl<'a> Bent<'a> {
 
     fn is(&self, sabotage: Sabotage) -> bool {
         self.sabotage == Some(sabotage)
+    }
+
+    /// Whether a client is remembered, whoever its backend is.
+    fn knows(&self, question: &Question) -> bool {
+        let flows = self.tables.flows.borrow();
+        let mut keys = flows.established.records.keys();
+        keys.any(|key| key.kind == flow_kind::CLIENT && key.source == question.key.source)
     }
 
     fn evict(&self, table: Table, key: &FlowKey) {
@@ -212,7 +228,7 @@ impl Tables for Bent<'_> {
     fn count_flow(&self, service: u32, event: FlowEvent) {
         let counter = match event {
             FlowEvent::Lookup => Some(&self.tally.lookups),
-            FlowEvent::Overflow => Some(&self.tally.overflows),
+            FlowEvent::Overflow | FlowEvent::ClientOverflow => Some(&self.tally.overflows),
             FlowEvent::Named => Some(&self.tally.named),
             FlowEvent::Recorded => None,
         };
@@ -230,7 +246,20 @@ impl Tables for Bent<'_> {
         self.tables.add_load(counters, change);
     }
 
-    fn turn(&self, service: u32) -> u32 {
-        self.tables.turn(service)
+    fn turn(&self, pool: u32) -> u32 {
+        self.tables.turn(pool)
+    }
+
+    fn remember(&self, question: &Question, id: u32) {
+        let known = persist::recall(self, question) != NOBODY || self.knows(question);
+        if !(known && self.is(Sabotage::ClientsStayWhereTheyWere)) {
+            persist::remember(self, question, id);
+        }
+    }
+
+    fn confirm(&self, question: &Question, id: u32) {
+        if !self.is(Sabotage::ClientsAreNotConfirmed) {
+            persist::confirm(self, question, id);
+        }
     }
 }

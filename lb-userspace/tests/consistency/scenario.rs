@@ -79,6 +79,7 @@ pub enum Kind {
     FlowState,
     MovingTime,
     OnDown,
+    Persistence,
     Limit,
     RemoveService,
     AddService,
@@ -140,6 +141,7 @@ fn kind() -> impl Strategy<Value = Kind> {
         1 => Just(Kind::FlowState),
         1 => Just(Kind::MovingTime),
         1 => Just(Kind::OnDown),
+        1 => Just(Kind::Persistence),
         1 => Just(Kind::Limit),
         1 => Just(Kind::RemoveService),
         2 => Just(Kind::AddService),
@@ -214,6 +216,8 @@ pub fn services() -> Vec<Service> {
         moving_time: None,
         dead_after: Duration::from_secs(60),
         quic: None,
+        persistence: Duration::ZERO,
+        persistence_prefix: None,
         health: Health {
             probe: Probe::Tcp,
             ..Health::default()
@@ -233,6 +237,8 @@ pub fn services() -> Vec<Service> {
         service(8, Udp, Mode::Nat, Scheduler::Maglev),
         service(9, Udp, Mode::Nat, Scheduler::Maglev),
         service(10, Udp, Mode::Ipip, Scheduler::LeastConnections),
+        service(11, Tcp, Mode::Nat, Scheduler::RoundRobin),
+        service(12, Udp, Mode::Ipip, Scheduler::Maglev),
     ];
     services[1].flow_state = FlowState::Always;
     services[3].id.vip = "[2001:db8::1]:443".parse().unwrap();
@@ -240,6 +246,8 @@ pub fn services() -> Vec<Service> {
     services[8].on_down = Some(OnDown::Keep);
     services[9].quic = Some(QUIC);
     services[10].quic = Some(QUIC);
+    services[11].persistence = Duration::from_secs(300);
+    services[12].persistence = Duration::from_secs(20);
     services
 }
 

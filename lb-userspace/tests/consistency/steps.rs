@@ -76,7 +76,8 @@ impl Simulation {
             | Kind::Scheduler
             | Kind::FlowState
             | Kind::MovingTime
-            | Kind::OnDown => {
+            | Kind::OnDown
+            | Kind::Persistence => {
                 self.edit_settings(service, step);
             }
             Kind::RemoveService => {
@@ -248,15 +249,22 @@ impl Simulation {
             }
             Kind::FlowState => settings.flow_state = Some(FlowState::Always),
             Kind::MovingTime => settings.moving_time = Some(self.some_moving_time(step)),
+            Kind::Persistence => {
+                settings.persistence = Some(self.moving_time * u32::from(step.choice % 3) / 2);
+            }
             _ if step.choice.is_multiple_of(2) => settings.on_down = Some(OnDown::Keep),
             _ => settings.on_down = Some(OnDown::Resteer),
         }
         {
             let mut world = self.stage.world();
+            if settings.persistence.is_some() {
+                world.clients.forget_service(service);
+            }
             let offer = &mut world.offers[service];
             offer.by_connection |= settings
                 .scheduler
-                .is_some_and(Scheduler::records_every_flow);
+                .is_some_and(Scheduler::records_every_flow)
+                || settings.persistence.is_some_and(|time| !time.is_zero());
             if let Some(time) = settings.moving_time {
                 let least = offer.moving_time.min(Time::from(plan::ticks(time)));
                 world.limit_moving_time(service, least);

@@ -25,6 +25,8 @@ pub struct Tally {
     pub overflows: Cell<u64>,
     /// The most that a table has held.
     pub peak: Cell<u64>,
+    /// New flows that had to reach their clients' backends.
+    pub returned: u64,
     /// Promises broken, and how.
     pub broken: Vec<String>,
 }
@@ -36,6 +38,7 @@ impl Tally {
         self.packets += other.packets;
         self.flood += other.flood;
         self.flows += other.flows;
+        self.returned += other.returned;
         self.changes += other.changes;
         self.operations += other.operations;
         self.lookups.set(self.lookups.get() + other.lookups.get());
@@ -53,12 +56,13 @@ impl fmt::Display for Tally {
         let share = 100.0 * self.lookups.get() as f64 / (packets.max(1)) as f64;
         write!(
             f,
-            "{} sequences, {} changes, {} operations, {} flows, {} packets ({} of floods), \
+            "{} sequences, {} changes, {} operations, {} flows ({} of clients that return), {} packets ({} of floods), \
              {share:.1}% looked up, {} by connection id, {} overflows, {} entries at most, {} broken",
             self.sequences,
             self.changes,
             self.operations,
             self.flows,
+            self.returned,
             packets,
             self.flood,
             self.named.get(),

@@ -18,6 +18,7 @@ use lb_userspace::{
 };
 
 use crate::{
+    clients::{self, Clients},
     flow::{Flow, Stage, Time},
     frame::{self, Sent, control},
     grace::GraceWatch,
@@ -70,6 +71,8 @@ pub struct World {
     pub tally: Tally,
     /// What packets in flight may still look at.
     pub grace: GraceWatch,
+    /// Who has to come back to whom.
+    pub clients: Clients,
 }
 
 impl World {
@@ -92,6 +95,7 @@ impl World {
             sabotage,
             tally: Tally::default(),
             grace: GraceWatch::default(),
+            clients: Clients::default(),
         };
         world.set_clock();
         for number in 0..flows {
@@ -170,16 +174,18 @@ impl World {
     /// The first packet of a connection, or the same once more.
     fn begin(&mut self, number: usize, has_connections: bool) {
         let flow = &self.flows[number];
+        let mut moved = false;
         if flow.stage == Stage::Idle {
             if !self.offers[flow.service].open {
                 return;
             }
             self.tally.flows += 1;
             if self.random.once_in(2) {
+                moved = true;
                 self.move_client(number);
             }
         }
-        let reached = self.send(number, Sent::Opening).ok();
+        let reached = self.open(number, moved);
         let alive = self.alive(number, reached);
         let flow = &mut self.flows[number];
         flow.backend = alive;
@@ -194,6 +200,43 @@ impl World {
     fn move_client(&mut self, number: usize) {
         let port = 1_024 + self.random.below(60_000) as u16;
         self.flows[number].client.set_port(port);
+    }
+
+    /// Sends a packet that may open a connection, from another port than the last or not; it has to reach
+    /// whom its client was with.
+    fn open(&mut self, number: usize, moved: bool) -> Option<IpAddr> {
+        let flow = self.flows[number].clone();
+        let id = self.offers[flow.service].id;
+        let tables = &self.memory.tables;
+        let descriptor = clients::in_force(tables, id).unwrap_or_default();
+        let whole = descriptor.flags & service_flag::MOVING != 0;
+        let udp = id.protocol == Protocol::Udp;
+        let quic = self.offers[flow.service].quic;
+        // A connection that was never closed and is opened again is taken for the same. Of UDP, nothing
+        // says that it is new: it may be older than what is set. That of QUIC may name its server.
+        let tells = flow.stage == Stage::Idle
+            && descriptor.persistence > 0
+            && moved
+            && !(quic || (whole && udp));
+        let expected = self.clients.expected(&flow, &descriptor, tables, self.now);
+        let overflows = self.tally.overflows.get();
+        let reached = self.send(number, Sent::Opening).ok();
+        let certain = self.tally.overflows.get() == overflows;
+        let sure = reached.filter(|_| certain);
+        if !tells {
+            self.clients.went_on(&flow, sure, !udp);
+            return reached;
+        }
+        self.tally.returned += u64::from(expected.is_some());
+        if certain && expected.is_some() && reached != expected {
+            let strayed = format!(
+                "at {}: {flow:?} came to {reached:?}, not {expected:?}",
+                self.now
+            );
+            self.tally.broken.push(strayed);
+        }
+        self.clients.began(&flow, &descriptor, sure, self.now);
+        reached
     }
 
     /// A flow's backend as far as anything can be promised of it.
@@ -230,6 +273,8 @@ impl World {
         if orphan {
             // Whoever gets it answers with a RST.
             let _ = self.send(number, Sent::Segment(control::ACK));
+            let flow = self.flows[number].clone();
+            self.clients.forget(&flow);
         } else {
             self.check(number, control::ACK);
         }
@@ -252,7 +297,11 @@ impl World {
             self.move_client(number);
         }
         let before = self.flows[number].clone();
+        let overflows = self.tally.overflows.get();
         let reached = self.send(number, sent);
+        let certain = self.tally.overflows.get() == overflows;
+        let sure = reached.ok().filter(|_| certain);
+        self.clients.went_on(&before, sure, false);
         if before.loose {
             self.flows[number].backend = self.alive(number, reached.ok());
         } else if reached.ok() != before.backend {
@@ -333,6 +382,9 @@ impl World {
                 self.loosen_strays(&now);
             }
         }
+        if matches!(operation, Operation::Member(_, member) if member.backend == 0) {
+            self.clients.forget_all();
+        }
         self.grace.carried_out(operation, &self.memory.tables);
         self.tally.operations += 1;
         Ok(())
@@ -359,6 +411,7 @@ impl World {
     /// A service goes, or comes anew.
     pub fn set_open(&mut self, service: usize, open: bool) {
         self.offers[service].open = open;
+        self.clients.forget_service(service);
         for flow in self.flows.iter_mut().filter(|flow| flow.service == service) {
             flow.end();
         }
@@ -389,7 +442,14 @@ impl World {
 fn moves_twice(before: &Descriptor, now: &Descriptor) -> bool {
     let settings = |d: &Descriptor| {
         let always = d.flags & service_flag::ALWAYS;
-        (d.ring_size, d.scheduler, d.hash_fields, always)
+        let by_source = d.flags & service_flag::BY_SOURCE;
+        (
+            d.ring_size,
+            d.scheduler,
+            by_source,
+            d.persistence > 0,
+            always,
+        )
     };
     before.flags & now.flags & service_flag::MOVING != 0 && settings(before) != settings(now)
 }

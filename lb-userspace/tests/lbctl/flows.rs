@@ -23,6 +23,15 @@ async fn each_setting_of_a_service_is_changed_alone() {
         ("--dead-after 0s", |s| {
             s.dead_after = std::time::Duration::ZERO;
         }),
+        ("--persistence 5m", |s| {
+            s.persistence = std::time::Duration::from_secs(300);
+        }),
+        ("--persistence-prefix 24", |s| {
+            s.persistence_prefix = Some(24)
+        }),
+        ("--persistence 0s", |s| {
+            s.persistence = std::time::Duration::ZERO;
+        }),
     ];
     for (option, change) in steps {
         let line = succeed(&agent, &format!("service set 10.0.0.1:80/tcp {option}")).await;
@@ -105,4 +114,24 @@ async fn a_removed_backend_that_has_flows_is_listed_as_leaving_and_not_counted()
         (&json[2]["address"], &json[2]["leaving"]),
         (&json!("10.1.0.9:80"), &json!(true))
     );
+}
+
+#[tokio::test]
+async fn remembered_clients_are_listed_and_counted_apart_from_flows() {
+    let agent = FakeAgent::start(WEB);
+    let set = "service set 10.0.0.1:80/tcp --persistence 5m --persistence-prefix 24";
+    succeed(&agent, set).await;
+    let expected = "\
+SERVICE          CLIENT        BACKEND      STATE            IDLE  LEFT
+10.0.0.1:80/tcp  192.0.2.0/24  10.1.0.2:80  established  1s 500ms    1m
+1 of 2 clients; --limit shows more
+";
+    assert_eq!(succeed(&agent, "flows --clients --limit 1").await, expected);
+    let one = "flows --clients --count --backend 10.1.0.3:81";
+    assert_eq!(succeed(&agent, one).await, "1\n");
+    assert_eq!(succeed_json(&agent, one).await, json!({"total": 1}));
+    let shown = succeed(&agent, "service show 10.0.0.1:80/tcp").await;
+    let line =
+        "persistence  5m by the first 24 bits of addresses: 7 clients; so far 1 without room";
+    assert!(shown.lines().any(|l| l == line), "{shown}");
 }

@@ -119,6 +119,7 @@ passed       20 slots began to move, 17 to settle, 16 became steady
 flow state   auto
 flows        10 established, 4 half-open; so far 30 recorded, 70 looked up, 2 without room
 moving time  15m
+persistence  none
 on down      keep
 dead after   1m
 check        http:8080 /health every 1000 ms, timeout 500 ms, rise 2, fall 3

@@ -1,7 +1,7 @@
 //! An agent without a kernel: the real API server in front of a loop that keeps a model's state.
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::PathBuf,
     sync::{Arc, Mutex},
     time::Duration,
@@ -12,8 +12,8 @@ use lb_userspace::{
     api,
     model::{Admin, Backend, Change, Service, State},
     snapshot::{
-        BackendStatus, Condition, FlowFilter, FlowList, FlowRecord, FlowStatus, InterfaceStatus,
-        Passed, ServiceStatus, Snapshot, TableUse, Traffic,
+        BackendStatus, ClientList, ClientRecord, Condition, FlowFilter, FlowList, FlowRecord,
+        FlowStatus, InterfaceStatus, Passed, ServiceStatus, Snapshot, TableUse, Traffic,
     },
 };
 use tempfile::TempDir;
@@ -92,6 +92,9 @@ async fn run(mut requests: mpsc::Receiver<Request>, state: Arc<Mutex<State>>) {
             }
             Request::Flows(filter, reply) => {
                 let _ = reply.send(Ok(flows(&state.lock().unwrap(), filter)));
+            }
+            Request::Clients(filter, reply) => {
+                let _ = reply.send(Ok(clients(&state.lock().unwrap(), filter)));
             }
         }
     }
@@ -198,6 +201,8 @@ fn describe(service: &Service) -> ServiceStatus {
             recorded: 30,
             overflows: 2,
             named: 6,
+            clients: 7,
+            client_overflows: 1,
         },
         traffic: Traffic {
             packets: 2_468,
@@ -237,5 +242,30 @@ fn flows(state: &State, filter: FlowFilter) -> FlowList {
     FlowList {
         total: matching.len(),
         flows: matching.into_iter().take(filter.limit).collect(),
+    }
+}
+
+/// A client of each backend, one of which has only opened a flow.
+fn clients(state: &State, filter: FlowFilter) -> ClientList {
+    let all = state.services().flat_map(|service| {
+        (0..)
+            .zip(&service.backends)
+            .map(|(n, backend)| ClientRecord {
+                service: service.id,
+                address: IpAddr::from([192, 0, 2, n]),
+                prefix: service.persistence_prefix.unwrap_or(32),
+                backend: backend.address,
+                half_open: n == 1,
+                idle: Duration::from_millis(1_500),
+                left: Duration::from_secs(60),
+            })
+    });
+    let matching: Vec<_> = all
+        .filter(|client| filter.service.is_none_or(|id| client.service == id))
+        .filter(|client| filter.backend.is_none_or(|a| client.backend == a))
+        .collect();
+    ClientList {
+        total: matching.len(),
+        clients: matching.into_iter().take(filter.limit).collect(),
     }
 }

@@ -163,6 +163,8 @@ impl<D: Dataplane> Core<D> {
             recorded: counted.recorded,
             overflows: counted.overflows,
             named: counted.named,
+            clients: census.clients,
+            client_overflows: counted.client_overflows,
         }
     }
 }

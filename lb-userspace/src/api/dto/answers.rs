@@ -74,6 +74,12 @@ pub struct Service {
     pub dead_after_ms: u64,
     /// How its connection ids are laid out; `null` where it is not QUIC.
     pub quic: Option<Quic>,
+    /// How long a client's new flows go where its last new flow went; 0: not at all.
+    #[serde(default)]
+    pub persistence_ms: u64,
+    /// Bits of an address that make a client; `null`: all.
+    #[serde(default)]
+    pub persistence_prefix: Option<u8>,
     /// How backends are checked.
     pub health: Health,
     /// Its slots by phase, and what the flow tables do for it.
@@ -244,6 +250,8 @@ impl From<&snapshot::ServiceStatus> for Service {
             moving_time_ms: millis(service.moving_time()),
             dead_after_ms: millis(service.dead_after),
             quic: service.quic,
+            persistence_ms: millis(service.persistence),
+            persistence_prefix: service.persistence_prefix,
             health: (&service.health).into(),
             flows: status.flows.into(),
             traffic: status.traffic.into(),

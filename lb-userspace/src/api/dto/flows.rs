@@ -57,7 +57,9 @@ pub struct FlowQuery {
     pub limit: Option<usize>,
 }
 
-fn backend<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SocketAddr>, D::Error> {
+pub(super) fn backend<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<SocketAddr>, D::Error> {
     super::requests::address(deserializer).map(Some)
 }
 
@@ -67,16 +69,20 @@ impl FlowQuery {
     /// # Errors
     /// The limit is too large.
     pub fn into_filter(self) -> Result<FlowFilter, String> {
-        let limit = self.limit.unwrap_or(DEFAULT_FLOWS);
-        if limit > MAX_FLOWS {
-            return Err(format!("limit: {limit} is too large: 0 to {MAX_FLOWS}"));
-        }
         Ok(FlowFilter {
             service: self.service,
             backend: self.backend,
             phase: self.phase.map(Phase::name),
-            limit,
+            limit: limit(self.limit)?,
         })
+    }
+}
+
+/// How many to list.
+pub(super) fn limit(asked: Option<usize>) -> Result<usize, String> {
+    match asked.unwrap_or(DEFAULT_FLOWS) {
+        limit if limit <= MAX_FLOWS => Ok(limit),
+        limit => Err(format!("limit: {limit} is too large: 0 to {MAX_FLOWS}")),
     }
 }
 
@@ -133,6 +139,12 @@ pub struct ServiceFlows {
     pub overflows: u64,
     /// Packets of a QUIC service whose connection id named their backend.
     pub named: u64,
+    /// Clients that are remembered for persistence.
+    #[serde(default)]
+    pub clients: u32,
+    /// Clients that could not be remembered, since the table was full.
+    #[serde(default)]
+    pub client_overflows: u64,
 }
 
 /// Slots that have entered each phase.
@@ -201,6 +213,8 @@ impl From<snapshot::FlowStatus> for ServiceFlows {
             recorded,
             overflows,
             named,
+            clients,
+            client_overflows,
         } = status;
         Self {
             steady,
@@ -217,6 +231,8 @@ impl From<snapshot::FlowStatus> for ServiceFlows {
             recorded,
             overflows,
             named,
+            clients,
+            client_overflows,
         }
     }
 }

@@ -41,6 +41,12 @@ pub struct NewService {
     /// How its connection ids are laid out, where it is QUIC.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quic: Option<Quic>,
+    /// How long a client's new flows go where its last new flow went; 0, or absent: not at all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub persistence_ms: Option<u64>,
+    /// Bits of an address that make a client; all where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub persistence_prefix: Option<u8>,
     /// How backends are checked; by TCP connection where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health: Option<Health>,
@@ -127,6 +133,12 @@ pub struct EditService {
     /// How long a backend is down before it counts as dead.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dead_after_ms: Option<u64>,
+    /// How long a client's new flows go where its last new flow went; 0: not at all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub persistence_ms: Option<u64>,
+    /// Bits of an address that make a client.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub persistence_prefix: Option<u8>,
 }
 
 impl From<EditService> for Settings {
@@ -138,6 +150,8 @@ impl From<EditService> for Settings {
             on_down: edit.on_down,
             moving_time: edit.moving_time_ms.map(Duration::from_millis),
             dead_after: edit.dead_after_ms.map(Duration::from_millis),
+            persistence: edit.persistence_ms.map(Duration::from_millis),
+            persistence_prefix: edit.persistence_prefix,
         }
     }
 }
@@ -203,6 +217,8 @@ impl NewService {
                 .dead_after_ms
                 .map_or(model::DEAD_AFTER, Duration::from_millis),
             quic: self.quic,
+            persistence: Duration::from_millis(self.persistence_ms.unwrap_or(0)),
+            persistence_prefix: self.persistence_prefix,
             health: health.transpose()?.unwrap_or_default(),
             backends: self.backends.into_iter().map(Into::into).collect(),
         })

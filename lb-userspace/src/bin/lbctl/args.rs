@@ -81,7 +81,7 @@ pub enum Noun {
         #[command(subcommand)]
         verb: BackendVerb,
     },
-    /// List or count recorded flows
+    /// List or count recorded flows, or remembered clients
     Flows(Flows),
     /// Print completions for a shell
     Completions {
@@ -168,13 +168,15 @@ pub struct SetService {
 }
 
 /// The fields of [`SettingsArgs`].
-const SETTINGS: [&str; 6] = [
+const SETTINGS: [&str; 8] = [
     "scheduler",
     "ring_size",
     "flow_state",
     "on_down",
     "moving_time",
     "dead_after",
+    "persistence",
+    "persistence_prefix",
 ];
 
 /// How a service's flows are spread and kept.
@@ -199,6 +201,12 @@ pub struct SettingsArgs {
     /// How long a backend is down before it counts as dead [default: 1m]
     #[arg(long, value_name = "TIME", value_parser = parse_millis)]
     pub dead_after: Option<u64>,
+    /// How long a client's new flows go where its last new flow went; 0s: not at all [default: 0s]
+    #[arg(long, value_name = "TIME", value_parser = parse_millis)]
+    pub persistence: Option<u64>,
+    /// Bits of an address that make a client [default: all]
+    #[arg(long, value_name = "BITS", value_parser = clap::value_parser!(u8).range(1..=128))]
+    pub persistence_prefix: Option<u8>,
 }
 
 /// Which recorded flows to show.
@@ -211,8 +219,11 @@ pub struct Flows {
     #[arg(long, value_name = "BACKEND", value_parser = model::Backend::parse_address)]
     pub backend: Option<SocketAddr>,
     /// In slots of this phase
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, conflicts_with = "clients")]
     pub phase: Option<Phase>,
+    /// Clients remembered for persistence instead
+    #[arg(long)]
+    pub clients: bool,
     /// Only count them
     #[arg(long, conflicts_with = "limit")]
     pub count: bool,

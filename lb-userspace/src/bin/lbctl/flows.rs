@@ -2,7 +2,7 @@
 
 use lb_userspace::api::{
     client::Client,
-    dto::{self, Flow, FlowQuery},
+    dto::{self, ClientQuery, Flow, FlowQuery},
 };
 use serde::Serialize;
 
@@ -14,6 +14,9 @@ use crate::{
 
 /// Lists or counts recorded flows; returns what to print.
 pub async fn run(client: &Client, args: &Flows, output: Output) -> Result<String, Failure> {
+    if args.clients {
+        return clients(client, args, output).await;
+    }
     let query = FlowQuery {
         service: args.service,
         backend: args.backend,
@@ -27,6 +30,22 @@ pub async fn run(client: &Client, args: &Flows, output: Output) -> Result<String
         (Output::Json, false) => output::json(&flows),
         (Output::Table, true) => Ok(format!("{total}\n")),
         (Output::Table, false) => Ok(list(&flows)),
+    }
+}
+
+async fn clients(client: &Client, args: &Flows, output: Output) -> Result<String, Failure> {
+    let query = ClientQuery {
+        service: args.service,
+        backend: args.backend,
+        limit: Some(if args.count { 0 } else { args.limit }),
+    };
+    let clients = client.clients(&query).await?;
+    let total = clients.total;
+    match (output, args.count) {
+        (Output::Json, true) => output::json(&Count { total }),
+        (Output::Json, false) => output::json(&clients),
+        (Output::Table, true) => Ok(format!("{total}\n")),
+        (Output::Table, false) => Ok(list_clients(&clients)),
     }
 }
 
@@ -68,4 +87,33 @@ fn row(flow: &Flow) -> Vec<String> {
         output::millis(flow.idle_ms),
         output::millis(flow.age_ms),
     ]
+}
+
+fn list_clients(clients: &dto::Clients) -> String {
+    if clients.total == 0 {
+        return "no remembered clients: services without persistence have none\n".to_owned();
+    }
+    let header = ["SERVICE", "CLIENT", "BACKEND", "STATE", "IDLE", "LEFT"];
+    let row = |client: &dto::Client| {
+        vec![
+            client.service.to_string(),
+            client.client.clone(),
+            client.backend.to_string(),
+            if client.half_open {
+                "half-open"
+            } else {
+                "established"
+            }
+            .to_owned(),
+            output::millis(client.idle_ms),
+            output::millis(client.left_ms),
+        ]
+    };
+    let rows = clients.clients.iter().map(row).collect();
+    let mut text = output::table(&header, &["IDLE", "LEFT"], rows);
+    if clients.clients.len() < clients.total {
+        let (shown, total) = (clients.clients.len(), clients.total);
+        text += &format!("{shown} of {total} clients; --limit shows more\n");
+    }
+    text
 }

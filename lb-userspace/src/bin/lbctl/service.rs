@@ -90,6 +90,8 @@ fn new_service(args: &AddService) -> NewService {
         moving_time_ms: settings.moving_time_ms,
         dead_after_ms: settings.dead_after_ms,
         quic: args.quic.map(quic),
+        persistence_ms: settings.persistence_ms,
+        persistence_prefix: settings.persistence_prefix,
         health: Some(Health {
             check: check.into(),
             path,
@@ -125,6 +127,8 @@ fn edit(args: SettingsArgs) -> EditService {
         on_down,
         moving_time,
         dead_after,
+        persistence,
+        persistence_prefix,
     } = args;
     EditService {
         ring_size,
@@ -133,6 +137,8 @@ fn edit(args: SettingsArgs) -> EditService {
         on_down,
         moving_time_ms: moving_time,
         dead_after_ms: dead_after,
+        persistence_ms: persistence,
+        persistence_prefix,
     }
 }
 
@@ -182,6 +188,7 @@ fn show(service: &Service) -> String {
         ("flow state", name_of(service.flow_state)),
         ("flows", flows(service)),
         ("moving time", output::millis(service.moving_time_ms)),
+        ("persistence", persistence(service)),
         ("on down", name_of(service.on_down)),
         ("dead after", output::millis(service.dead_after_ms)),
         ("check", check_in_full(&service.health)),
@@ -229,6 +236,23 @@ fn flows(service: &Service) -> String {
     format!(
         "{} established, {} half-open; so far {} recorded, {} looked up, {} without room",
         flows.established, flows.half_open, flows.recorded, flows.lookups, flows.overflows
+    )
+}
+
+fn persistence(service: &Service) -> String {
+    if service.persistence_ms == 0 {
+        return "none".to_owned();
+    }
+    let by = match service.persistence_prefix {
+        Some(bits) => format!(" by the first {bits} bits of addresses"),
+        None => String::new(),
+    };
+    let flows = &service.flows;
+    format!(
+        "{}{by}: {} clients; so far {} without room",
+        output::millis(service.persistence_ms),
+        flows.clients,
+        flows.client_overflows
     )
 }
 

@@ -38,7 +38,7 @@ pub struct Maps {
     owned: HashMap<MapData, Raw<16>, u32>,
     service_counters: PerCpuCounters,
     backend_counters: PerCpuCounters,
-    flow_counters: PerCpuCounters<4>,
+    flow_counters: PerCpuCounters<5>,
     loads: Mapped<u64>,
     moved: Mapped<u64>,
     established: FlowMap,
@@ -267,7 +267,7 @@ fn sum<const N: usize>(map: &PerCpuCounters<N>, index: u32) -> Result<[u64; N], 
     Ok(total)
 }
 
-fn traffic(map: &PerCpuCounters, index: u32) -> Result<Counters, DataplaneError> {
+fn traffic(map: &PerCpuCounters<3>, index: u32) -> Result<Counters, DataplaneError> {
     let [packets, bytes, flows] = sum(map, index)?;
     Ok(Counters {
         packets,
@@ -350,12 +350,14 @@ impl Dataplane for Maps {
     }
 
     fn flow_counters(&self, index: u32) -> Result<FlowCounters, DataplaneError> {
-        let [lookups, recorded, overflows, named] = sum(&self.flow_counters, index)?;
+        let [lookups, recorded, overflows, named, client_overflows] =
+            sum(&self.flow_counters, index)?;
         Ok(FlowCounters {
             lookups,
             recorded,
             overflows,
             named,
+            client_overflows,
         })
     }
 

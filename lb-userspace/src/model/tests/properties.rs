@@ -82,15 +82,28 @@ fn any_settings() -> impl Strategy<Value = Settings> + Clone {
         proptest::option::of(on_down),
         time(),
         time(),
+        time(),
+        proptest::option::of(prop_oneof![Just(24), Just(33)]),
     )
         .prop_map(
-            |(ring_size, scheduler, flow_state, on_down, moving_time, dead_after)| Settings {
+            |(
                 ring_size,
                 scheduler,
                 flow_state,
                 on_down,
                 moving_time,
                 dead_after,
+                persistence,
+                prefix,
+            )| Settings {
+                ring_size,
+                scheduler,
+                flow_state,
+                on_down,
+                moving_time,
+                dead_after,
+                persistence,
+                persistence_prefix: prefix,
             },
         )
 }

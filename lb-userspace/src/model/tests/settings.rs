@@ -19,6 +19,7 @@ const RECORDS: &[Spoil] = &[
         "moving_time",
     ),
     (|s| s.flow_state = FlowState::Always, "moving_time"),
+    (|s| s.persistence = MILLISECOND, "moving_time"),
     (
         |s| s.backends[0].max_connections = Some(1),
         "max_connections",
@@ -111,6 +112,18 @@ fn each_setting_is_changed_alone_and_the_rest_stays() {
         (
             |s| s.dead_after = Some(MILLISECOND),
             |s| s.dead_after = MILLISECOND,
+        ),
+        (
+            |s| s.persistence = Some(MILLISECOND),
+            |s| s.persistence = MILLISECOND,
+        ),
+        (
+            |s| s.persistence_prefix = Some(24),
+            |s| s.persistence_prefix = Some(24),
+        ),
+        (
+            |s| s.persistence = Some(Duration::ZERO),
+            |s| s.persistence = Duration::ZERO,
         ),
     ];
     let mut state = web();

@@ -12,7 +12,7 @@ const BAD_SETTINGS: &[(&str, u16, &str, &str)] = &[
         "{}",
         400,
         "malformed",
-        "give ring_size, scheduler, flow_state, on_down, moving_time_ms or dead_after_ms",
+        "give ring_size, scheduler, flow_state, on_down, moving_time_ms, dead_after_ms, persistence_ms or persistence_prefix",
     ),
     (
         r#"{"scheduler":null}"#,
@@ -62,6 +62,30 @@ const BAD_SETTINGS: &[(&str, u16, &str, &str)] = &[
         400,
         "invalid",
         "0s to 1 week",
+    ),
+    (
+        r#"{"persistence_ms":604800001}"#,
+        400,
+        "invalid",
+        "persistence: 7days 1ms is out of range: 0s to 1 week",
+    ),
+    (
+        r#"{"persistence_prefix":33}"#,
+        400,
+        "invalid",
+        "33 is out of range: 1 to 32",
+    ),
+    (
+        r#"{"persistence_prefix":256}"#,
+        400,
+        "malformed",
+        "expected u8",
+    ),
+    (
+        r#"{"persistence_ms":1000,"moving_time_ms":0}"#,
+        400,
+        "invalid",
+        "leave persistence out",
     ),
     // The valid half must not take effect.
     (

@@ -1,0 +1,175 @@
+//! What is recorded, as people ask for it: flows and clients one by one. Pure but for the tables that
+//! it is given, which it only reads.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use lb_common::{
+    tables::{
+        FlowKey, Phase, Record, TICK_SHIFT, Table, Tick, flow_kind, record_flag, service_flag,
+    },
+    track,
+};
+
+use super::{
+    Layout, Placed, PlacedMember,
+    census::{backend_of, slot_of},
+};
+use crate::{
+    dataplane::{DataplaneError, FlowTables},
+    model::ServiceId,
+    snapshot::{ClientList, ClientRecord, FlowFilter, FlowList, FlowRecord},
+};
+
+/// Services by index.
+type ByIndex<'a> = BTreeMap<u32, (ServiceId, &'a Placed)>;
+
+fn by_index(layout: &Layout) -> ByIndex<'_> {
+    layout
+        .services
+        .iter()
+        .map(|(&id, placed)| (placed.index, (id, placed)))
+        .collect()
+}
+
+fn time(ticks: Tick) -> Duration {
+    Duration::from_nanos(u64::from(ticks) << TICK_SHIFT)
+}
+
+/// Since a time, which another CPU may have told a little later.
+fn since(tick: Tick, now: Tick) -> Duration {
+    time(match now.wrapping_sub(tick) {
+        passed if passed as i32 >= 0 => passed,
+        _ => 0,
+    })
+}
+
+/// Lists recorded flows.
+///
+/// # Errors
+/// The tables cannot be read.
+pub fn flows(
+    layout: &Layout,
+    tables: &mut dyn FlowTables,
+    filter: &FlowFilter,
+    now: Tick,
+) -> Result<FlowList, DataplaneError> {
+    let by_index = by_index(layout);
+    let mut list = FlowList::default();
+    let is_flow = |key: &FlowKey| key.kind == flow_kind::FLOW;
+    for table in [Table::HalfOpen, Table::Established] {
+        tables.scan(table, &mut |key, record| {
+            let found = by_index.get(&key.service).filter(|_| is_flow(key));
+            let Some(&(service, placed)) = found else {
+                return;
+            };
+            let Some(flow) = flow(layout, service, placed, table, key, record, now) else {
+                return;
+            };
+            if filter.matches(&flow) {
+                list.total += 1;
+                if list.flows.len() < filter.limit {
+                    list.flows.push(flow);
+                }
+            }
+        })?;
+    }
+    Ok(list)
+}
+
+fn flow(
+    layout: &Layout,
+    service: ServiceId,
+    placed: &Placed,
+    table: Table,
+    key: &FlowKey,
+    record: &Record,
+    now: Tick,
+) -> Option<FlowRecord> {
+    if !track::live(record, now, placed.descriptor.moving_time) {
+        return None;
+    }
+    let (_, slot) = slot_of(key, placed, &layout.control.hash_key)?;
+    let member = backend_of(placed, record);
+    let whole = placed.descriptor.flags & service_flag::MOVING != 0;
+    Some(FlowRecord {
+        service,
+        client: SocketAddr::new(key.source.into(), u16::from_be(key.port)),
+        backend: member.map(PlacedMember::address),
+        half_open: table == Table::HalfOpen,
+        closing: record.flags & (record_flag::FINISHED | record_flag::RESET) != 0,
+        phase: match slot.phase() {
+            _ if whole => "moving",
+            Phase::Steady => "steady",
+            Phase::Moving => "moving",
+            Phase::Settling => "settling",
+        },
+        idle: since(record.stamp, now),
+        age: since(record.since, now),
+    })
+}
+
+/// Lists the clients that are remembered for persistence.
+///
+/// # Errors
+/// The tables cannot be read.
+pub fn clients(
+    layout: &Layout,
+    tables: &mut dyn FlowTables,
+    filter: &FlowFilter,
+    now: Tick,
+) -> Result<ClientList, DataplaneError> {
+    let by_index = by_index(layout);
+    let mut list = ClientList::default();
+    for table in [Table::HalfOpen, Table::Established] {
+        tables.scan(table, &mut |key, record| {
+            let is_client = key.kind == flow_kind::CLIENT;
+            let found = by_index.get(&key.service).filter(|_| is_client);
+            let Some(client) = found.and_then(|found| client(*found, table, key, record, now))
+            else {
+                return;
+            };
+            let matches = filter.service.is_none_or(|of| of == client.service)
+                && filter.backend.is_none_or(|of| of == client.backend);
+            if matches {
+                list.total += 1;
+                if list.clients.len() < filter.limit {
+                    list.clients.push(client);
+                }
+            }
+        })?;
+    }
+    Ok(list)
+}
+
+fn client(
+    (service, placed): (ServiceId, &Placed),
+    table: Table,
+    key: &FlowKey,
+    record: &Record,
+    now: Tick,
+) -> Option<ClientRecord> {
+    let persistence = placed.descriptor.persistence;
+    if !track::live(record, now, persistence) {
+        return None;
+    }
+    let passed = now.wrapping_sub(record.stamp) as i32;
+    let left = track::lifetime(record.flags, persistence) as i32 - passed;
+    let address = IpAddr::from(key.source);
+    let bits = placed.descriptor.client_bits() as u8;
+    Some(ClientRecord {
+        service,
+        address,
+        prefix: match address {
+            IpAddr::V4(_) => bits.saturating_sub(96),
+            IpAddr::V6(_) => bits,
+        },
+        backend: backend_of(placed, record)?.address(),
+        half_open: table == Table::HalfOpen,
+        idle: since(record.stamp, now),
+        left: time(left.try_into().unwrap_or(0)),
+    })
+}
