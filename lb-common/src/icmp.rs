@@ -320,7 +320,10 @@ fn to_backend<P: Packet, T: Tables>(
     let (bytes, counters) = (packet.length() as u64, backend.counters);
     let egress = forward::egress(packet, backend.interface);
     match service.descriptor.mode {
-        mode::NAT => translate(packet, outer, quoted, backend)?,
+        mode::NAT => {
+            let port = service.descriptor.port_at(backend, quoted.from.port);
+            translate(packet, outer, quoted, backend, port)?;
+        }
         _ => forward::deliver(
             packet,
             tables,
@@ -342,13 +345,14 @@ fn translate<P: Packet>(
     outer: &Flow,
     quoted: &Quoted,
     backend: &Backend,
+    port: u16,
 ) -> Result<(), DropReason> {
     if outer.v4 != backend.address.is_v4() {
         return Err(DropReason::Inconsistent);
     }
     forward::decrement_ttl(packet, outer)?;
     let end = forward::End::Source;
-    let change = requote(packet, outer, quoted, end, backend.address, backend.port)?;
+    let change = requote(packet, outer, quoted, end, backend.address, port)?;
     let end = forward::End::Destination;
     readdress(packet, outer, end, backend.address, change)?;
     forward::readdress(packet, backend.source_mac, backend.destination_mac)

@@ -93,7 +93,10 @@ fn to_backend<P: Packet, T: Tables>(
     let egress = forward::egress(packet, backend.interface);
     let counters = backend.counters;
     match service.descriptor.mode {
-        mode::NAT => translate(packet, flow, backend)?,
+        mode::NAT => {
+            let port = service.descriptor.port_at(backend, flow.destination_port);
+            translate(packet, flow, backend, port)?;
+        }
         mode => forward::deliver(packet, tables, flow, mode, backend, hash)?,
     }
     tables.count_service(service.index, bytes, flow.opens());
@@ -126,15 +129,14 @@ fn backend<'t, P: Packet, T: Tables>(
 }
 
 #[inline(always)]
-fn translate<P: Packet>(packet: &mut P, flow: &Flow, backend: &Backend) -> Result<(), DropReason> {
+fn translate<P: Packet>(
+    packet: &mut P,
+    flow: &Flow,
+    backend: &Backend,
+    port: u16,
+) -> Result<(), DropReason> {
     forward::decrement_ttl(packet, flow)?;
-    forward::rewrite(
-        packet,
-        flow,
-        End::Destination,
-        backend.address,
-        backend.port,
-    )?;
+    forward::rewrite(packet, flow, End::Destination, backend.address, port)?;
     forward::readdress(packet, backend.source_mac, backend.destination_mac)
 }
 

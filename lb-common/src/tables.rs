@@ -323,6 +323,16 @@ impl Descriptor {
         128 - (self.flags >> service_flag::CLIENT_SHIFT) as u32
     }
 
+    /// The port that a packet of mode [`mode::NAT`] has at a backend, given the one that it came to.
+    #[inline(always)]
+    pub const fn port_at(&self, backend: &Backend, port: u16) -> u16 {
+        if self.flags & service_flag::KEEPS_PORT != 0 {
+            port
+        } else {
+            backend.port
+        }
+    }
+
     /// Where the service is.
     pub const fn endpoint(&self) -> Endpoint {
         Endpoint {
@@ -348,6 +358,8 @@ pub mod service_flag {
     pub const BY_SOURCE: u16 = 8;
     /// Its place on the previous ring does.
     pub const PREVIOUSLY_BY_SOURCE: u16 = 16;
+    /// In mode [`NAT`](super::mode::NAT), packets keep their destination port: the pool serves several.
+    pub const KEEPS_PORT: u16 = 32;
     /// From this bit on, how many last bits of an address do not make another client of it, 0 to 127.
     pub const CLIENT_SHIFT: u32 = 9;
     /// Those under which even a steady slot looks its flows up.

@@ -283,7 +283,9 @@ impl Scrape {
     }
 
     fn backends(&self) -> impl Iterator<Item = ([(&'static str, String); 2], &BackendStatus)> {
-        self.0.services.iter().flat_map(|service| {
+        // A group's backends once, with its first service: else sums would count them twice.
+        let pools = self.0.services.iter().filter(|s| s.lead == s.service.id);
+        pools.flat_map(|service| {
             service.backends.iter().map(|backend| {
                 let [id] = service_labels(service);
                 (

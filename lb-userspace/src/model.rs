@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 mod check;
 mod error;
+pub mod group;
 mod id;
 mod millis;
 mod quic;
@@ -130,8 +131,8 @@ pub enum Admin {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Backend {
-    /// Where it listens. But for mode `nat` the packet's port stays the VIP's, and this port is only
-    /// probed.
+    /// Where it listens. But for mode `nat` outside of groups the packet's port stays the VIP's, and this
+    /// port is only probed.
     pub address: SocketAddr,
     /// Its share relative to the others, 0 to [`MAX_WEIGHT`].
     #[serde(default = "default_weight")]
@@ -228,6 +229,10 @@ impl Default for Health {
 pub struct Service {
     /// Address, port, protocol.
     pub id: ServiceId,
+    /// The group that it shares its pool with, and all settings below: one ring, one set of backends, one
+    /// scheduler. Packets keep their port then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
     /// How packets reach the backends.
     pub mode: Mode,
     /// Slots of the Maglev ring, a prime; chosen from the pool's size where absent.
@@ -282,6 +287,26 @@ pub struct Service {
 }
 
 impl Service {
+    /// A service without backends, with every setting at its default.
+    pub fn new(id: ServiceId, mode: Mode) -> Self {
+        Self {
+            id,
+            group: None,
+            mode,
+            ring_size: None,
+            scheduler: Scheduler::default(),
+            flow_state: FlowState::default(),
+            on_down: None,
+            moving_time: None,
+            dead_after: DEAD_AFTER,
+            quic: None,
+            persistence: Duration::ZERO,
+            persistence_prefix: None,
+            health: Health::default(),
+            backends: Vec::new(),
+        }
+    }
+
     /// What becomes of a backend's flows when its checks fail: without connections, nothing is
     /// lost by moving them.
     pub fn on_down(&self) -> OnDown {

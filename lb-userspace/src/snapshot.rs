@@ -201,6 +201,8 @@ pub struct FlowList {
 pub struct ServiceStatus {
     /// What is wanted, backends included.
     pub service: Service,
+    /// The first service of its group, or itself: backends are its, and shown by the others too.
+    pub lead: ServiceId,
     /// Slots of its ring now.
     pub ring_size: u32,
     /// Its slots by phase, and what the flow tables do for it.

@@ -84,6 +84,7 @@ fn snapshot() -> Snapshot {
         generation: 7,
         interfaces: vec![],
         services: vec![ServiceStatus {
+            lead: service.id,
             service,
             ring_size: 251,
             flows: flows(),

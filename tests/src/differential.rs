@@ -244,7 +244,7 @@ impl Bench {
     /// # Errors
     /// One does not.
     pub fn check_rings(&self) -> Result<()> {
-        for (id, placed) in &self.core.layout().services {
+        for (id, _, placed) in self.core.layout().services() {
             let rings = [Some(&placed.ring), placed.previous.as_ref()];
             for slot in rings.into_iter().flatten().flat_map(|ring| &ring.slots) {
                 for named in [slot.owner(), slot.keeper()] {

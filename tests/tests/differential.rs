@@ -57,6 +57,15 @@ fn service(vip: &str, mode: Mode, backends: &[&str]) -> Result<Service> {
 fn services() -> Result<Vec<Service>> {
     let v4 = ["10.2.0.11:80", "10.2.0.12:8080", "10.2.0.13:81"];
     let v6 = ["[fd00:2::11]:80", "[fd00:2::12]:8080", "[fd00:2::13]:81"];
+    let grouped = |vip| {
+        let pool = ["10.2.0.51:8080", "10.2.0.52:8080", "10.2.0.53:8080"];
+        service(vip, Mode::Nat, &pool).map(|service| Service {
+            group: Some("web".to_owned()),
+            scheduler: Scheduler::RoundRobin,
+            persistence: Duration::from_secs(3_600),
+            ..service
+        })
+    };
     let persistent = |vip, mode, backends: &[&str]| {
         let persistence = Duration::from_secs(3_600);
         service(vip, mode, backends).map(|service| Service {
@@ -91,6 +100,8 @@ fn services() -> Result<Vec<Service>> {
         quic("10.0.0.27:80/udp", Mode::Nat, &[41, 42, 43])?,
         quic("10.0.0.28:80/udp", Mode::Ipip, &[41, 42])?,
         quic("[fd00::27]:80/udp", Mode::Ipip, &[41, 44])?,
+        grouped("10.0.0.20:80/tcp")?,
+        grouped("10.0.0.20:443/tcp")?,
     ])
 }
 
@@ -197,21 +208,27 @@ fn disturb(bench: &mut Bench, random: &mut Random) -> Result<()> {
         "10.0.0.1:80/udp",
         "10.0.0.2:80/tcp",
         "10.0.0.2:80/udp",
+        "10.0.0.20:443/tcp",
         "10.0.0.27:80/udp",
         "10.0.0.28:80/udp",
     ];
     let number = random.below(vips.len() as u64);
     let id: ServiceId = vips[number].parse()?;
-    let backends = if number < 4 {
-        [
+    let plain = |addresses: [&str; 4]| addresses.map(|address| json!({ "address": address }));
+    let backends = match number {
+        0..4 => plain([
             "10.2.0.11:80",
             "10.2.0.12:8080",
             "10.2.0.13:81",
             "10.2.0.14:80",
-        ]
-        .map(|address| json!({ "address": address }))
-    } else {
-        [41, 42, 43, 44].map(named)
+        ]),
+        4 => plain([
+            "10.2.0.51:8080",
+            "10.2.0.52:8080",
+            "10.2.0.53:8080",
+            "10.2.0.54:8080",
+        ]),
+        _ => [41, 42, 43, 44].map(named),
     };
     let backend: Backend = serde_json::from_value(backends[random.below(4)].clone())?;
     let address = backend.address;

@@ -129,7 +129,7 @@ impl<D: Dataplane> Core<D> {
             sweep.run()?;
         }
         let since = core.dataplane.now();
-        for (&id, placed) in &core.layout.services {
+        for (id, _, placed) in core.layout.services() {
             for (_, member) in placed.members() {
                 // Or drained: what is wanted will tell.
                 if member.backend.state & state::TAKES == 0 {
@@ -188,10 +188,11 @@ impl<D: Dataplane> Core<D> {
     pub fn change(&mut self, change: Change) -> Result<(), ChangeError> {
         let next = self.state.apply(change)?;
         let before = std::mem::replace(&mut self.state, next);
-        let down = self.down.clone();
+        let (down, checked) = (self.down.clone(), self.checked.clone());
+        self.follow_leads(&before);
         self.forget_drained(&before);
         if let Err(error) = self.enforce() {
-            (self.state, self.down) = (before, down);
+            (self.state, self.down, self.checked) = (before, down, checked);
             return Err(error);
         }
         let wanted = self.targets();
@@ -199,6 +200,34 @@ impl<D: Dataplane> Core<D> {
         self.down
             .retain(|&(service, address), _| wanted.contains_key(&Target { service, address }));
         Ok(())
+    }
+
+    /// What is known of a group's backends is known under its first service; that may be another now.
+    fn follow_leads(&mut self, before: &State) {
+        let lead = |id: ServiceId| {
+            let group = before.service(id)?.group.as_ref()?;
+            let mut services = self.state.services();
+            let now = services.find(|service| service.group.as_ref() == Some(group))?;
+            (before.lead(id) == id && now.id != id).then_some(now.id)
+        };
+        let leads: BTreeMap<ServiceId, ServiceId> = before
+            .services()
+            .filter_map(|service| Some((service.id, lead(service.id)?)))
+            .collect();
+        if leads.is_empty() {
+            return;
+        }
+        for (&(id, address), &down) in &self.down.clone() {
+            if let Some(&lead) = leads.get(&id) {
+                self.down.insert((lead, address), down);
+            }
+        }
+        for (&Target { service, address }, checked) in &self.checked.clone() {
+            if let Some(&service) = leads.get(&service) {
+                self.checked
+                    .insert(Target { service, address }, checked.clone());
+            }
+        }
     }
 
     /// Taken up from the maps, a backend that took no flows may have been down or drained; what is
@@ -259,11 +288,11 @@ impl<D: Dataplane> Core<D> {
     }
 
     fn overflows(&self) -> Result<BTreeMap<u32, u64>, ChangeError> {
-        let read = |placed: &Placed| {
-            let counters = self.dataplane.flow_counters(placed.index);
-            counters.map(|counters| (placed.index, counters.overflows))
+        let read = |(_, index, _): (ServiceId, u32, &Placed)| {
+            let counters = self.dataplane.flow_counters(index);
+            counters.map(|counters| (index, counters.overflows))
         };
-        let read: Result<_, DataplaneError> = self.layout.services.values().map(read).collect();
+        let read: Result<_, DataplaneError> = self.layout.services().map(read).collect();
         read.map_err(|error| ChangeError::Kernel(error.to_string()))
     }
 
@@ -271,7 +300,7 @@ impl<D: Dataplane> Core<D> {
     fn traffic(&self) -> Result<BTreeMap<u32, u64>, ChangeError> {
         let services = self.state.services().filter(|s| s.quic.is_some());
         let left = services.flat_map(|service| {
-            let placed = self.layout.services.get(&service.id);
+            let placed = self.layout.placed(service.id);
             let members = placed.into_iter().flat_map(Placed::members);
             members.filter(|(_, member)| service.backend(member.address()).is_none())
         });
@@ -394,7 +423,7 @@ impl<D: Dataplane> Core<D> {
 
     /// Takes a backend's new flows, or all, from it by one store.
     fn mark(&mut self, service: ServiceId, address: SocketAddr, liveness: Liveness) {
-        let found = self.layout.services.get(&service);
+        let found = self.layout.placed(service);
         let Some((id, member)) = found.and_then(|placed| placed.member(address)) else {
             return;
         };
@@ -407,8 +436,7 @@ impl<D: Dataplane> Core<D> {
             .execute(&[Operation::State(member.entry, left)])
         {
             Ok(()) => {
-                let services = &mut Arc::make_mut(&mut self.layout).services;
-                if let Some(placed) = services.get_mut(&service) {
+                if let Some(placed) = Arc::make_mut(&mut self.layout).placed_mut(service) {
                     placed.marks += 1;
                     if let Some(Ok(member)) = placed.members.get_mut(usize::from(id)) {
                         member.backend.state = left;
@@ -463,7 +491,11 @@ impl<D: Dataplane> Core<D> {
     /// What is to be checked.
     pub fn targets(&self) -> BTreeMap<Target, TargetConfig> {
         let mut targets = BTreeMap::new();
-        for service in self.state.services() {
+        for pool in self.state.pools() {
+            let Some(&service) = pool.first() else {
+                continue;
+            };
+            let ports: BTreeSet<u16> = pool.iter().map(|s| s.id.vip.port()).collect();
             for backend in &service.backends {
                 let target = Target {
                     service: service.id,
@@ -474,6 +506,7 @@ impl<D: Dataplane> Core<D> {
                     target,
                     TargetConfig {
                         health: service.health.clone(),
+                        alone: ports.len() == 1,
                         initial,
                     },
                 );
@@ -483,13 +516,14 @@ impl<D: Dataplane> Core<D> {
     }
 
     fn condition(&self, service: &Service, address: SocketAddr) -> Condition {
+        let lead = self.state.lead(service.id);
         let checked = self.checked.get(&Target {
-            service: service.id,
+            service: lead,
             address,
         });
         match checked {
             Some(checked) => checked.condition,
-            None if self.down.contains_key(&(service.id, address)) => Condition::Down,
+            None if self.down.contains_key(&(lead, address)) => Condition::Down,
             None if service.health.probe == Probe::None => Condition::Up,
             None => Condition::Starting,
         }

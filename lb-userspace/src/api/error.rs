@@ -54,6 +54,7 @@ impl From<ModelError> for ApiError {
             ModelError::UnknownBackend { .. } => (StatusCode::NOT_FOUND, "unknown_backend"),
             ModelError::DuplicateService { .. } => (StatusCode::CONFLICT, "duplicate_service"),
             ModelError::DuplicateBackend { .. } => (StatusCode::CONFLICT, "duplicate_backend"),
+            ModelError::GroupDiffers { .. } => (StatusCode::CONFLICT, "group_differs"),
             ModelError::SharedNatBackend { .. } => (StatusCode::CONFLICT, "shared_nat_backend"),
             ModelError::SharedServerId { .. } => (StatusCode::CONFLICT, "shared_server_id"),
         };

@@ -24,7 +24,7 @@ use super::{
 use crate::{
     agent::Handle,
     http, metrics,
-    model::{Backend, Change, ModelError, ServiceId},
+    model::{Backend, Change, ModelError, Service, ServiceId},
     snapshot::ServiceStatus,
 };
 
@@ -138,8 +138,21 @@ async fn add_service(
     Body(new): Body<dto::NewService>,
 ) -> Answer<(StatusCode, Json<Changed>)> {
     let id = new.id;
-    handle.change(Change::AddService(new.into_model()?)).await?;
+    // Should the group change meanwhile, the model refuses what differs.
+    let shared = match &new.group {
+        Some(group) => shared(&handle, group).await?,
+        None => None,
+    };
+    let service = new.into_model(shared.as_ref())?;
+    handle.change(Change::AddService(service)).await?;
     Ok((StatusCode::CREATED, changed(Action::Added, id, None)))
+}
+
+/// A service of a group, where there is one.
+async fn shared(handle: &Handle, group: &str) -> Answer<Option<Service>> {
+    let services = handle.snapshot().await?.services.into_iter();
+    let mut services = services.map(|status| status.service);
+    Ok(services.find(|service| service.group.as_deref() == Some(group)))
 }
 
 async fn edit_service(

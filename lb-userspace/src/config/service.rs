@@ -3,7 +3,6 @@
 use std::{
     collections::{BTreeMap, HashMap},
     net::SocketAddr,
-    time::Duration,
 };
 
 use super::{
@@ -12,11 +11,12 @@ use super::{
 };
 use crate::duration;
 use crate::model::{
-    Backend, DEAD_AFTER, Health, Mode, ModelError, Probe, Quic, Service, ServiceId, State,
+    Backend, Health, Mode, ModelError, Probe, Quic, Service, ServiceId, Settings, State, group,
 };
 
 const SERVICE: &[&str] = &[
     "vip",
+    "group",
     "mode",
     "ring_size",
     "scheduler",
@@ -42,6 +42,7 @@ pub(super) fn read_all(root: &Section<'_>, limits: Limits) -> Vec<Located<Servic
         accepted: State::default(),
         backends: 0,
         lines: BTreeMap::new(),
+        groups: BTreeMap::new(),
     };
     let mut services = Vec::new();
     for section in root.sections("service", SERVICE) {
@@ -58,11 +59,17 @@ struct Services {
     backends: usize,
     /// The line that named each service first.
     lines: BTreeMap<ServiceId, usize>,
+    /// The first service of each group, which says what the others leave out.
+    groups: BTreeMap<String, Service>,
 }
 
 impl Services {
     fn service(&mut self, section: &Section<'_>, limits: Limits) -> Option<Service> {
-        let settings = read_settings(section);
+        let group = section.value("group", group::parse_name);
+        let group = group.map(Located::into_inner);
+        let sibling = group.as_ref().and_then(|name| self.groups.get(name));
+        let sibling = sibling.cloned();
+        let settings = read_settings(section, group, sibling.as_ref());
         let (backends, entries) = self.read_backends(section, settings.as_ref(), limits);
         let mut service = settings?;
         let line = section.report().line(section.span_of("vip").start);
@@ -75,7 +82,14 @@ impl Services {
             let problem = format!("more than limits.services = {}: raise it", limits.services);
             section.error(section.span(), "", problem);
         }
-        service.backends = backends;
+        service.backends = match sibling {
+            Some(sibling) if backends.is_empty() => sibling.backends,
+            _ => backends,
+        };
+        if let Some(group) = &service.group {
+            let first = || service.clone();
+            self.groups.entry(group.clone()).or_insert_with(first);
+        }
         if let Err(error) = self.accepted.insert(service.clone()) {
             // What the backends are by themselves has been checked, so the rest is either a
             // setting or what one of them shares with an earlier service.
@@ -128,9 +142,16 @@ fn shared(error: &ModelError) -> Option<(&'static str, SocketAddr)> {
     }
 }
 
-fn read_settings(section: &Section<'_>) -> Option<Service> {
+/// What a service's section says; what it leaves out is as in `shared`, or has its default.
+fn read_settings(
+    section: &Section<'_>,
+    group: Option<String>,
+    shared: Option<&Service>,
+) -> Option<Service> {
     section.require("vip", "10.0.0.1:80/tcp");
-    section.require("mode", "ipip");
+    if shared.is_none() {
+        section.require("mode", "ipip");
+    }
     let id = section.value("vip", |text| {
         text.parse().map_err(|e: ModelError| problem_of(&e))
     });
@@ -150,22 +171,28 @@ fn read_settings(section: &Section<'_>) -> Option<Service> {
         Some(None) => return None,
         quic => quic.flatten(),
     };
-    // A service whose mode is unknown is still worth checking: ipip is the one that forbids less.
-    Some(Service {
-        id: id?.into_inner(),
-        mode: mode.map_or(Mode::Ipip, Located::into_inner),
+    let id = id?.into_inner();
+    let mut service = match shared {
+        Some(shared) => shared.clone(),
+        // A service whose mode is unknown is still worth checking: ipip is the one that forbids less.
+        None => Service::new(id, Mode::Ipip),
+    };
+    (service.id, service.group, service.backends) = (id, group, Vec::new());
+    service.mode = mode.map_or(service.mode, Located::into_inner);
+    service.quic = quic.or(service.quic);
+    service.health = health.unwrap_or(service.health);
+    let settings = Settings {
         ring_size: ring_size.map(Located::into_inner),
-        scheduler: scheduler.map(Located::into_inner).unwrap_or_default(),
-        flow_state: flow_state.map(Located::into_inner).unwrap_or_default(),
+        scheduler: scheduler.map(Located::into_inner),
+        flow_state: flow_state.map(Located::into_inner),
         on_down: on_down.map(Located::into_inner),
         moving_time: moving_time.map(Located::into_inner),
-        dead_after: dead_after.map_or(DEAD_AFTER, Located::into_inner),
-        quic,
-        persistence: persistence.map_or(Duration::ZERO, Located::into_inner),
+        dead_after: dead_after.map(Located::into_inner),
+        persistence: persistence.map(Located::into_inner),
         persistence_prefix: prefix.map(Located::into_inner),
-        health: health.unwrap_or_default(),
-        backends: Vec::new(),
-    })
+    };
+    settings.apply(&mut service);
+    Some(service)
 }
 
 fn read_quic(section: &Section<'_>) -> Option<Quic> {
@@ -271,7 +298,7 @@ fn read_backend(section: &Section<'_>, service: Option<&Service>) -> Option<Back
 /// Reports a refusal of the model at the key that it names.
 fn report_model(section: &Section<'_>, id: ServiceId, error: &ModelError) {
     let field = match error {
-        ModelError::Invalid { field, .. } => *field,
+        ModelError::Invalid { field, .. } | ModelError::GroupDiffers { field, .. } => *field,
         _ => "",
     };
     let problem = match error {

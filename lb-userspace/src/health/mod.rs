@@ -45,8 +45,27 @@ pub struct Target {
 pub struct TargetConfig {
     /// Probe, rhythm and thresholds.
     pub health: Health,
+    /// Its port is the only one that serves: who refuses there is not there at all.
+    pub alone: bool,
     /// What it counts as before its first probe. Only looked at when the target is new.
     pub initial: Condition,
+}
+
+/// What a running check goes by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Check {
+    health: Health,
+    alone: bool,
+}
+
+impl TargetConfig {
+    fn check(&self) -> Check {
+        let Self { health, alone, .. } = self;
+        Check {
+            health: health.clone(),
+            alone: *alone,
+        }
+    }
 }
 
 /// News of a target. The news of a target that has just been removed may still be on its way.
@@ -79,7 +98,7 @@ pub struct Checker<P = Network> {
 /// The task of one target.
 #[derive(Debug)]
 struct Running {
-    health: watch::Sender<Health>,
+    check: watch::Sender<Check>,
     task: AbortHandle,
 }
 
@@ -117,7 +136,7 @@ impl<P: Prober> Checker<P> {
             .retain(|target, _| targets.contains_key(target));
         for (target, config) in targets {
             match self.running.get(&target) {
-                Some(running) => running.update(config.health),
+                Some(running) => running.update(config.check()),
                 None => {
                     let running = self.start(target, config);
                     self.running.insert(target, running);
@@ -127,19 +146,19 @@ impl<P: Prober> Checker<P> {
     }
 
     fn start(&self, target: Target, config: TargetConfig) -> Running {
-        let (health, updates) = watch::channel(config.health);
+        let (check, updates) = watch::channel(config.check());
         let (prober, permits) = (self.prober.clone(), Arc::clone(&self.permits));
         let runner = Runner::new(target, config.initial, prober, permits, self.events.clone());
         let task = tokio::spawn(runner.run(updates)).abort_handle();
-        Running { health, task }
+        Running { check, task }
     }
 }
 
 impl Running {
-    fn update(&self, health: Health) {
-        self.health.send_if_modified(|current| {
-            let changed = *current != health;
-            *current = health;
+    fn update(&self, check: Check) {
+        self.check.send_if_modified(|current| {
+            let changed = *current != check;
+            *current = check;
             changed
         });
     }

@@ -10,12 +10,12 @@ use tokio::{
 
 use crate::{
     health::{
-        Event, Target,
+        Check, Event, Target,
         machine::{Machine, Outcome},
         probe::{ProbeError, Prober},
         schedule,
     },
-    model::{Health, Probe, Protocol},
+    model::{Probe, Protocol},
     snapshot::Condition,
 };
 
@@ -75,19 +75,20 @@ impl<P: Prober> Runner<P> {
     }
 
     /// Probes as `updates` says, until its sender or the receiver of the events is gone.
-    pub async fn run(mut self, mut updates: watch::Receiver<Health>) {
+    pub async fn run(mut self, mut updates: watch::Receiver<Check>) {
         loop {
-            let health = updates.borrow_and_update().clone();
+            let check = updates.borrow_and_update().clone();
             // A probe under way when the check changes has asked the wrong question: it is dropped.
             tokio::select! {
-                Unheard = self.check(&health) => return,
+                Unheard = self.check(&check) => return,
                 changed = updates.changed() => if changed.is_err() { return },
             }
         }
     }
 
-    /// Probes as `health` says, for ever.
-    async fn check(&mut self, health: &Health) -> Unheard {
+    /// Probes as `check` says, for ever.
+    async fn check(&mut self, check: &Check) -> Unheard {
+        let health = &check.health;
         self.machine = Machine::new(self.machine.condition(), health.rise, health.fall);
         if health.probe == Probe::None {
             return self.settle().await;
@@ -100,7 +101,7 @@ impl<P: Prober> Runner<P> {
             };
             let outcome = self.prober.probe(self.target.address, health).await;
             drop(permit);
-            if let Err(unheard) = self.conclude(outcome, health).await {
+            if let Err(unheard) = self.conclude(outcome, check).await {
                 return unheard;
             }
         }
@@ -118,7 +119,7 @@ impl<P: Prober> Runner<P> {
     async fn conclude(
         &mut self,
         outcome: Result<Duration, ProbeError>,
-        health: &Health,
+        check: &Check,
     ) -> Result<(), Unheard> {
         match &outcome {
             Ok(_) => {
@@ -126,7 +127,7 @@ impl<P: Prober> Runner<P> {
                 self.machine.observe(Outcome::Success);
             }
             Err(error) if error.blames_backend() => {
-                self.nobody = error.says_dead(self.probes_what_serves(health));
+                self.nobody = error.says_dead(self.probes_what_serves(check));
                 self.machine.observe(Outcome::Failure);
             }
             Err(_) => {}
@@ -138,10 +139,12 @@ impl<P: Prober> Runner<P> {
         Ok(())
     }
 
-    /// Whether probes go to where flows go.
-    fn probes_what_serves(&self, health: &Health) -> bool {
+    /// Whether probes go to where all flows go.
+    fn probes_what_serves(&self, Check { health, alone }: &Check) -> bool {
         let port = self.target.address.port();
-        self.target.service.protocol == Protocol::Tcp && health.port.is_none_or(|p| p == port)
+        *alone
+            && self.target.service.protocol == Protocol::Tcp
+            && health.port.is_none_or(|p| p == port)
     }
 
     fn dead(&self) -> bool {

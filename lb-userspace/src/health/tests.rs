@@ -81,6 +81,7 @@ fn targets(
 ) -> BTreeMap<Target, TargetConfig> {
     let config = TargetConfig {
         health: health.clone(),
+        alone: true,
         initial,
     };
     ports
@@ -298,6 +299,7 @@ async fn refusal_where_no_flows_go_takes_down_but_not_for_dead() {
     script.refusing.lock().unwrap().extend(ports);
     let config = |health| TargetConfig {
         health,
+        alone: true,
         initial: Condition::Up,
     };
     checker.set(BTreeMap::from([
@@ -467,6 +469,7 @@ async fn real_listener_comes_up_and_goes_down_when_it_closes() {
     };
     let config = TargetConfig {
         health,
+        alone: true,
         initial: Condition::Starting,
     };
     checker.set(BTreeMap::from([(target, config)]));

@@ -9,7 +9,7 @@ use std::{
 
 use super::{
     Backend, FlowState, Health, MAX_BACKENDS, MAX_WEIGHT, Mode, ModelError, Probe, Service,
-    ServiceId, name_of,
+    ServiceId, group, name_of,
 };
 
 /// The longest of the times that a service is given.
@@ -26,6 +26,11 @@ impl Service {
         check_unicast(id.vip.ip(), "vip", &id)?;
         if id.vip.port() == 0 {
             return invalid(id, "vip", "port 0 is not a port: use 1 to 65535");
+        }
+        if let Some(group) = &self.group
+            && let Err(problem) = group::parse_name(group)
+        {
+            return invalid(id, "group", problem);
         }
         if let Some(size) = self.ring_size
             && !sizes.contains(&size)

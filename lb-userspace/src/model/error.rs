@@ -85,6 +85,20 @@ pub enum ModelError {
         /// The id.
         server_id: ServerId,
     },
+    /// Services of a group share everything.
+    #[error(
+        "service {id}: {field}: {what}, which is {other} of the same group: its services share this, so leave it out, or give all the same"
+    )]
+    GroupDiffers {
+        /// The service refused.
+        id: ServiceId,
+        /// Another one of its group.
+        other: ServiceId,
+        /// What differs, as the configuration names it.
+        field: &'static str,
+        /// How.
+        what: String,
+    },
     /// Two `nat` services would need the same answers rewritten to different VIPs.
     #[error(
         "backend {address} already serves {other} in nat mode, and its answers cannot be told apart: give {id} another backend port, or use mode \"ipip\""

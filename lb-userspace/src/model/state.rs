@@ -1,6 +1,10 @@
 //! All that is wanted together: what services owe each other, and how a state becomes another.
 
-use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    time::Duration,
+};
 
 use super::{
     Admin, Backend, FlowState, Mode, ModelError, OnDown, Protocol, Scheduler, Service, ServiceId,
@@ -12,6 +16,7 @@ pub struct State {
     services: BTreeMap<ServiceId, Service>,
     /// Who has which backend in mode `nat`: answers from it must lead back to one service.
     nat: BTreeMap<(Protocol, SocketAddr), ServiceId>,
+    groups: BTreeMap<String, BTreeSet<ServiceId>>,
 }
 
 /// One change of a [`State`].
@@ -69,7 +74,7 @@ impl State {
     /// A state with these services.
     ///
     /// # Errors
-    /// The first service that is invalid or stands twice.
+    /// The first service that is invalid, stands twice, or differs from others of its group.
     pub fn new(services: impl IntoIterator<Item = Service>) -> Result<Self, ModelError> {
         let mut state = Self::default();
         for service in services {
@@ -81,6 +86,33 @@ impl State {
     /// The services, in order of address, port and protocol.
     pub fn services(&self) -> impl ExactSizeIterator<Item = &Service> {
         self.services.values()
+    }
+
+    /// The services that share a pool, all those of each together: the first one's settings and backends
+    /// are those of all. In order of the first.
+    pub fn pools(&self) -> Vec<Vec<&Service>> {
+        let leads = self.services.values().filter(|s| self.lead(s.id) == s.id);
+        let pool = |lead: &Service| {
+            let ids = self.sharing(lead.id).into_iter();
+            ids.filter_map(|id| self.services.get(&id)).collect()
+        };
+        leads.map(pool).collect()
+    }
+
+    /// The service that stands for all that share the pool of one: the first of its group.
+    pub fn lead(&self, id: ServiceId) -> ServiceId {
+        let group = self.group_of(id);
+        group.and_then(|group| group.first().copied()).unwrap_or(id)
+    }
+
+    fn group_of(&self, id: ServiceId) -> Option<&BTreeSet<ServiceId>> {
+        self.groups.get(self.services.get(&id)?.group.as_ref()?)
+    }
+
+    /// A service and those that it shares its pool with.
+    fn sharing(&self, id: ServiceId) -> BTreeSet<ServiceId> {
+        let group = self.group_of(id).cloned();
+        group.unwrap_or_else(|| BTreeSet::from([id]))
     }
 
     /// The service of that id.
@@ -100,7 +132,7 @@ impl State {
                 next.take(id)?;
             }
             Change::AddBackend(id, backend) => next.edit(id, |service| {
-                service.backends.push(backend);
+                service.backends.push(backend.clone());
                 Ok(())
             })?,
             Change::RemoveBackend(id, address) => next.edit(id, |service| {
@@ -140,9 +172,13 @@ impl State {
             return Err(ModelError::DuplicateService { id });
         }
         service.check()?;
+        self.check_group(&service)?;
         self.check_ways_back(&service)?;
         for way in ways_back(&service) {
             self.nat.insert(way, id);
+        }
+        if let Some(group) = &service.group {
+            self.groups.entry(group.clone()).or_default().insert(id);
         }
         self.services.insert(id, service);
         Ok(())
@@ -154,24 +190,37 @@ impl State {
         for way in ways_back(&service) {
             self.nat.remove(&way);
         }
+        if let Some(group) = &service.group
+            && let Some(ids) = self.groups.get_mut(group)
+        {
+            ids.remove(&id);
+            if ids.is_empty() {
+                self.groups.remove(group);
+            }
+        }
         Ok(service)
     }
 
+    /// Edits a service, and with it all that share its pool.
     fn edit(
         &mut self,
         id: ServiceId,
-        edit: impl FnOnce(&mut Service) -> Result<(), ModelError>,
+        edit: impl Fn(&mut Service) -> Result<(), ModelError>,
     ) -> Result<(), ModelError> {
-        let mut service = self.take(id)?;
-        edit(&mut service)?;
-        self.insert(service)
+        let ids = self.sharing(id);
+        let services: Result<Vec<Service>, _> = ids.into_iter().map(|id| self.take(id)).collect();
+        for mut service in services? {
+            edit(&mut service)?;
+            self.insert(service)?;
+        }
+        Ok(())
     }
 
     fn edit_backend(
         &mut self,
         id: ServiceId,
         address: SocketAddr,
-        edit: impl FnOnce(&mut Backend),
+        edit: impl Fn(&mut Backend),
     ) -> Result<(), ModelError> {
         self.edit(id, |service| {
             let backend = service
@@ -182,6 +231,23 @@ impl State {
             edit(backend);
             Ok(())
         })
+    }
+
+    fn check_group(&self, service: &Service) -> Result<(), ModelError> {
+        let Some(group) = &service.group else {
+            return Ok(());
+        };
+        let other = self.groups.get(group).and_then(|ids| ids.first());
+        let other = other.and_then(|id| self.services.get(id));
+        match other.and_then(|other| Some((other.id, service.difference(other)?))) {
+            None => Ok(()),
+            Some((other, difference)) => Err(ModelError::GroupDiffers {
+                id: service.id,
+                other,
+                field: difference.field,
+                what: difference.what,
+            }),
+        }
     }
 
     fn check_ways_back(&self, service: &Service) -> Result<(), ModelError> {
@@ -201,11 +267,14 @@ fn ways_back(service: &Service) -> impl Iterator<Item = (Protocol, SocketAddr)> 
         Mode::Nat => service.backends.as_slice(),
         Mode::Ipip | Mode::Gue | Mode::L2 => &[],
     };
-    backends.iter().map(|b| (service.id.protocol, b.address))
+    backends
+        .iter()
+        .map(|b| (service.id.protocol, service.served_at(b.address)))
 }
 
 impl Settings {
-    pub(super) fn apply(self, service: &mut Service) {
+    /// Makes them a service's own.
+    pub fn apply(self, service: &mut Service) {
         let Self {
             ring_size,
             scheduler,

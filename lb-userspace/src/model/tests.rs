@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::*;
 
+mod groups;
 mod properties;
 mod quic;
 mod settings;
@@ -26,6 +27,7 @@ fn backend(text: &str) -> Backend {
 fn service(text: &str, mode: Mode, backends: &[&str]) -> Service {
     Service {
         id: id(text),
+        group: None,
         mode,
         ring_size: None,
         scheduler: Scheduler::default(),

@@ -13,14 +13,17 @@ use std::{
 use lb_common::{
     hash::{self, FlowHash},
     tables::{
-        Address, FlowKey, HASH_KEY_WORDS, Phase, Record, Slot, Table, Tick, flow_kind, record_flag,
-        service_flag, state,
+        Address, Descriptor, FlowKey, HASH_KEY_WORDS, Phase, Record, Slot, Table, Tick, flow_kind,
+        record_flag, service_flag, state,
     },
     track,
 };
 
 use super::{Layout, Placed, PlacedMember, layout::Ring};
-use crate::dataplane::{DataplaneError, FlowTables};
+use crate::{
+    dataplane::{DataplaneError, FlowTables},
+    model::ServiceId,
+};
 
 /// Records removed in one go.
 const REMOVED_AT_ONCE: usize = 4_096;
@@ -36,7 +39,8 @@ pub struct ServiceCensus {
     pub by_member: BTreeMap<u16, u32>,
     /// Slots with a live record of another backend than their owner.
     pub foreign: BTreeSet<u32>,
-    /// Clients that are remembered. They are no flows: nothing waits for them.
+    /// Clients that are remembered, where the pool has its number. They are no flows: nothing waits for
+    /// them.
     pub clients: u32,
 }
 
@@ -49,13 +53,14 @@ pub struct Census {
     pub established: u32,
     /// Records in the table of half-open flows, likewise.
     pub half_open: u32,
-    /// What it began with, by index of the service.
+    /// What it began with, by number of the pool.
     seen: BTreeMap<u32, Seen>,
 }
 
-/// A service as a sweep began with it.
+/// A pool as a sweep began with it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Seen {
+    services: BTreeMap<ServiceId, u32>,
     ring: Arc<Ring>,
     previous: Option<Arc<Ring>>,
     marks: u64,
@@ -68,19 +73,18 @@ enum Judgement {
     Remove,
 }
 
-/// A recorded flow's place on its service's ring.
+/// A recorded flow's place on the ring of its service, which is in that pool.
 pub fn slot_of(
     key: &FlowKey,
-    placed: &Placed,
+    (id, placed): (ServiceId, &Placed),
     hash_key: &[u64; HASH_KEY_WORDS],
 ) -> Option<(u32, Slot)> {
-    let hash = flow_hash(key, placed, hash_key);
+    let hash = flow_hash(key, &placed.descriptor_of(id), hash_key);
     let place = hash.slot(placed.ring.size(), 0);
     Some((place, *placed.ring.slots.get(place as usize)?))
 }
 
-fn flow_hash(key: &FlowKey, placed: &Placed, hash_key: &[u64; HASH_KEY_WORDS]) -> FlowHash {
-    let descriptor = &placed.descriptor;
+fn flow_hash(key: &FlowKey, descriptor: &Descriptor, hash_key: &[u64; HASH_KEY_WORDS]) -> FlowHash {
     if descriptor.flags & service_flag::BY_SOURCE != 0 {
         return hash::source(hash_key, &key.source);
     }
@@ -106,20 +110,21 @@ pub fn sweep(
     tables: &mut dyn FlowTables,
     now: Tick,
 ) -> Result<Census, DataplaneError> {
-    let by_index: BTreeMap<u32, &Placed> = layout
-        .services
-        .values()
-        .map(|placed| (placed.index, placed))
+    let by_index: BTreeMap<u32, (ServiceId, &Placed)> = layout
+        .services()
+        .map(|(id, index, placed)| (index, (id, placed)))
         .collect();
-    let seen = by_index
+    let seen = layout
+        .pools
         .iter()
-        .map(|(&index, placed)| {
+        .map(|(&number, placed)| {
             let seen = Seen {
+                services: placed.services.clone(),
                 ring: Arc::clone(&placed.ring),
                 previous: placed.previous.clone(),
                 marks: placed.marks,
             };
-            (index, seen)
+            (number, seen)
         })
         .collect();
     let mut census = Census {
@@ -130,8 +135,14 @@ pub fn sweep(
         let mut doomed = Vec::new();
         let mut kept = 0;
         tables.scan(table, &mut |key, record| {
-            let placed = by_index.get(&key.service).copied();
-            match census.judge(layout, placed, table, key, record, now) {
+            let judgement = match key.kind {
+                flow_kind::CLIENT => census.judge_client(layout, key, record, now),
+                _ => {
+                    let found = by_index.get(&key.service).copied();
+                    census.judge(layout, found, table, key, record, now)
+                }
+            };
+            match judgement {
                 Judgement::Keep => kept += 1,
                 Judgement::Remove => doomed.push((*key, *record)),
             }
@@ -140,7 +151,8 @@ pub fn sweep(
             for (key, record) in chunk {
                 let removed = tables.remove(table, key, record)?;
                 if removed && record.flags & record_flag::COUNTED != 0 {
-                    let counters = counters_of(by_index.get(&key.service).copied(), record);
+                    let found = by_index.get(&key.service);
+                    let counters = counters_of(found.map(|&(_, placed)| placed), record);
                     counters.map_or(Ok(()), |counters| tables.unload(counters))?;
                 }
             }
@@ -157,6 +169,16 @@ fn counters_of(placed: Option<&Placed>, record: &Record) -> Option<u32> {
     Some(backend_of(placed?, record)?.backend.counters)
 }
 
+/// Whether a record has been left alone since the sweep began, and what becomes of it then if it is of
+/// nobody: what has been used may be of a service, a ring or a backend that the sweep does not know.
+fn removal(record: &Record, now: Tick) -> (bool, Judgement) {
+    let untouched = (record.stamp.wrapping_sub(now) as i32) < 0;
+    match untouched {
+        true => (untouched, Judgement::Remove),
+        false => (untouched, Judgement::Keep),
+    }
+}
+
 /// The backend that a record names, while it has its place.
 pub(super) fn backend_of<'a>(placed: &'a Placed, record: &Record) -> Option<&'a PlacedMember> {
     placed
@@ -165,13 +187,15 @@ pub(super) fn backend_of<'a>(placed: &'a Placed, record: &Record) -> Option<&'a 
 }
 
 impl Census {
-    /// Whether the sweep began with the rings that a service has: only then do its findings hold.
+    /// Whether the sweep began with the rings and services that a pool has: only then do its findings
+    /// hold.
     pub fn is_about(&self, placed: &Placed) -> bool {
         let Some(Seen {
+            services,
             ring,
             previous,
             marks,
-        }) = self.seen.get(&placed.index)
+        }) = self.seen.get(&placed.number)
         else {
             return false;
         };
@@ -180,53 +204,57 @@ impl Census {
             (None, None) => true,
             _ => false,
         };
-        Arc::ptr_eq(ring, &placed.ring) && same_previous && *marks == placed.marks
+        let same_services = *services == placed.services;
+        Arc::ptr_eq(ring, &placed.ring) && same_previous && same_services && *marks == placed.marks
     }
 
-    /// Whether there was a service of that index when it began.
+    /// Whether there was a service of that index, or a pool of that number, when it began.
     pub fn knows(&self, index: u32) -> bool {
+        let mut pools = self.seen.values();
         self.seen.contains_key(&index)
+            || pools.any(|pool| pool.services.values().any(|&known| known == index))
     }
 
-    /// Slots of a service with flows recorded for others than their owners.
-    pub fn foreign(&self, placed: &Placed) -> Option<&BTreeSet<u32>> {
-        Some(&self.services.get(&placed.index)?.foreign)
+    /// Slots of a pool with flows recorded for others than their owners: a set for each service.
+    pub fn foreign(&self, placed: &Placed) -> Vec<&BTreeSet<u32>> {
+        self.of(placed).map(|service| &service.foreign).collect()
+    }
+
+    /// What was found of a pool's services.
+    fn of(&self, placed: &Placed) -> impl Iterator<Item = &ServiceCensus> {
+        let indices = placed.services.values();
+        indices.filter_map(|index| self.services.get(index))
+    }
+
+    /// Clients that are remembered for a pool.
+    pub fn clients(&self, placed: &Placed) -> u32 {
+        let service = self.services.get(&placed.number);
+        service.map_or(0, |service| service.clients)
     }
 
     /// Live records of a member.
     pub fn records_of(&self, placed: &Placed, id: u16) -> u32 {
-        let service = self.services.get(&placed.index);
-        let records = service.and_then(|service| service.by_member.get(&id));
-        records.copied().unwrap_or(0)
+        self.of(placed).filter_map(|s| s.by_member.get(&id)).sum()
     }
 
     fn judge(
         &mut self,
         layout: &Layout,
-        placed: Option<&Placed>,
+        found: Option<(ServiceId, &Placed)>,
         table: Table,
         key: &FlowKey,
         record: &Record,
         now: Tick,
     ) -> Judgement {
-        // What has been used since the sweep began may be of a service, a ring or a backend that it does
-        // not know.
-        let untouched = (record.stamp.wrapping_sub(now) as i32) < 0;
-        let removal = match untouched {
-            true => Judgement::Remove,
-            false => Judgement::Keep,
-        };
+        let (untouched, removal) = removal(record, now);
         // A service that has gone took its flows with it.
-        let Some(placed) = placed else {
+        let Some((id, placed)) = found else {
             return removal;
         };
-        if key.kind == flow_kind::CLIENT {
-            return self.judge_client(placed, record, removal, now);
-        }
         if !track::live(record, now, placed.descriptor.moving_time) {
             return Judgement::Remove;
         }
-        let Some((place, slot)) = slot_of(key, placed, &layout.control.hash_key) else {
+        let Some((place, slot)) = slot_of(key, (id, placed), &layout.control.hash_key) else {
             return removal;
         };
         let Some(member) = backend_of(placed, record) else {
@@ -241,7 +269,7 @@ impl Census {
         if untouched && certain && (at_owner || (!held && slot.phase() == Phase::Settling)) {
             return Judgement::Remove;
         }
-        let service = self.services.entry(placed.index).or_default();
+        let service = self.services.entry(key.service).or_default();
         match table {
             Table::HalfOpen => service.half_open += 1,
             Table::Established => service.established += 1,
@@ -255,11 +283,15 @@ impl Census {
     /// A client whose backend takes no flows any more is kept: it may again, and the next new flow tells.
     fn judge_client(
         &mut self,
-        placed: &Placed,
+        layout: &Layout,
+        key: &FlowKey,
         record: &Record,
-        removal: Judgement,
         now: Tick,
     ) -> Judgement {
+        let (_, removal) = removal(record, now);
+        let Some(placed) = layout.pools.get(&key.service) else {
+            return removal;
+        };
         if !track::live(record, now, placed.descriptor.persistence) {
             return match placed.descriptor.persistence {
                 // It may have been switched on since the sweep began.
@@ -270,7 +302,7 @@ impl Census {
         if backend_of(placed, record).is_none() {
             return removal;
         }
-        self.services.entry(placed.index).or_default().clients += 1;
+        self.services.entry(placed.number).or_default().clients += 1;
         Judgement::Keep
     }
 }

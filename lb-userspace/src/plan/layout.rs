@@ -167,12 +167,14 @@ impl Watched {
     }
 }
 
-/// A service in the maps.
+/// A pool in the maps: that of one service, or of the several that share it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Placed {
-    /// Its index.
-    pub index: u32,
-    /// What is in force for it.
+    /// Its number: the index of its first service, which is nobody else's as long as the pool is there.
+    pub number: u32,
+    /// Its services' indices.
+    pub services: BTreeMap<ServiceId, u32>,
+    /// What is in force for all of them, without an endpoint: [`Placed::descriptor_of`].
     pub descriptor: Descriptor,
     /// What its ring was made of; unknown after a restart.
     pub recipe: Option<Recipe>,
@@ -204,10 +206,11 @@ pub struct Vacant {
 }
 
 impl Placed {
-    /// A service that is not in the maps yet.
-    pub fn new(index: u32) -> Self {
+    /// A pool that is not in the maps yet.
+    pub fn new(number: u32) -> Self {
         Self {
-            index,
+            number,
+            services: BTreeMap::new(),
             descriptor: Descriptor::default(),
             recipe: None,
             ring: Arc::default(),
@@ -220,6 +223,30 @@ impl Placed {
             members: Vec::new(),
             members_room: 0,
         }
+    }
+
+    /// The descriptor of one of its services.
+    pub fn descriptor_of(&self, id: ServiceId) -> Descriptor {
+        let Endpoint {
+            address,
+            port,
+            protocol,
+            ..
+        } = endpoint(id);
+        Descriptor {
+            address,
+            port,
+            protocol,
+            ..self.descriptor
+        }
+    }
+
+    /// Those of all of its services, by index.
+    pub(super) fn descriptors(&self) -> BTreeMap<u32, Descriptor> {
+        let services = self.services.iter();
+        services
+            .map(|(&id, &index)| (index, self.descriptor_of(id)))
+            .collect()
     }
 
     /// The member at an address, with its local id.
@@ -259,8 +286,10 @@ pub struct Layout {
     pub gue_port: u16,
     /// What the maps were made with.
     pub control: Control,
-    /// Services.
-    pub services: BTreeMap<ServiceId, Placed>,
+    /// Pools, by number.
+    pub pools: BTreeMap<u32, Placed>,
+    /// The number of each service's pool.
+    pub(super) numbers: BTreeMap<ServiceId, u32>,
     /// What answers become.
     pub ways_back: BTreeMap<Endpoint, WayBack>,
     /// Who has which server id.
@@ -315,7 +344,8 @@ impl Layout {
             features: 0,
             gue_port: 0,
             control,
-            services: BTreeMap::new(),
+            pools: BTreeMap::new(),
+            numbers: BTreeMap::new(),
             ways_back: BTreeMap::new(),
             servers: BTreeMap::new(),
             owned: BTreeMap::new(),
@@ -328,6 +358,23 @@ impl Layout {
             slots: Spans::new(capacity.slots),
             member_spans: Spans::new(capacity.members),
         }
+    }
+
+    /// The pool of a service.
+    pub fn placed(&self, id: ServiceId) -> Option<&Placed> {
+        self.pools.get(self.numbers.get(&id)?)
+    }
+
+    /// The pool of a service, to be changed.
+    pub fn placed_mut(&mut self, id: ServiceId) -> Option<&mut Placed> {
+        self.pools.get_mut(self.numbers.get(&id)?)
+    }
+
+    /// Every service with its index and pool.
+    pub fn services(&self) -> impl Iterator<Item = (ServiceId, u32, &Placed)> {
+        let services = |placed: &'_ Placed| placed.services.clone().into_iter();
+        let pools = self.pools.values();
+        pools.flat_map(move |placed| services(placed).map(move |(id, index)| (id, index, placed)))
     }
 
     /// The layout of maps that are in use, and the operations that finish what an agent that died
@@ -353,10 +400,9 @@ impl Layout {
         for (index, entry) in (0..).zip(&tables.service_entries) {
             let descriptor = entry.halves[in_force];
             if let Some(id) = service_id(&descriptor.endpoint()) {
-                let placed = layout.adopt_service(dataplane, &tables, index, descriptor)?;
+                layout.adopt_service(dataplane, &tables, (id, index), descriptor)?;
                 let link = layout.lookup.link(&descriptor.endpoint(), index);
                 repairs.extend(link.ok().flatten());
-                layout.services.insert(id, placed);
                 taken.insert(index);
             }
             if entry.halves[1 - in_force] != descriptor {
@@ -370,9 +416,13 @@ impl Layout {
     /// Keeps the indices of services that `before` knew, and that have gone, from those to come: their
     /// flows may still be recorded.
     pub fn remember(&mut self, before: &Self) {
-        let placed = before.services.values().map(|placed| placed.index);
-        let known: BTreeSet<u32> = placed.chain(before.left.iter().copied()).collect();
-        let here: BTreeSet<u32> = self.services.values().map(|placed| placed.index).collect();
+        let indices = |layout: &Self| -> BTreeSet<u32> {
+            let services = layout.services().map(|(_, index, _)| index);
+            services.chain(layout.pools.keys().copied()).collect()
+        };
+        let mut known = indices(before);
+        known.extend(&before.left);
+        let here = indices(self);
         for &index in known.difference(&here) {
             self.service_indices.claim(index);
             self.left.insert(index);
@@ -383,10 +433,29 @@ impl Layout {
         &mut self,
         dataplane: &D,
         tables: &MemoryTables,
-        index: u32,
+        (id, index): (ServiceId, u32),
+        descriptor: Descriptor,
+    ) -> Result<(), DataplaneError> {
+        let number = u32::from(descriptor.pool);
+        self.service_indices.claim(index);
+        self.service_indices.claim(number);
+        self.numbers.insert(id, number);
+        if !self.pools.contains_key(&number) {
+            let placed = self.adopt_pool(dataplane, tables, descriptor)?;
+            self.pools.insert(number, placed);
+        }
+        if let Some(placed) = self.pools.get_mut(&number) {
+            placed.services.insert(id, index);
+        }
+        Ok(())
+    }
+
+    fn adopt_pool<D: Dataplane>(
+        &mut self,
+        dataplane: &D,
+        tables: &MemoryTables,
         descriptor: Descriptor,
     ) -> Result<Placed, DataplaneError> {
-        self.service_indices.claim(index);
         let members_len = u32::from(descriptor.members_len);
         let room = members_room(members_len);
         self.member_spans.claim(descriptor.members_start, room);
@@ -412,8 +481,13 @@ impl Layout {
                 .collect(),
             members,
             members_room: room,
-            descriptor,
-            ..Placed::new(index)
+            descriptor: Descriptor {
+                address: Address::default(),
+                port: 0,
+                protocol: 0,
+                ..descriptor
+            },
+            ..Placed::new(descriptor.pool.into())
         })
     }
 

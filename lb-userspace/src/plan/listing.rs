@@ -24,17 +24,6 @@ use crate::{
     snapshot::{ClientList, ClientRecord, FlowFilter, FlowList, FlowRecord},
 };
 
-/// Services by index.
-type ByIndex<'a> = BTreeMap<u32, (ServiceId, &'a Placed)>;
-
-fn by_index(layout: &Layout) -> ByIndex<'_> {
-    layout
-        .services
-        .iter()
-        .map(|(&id, placed)| (placed.index, (id, placed)))
-        .collect()
-}
-
 fn time(ticks: Tick) -> Duration {
     Duration::from_nanos(u64::from(ticks) << TICK_SHIFT)
 }
@@ -57,7 +46,10 @@ pub fn flows(
     filter: &FlowFilter,
     now: Tick,
 ) -> Result<FlowList, DataplaneError> {
-    let by_index = by_index(layout);
+    let services = layout.services();
+    let by_index: BTreeMap<u32, (ServiceId, &Placed)> = services
+        .map(|(id, index, placed)| (index, (id, placed)))
+        .collect();
     let mut list = FlowList::default();
     let is_flow = |key: &FlowKey| key.kind == flow_kind::FLOW;
     for table in [Table::HalfOpen, Table::Established] {
@@ -92,7 +84,7 @@ fn flow(
     if !track::live(record, now, placed.descriptor.moving_time) {
         return None;
     }
-    let (_, slot) = slot_of(key, placed, &layout.control.hash_key)?;
+    let (_, slot) = slot_of(key, (service, placed), &layout.control.hash_key)?;
     let member = backend_of(placed, record);
     let whole = placed.descriptor.flags & service_flag::MOVING != 0;
     Some(FlowRecord {
@@ -112,7 +104,7 @@ fn flow(
     })
 }
 
-/// Lists the clients that are remembered for persistence.
+/// Lists the clients that are remembered for persistence; those of a group with its first service.
 ///
 /// # Errors
 /// The tables cannot be read.
@@ -122,17 +114,19 @@ pub fn clients(
     filter: &FlowFilter,
     now: Tick,
 ) -> Result<ClientList, DataplaneError> {
-    let by_index = by_index(layout);
     let mut list = ClientList::default();
     for table in [Table::HalfOpen, Table::Established] {
         tables.scan(table, &mut |key, record| {
             let is_client = key.kind == flow_kind::CLIENT;
-            let found = by_index.get(&key.service).filter(|_| is_client);
-            let Some(client) = found.and_then(|found| client(*found, table, key, record, now))
-            else {
+            let found = layout.pools.get(&key.service).filter(|_| is_client);
+            let Some(placed) = found else {
                 return;
             };
-            let matches = filter.service.is_none_or(|of| of == client.service)
+            let Some(client) = client(placed, table, key, record, now) else {
+                return;
+            };
+            let services = &placed.services;
+            let matches = filter.service.is_none_or(|of| services.contains_key(&of))
                 && filter.backend.is_none_or(|of| of == client.backend);
             if matches {
                 list.total += 1;
@@ -146,7 +140,7 @@ pub fn clients(
 }
 
 fn client(
-    (service, placed): (ServiceId, &Placed),
+    placed: &Placed,
     table: Table,
     key: &FlowKey,
     record: &Record,
@@ -161,7 +155,7 @@ fn client(
     let address = IpAddr::from(key.source);
     let bits = placed.descriptor.client_bits() as u8;
     Some(ClientRecord {
-        service,
+        service: *placed.services.keys().next()?,
         address,
         prefix: match address {
             IpAddr::V4(_) => bits.saturating_sub(96),

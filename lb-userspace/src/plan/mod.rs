@@ -149,6 +149,7 @@ struct Draft {
 #[derive(Debug, Default)]
 struct Released {
     services: Vec<(Endpoint, u32)>,
+    indices: Vec<u32>,
     entries: Vec<u32>,
     counters: Vec<u32>,
     slots: Vec<u32>,
@@ -174,9 +175,10 @@ pub fn plan(layout: &Layout, inputs: &Inputs<'_>) -> Result<Plan, PlanError> {
     if let Some(census) = inputs.census {
         draft.release_indices(census);
     }
-    draft.remove_services(inputs.state);
-    for service in inputs.state.services() {
-        draft.place(service, inputs)?;
+    let pools = inputs.state.pools();
+    let numbers = draft.match_pools(&pools);
+    for (pool, number) in pools.iter().zip(numbers) {
+        draft.place(pool, number, inputs)?;
     }
     draft.set_ways_back(inputs.state)?;
     draft.set_servers(inputs.state)?;
@@ -202,20 +204,48 @@ impl Draft {
         });
     }
 
-    fn remove_services(&mut self, state: &State) {
-        let gone: Vec<ServiceId> = self
-            .layout
-            .services
-            .keys()
-            .copied()
-            .filter(|&id| state.service(id).is_none())
-            .collect();
-        for id in gone {
-            let Some(placed) = self.layout.services.remove(&id) else {
-                continue;
-            };
-            self.descriptors.push((placed.index, Descriptor::default()));
+    /// Finds the pool in the maps that each wanted one goes on with, and removes everything else. A pool
+    /// goes on as long as one of its services stays; a service that comes from another pool is a new one
+    /// to it, as its flows' records speak of the other's backends.
+    fn match_pools(&mut self, pools: &[Vec<&Service>]) -> Vec<Option<u32>> {
+        let mut wanted: BTreeMap<u32, BTreeSet<ServiceId>> = BTreeMap::new();
+        let mut numbers = Vec::with_capacity(pools.len());
+        for pool in pools {
+            let known = pool.iter().filter_map(|s| self.layout.numbers.get(&s.id));
+            let free = known.copied().find(|number| !wanted.contains_key(number));
+            if let Some(number) = free {
+                wanted.insert(number, pool.iter().map(|service| service.id).collect());
+            }
+            numbers.push(free);
+        }
+        let placed: Vec<u32> = self.layout.pools.keys().copied().collect();
+        for number in placed {
+            self.keep_services(number, wanted.get(&number));
+        }
+        numbers
+    }
+
+    /// Takes services from a pool, and the pool with them where none is left.
+    fn keep_services(&mut self, number: u32, wanted: Option<&BTreeSet<ServiceId>>) {
+        let Some(mut placed) = self.layout.pools.remove(&number) else {
+            return;
+        };
+        let stays = |id: &ServiceId| wanted.is_some_and(|wanted| wanted.contains(id));
+        let (kept, gone): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            placed.services.into_iter().partition(|(id, _)| stays(id));
+        placed.services = kept;
+        for (id, index) in gone {
+            self.layout.numbers.remove(&id);
+            self.descriptors.push((index, Descriptor::default()));
+            self.released.services.push((endpoint(id), index));
+            if index != number {
+                self.released.indices.push(index);
+            }
+        }
+        if placed.services.is_empty() {
             self.release(&placed);
+        } else {
+            self.layout.pools.insert(number, placed);
         }
     }
 
@@ -237,33 +267,30 @@ impl Draft {
         ] {
             self.release_span(start, size);
         }
-        self.released
-            .services
-            .push((placed.descriptor.endpoint(), placed.index));
+        self.released.indices.push(placed.number);
     }
 
-    /// Brings one service to what is wanted of it.
-    fn place(&mut self, service: &Service, inputs: &Inputs<'_>) -> Result<(), NoRoom> {
-        let mut placed = match self.layout.services.remove(&service.id) {
-            Some(placed) => placed,
-            None => self.new_service(service.id)?,
+    /// Brings one pool to what is wanted of it and of its services, of which the first one speaks for all.
+    fn place(
+        &mut self,
+        pool: &[&Service],
+        number: Option<u32>,
+        inputs: &Inputs<'_>,
+    ) -> Result<(), NoRoom> {
+        let Some(&service) = pool.first() else {
+            return Ok(());
         };
-        let before = placed.descriptor;
-        let vip = endpoint(service.id);
-        placed.descriptor.address = vip.address;
-        placed.descriptor.port = vip.port;
-        placed.descriptor.protocol = vip.protocol;
-        placed.descriptor.pool = placed.index as u16;
+        let placed = number.and_then(|number| self.layout.pools.remove(&number));
+        let before = placed.as_ref().map(Placed::descriptors).unwrap_or_default();
+        let mut placed = self.place_services(pool, placed)?;
+        placed.descriptor.pool = placed.number as u16;
         placed.descriptor.mode = match service.mode {
             Mode::Nat => mode::NAT,
             Mode::Ipip => mode::IPIP,
             Mode::Gue => mode::GUE,
             Mode::L2 => mode::L2,
         };
-        if let Some(&count) = inputs.overflows.get(&placed.index) {
-            let within = placed.descriptor.moving_time;
-            placed.overflows.note(count, inputs.now, within);
-        }
+        note_overflows(&mut placed, inputs);
         servers::note_traffic(service, &mut placed, inputs);
         let mut dead = Dead::new();
         add_dead(&mut dead, &placed);
@@ -271,14 +298,38 @@ impl Draft {
         add_dead(&mut dead, &placed);
         self.place_ring(service, &mut placed, inputs, &dead)?;
         self.release_left(service, &mut placed, inputs);
-        if placed.descriptor != before {
-            self.descriptors.push((placed.index, placed.descriptor));
-        }
-        self.layout.services.insert(service.id, placed);
+        let descriptors = placed.descriptors().into_iter();
+        let changed = descriptors.filter(|(index, now)| before.get(index) != Some(now));
+        self.descriptors.extend(changed);
+        self.layout.pools.insert(placed.number, placed);
         Ok(())
     }
 
-    fn new_service(&mut self, id: ServiceId) -> Result<Placed, NoRoom> {
+    /// Gives every service of a pool its index.
+    fn place_services(
+        &mut self,
+        pool: &[&Service],
+        placed: Option<Placed>,
+    ) -> Result<Placed, NoRoom> {
+        let mut placed = placed;
+        for service in pool {
+            let id = service.id;
+            if placed
+                .as_ref()
+                .is_some_and(|p| p.services.contains_key(&id))
+            {
+                continue;
+            }
+            let index = self.new_service(id)?;
+            let placed = placed.get_or_insert_with(|| Placed::new(index));
+            placed.services.insert(id, index);
+            self.layout.numbers.insert(id, placed.number);
+        }
+        // A pool has a service.
+        Ok(placed.unwrap_or_else(|| Placed::new(0)))
+    }
+
+    fn new_service(&mut self, id: ServiceId) -> Result<u32, NoRoom> {
         let no_room = || NoRoom {
             what: format!("service {id}"),
             setting: "services",
@@ -290,14 +341,14 @@ impl Draft {
         self.before.push(Operation::ZeroService(index));
         let link = self.layout.lookup.link(&endpoint(id), index);
         self.before.extend(link.map_err(|_| no_room())?);
-        Ok(Placed::new(index))
+        Ok(index)
     }
 
     fn set_ways_back(&mut self, state: &State) -> Result<(), PlanError> {
         let mut wanted: BTreeMap<Endpoint, WayBack> = BTreeMap::new();
         let mut left = Vec::new();
         for service in state.services().filter(|service| service.mode == Mode::Nat) {
-            let Some(placed) = self.layout.services.get(&service.id) else {
+            let Some(placed) = self.layout.placed(service.id) else {
                 continue;
             };
             let vip = endpoint(service.id);
@@ -305,11 +356,11 @@ impl Draft {
                 address: vip.address,
                 port: vip.port,
                 zero: 0,
-                service: placed.index,
+                service: placed.services[&service.id],
             };
             for (_, member) in placed.members() {
                 let address = member.address();
-                let key = endpoint_at(address, service.id.protocol);
+                let key = endpoint_at(service.served_at(address), service.id.protocol);
                 if service.backend(address).is_some() {
                     wanted.insert(key, back);
                 } else {
@@ -429,11 +480,22 @@ impl Draft {
     }
 }
 
+/// Takes note of choices that could not be recorded since the last sweep, for whichever service.
+fn note_overflows(placed: &mut Placed, inputs: &Inputs<'_>) {
+    let indices = placed.services.values();
+    let counts = indices.map(|index| inputs.overflows.get(index).copied());
+    if let Some(count) = counts.sum() {
+        let within = placed.descriptor.moving_time;
+        placed.overflows.note(count, inputs.now, within);
+    }
+}
+
 impl Released {
     /// Frees the room; the writes that take services out of the look-up table.
     fn give_back(self, layout: &mut Layout) -> Vec<Operation> {
         let Self {
             services,
+            indices,
             entries,
             counters,
             slots,
@@ -442,8 +504,8 @@ impl Released {
         let mut unlinks = Vec::new();
         for (endpoint, index) in services {
             unlinks.extend(layout.lookup.unlink(&endpoint, index));
-            layout.left.insert(index);
         }
+        layout.left.extend(indices);
         entries
             .into_iter()
             .for_each(|index| layout.entries.release(index));

@@ -132,7 +132,7 @@ impl Draft {
             self.before.push(write(placed, id));
         }
         if gained & state::TAKES != 0 {
-            self.woken.entry(placed.index).or_default().insert(id);
+            self.woken.entry(placed.number).or_default().insert(id);
         }
         if gained != 0 {
             self.wakes.push(Operation::State(place, entry.state));

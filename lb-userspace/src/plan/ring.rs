@@ -21,14 +21,14 @@ use super::{
 use crate::{dataplane::Operation, model::Service, snapshot::Passed};
 
 /// What a sweep allows a service's slots.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Allowance<'a> {
     now: Tick,
     moving_time: Tick,
     /// The last choice that could not be recorded.
     overflow: Option<Tick>,
-    /// Slots with flows recorded for others than their owners.
-    foreign: &'a BTreeSet<u32>,
+    /// Slots with flows recorded for others than their owners, by service.
+    foreign: Vec<&'a BTreeSet<u32>>,
     /// Every flow is looked up, so that nothing waits for records.
     tracked: bool,
 }
@@ -37,6 +37,10 @@ impl Allowance<'_> {
     fn passed_since(&self, moved: Tick) -> bool {
         let passed = |since: Tick| self.now.wrapping_sub(since) as i32 >= self.moving_time as i32;
         passed(moved) && self.overflow.is_none_or(passed)
+    }
+
+    fn is_foreign(&self, place: u32) -> bool {
+        self.foreign.iter().any(|slots| slots.contains(&place))
     }
 
     /// Whether it has passed since any of a ring's slots moved.
@@ -104,7 +108,7 @@ impl Draft {
     }
 
     fn has_woken(&self, placed: &Placed) -> bool {
-        self.woken.contains_key(&placed.index)
+        self.woken.contains_key(&placed.number)
     }
 
     /// Another size, hash or scheduler: every slot moves, and the ring before answers for `origin`.
@@ -165,7 +169,7 @@ impl Draft {
                 .collect();
             return self.put_ring(service, placed, slots, vec![now; owners.len()]);
         }
-        let woken = self.woken.get(&placed.index);
+        let woken = self.woken.get(&placed.number);
         let mut slots = placed.ring.slots.clone();
         let mut times = placed.ring.moved.clone();
         let mut changed = 0u64;
@@ -216,16 +220,16 @@ impl Draft {
         doubtful: bool,
     ) -> Result<(), NoRoom> {
         let census = inputs.census.filter(|census| census.is_about(placed));
-        let nothing = BTreeSet::new();
         let allowance = census.map(|census| Allowance {
             now: inputs.now,
             moving_time: placed.descriptor.moving_time,
             overflow: placed.overflows.at,
-            foreign: census.foreign(placed).unwrap_or(&nothing),
+            foreign: census.foreign(placed),
             tracked: placed.descriptor.flags & service_flag::ALWAYS != 0,
         });
         let whole = placed.descriptor.flags & service_flag::MOVING != 0;
-        if whole && allowance.is_some_and(|allowance| allowance.passed(&placed.ring)) {
+        let passed = |allowance: &Allowance<'_>| allowance.passed(&placed.ring);
+        if whole && allowance.as_ref().is_some_and(passed) {
             return self.end_whole_move(service, placed);
         }
         if let Some(slots) = revised(
@@ -364,9 +368,7 @@ fn advanced(slot: Slot, moved: Tick, place: u32, allowance: &Allowance<'_>) -> S
     let owner = slot.owner();
     match slot.phase() {
         Phase::Moving if allowance.passed_since(moved) => Slot::new(owner, owner, Phase::Settling),
-        Phase::Settling if allowance.tracked || !allowance.foreign.contains(&place) => {
-            Slot::steady(owner)
-        }
+        Phase::Settling if allowance.tracked || !allowance.is_foreign(place) => Slot::steady(owner),
         _ => slot,
     }
 }
@@ -380,7 +382,7 @@ mod tests {
             now: 1_000,
             moving_time: 100,
             overflow: None,
-            foreign,
+            foreign: vec![foreign],
             tracked: false,
         }
     }

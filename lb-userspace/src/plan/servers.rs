@@ -17,8 +17,8 @@ use crate::{
     model::{Quic, Service, State},
 };
 
-/// A QUIC service in the maps.
-type Identified<'a> = (&'a Service, Quic, &'a Placed);
+/// A QUIC service in the maps, with its index there.
+type Identified<'a> = (u32, &'a Service, Quic, &'a Placed);
 
 impl Draft {
     /// Backends have the ids that are wanted of them. One that leaves keeps its own, and all keep those
@@ -27,14 +27,15 @@ impl Draft {
         let services: BTreeMap<u32, Identified<'_>> = state
             .services()
             .filter_map(|service| {
-                let placed = self.layout.services.get(&service.id)?;
-                Some((placed.index, (service, service.quic?, placed)))
+                let placed = self.layout.placed(service.id)?;
+                let index = *placed.services.get(&service.id)?;
+                Some((index, (index, service, service.quic?, placed)))
             })
             .collect();
         let mut wanted: BTreeMap<ServerKey, Server> =
             services.values().flat_map(wanted_of).collect();
         for (&key, &server) in &self.layout.servers {
-            let Some(&(service, quic, placed)) = services.get(&key.service) else {
+            let Some(&(_, service, quic, placed)) = services.get(&key.service) else {
                 continue;
             };
             let Some(address) = kept(service, quic, placed, &key, &server) else {
@@ -65,12 +66,12 @@ impl Draft {
 
 /// The ids of a service's pool.
 fn wanted_of<'a>(
-    (service, quic, placed): &'a Identified<'_>,
+    (index, service, quic, placed): &'a Identified<'_>,
 ) -> impl Iterator<Item = (ServerKey, Server)> + 'a {
     service.backends.iter().filter_map(|backend| {
         let (id, member) = placed.member(backend.address)?;
         let server_id = backend.server_id?;
-        let key = ServerKey::new(placed.index, quic.config_id, server_id.bytes());
+        let key = ServerKey::new(*index, quic.config_id, server_id.bytes());
         let server = Server {
             member: id.into(),
             generation: member.member.generation,

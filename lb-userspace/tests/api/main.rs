@@ -81,6 +81,7 @@ async fn a_service_is_told_with_its_health_and_backends() {
     let (status, body) = ask(&agent, "GET", "/v1/services/10.0.0.1:80%2Ftcp", "").await;
     let expected = json!({
         "id": "10.0.0.1:80/tcp",
+        "group": null,
         "mode": "nat",
         "ring_size": 1004,
         "scheduler": "maglev",
@@ -364,7 +365,8 @@ async fn the_client_speaks_every_route() {
     };
     let new = NewService {
         id: dns,
-        mode: Mode::Ipip,
+        group: None,
+        mode: Some(Mode::Ipip),
         ring_size: None,
         scheduler: None,
         flow_state: None,
@@ -486,4 +488,42 @@ async fn bad_queries_of_clients_are_refused() {
             "{query}"
         );
     }
+}
+
+#[tokio::test]
+async fn a_service_that_joins_a_group_has_what_the_group_has_or_is_refused() {
+    let agent = FakeAgent::start(&WEB.replace("mode = \"nat\"", "group = \"web\"\nmode = \"nat\""));
+    let join = |more: &str| format!(r#"{{"id":"10.0.0.1:443/tcp","group":"web"{more}}}"#);
+    let (status, body) = ask(&agent, "POST", "/v1/services", join(r#","mode":"ipip""#)).await;
+    assert_eq!(
+        (status, body["code"].as_str()),
+        (409, Some("group_differs"))
+    );
+    let (status, body) = ask(&agent, "POST", "/v1/services", join("")).await;
+    assert_eq!(status, 201, "{body}");
+    let state = agent.state();
+    let [first, second] = ["10.0.0.1:80/tcp", "10.0.0.1:443/tcp"].map(|of| {
+        let service = state.service(id(of)).unwrap();
+        lb_userspace::model::Service {
+            id: id("10.0.0.1:80/tcp"),
+            ..service.clone()
+        }
+    });
+    assert_eq!(first, second);
+    let path = "/v1/services/10.0.0.1:443%2Ftcp";
+    assert_eq!(ask(&agent, "GET", path, "").await.1["group"], "web");
+    let (status, _) = ask(
+        &agent,
+        "DELETE",
+        &format!("{path}/backends/10.1.0.2:80"),
+        "",
+    )
+    .await;
+    assert_eq!(status, 200);
+    let web = agent
+        .state()
+        .service(id("10.0.0.1:80/tcp"))
+        .unwrap()
+        .clone();
+    assert_eq!(web.backends.len(), 1);
 }

@@ -179,8 +179,8 @@ const BAD_SERVICES: &[(&str, u16, &str, &str)] = &[
     (
         r#"{"id":"10.0.0.2:80/tcp"}"#,
         400,
-        "malformed",
-        "missing field `mode`",
+        "invalid",
+        "mode: missing: give \"nat\"",
     ),
     (
         r#"{"id":"10.0.0.2","mode":"nat"}"#,

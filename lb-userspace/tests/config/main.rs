@@ -355,3 +355,90 @@ fn any_truncation_of_a_file_is_read_or_refused_and_never_panics() {
         let _ = config::parse(&GOOD[..end], "lb.toml");
     }
 }
+
+#[test]
+fn services_of_a_group_have_what_the_first_one_says() {
+    let config = read(
+        r#"
+[[service]]
+vip = "10.0.0.1:80/tcp"
+group = "web"
+mode = "ipip"
+scheduler = "source-hash"
+persistence = "5m"
+health = { type = "http", path = "/health" }
+backend = [{ address = "10.1.0.2:80", weight = 3 }, { address = "10.1.0.3:80" }]
+
+[[service]]
+vip = "10.0.0.1:443/tcp"
+group = "web"
+
+[[service]]
+vip = "10.0.0.1:8443/tcp"
+group = "web"
+mode = "ipip"
+persistence = "5m"
+backend = [{ address = "10.1.0.2:80", weight = 3 }, { address = "10.1.0.3:80" }]
+"#,
+    );
+    assert_eq!(config.warnings, Vec::<String>::new());
+    let [first, others @ ..] = &config.services[..] else {
+        panic!("{:#?}", config.services);
+    };
+    assert_eq!(others.len(), 2);
+    for other in others {
+        let same = lb_userspace::model::Service {
+            id: other.id,
+            ..first.clone()
+        };
+        assert_eq!(*other, same);
+    }
+}
+
+#[test]
+fn what_differs_from_the_group_is_a_mistake_where_it_stands() {
+    let text = |more: &str| {
+        format!(
+            "[[service]]\nvip = \"10.0.0.1:80/tcp\"\ngroup = \"web\"\nmode = \"ipip\"\n\
+             backend = [{{ address = \"10.1.0.2:80\" }}]\n\
+             [[service]]\nvip = \"10.0.0.1:443/tcp\"\ngroup = \"web\"\n{more}\n"
+        )
+    };
+    for (more, key, part) in [
+        (
+            "scheduler = \"round-robin\"",
+            "service[1].scheduler",
+            "round-robin here and maglev there, which is 10.0.0.1:80/tcp of the same group",
+        ),
+        (
+            "mode = \"nat\"",
+            "service[1].mode",
+            "nat here and ipip there",
+        ),
+        (
+            "backend = [{ address = \"10.1.0.9:80\" }]",
+            "service[1].backend",
+            "10.1.0.9:80 is here and not there",
+        ),
+        (
+            "health = { type = \"none\" }",
+            "service[1].health",
+            "the checks are not the same",
+        ),
+    ] {
+        let errors = mistakes(&text(more));
+        assert_eq!(errors.len(), 1, "{errors:#?}");
+        assert_eq!(
+            (errors[0].line, errors[0].key.as_str()),
+            (9, key),
+            "{errors:#?}"
+        );
+        assert!(errors[0].problem.contains(part), "{errors:#?}");
+    }
+    let errors =
+        mistakes("[[service]]\nvip = \"10.0.0.1:80/tcp\"\nmode = \"nat\"\ngroup = \"a b\"\n");
+    assert_eq!(
+        (errors[0].line, errors[0].key.as_str()),
+        (4, "service[0].group")
+    );
+}

@@ -12,6 +12,7 @@ mod clients;
 mod flow;
 mod frame;
 mod grace;
+mod groups;
 mod random;
 mod regressions;
 mod sabotage;

@@ -208,6 +208,7 @@ pub fn services() -> Vec<Service> {
             vip: SocketAddr::from(([10, 200, 0, number + 1], 80)),
             protocol,
         },
+        group: None,
         mode,
         ring_size: Some(251),
         scheduler,

@@ -345,12 +345,12 @@ impl Simulation {
                 let world = self.stage.world();
                 let mut flows = world.memory.tables.flows.borrow_mut();
                 let key = &layout.control.hash_key;
-                for placed in layout.services.values() {
+                for (id, index, placed) in layout.services() {
                     flows.established.records.retain(|flow, record| {
-                        let slot = census::slot_of(flow, placed, key);
+                        let slot = census::slot_of(flow, (id, placed), key);
                         let owner =
                             slot.is_some_and(|(_, s)| s.owner() == u32::from(record.member));
-                        flow.service != placed.index || !owner
+                        flow.service != index || !owner
                     });
                 }
             }

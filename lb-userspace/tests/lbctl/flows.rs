@@ -135,3 +135,24 @@ SERVICE          CLIENT        BACKEND      STATE            IDLE  LEFT
         "persistence  5m by the first 24 bits of addresses: 7 clients; so far 1 without room";
     assert!(shown.lines().any(|l| l == line), "{shown}");
 }
+
+#[tokio::test]
+async fn a_service_joins_a_group_by_its_name_alone_and_is_shown_with_it() {
+    let agent = FakeAgent::start("");
+    let add = "service add 10.0.0.1:80/tcp --mode ipip --group web --persistence 5m --health none \
+               --backend 10.1.0.2:80 --backend 10.1.0.3:80";
+    succeed(&agent, add).await;
+    let line = succeed(&agent, "service add 10.0.0.1:443/tcp --group web").await;
+    assert_eq!(
+        line,
+        "added service 10.0.0.1:443/tcp with the backends of its group\n"
+    );
+    let shown = succeed(&agent, "service show 10.0.0.1:443/tcp").await;
+    for line in ["group        web", "check        none"] {
+        assert!(shown.lines().any(|l| l == line), "{shown}");
+    }
+    assert!(shown.contains("10.1.0.3:80"), "{shown}");
+    succeed(&agent, "backend drain 10.0.0.1:443/tcp 10.1.0.2:80").await;
+    let listed = succeed_json(&agent, "backend list 10.0.0.1:80/tcp").await;
+    assert_eq!(listed[0]["state"], "draining");
+}

@@ -112,6 +112,7 @@ async fn one_service_is_shown_with_its_check_and_backends() {
     let agent = FakeAgent::start(WEB);
     let expected = "\
 service      10.0.0.1:80/tcp
+group        none
 mode         nat
 scheduler    maglev
 ring         1004 slots: 1000 steady, 3 moving, 1 settling

@@ -185,6 +185,7 @@ fn describe(service: &Service) -> ServiceStatus {
     });
     ServiceStatus {
         service: service.clone(),
+        lead: service.id,
         ring_size: 1_004,
         flows: FlowStatus {
             steady: 1_000,

@@ -176,14 +176,14 @@ impl Balancer {
     /// # Errors
     /// There is no such service.
     pub fn placed(&self, id: ServiceId) -> Result<&Placed> {
-        let placed = self.core.layout().services.get(&id);
+        let placed = self.core.layout().placed(id);
         placed.with_context(|| format!("there is no service {id}"))
     }
 
     /// Slots of all rings.
     pub fn slots(&self) -> u32 {
-        let services = self.core.layout().services.values();
-        services.map(|placed| placed.ring.size()).sum()
+        let pools = self.core.layout().pools.values();
+        pools.map(|placed| placed.ring.size()).sum()
     }
 
     /// Gives a service another pool, so that every slot of its ring moves.
@@ -276,7 +276,7 @@ impl Balancer {
 
     fn rests(&self) -> bool {
         let state = self.core.state();
-        self.core.layout().services.iter().all(|(&id, placed)| {
+        self.core.layout().services().all(|(id, _, placed)| {
             let pool = state
                 .service(id)
                 .map_or(0, |service| service.backends.len());

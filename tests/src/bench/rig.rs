@@ -143,9 +143,9 @@ impl Rig {
             drops: maps.drops()?.iter().sum(),
             ..Counts::default()
         };
-        for placed in self.balancer.core.layout().services.values() {
-            counts.packets += maps.service_counters(placed.index)?.packets;
-            let flows = maps.flow_counters(placed.index)?;
+        for (_, index, _) in self.balancer.core.layout().services() {
+            counts.packets += maps.service_counters(index)?.packets;
+            let flows = maps.flow_counters(index)?;
             counts.lookups += flows.lookups;
             counts.recorded += flows.recorded;
             counts.overflows += flows.overflows;

@@ -51,8 +51,9 @@ impl<D: Dataplane> Core<D> {
     }
 
     fn service_status(&self, service: &Service) -> ServiceStatus {
-        let placed = self.layout.services.get(&service.id);
-        let counters = placed.map(|placed| self.dataplane.service_counters(placed.index));
+        let placed = self.layout.placed(service.id);
+        let index = placed.and_then(|placed| placed.services.get(&service.id).copied());
+        let counters = index.map(|index| self.dataplane.service_counters(index));
         let left = placed.into_iter().flat_map(|placed| {
             let gone = placed
                 .members()
@@ -74,7 +75,12 @@ impl<D: Dataplane> Core<D> {
         ServiceStatus {
             service: service.clone(),
             ring_size: placed.map_or(0, |placed| placed.descriptor.ring_size),
-            flows: placed.map_or_else(FlowStatus::default, |placed| self.flow_status(placed)),
+            flows: placed
+                .zip(index)
+                .map_or_else(FlowStatus::default, |(placed, index)| {
+                    self.flow_status(placed, index)
+                }),
+            lead: self.state.lead(service.id),
             traffic: traffic(counters),
             backends,
         }
@@ -91,7 +97,7 @@ impl<D: Dataplane> Core<D> {
         let member = placed.and_then(|placed| placed.member(address));
         let counters = member.map(|(_, m)| self.dataplane.backend_counters(m.backend.counters));
         let checked = self.checked.get(&Target {
-            service: service.id,
+            service: self.state.lead(service.id),
             address,
         });
         let counted =
@@ -135,19 +141,16 @@ impl<D: Dataplane> Core<D> {
         })
     }
 
-    fn flow_status(&self, placed: &Placed) -> FlowStatus {
-        let counted = self
-            .dataplane
-            .flow_counters(placed.index)
-            .unwrap_or_else(|error| {
-                tracing::error!(%error, "no flow counters");
-                FlowCounters::default()
-            });
+    fn flow_status(&self, placed: &Placed, index: u32) -> FlowStatus {
+        let counted = self.dataplane.flow_counters(index).unwrap_or_else(|error| {
+            tracing::error!(%error, "no flow counters");
+            FlowCounters::default()
+        });
         let phases = placed.ring.phases;
         // While the whole service moves, the phases of its slots wait.
         let whole = placed.descriptor.flags & service_flag::MOVING != 0;
         let none = ServiceCensus::default();
-        let census = self.census.services.get(&placed.index).unwrap_or(&none);
+        let census = self.census.services.get(&index).unwrap_or(&none);
         FlowStatus {
             steady: if whole { 0 } else { phases.steady },
             moving: if whole {
@@ -163,7 +166,7 @@ impl<D: Dataplane> Core<D> {
             recorded: counted.recorded,
             overflows: counted.overflows,
             named: counted.named,
-            clients: census.clients,
+            clients: self.census.clients(placed),
             client_overflows: counted.client_overflows,
         }
     }

@@ -58,6 +58,9 @@ pub struct Tally {
 pub struct Service {
     /// `ADDRESS:PORT/PROTOCOL`.
     pub id: ServiceId,
+    /// The group that it shares pool and settings with.
+    #[serde(default)]
+    pub group: Option<String>,
     /// How packets reach the backends.
     pub mode: Mode,
     /// Slots of the ring in force.
@@ -205,7 +208,9 @@ pub struct Refusal {
 impl From<&snapshot::Snapshot> for Status {
     fn from(snapshot: &snapshot::Snapshot) -> Self {
         let mut backends = Tally::default();
-        let pools = snapshot.services.iter().flat_map(|s| &s.backends);
+        // The backends of a group once, though all its services show them.
+        let leads = snapshot.services.iter().filter(|s| s.lead == s.service.id);
+        let pools = leads.flat_map(|s| &s.backends);
         for backend in pools.filter(|b| !b.leaving) {
             backends.total += 1;
             match backend.condition {
@@ -242,6 +247,7 @@ impl From<&snapshot::ServiceStatus> for Service {
         let service = &status.service;
         Self {
             id: service.id,
+            group: service.group.clone(),
             mode: service.mode,
             ring_size: status.ring_size,
             scheduler: service.scheduler,

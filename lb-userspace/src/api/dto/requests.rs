@@ -16,8 +16,12 @@ use crate::model::{
 pub struct NewService {
     /// `ADDRESS:PORT/PROTOCOL`.
     pub id: ServiceId,
-    /// How packets reach the backends.
-    pub mode: Mode,
+    /// The group that it shares pool and settings with: those of its group are what is absent below.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
+    /// How packets reach the backends; may be absent where its group says it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<Mode>,
     /// Slots of the ring; chosen by the agent where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ring_size: Option<u32>,
@@ -199,29 +203,42 @@ pub struct Health {
 }
 
 impl NewService {
-    /// The model's service; the model still has to accept it.
+    /// The model's service; the model still has to accept it. What is absent is as in `shared`, another
+    /// service of its group, or has its default.
     ///
     /// # Errors
-    /// A field of the health check that does not fit its type.
-    pub fn into_model(self) -> Result<model::Service, ModelError> {
-        let health = self.health.map(|health| health.into_model(self.id));
-        Ok(model::Service {
-            id: self.id,
-            mode: self.mode,
+    /// A field of the health check that does not fit its type; nothing says the mode.
+    pub fn into_model(self, shared: Option<&model::Service>) -> Result<model::Service, ModelError> {
+        let mut service = match (shared, self.mode) {
+            (Some(shared), _) => shared.clone(),
+            (None, Some(mode)) => model::Service::new(self.id, mode),
+            (None, None) => {
+                let (id, field) = (self.id, "mode");
+                let problem = "missing: give \"nat\", \"ipip\", \"gue\" or \"l2\"".to_owned();
+                return Err(ModelError::Invalid { id, field, problem });
+            }
+        };
+        (service.id, service.group) = (self.id, self.group);
+        service.mode = self.mode.unwrap_or(service.mode);
+        service.quic = self.quic.or(service.quic);
+        let settings = EditService {
             ring_size: self.ring_size,
-            scheduler: self.scheduler.unwrap_or_default(),
-            flow_state: self.flow_state.unwrap_or_default(),
+            scheduler: self.scheduler,
+            flow_state: self.flow_state,
             on_down: self.on_down,
-            moving_time: self.moving_time_ms.map(Duration::from_millis),
-            dead_after: self
-                .dead_after_ms
-                .map_or(model::DEAD_AFTER, Duration::from_millis),
-            quic: self.quic,
-            persistence: Duration::from_millis(self.persistence_ms.unwrap_or(0)),
+            moving_time_ms: self.moving_time_ms,
+            dead_after_ms: self.dead_after_ms,
+            persistence_ms: self.persistence_ms,
             persistence_prefix: self.persistence_prefix,
-            health: health.transpose()?.unwrap_or_default(),
-            backends: self.backends.into_iter().map(Into::into).collect(),
-        })
+        };
+        Settings::from(settings).apply(&mut service);
+        if let Some(health) = self.health {
+            service.health = health.into_model(self.id)?;
+        }
+        if !self.backends.is_empty() {
+            service.backends = self.backends.into_iter().map(Into::into).collect();
+        }
+        Ok(service)
     }
 }
 

@@ -120,8 +120,11 @@ pub struct AddService {
     #[arg(value_name = "SERVICE")]
     pub id: ServiceId,
     /// How packets reach the backends: rewritten (nat), encapsulated (ipip, gue) or readdressed (l2)
-    #[arg(long, value_enum)]
-    pub mode: Mode,
+    #[arg(long, value_enum, required_unless_present = "group")]
+    pub mode: Option<Mode>,
+    /// Share pool, ring and settings with the services of this group; what is not given is as in those
+    #[arg(long, value_name = "NAME", value_parser = model::group::parse_name)]
+    pub group: Option<String>,
     /// A backend; may be given more than once
     #[arg(
         long = "backend",
@@ -233,12 +236,12 @@ pub struct Flows {
 }
 
 /// How a service's backends are checked.
-#[derive(Debug, Clone, PartialEq, Eq, Args)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Args)]
 #[command(next_help_heading = "Health checks")]
 pub struct HealthArgs {
-    /// What is asked of a backend
-    #[arg(long = "health", value_enum, default_value_t = Probe::Tcp)]
-    pub check: Probe,
+    /// What is asked of a backend [default: tcp]
+    #[arg(long = "health", value_enum)]
+    pub check: Option<Probe>,
     /// Path of an HTTP check [default: /]
     #[arg(long = "health-path", value_name = "PATH")]
     pub path: Option<String>,

@@ -9,7 +9,7 @@ use lb_userspace::{
 };
 
 use crate::{
-    args::{AddService, HealthArgs, Output, QuicArgs, ServiceVerb, SettingsArgs},
+    args::{AddService, HealthArgs, Output, Probe, QuicArgs, ServiceVerb, SettingsArgs},
     backend,
     failure::Failure,
     output,
@@ -62,6 +62,7 @@ pub async fn run(client: &Client, verb: &ServiceVerb, output: Output) -> Result<
 
 fn with_backends(args: &AddService) -> String {
     match args.backends.len() {
+        0 if args.group.is_some() => " with the backends of its group".to_owned(),
         0 => ": it has no backends yet, see `lbctl backend add`".to_owned(),
         1 => " with 1 backend".to_owned(),
         count => format!(" with {count} backends"),
@@ -79,9 +80,21 @@ fn new_service(args: &AddService) -> NewService {
         rise,
         fall,
     } = args.health.clone();
+    // Not named at all, it is the group's.
+    let health = (args.health != HealthArgs::default()).then(|| Health {
+        check: check.unwrap_or(Probe::Tcp).into(),
+        path,
+        host,
+        port,
+        interval_ms: interval,
+        timeout_ms: timeout,
+        rise,
+        fall,
+    });
     let settings = edit(args.settings);
     NewService {
         id: args.id,
+        group: args.group.clone(),
         mode: args.mode,
         ring_size: settings.ring_size,
         scheduler: settings.scheduler,
@@ -92,16 +105,7 @@ fn new_service(args: &AddService) -> NewService {
         quic: args.quic.map(quic),
         persistence_ms: settings.persistence_ms,
         persistence_prefix: settings.persistence_prefix,
-        health: Some(Health {
-            check: check.into(),
-            path,
-            host,
-            port,
-            interval_ms: interval,
-            timeout_ms: timeout,
-            rise,
-            fall,
-        }),
+        health,
         backends: args.backends.clone(),
     }
 }
@@ -181,6 +185,10 @@ fn show(service: &Service) -> String {
     let traffic = &service.traffic;
     let mut fields = vec![
         ("service", service.id.to_string()),
+        (
+            "group",
+            service.group.clone().unwrap_or_else(|| "none".to_owned()),
+        ),
         ("mode", name_of(service.mode)),
         ("scheduler", name_of(service.scheduler)),
         ("ring", ring(service)),

@@ -1,0 +1,112 @@
+//! Groups: services that share one pool. What they share must be equal, and this says what is not.
+
+use std::{fmt::Debug, net::SocketAddr};
+
+use super::{Backend, Service, name_of};
+
+/// Reads a group's name.
+///
+/// # Errors
+/// What a name looks like.
+pub fn parse_name(text: &str) -> Result<String, String> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    if (1..=64).contains(&text.len()) && text.chars().all(allowed) {
+        return Ok(text.to_owned());
+    }
+    let shown = text.escape_debug();
+    Err(format!(
+        "`{shown}` is not a group's name: use 1 to 64 of a-z, A-Z, 0-9, -, _ and ."
+    ))
+}
+
+/// A setting in which two services of a group differ.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Difference {
+    /// As the configuration names it.
+    pub field: &'static str,
+    /// What it is here and there.
+    pub what: String,
+}
+
+impl Service {
+    /// Where a backend serves it: in a group a packet keeps its port, and the backend's own is only
+    /// probed.
+    pub fn served_at(&self, backend: SocketAddr) -> SocketAddr {
+        match self.group {
+            Some(_) => SocketAddr::new(backend.ip(), self.id.vip.port()),
+            None => backend,
+        }
+    }
+
+    /// The first thing that its group would have to share with `other`, and does not.
+    pub(super) fn difference(&self, other: &Self) -> Option<Difference> {
+        let time = |time| humantime::format_duration(time).to_string();
+        differ("mode", name_of(self.mode), name_of(other.mode))
+            .or_else(|| differ("ring_size", shown(self.ring_size), shown(other.ring_size)))
+            .or_else(|| {
+                let scheduler = |service: &Self| name_of(service.scheduler);
+                differ("scheduler", scheduler(self), scheduler(other))
+            })
+            .or_else(|| {
+                let flow_state = |service: &Self| name_of(service.flow_state);
+                differ("flow_state", flow_state(self), flow_state(other))
+            })
+            .or_else(|| differ("on_down", name_of(self.on_down()), name_of(other.on_down())))
+            .or_else(|| {
+                let moving = |service: &Self| time(service.moving_time());
+                differ("moving_time", moving(self), moving(other))
+            })
+            .or_else(|| differ("dead_after", time(self.dead_after), time(other.dead_after)))
+            .or_else(|| {
+                differ(
+                    "persistence",
+                    time(self.persistence),
+                    time(other.persistence),
+                )
+            })
+            .or_else(|| differ("quic", shown(self.quic), shown(other.quic)))
+            .or_else(|| self.prefix_difference(other))
+            .or_else(|| {
+                let unequal = self.health != other.health;
+                let what = "the checks are not the same".to_owned();
+                let field = "health";
+                unequal.then_some(Difference { field, what })
+            })
+            .or_else(|| self.pool_difference(other))
+    }
+
+    /// Clients of both families can be told by all bits of their addresses alone.
+    fn prefix_difference(&self, other: &Self) -> Option<Difference> {
+        if self.client_bits() == other.client_bits() {
+            return None;
+        }
+        let bits = |service: &Self| shown(service.persistence_prefix);
+        let what = format!("{} here and {} there", bits(self), bits(other));
+        let field = "persistence_prefix";
+        Some(Difference { field, what })
+    }
+
+    fn pool_difference(&self, other: &Self) -> Option<Difference> {
+        let missing = |from: &Self, of: &Backend| from.backend(of.address) != Some(of);
+        let here = self.backends.iter().find(|b| missing(other, b));
+        let what = match (here, other.backends.iter().find(|b| missing(self, b))) {
+            (None, None) => return None,
+            (Some(b), _) if other.backend(b.address).is_some() => {
+                format!("{} is not the same here and there", b.address)
+            }
+            (Some(b), _) => format!("{} is here and not there", b.address),
+            (None, Some(b)) => format!("{} is there and not here", b.address),
+        };
+        let field = "backend";
+        Some(Difference { field, what })
+    }
+}
+
+fn shown(value: Option<impl Debug>) -> String {
+    value.map_or_else(|| "not set".to_owned(), |value| format!("{value:?}"))
+}
+
+fn differ(field: &'static str, here: String, there: String) -> Option<Difference> {
+    let what = format!("{here} here and {there} there");
+    (here != there).then_some(Difference { field, what })
+}
