@@ -2,6 +2,7 @@
 //! only then is it what the agent knows. Synchronous; the dataplane tells the time.
 
 mod status;
+mod targets;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,8 +17,8 @@ use super::ChangeError;
 use crate::{
     config::Tunnel,
     dataplane::{Dataplane, DataplaneError, FlowTables, Operation},
-    health::{Event, Target, TargetConfig},
-    model::{Admin, Change, OnDown, Probe, Service, ServiceId, State},
+    health::{Event, Target},
+    model::{Admin, Change, OnDown, Service, ServiceId, State},
     neighbours::{NextHop, Update},
     plan::{
         self, Inputs, Layout, Liveness, Placed, PlacedMember,
@@ -200,34 +201,6 @@ impl<D: Dataplane> Core<D> {
         self.down
             .retain(|&(service, address), _| wanted.contains_key(&Target { service, address }));
         Ok(())
-    }
-
-    /// What is known of a group's backends is known under its first service; that may be another now.
-    fn follow_leads(&mut self, before: &State) {
-        let lead = |id: ServiceId| {
-            let group = before.service(id)?.group.as_ref()?;
-            let mut services = self.state.services();
-            let now = services.find(|service| service.group.as_ref() == Some(group))?;
-            (before.lead(id) == id && now.id != id).then_some(now.id)
-        };
-        let leads: BTreeMap<ServiceId, ServiceId> = before
-            .services()
-            .filter_map(|service| Some((service.id, lead(service.id)?)))
-            .collect();
-        if leads.is_empty() {
-            return;
-        }
-        for (&(id, address), &down) in &self.down.clone() {
-            if let Some(&lead) = leads.get(&id) {
-                self.down.insert((lead, address), down);
-            }
-        }
-        for (&Target { service, address }, checked) in &self.checked.clone() {
-            if let Some(&service) = leads.get(&service) {
-                self.checked
-                    .insert(Target { service, address }, checked.clone());
-            }
-        }
     }
 
     /// Taken up from the maps, a backend that took no flows may have been down or drained; what is
@@ -486,46 +459,5 @@ impl<D: Dataplane> Core<D> {
             .into_iter()
             .filter(|address| !self.next_hops.contains_key(address))
             .collect()
-    }
-
-    /// What is to be checked.
-    pub fn targets(&self) -> BTreeMap<Target, TargetConfig> {
-        let mut targets = BTreeMap::new();
-        for pool in self.state.pools() {
-            let Some(&service) = pool.first() else {
-                continue;
-            };
-            let ports: BTreeSet<u16> = pool.iter().map(|s| s.id.vip.port()).collect();
-            for backend in &service.backends {
-                let target = Target {
-                    service: service.id,
-                    address: backend.address,
-                };
-                let initial = self.condition(service, backend.address);
-                targets.insert(
-                    target,
-                    TargetConfig {
-                        health: service.health.clone(),
-                        alone: ports.len() == 1,
-                        initial,
-                    },
-                );
-            }
-        }
-        targets
-    }
-
-    fn condition(&self, service: &Service, address: SocketAddr) -> Condition {
-        let lead = self.state.lead(service.id);
-        let checked = self.checked.get(&Target {
-            service: lead,
-            address,
-        });
-        match checked {
-            Some(checked) => checked.condition,
-            None if self.down.contains_key(&(lead, address)) => Condition::Down,
-            None if service.health.probe == Probe::None => Condition::Up,
-            None => Condition::Starting,
-        }
     }
 }

@@ -1,0 +1,138 @@
+//! The part of a plan that says which services share which pool, and gives them their indices. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use lb_common::tables::Descriptor;
+
+use super::{
+    Draft, NoRoom,
+    census::Census,
+    layout::{Layout, Placed, endpoint},
+};
+use crate::{
+    dataplane::Operation,
+    model::{Service, ServiceId},
+};
+
+impl Draft {
+    /// Frees the indices of services that were gone before a sweep began: it has removed their flows.
+    pub(super) fn release_indices(&mut self, census: &Census) {
+        let Layout {
+            left,
+            service_indices,
+            ..
+        } = &mut self.layout;
+        left.retain(|&index| {
+            let known = census.knows(index);
+            if !known {
+                service_indices.release(index);
+            }
+            known
+        });
+    }
+
+    /// Finds the pool in the maps that each wanted one goes on with, and removes everything else. A pool
+    /// goes on as long as one of its services stays; a service that comes from another pool is a new one
+    /// to it, as its flows' records speak of the other's backends.
+    pub(super) fn match_pools(&mut self, pools: &[Vec<&Service>]) -> Vec<Option<u32>> {
+        let mut wanted: BTreeMap<u32, BTreeSet<ServiceId>> = BTreeMap::new();
+        let mut numbers = Vec::with_capacity(pools.len());
+        for pool in pools {
+            let known = pool.iter().filter_map(|s| self.layout.numbers.get(&s.id));
+            let free = known.copied().find(|number| !wanted.contains_key(number));
+            if let Some(number) = free {
+                wanted.insert(number, pool.iter().map(|service| service.id).collect());
+            }
+            numbers.push(free);
+        }
+        let placed: Vec<u32> = self.layout.pools.keys().copied().collect();
+        for number in placed {
+            self.keep_services(number, wanted.get(&number));
+        }
+        numbers
+    }
+
+    /// Takes services from a pool, and the pool with them where none is left.
+    fn keep_services(&mut self, number: u32, wanted: Option<&BTreeSet<ServiceId>>) {
+        let Some(mut placed) = self.layout.pools.remove(&number) else {
+            return;
+        };
+        let stays = |id: &ServiceId| wanted.is_some_and(|wanted| wanted.contains(id));
+        let (kept, gone): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            placed.services.into_iter().partition(|(id, _)| stays(id));
+        placed.services = kept;
+        for (id, index) in gone {
+            self.layout.numbers.remove(&id);
+            self.descriptors.push((index, Descriptor::default()));
+            self.released.services.push((endpoint(id), index));
+            if index != number {
+                self.released.indices.push(index);
+            }
+        }
+        if placed.services.is_empty() {
+            self.release(&placed);
+        } else {
+            self.layout.pools.insert(number, placed);
+        }
+    }
+
+    fn release(&mut self, placed: &Placed) {
+        for (_, member) in placed.members() {
+            self.released.entries.push(member.entry);
+            self.released.counters.push(member.backend.counters);
+        }
+        if placed.members_room > 0 {
+            self.released
+                .member_spans
+                .push(placed.descriptor.members_start);
+        }
+        let descriptor = &placed.descriptor;
+        for (start, size) in [
+            (descriptor.ring_start, descriptor.ring_size),
+            (descriptor.previous_start, descriptor.previous_size),
+            (descriptor.schedule_start, descriptor.schedule_size),
+        ] {
+            self.release_span(start, size);
+        }
+        self.released.indices.push(placed.number);
+    }
+
+    /// Gives every service of a pool its index.
+    pub(super) fn place_services(
+        &mut self,
+        pool: &[&Service],
+        placed: Option<Placed>,
+    ) -> Result<Placed, NoRoom> {
+        let mut placed = placed;
+        for service in pool {
+            let id = service.id;
+            if placed
+                .as_ref()
+                .is_some_and(|p| p.services.contains_key(&id))
+            {
+                continue;
+            }
+            let index = self.new_service(id)?;
+            let placed = placed.get_or_insert_with(|| Placed::new(index));
+            placed.services.insert(id, index);
+            self.layout.numbers.insert(id, placed.number);
+        }
+        // A pool has a service.
+        Ok(placed.unwrap_or_else(|| Placed::new(0)))
+    }
+
+    fn new_service(&mut self, id: ServiceId) -> Result<u32, NoRoom> {
+        let no_room = || NoRoom {
+            what: format!("service {id}"),
+            setting: "services",
+        };
+        let free = self.layout.service_indices.take();
+        let index = free
+            .or_else(|| self.layout.left.pop_first())
+            .ok_or_else(no_room)?;
+        self.before.push(Operation::ZeroService(index));
+        let link = self.layout.lookup.link(&endpoint(id), index);
+        self.before.extend(link.map_err(|_| no_room())?);
+        Ok(index)
+    }
+}
