@@ -1,7 +1,7 @@
 //! ICMP and ICMPv6: errors find the backend, or the client, whose packet they are about; echo requests to
 //! a VIP are answered. Messages are laid out and summed by etherparse.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use etherparse::{Icmpv4Header, Icmpv4Type, Icmpv6Header, Icmpv6Type};
 use lb_common::{
@@ -180,6 +180,19 @@ fn a_nat_backend_gets_the_error_about_the_packet_that_it_sent() {
             }
         }
     }
+}
+
+#[test]
+fn a_backend_of_a_group_gets_the_error_about_the_packet_of_the_port_that_it_kept() {
+    let stage = Stage::new()
+        .serve(Mode::Nat, VIP4, TCP, &[server(SERVER4)])
+        .keeping_ports();
+    let before = error(ERRORS4[0], &quote(&about(false, VIP4, CLIENT4), None));
+    let kept = SocketAddr::new(socket(SERVER4).ip(), socket(VIP4).port()).to_string();
+    let own = quote(&about(false, &kept, CLIENT4), None);
+    let after = message(ROUTER4, &kept, ERRORS4[0], [0, 0, 5, 0x14], &own);
+    let outcome = stage.run(&before.frame());
+    assert_eq!(outcome.frame, Frame(after.routed(macs(0)).frame()));
 }
 
 #[test]

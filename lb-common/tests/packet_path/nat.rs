@@ -1,5 +1,7 @@
 //! `nat`: requests to a backend and answers from it.
 
+use std::net::SocketAddr;
+
 use lb_common::verdict::Verdict;
 
 use crate::{
@@ -251,4 +253,27 @@ fn a_server_that_calls_another_vip_is_a_client_there() {
     let mut outcome = Outcome::forwarded(Verdict::Redirect(EGRESS), expected, 4, count);
     outcome.counted.services = [(4, count)].into();
     assert_eq!(stage.run(&frame), outcome);
+}
+
+#[test]
+fn in_a_group_a_request_keeps_its_port() {
+    for (protocol, request) in [
+        (TCP, segment(CLIENT4, VIP4)),
+        (UDP, datagram(CLIENT4, VIP4)),
+    ] {
+        let stage = Stage::new()
+            .serve(Mode::Nat, VIP4, protocol, &[server(SERVER4)])
+            .keeping_ports();
+        let frame = request.frame();
+        let kept = SocketAddr::new(socket(SERVER4).ip(), socket(VIP4).port());
+        let expected = Spec {
+            to: kept,
+            ..request
+        }
+        .routed(macs(0));
+        let count = (1, frame.len() as u64, 0);
+        let verdict = Verdict::Redirect(EGRESS);
+        let outcome = Outcome::forwarded(verdict, expected.frame(), 0, count);
+        assert_eq!(stage.run(&frame), outcome);
+    }
 }

@@ -79,6 +79,11 @@ impl Stage {
             .moved(Move::Settling(owner))
     }
 
+    /// In mode `nat`, packets keep their destination port.
+    pub fn keeping_ports(self) -> Self {
+        self.flag(service_flag::KEEPS_PORT)
+    }
+
     /// Clients keep to a slot, whatever their ports.
     pub fn by_source(self) -> Self {
         self.flag(service_flag::BY_SOURCE)
