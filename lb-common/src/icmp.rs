@@ -317,8 +317,7 @@ fn to_backend<P: Packet, T: Tables>(
     if backend.interface == 0 {
         return Err(DropReason::NoNextHop);
     }
-    let (bytes, counters) = (packet.length() as u64, backend.counters);
-    let egress = forward::egress(packet, backend.interface);
+    let bytes = packet.length() as u64;
     match service.descriptor.mode {
         mode::NAT => {
             let port = service.descriptor.port_at(backend, quoted.from.port);
@@ -334,8 +333,8 @@ fn to_backend<P: Packet, T: Tables>(
         )?,
     }
     tables.count_service(service.index, bytes, false);
-    tables.count_backend(counters, bytes, false);
-    Ok(egress)
+    tables.count_backend(backend.counters, bytes, false);
+    Ok(forward::egress(packet, backend.interface))
 }
 
 /// As the backend's own packet would have brought it.

@@ -90,8 +90,6 @@ fn to_backend<P: Packet, T: Tables>(
         return Err(DropReason::NoNextHop);
     }
     let bytes = packet.length() as u64;
-    let egress = forward::egress(packet, backend.interface);
-    let counters = backend.counters;
     match service.descriptor.mode {
         mode::NAT => {
             let port = service.descriptor.port_at(backend, flow.destination_port);
@@ -100,8 +98,8 @@ fn to_backend<P: Packet, T: Tables>(
         mode => forward::deliver(packet, tables, flow, mode, backend, hash)?,
     }
     tables.count_service(service.index, bytes, flow.opens());
-    tables.count_backend(counters, bytes, flow.opens());
-    Ok(egress)
+    tables.count_backend(backend.counters, bytes, flow.opens());
+    Ok(forward::egress(packet, backend.interface))
 }
 
 /// Who takes a client's packet. Of a QUIC service, its connection id may say so, and what it opens.

@@ -16,6 +16,7 @@ use crate::{maps::Maps, packet::XdpPacket};
 
 /// Entry point.
 #[xdp]
+#[inline(always)]
 pub fn lb(ctx: XdpContext) -> u32 {
     let mut packet = XdpPacket::<false>::new(&ctx);
     match pipeline::usual(&mut packet, &Maps::new(&ctx)) {
@@ -31,6 +32,7 @@ pub fn lb(ctx: XdpContext) -> u32 {
 /// What [`lb`] leaves: [`pipeline::unusual`] as a program of its own, so that its stack and budget are its
 /// own too.
 #[xdp]
+#[inline(always)]
 pub fn unusual(ctx: XdpContext) -> u32 {
     let mut packet = XdpPacket::<true>::new(&ctx);
     let verdict = pipeline::unusual(&mut packet, &Maps::new(&ctx));
