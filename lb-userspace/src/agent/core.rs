@@ -314,13 +314,25 @@ impl<D: Dataplane> Core<D> {
         })
     }
 
+    /// What a sweep of the flow tables goes by: what the maps hold, read once more where a plan came to
+    /// an unknown end. A sweep by less would take records of backends that it does not know for stale.
+    ///
+    /// # Errors
+    /// The maps cannot be read or repaired.
+    pub fn certain_layout(&mut self) -> Result<Arc<Layout>, DataplaneError> {
+        if self.unread {
+            self.adopt()?;
+        }
+        Ok(Arc::clone(&self.layout))
+    }
+
     /// A sweep of the flow tables as the maps are now.
     ///
     /// # Errors
-    /// The kernel gives no handles of the tables.
-    pub fn sweep(&self) -> Result<Sweep, DataplaneError> {
+    /// The maps cannot be read, or the kernel gives no handles of the tables.
+    pub fn sweep(&mut self) -> Result<Sweep, DataplaneError> {
         Ok(Sweep {
-            layout: Arc::clone(&self.layout),
+            layout: self.certain_layout()?,
             tables: self.dataplane.flow_tables()?,
             now: self.dataplane.now(),
         })

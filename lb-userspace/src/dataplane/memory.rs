@@ -73,6 +73,11 @@ impl MemoryDataplane {
                     .unwrap_or_default();
                 places[*place] = *value;
                 put(&mut tables.lookup, *bucket, places);
+                // In the kernel, all entries are there from the beginning.
+                let entries = tables.service_entries.len().max(*value as usize);
+                tables
+                    .service_entries
+                    .resize(entries, ServiceEntry::default());
             }
             Operation::WayBack(endpoint, back) => drop(tables.ways_back.insert(*endpoint, *back)),
             Operation::ForgetWayBack(endpoint) => drop(tables.ways_back.remove(endpoint)),

@@ -109,6 +109,15 @@ pub struct Swept<'a> {
     pub meanwhile: &'a mut dyn FnMut(),
 }
 
+/// The table that is read where the sweep asks for one: the other, where their order is wrong.
+fn read(world: &World, table: Table) -> Table {
+    match (world.sabotage, table) {
+        (Some(Sabotage::EstablishedIsReadFirst), Table::HalfOpen) => Table::Established,
+        (Some(Sabotage::EstablishedIsReadFirst), Table::Established) => Table::HalfOpen,
+        (_, table) => table,
+    }
+}
+
 impl FlowTables for Swept<'_> {
     fn scan(
         &mut self,
@@ -117,6 +126,12 @@ impl FlowTables for Swept<'_> {
     ) -> Result<(), DataplaneError> {
         (self.meanwhile)();
         let mut world = self.stage.world();
+        // The worst moment: flows seen once are promoted from a table that has been read to one that has
+        // not, or the other way round where that order is wrong.
+        if table == Table::Established && std::mem::take(&mut world.held_back) {
+            world.speak(0);
+        }
+        let table = read(&world, table);
         let flows = &world.memory.tables.flows;
         let keys: Vec<FlowKey> = flows
             .borrow_mut()
@@ -144,6 +159,7 @@ impl FlowTables for Swept<'_> {
         record: &Record,
     ) -> Result<bool, DataplaneError> {
         let mut world = self.stage.world();
+        let table = read(&world, table);
         if world.random.once_in(8) {
             world.moment();
         }
