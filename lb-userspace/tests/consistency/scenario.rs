@@ -149,7 +149,7 @@ fn kind() -> impl Strategy<Value = Kind> {
         1 => Just(Kind::Limit),
         1 => Just(Kind::RemoveService),
         2 => Just(Kind::AddService),
-        2 => Just(Kind::Restart),
+        4 => Just(Kind::Restart),
         2 => Just(Kind::Fail),
         2 => Just(Kind::Retry),
     ]
