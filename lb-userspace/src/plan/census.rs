@@ -23,6 +23,7 @@ use super::{Layout, Placed, PlacedMember, layout::Ring};
 use crate::{
     dataplane::{DataplaneError, FlowTables},
     model::ServiceId,
+    snapshot::RecordUses,
 };
 
 /// Records removed in one go.
@@ -42,6 +43,21 @@ pub struct ServiceCensus {
     /// Clients that are remembered, where the pool has its number. They are no flows: nothing waits for
     /// them.
     pub clients: u32,
+    /// What the live records are for.
+    pub uses: RecordUses,
+}
+
+impl ServiceCensus {
+    fn count_use(&mut self, record: &Record, moves: bool, at_owner: bool) {
+        let ended = record_flag::FINISHED | record_flag::RESET;
+        let count = match (record.flags & ended != 0, moves, at_owner) {
+            (true, ..) => &mut self.uses.ended,
+            (_, true, _) => &mut self.uses.moving,
+            (_, _, false) => &mut self.uses.away,
+            (_, _, true) => &mut self.uses.home,
+        };
+        *count += 1;
+    }
 }
 
 /// What a sweep found. About the layout that it began with.
@@ -275,6 +291,8 @@ impl Census {
             Table::Established => service.established += 1,
         }
         *service.by_member.entry(record.member).or_default() += 1;
+        let whole = placed.descriptor.flags & service_flag::MOVING != 0;
+        service.count_use(record, whole || slot.phase() == Phase::Moving, at_owner);
         if !at_owner {
             service.foreign.insert(place);
         }
