@@ -1,6 +1,7 @@
 //! The agent without its loop: every piece of news becomes a plan, every plan is carried out, and
 //! only then is it what the agent knows. Synchronous; the dataplane tells the time.
 
+mod loads;
 mod status;
 mod targets;
 
@@ -344,8 +345,9 @@ impl<D: Dataplane> Core<D> {
     /// As [`Core::enforce`].
     pub fn swept(&mut self, census: Census) -> Result<(), ChangeError> {
         let done = self.enforce_after(Some(&census));
+        let corrected = self.correct_loads(&census.excess);
         self.census = census;
-        done
+        done.and(corrected)
     }
 
     /// Takes backends for dead that have been down for too long; true where the maps must follow by

@@ -13,7 +13,8 @@ use lb_userspace::{
     model::{Admin, Backend, Change, Service, State},
     snapshot::{
         BackendStatus, ClientList, ClientRecord, Condition, FlowFilter, FlowList, FlowRecord,
-        FlowStatus, InterfaceStatus, Passed, RecordUses, ServiceStatus, Snapshot, TableUse, Traffic,
+        FlowStatus, InterfaceStatus, Passed, RecordUses, ServiceStatus, Snapshot, TableUse,
+        Traffic,
     },
 };
 use tempfile::TempDir;
