@@ -30,7 +30,7 @@ pub const FINISHED_LIFETIME: Tick = 120 * SECOND;
 pub const RESET_LIFETIME: Tick = 10 * SECOND;
 /// Where the stamp of a record that was found expired is put: beyond every moving time, so that a
 /// longer one does not bring back what the flow's client and backend have long forgotten.
-const LONG_AGO: Tick = 1 << 30;
+pub const LONG_AGO: Tick = 1 << 30;
 
 /// How long a record lives after its flow's last packet, given its service's moving time.
 #[inline(always)]

@@ -21,7 +21,10 @@ use tokio::net::TcpListener;
 use crate::{
     agent::Handle,
     http,
-    snapshot::{BackendStatus, Condition, FlowStatus, ServiceStatus, Snapshot, TableUse, Traffic},
+    snapshot::{
+        BackendStatus, Condition, FlowStatus, RecordUses, ServiceStatus, Snapshot, TableUse,
+        Traffic,
+    },
 };
 
 /// The media type of what [`render`] returns.
@@ -79,6 +82,7 @@ impl Collector for Scrape {
         self.services(&mut encoder)?;
         self.flow_tables(&mut encoder)?;
         self.flows(&mut encoder)?;
+        self.record_uses(&mut encoder)?;
         self.slots(&mut encoder)?;
         self.backend_traffic(&mut encoder)?;
         self.backend_flows(&mut encoder)?;
@@ -188,6 +192,28 @@ impl Scrape {
         let clients = services.map(|s| (service_labels(s), u64::from(s.flows.clients)));
         let help = "Clients remembered for persistence";
         gauges(encoder, "lb_clients", help, None, clients)
+    }
+
+    fn record_uses(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let samples = self.0.services.iter().flat_map(|service| {
+            let [id] = service_labels(service);
+            let RecordUses {
+                ended,
+                moving,
+                away,
+                home,
+            } = service.flows.uses;
+            let uses = [
+                ("ended", ended),
+                ("moving", moving),
+                ("away", away),
+                ("home", home),
+            ];
+            uses.map(|(name, count)| ([id.clone(), ("use", name.to_owned())], u64::from(count)))
+        });
+        let help = "Live records by what they are for: the client has ended the flow, its slot moves, \
+                    its backend is not the slot's owner, or is";
+        gauges(encoder, "lb_flow_records", help, None, samples)
     }
 
     fn slots(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {

@@ -82,6 +82,8 @@ pub struct FlowStatus {
     pub established: u32,
     /// Records of half-open flows then.
     pub half_open: u32,
+    /// What these records are for.
+    pub uses: RecordUses,
     /// Packets that looked their flow up.
     pub lookups: u64,
     /// Flows recorded so far.
@@ -94,6 +96,19 @@ pub struct FlowStatus {
     pub clients: u32,
     /// Clients that could not be remembered, since the table was full.
     pub client_overflows: u64,
+}
+
+/// A service's live records by what they are for, each under the first that holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RecordUses {
+    /// The client has ended the flow, by FIN or RST.
+    pub ended: u32,
+    /// The slot moves, or the whole service: recorded are all flows but those that stay whatever comes.
+    pub moving: u32,
+    /// The flow has another backend than its slot's owner.
+    pub away: u32,
+    /// The owner has it: every flow is recorded, or the next sweep removes the record.
+    pub home: u32,
 }
 
 /// Slots that have entered each phase.

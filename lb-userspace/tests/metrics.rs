@@ -9,7 +9,8 @@ use lb_userspace::{
     config, metrics,
     model::{Admin, Backend, Service},
     snapshot::{
-        BackendStatus, Condition, FlowStatus, Passed, ServiceStatus, Snapshot, TableUse, Traffic,
+        BackendStatus, Condition, FlowStatus, Passed, RecordUses, ServiceStatus, Snapshot,
+        TableUse, Traffic,
     },
 };
 use tokio::{
@@ -37,6 +38,12 @@ fn flows() -> FlowStatus {
         },
         established: 12,
         half_open: 50,
+        uses: RecordUses {
+            ended: 1,
+            moving: 40,
+            away: 20,
+            home: 3,
+        },
         lookups: 900,
         recorded: 80,
         overflows: 5,
@@ -165,6 +172,10 @@ fn the_page_holds_every_figure_of_the_snapshot() {
         format!("lb_flow_recorded_total{{{service}}} 80"),
         format!("lb_flow_overflows_total{{{service}}} 5"),
         format!("lb_flow_named_total{{{service}}} 6"),
+        format!("lb_flow_records{{{service},use=\"ended\"}} 1"),
+        format!("lb_flow_records{{{service},use=\"moving\"}} 40"),
+        format!("lb_flow_records{{{service},use=\"away\"}} 20"),
+        format!("lb_flow_records{{{service},use=\"home\"}} 3"),
         format!("lb_slots{{{service},phase=\"steady\"}} 248"),
         format!("lb_slots{{{service},phase=\"moving\"}} 2"),
         format!("lb_slots{{{service},phase=\"settling\"}} 1"),

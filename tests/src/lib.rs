@@ -21,6 +21,7 @@ pub mod playground;
 pub mod process;
 pub mod skip;
 pub mod soak;
+pub mod stack;
 pub mod stage;
 pub mod topology;
 pub mod udp;

@@ -36,9 +36,9 @@ use driver::Driver;
 use flow_state::{FlowState, MOVING_TIME};
 use plan::{Kind, Plan, Settings};
 use report::{Report, Run};
-use stage::{BACKENDS, SERVICES, Stage};
+use stage::{Size, Stage};
 
-/// The most connections to hold: each service's have the ports of one client's address.
+/// The most connections: each service's have the ports of one client's address.
 pub const MOST_CONNECTIONS: usize = 100_000;
 /// After the last change, for connections that are broken to notice.
 const SETTLE: Duration = Duration::from_secs(2);
@@ -46,14 +46,20 @@ const SETTLE: Duration = Duration::from_secs(2);
 /// What to do.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Connections to hold.
+    /// Services and backends.
+    pub size: Size,
+    /// Connections that stand at any time.
     pub connections: usize,
-    /// Connections to close and open again every second, beside them.
+    /// Those of them that live for the whole run.
+    pub held: usize,
+    /// How long the others live on average, before another one takes their place.
+    pub lifetime: Duration,
+    /// Connections to close and open again from the same port every second, beside them.
     pub churn: usize,
     /// Changes to make.
     pub changes: usize,
-    /// Their kinds; all where empty.
-    pub only: Vec<Kind>,
+    /// Their kinds.
+    pub kinds: Vec<Kind>,
     /// From one change to the next, on average.
     pub pace: Duration,
     /// Of changes and lifetimes.
@@ -77,9 +83,10 @@ pub async fn run(options: &Options) -> Result<Report> {
         options.connections
     );
     let moves = options.flow_state.remembers();
+    let size = options.size;
     eprintln!(
-        "soak: {} connections, {} changes, seed {}",
-        options.connections, options.changes, options.seed
+        "soak: {} connections through {} services of {} backends, {} changes, seed {}",
+        options.connections, size.services, size.backends, options.changes, options.seed
     );
     let plan = Plan::draw(&Settings {
         seed: options.seed,
@@ -87,15 +94,17 @@ pub async fn run(options: &Options) -> Result<Report> {
         pace: options.pace,
         rest: settling(moves),
         kinds: kinds(options),
-        services: SERVICES,
-        backends: BACKENDS,
+        services: size.services.into(),
+        backends: size.backends,
     });
-    let mut stage = Stage::start(&plan.pools, options.flow_state, options.flows)?;
+    let mut stage = Stage::start(size, &plan.pools, options.flow_state, options.flows)?;
     let idle = moves.then_some(MOVING_TIME);
     let (books, clock) = (Books::new(Account::new(idle)), Clock::start());
     let load = Load {
-        targets: (0..SERVICES).map(stage::target).collect(),
-        held: options.connections,
+        targets: stage::targets(size),
+        held: options.held,
+        mortal: options.connections.saturating_sub(options.held),
+        lifetime: options.lifetime,
         churn: options.churn,
         seed: options.seed,
     };
@@ -107,6 +116,10 @@ pub async fn run(options: &Options) -> Result<Report> {
     clients.stop()?;
     let run = Run {
         connections: options.connections,
+        held: options.held,
+        lifetime: options.lifetime,
+        size,
+        pace: options.pace,
         seed: options.seed,
         flow_state: options.flow_state,
         seconds: clock.now().as_secs_f64(),
@@ -119,7 +132,7 @@ pub async fn run(options: &Options) -> Result<Report> {
 /// Those asked for that there are. Most schedulers go by records of flows.
 fn kinds(options: &Options) -> Vec<Kind> {
     Kind::all()
-        .filter(|kind| options.only.is_empty() || options.only.contains(kind))
+        .filter(|kind| options.kinds.contains(kind))
         .filter(|&kind| options.flow_state.remembers() || kind != Kind::Scheduler)
         .collect()
 }

@@ -35,7 +35,7 @@ pub const BALANCER_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 2, 0, 0, 0, 0, 0, 1);
 /// The interface of every node.
 pub const INTERFACE: &str = "eth0";
 /// Backends that fit the address plan.
-pub const MAX_BACKENDS: usize = 9;
+pub const MAX_BACKENDS: usize = 99;
 
 /// Serializes what measures time against everything else, across test binaries.
 const TURN_FILE: &str = "/run/lb-tests.lock";
@@ -50,12 +50,12 @@ pub const fn vip_v6(n: u16) -> Ipv6Addr {
     Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, n)
 }
 
-/// The address of backend `n`, counted from 1: `10.2.0.1n`.
+/// The address of backend `n`, counted from 1: `10.2.0.11` and on.
 pub const fn backend_v4(n: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 2, 0, 10 + n)
 }
 
-/// The address of backend `n`, counted from 1: `fd00:2::1n`.
+/// The address of backend `n`, counted from 1: `fd00:2::11` and on, in hexadecimal digits.
 pub const fn backend_v6(n: u8) -> Ipv6Addr {
     Ipv6Addr::new(0xfd00, 2, 0, 0, 0, 0, 0, 0x10 + n as u16)
 }

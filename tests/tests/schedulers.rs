@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use aya::maps::{Array, Map, MapData};
 use lb_tests::{
     config::{Health, Service},
     load::{held::Held, open_loop::OpenLoop, requests},
@@ -233,6 +234,49 @@ fn changing_the_scheduler_breaks_no_connection() -> Result<()> {
         }
         Ok(())
     })
+}
+
+/// Adds so many to each backend's flows in progress behind the balancer's back; how many backends had any.
+fn miscount(stage: &Stage, change: u64) -> Result<usize> {
+    let pins = stage.agent.home().bpffs.entries();
+    let pin = pins.iter().find(|pin| pin.ends_with("LOADS"));
+    let map = Map::Array(MapData::from_pin(pin.context("no pin of LOADS")?)?);
+    let mut loads: Array<MapData, u64> = Array::try_from(map)?;
+    let mut changed = 0;
+    for index in 0..loads.len() {
+        let load = loads.get(&index, 0)?;
+        if load > 0 {
+            loads.set(index, load.wrapping_add(change), 0)?;
+            changed += 1;
+        }
+    }
+    Ok(changed)
+}
+
+#[test]
+fn flows_in_progress_that_were_miscounted_are_counted_anew() -> Result<()> {
+    with_root(
+        "flows_in_progress_that_were_miscounted_are_counted_anew",
+        || {
+            let service = scheduled("least-connections", [1, 1, 1]);
+            let stage = stage(&service)?;
+            let held = Held::open(&stage.topology.client, vip(&service)?, 30, PERIOD)?;
+            wait_until("all are counted", SOON, || {
+                connections(&stage, &service).is_ok_and(|counts| counts == [10, 10, 10])
+            })?;
+            for change in [7, 4u64.wrapping_neg()] {
+                assert_eq!(miscount(&stage, change)?, 3);
+                wait_until("they are counted anew", SOON, || {
+                    connections(&stage, &service).is_ok_and(|counts| counts == [10, 10, 10])
+                })
+                .with_context(|| format!("{:?}", connections(&stage, &service)))?;
+            }
+            let log = stage.agent.log();
+            assert_eq!(log.matches("miscounted").count(), 6, "{log}");
+            assert_eq!(held.stop()?.broken_per_backend(), BTreeMap::new());
+            Ok(())
+        },
+    )
 }
 
 /// Sets the limits of the first backends.

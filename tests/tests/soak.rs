@@ -33,7 +33,7 @@ fn no_connection_whose_backend_lives_breaks_over_changes_of_every_kind() -> Resu
     if !root_or_skip("no_connection_whose_backend_lives_breaks_over_changes_of_every_kind") {
         return Ok(());
     }
-    let (report, succeeded) = soak(&[])?;
+    let (report, succeeded) = soak(&["--schedulers"])?;
     assert_eq!(number(&report, "broken"), 0);
     assert!(succeeded);
     assert_eq!(number(&report, "changes"), 25);
@@ -44,6 +44,8 @@ fn no_connection_whose_backend_lives_breaks_over_changes_of_every_kind() -> Resu
     );
     // Else it has seen nothing of what it is about.
     assert!(number(&report, "peak_entries") > 0);
+    assert!(report["peak_share"].as_f64() > Some(0.0), "{report:#}");
+    assert!(number(&report["peak_uses"], "moving") > 0, "{report:#}");
     assert!(report["lookup_share"].as_f64() > Some(0.0), "{report:#}");
     let passed = &report["slots_passed"];
     for phase in ["moving", "settling", "steady"] {

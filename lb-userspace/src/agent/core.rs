@@ -1,6 +1,7 @@
 //! The agent without its loop: every piece of news becomes a plan, every plan is carried out, and
 //! only then is it what the agent knows. Synchronous; the dataplane tells the time.
 
+mod loads;
 mod status;
 mod targets;
 
@@ -314,13 +315,25 @@ impl<D: Dataplane> Core<D> {
         })
     }
 
+    /// What a sweep of the flow tables goes by: what the maps hold, read once more where a plan came to
+    /// an unknown end. A sweep by less would take records of backends that it does not know for stale.
+    ///
+    /// # Errors
+    /// The maps cannot be read or repaired.
+    pub fn certain_layout(&mut self) -> Result<Arc<Layout>, DataplaneError> {
+        if self.unread {
+            self.adopt()?;
+        }
+        Ok(Arc::clone(&self.layout))
+    }
+
     /// A sweep of the flow tables as the maps are now.
     ///
     /// # Errors
-    /// The kernel gives no handles of the tables.
-    pub fn sweep(&self) -> Result<Sweep, DataplaneError> {
+    /// The maps cannot be read, or the kernel gives no handles of the tables.
+    pub fn sweep(&mut self) -> Result<Sweep, DataplaneError> {
         Ok(Sweep {
-            layout: Arc::clone(&self.layout),
+            layout: self.certain_layout()?,
             tables: self.dataplane.flow_tables()?,
             now: self.dataplane.now(),
         })
@@ -332,8 +345,9 @@ impl<D: Dataplane> Core<D> {
     /// As [`Core::enforce`].
     pub fn swept(&mut self, census: Census) -> Result<(), ChangeError> {
         let done = self.enforce_after(Some(&census));
+        let corrected = self.correct_loads(&census.excess);
         self.census = census;
-        done
+        done.and(corrected)
     }
 
     /// Takes backends for dead that have been down for too long; true where the maps must follow by

@@ -173,7 +173,7 @@ impl<D: Dataplane> Running<D> {
 
     /// Answers with what is in the flow tables, beside the loop.
     fn list<T: Send + 'static>(
-        &self,
+        &mut self,
         list: impl FnOnce(Sweep) -> Result<T, DataplaneError> + Send + 'static,
         reply: oneshot::Sender<Result<T, ChangeError>>,
     ) {

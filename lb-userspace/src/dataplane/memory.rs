@@ -3,7 +3,7 @@
 use lb_common::{
     memory::MemoryTables,
     steer,
-    tables::{Counters, FlowCounters, FlowKey, Record, ServiceEntry, Table, Tables as _, Tick},
+    tables::{Counters, FlowCounters, FlowKey, Record, ServiceEntry, Table, Tables, Tick},
 };
 
 use super::{Capacity, Dataplane, DataplaneError, FlowTables, Operation};
@@ -73,6 +73,11 @@ impl MemoryDataplane {
                     .unwrap_or_default();
                 places[*place] = *value;
                 put(&mut tables.lookup, *bucket, places);
+                // In the kernel, all entries are there from the beginning.
+                let entries = tables.service_entries.len().max(*value as usize);
+                tables
+                    .service_entries
+                    .resize(entries, ServiceEntry::default());
             }
             Operation::WayBack(endpoint, back) => drop(tables.ways_back.insert(*endpoint, *back)),
             Operation::ForgetWayBack(endpoint) => drop(tables.ways_back.remove(endpoint)),
@@ -85,6 +90,7 @@ impl MemoryDataplane {
             Operation::Switch(generation) => tables.control.generation = *generation,
             Operation::ZeroService(index) => tables.zero_service(*index),
             Operation::ZeroBackend(index) => tables.zero_backend(*index),
+            Operation::AddLoad(index, change) => tables.add_load(*index, *change as i32),
             Operation::Grace => {}
         }
     }
@@ -180,8 +186,13 @@ impl FlowTables for &MemoryTables {
         Ok(same)
     }
 
-    fn unload(&mut self, counters: u32) -> Result<(), DataplaneError> {
-        self.add_load(counters, -1);
+    fn load(&self, counters: u32) -> Result<i64, DataplaneError> {
+        let flows = self.flows.borrow();
+        Ok(flows.loads.get(&counters).copied().unwrap_or(0).into())
+    }
+
+    fn add_load(&mut self, counters: u32, change: i64) -> Result<(), DataplaneError> {
+        Tables::add_load(*self, counters, change as i32);
         Ok(())
     }
 }

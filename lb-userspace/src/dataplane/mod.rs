@@ -63,6 +63,8 @@ pub enum Operation {
     ZeroService(u32),
     /// Sets a backend's counters to zero.
     ZeroBackend(u32),
+    /// Adds to the flows in progress of a backend, by the index of its counters.
+    AddLoad(u32, i64),
     /// The one store: puts the half that this generation names in force.
     Switch(u64),
     /// Waits until no packet in flight can have seen what was in force before.
@@ -143,11 +145,17 @@ pub trait FlowTables {
         record: &Record,
     ) -> Result<bool, DataplaneError>;
 
-    /// Takes a flow off those in progress of a backend, by the index of its counters.
+    /// Flows in progress of a backend, by the index of its counters; below zero where that is wrong.
+    ///
+    /// # Errors
+    /// The map cannot be read.
+    fn load(&self, counters: u32) -> Result<i64, DataplaneError>;
+
+    /// Adds to the flows in progress of a backend, whatever the program adds at the same time.
     ///
     /// # Errors
     /// The map cannot be written.
-    fn unload(&mut self, counters: u32) -> Result<(), DataplaneError>;
+    fn add_load(&mut self, counters: u32, change: i64) -> Result<(), DataplaneError>;
 }
 
 /// Who carries out operations.

@@ -19,10 +19,15 @@ use lb_common::{
     track,
 };
 
-use super::{Layout, Placed, PlacedMember, layout::Ring};
+use super::{
+    Layout, Placed, PlacedMember,
+    layout::Ring,
+    loads::{Excess, Tally},
+};
 use crate::{
     dataplane::{DataplaneError, FlowTables},
     model::ServiceId,
+    snapshot::RecordUses,
 };
 
 /// Records removed in one go.
@@ -42,6 +47,21 @@ pub struct ServiceCensus {
     /// Clients that are remembered, where the pool has its number. They are no flows: nothing waits for
     /// them.
     pub clients: u32,
+    /// What the live records are for.
+    pub uses: RecordUses,
+}
+
+impl ServiceCensus {
+    fn count_use(&mut self, record: &Record, moves: bool, at_owner: bool) {
+        let ended = record_flag::FINISHED | record_flag::RESET;
+        let count = match (record.flags & ended != 0, moves, at_owner) {
+            (true, ..) => &mut self.uses.ended,
+            (_, true, _) => &mut self.uses.moving,
+            (_, _, false) => &mut self.uses.away,
+            (_, _, true) => &mut self.uses.home,
+        };
+        *count += 1;
+    }
 }
 
 /// What a sweep found. About the layout that it began with.
@@ -53,6 +73,8 @@ pub struct Census {
     pub established: u32,
     /// Records in the table of half-open flows, likewise.
     pub half_open: u32,
+    /// By how much the flows in progress of backends are counted too high.
+    pub excess: Excess,
     /// What it began with, by number of the pool.
     seen: BTreeMap<u32, Seen>,
 }
@@ -131,6 +153,7 @@ pub fn sweep(
         seen,
         ..Census::default()
     };
+    let mut loads = Tally::begin(layout, tables, now)?;
     for table in [Table::HalfOpen, Table::Established] {
         let mut doomed = Vec::new();
         let mut kept = 0;
@@ -139,6 +162,10 @@ pub fn sweep(
                 flow_kind::CLIENT => census.judge_client(layout, key, record, now),
                 _ => {
                     let found = by_index.get(&key.service).copied();
+                    let member = found.and_then(|(_, placed)| backend_of(placed, record));
+                    if let Some(member) = member {
+                        loads.see(member.holder(), table, key, record);
+                    }
                     census.judge(layout, found, table, key, record, now)
                 }
             };
@@ -153,7 +180,7 @@ pub fn sweep(
                 if removed && record.flags & record_flag::COUNTED != 0 {
                     let found = by_index.get(&key.service);
                     let counters = counters_of(found.map(|&(_, placed)| placed), record);
-                    counters.map_or(Ok(()), |counters| tables.unload(counters))?;
+                    counters.map_or(Ok(()), |counters| tables.add_load(counters, -1))?;
                 }
             }
         }
@@ -162,6 +189,7 @@ pub fn sweep(
             Table::Established => census.established = kept,
         }
     }
+    census.excess = loads.excess();
     Ok(census)
 }
 
@@ -275,6 +303,8 @@ impl Census {
             Table::Established => service.established += 1,
         }
         *service.by_member.entry(record.member).or_default() += 1;
+        let whole = placed.descriptor.flags & service_flag::MOVING != 0;
+        service.count_use(record, whole || slot.phase() == Phase::Moving, at_owner);
         if !at_owner {
             service.foreign.insert(place);
         }
@@ -304,5 +334,34 @@ impl Census {
         }
         self.services.entry(placed.number).or_default().clients += 1;
         Judgement::Keep
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_counts_under_the_first_use_that_it_has() {
+        let uses = |flags, moves, at_owner| {
+            let mut census = ServiceCensus::default();
+            let record = Record {
+                flags,
+                ..Record::default()
+            };
+            census.count_use(&record, moves, at_owner);
+            let RecordUses {
+                ended,
+                moving,
+                away,
+                home,
+            } = census.uses;
+            [ended, moving, away, home]
+        };
+        assert_eq!(uses(record_flag::FINISHED, true, false), [1, 0, 0, 0]);
+        assert_eq!(uses(record_flag::RESET, false, true), [1, 0, 0, 0]);
+        assert_eq!(uses(record_flag::OPENING, true, true), [0, 1, 0, 0]);
+        assert_eq!(uses(0, false, false), [0, 0, 1, 0]);
+        assert_eq!(uses(record_flag::COUNTED, false, true), [0, 0, 0, 1]);
     }
 }

@@ -16,6 +16,7 @@ use lb_common::{
 };
 
 use super::{
+    loads::Holder,
     lookup::Lookup,
     space::{Indices, Spans},
 };
@@ -43,6 +44,14 @@ impl PlacedMember {
             IpAddr::from(self.backend.address),
             u16::from_be(self.backend.port),
         )
+    }
+
+    /// Whose flows in progress its counters hold.
+    pub fn holder(&self) -> Holder {
+        Holder {
+            counters: self.backend.counters,
+            generation: self.member.generation,
+        }
     }
 }
 

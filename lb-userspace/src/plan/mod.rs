@@ -12,6 +12,7 @@
 pub mod census;
 mod layout;
 pub mod listing;
+pub mod loads;
 mod lookup;
 mod pool;
 mod recipe;

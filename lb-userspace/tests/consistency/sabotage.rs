@@ -38,6 +38,8 @@ pub enum Sabotage {
     SettlingWaitsForNobody,
     /// The sweep drops records that say what their slot's owner says while the slot still moves.
     OwnersRecordsGoWhileMoving,
+    /// The sweep reads established flows before half-open ones.
+    EstablishedIsReadFirst,
     /// What a sweep found is believed of rings that are newer.
     WakesComeBeforeTheRings,
     /// A slot whose owner takes flows again stays steady.
@@ -68,7 +70,7 @@ pub enum Sabotage {
 
 impl Sabotage {
     /// All of them.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::TableEvicts,
         Self::UnrecordedChoiceStands,
         Self::OriginIsIgnored,
@@ -78,6 +80,7 @@ impl Sabotage {
         Self::OverflowIsForgotten,
         Self::SettlingWaitsForNobody,
         Self::OwnersRecordsGoWhileMoving,
+        Self::EstablishedIsReadFirst,
         Self::WakesComeBeforeTheRings,
         Self::WokenSlotStaysSteady,
         Self::DownIsTakenForDead,

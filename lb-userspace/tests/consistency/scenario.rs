@@ -91,6 +91,9 @@ pub enum Kind {
     Sweep,
     /// A sweep during which the next steps happen.
     SlowSweep,
+    /// Clients speak once while slots move, and again between the two reads of the sweep after which
+    /// slots could be steady.
+    Promotion,
 }
 
 impl fmt::Display for Scenario {
@@ -121,6 +124,7 @@ fn kind() -> impl Strategy<Value = Kind> {
         24 => Just(Kind::Traffic),
         16 => Just(Kind::Sweep),
         4 => Just(Kind::SlowSweep),
+        2 => Just(Kind::Promotion),
         1 => Just(Kind::SynFlood),
         1 => Just(Kind::AckFlood),
         4 => Just(Kind::AddBackend),
@@ -145,7 +149,7 @@ fn kind() -> impl Strategy<Value = Kind> {
         1 => Just(Kind::Limit),
         1 => Just(Kind::RemoveService),
         2 => Just(Kind::AddService),
-        2 => Just(Kind::Restart),
+        4 => Just(Kind::Restart),
         2 => Just(Kind::Fail),
         2 => Just(Kind::Retry),
     ]

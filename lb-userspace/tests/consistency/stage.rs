@@ -43,6 +43,11 @@ impl Dataplane for Stage {
             if let Some(objection) = world.grace.objection(&operation, &world.memory.tables) {
                 world.tally.broken.push(objection);
             }
+            // Here records and counts change together, so that no count is ever wrong.
+            if matches!(operation, Operation::AddLoad(..)) && world.sabotage.is_none() {
+                let objection = format!("a count that is right is corrected by {operation:?}");
+                world.tally.broken.push(objection);
+            }
             let outcome = world.carry_out(&operation);
             if outcome.is_err() && world.random.once_in(4) {
                 // So may what is done about it.
@@ -109,6 +114,15 @@ pub struct Swept<'a> {
     pub meanwhile: &'a mut dyn FnMut(),
 }
 
+/// The table that is read where the sweep asks for one: the other, where their order is wrong.
+fn read(world: &World, table: Table) -> Table {
+    match (world.sabotage, table) {
+        (Some(Sabotage::EstablishedIsReadFirst), Table::HalfOpen) => Table::Established,
+        (Some(Sabotage::EstablishedIsReadFirst), Table::Established) => Table::HalfOpen,
+        (_, table) => table,
+    }
+}
+
 impl FlowTables for Swept<'_> {
     fn scan(
         &mut self,
@@ -117,6 +131,12 @@ impl FlowTables for Swept<'_> {
     ) -> Result<(), DataplaneError> {
         (self.meanwhile)();
         let mut world = self.stage.world();
+        // The worst moment: flows seen once are promoted from a table that has been read to one that has
+        // not, or the other way round where that order is wrong.
+        if table == Table::Established && std::mem::take(&mut world.held_back) {
+            world.speak(0);
+        }
+        let table = read(&world, table);
         let flows = &world.memory.tables.flows;
         let keys: Vec<FlowKey> = flows
             .borrow_mut()
@@ -144,13 +164,18 @@ impl FlowTables for Swept<'_> {
         record: &Record,
     ) -> Result<bool, DataplaneError> {
         let mut world = self.stage.world();
+        let table = read(&world, table);
         if world.random.once_in(8) {
             world.moment();
         }
         (&world.memory.tables).remove(table, key, record)
     }
 
-    fn unload(&mut self, counters: u32) -> Result<(), DataplaneError> {
-        (&self.stage.world().memory.tables).unload(counters)
+    fn load(&self, counters: u32) -> Result<i64, DataplaneError> {
+        FlowTables::load(&&self.stage.world().memory.tables, counters)
+    }
+
+    fn add_load(&mut self, counters: u32, change: i64) -> Result<(), DataplaneError> {
+        FlowTables::add_load(&mut &self.stage.world().memory.tables, counters, change)
     }
 }

@@ -46,6 +46,7 @@ impl Simulation {
         let id = self.services[service].id;
         match step.kind {
             Kind::Traffic | Kind::AddService | Kind::Sweep | Kind::SlowSweep => self.traffic(step),
+            Kind::Promotion => self.promotion(service, step),
             Kind::SynFlood => self.flood(service, step, Sent::Opening),
             Kind::AckFlood => self.flood(service, step, Sent::Segment(control::ACK)),
             Kind::AddBackend
@@ -285,9 +286,29 @@ impl Simulation {
         }
     }
 
+    /// A change, of which flows of one packet tell at the last possible moment.
+    fn promotion(&mut self, service: usize, step: Step) {
+        let moving_time = self.stage.world().offers[service].moving_time;
+        let kind = Kind::Weight;
+        self.edit_pool(service, Step { kind, ..step });
+        {
+            let mut world = self.stage.world();
+            world.advance(moving_time / 2);
+            world.speak(moving_time.saturating_sub(2));
+            world.advance(moving_time / 2 + 1);
+        }
+        self.sweep(&[]);
+        self.stage.world().held_back = true;
+        self.sweep(&[]);
+    }
+
     /// A sweep of the flow tables, during which steps happen.
     fn sweep(&mut self, during: &[Step]) {
-        let (layout, now, agents) = (self.core.layout().clone(), self.tick(), self.agents);
+        // What cannot be read now is read by the next.
+        let Ok(layout) = self.core.certain_layout() else {
+            return;
+        };
+        let (now, agents) = (self.tick(), self.agents);
         let stage = self.stage.clone();
         let mut steps = during.iter().copied();
         let pause = Time::from(plan::ticks(self.moving_time)) / 8;
@@ -299,11 +320,7 @@ impl Simulation {
                     world.advance(ticks);
                 }
                 for step in steps.by_ref().take(2) {
-                    let kind = match step.kind {
-                        Kind::Sweep | Kind::SlowSweep => Kind::Traffic,
-                        kind => kind,
-                    };
-                    self.step(Step { kind, ..step }, &[]);
+                    self.step(within_sweep(step), &[]);
                 }
             };
             let mut tables = Swept {
@@ -314,11 +331,7 @@ impl Simulation {
         };
         let mut census = census.unwrap();
         for step in steps {
-            let kind = match step.kind {
-                Kind::Sweep | Kind::SlowSweep => Kind::Traffic,
-                kind => kind,
-            };
-            self.step(Step { kind, ..step }, &[]);
+            self.step(within_sweep(step), &[]);
         }
         self.sabotage_sweep(&layout, &mut census);
         if self.agents == agents {
@@ -357,6 +370,15 @@ impl Simulation {
             _ => {}
         }
     }
+}
+
+/// A step as it is done during a sweep: there is one at a time.
+fn within_sweep(step: Step) -> Step {
+    let kind = match step.kind {
+        Kind::Sweep | Kind::SlowSweep | Kind::Promotion => Kind::Traffic,
+        kind => kind,
+    };
+    Step { kind, ..step }
 }
 
 const SCHEDULERS: [Scheduler; 7] = [

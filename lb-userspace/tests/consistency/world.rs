@@ -73,6 +73,8 @@ pub struct World {
     pub grace: GraceWatch,
     /// Who has to come back to whom.
     pub clients: Clients,
+    /// Clients speak between the next sweep's two reads.
+    pub held_back: bool,
 }
 
 impl World {
@@ -96,6 +98,7 @@ impl World {
             tally: Tally::default(),
             grace: GraceWatch::default(),
             clients: Clients::default(),
+            held_back: false,
         };
         world.set_clock();
         for number in 0..flows {
@@ -151,6 +154,19 @@ impl World {
         for _ in 0..self.random.below(4) {
             let number = self.random.index(self.flows.len());
             self.act(number);
+        }
+    }
+
+    /// Every client with a connection sends at once, and not again for so long.
+    pub fn speak(&mut self, pause: Time) {
+        for number in 0..self.flows.len() {
+            if self.flows[number].stage == Stage::Idle {
+                continue;
+            }
+            self.act(number);
+            if pause > 0 {
+                self.schedule(number, pause);
+            }
         }
     }
 

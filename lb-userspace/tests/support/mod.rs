@@ -13,7 +13,8 @@ use lb_userspace::{
     model::{Admin, Backend, Change, Service, State},
     snapshot::{
         BackendStatus, ClientList, ClientRecord, Condition, FlowFilter, FlowList, FlowRecord,
-        FlowStatus, InterfaceStatus, Passed, ServiceStatus, Snapshot, TableUse, Traffic,
+        FlowStatus, InterfaceStatus, Passed, RecordUses, ServiceStatus, Snapshot, TableUse,
+        Traffic,
     },
 };
 use tempfile::TempDir;
@@ -198,6 +199,12 @@ fn describe(service: &Service) -> ServiceStatus {
             },
             established: 10,
             half_open: 4,
+            uses: RecordUses {
+                ended: 1,
+                moving: 9,
+                away: 4,
+                home: 0,
+            },
             lookups: 70,
             recorded: 30,
             overflows: 2,

@@ -291,7 +291,7 @@ impl Rig {
     ///
     /// # Errors
     /// They hold fewer, or the kernel refuses.
-    pub fn sweep(&self, flows: u32) -> Result<()> {
+    pub fn sweep(&mut self, flows: u32) -> Result<()> {
         let census = self.balancer.core.sweep()?.run()?;
         ensure!(census.established >= flows, "{} flows", census.established);
         Ok(())

@@ -13,12 +13,13 @@ use lb_tests::soak::{
     flow_state::FlowState,
     plan::Kind,
     report::Report,
+    stage::Size,
 };
 use tokio::signal::unix::{SignalKind, signal};
 
 const EXIT_INTERRUPTED: u8 = 130;
 /// The share of connections that is churned every second.
-const CHURN_PERCENT: usize = 3;
+const CHURN_PERCENT: usize = 1;
 
 /// Holds connections through a balancer while everything about it changes, and counts those that
 /// break although their backend lives.
@@ -40,21 +41,38 @@ enum Role {
 
 #[derive(Args)]
 struct Arguments {
-    /// Connections to hold [default: 10000, with --quick 1000]
+    /// Connections that stand at any time [default: 10000, with --quick 1000]
     #[arg(long, value_name = "N")]
     connections: Option<usize>,
+    /// How many of a hundred live for the whole run
+    #[arg(long, value_name = "PERCENT", default_value_t = 5, value_parser = clap::value_parser!(u8).range(..=100))]
+    held: u8,
+    /// How long the others live on average, in seconds, before another takes their place
+    #[arg(long, value_name = "SECONDS", default_value_t = 20)]
+    lifetime: u64,
+    /// Services [default: 20, with --quick 4]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=99))]
+    services: Option<u8>,
+    /// Backends, six of which each service begins with [default: 30, with --quick 8]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(4..=99))]
+    backends: Option<u8>,
     /// Changes to make [default: 200, with --quick 25]
     #[arg(long, value_name = "N")]
     changes: Option<usize>,
     /// Make changes of these kinds only
     #[arg(long, value_enum, value_delimiter = ',', value_name = "KIND")]
     only: Vec<Kind>,
-    /// Connections to close and open again every second [default: 3 % of those held]
+    /// Change schedulers too: most of them record every flow, so that entries say little then
+    #[arg(long, conflicts_with = "only")]
+    schedulers: bool,
+    /// Connections to close and open again from the same ports every second, beside the others
+    /// [default: 1 % of them]
     #[arg(long, value_name = "N")]
     churn: Option<usize>,
     /// From one change to the next, in milliseconds, on average; some come in bursts
-    #[arg(long, value_name = "MS", default_value_t = 500)]
-    pace: u64,
+    /// [default: 2000, with --quick 500]
+    #[arg(long, value_name = "MS")]
+    pace: Option<u64>,
     /// Gives the same changes again [default: a new one]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
@@ -80,22 +98,40 @@ enum Format {
 
 impl Arguments {
     fn options(&self) -> Options {
-        let or = |given: Option<usize>, full, quick| {
-            given.unwrap_or(if self.quick { quick } else { full })
-        };
-        let connections = or(self.connections, 10_000, 1_000);
+        let connections = self.or(self.connections, 10_000, 1_000);
         let churn = (connections * CHURN_PERCENT / 100).min(soak::client::Load::most_churn());
         Options {
+            size: Size {
+                services: self.or(self.services, 20, 4),
+                backends: self.or(self.backends, 30, 8),
+            },
             connections,
+            held: connections * usize::from(self.held) / 100,
+            lifetime: Duration::from_secs(self.lifetime),
             churn: self.churn.unwrap_or(churn),
-            changes: or(self.changes, 200, 25),
-            only: self.only.clone(),
-            pace: Duration::from_millis(self.pace),
+            changes: self.or(self.changes, 200, 25),
+            kinds: self.kinds(),
+            pace: Duration::from_millis(self.or(self.pace, 2_000, 500)),
             // Small enough for every reader of JSON.
             seed: self.seed.unwrap_or_else(|| fastrand::u32(..).into()),
             flow_state: self.flow_state,
             flows: self.flows,
         }
+    }
+}
+
+impl Arguments {
+    fn or<T>(&self, given: Option<T>, full: T, quick: T) -> T {
+        given.unwrap_or(if self.quick { quick } else { full })
+    }
+
+    fn kinds(&self) -> Vec<Kind> {
+        if !self.only.is_empty() {
+            return self.only.clone();
+        }
+        Kind::all()
+            .filter(|&kind| self.schedulers || kind != Kind::Scheduler)
+            .collect()
     }
 }
 

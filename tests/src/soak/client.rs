@@ -1,6 +1,7 @@
-//! The connections: held ones that live for the whole run, and churned ones that are closed and
-//! opened again from the same few ports. Each has an exchange every [`PERIOD`], verified. Owns
-//! their life; who is to blame for a break is [`super::account`]'s.
+//! The connections: held ones that live for the whole run, mortal ones that end after a random time
+//! and are replaced at once, and churned ones that are closed soon and opened again from the same few
+//! ports. Each has an exchange every [`PERIOD`], verified. Owns their life; who is to blame for a break
+//! is [`super::account`]'s.
 
 use std::{
     io,
@@ -57,6 +58,10 @@ pub struct Load {
     pub targets: Vec<SocketAddr>,
     /// Connections that live for the whole run.
     pub held: usize,
+    /// Those that end, and are replaced at once.
+    pub mortal: usize,
+    /// How long a mortal one lives on average; lifetimes are distributed exponentially.
+    pub lifetime: Duration,
     /// Connections closed and opened again every second.
     pub churn: usize,
     /// Of lifetimes.
@@ -72,6 +77,33 @@ impl Load {
 
     fn churned(&self) -> usize {
         (self.churn as f64 * MEAN_LIFETIME).ceil() as usize
+    }
+
+    fn lanes(&self) -> usize {
+        self.held + self.mortal + self.churned()
+    }
+
+    fn fate(&self, lane: usize) -> Fate {
+        let mortals = self.held..self.held + self.mortal;
+        if lane < mortals.start {
+            Fate::Held
+        } else if mortals.contains(&lane) {
+            Fate::Mortal {
+                mean: self.lifetime,
+                random: self.random(lane),
+            }
+        } else {
+            // `Clients::start` has refused more than there are ports for.
+            let first = CHURN_PORTS.start + (lane - mortals.end) as u16 * PORTS_EACH;
+            Fate::Churned {
+                ports: std::array::from_fn(|n| first + n as u16),
+                random: self.random(lane),
+            }
+        }
+    }
+
+    fn random(&self, lane: usize) -> Rng {
+        Rng::with_seed(self.seed ^ (lane as u64) << 32)
     }
 }
 
@@ -119,13 +151,13 @@ pub struct Clients {
 }
 
 impl Clients {
-    /// Opens all, and returns once as many stand as are to be held.
+    /// Opens all, and returns once as many stand as are to be held or replaced.
     ///
     /// # Errors
     /// They do not stand soon, or one breaks before anything has been changed.
     pub fn start(client: &Namespace, load: Load, books: &Books, clock: Clock) -> Result<Self> {
         raise_file_limit()?;
-        let (held, churn) = (load.held, load.churn);
+        let (stand, churn) = (load.held + load.mortal, load.churn);
         ensure!(
             churn <= Load::most_churn(),
             "{churn} churned connections a second need more ports than there are: at most {}",
@@ -139,8 +171,8 @@ impl Clients {
             connections: AtomicU64::new(0),
         });
         let background = Background::start(client, |stop| hold_all(shared, stop))?;
-        let all = held as u64;
-        let what = format!("{held} connections stand");
+        let all = stand as u64;
+        let what = format!("{stand} connections stand");
         wait_until(&what, OPEN_WITHIN, || books.open().totals().open >= all)?;
         Ok(Self { background })
     }
@@ -163,15 +195,13 @@ struct Shared {
 }
 
 async fn hold_all(shared: Arc<Shared>, stop: watch::Receiver<bool>) {
-    let (held, churned) = (shared.load.held, shared.load.churned());
+    let count = shared.load.lanes();
     let mut lanes = JoinSet::new();
-    for index in 0..held + churned {
+    for index in 0..count {
         let lane = Lane {
             target: index % shared.load.targets.len(),
-            offset: PERIOD.mul_f64(index as f64 / (held + churned) as f64),
-            churned: index
-                .checked_sub(held)
-                .map(|which| Churned::new(which, &shared.load)),
+            offset: PERIOD.mul_f64(index as f64 / count as f64),
+            fate: shared.load.fate(index),
             shared: Arc::clone(&shared),
         };
         lanes.spawn(lane.run(stop.clone()));
@@ -186,33 +216,41 @@ struct Lane {
     target: usize,
     /// Of its exchanges within the period, so that all are spread evenly.
     offset: Duration,
-    churned: Option<Churned>,
+    fate: Fate,
 }
 
-/// What makes a lane close its connections.
-struct Churned {
-    ports: [u16; PORTS_EACH as usize],
-    random: Rng,
+/// When a lane closes its connections, and where from it opens the next.
+enum Fate {
+    /// Not before the end of the run.
+    Held,
+    /// As likely at any time as at any other.
+    Mortal { mean: Duration, random: Rng },
+    /// Soon, and its ports are used again.
+    Churned {
+        ports: [u16; PORTS_EACH as usize],
+        random: Rng,
+    },
 }
 
-impl Churned {
-    fn new(which: usize, load: &Load) -> Self {
-        // `Clients::start` has refused more than there are ports for.
-        let first = CHURN_PORTS.start + (which as u16) * PORTS_EACH;
-        Self {
-            ports: std::array::from_fn(|n| first + n as u16),
-            random: Rng::with_seed(load.seed ^ (which as u64) << 32),
+impl Fate {
+    /// The port of the next connection; 0 for any.
+    fn port(&mut self) -> u16 {
+        match self {
+            Self::Held | Self::Mortal { .. } => 0,
+            Self::Churned { ports, .. } => {
+                ports.rotate_left(1);
+                ports[0]
+            }
         }
     }
 
-    /// The port of the next connection.
-    fn port(&mut self) -> u16 {
-        self.ports.rotate_left(1);
-        self.ports[0]
-    }
-
-    fn lifetime(&mut self) -> Duration {
-        Duration::from_millis(self.random.u64(LIFETIME_MS))
+    /// How long the next connection lives, if it ends by itself.
+    fn lifetime(&mut self) -> Option<Duration> {
+        match self {
+            Self::Held => None,
+            Self::Mortal { mean, random } => Some(mean.mul_f64(-(1.0 - random.f64()).ln())),
+            Self::Churned { random, .. } => Some(Duration::from_millis(random.u64(LIFETIME_MS))),
+        }
     }
 }
 
@@ -259,7 +297,7 @@ impl Lane {
 
     /// Nothing where no connection was made, which is in the books then.
     async fn open(&mut self) -> Option<Connection> {
-        let port = self.churned.as_mut().map_or(0, Churned::port);
+        let port = self.fate.port();
         let _turn = self.shared.opening.acquire().await.ok()?;
         let born = self.shared.clock.now();
         let target = self.shared.load.targets[self.target];
@@ -319,10 +357,8 @@ impl Lane {
         connection: &mut Connection,
         stop: &mut watch::Receiver<bool>,
     ) -> Result<Ended, How> {
-        let aged = self
-            .churned
-            .as_mut()
-            .map(|churned| Instant::now() + churned.lifetime());
+        let lifetime = self.fate.lifetime();
+        let aged = lifetime.map(|lifetime| Instant::now() + lifetime);
         let mut next = Instant::now() + self.offset;
         for number in 0.. {
             let wake = aged.map_or(next, |aged| next.min(aged));

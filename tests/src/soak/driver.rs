@@ -1,7 +1,10 @@
 //! Carries a plan out on the stage, through `lbctl` and signals, and watches the balancer
 //! meanwhile. Owns the order of things; what is done is the plan's.
 
-use std::time::Duration;
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use serde::Serialize;
@@ -16,6 +19,7 @@ use super::{
     plan::{Action, Alarm, Change, Step},
     stage::{Stage, address, name},
 };
+use crate::topology::backend_v4;
 
 /// From one look at the balancer's metrics to the next.
 const LOOK: Duration = Duration::from_secs(1);
@@ -159,7 +163,8 @@ impl<'a> Driver<'a> {
 
     fn look(&mut self) -> Result<()> {
         let page = metrics::scrape(&self.stage.topology.balancer)?;
-        self.watched.see(&page);
+        let open = self.books.open().totals().open;
+        self.watched.see(&page, open);
         self.looked = Instant::now();
         Ok(())
     }
@@ -256,7 +261,7 @@ impl<'a> Driver<'a> {
     }
 
     fn backend(&self, verb: &str, service: usize, backend: u8, more: &[&str]) -> Result<()> {
-        let (service, backend) = (name(service), address(backend).to_string());
+        let (service, backend) = (name(service), address(service, backend).to_string());
         self.lbctl(&[&["backend", verb, &service, &backend], more].concat())
     }
 
@@ -270,10 +275,10 @@ impl<'a> Driver<'a> {
     /// Waits until the balancer takes `backend` for down, wherever it knows it.
     async fn await_notice(&mut self, backend: u8) -> Result<()> {
         let end = Instant::now() + NOTICE;
-        let address = address(backend).to_string();
+        let address = IpAddr::from(backend_v4(backend));
         loop {
             let listed = self.stage.agent.lbctl_json(&["backend", "list"])?;
-            match condition(&listed, &address) {
+            match condition(&listed, address) {
                 Some(true) => self.alarms.noticed += 1,
                 Some(false) if Instant::now() < end => {
                     sleep(POLL).await;
@@ -287,10 +292,14 @@ impl<'a> Driver<'a> {
     }
 }
 
-/// Whether every entry of `address` in a list of backends is down, if there is any.
-fn condition(listed: &Value, address: &str) -> Option<bool> {
+/// Whether every entry at `address` in a list of backends is down, if there is any that is checked.
+fn condition(listed: &Value, address: IpAddr) -> Option<bool> {
+    let is_own = |entry: &&Value| {
+        let own = entry["address"].as_str().map(str::parse::<SocketAddr>);
+        matches!(own, Some(Ok(own)) if own.ip() == address) && entry["leaving"] != true
+    };
     let entries = listed.as_array().into_iter().flatten();
-    let own = entries.filter(|entry| entry["address"] == address);
+    let own = entries.filter(is_own);
     own.map(|entry| entry["condition"] == "down")
         .reduce(|all, down| all && down)
 }
@@ -306,18 +315,14 @@ mod tests {
         let list = |first: &str, second: &str| {
             json!([
                 {"address": "10.2.0.11:7000", "condition": first},
-                {"address": "10.2.0.11:7000", "condition": second},
+                {"address": "10.2.0.11:7001", "condition": second},
+                {"address": "10.2.0.11:7002", "condition": "up", "leaving": true},
                 {"address": "10.2.0.12:7000", "condition": "up"},
             ])
         };
-        assert_eq!(
-            condition(&list("down", "up"), "10.2.0.11:7000"),
-            Some(false)
-        );
-        assert_eq!(
-            condition(&list("down", "down"), "10.2.0.11:7000"),
-            Some(true)
-        );
-        assert_eq!(condition(&list("down", "down"), "10.2.0.13:7000"), None);
+        let at = |n| IpAddr::from(backend_v4(n));
+        assert_eq!(condition(&list("down", "up"), at(1)), Some(false));
+        assert_eq!(condition(&list("down", "down"), at(1)), Some(true));
+        assert_eq!(condition(&list("down", "down"), at(3)), None);
     }
 }

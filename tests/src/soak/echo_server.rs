@@ -14,15 +14,16 @@ use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream},
     sync::watch,
+    task::JoinSet,
 };
 
 use super::wire::{Identity, REQUEST, Reply};
 use crate::load::raise_file_limit;
 
-/// Where it echoes.
+/// Where it echoes: here and at the ports that follow.
 pub const PORT: u16 = 7_000;
 /// Where its health is asked for, by `GET /health`.
-pub const HEALTH_PORT: u16 = 7_001;
+pub const HEALTH_PORT: u16 = PORT - 1;
 /// Connections not yet accepted: all of another's clients may come at once.
 const BACKLOG: u32 = 4_096;
 
@@ -35,6 +36,9 @@ pub struct Options {
     /// Which of this backend's processes it is
     #[arg(long)]
     pub life: u32,
+    /// At how many ports it echoes
+    #[arg(long)]
+    pub ports: u8,
     /// Socket that it takes orders at, a line each
     #[arg(long)]
     pub control: PathBuf,
@@ -81,12 +85,13 @@ pub async fn serve(options: &Options) -> Result<()> {
         backend: options.backend,
         life: options.life,
     };
-    let data = listen(PORT)?;
+    let ports = PORT..PORT + u16::from(options.ports);
+    let data: Vec<TcpListener> = ports.map(listen).collect::<Result<_>>()?;
     let health = listen(HEALTH_PORT)?;
     let (orders, said) = watch::channel(Health::Well);
     let control = control(&options.control)?;
     tokio::try_join!(
-        echo_all(data, identity),
+        echo_at_all(data, identity),
         answer_checks(health, said),
         take_orders(control, Arc::new(orders)),
     )
@@ -108,6 +113,17 @@ fn control(path: &Path) -> Result<UnixListener> {
     // A killed process leaves its socket.
     drop(std::fs::remove_file(path));
     UnixListener::bind(path).with_context(|| format!("listening at {}", path.display()))
+}
+
+async fn echo_at_all(listeners: Vec<TcpListener>, identity: Identity) -> Result<()> {
+    let mut serving: JoinSet<Result<()>> = listeners
+        .into_iter()
+        .map(|listener| echo_all(listener, identity))
+        .collect();
+    match serving.join_next().await {
+        Some(ended) => ended.context("an echo server")?,
+        None => std::future::pending().await,
+    }
 }
 
 async fn echo_all(listener: TcpListener, identity: Identity) -> Result<()> {

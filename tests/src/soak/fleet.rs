@@ -33,6 +33,8 @@ const ANSWER: Duration = Duration::from_secs(5);
 pub struct Fleet {
     servers: Vec<Server>,
     directory: TempDir,
+    /// That each serves.
+    ports: u8,
     /// Of processes that have been killed.
     spent: Seconds,
 }
@@ -45,11 +47,11 @@ struct Server {
 }
 
 impl Fleet {
-    /// Starts one in each backend of `topology`, and returns once all serve.
+    /// Starts one in each backend of `topology`, at so many ports, and returns once all serve.
     ///
     /// # Errors
     /// One does not serve soon; with its log.
-    pub fn start(topology: &Topology) -> Result<Self> {
+    pub fn start(topology: &Topology, ports: u8) -> Result<Self> {
         let server = |(backend, namespace): (u32, &Namespace)| Server {
             namespace: namespace.clone(),
             identity: Identity { backend, life: 0 },
@@ -58,6 +60,7 @@ impl Fleet {
         let mut fleet = Self {
             servers: (1..).zip(&topology.backends).map(server).collect(),
             directory: tempfile::tempdir().context("a directory for the servers")?,
+            ports,
             spent: 0.0,
         };
         for backend in (1..).take(fleet.servers.len()) {
@@ -76,7 +79,7 @@ impl Fleet {
     /// # Errors
     /// It does not serve soon; with its log.
     pub fn revive(&mut self, backend: u8) -> Result<()> {
-        let control = self.control(backend);
+        let (control, ports) = (self.control(backend), self.ports.to_string());
         let server = self.server(backend);
         server.identity.life += 1;
         let own = env::current_exe().context("the path of this program")?;
@@ -85,6 +88,7 @@ impl Fleet {
             .arg("server")
             .args(["--backend", &server.identity.backend.to_string()])
             .args(["--life", &server.identity.life.to_string()])
+            .args(["--ports", &ports])
             .arg("--control")
             .arg(&control);
         let process = server

@@ -17,6 +17,7 @@ use crate::netns::Namespace;
 pub const ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9_150);
 
 const ENTRIES: &str = "lb_flow_entries";
+const RECORDS: &str = "lb_flow_records";
 const LOOKUPS: &str = "lb_flow_lookups_total";
 const OVERFLOWS: &str = "lb_flow_overflows_total";
 const PACKETS: &str = "lb_service_packets_total";
@@ -93,11 +94,29 @@ pub struct SlotsPassed {
     pub steady: u64,
 }
 
+/// The moment at which the flow tables held the most.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Peak {
+    /// Entries of all flow tables together.
+    pub entries: u64,
+    /// Connections that stood then.
+    pub open: u64,
+    /// Live entries by what they were for; empty where the balancer does not say.
+    pub uses: BTreeMap<String, u64>,
+}
+
+impl Peak {
+    /// Entries for each connection that stood.
+    pub fn share(&self) -> Option<f64> {
+        (self.open > 0).then(|| self.entries as f64 / self.open as f64)
+    }
+}
+
 /// Figures of a run so far, each `None` where its metric is not there.
 #[derive(Debug, Clone, Default)]
 pub struct Watched {
     begun: bool,
-    peak_entries: Option<u64>,
+    peak: Option<Peak>,
     counters: BTreeMap<(String, String), Counter>,
 }
 
@@ -124,12 +143,17 @@ impl Counter {
 }
 
 impl Watched {
-    /// Takes note of what [`scrape`] gave.
-    pub fn see(&mut self, page: &str) {
-        let mut entries = None;
+    /// Takes note of what [`scrape`] gave while so many connections stood.
+    pub fn see(&mut self, page: &str, open: u64) {
+        let mut entries: Option<u64> = None;
+        let mut uses = BTreeMap::new();
         for sample in page.lines().filter_map(Sample::read) {
             match sample.name {
-                ENTRIES => *entries.get_or_insert(0.0) += sample.value,
+                ENTRIES => *entries.get_or_insert(0) += sample.value as u64,
+                RECORDS => {
+                    let name = sample.label("use").unwrap_or_default().to_owned();
+                    *uses.entry(name).or_default() += sample.value as u64;
+                }
                 LOOKUPS | OVERFLOWS | PACKETS | PASSED => {
                     let key = (sample.name.to_owned(), sample.labels.to_owned());
                     // A series that appears later has come from 0 since.
@@ -141,13 +165,19 @@ impl Watched {
             }
         }
         self.begun = true;
-        let entries = entries.map(|entries: f64| entries as u64);
-        self.peak_entries = self.peak_entries.max(entries);
+        let highest = self.peak.as_ref().map(|peak| peak.entries);
+        if let Some(entries) = entries.filter(|&entries| Some(entries) > highest) {
+            self.peak = Some(Peak {
+                entries,
+                open,
+                uses,
+            });
+        }
     }
 
-    /// The most entries of all flow tables together that were seen.
-    pub fn peak_entries(&self) -> Option<u64> {
-        self.peak_entries
+    /// When the flow tables held the most of all times that were looked at.
+    pub fn peak(&self) -> Option<&Peak> {
+        self.peak.as_ref()
     }
 
     /// The share of packets that were looked up in a flow table, 0 to 1.
@@ -197,7 +227,7 @@ mod tests {
 
     fn watched(pages: &[&str]) -> Watched {
         let mut watched = Watched::default();
-        pages.iter().for_each(|page| watched.see(page));
+        pages.iter().for_each(|page| watched.see(page, 50));
         watched
     }
 
@@ -206,7 +236,7 @@ mod tests {
         let watched = watched(&[
             "# TYPE lb_service_packets counter\nlb_service_packets_total{service=\"a\"} 5\n# EOF\n",
         ]);
-        assert_eq!(watched.peak_entries(), None);
+        assert_eq!(watched.peak(), None);
         assert_eq!(watched.lookup_share(), None);
         assert_eq!(watched.overflows(), None);
         assert_eq!(watched.slots_passed(), None);
@@ -217,12 +247,17 @@ mod tests {
         let page = |established, half_open| {
             format!(
                 "lb_flow_entries{{table=\"established\"}} {established}\n\
-                 lb_flow_entries{{table=\"half_open\"}} {half_open}\n"
+                 lb_flow_entries{{table=\"half_open\"}} {half_open}\n\
+                 lb_flow_records{{service=\"a\",use=\"away\"}} {half_open}\n\
+                 lb_flow_records{{service=\"b\",use=\"away\"}} 3\n"
             )
         };
         let pages = [page(10, 5), page(12, 1), page(0, 9)];
         let watched = watched(&pages.each_ref().map(String::as_str));
-        assert_eq!(watched.peak_entries(), Some(15));
+        let peak = watched.peak().expect("entries were seen");
+        assert_eq!((peak.entries, peak.open), (15, 50));
+        assert_eq!(peak.share(), Some(0.3));
+        assert_eq!(peak.uses, BTreeMap::from([("away".to_owned(), 8)]));
     }
 
     #[test]

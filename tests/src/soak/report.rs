@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     fmt::{self, Display, Formatter},
+    time::Duration,
 };
 
 use serde::Serialize;
@@ -11,7 +12,8 @@ use super::{
     account::{Account, Break, Totals},
     driver::{Alarms, Cost},
     flow_state::FlowState,
-    metrics::{SlotsPassed, Watched},
+    metrics::{Peak, SlotsPassed, Watched},
+    stage::Size,
 };
 
 /// Breaks that the table shows; JSON has more.
@@ -20,8 +22,17 @@ const SHOWN: usize = 5;
 /// A run.
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
-    /// Held for the whole run, beside those that were churned.
+    /// That stood at any time, beside those that were churned.
     pub connections: usize,
+    /// Those of them that lived for the whole run.
+    pub held: usize,
+    /// How long the others lived on average, in seconds: distributed exponentially.
+    pub mean_lifetime: f64,
+    /// Services and backends.
+    #[serde(flatten)]
+    pub size: Size,
+    /// From one change to the next, in seconds, on average and without bursts.
+    pub pace: f64,
     /// Carried out.
     pub changes: u64,
     /// Connections broken although their backend lived.
@@ -32,6 +43,10 @@ pub struct Report {
     pub broken_idle: u64,
     /// The most entries of all flow tables together; null without flow tables.
     pub peak_entries: Option<u64>,
+    /// The same for each connection that stood then.
+    pub peak_share: Option<f64>,
+    /// What the live ones among them were for.
+    pub peak_uses: BTreeMap<String, u64>,
     /// The share of packets that were looked up in a flow table; null without flow tables.
     pub lookup_share: Option<f64>,
     /// Slots that went through each phase; null without phases.
@@ -84,8 +99,16 @@ pub struct Spread {
 /// What a run was.
 #[derive(Debug, Clone)]
 pub struct Run {
-    /// Held for the whole run.
+    /// That stand at any time.
     pub connections: usize,
+    /// Those of them that live for the whole run.
+    pub held: usize,
+    /// Of the others, on average.
+    pub lifetime: Duration,
+    /// Services and backends.
+    pub size: Size,
+    /// From one change to the next.
+    pub pace: Duration,
     /// Of the plan.
     pub seed: u64,
     /// As asked for.
@@ -115,14 +138,21 @@ impl Report {
             not_opened,
         } = account.totals().clone();
         let changes_by_kind = account.changes_by_kind();
+        let peak = watched.peak();
         let how = |((phase, how), count)| (format!("{}: {}", word(&phase), word(&how)), count);
         Self {
             connections: run.connections,
+            held: run.held,
+            mean_lifetime: run.lifetime.as_secs_f64(),
+            size: run.size,
+            pace: run.pace.as_secs_f64(),
             changes: changes_by_kind.values().sum(),
             broken,
             broken_with_backend: with_backend,
             broken_idle: idle,
-            peak_entries: watched.peak_entries(),
+            peak_entries: peak.map(|peak| peak.entries),
+            peak_share: peak.and_then(Peak::share),
+            peak_uses: peak.map(|peak| peak.uses.clone()).unwrap_or_default(),
             lookup_share: watched.lookup_share(),
             slots_passed: watched.slots_passed(),
             overflows: watched.overflows(),
@@ -207,14 +237,26 @@ impl Report {
                 self.broken_with_backend.to_string(),
             ),
             (
-                "connections held",
-                format!("{} (at most {} at once)", self.connections, self.most_open),
+                "connections",
+                format!(
+                    "{} at any time (at most {}), {} for the whole run, the others {:.0} s on average",
+                    self.connections, self.most_open, self.held, self.mean_lifetime
+                ),
             ),
-            ("connections churned", self.churned.to_string()),
+            ("  ended", self.churned.to_string()),
+            (
+                "services",
+                format!("{} of {} backends", self.size.services, self.size.backends),
+            ),
             ("not opened", listed(&self.not_opened)),
             (
                 "changes",
-                format!("{}: {}", self.changes, listed(&self.changes_by_kind)),
+                format!(
+                    "{}, one in {:.1} s: {}",
+                    self.changes,
+                    self.pace,
+                    listed(&self.changes_by_kind)
+                ),
             ),
             (
                 "false alarms",
@@ -222,6 +264,14 @@ impl Report {
             ),
             ("flow state", word(&self.flow_state)),
             ("peak entries", known(self.peak_entries)),
+            (
+                "  of connections",
+                known(
+                    self.peak_share
+                        .map(|share| format!("{:.1} %", share * 100.0)),
+                ),
+            ),
+            ("  for", listed(&self.peak_uses)),
             ("overflows", known(self.overflows)),
             (
                 "lookup share",

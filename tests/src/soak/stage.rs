@@ -1,16 +1,20 @@
 //! Where a run takes place: client, balancer and backends in namespaces, and a service of each
 //! mode over the same backends. Owns addresses and the balancer's configuration.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+};
 
 use anyhow::Result;
+use serde::Serialize;
 
 use super::{
     echo_server::{HEALTH_PORT, PORT},
     fleet::Fleet,
     flow_state::FlowState,
     metrics,
-    plan::Pools,
+    plan::{Member, Pools},
 };
 use crate::{
     agent::{Agent, Decapsulator, Home},
@@ -18,12 +22,20 @@ use crate::{
     topology::{Names, Topology, Turn, backend_v4, vip_v4},
 };
 
-/// How many backends.
-pub const BACKENDS: u8 = 6;
-/// The mode of each service.
+/// The modes of services, in turn.
 const MODES: [&str; 2] = ["nat", "ipip"];
-/// How many services.
-pub const SERVICES: usize = MODES.len();
+
+/// Every service checks every backend of its own: less often than elsewhere, for there are many.
+const CHECK_INTERVAL_MS: u32 = 400;
+
+/// How much there is of everything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Size {
+    /// Services, each with a part of the backends.
+    pub services: u8,
+    /// Backends, each in several services.
+    pub backends: u8,
+}
 
 /// Everything that runs, in the order in which it goes.
 #[derive(Debug)]
@@ -42,10 +54,15 @@ impl Stage {
     ///
     /// # Errors
     /// Something does not start.
-    pub fn start(pools: &Pools, flow_state: FlowState, flows: Option<u32>) -> Result<Self> {
-        let topology = Topology::build(BACKENDS, Names::Unique, Some(Turn::Shared))?;
-        let fleet = Fleet::start(&topology)?;
-        let vips: Vec<IpAddr> = (0..SERVICES).map(|service| target(service).ip()).collect();
+    pub fn start(
+        size: Size,
+        pools: &Pools,
+        flow_state: FlowState,
+        flows: Option<u32>,
+    ) -> Result<Self> {
+        let topology = Topology::build(size.backends, Names::Unique, Some(Turn::Shared))?;
+        let fleet = Fleet::start(&topology, size.services)?;
+        let vips: Vec<IpAddr> = targets(size).iter().map(SocketAddr::ip).collect();
         topology.accept_vips(&vips)?;
         let tunnels = topology.backends.iter().map(Decapsulator::attach);
         let tunnels = tunnels.collect::<Result<_>>()?;
@@ -60,10 +77,18 @@ impl Stage {
     }
 }
 
-/// Where clients of `service` connect to.
-pub fn target(service: usize) -> SocketAddr {
-    let vips = [vip_v4(1), vip_v4(2)];
-    (vips[service], PORT).into()
+/// Where clients connect to, by service.
+pub fn targets(size: Size) -> Vec<SocketAddr> {
+    (0..usize::from(size.services)).map(target).collect()
+}
+
+fn target(service: usize) -> SocketAddr {
+    (vip_v4(1 + service as u8), port(service)).into()
+}
+
+/// A backend has a port for each service: in `nat`, a port can serve one only.
+fn port(service: usize) -> u16 {
+    PORT + service as u16
 }
 
 /// How `lbctl` calls `service`.
@@ -71,14 +96,15 @@ pub fn name(service: usize) -> String {
     format!("{}/tcp", target(service))
 }
 
-/// Where `backend` serves.
-pub fn address(backend: u8) -> SocketAddr {
-    (backend_v4(backend), PORT).into()
+/// Where `backend` serves `service`.
+pub fn address(service: usize, backend: u8) -> SocketAddr {
+    (backend_v4(backend), port(service)).into()
 }
 
 fn configuration(pools: &Pools, flow_state: FlowState, flows: Option<u32>) -> Config {
-    let services = (0..SERVICES)
-        .map(|service| configured(service, pools, flow_state))
+    let services = (0..)
+        .zip(pools)
+        .map(|(service, pool)| configured(service, pool, flow_state))
         .collect();
     let limits = flows.map_or_else(Vec::new, |flows| {
         vec![("flows", flows), ("half_open", flows)]
@@ -86,17 +112,19 @@ fn configuration(pools: &Pools, flow_state: FlowState, flows: Option<u32>) -> Co
     Config { services, limits }
 }
 
-fn configured(service: usize, pools: &Pools, flow_state: FlowState) -> Service {
+fn configured(service: usize, pool: &BTreeMap<u8, Member>, flow_state: FlowState) -> Service {
     let health = Health {
         port: Some(HEALTH_PORT),
+        interval_ms: CHECK_INTERVAL_MS,
         ..Health::HTTP
     };
-    let members = pools[service].iter();
+    let mode = MODES[service % MODES.len()];
     Service {
-        backends: members
-            .map(|(&backend, member)| (address(backend), member.weight))
+        backends: pool
+            .iter()
+            .map(|(&backend, member)| (address(service, backend), member.weight))
             .collect(),
         keys: flow_state.keys(),
-        ..Service::new(name(service), MODES[service], health, [])
+        ..Service::new(name(service), mode, health, [])
     }
 }

@@ -162,6 +162,7 @@ impl<D: Dataplane> Core<D> {
             passed: placed.passed,
             established: census.established,
             half_open: census.half_open,
+            uses: census.uses,
             lookups: counted.lookups,
             recorded: counted.recorded,
             overflows: counted.overflows,

@@ -131,6 +131,9 @@ pub struct ServiceFlows {
     pub established: u32,
     /// Records of half-open flows.
     pub half_open: u32,
+    /// What these records are for.
+    #[serde(default)]
+    pub uses: RecordUses,
     /// Packets that looked their flow up.
     pub lookups: u64,
     /// Flows recorded so far.
@@ -145,6 +148,19 @@ pub struct ServiceFlows {
     /// Clients that could not be remembered, since the table was full.
     #[serde(default)]
     pub client_overflows: u64,
+}
+
+/// A service's live records by what they are for, each under the first that holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct RecordUses {
+    /// The client has ended the flow.
+    pub ended: u32,
+    /// The flow's slot moves, or its whole service.
+    pub moving: u32,
+    /// The flow has another backend than its slot's owner.
+    pub away: u32,
+    /// The owner has it: every flow is recorded, or the next sweep removes the record.
+    pub home: u32,
 }
 
 /// Slots that have entered each phase.
@@ -209,6 +225,7 @@ impl From<snapshot::FlowStatus> for ServiceFlows {
             passed,
             established,
             half_open,
+            uses,
             lookups,
             recorded,
             overflows,
@@ -227,12 +244,30 @@ impl From<snapshot::FlowStatus> for ServiceFlows {
             },
             established,
             half_open,
+            uses: uses.into(),
             lookups,
             recorded,
             overflows,
             named,
             clients,
             client_overflows,
+        }
+    }
+}
+
+impl From<snapshot::RecordUses> for RecordUses {
+    fn from(uses: snapshot::RecordUses) -> Self {
+        let snapshot::RecordUses {
+            ended,
+            moving,
+            away,
+            home,
+        } = uses;
+        Self {
+            ended,
+            moving,
+            away,
+            home,
         }
     }
 }

@@ -148,8 +148,12 @@ impl FlowTables for SharedFlows {
         self.table(table).remove(key, record)
     }
 
-    fn unload(&mut self, counters: u32) -> Result<(), DataplaneError> {
-        self.loads.subtract_load(counters)
+    fn load(&self, counters: u32) -> Result<i64, DataplaneError> {
+        self.loads.load(counters)
+    }
+
+    fn add_load(&mut self, counters: u32, change: i64) -> Result<(), DataplaneError> {
+        self.loads.add_load(counters, change)
     }
 }
 

@@ -120,12 +120,22 @@ impl Mapped<u64> {
         Ok(())
     }
 
-    /// Takes one off a number of flows, which the program adds to at any time.
+    /// A number of flows; below zero where more were taken off than added.
     ///
     /// # Errors
     /// The index is out of bounds.
-    pub fn subtract_load(&self, index: u32) -> Result<(), DataplaneError> {
-        self.load_at(index)?.fetch_sub(1, Ordering::Relaxed);
+    pub fn load(&self, index: u32) -> Result<i64, DataplaneError> {
+        Ok(self.load_at(index)?.load(Ordering::Relaxed).cast_signed())
+    }
+
+    /// Adds to a number of flows, which the program adds to at any time.
+    ///
+    /// # Errors
+    /// The index is out of bounds.
+    pub fn add_load(&self, index: u32, change: i64) -> Result<(), DataplaneError> {
+        let load = self.load_at(index)?;
+        // Wraps: two's complement adds what is negative.
+        load.fetch_add(change.cast_unsigned(), Ordering::Relaxed);
         Ok(())
     }
 

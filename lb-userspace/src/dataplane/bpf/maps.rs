@@ -224,6 +224,7 @@ impl Maps {
                 self.loads.reset_load(*index)?;
                 zero(&mut self.backend_counters, *index)
             }
+            Operation::AddLoad(index, change) => self.loads.add_load(*index, *change),
             Operation::Switch(generation) => self.control.store_word(0, 0, *generation),
             Operation::Grace => super::grace::wait(),
         }
@@ -363,7 +364,7 @@ impl Dataplane for Maps {
 
     fn load(&self, counters: u32) -> Result<u32, DataplaneError> {
         // Below zero for a moment reads as zero, as in the program.
-        Ok(u32::try_from(self.loads.get(counters)? as i64).unwrap_or(0))
+        Ok(u32::try_from(self.loads.load(counters)?).unwrap_or(0))
     }
 
     fn flow_tables(&self) -> Result<Box<dyn FlowTables + Send>, DataplaneError> {

@@ -5,6 +5,8 @@ use std::{collections::BTreeMap, time::Duration};
 
 use super::{Alarm, Change, Kind, MIN_USABLE, SCHEDULERS};
 
+/// Backends of a service at the start.
+const POOL: u8 = 6;
 /// Backends that may be dead, stopped or under a false alarm at once.
 const MAX_TROUBLED: usize = 2;
 
@@ -41,16 +43,17 @@ pub struct Fleet {
 }
 
 impl Fleet {
-    /// Every backend is well; each service lacks another one.
+    /// Every backend is well; services have as many of them each, spread evenly, and lack one at least.
     pub fn new(services: usize, backends: u8) -> Self {
         let member = Member {
             weight: 1,
             draining: false,
         };
         let pool = |service: usize| {
-            (1..=backends)
-                .filter(|&backend| usize::from(backends - backend) != service)
-                .map(|backend| (backend, member))
+            let first = service * usize::from(backends) / services;
+            let nth = |n: u8| 1 + (first + usize::from(n)) % usize::from(backends);
+            (0..POOL.min(backends - 1))
+                .map(|n| (nth(n) as u8, member))
                 .collect()
         };
         Self {

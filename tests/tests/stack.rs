@@ -1,0 +1,26 @@
+//! A program that needs more stack than there is does not load, and says so on the user's machine.
+
+use anyhow::Result;
+use lb_tests::stack::{MOST, deepest};
+use lb_userspace::dataplane::bpf::LB_OBJECT;
+
+/// Kept free for compilers that spill more. What needs it frees as much elsewhere, before this does not
+/// load for somebody.
+const HEADROOM: u32 = 16;
+
+#[test]
+fn no_chain_of_calls_comes_near_the_end_of_the_stack() -> Result<()> {
+    let chains = deepest(LB_OBJECT)?;
+    for chain in &chains {
+        println!("{} bytes: {:?}", chain.depth(), chain.frames);
+    }
+    let names = chains.iter().filter_map(|chain| chain.frames.first());
+    assert!(
+        names.map(|(name, _)| name).any(|name| name == "lb"),
+        "{chains:?}"
+    );
+    for chain in chains {
+        assert!(chain.depth() <= MOST - HEADROOM, "{chain:?}");
+    }
+    Ok(())
+}
