@@ -109,9 +109,12 @@ pub fn process<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<Verdi
     let Some(message) = read(packet) else {
         return Ok(Verdict::Pass);
     };
+    // Asked once, since the kernel's program has little room for questions.
+    let owned = steer::owned(tables, message.outer.destination);
     match message.kind {
-        Kind::Echo => answer(packet, tables, &message.outer),
-        Kind::Error => forward(packet, tables, &message.outer),
+        Kind::Echo if owned & owned::VIP != 0 => answer(packet, tables, &message.outer),
+        Kind::Echo => Ok(Verdict::Pass),
+        Kind::Error => forward(packet, tables, &message.outer, owned),
         Kind::Other => Ok(Verdict::Pass),
     }
 }
@@ -197,9 +200,6 @@ fn answer<P: Packet, T: Tables>(
     tables: &T,
     outer: &Flow,
 ) -> Result<Verdict, DropReason> {
-    if steer::owned(tables, outer.destination) & owned::VIP == 0 {
-        return Ok(Verdict::Pass);
-    }
     if !tables.may_answer_echo() {
         return Err(DropReason::EchoLimit);
     }
@@ -225,6 +225,7 @@ fn forward<P: Packet, T: Tables>(
     packet: &mut P,
     tables: &T,
     outer: &Flow,
+    owned: u32,
 ) -> Result<Verdict, DropReason> {
     let Some(quoted) = quoted(packet, outer) else {
         return Ok(Verdict::Pass);
@@ -235,7 +236,7 @@ fn forward<P: Packet, T: Tables>(
     }
     match steer::service(tables, &quoted.from) {
         Some(in_force) => to_backend(packet, tables, outer, &quoted, &in_force),
-        None => to_client(packet, tables, outer, &quoted),
+        None => to_client(packet, tables, outer, &quoted, owned),
     }
 }
 
@@ -364,6 +365,7 @@ fn to_client<P: Packet, T: Tables>(
     tables: &T,
     outer: &Flow,
     quoted: &Quoted,
+    owned: u32,
 ) -> Result<Verdict, DropReason> {
     if tables
         .control()
@@ -377,7 +379,7 @@ fn to_client<P: Packet, T: Tables>(
         return Ok(Verdict::Pass);
     };
     // About our own probes.
-    if steer::owned(tables, outer.destination) & owned::LOCAL != 0 {
+    if owned & owned::LOCAL != 0 {
         return Ok(Verdict::Pass);
     }
     if outer.v4 != address.is_v4() {
