@@ -14,10 +14,12 @@ use lb_common::wire;
 
 use crate::{instance, model::Service};
 
+mod health;
 mod reader;
 mod service;
 mod warnings;
 
+pub use health::parse_check;
 use reader::{Located, Report, Section};
 
 /// A mistake in a configuration, and where it is.

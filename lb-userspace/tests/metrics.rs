@@ -6,11 +6,13 @@ use std::time::Duration;
 
 use lb_userspace::{
     agent::{Handle, Request},
-    config, metrics,
+    config,
+    health::reply::Asked,
+    metrics,
     model::{Admin, Backend, Service},
     snapshot::{
-        BackendStatus, Condition, FlowStatus, Passed, RecordUses, ServiceStatus, Snapshot,
-        TableUse, Traffic,
+        BackendStatus, CheckStatus, Condition, FlowStatus, Passed, RecordUses, ServiceStatus,
+        Snapshot, TableUse, Traffic,
     },
 };
 use tokio::{
@@ -60,6 +62,14 @@ fn snapshot() -> Snapshot {
         condition,
         last_error: None,
         latency,
+        checks: vec![CheckStatus {
+            passed: 40,
+            failed: 2,
+            undecided: 1,
+            latency,
+            ..CheckStatus::new("web".to_owned(), condition)
+        }],
+        asked: Asked::default(),
         reachable: true,
         leaving: false,
         slots,
@@ -123,6 +133,8 @@ fn leaving() -> BackendStatus {
         condition: Condition::Down,
         last_error: None,
         latency: None,
+        checks: Vec::new(),
+        asked: Asked::default(),
         reachable: true,
         leaving: true,
         slots: 0,

@@ -20,13 +20,14 @@ use lb_userspace::{
         Capacity, Dataplane as _,
         bpf::{LoadOptions, Maps, Mode, Pins, Program, decap, draw_hash_key},
     },
-    health::Checker,
+    health::{Checker, probes_in_flight},
     instance, metrics,
     model::Change,
     neighbours::Resolver,
     snapshot::InterfaceStatus,
     store,
 };
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -313,7 +314,7 @@ async fn serve(
         tracing::info!("taking up the state of the former agent");
     }
     let (health_events, health) = mpsc::channel(4_096);
-    let checker = Checker::new(health_events);
+    let checker = Checker::new(health_events, probes_in_flight(raise_descriptors()));
     let (resolver, mut network) =
         Resolver::spawn().context("following the kernel's routes and neighbours")?;
     // The way back must know this host's own addresses before it rewrites anything.
@@ -353,6 +354,16 @@ async fn serve(
     stop.send_replace(true);
     drop(fs::remove_file(socket));
     Ok(())
+}
+
+/// Allows itself as many open files as it may: each probe under way is one. How many those are.
+fn raise_descriptors() -> u64 {
+    let files = Resource::RLIMIT_NOFILE;
+    let raised = getrlimit(files).and_then(|(_, most)| setrlimit(files, most, most));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
+    getrlimit(files).map_or(1_024, |(now, _)| now)
 }
 
 fn load(arguments: &Run, config: &Config, name: &str) -> Result<(Program, Core<Maps>)> {

@@ -378,6 +378,8 @@ async fn the_client_speaks_every_route() {
         persistence_ms: None,
         persistence_prefix: None,
         health: None,
+        checks: None,
+        combine: None,
         backends: vec![],
     };
     assert_eq!(

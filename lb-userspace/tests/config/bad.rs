@@ -335,16 +335,16 @@ const BAD_SERVICES: &[Bad] = &[
         "write type = \"tcp\"",
     ),
     (
-        "health = { type = \"icmp\" }",
+        "health = { type = \"carp\" }",
         4,
         "service[0].health.type",
-        "\"tcp\", \"http\" or \"none\"",
+        "use \"tcp\", \"http\", \"https\", \"udp\"",
     ),
     (
         "health = { type = \"tcp\", path = \"/\" }",
         4,
         "service[0].health.path",
-        "is for type = \"http\" only",
+        "is for type = \"http\" or \"https\" only, not \"tcp\"",
     ),
     (
         "[service.health]\ntype = \"http\"\npath = \"health\"",
