@@ -20,7 +20,7 @@ use lb_userspace::{
         Capacity, Dataplane as _,
         bpf::{LoadOptions, Maps, Mode, Pins, Program, decap, draw_hash_key},
     },
-    health::{Checker, probes_in_flight},
+    health::{Checker, heartbeat_port, probes_in_flight},
     instance, metrics,
     model::Change,
     neighbours::Resolver,
@@ -29,7 +29,7 @@ use lb_userspace::{
 };
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::{
-    net::TcpListener,
+    net::{TcpListener, UdpSocket},
     signal::unix::{SignalKind, signal},
     sync::{mpsc, watch},
 };
@@ -81,6 +81,9 @@ struct Run {
     /// Address to serve Prometheus metrics on
     #[arg(long)]
     metrics: Option<SocketAddr>,
+    /// Address of the UDP port that backends report to, for checks of type heartbeat
+    #[arg(long)]
+    heartbeat: Option<SocketAddr>,
     /// How to attach
     #[arg(long, value_enum, default_value_t = Attach::Auto)]
     mode: Attach,
@@ -337,6 +340,9 @@ async fn serve(
     if let Some(address) = arguments.metrics.or(config.metrics) {
         servers.metrics(address).await?;
     }
+    if let Some(address) = arguments.heartbeat.or(config.heartbeat) {
+        servers.heartbeat(address).await?;
+    }
     let ready = move || {
         servers.api(listener);
         tracing::info!("ready");
@@ -462,6 +468,14 @@ impl Servers {
                 tracing::error!(%error, "the API has ended");
             }
         });
+    }
+
+    async fn heartbeat(&self, address: SocketAddr) -> Result<()> {
+        let socket = UdpSocket::bind(address)
+            .await
+            .with_context(|| format!("listening for heartbeats on {address}"))?;
+        tokio::spawn(heartbeat_port::listen(socket, self.handle.clone()));
+        Ok(())
     }
 
     async fn metrics(&self, address: SocketAddr) -> Result<()> {
