@@ -210,7 +210,7 @@ fn read_probe(section: &Section<'_>, kind: &str) -> Option<Probe> {
                 section.error(section.span(), "command", problem);
                 return None;
             }
-            let command = section.strings("command");
+            let command = section.all_strings("command")?;
             let command = command.iter().map(|word| (*word.get_ref()).to_owned());
             Probe::Exec(Exec {
                 command: command.collect(),
@@ -234,7 +234,7 @@ fn read_http(section: &Section<'_>) -> Option<Http> {
     let default = Http::default();
     let text = |key| optional(section, key, |key| section.text(key));
     let method = optional(section, "method", |key| section.choice(key, "a method"));
-    let statuses = section.strings("status");
+    let statuses = section.all_strings("status")?;
     let mut status = Vec::new();
     for given in &statuses {
         match given.get_ref().parse::<Statuses>() {

@@ -269,6 +269,17 @@ impl<'t> Section<'t> {
             .collect()
     }
 
+    /// The same; nothing unless all of it is strings.
+    pub(super) fn all_strings(&self, key: &str) -> Option<Vec<Located<&'t str>>> {
+        let Some(value) = self.table.get(key) else {
+            return Some(Vec::new());
+        };
+        let Some(items) = value.get_ref().as_array() else {
+            return self.wrong_type(key, value, "an array of strings");
+        };
+        items.iter().map(|item| self.string(key, item)).collect()
+    }
+
     /// The table at `key`.
     pub(super) fn section(&self, key: &str, known: &[&str]) -> Option<Section<'t>> {
         let value = self.table.get(key)?;

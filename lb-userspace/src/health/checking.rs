@@ -53,6 +53,8 @@ pub struct Checking<P: Prober> {
     rhythm: Rhythm,
     machine: Machine,
     finding: Finding,
+    /// Whether the last word of the backend's agent about it was that it is down.
+    said_down: bool,
 }
 
 enum Rhythm {
@@ -94,6 +96,7 @@ impl<P: Prober> Checking<P> {
             tools,
             alone: true,
             question: None,
+            said_down: false,
         }
     }
 
@@ -149,7 +152,7 @@ impl<P: Prober> Checking<P> {
                 }
             }
             Err(error) if !error.blames_backend() => (None, Some(error.to_string())),
-            Err(error) if self.may_be_silent() => (Some(Outcome::Nothing), Some(error.to_string())),
+            Err(error) if self.may_be_silent() => (Some(self.unsaid()), Some(error.to_string())),
             Err(error) => {
                 self.finding.nobody = error.says_dead(self.probes_what_serves());
                 (Some(Outcome::Failure), Some(error.to_string()))
@@ -171,16 +174,29 @@ impl<P: Prober> Checking<P> {
     fn hear(&mut self, reply: &Reply) -> (Option<Outcome>, Option<String>) {
         self.finding.asked.hear(reply);
         let (outcome, error) = match &reply.serving {
-            Some(Serving::Up) => (Outcome::Says(true), None),
+            Some(Serving::Up) => {
+                self.said_down = false;
+                (Outcome::Says(true), None)
+            }
             Some(Serving::Down(why)) => {
+                self.said_down = true;
                 let why = ProbeError::SaysDown(why.clone());
                 (Outcome::Says(false), Some(why.to_string()))
             }
-            None => (Outcome::Nothing, None),
+            None => (self.unsaid(), None),
         };
         let unknown = reply.unknown.as_ref();
         let unknown = unknown.map(|word| format!("the agent says `{word}`, which means nothing"));
         (Some(outcome), error.or(unknown))
+    }
+
+    /// What it means that an agent says neither up nor down: what it said last stays. A backend that was down
+    /// for another reason, such as the former `lbd` having drained it, is not held down.
+    fn unsaid(&self) -> Outcome {
+        match self.said_down {
+            true => Outcome::Nothing,
+            false => Outcome::Success,
+        }
     }
 
     fn may_be_silent(&self) -> bool {

@@ -716,6 +716,44 @@ async fn an_agent_that_does_not_answer_changes_nothing_unless_it_is_said_to() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_backend_that_was_down_before_its_agent_was_asked_is_not_held_down_by_it() {
+    for (refusing, line) in [(false, "100%"), (true, "")] {
+        let (mut checker, script, mut events) = checker();
+        *script.says.lock().unwrap() = line.to_owned();
+        if refusing {
+            script.refusing.lock().unwrap().insert(address(9));
+        }
+        checker.set(targets([1], &agent(), Condition::Down));
+        assert_eq!(next_turn(&mut events).await.condition, Condition::Up);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agents_down_stays_until_it_says_up_and_its_absence_only_until_it_answers() {
+    let (mut checker, script, mut events) = checker();
+    let must_answer = Check {
+        probe: Probe::Agent(Agent {
+            unreachable: crate::model::Unreachable::Fail,
+            ..Agent::default()
+        }),
+        ..agent()
+    };
+    *script.says.lock().unwrap() = "75%".to_owned();
+    checker.set(targets([1], &must_answer, Condition::Up));
+    script.refusing.lock().unwrap().insert(address(9));
+    assert_eq!(next_turn(&mut events).await.condition, Condition::Down);
+    script.refusing.lock().unwrap().clear();
+    assert_eq!(next_turn(&mut events).await.condition, Condition::Up);
+    *script.says.lock().unwrap() = "down".to_owned();
+    assert_eq!(next_turn(&mut events).await.condition, Condition::Down);
+    *script.says.lock().unwrap() = "75%".to_owned();
+    let quiet = time::timeout(INTERVAL * 20, next_turn(&mut events)).await;
+    assert!(quiet.is_err(), "{quiet:?}");
+    *script.says.lock().unwrap() = "up".to_owned();
+    assert_eq!(next_turn(&mut events).await.condition, Condition::Up);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_question_that_cannot_be_prepared_is_told_and_blames_nobody() {
     let (sender, mut events) = mpsc::channel(64);
     let mut checker = Checker::new(sender, PROBES_IN_FLIGHT);

@@ -225,6 +225,18 @@ const BAD_SERVICES: &[(&str, u16, &str, &str)] = &[
         "invalid value",
     ),
     (
+        r#"{"id":"10.0.0.2:80/tcp","mode":"nat","health":{"type":"tcp"},"checks":[]}"#,
+        400,
+        "invalid",
+        "stands beside checks",
+    ),
+    (
+        r#"{"id":"10.0.0.2:80/tcp","mode":"nat","checks":[]}"#,
+        400,
+        "invalid",
+        "0 are out of range: 1 to 8",
+    ),
+    (
         r#"{"id":"10.0.0.2:80/tcp","mode":"nat","health":{}}"#,
         400,
         "malformed",

@@ -74,6 +74,7 @@ const BAD_FILES: &[Bad] = &[
         "is not an interface's name",
     ),
     ("metrics = \"9150\"", 1, "metrics", "127.0.0.1:9150"),
+    ("heartbeat = \"9151\"", 1, "heartbeat", "0.0.0.0:9151"),
     ("metrics = true", 1, "metrics", "found true or false"),
     (
         "tunnel = \"10.0.0.0/8\"",

@@ -1,6 +1,8 @@
 //! The configuration format: what is read, and how mistakes are told.
 
 mod bad;
+mod bad_checks;
+mod checks;
 mod quic;
 
 use std::time::Duration;

@@ -64,6 +64,10 @@ async fn bad_arguments_exit_with_2_and_one_line() {
             "for --health http and https only",
         ),
         (
+            "service add 10.0.0.2:80/tcp --mode nat --check {type=\"carp\"}",
+            "`carp` is not a type of check",
+        ),
+        (
             "service add 10.0.0.2:80/tcp --mode nat --health-port 0",
             "65535",
         ),

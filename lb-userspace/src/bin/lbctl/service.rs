@@ -332,8 +332,10 @@ fn in_full(check: &Check) -> String {
         0 => String::new(),
         jitter => format!(", jitter {jitter} ms"),
     };
+    let name = check.name.as_ref().map(|name| format!("{name}: "));
     format!(
-        "{}{} every {} ms{}, timeout {} ms, rise {}, fall {}{jitter}",
+        "{}{}{} every {} ms{}, timeout {} ms, rise {}, fall {}{jitter}",
+        name.unwrap_or_default(),
         kind(check),
         question(&check.probe),
         number(check.interval),
