@@ -153,6 +153,11 @@ impl<P: Prober> Runner<P> {
         self.at.is_none_or(|at| at.elapsed() >= LATENCY_EVERY)
             || (last.condition, last.dead, last.asked) != (event.condition, event.dead, event.asked)
             || last.error != event.error
+            || !event
+                .checks
+                .iter()
+                .map(|check| check.condition)
+                .eq(last.checks.iter().map(|check| check.condition))
     }
 
     async fn tell(&mut self, event: Event) -> Result<(), Unheard> {

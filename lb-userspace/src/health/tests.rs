@@ -561,6 +561,19 @@ async fn with_any_a_backend_is_up_until_its_last_check_fails() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_check_that_turns_is_told_at_once_even_if_the_verdict_on_its_backend_stays() {
+    let (mut checker, script, mut events) = checker();
+    script.refusing.lock().unwrap().insert(address(9));
+    checker.set(two(Combine::Any));
+    let admin = |event: &Event| event.checks.get(1).map(|check| check.condition);
+    while admin(&next(&mut events).await) != Some(Condition::Down) {}
+    script.refusing.lock().unwrap().clear();
+    let begin = Instant::now();
+    while admin(&next(&mut events).await) != Some(Condition::Up) {}
+    assert!(begin.elapsed() <= INTERVAL * 2 + Duration::from_millis(5));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_check_that_hangs_does_not_hold_up_the_others() {
     let (mut checker, script, mut events) = checker();
     let slow = Check {
