@@ -25,7 +25,7 @@ use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
     runtime::{Builder, Runtime},
-    sync::{mpsc, oneshot},
+    sync::{Semaphore, mpsc, oneshot},
 };
 
 use crate::load::raise_file_limit;
@@ -35,6 +35,9 @@ const BACKENDS: u32 = 10_000;
 const INTERVAL: Duration = Duration::from_secs(1);
 /// Threads of the checker, as many as the goal has processors.
 const THREADS: usize = 2;
+/// Answers under way at once: where the machine is too slow, probes wait in the backlog, and descriptors
+/// remain.
+const ANSWERS: usize = 2_048;
 /// Intervals until connections, caches and allocators are as they stay.
 const WARM: u32 = 2;
 
@@ -263,7 +266,9 @@ async fn serve(
     mut stopped: oneshot::Receiver<()>,
 ) -> Result<Vec<Arrival>> {
     let mut arrivals = Vec::new();
+    let room = Arc::new(Semaphore::new(ANSWERS));
     loop {
+        let permit = Arc::clone(&room).acquire_owned().await?;
         tokio::select! {
             _ = &mut stopped => return Ok(arrivals),
             accepted = listener.accept() => {
@@ -276,7 +281,10 @@ async fn serve(
                     used: processor_time(UsageWho::RUSAGE_THREAD)?,
                 });
                 if http {
-                    tokio::spawn(answer(stream));
+                    tokio::spawn(async move {
+                        let _permit = permit;
+                        answer(stream).await
+                    });
                 }
             }
         }
