@@ -188,6 +188,22 @@ mod tests {
     }
 
     #[test]
+    fn what_is_asked_of_a_groups_backend_counts_for_every_service_of_the_group() {
+        let member = |id: &str| Service {
+            group: Some("web".to_owned()),
+            backends: vec![backend(1, 4)],
+            ..Service::new(id.parse().unwrap(), Mode::L2)
+        };
+        let ids = ["10.0.0.1:80/tcp", "10.0.0.1:443/tcp"];
+        let state = State::new(ids.map(member)).unwrap();
+        let lead = state.lead(ids[1].parse().unwrap());
+        let asked = AllAsked::from([((lead, backend(1, 4).address), percent(50))]);
+        let over = lay_over(&state, &asked).unwrap();
+        let weights: Vec<u16> = over.services().map(|s| s.backends[0].weight).collect();
+        assert_eq!(weights, [2, 2]);
+    }
+
+    #[test]
     fn nothing_asked_and_strangers_change_nothing() {
         let state = state(vec![backend(1, 1)]);
         assert_eq!(lay_over(&state, &AllAsked::new()), None);
