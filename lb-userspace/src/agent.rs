@@ -9,9 +9,12 @@ mod run;
 pub use self::core::Core;
 pub use self::run::{Sources, run};
 
+use std::net::IpAddr;
+
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
+    health::{Target, heartbeat::Whose},
     model::{Change, ModelError},
     plan::PlanError,
     snapshot::{ClientList, FlowFilter, FlowList, Snapshot},
@@ -47,6 +50,10 @@ pub enum Request {
     Change(Change, oneshot::Sender<Result<(), ChangeError>>),
     /// Describe yourself.
     Snapshot(oneshot::Sender<Snapshot>),
+    /// A backend reports by itself.
+    Beat(Target, oneshot::Sender<Result<(), ChangeError>>),
+    /// The same by a datagram, from this address.
+    BeatFrom(IpAddr, Whose),
     /// List recorded flows.
     Flows(FlowFilter, oneshot::Sender<Result<FlowList, ChangeError>>),
     /// List the clients that are remembered.
@@ -72,6 +79,32 @@ impl Handle {
     /// Why it was refused; nothing changed then.
     pub async fn change(&self, change: Change) -> Result<(), ChangeError> {
         self.ask(|reply| Request::Change(change, reply)).await?
+    }
+
+    /// Takes note that a backend reports by itself.
+    ///
+    /// # Errors
+    /// It is not there, or is not checked so.
+    pub async fn beat(&self, target: Target) -> Result<(), ChangeError> {
+        let (reply, answer) = oneshot::channel();
+        let request = Request::Beat(target, reply);
+        self.requests
+            .send(request)
+            .await
+            .map_err(|_| ChangeError::Stopping)?;
+        answer.await.map_err(|_| ChangeError::Stopping)?
+    }
+
+    /// Takes note that a datagram from `sender` reports backends there; nobody is answered.
+    ///
+    /// # Errors
+    /// [`ChangeError::Stopping`].
+    pub async fn beat_from(&self, sender: IpAddr, whose: Whose) -> Result<(), ChangeError> {
+        let request = Request::BeatFrom(sender, whose);
+        self.requests
+            .send(request)
+            .await
+            .map_err(|_| ChangeError::Stopping)
     }
 
     /// Recorded flows.

@@ -14,10 +14,12 @@ use lb_common::wire;
 
 use crate::{instance, model::Service};
 
+mod health;
 mod reader;
 mod service;
 mod warnings;
 
+pub use health::parse_check;
 use reader::{Located, Report, Section};
 
 /// A mistake in a configuration, and where it is.
@@ -105,6 +107,8 @@ pub struct Config {
     pub interfaces: Vec<String>,
     /// Where Prometheus metrics are served, if anywhere.
     pub metrics: Option<SocketAddr>,
+    /// Where backends report by UDP, if anywhere.
+    pub heartbeat: Option<SocketAddr>,
     /// Outer addresses of mode `ipip`.
     pub tunnel: Tunnel,
     /// Sizes of the kernel's tables.
@@ -133,6 +137,7 @@ pub fn parse(text: &str, file_name: &str) -> Result<Config, Vec<ConfigError>> {
         "name",
         "interfaces",
         "metrics",
+        "heartbeat",
         "tunnel",
         "limits",
         "service",
@@ -147,7 +152,10 @@ pub fn parse(text: &str, file_name: &str) -> Result<Config, Vec<ConfigError>> {
             .map(Located::into_inner),
         interfaces: read_interfaces(&root),
         metrics: root
-            .value("metrics", parse_metrics)
+            .value("metrics", |text| parse_listener(text, "127.0.0.1:9150"))
+            .map(Located::into_inner),
+        heartbeat: root
+            .value("heartbeat", |text| parse_listener(text, "0.0.0.0:9151"))
             .map(Located::into_inner),
         tunnel: root
             .section("tunnel", TUNNEL)
@@ -205,9 +213,11 @@ fn read_interfaces(root: &Section<'_>) -> Vec<String> {
     names
 }
 
-fn parse_metrics(text: &str) -> Result<SocketAddr, String> {
-    text.parse()
-        .map_err(|_| format!("`{text}` is not ADDRESS:PORT, such as 127.0.0.1:9150 or [::1]:9150"))
+fn parse_listener(text: &str, example: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| {
+        let shown = text.escape_debug();
+        format!("`{shown}` is not ADDRESS:PORT, such as {example} or [::1]:9150")
+    })
 }
 
 fn read_tunnel(section: &Section<'_>) -> Tunnel {

@@ -22,8 +22,8 @@ use crate::{
     agent::Handle,
     http,
     snapshot::{
-        BackendStatus, Condition, FlowStatus, RecordUses, ServiceStatus, Snapshot, TableUse,
-        Traffic,
+        BackendStatus, CheckStatus, Condition, FlowStatus, RecordUses, ServiceStatus, Snapshot,
+        TableUse, Traffic,
     },
 };
 
@@ -86,7 +86,8 @@ impl Collector for Scrape {
         self.slots(&mut encoder)?;
         self.backend_traffic(&mut encoder)?;
         self.backend_flows(&mut encoder)?;
-        self.backend_state(&mut encoder)
+        self.backend_state(&mut encoder)?;
+        self.checks(&mut encoder)
     }
 }
 
@@ -302,6 +303,43 @@ impl Scrape {
             Some(&Unit::Seconds),
             latencies,
         )
+    }
+
+    fn checks(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let up = self.each_check();
+        let up = up.map(|(l, c)| (l, u64::from(c.condition != Condition::Down)));
+        gauges(encoder, "lb_check_up", "0 while the check fails", None, up)?;
+        let probes = self.each_check().flat_map(|(labels, check)| {
+            let results = [
+                ("passed", check.passed),
+                ("failed", check.failed),
+                ("undecided", check.undecided),
+            ];
+            results.map(|(result, count)| {
+                let [service, backend, name] = labels.clone();
+                (
+                    [service, backend, name, ("result", result.to_owned())],
+                    count,
+                )
+            })
+        });
+        let help = "Probes by what they found; undecided ones say nothing about the backend";
+        counters(encoder, "lb_check_probes", help, probes)?;
+        let latencies = self
+            .each_check()
+            .filter_map(|(labels, check)| Some((labels, check.latency?.as_secs_f64())));
+        let help = "Duration of the check's last probe, where it succeeded";
+        let unit = Some(&Unit::Seconds);
+        gauges(encoder, "lb_check_latency", help, unit, latencies)
+    }
+
+    fn each_check(&self) -> impl Iterator<Item = ([(&'static str, String); 3], &CheckStatus)> {
+        self.pool().flat_map(|([service, backend], status)| {
+            status.checks.iter().map(move |check| {
+                let name = ("check", check.name.clone());
+                ([service.clone(), backend.clone(), name], check)
+            })
+        })
     }
 
     fn pool(&self) -> impl Iterator<Item = ([(&'static str, String); 2], &BackendStatus)> {

@@ -10,8 +10,10 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 mod check;
+mod check_health;
 mod error;
 pub mod group;
+mod health;
 mod id;
 mod millis;
 mod quic;
@@ -19,7 +21,12 @@ mod state;
 #[cfg(test)]
 mod tests;
 
+pub use check_health::CheckProblem;
 pub use error::ModelError;
+pub use health::{
+    Agent, Check, Combine, Dns, Exec, Grpc, Health, Http, MAX_CHECKS, Method, Probe, Statuses, Tls,
+    Transport, Udp, Unreachable,
+};
 pub use id::{Protocol, ServiceId};
 pub use quic::{Quic, ServerId};
 pub use state::{Change, Settings, State};
@@ -169,58 +176,6 @@ pub const DEAD_AFTER: Duration = Duration::from_secs(60);
 
 fn default_dead_after() -> Duration {
     DEAD_AFTER
-}
-
-/// What a probe asks.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "type", rename_all = "lowercase", deny_unknown_fields)]
-pub enum Probe {
-    /// Never probed: always up.
-    None,
-    /// A TCP connection is accepted.
-    Tcp,
-    /// `GET path` answers with a status in the 200s or 300s.
-    Http {
-        /// The path, starting with `/`.
-        path: String,
-        /// The Host header; the backend's address where absent.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        host: Option<String>,
-    },
-}
-
-/// How a service's backends are checked.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Health {
-    /// What is asked.
-    pub probe: Probe,
-    /// Port probed instead of the backend's own.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub port: Option<u16>,
-    /// From the start of one probe to the start of the next, in milliseconds.
-    #[serde(rename = "interval_ms", with = "millis")]
-    pub interval: Duration,
-    /// A probe without an answer for this long has failed, in milliseconds; at most the interval.
-    #[serde(rename = "timeout_ms", with = "millis")]
-    pub timeout: Duration,
-    /// Successes in a row after which a down backend is up.
-    pub rise: u32,
-    /// Failures in a row after which an up backend is down.
-    pub fall: u32,
-}
-
-impl Default for Health {
-    fn default() -> Self {
-        Self {
-            probe: Probe::Tcp,
-            port: None,
-            interval: Duration::from_secs(1),
-            timeout: Duration::from_millis(500),
-            rise: 2,
-            fall: 3,
-        }
-    }
 }
 
 /// A service and its pool.

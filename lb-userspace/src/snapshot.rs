@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use crate::health::reply::Asked;
 use crate::model::{Backend, Service, ServiceId};
 
 /// Cumulative traffic counters, summed over CPUs.
@@ -42,6 +43,40 @@ impl Condition {
     }
 }
 
+/// What one check says of a backend.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CheckStatus {
+    /// What the check is called.
+    pub name: String,
+    /// Whether the backend passes it.
+    pub condition: Condition,
+    /// Why the last probe failed, where it did.
+    pub last_error: Option<String>,
+    /// How long the last probe took, where it succeeded.
+    pub latency: Option<Duration>,
+    /// Probes that succeeded, since the check began.
+    pub passed: u64,
+    /// Probes that failed.
+    pub failed: u64,
+    /// Probes that say nothing about the backend: this host could not ask, or an agent kept silent.
+    pub undecided: u64,
+}
+
+impl CheckStatus {
+    /// A check that has not asked yet.
+    pub fn new(name: String, condition: Condition) -> Self {
+        Self {
+            name,
+            condition,
+            last_error: None,
+            latency: None,
+            passed: 0,
+            failed: 0,
+            undecided: 0,
+        }
+    }
+}
+
 /// A backend as it stands.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BackendStatus {
@@ -53,6 +88,10 @@ pub struct BackendStatus {
     pub last_error: Option<String>,
     /// How long the last successful probe took.
     pub latency: Option<Duration>,
+    /// What each check says; empty before the first probe.
+    pub checks: Vec<CheckStatus>,
+    /// What the backend's agent asks for.
+    pub asked: Asked,
     /// Whether the agent knows how to reach it (route and neighbour resolved).
     pub reachable: bool,
     /// Whether it still has flows, or may have, although it was removed: it is not in the pool.

@@ -6,11 +6,13 @@ use std::time::Duration;
 
 use lb_userspace::{
     agent::{Handle, Request},
-    config, metrics,
+    config,
+    health::reply::Asked,
+    metrics,
     model::{Admin, Backend, Service},
     snapshot::{
-        BackendStatus, Condition, FlowStatus, Passed, RecordUses, ServiceStatus, Snapshot,
-        TableUse, Traffic,
+        BackendStatus, CheckStatus, Condition, FlowStatus, Passed, RecordUses, ServiceStatus,
+        Snapshot, TableUse, Traffic,
     },
 };
 use tokio::{
@@ -60,6 +62,14 @@ fn snapshot() -> Snapshot {
         condition,
         last_error: None,
         latency,
+        checks: vec![CheckStatus {
+            passed: 40,
+            failed: 2,
+            undecided: 1,
+            latency,
+            ..CheckStatus::new("web".to_owned(), condition)
+        }],
+        asked: Asked::default(),
         reachable: true,
         leaving: false,
         slots,
@@ -123,6 +133,8 @@ fn leaving() -> BackendStatus {
         condition: Condition::Down,
         last_error: None,
         latency: None,
+        checks: Vec::new(),
+        asked: Asked::default(),
         reachable: true,
         leaving: true,
         slots: 0,
@@ -163,6 +175,12 @@ fn the_page_holds_every_figure_of_the_snapshot() {
         format!("lb_backend_draining{{{second}}} 1"),
         format!("lb_backend_weight{{{second}}} 3"),
         format!("lb_backend_slots{{{first}}} 251"),
+        format!("lb_check_up{{{first},check=\"web\"}} 1"),
+        format!("lb_check_up{{{second},check=\"web\"}} 0"),
+        format!("lb_check_probes_total{{{first},check=\"web\",result=\"passed\"}} 40"),
+        format!("lb_check_probes_total{{{first},check=\"web\",result=\"failed\"}} 2"),
+        format!("lb_check_probes_total{{{first},check=\"web\",result=\"undecided\"}} 1"),
+        format!("lb_check_latency_seconds{{{first},check=\"web\"}} 0.0015"),
         format!("lb_backend_probe_latency_seconds{{{first}}} 0.0015"),
         "lb_flow_entries{table=\"established\"} 12".to_owned(),
         "lb_flow_capacity{table=\"established\"} 100".to_owned(),

@@ -1,11 +1,12 @@
-//! The benchmarks `packet` and `control`: what they measure, and how. Their programs only read
+//! The benchmarks `packet`, `control` and `checks`: what they measure, and how. Their programs only read
 //! arguments.
 //!
 //! [`scenario`] lists what is measured of the packet path, [`frame`] lays its frames out and
 //! [`services`] its services; [`harness`] runs frames through a program in the kernel, [`balancer`] is
 //! the product, [`rig`] brings it into a scenario's state, [`measure`] verifies and times, [`flat`] judges,
 //! [`report`] shows, and [`packet`] joins them.
-//! [`control`] measures the agent's core over the same maps. Nothing here attaches to an interface or sends a packet.
+//! [`control`] measures the agent's core over the same maps. Nothing of these attaches to an interface or sends a packet.
+//! [`checks`] runs the checker over the loopback.
 
 use anyhow::{Context as _, Result};
 use nix::{
@@ -14,6 +15,7 @@ use nix::{
 };
 
 pub mod balancer;
+pub mod checks;
 pub mod control;
 pub mod flat;
 pub mod frame;

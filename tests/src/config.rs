@@ -89,6 +89,8 @@ pub struct Service {
     pub backends: Vec<(SocketAddr, u16)>,
     /// Server ids of the backends, in their order, of a QUIC service.
     pub server_ids: Vec<String>,
+    /// Several checks in the place of `health`, as they are written.
+    pub checks: Vec<String>,
     /// Further keys and their values, as they are written.
     pub keys: Vec<(String, String)>,
 }
@@ -108,6 +110,7 @@ impl Service {
             health,
             backends,
             server_ids: Vec::new(),
+            checks: Vec::new(),
             keys: Vec::new(),
         }
     }
@@ -122,6 +125,13 @@ impl Service {
     pub fn with_quic(mut self, table: &str, ids: impl IntoIterator<Item = String>) -> Self {
         self.keys.push(("quic".to_owned(), table.to_owned()));
         self.server_ids.extend(ids);
+        self
+    }
+
+    /// Checked so instead: by these, written as the value of `checks` is.
+    #[must_use]
+    pub fn checked(mut self, checks: &[&str]) -> Self {
+        self.checks = checks.iter().map(|check| (*check).to_owned()).collect();
         self
     }
 
@@ -141,12 +151,14 @@ impl Display for Service {
             health,
             backends,
             server_ids,
+            checks,
             keys,
         } = self;
-        writeln!(
-            f,
-            "\n[[service]]\nvip = \"{vip}\"\nmode = \"{mode}\"\nhealth = {health}"
-        )?;
+        writeln!(f, "\n[[service]]\nvip = \"{vip}\"\nmode = \"{mode}\"")?;
+        match &checks[..] {
+            [] => writeln!(f, "health = {health}")?,
+            checks => writeln!(f, "checks = [{}]", checks.join(", "))?,
+        }
         for (key, value) in keys {
             writeln!(f, "{key} = {value}")?;
         }
@@ -170,6 +182,8 @@ pub struct Config {
     pub services: Vec<Service>,
     /// Of `[limits]`: those that differ from the defaults.
     pub limits: Vec<(&'static str, u32)>,
+    /// The UDP port that backends report to, of all addresses.
+    pub heartbeat_port: Option<u16>,
 }
 
 impl From<Vec<Service>> for Config {
@@ -177,6 +191,7 @@ impl From<Vec<Service>> for Config {
         Self {
             services,
             limits: Vec::new(),
+            heartbeat_port: None,
         }
     }
 }
@@ -190,8 +205,12 @@ impl Config {
             .iter()
             .map(|(name, value)| format!("{name} = {value}\n"))
             .collect();
+        let heartbeat = self
+            .heartbeat_port
+            .map(|port| format!("heartbeat = \"0.0.0.0:{port}\"\n"));
+        let heartbeat = heartbeat.unwrap_or_default();
         format!(
-            "name = \"{name}\"\ninterfaces = [\"{INTERFACE}\"]\n\n[tunnel]\n\
+            "name = \"{name}\"\ninterfaces = [\"{INTERFACE}\"]\n{heartbeat}\n[tunnel]\n\
              source_v4 = \"10.255.0.0/16\"\nsource_v6 = \"fd00:ffff::/64\"\n\
              [limits]\n{limits}{services}"
         )

@@ -163,12 +163,9 @@ impl Bench {
         core.change(Change::Replace(services))?;
         for &target in down {
             core.health(Event {
-                target,
-                condition: Condition::Down,
                 changed: true,
                 dead: true,
-                error: None,
-                latency: None,
+                ..Event::new(target, Condition::Down)
             });
         }
         Ok(Self { program, core })
@@ -203,12 +200,9 @@ impl Bench {
     /// The maps cannot be written.
     pub fn health(&mut self, target: Target, condition: Condition, dead: bool) -> Result<()> {
         self.core.health(Event {
-            target,
-            condition,
             changed: true,
             dead,
-            error: None,
-            latency: None,
+            ..Event::new(target, condition)
         });
         Ok(self.core.enforce()?)
     }

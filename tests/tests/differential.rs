@@ -20,7 +20,7 @@ use lb_tests::{
 use lb_userspace::{
     health::Target,
     model::{
-        Admin, Backend, Change, FlowState, Mode, Probe, Scheduler, Service, ServiceId, Settings,
+        Admin, Backend, Change, FlowState, Health, Mode, Scheduler, Service, ServiceId, Settings,
     },
     snapshot::Condition,
 };
@@ -50,7 +50,7 @@ fn service(vip: &str, mode: Mode, backends: &[&str]) -> Result<Service> {
     let mut service: Service = serde_json::from_value(serde_json::json!({
         "id": vip, "mode": mode, "backends": backends
     }))?;
-    service.health.probe = Probe::None;
+    service.health = Health::none();
     Ok(service)
 }
 
@@ -119,7 +119,7 @@ fn quic(vip: &str, mode: Mode, backends: &[u8]) -> Result<Service> {
     let mut service: Service = serde_json::from_value(json!({
         "id": vip, "mode": mode, "quic": layout, "backends": backends
     }))?;
-    service.health.probe = Probe::None;
+    service.health = Health::none();
     Ok(service)
 }
 

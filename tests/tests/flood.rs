@@ -46,6 +46,7 @@ fn survives(segment: Segment) -> Result<()> {
     let config = Config {
         services: vec![service.clone()],
         limits: vec![("flows", ROOM), ("half_open", ROOM)],
+        ..Config::default()
     };
     let stage = Stage::new(Topology::new(BACKENDS)?, config)?;
     let (client, target) = (&stage.topology.client, vip(&service)?);

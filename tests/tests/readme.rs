@@ -49,6 +49,10 @@ const ELSEWHERE: &[(&str, &str)] = &[
         "tests/soak.rs has both kinds among all others",
     ),
     (
+        "cargo xtask bench checks",
+        "a benchmark, whose figures are in docs/checks.md",
+    ),
+    (
         "cargo xtask bench packet",
         "`cargo xtask ci` runs it with --quick",
     ),

@@ -1,6 +1,7 @@
 //! The agent without its loop: every piece of news becomes a plan, every plan is carried out, and
 //! only then is it what the agent knows. Synchronous; the dataplane tells the time.
 
+mod asked;
 mod loads;
 mod status;
 mod targets;
@@ -14,11 +15,12 @@ use std::{
 
 use lb_common::tables::{Tick, state};
 
+use self::asked::AllAsked;
 use super::ChangeError;
 use crate::{
     config::Tunnel,
     dataplane::{Dataplane, DataplaneError, FlowTables, Operation},
-    health::{Event, Target},
+    health::{Event, Target, reply::Asked},
     model::{Admin, Change, OnDown, Service, ServiceId, State},
     neighbours::{NextHop, Update},
     plan::{
@@ -26,7 +28,7 @@ use crate::{
         census::{self, Census},
         listing,
     },
-    snapshot::{ClientList, Condition, FlowFilter, FlowList, InterfaceStatus},
+    snapshot::{CheckStatus, ClientList, Condition, FlowFilter, FlowList, InterfaceStatus},
 };
 
 /// Sweeps in a moving time.
@@ -41,6 +43,7 @@ struct Checked {
     condition: Condition,
     error: Option<String>,
     latency: Option<Duration>,
+    checks: Vec<CheckStatus>,
 }
 
 /// A backend that fails its checks.
@@ -98,6 +101,10 @@ pub struct Core<D> {
     /// The maps may hold something else than `layout` says.
     unread: bool,
     state: State,
+    /// What backends' agents ask for.
+    asked: AllAsked,
+    /// The state as they would have it, where that is another.
+    adapted: Option<State>,
     checked: BTreeMap<Target, Checked>,
     down: BTreeMap<(ServiceId, SocketAddr), Down>,
     census: Census,
@@ -119,6 +126,8 @@ impl<D: Dataplane> Core<D> {
             unread: true,
             dataplane,
             state: State::default(),
+            asked: AllAsked::new(),
+            adapted: None,
             checked: BTreeMap::new(),
             down: BTreeMap::new(),
             census: Census::default(),
@@ -191,17 +200,28 @@ impl<D: Dataplane> Core<D> {
         let next = self.state.apply(change)?;
         let before = std::mem::replace(&mut self.state, next);
         let (down, checked) = (self.down.clone(), self.checked.clone());
+        let asked = self.asked.clone();
         self.follow_leads(&before);
         self.forget_drained(&before);
+        let adapted = self.adapt();
         if let Err(error) = self.enforce() {
             (self.state, self.down, self.checked) = (before, down, checked);
+            (self.asked, self.adapted) = (asked, adapted);
             return Err(error);
         }
         let wanted = self.targets();
         self.checked.retain(|target, _| wanted.contains_key(target));
         self.down
             .retain(|&(service, address), _| wanted.contains_key(&Target { service, address }));
+        self.asked
+            .retain(|&(service, address), _| wanted.contains_key(&Target { service, address }));
         Ok(())
+    }
+
+    /// Lays what agents ask for over the state as it is now; returns what was there before.
+    fn adapt(&mut self) -> Option<State> {
+        let adapted = asked::lay_over(&self.state, &self.asked);
+        std::mem::replace(&mut self.adapted, adapted)
     }
 
     /// Taken up from the maps, a backend that took no flows may have been down or drained; what is
@@ -239,7 +259,7 @@ impl<D: Dataplane> Core<D> {
             Default::default()
         };
         let inputs = Inputs {
-            state: &self.state,
+            state: self.adapted.as_ref().unwrap_or(&self.state),
             down: &down,
             next_hops: &self.next_hops,
             own_addresses: &self.own_addresses,
@@ -382,21 +402,44 @@ impl<D: Dataplane> Core<D> {
         {
             return false;
         }
+        let asked = self.hear(service, address, event.asked);
         let checked = Checked {
             condition: event.condition,
             error: event.error,
             latency: event.latency,
+            checks: event.checks,
         };
         self.checked.insert(event.target, checked);
+        self.follow(event.target, event.condition, event.dead) | asked
+    }
+
+    /// Takes note of what a backend's agent asks for; whether that is news.
+    fn hear(&mut self, service: ServiceId, address: SocketAddr, asked: Asked) -> bool {
         let key = (service, address);
-        if event.condition != Condition::Down {
+        let before = if asked == Asked::default() {
+            self.asked.remove(&key)
+        } else {
+            self.asked.insert(key, asked)
+        };
+        let news = before.unwrap_or_default() != asked;
+        if news {
+            self.adapt();
+        }
+        news
+    }
+
+    /// Makes a backend's condition take effect; true where the rings must follow.
+    fn follow(&mut self, target: Target, condition: Condition, dead: bool) -> bool {
+        let Target { service, address } = target;
+        let key = (service, address);
+        if condition != Condition::Down {
             return self.down.remove(&key).is_some();
         }
         let now = self.dataplane.now();
         let before = self.down.get(&key).copied();
         let down = Down {
             since: before.map_or(now, |before| before.since),
-            dead: event.dead || before.is_some_and(|before| before.dead),
+            dead: dead || before.is_some_and(|before| before.dead),
             found: false,
         };
         self.down.insert(key, down);

@@ -10,7 +10,7 @@ use tokio::{
 use super::{ChangeError, Core, Request, core::Sweep};
 use crate::{
     dataplane::{Dataplane, DataplaneError},
-    health::{Checker, Event},
+    health::{Checker, Event, heartbeat::Whose},
     model::Change,
     neighbours::{Resolver, Update},
     plan::census::Census,
@@ -240,6 +240,22 @@ impl<D: Dataplane> Running<D> {
                 self.list(move |sweep| sweep.clients(&filter), reply);
             }
             Request::Change(change, reply) => self.on_change(change, reply),
+            Request::Beat(target, reply) => {
+                let expected = self.core.expects_beat(target);
+                if let Ok(target) = &expected {
+                    self.sources.checker.beat(target);
+                }
+                drop(reply.send(expected.map(|_| ()).map_err(Into::into)));
+            }
+            Request::BeatFrom(sender, whose) => {
+                let whose = Whose {
+                    service: whose.service.map(|id| self.core.state().lead(id)),
+                    ..whose
+                };
+                if self.sources.checker.beat_from(sender, whose) == 0 {
+                    tracing::debug!(%sender, ?whose, "a heartbeat of nobody");
+                }
+            }
         }
     }
 

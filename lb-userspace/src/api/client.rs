@@ -22,7 +22,7 @@ use tokio::{net::UnixStream, time::timeout};
 use super::{
     VERSION,
     dto::{
-        Backend, Changed, ClientQuery, Clients, EditBackend, EditService, FlowQuery, Flows,
+        Backend, Changed, ClientQuery, Clients, EditBackend, EditService, FlowQuery, Flows, Heard,
         NewBackend, NewService, Refusal, Service, Status,
     },
 };
@@ -239,6 +239,15 @@ impl Client {
     ) -> Answer<Changed> {
         let path = backend_path(id, address);
         self.ask(Method::PATCH, &path, self.body(edit)?).await
+    }
+
+    /// Reports for a backend that it can serve.
+    ///
+    /// # Errors
+    /// Why it was refused.
+    pub async fn beat(&self, id: ServiceId, address: SocketAddr) -> Answer<Heard> {
+        let path = format!("{}/heartbeat", backend_path(id, address));
+        self.ask(Method::POST, &path, Bytes::new()).await
     }
 
     fn body(&self, value: &impl Serialize) -> Answer<Bytes> {

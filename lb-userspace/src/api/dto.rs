@@ -9,15 +9,15 @@ mod flows;
 mod requests;
 
 pub use answers::{
-    Action, Backend, Changed, Condition, Interface, Refusal, Service, Status, Subject, Tally,
-    Traffic,
+    Action, Asked, Backend, Changed, CheckStatus, Condition, Heard, Interface, Refusal, Service,
+    Status, Subject, Tally, Traffic,
 };
 pub use clients::{Client, ClientQuery, Clients};
 pub use flows::{
     DEFAULT_FLOWS, Flow, FlowQuery, FlowTables, Flows, MAX_FLOWS, Passed, Phase, ServiceFlows,
     TableUse,
 };
-pub use requests::{Check, EditBackend, EditService, Health, NewBackend, NewService};
+pub use requests::{EditBackend, EditService, NewBackend, NewService};
 
 use std::time::Duration;
 

@@ -49,7 +49,9 @@ impl From<ModelError> for ApiError {
             ModelError::BadService { .. } => (StatusCode::BAD_REQUEST, "bad_service"),
             ModelError::BadBackend { .. } => (StatusCode::BAD_REQUEST, "bad_backend"),
             ModelError::BadServerId { .. } => (StatusCode::BAD_REQUEST, "bad_server_id"),
-            ModelError::Invalid { .. } => (StatusCode::BAD_REQUEST, "invalid"),
+            ModelError::Invalid { .. } | ModelError::InvalidCheck { .. } => {
+                (StatusCode::BAD_REQUEST, "invalid")
+            }
             ModelError::UnknownService { .. } => (StatusCode::NOT_FOUND, "unknown_service"),
             ModelError::UnknownBackend { .. } => (StatusCode::NOT_FOUND, "unknown_backend"),
             ModelError::DuplicateService { .. } => (StatusCode::CONFLICT, "duplicate_service"),

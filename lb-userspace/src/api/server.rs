@@ -11,7 +11,7 @@ use axum::{
     },
     http::{Method, StatusCode, Uri, header, request::Parts},
     response::{IntoResponse, Response},
-    routing::{get, patch},
+    routing::{get, patch, post},
 };
 use serde::de::DeserializeOwned;
 use tokio::net::UnixListener;
@@ -23,6 +23,7 @@ use super::{
 };
 use crate::{
     agent::Handle,
+    health::Target,
     http, metrics,
     model::{Backend, Change, ModelError, Service, ServiceId},
     snapshot::ServiceStatus,
@@ -55,7 +56,8 @@ fn router(handle: Handle) -> Router {
         .route(
             "/services/{id}/backends/{address}",
             patch(edit_backend).delete(remove_backend),
-        );
+        )
+        .route("/services/{id}/backends/{address}/heartbeat", post(beat));
     Router::new()
         .nest(VERSION, routes)
         .fallback(no_route)
@@ -227,6 +229,18 @@ async fn edit_backend(
     Ok(answer)
 }
 
+async fn beat(
+    State(handle): State<Handle>,
+    Id(service): Id,
+    Address(address): Address,
+) -> Answer<Json<dto::Heard>> {
+    handle.beat(Target { service, address }).await?;
+    Ok(Json(dto::Heard {
+        service,
+        backend: address,
+    }))
+}
+
 fn changed(action: Action, service: ServiceId, backend: Option<SocketAddr>) -> Json<Changed> {
     Json(Changed {
         changed: Subject {
@@ -243,7 +257,7 @@ fn changed(action: Action, service: ServiceId, backend: Option<SocketAddr>) -> J
 
 async fn no_route(uri: Uri) -> Response {
     let message = format!(
-        "no path {}: there are {VERSION}/status, {VERSION}/metrics, {VERSION}/flows, {VERSION}/clients and {VERSION}/services[/ID[/backends[/ADDRESS]]], ID percent-encoded as in 10.0.0.1:80%2Ftcp",
+        "no path {}: there are {VERSION}/status, {VERSION}/metrics, {VERSION}/flows, {VERSION}/clients and {VERSION}/services[/ID[/backends[/ADDRESS[/heartbeat]]]], ID percent-encoded as in 10.0.0.1:80%2Ftcp",
         uri.path()
     );
     ApiError::new(StatusCode::NOT_FOUND, "no_route", message).into_response()

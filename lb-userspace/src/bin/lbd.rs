@@ -20,15 +20,16 @@ use lb_userspace::{
         Capacity, Dataplane as _,
         bpf::{LoadOptions, Maps, Mode, Pins, Program, decap, draw_hash_key},
     },
-    health::Checker,
+    health::{Checker, heartbeat_port, probes_in_flight},
     instance, metrics,
     model::Change,
     neighbours::Resolver,
     snapshot::InterfaceStatus,
     store,
 };
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::{
-    net::TcpListener,
+    net::{TcpListener, UdpSocket},
     signal::unix::{SignalKind, signal},
     sync::{mpsc, watch},
 };
@@ -80,6 +81,9 @@ struct Run {
     /// Address to serve Prometheus metrics on
     #[arg(long)]
     metrics: Option<SocketAddr>,
+    /// Address of the UDP port that backends report to, for checks of type heartbeat
+    #[arg(long)]
+    heartbeat: Option<SocketAddr>,
     /// How to attach
     #[arg(long, value_enum, default_value_t = Attach::Auto)]
     mode: Attach,
@@ -313,7 +317,7 @@ async fn serve(
         tracing::info!("taking up the state of the former agent");
     }
     let (health_events, health) = mpsc::channel(4_096);
-    let checker = Checker::new(health_events);
+    let checker = Checker::new(health_events, probes_in_flight(raise_descriptors()));
     let (resolver, mut network) =
         Resolver::spawn().context("following the kernel's routes and neighbours")?;
     // The way back must know this host's own addresses before it rewrites anything.
@@ -336,6 +340,9 @@ async fn serve(
     if let Some(address) = arguments.metrics.or(config.metrics) {
         servers.metrics(address).await?;
     }
+    if let Some(address) = arguments.heartbeat.or(config.heartbeat) {
+        servers.heartbeat(address).await?;
+    }
     let ready = move || {
         servers.api(listener);
         tracing::info!("ready");
@@ -353,6 +360,16 @@ async fn serve(
     stop.send_replace(true);
     drop(fs::remove_file(socket));
     Ok(())
+}
+
+/// Allows itself as many open files as it may: each probe under way is one. How many those are.
+fn raise_descriptors() -> u64 {
+    let files = Resource::RLIMIT_NOFILE;
+    let raised = getrlimit(files).and_then(|(_, most)| setrlimit(files, most, most));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
+    getrlimit(files).map_or(1_024, |(now, _)| now)
 }
 
 fn load(arguments: &Run, config: &Config, name: &str) -> Result<(Program, Core<Maps>)> {
@@ -451,6 +468,14 @@ impl Servers {
                 tracing::error!(%error, "the API has ended");
             }
         });
+    }
+
+    async fn heartbeat(&self, address: SocketAddr) -> Result<()> {
+        let socket = UdpSocket::bind(address)
+            .await
+            .with_context(|| format!("listening for heartbeats on {address}"))?;
+        tokio::spawn(heartbeat_port::listen(socket, self.handle.clone()));
+        Ok(())
     }
 
     async fn metrics(&self, address: SocketAddr) -> Result<()> {

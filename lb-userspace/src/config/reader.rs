@@ -129,6 +129,18 @@ impl<'t> Section<'t> {
         span
     }
 
+    /// The keys that are there, each with its place.
+    pub(super) fn given(&self) -> impl Iterator<Item = (&'t str, Span)> {
+        let keys = self.table.keys();
+        keys.map(|key| (key.get_ref().as_ref(), key.span()))
+    }
+
+    /// Whether `key` holds an array of nothing.
+    pub(super) fn is_empty_array(&self, key: &str) -> bool {
+        let value = self.table.get(key).and_then(|v| v.get_ref().as_array());
+        value.is_some_and(|items| items.is_empty())
+    }
+
     /// The report that all sections share.
     pub(super) fn report(&self) -> &'t Report<'t> {
         self.report
@@ -183,6 +195,38 @@ impl<'t> Section<'t> {
         }
     }
 
+    /// The string at `key`, whatever it says.
+    pub(super) fn text(&self, key: &str) -> Option<Located<String>> {
+        self.value(key, |text| Ok(text.to_owned()))
+    }
+
+    /// True or false, at `key`.
+    pub(super) fn boolean(&self, key: &str) -> Option<Located<bool>> {
+        let value = self.table.get(key)?;
+        match value.get_ref().as_bool() {
+            Some(given) => Some(Located::new(value.span(), given)),
+            None => self.wrong_type(key, value, "true or false"),
+        }
+    }
+
+    /// The names and strings of the table at `key`; none where it is absent.
+    pub(super) fn pairs(&self, key: &str) -> Vec<(&'t str, Located<&'t str>)> {
+        let Some(value) = self.table.get(key) else {
+            return Vec::new();
+        };
+        let Some(table) = value.get_ref().as_table() else {
+            return self
+                .wrong_type(key, value, "a table of strings")
+                .unwrap_or_default();
+        };
+        let pair = |(name, value): (&'t Spanned<_>, &'t Spanned<DeValue<'t>>)| {
+            let name: &'t std::borrow::Cow<'t, str> = name.get_ref();
+            let text = self.string(&format!("{key}.{name}"), value)?;
+            Some((name.as_ref(), text))
+        };
+        table.iter().filter_map(pair).collect()
+    }
+
     /// The value named at `key`, one of a few; `what` they are.
     pub(super) fn choice<T: ValueEnum>(&self, key: &str, what: &str) -> Option<Located<T>> {
         self.value(key, |text| {
@@ -223,6 +267,17 @@ impl<'t> Section<'t> {
             .iter()
             .filter_map(|item| self.string(key, item))
             .collect()
+    }
+
+    /// The same; nothing unless all of it is strings.
+    pub(super) fn all_strings(&self, key: &str) -> Option<Vec<Located<&'t str>>> {
+        let Some(value) = self.table.get(key) else {
+            return Some(Vec::new());
+        };
+        let Some(items) = value.get_ref().as_array() else {
+            return self.wrong_type(key, value, "an array of strings");
+        };
+        items.iter().map(|item| self.string(key, item)).collect()
     }
 
     /// The table at `key`.

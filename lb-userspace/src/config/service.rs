@@ -6,13 +6,11 @@ use std::{
 };
 
 use super::{
-    Limits,
+    Limits, health,
     reader::{Located, Section},
 };
 use crate::duration;
-use crate::model::{
-    Backend, Health, Mode, ModelError, Probe, Quic, Service, ServiceId, Settings, State, group,
-};
+use crate::model::{Backend, Mode, ModelError, Quic, Service, ServiceId, Settings, State, group};
 
 const SERVICE: &[&str] = &[
     "vip",
@@ -28,14 +26,12 @@ const SERVICE: &[&str] = &[
     "persistence",
     "persistence_prefix",
     "health",
+    "checks",
+    "combine",
     "backend",
 ];
 const BACKEND: &[&str] = &["address", "weight", "state", "max_connections", "server_id"];
 const QUIC: &[&str] = &["config_id", "server_id_length", "nonce_length"];
-const HEALTH: &[&str] = &[
-    "type", "path", "host", "port", "interval", "timeout", "rise", "fall",
-];
-
 /// All services, each with the place of its header.
 pub(super) fn read_all(root: &Section<'_>, limits: Limits) -> Vec<Located<Service>> {
     let mut read = Services {
@@ -165,7 +161,7 @@ fn read_settings(
     let quic = section.section("quic", QUIC).map(|s| read_quic(&s));
     let persistence = section.value("persistence", duration::parse);
     let prefix = section.integer("persistence_prefix", 1, 128);
-    let health = section.section("health", HEALTH).map(|s| read_health(&s));
+    let health = health::read(section);
     // Backends cannot be judged by what is not known of it.
     let quic = match quic {
         Some(None) => return None,
@@ -212,53 +208,6 @@ fn read_quic(section: &Section<'_>) -> Option<Quic> {
         server_id_length: server_id_length?.into_inner(),
         nonce_length: nonce_length?.into_inner(),
     })
-}
-
-fn read_health(section: &Section<'_>) -> Health {
-    section.require("type", "tcp");
-    let kind = section.value("type", |text| match text {
-        "tcp" | "http" | "none" => Ok(text.to_owned()),
-        _ => Err(format!(
-            "`{text}` is not a type of check: \"tcp\", \"http\" or \"none\""
-        )),
-    });
-    let path = section.value("path", |text| Ok(text.to_owned()));
-    let host = section.value("host", |text| Ok(text.to_owned()));
-    let kind = kind.map(Located::into_inner);
-    if matches!(kind.as_deref(), Some("tcp" | "none")) {
-        for (key, given) in [("path", &path), ("host", &host)] {
-            if let Some(given) = given {
-                section.error(given.span(), key, "is for type = \"http\" only");
-            }
-        }
-    }
-    let default = Health::default();
-    let port = section.integer("port", 1, 65_535).map(Located::into_inner);
-    let time = |key, default| {
-        section
-            .value(key, duration::parse)
-            .map_or(default, Located::into_inner)
-    };
-    let count = |key, default| {
-        section
-            .integer(key, 1, 100)
-            .map_or(default, Located::into_inner)
-    };
-    Health {
-        probe: match kind.as_deref() {
-            Some("none") => Probe::None,
-            Some("http") => Probe::Http {
-                path: path.map_or_else(|| "/".to_owned(), Located::into_inner),
-                host: host.map(Located::into_inner),
-            },
-            _ => Probe::Tcp,
-        },
-        port,
-        interval: time("interval", default.interval),
-        timeout: time("timeout", default.timeout),
-        rise: count("rise", default.rise),
-        fall: count("fall", default.fall),
-    }
 }
 
 fn read_backend(section: &Section<'_>, service: Option<&Service>) -> Option<Backend> {

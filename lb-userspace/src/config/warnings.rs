@@ -6,7 +6,7 @@ use super::{
     Limits,
     reader::{Located, Report},
 };
-use crate::model::{OnDown, Probe, Protocol, Service, name_of};
+use crate::model::{Check, OnDown, Probe, Protocol, Service, Unreachable, name_of};
 
 /// A TCP connection that loses packets may be silent for this long between two attempts to send
 /// (Linux: `TCP_RTO_MAX` is 120 s, and the backoff reaches 51 s at the eighth).
@@ -55,21 +55,46 @@ fn pool(service: &Service) -> [Option<String>; 3] {
     ]
 }
 
-fn check(service: &Service) -> [Option<String>; 3] {
-    let unchecked = service.health.probe == Probe::None;
-    let udp = service.id.protocol == Protocol::Udp;
+fn check(service: &Service) -> Vec<Option<String>> {
+    let unchecked = service.health.is_none();
     let keeps = service.on_down() == OnDown::Keep;
-    [
-        (udp && !unchecked && service.health.port.is_none()).then(|| {
-            "is UDP, but its check connects to the backends' port by TCP: set health.port, or health.type = \"none\"".to_owned()
-        }),
+    let mut warnings = vec![
         (unchecked && service.on_down.is_some()).then(|| {
             "on_down has no effect, since health.type = \"none\" finds nothing down".to_owned()
         }),
         (keeps && !unchecked && service.dead_after.is_zero()).then(|| {
             "dead_after 0 makes every backend that is down dead, which moves the flows that on_down = \"keep\" would keep".to_owned()
         }),
-    ]
+        unheard(service).then(|| {
+            "its agents are its only check, and one that does not answer changes nothing: add a check, or set unreachable = \"fail\"".to_owned()
+        }),
+    ];
+    let checks = service.health.checks.iter().zip(service.health.names());
+    warnings.extend(checks.map(|(check, name)| one(service, check, &name)));
+    warnings
+}
+
+/// Whether a backend that is gone goes unnoticed.
+fn unheard(service: &Service) -> bool {
+    service.health.checks.iter().all(|check| {
+        matches!(&check.probe, Probe::Agent(agent) if agent.unreachable == Unreachable::Keep)
+    })
+}
+
+fn one(service: &Service, check: &Check, name: &str) -> Option<String> {
+    let by_tcp = matches!(
+        check.probe,
+        Probe::Tcp {} | Probe::Http(_) | Probe::Https(_) | Probe::Grpc(_)
+    );
+    if service.id.protocol == Protocol::Udp && by_tcp && check.port.is_none() {
+        return Some(format!(
+            "is UDP, but its check \"{name}\" connects to the backends' port by TCP: set its port, or another type"
+        ));
+    }
+    let tls = check.probe.tls()?;
+    tls.insecure.then(|| {
+        format!("check \"{name}\" takes any certificate: name the one to trust by tls.ca instead")
+    })
 }
 
 fn quic(service: &Service) -> Option<String> {

@@ -10,6 +10,10 @@ pub enum Outcome {
     Success,
     /// It did not.
     Failure,
+    /// It says by itself that it can serve (`true`) or cannot, which needs no second time.
+    Says(bool),
+    /// It was reached, and nothing was said about it.
+    Nothing,
 }
 
 /// A condition that has just turned into another.
@@ -47,15 +51,24 @@ impl Machine {
         self.condition
     }
 
+    /// Whether the last probes speak against the condition, or there is none yet.
+    pub fn in_doubt(&self) -> bool {
+        self.against > 0 || self.condition == Condition::Starting
+    }
+
     /// Takes note of a probe; returns the transition it completes, if any.
     pub fn observe(&mut self, outcome: Outcome) -> Option<Transition> {
         let (turned, needed) = match (self.condition, outcome) {
-            (Condition::Up, Outcome::Success) | (Condition::Down, Outcome::Failure) => {
+            (Condition::Up, Outcome::Success | Outcome::Says(true))
+            | (Condition::Down, Outcome::Failure | Outcome::Says(false)) => {
                 self.against = 0;
                 return None;
             }
+            (Condition::Up | Condition::Down, Outcome::Nothing) => return None,
+            (_, Outcome::Says(true)) => (Condition::Up, 1),
+            (_, Outcome::Says(false)) => (Condition::Down, 1),
             // Unproven, but usable: one success is proof enough, doubt needs as much as for `Up`.
-            (Condition::Starting, Outcome::Success) => (Condition::Up, 1),
+            (Condition::Starting, Outcome::Success | Outcome::Nothing) => (Condition::Up, 1),
             (Condition::Down, Outcome::Success) => (Condition::Up, self.rise),
             (Condition::Starting | Condition::Up, Outcome::Failure) => (Condition::Down, self.fall),
         };
@@ -76,7 +89,7 @@ mod tests {
 
     use super::*;
     use Condition::{Down, Starting, Up};
-    use Outcome::{Failure, Success};
+    use Outcome::{Failure, Nothing, Says, Success};
 
     /// Observes all of `outcomes` and returns the indices at which the condition turned.
     fn turns(machine: &mut Machine, outcomes: &[Outcome]) -> Vec<(usize, Transition)> {
@@ -156,6 +169,34 @@ mod tests {
             machine.observe(Success),
             Some(Transition { from: Down, to: Up })
         );
+    }
+
+    #[test]
+    fn what_a_backend_says_of_itself_counts_at_once() {
+        let mut machine = Machine::new(Up, 5, 5);
+        let turns = turns(
+            &mut machine,
+            &[Says(false), Nothing, Says(true), Says(true)],
+        );
+        assert_eq!(
+            turns,
+            [
+                (0, Transition { from: Up, to: Down }),
+                (2, Transition { from: Down, to: Up }),
+            ]
+        );
+    }
+
+    #[test]
+    fn nothing_said_leaves_everything_but_brings_a_starting_backend_up() {
+        let mut machine = Machine::new(Up, 2, 2);
+        assert_eq!(turns(&mut machine, &[Nothing, Failure, Nothing]), []);
+        assert!(machine.in_doubt());
+        assert!(machine.observe(Failure).is_some());
+        let mut machine = Machine::new(Starting, 2, 2);
+        assert!(machine.in_doubt());
+        machine.observe(Nothing);
+        assert_eq!((machine.condition(), machine.in_doubt()), (Up, false));
     }
 
     /// The rule as a sentence: look back over the outcomes since the last turn.

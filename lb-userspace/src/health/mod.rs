@@ -1,35 +1,57 @@
 //! Owns the health checks: probes all backends on tasks of its own and reports what changed.
 //! Never touches rings or maps, and never blocks the agent's loop, which only receives [`Event`]s.
 //!
-//! `schedule` says when, `probe` asks, `machine` judges, `runner` joins them for one target, and
-//! [`Checker`] keeps one runner per target.
+//! `schedule` says when, `probe` asks, `heartbeat` tells silence from beats, which come through the API or
+//! `heartbeat_port`, `machine` judges;
+//! `checking` joins them for one check, `runner` those of one target with the help of `combine`, and
+//! [`Checker`] keeps one runner per target. `reply` is what a backend's own agent says.
 
+mod checking;
+pub mod combine;
+pub mod heartbeat;
+pub mod heartbeat_port;
 pub mod machine;
 pub mod probe;
+pub mod reply;
 mod runner;
 mod schedule;
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::{
-    sync::{Semaphore, mpsc, watch},
+    sync::{Notify, Semaphore, mpsc, watch},
     task::AbortHandle,
 };
 
 use crate::{
     health::{
+        checking::Tools,
+        heartbeat::Whose,
         probe::{Network, Prober},
+        reply::Asked,
         runner::Runner,
     },
     model::{Health, ServiceId},
-    snapshot::Condition,
+    snapshot::{CheckStatus, Condition},
 };
 
-/// Probes under way at once. Each takes a descriptor, so an outage of thousands of backends, whose
-/// probes all last until their timeout, must not take those of the rest of the agent. With the
-/// default interval and timeout (1 s, 500 ms) some 2,000 backends can hang at the same time and
-/// still be found in time; beyond that, probes wait for their turn, and waiting is not failing.
+/// Probes under way at once, unless said otherwise. Each takes a descriptor, so an outage of thousands of
+/// backends, whose probes all last until their timeout, must not take those of the rest of the agent.
+/// With the default interval and timeout (1 s, 500 ms) some 2,000 backends can hang at the same time
+/// and still be found in time; beyond that, probes wait for their turn, and waiting is not failing.
 pub const PROBES_IN_FLIGHT: usize = 1_024;
+
+/// How many probes may be under way in a process that can have `descriptors` open: half of them, and as many
+/// as 10,000 hanging backends need at the default interval and timeout.
+pub fn probes_in_flight(descriptors: u64) -> usize {
+    let half = usize::try_from(descriptors / 2).unwrap_or(usize::MAX);
+    half.clamp(64, 6_144)
+}
 
 /// What is checked: a backend in its role for one service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -43,33 +65,33 @@ pub struct Target {
 /// How a target is checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TargetConfig {
-    /// Probe, rhythm and thresholds.
-    pub health: Health,
+    /// Its checks: what they ask, their rhythm and thresholds.
+    pub health: Arc<Health>,
     /// Its port is the only one that serves: who refuses there is not there at all.
     pub alone: bool,
     /// What it counts as before its first probe. Only looked at when the target is new.
     pub initial: Condition,
 }
 
-/// What a running check goes by.
+/// What running checks go by.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Check {
-    health: Health,
+struct Checks {
+    health: Arc<Health>,
     alone: bool,
 }
 
 impl TargetConfig {
-    fn check(&self) -> Check {
+    fn checks(&self) -> Checks {
         let Self { health, alone, .. } = self;
-        Check {
-            health: health.clone(),
+        Checks {
+            health: Arc::clone(health),
             alone: *alone,
         }
     }
 }
 
 /// News of a target. The news of a target that has just been removed may still be on its way.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Event {
     /// Which.
     pub target: Target,
@@ -80,10 +102,30 @@ pub struct Event {
     /// Whether it is down, and the last probe that says anything about it was told that nobody is
     /// there ([`probe::ProbeError::says_dead`]), which is more than no answer.
     pub dead: bool,
-    /// Why the last probe failed, where it did.
+    /// Why the last probes failed, where they did.
     pub error: Option<String>,
-    /// How long the last probe took, where it succeeded.
+    /// How long the last probes took, the slowest of those that succeeded.
     pub latency: Option<Duration>,
+    /// What each check says.
+    pub checks: Vec<CheckStatus>,
+    /// What the backend's agent asks for.
+    pub asked: Asked,
+}
+
+impl Event {
+    /// A target in that condition, as it was before, and nothing more about it.
+    pub fn new(target: Target, condition: Condition) -> Self {
+        Self {
+            target,
+            condition,
+            changed: false,
+            dead: false,
+            error: None,
+            latency: None,
+            checks: Vec::new(),
+            asked: Asked::default(),
+        }
+    }
 }
 
 /// Runs the checks of all targets. Dropping it stops them.
@@ -93,12 +135,15 @@ pub struct Checker<P = Network> {
     events: mpsc::Sender<Event>,
     permits: Arc<Semaphore>,
     running: BTreeMap<Target, Running>,
+    /// The targets at each address that report by themselves.
+    reporting: HashMap<IpAddr, Vec<Target>>,
 }
 
 /// The task of one target.
 #[derive(Debug)]
 struct Running {
-    check: watch::Sender<Check>,
+    checks: watch::Sender<Checks>,
+    beats: Arc<Notify>,
     task: AbortHandle,
 }
 
@@ -109,20 +154,20 @@ impl Drop for Running {
 }
 
 impl Checker {
-    /// A checker without targets that reports to `events`.
-    pub fn new(events: mpsc::Sender<Event>) -> Self {
-        Self::with_prober(events, Network)
+    /// A checker without targets that reports to `events`, with so many probes under way at once.
+    pub fn new(events: mpsc::Sender<Event>, probes_in_flight: usize) -> Self {
+        Self::with_prober(events, Network::default(), probes_in_flight)
     }
 }
 
 impl<P: Prober> Checker<P> {
-    fn with_prober(events: mpsc::Sender<Event>, prober: P) -> Self {
-        let permits = Arc::new(Semaphore::new(PROBES_IN_FLIGHT));
+    fn with_prober(events: mpsc::Sender<Event>, prober: P, probes_in_flight: usize) -> Self {
         Self {
             prober,
             events,
-            permits,
+            permits: Arc::new(Semaphore::new(probes_in_flight)),
             running: BTreeMap::new(),
+            reporting: HashMap::new(),
         }
     }
 
@@ -134,9 +179,14 @@ impl<P: Prober> Checker<P> {
     pub fn set(&mut self, targets: BTreeMap<Target, TargetConfig>) {
         self.running
             .retain(|target, _| targets.contains_key(target));
+        self.reporting.clear();
         for (target, config) in targets {
+            if config.health.expects_beats() {
+                let there = self.reporting.entry(target.address.ip()).or_default();
+                there.push(target);
+            }
             match self.running.get(&target) {
-                Some(running) => running.update(config.check()),
+                Some(running) => running.update(config.checks()),
                 None => {
                     let running = self.start(target, config);
                     self.running.insert(target, running);
@@ -145,20 +195,53 @@ impl<P: Prober> Checker<P> {
         }
     }
 
+    /// Takes note of a beat of `target`; whether it is one that reports.
+    pub fn beat(&self, target: &Target) -> bool {
+        let running = self.running.get(target);
+        let running = running.filter(|running| running.checks.borrow().health.expects_beats());
+        if let Some(running) = running {
+            running.beats.notify_one();
+        }
+        running.is_some()
+    }
+
+    /// Takes note of a beat that came from `sender`; how many targets it is about.
+    pub fn beat_from(&self, sender: IpAddr, whose: Whose) -> usize {
+        let there = self.reporting.get(&sender).map_or(&[][..], Vec::as_slice);
+        let meant = there.iter().filter(|target| {
+            whose
+                .backend
+                .is_none_or(|backend| backend == target.address)
+                && whose
+                    .service
+                    .is_none_or(|service| service == target.service)
+        });
+        meant.filter(|target| self.beat(target)).count()
+    }
+
     fn start(&self, target: Target, config: TargetConfig) -> Running {
-        let (check, updates) = watch::channel(config.check());
-        let (prober, permits) = (self.prober.clone(), Arc::clone(&self.permits));
-        let runner = Runner::new(target, config.initial, prober, permits, self.events.clone());
+        let (checks, updates) = watch::channel(config.checks());
+        let beats = Arc::new(Notify::new());
+        let tools = Tools {
+            prober: self.prober.clone(),
+            permits: Arc::clone(&self.permits),
+            beats: Arc::clone(&beats),
+        };
+        let runner = Runner::new(target, config.initial, tools, self.events.clone());
         let task = tokio::spawn(runner.run(updates)).abort_handle();
-        Running { check, task }
+        Running {
+            checks,
+            beats,
+            task,
+        }
     }
 }
 
 impl Running {
-    fn update(&self, check: Check) {
-        self.check.send_if_modified(|current| {
-            let changed = *current != check;
-            *current = check;
+    fn update(&self, checks: Checks) {
+        self.checks.send_if_modified(|current| {
+            let changed = *current != checks;
+            *current = checks;
             changed
         });
     }

@@ -1,26 +1,31 @@
-//! Owns the checks of one target: probes in its rhythm, keeps its machine, reports what is news.
-//! Never knows of other targets, apart from the permits that all share.
+//! Owns the checks of one target: runs them side by side, makes one verdict of theirs, reports what is
+//! news. Never knows of other targets.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
+use futures_util::{
+    StreamExt as _,
+    stream::{self, BoxStream, SelectAll},
+};
 use tokio::{
-    sync::{Semaphore, mpsc, watch},
+    sync::{mpsc, watch},
     time,
 };
 
 use crate::{
     health::{
-        Check, Event, Target,
-        machine::{Machine, Outcome},
-        probe::{ProbeError, Prober},
-        schedule,
+        Checks, Event, Target,
+        checking::{Checking, Finding, Tools},
+        combine,
+        probe::Prober,
+        reply::Asked,
     },
-    model::{Probe, Protocol},
+    model::{Combine, Probe},
     snapshot::Condition,
 };
 
-/// A success that brings no other news is reported this often, for its latency to be shown. With
-/// 10,000 targets these are 2,000 events a second at most, whatever their intervals are.
+/// What brings no other news is reported this often, for latencies and counts to be shown. With 10,000
+/// targets these are 2,000 events a second at most, whatever their intervals are.
 pub const LATENCY_EVERY: Duration = Duration::from_secs(5);
 
 /// Nobody listens to the events any more.
@@ -29,21 +34,10 @@ struct Unheard;
 /// Checks one target until the checker forgets it.
 pub struct Runner<P> {
     target: Target,
-    machine: Machine,
-    prober: P,
-    permits: Arc<Semaphore>,
+    tools: Tools<P>,
     events: mpsc::Sender<Event>,
-    /// Whether the last probe that blames the backend was told that nobody is there.
-    nobody: bool,
-    reported: Reported,
-}
-
-/// What the receiver knows.
-struct Reported {
-    condition: Condition,
-    dead: bool,
-    error: Option<String>,
-    /// When it was told, if ever.
+    /// What the receiver knows, and when it was told, if ever.
+    reported: Event,
     at: Option<time::Instant>,
 }
 
@@ -52,139 +46,144 @@ impl<P: Prober> Runner<P> {
     pub fn new(
         target: Target,
         initial: Condition,
-        prober: P,
-        permits: Arc<Semaphore>,
+        tools: Tools<P>,
         events: mpsc::Sender<Event>,
     ) -> Self {
-        let machine = Machine::new(initial, 1, 1);
-        let reported = Reported {
-            condition: initial,
-            dead: false,
-            error: None,
-            at: None,
-        };
         Self {
             target,
-            machine,
-            prober,
-            permits,
+            tools,
             events,
-            nobody: false,
-            reported,
+            reported: Event::new(target, initial),
+            at: None,
         }
     }
 
-    /// Probes as `updates` says, until its sender or the receiver of the events is gone.
-    pub async fn run(mut self, mut updates: watch::Receiver<Check>) {
+    /// Checks as `updates` says, until its sender or the receiver of the events is gone.
+    pub async fn run(mut self, mut updates: watch::Receiver<Checks>) {
         loop {
-            let check = updates.borrow_and_update().clone();
-            // A probe under way when the check changes has asked the wrong question: it is dropped.
+            let checks = updates.borrow_and_update().clone();
+            // A probe under way when the checks change has asked the wrong question: it is dropped.
             tokio::select! {
-                Unheard = self.check(&check) => return,
+                Unheard = self.check(&checks) => return,
                 changed = updates.changed() => if changed.is_err() { return },
             }
         }
     }
 
-    /// Probes as `check` says, for ever.
-    async fn check(&mut self, check: &Check) -> Unheard {
-        let health = &check.health;
-        self.machine = Machine::new(self.machine.condition(), health.rise, health.fall);
-        if health.probe == Probe::None {
+    /// Checks as `wanted` says, for ever.
+    async fn check(&mut self, wanted: &Checks) -> Unheard {
+        let health = &wanted.health;
+        if health.is_none() {
             return self.settle().await;
         }
-        let mut starts = schedule::starts(&self.target, health.interval);
-        loop {
-            starts.tick().await;
-            let Ok(permit) = self.permits.acquire().await else {
-                return Unheard;
-            };
-            let outcome = self.prober.probe(self.target.address, health).await;
-            drop(permit);
-            if let Err(unheard) = self.conclude(outcome, check).await {
+        let (mut findings, mut checks) = self.begin(wanted);
+        while let Some((index, finding)) = checks.next().await {
+            findings[index] = finding;
+            let event = self.judge(health.combine, &findings);
+            if let Err(unheard) = self.tell(event).await {
                 return unheard;
             }
         }
+        Unheard
+    }
+
+    /// Starts all checks. They begin with the target's condition, and its agent with what it has said.
+    fn begin(
+        &self,
+        Checks { health, alone }: &Checks,
+    ) -> (
+        Vec<Finding>,
+        SelectAll<BoxStream<'static, (usize, Finding)>>,
+    ) {
+        let mut findings = Vec::new();
+        let mut streams = SelectAll::new();
+        let checks = health.checks.iter().zip(health.names()).enumerate();
+        for (index, (check, name)) in checks {
+            let asked = match check.probe {
+                Probe::Agent(_) => self.reported.asked,
+                _ => Asked::default(),
+            };
+            let (tools, initial) = (self.tools.clone(), self.reported.condition);
+            let checking =
+                Checking::new(self.target, name, check, tools, initial, asked).alone(*alone);
+            findings.push(checking.finding().clone());
+            let found = move |mut checking: Checking<P>| async move {
+                let finding = checking.next().await.clone();
+                Some(((index, finding), checking))
+            };
+            streams.push(stream::unfold(checking, found).boxed());
+        }
+        (findings, streams)
     }
 
     /// Up, without a probe, and nothing more to say.
     async fn settle(&mut self) -> Unheard {
-        self.machine = Machine::new(Condition::Up, 1, 1);
-        match self.report(None, None).await {
+        self.at = None;
+        let event = Event::new(self.target, Condition::Up);
+        match self.tell(event).await {
             Ok(()) => std::future::pending().await,
             Err(unheard) => unheard,
         }
     }
 
-    async fn conclude(
-        &mut self,
-        outcome: Result<Duration, ProbeError>,
-        check: &Check,
-    ) -> Result<(), Unheard> {
-        match &outcome {
-            Ok(_) => {
-                self.nobody = false;
-                self.machine.observe(Outcome::Success);
-            }
-            Err(error) if error.blames_backend() => {
-                self.nobody = error.says_dead(self.probes_what_serves(check));
-                self.machine.observe(Outcome::Failure);
-            }
-            Err(_) => {}
+    /// What all checks together say.
+    fn judge(&self, combine: Combine, findings: &[Finding]) -> Event {
+        let each = findings.iter().map(|finding| finding.status.condition);
+        let condition = combine::condition(combine, each);
+        let asked = findings.iter().map(|finding| finding.asked);
+        Event {
+            condition,
+            dead: condition == Condition::Down
+                && findings
+                    .iter()
+                    .any(|f| f.nobody && f.status.condition == Condition::Down),
+            error: error(findings),
+            latency: findings.iter().filter_map(|f| f.status.latency).max(),
+            asked: asked
+                .into_iter()
+                .find(|asked| *asked != Asked::default())
+                .unwrap_or_default(),
+            checks: findings.iter().map(|f| f.status.clone()).collect(),
+            ..Event::new(self.target, condition)
         }
-        let error = outcome.as_ref().err().map(ToString::to_string);
-        if self.is_news(error.as_ref()) {
-            self.report(error, outcome.ok()).await?;
-        }
-        Ok(())
     }
 
-    /// Whether probes go to where all flows go.
-    fn probes_what_serves(&self, Check { health, alone }: &Check) -> bool {
-        let port = self.target.address.port();
-        *alone
-            && self.target.service.protocol == Protocol::Tcp
-            && health.port.is_none_or(|p| p == port)
-    }
-
-    fn dead(&self) -> bool {
-        self.nobody && self.machine.condition() == Condition::Down
-    }
-
-    fn is_news(&self, error: Option<&String>) -> bool {
+    fn is_news(&self, event: &Event) -> bool {
         let last = &self.reported;
-        let due = last
-            .at
-            .is_none_or(|at| error.is_none() && at.elapsed() >= LATENCY_EVERY);
-        due || last.condition != self.machine.condition()
-            || last.dead != self.dead()
-            || last.error.as_ref() != error
+        self.at.is_none_or(|at| at.elapsed() >= LATENCY_EVERY)
+            || (last.condition, last.dead, last.asked) != (event.condition, event.dead, event.asked)
+            || last.error != event.error
+            || !event
+                .checks
+                .iter()
+                .map(|check| check.condition)
+                .eq(last.checks.iter().map(|check| check.condition))
     }
 
-    async fn report(
-        &mut self,
-        error: Option<String>,
-        latency: Option<Duration>,
-    ) -> Result<(), Unheard> {
-        // Waiting comes first: a change of the check may end it, and what was not said then is
+    async fn tell(&mut self, event: Event) -> Result<(), Unheard> {
+        if !self.is_news(&event) {
+            return Ok(());
+        }
+        // Waiting comes first: a change of the checks may end it, and what was not said then is
         // still news after the next probe.
         let slot = self.events.reserve().await.map_err(|_| Unheard)?;
-        let (condition, dead) = (self.machine.condition(), self.dead());
-        let changed = condition != self.reported.condition;
-        slot.send(Event {
-            target: self.target,
-            condition,
-            changed,
-            dead,
-            error: error.clone(),
-            latency,
-        });
-        self.reported = Reported {
-            condition,
-            dead,
-            error,
-            at: Some(time::Instant::now()),
-        };
+        let changed = event.condition != self.reported.condition;
+        self.reported = Event { changed, ..event };
+        self.at = Some(time::Instant::now());
+        slot.send(self.reported.clone());
         Ok(())
     }
+}
+
+/// Why checks fail, each with its name where there are several.
+fn error(findings: &[Finding]) -> Option<String> {
+    let errors = findings.iter().filter_map(|finding| {
+        let error = finding.status.last_error.as_ref()?;
+        Some(match findings {
+            [_] => error.clone(),
+            _ => format!("{}: {error}", finding.status.name),
+        })
+    });
+    let errors: Vec<String> = errors.collect();
+    (!errors.is_empty()).then(|| errors.join("; "))
 }

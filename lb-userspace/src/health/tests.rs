@@ -16,8 +16,13 @@ use tokio::{
     time::{self, Instant},
 };
 
-use super::{probe::ProbeError, runner::LATENCY_EVERY, *};
-use crate::model::Probe;
+use super::{
+    probe::{Answer, ProbeError, Subject},
+    reply::{Reply, Wants},
+    runner::LATENCY_EVERY,
+    *,
+};
+use crate::model::{Agent, Check, Combine, Exec, Probe};
 
 const INTERVAL: Duration = Duration::from_secs(1);
 const TIMEOUT: Duration = Duration::from_millis(500);
@@ -28,25 +33,37 @@ struct Script {
     dead: Arc<Mutex<BTreeSet<SocketAddr>>>,
     refusing: Arc<Mutex<BTreeSet<SocketAddr>>>,
     broken_host: Arc<Mutex<bool>>,
+    /// What agents say.
+    says: Arc<Mutex<String>>,
     probes: Arc<AtomicUsize>,
     flying: Arc<AtomicUsize>,
     most_flying: Arc<AtomicUsize>,
 }
 
 impl Prober for Script {
-    async fn probe(&self, address: SocketAddr, health: &Health) -> Result<Duration, ProbeError> {
+    type Question = Probe;
+
+    async fn prepare(&self, probe: &Probe) -> Result<Arc<Probe>, ProbeError> {
+        Ok(Arc::new(probe.clone()))
+    }
+
+    async fn ask(&self, subject: &Subject, question: &Probe) -> Result<Answer, ProbeError> {
+        let address = subject.address;
         self.probes.fetch_add(1, Ordering::Relaxed);
         let flying = self.flying.fetch_add(1, Ordering::Relaxed) + 1;
         self.most_flying.fetch_max(flying, Ordering::Relaxed);
         let outcome = if self.dead.lock().unwrap().contains(&address) {
-            time::sleep(health.timeout).await;
-            Err(ProbeError::Timeout(health.timeout))
+            time::sleep(subject.timeout).await;
+            Err(ProbeError::Timeout(subject.timeout))
         } else if *self.broken_host.lock().unwrap() {
             Err(ProbeError::Local("too many open files".to_owned()))
         } else if self.refusing.lock().unwrap().contains(&address) {
             Err(ProbeError::Refused)
         } else {
-            Ok(Duration::from_millis(1))
+            let reply = matches!(question, Probe::Agent(_))
+                .then(|| Reply::parse(&self.says.lock().unwrap()));
+            let latency = Duration::from_millis(1);
+            Ok(Answer { latency, reply })
         };
         self.flying.fetch_sub(1, Ordering::Relaxed);
         outcome
@@ -64,26 +81,30 @@ fn target(n: u16) -> Target {
     }
 }
 
-fn health() -> Health {
-    Health {
+fn health() -> Check {
+    Check {
         interval: INTERVAL,
         timeout: TIMEOUT,
         rise: 2,
         fall: 3,
-        ..Health::default()
+        ..Check::new(Probe::TCP)
+    }
+}
+
+fn config(health: impl Into<Health>, initial: Condition) -> TargetConfig {
+    TargetConfig {
+        health: Arc::new(health.into()),
+        alone: true,
+        initial,
     }
 }
 
 fn targets(
     ports: impl IntoIterator<Item = u16>,
-    health: &Health,
+    health: &Check,
     initial: Condition,
 ) -> BTreeMap<Target, TargetConfig> {
-    let config = TargetConfig {
-        health: health.clone(),
-        alone: true,
-        initial,
-    };
+    let config = config(health.clone(), initial);
     ports
         .into_iter()
         .map(|n| (target(n), config.clone()))
@@ -94,7 +115,7 @@ fn checker() -> (Checker<Script>, Script, mpsc::Receiver<Event>) {
     let (events, receiver) = mpsc::channel(64);
     let script = Script::default();
     (
-        Checker::with_prober(events, script.clone()),
+        Checker::with_prober(events, script.clone(), PROBES_IN_FLIGHT),
         script,
         receiver,
     )
@@ -102,15 +123,15 @@ fn checker() -> (Checker<Script>, Script, mpsc::Receiver<Event>) {
 
 /// The next event that says more than a latency.
 async fn next_turn(events: &mut mpsc::Receiver<Event>) -> Event {
-    loop {
-        let event = time::timeout(INTERVAL * 60, events.recv())
-            .await
-            .unwrap()
-            .unwrap();
-        if event.changed {
-            return event;
+    let turn = async {
+        loop {
+            let event = events.recv().await.unwrap();
+            if event.changed {
+                return event;
+            }
         }
-    }
+    };
+    time::timeout(INTERVAL * 60, turn).await.unwrap()
 }
 
 #[tokio::test(start_paused = true)]
@@ -129,9 +150,17 @@ async fn first_success_is_reported_as_up_within_one_interval() {
             changed: true,
             dead: false,
             error: None,
-            latency
+            latency,
+            checks: event.checks.clone(),
+            asked: Asked::default(),
         }
     );
+    let check = CheckStatus {
+        latency,
+        passed: 1,
+        ..CheckStatus::new("tcp".to_owned(), up)
+    };
+    assert_eq!(event.checks, [check]);
     assert!(begin.elapsed() <= INTERVAL);
 }
 
@@ -187,9 +216,12 @@ async fn unchanging_outcomes_are_reported_rarely() {
     .await;
     assert!(
         (8..=10).contains(&good),
-        "latencies, once per period: {good}"
+        "latencies and counts, once per period: {good}"
     );
-    assert_eq!(bad, 2, "the first error, then the transition");
+    assert!(
+        (9..=12).contains(&bad),
+        "the first error, the transition, and counts once per period: {bad}"
+    );
     assert!(script.probes.load(Ordering::Relaxed) >= 98);
 }
 
@@ -200,8 +232,11 @@ async fn trouble_of_this_host_is_reported_but_takes_no_backend_down() {
     checker.set(targets([1], &health(), Condition::Up));
     let event = events.recv().await.unwrap();
     assert!(event.error.unwrap().contains("too many open files"));
-    let more = time::timeout(INTERVAL * 20, events.recv()).await;
+    let more = time::timeout(INTERVAL * 20, next_turn(&mut events)).await;
     assert!(more.is_err(), "{more:?}");
+    let counts = events.recv().await.unwrap().checks.remove(0);
+    assert_eq!((counts.passed, counts.failed), (0, 0));
+    assert!(counts.undecided >= 20);
 }
 
 /// The next event, whatever it says.
@@ -235,7 +270,7 @@ async fn refusing_backend_is_dead_once_it_is_down_and_silent_one_is_not() {
 async fn backend_that_is_down_is_reported_again_when_it_dies_and_when_it_answers() {
     let (mut checker, script, mut events) = checker();
     script.dead.lock().unwrap().insert(address(1));
-    let slow_to_rise = Health {
+    let slow_to_rise = Check {
         rise: 9,
         ..health()
     };
@@ -266,8 +301,12 @@ async fn trouble_of_this_host_does_not_revive_the_dead() {
 #[tokio::test(start_paused = true)]
 async fn death_is_news_even_if_the_error_reads_as_before() {
     let (mut checker, script, mut events) = checker();
-    script.refusing.lock().unwrap().insert(address(1));
-    let other_port = Health {
+    script
+        .refusing
+        .lock()
+        .unwrap()
+        .extend([address(1), address(9)]);
+    let other_port = Check {
         port: Some(9),
         ..health()
     };
@@ -283,11 +322,11 @@ async fn death_is_news_even_if_the_error_reads_as_before() {
 #[tokio::test(start_paused = true)]
 async fn refusal_where_no_flows_go_takes_down_but_not_for_dead() {
     let (mut checker, script, mut events) = checker();
-    let own_port = Health {
+    let own_port = Check {
         port: Some(1),
         ..health()
     };
-    let other_port = Health {
+    let other_port = Check {
         port: Some(9),
         ..health()
     };
@@ -295,17 +334,13 @@ async fn refusal_where_no_flows_go_takes_down_but_not_for_dead() {
         service: "10.0.0.1:80/udp".parse().unwrap(),
         ..target(3)
     };
-    let ports = (1..=3).map(address);
+    let ports = [1, 2, 3, 9].map(address);
     script.refusing.lock().unwrap().extend(ports);
-    let config = |health| TargetConfig {
-        health,
-        alone: true,
-        initial: Condition::Up,
-    };
+    let up = Condition::Up;
     checker.set(BTreeMap::from([
-        (target(1), config(own_port)),
-        (target(2), config(other_port)),
-        (udp, config(health())),
+        (target(1), config(own_port, up)),
+        (target(2), config(other_port, up)),
+        (udp, config(health(), up)),
     ]));
     for _ in 0..3 {
         let event = next_turn(&mut events).await;
@@ -317,8 +352,8 @@ async fn refusal_where_no_flows_go_takes_down_but_not_for_dead() {
 #[tokio::test(start_paused = true)]
 async fn unprobed_target_is_up_at_once_and_says_so_once() {
     let (mut checker, script, mut events) = checker();
-    let health = Health {
-        probe: Probe::None,
+    let health = Check {
+        probe: Probe::NONE,
         ..health()
     };
     checker.set(targets([1], &health, Condition::Down));
@@ -363,7 +398,7 @@ async fn changed_check_takes_effect_and_keeps_the_condition() {
     script.refusing.lock().unwrap().insert(address(1));
     checker.set(targets([1], &health(), Condition::Starting));
     assert_eq!(next_turn(&mut events).await.condition, Condition::Down);
-    let patient = Health {
+    let patient = Check {
         rise: 5,
         ..health()
     };
@@ -378,8 +413,8 @@ async fn changed_check_takes_effect_and_keeps_the_condition() {
     );
     checker.set(targets(
         [1],
-        &Health {
-            probe: Probe::None,
+        &Check {
+            probe: Probe::NONE,
             ..health()
         },
         Condition::Starting,
@@ -391,22 +426,15 @@ async fn changed_check_takes_effect_and_keeps_the_condition() {
 async fn turn_that_a_full_channel_held_back_is_reported_after_the_check_changed() {
     let (sender, mut events) = mpsc::channel(1);
     sender
-        .send(Event {
-            target: target(9),
-            condition: Condition::Up,
-            changed: false,
-            dead: false,
-            error: None,
-            latency: None,
-        })
+        .send(Event::new(target(9), Condition::Up))
         .await
         .unwrap();
-    let mut checker = Checker::with_prober(sender, Script::default());
+    let mut checker = Checker::with_prober(sender, Script::default(), 8);
     checker.set(targets([1], &health(), Condition::Starting));
     time::sleep(INTERVAL * 2).await;
     checker.set(targets(
         [1],
-        &Health {
+        &Check {
             fall: 9,
             ..health()
         },
@@ -456,9 +484,9 @@ async fn real_listener_comes_up_and_goes_down_when_it_closes() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (sender, mut events) = mpsc::channel(64);
-    let mut checker = Checker::new(sender);
+    let mut checker = Checker::new(sender, PROBES_IN_FLIGHT);
     let ms = Duration::from_millis;
-    let health = Health {
+    let health = Check {
         interval: ms(50),
         timeout: ms(50),
         ..health()
@@ -467,11 +495,7 @@ async fn real_listener_comes_up_and_goes_down_when_it_closes() {
         address,
         ..target(1)
     };
-    let config = TargetConfig {
-        health,
-        alone: true,
-        initial: Condition::Starting,
-    };
+    let config = config(health, Condition::Starting);
     checker.set(BTreeMap::from([(target, config)]));
     assert_eq!(next_turn(&mut events).await.condition, Condition::Up);
     drop(listener);
@@ -480,3 +504,12 @@ async fn real_listener_comes_up_and_goes_down_when_it_closes() {
     assert_eq!(event.error.as_deref(), Some("connection refused"));
     assert!(event.dead);
 }
+
+#[test]
+fn probes_in_flight_leave_half_of_the_descriptors_to_others() {
+    assert_eq!(probes_in_flight(1_024), 512);
+    assert_eq!(probes_in_flight(1 << 20), 6_144);
+    assert_eq!(probes_in_flight(20), 64);
+}
+
+mod several;

@@ -8,8 +8,8 @@ use std::{
 };
 
 use super::{
-    Backend, FlowState, Health, MAX_BACKENDS, MAX_WEIGHT, Mode, ModelError, Probe, Service,
-    ServiceId, group, name_of,
+    Backend, FlowState, MAX_BACKENDS, MAX_WEIGHT, Mode, ModelError, Service, ServiceId, group,
+    name_of,
 };
 
 /// The longest of the times that a service is given.
@@ -44,8 +44,7 @@ impl Service {
         }
         check_flows(self)?;
         self.check_quic()?;
-        check_timing(id, &self.health)?;
-        check_probe(id, &self.health.probe)
+        self.health.check(id)
     }
 
     /// Whether `backend` can serve this service, its other backends left aside.
@@ -166,51 +165,6 @@ fn check_client(service: &Service) -> Result<(), ModelError> {
         }
         _ => Ok(()),
     }
-}
-
-fn check_timing(id: ServiceId, health: &Health) -> Result<(), ModelError> {
-    let bounds = Duration::from_millis(10)..=Duration::from_secs(3_600);
-    if !bounds.contains(&health.interval) {
-        let problem = format!("{:?} is out of range: 10 ms to 1 hour", health.interval);
-        return invalid(id, "health.interval", problem);
-    }
-    if !(Duration::from_millis(1)..=health.interval).contains(&health.timeout) {
-        let problem = format!(
-            "{:?} is out of range: 1 ms to the interval, {:?}",
-            health.timeout, health.interval
-        );
-        return invalid(id, "health.timeout", problem);
-    }
-    for (field, count) in [("health.rise", health.rise), ("health.fall", health.fall)] {
-        if !(1..=100).contains(&count) {
-            return invalid(id, field, format!("{count} is out of range: 1 to 100"));
-        }
-    }
-    if health.port == Some(0) {
-        return invalid(id, "health.port", "port 0 is not a port: use 1 to 65535");
-    }
-    Ok(())
-}
-
-fn check_probe(id: ServiceId, probe: &Probe) -> Result<(), ModelError> {
-    let Probe::Http { path, host } = probe else {
-        return Ok(());
-    };
-    let blank = |c: char| c.is_whitespace() || c.is_control();
-    if !path.starts_with('/') || path.contains(blank) {
-        let problem = format!(
-            "`{}` must start with / and have no blanks",
-            path.escape_debug()
-        );
-        return invalid(id, "health.path", problem);
-    }
-    if let Some(host) = host
-        && (host.is_empty() || host.contains(blank))
-    {
-        let problem = format!("`{}` is not a host name", host.escape_debug());
-        return invalid(id, "health.host", problem);
-    }
-    Ok(())
 }
 
 pub(super) fn check_unicast(

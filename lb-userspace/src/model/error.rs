@@ -71,6 +71,18 @@ pub enum ModelError {
         /// What is wrong and what would be right.
         problem: String,
     },
+    /// A check cannot be carried out as it is.
+    #[error("service {id}: check {check}: {field}: {problem}")]
+    InvalidCheck {
+        /// Of which service.
+        id: ServiceId,
+        /// The check's name.
+        check: String,
+        /// Which of its keys, as the configuration names it.
+        field: &'static str,
+        /// What is wrong and what would be right.
+        problem: String,
+    },
     /// Two backends of a service would be named by the same connection ids.
     #[error(
         "backend {address} has the server id {server_id} that {other} of service {id} has already: give each server its own"

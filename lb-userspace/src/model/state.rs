@@ -120,6 +120,16 @@ impl State {
         self.services.get(&id)
     }
 
+    /// The same with `services` in the place of those of their ids: as they are to be carried out,
+    /// which only differs in weights, drains and limits, and may be finer than what can be asked for.
+    #[must_use]
+    pub fn overlaid(&self, services: impl IntoIterator<Item = Service>) -> Self {
+        let mut over = self.clone();
+        let services = services.into_iter().map(|service| (service.id, service));
+        over.services.extend(services);
+        over
+    }
+
     /// The state after `change`; `self` stays what it was.
     ///
     /// # Errors

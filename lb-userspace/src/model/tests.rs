@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::*;
 
+mod checks;
 mod groups;
 mod properties;
 mod quic;
@@ -98,49 +99,6 @@ type Spoil = (fn(&mut Service), &'static str);
 fn values_out_of_range_are_refused_by_their_field() {
     let spoils: &[Spoil] = &[
         (|s| s.ring_size = Some(1_000), "ring_size"),
-        (
-            |s| s.health.interval = Duration::from_millis(9),
-            "health.interval",
-        ),
-        (
-            |s| s.health.interval = Duration::from_secs(3_601),
-            "health.interval",
-        ),
-        (|s| s.health.timeout = Duration::ZERO, "health.timeout"),
-        (
-            |s| s.health.timeout = s.health.interval + Duration::from_millis(1),
-            "health.timeout",
-        ),
-        (|s| s.health.rise = 0, "health.rise"),
-        (|s| s.health.fall = 101, "health.fall"),
-        (|s| s.health.port = Some(0), "health.port"),
-        (
-            |s| {
-                s.health.probe = Probe::Http {
-                    path: "x".to_owned(),
-                    host: None,
-                }
-            },
-            "health.path",
-        ),
-        (
-            |s| {
-                s.health.probe = Probe::Http {
-                    path: "/\r\n".to_owned(),
-                    host: None,
-                }
-            },
-            "health.path",
-        ),
-        (
-            |s| {
-                s.health.probe = Probe::Http {
-                    path: "/".to_owned(),
-                    host: Some(String::new()),
-                }
-            },
-            "health.host",
-        ),
         (|s| s.backends[0].weight = MAX_WEIGHT + 1, "weight"),
         (|s| s.moving_time = Some(WEEK + MILLISECOND), "moving_time"),
         (|s| s.dead_after = WEEK + MILLISECOND, "dead_after"),
@@ -184,9 +142,10 @@ fn the_bounds_themselves_are_accepted() {
     assert!(State::new([service.clone()]).is_ok());
     service.dead_after = Duration::ZERO;
     for (millis, count) in [(10, 1), (3_600_000, 100)] {
-        service.health.interval = Duration::from_millis(millis);
-        service.health.timeout = service.health.interval;
-        (service.health.rise, service.health.fall) = (count, count);
+        let check = &mut service.health.checks[0];
+        check.interval = Duration::from_millis(millis);
+        check.timeout = check.interval;
+        (check.rise, check.fall) = (count, count);
         assert!(State::new([service.clone()]).is_ok(), "{millis}");
     }
 }

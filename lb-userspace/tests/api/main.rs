@@ -242,6 +242,40 @@ backend = [{ address = "10.2.0.2:80", max_connections = 12 }]
 }
 
 #[tokio::test]
+async fn a_heartbeat_is_heard_of_backends_that_are_there_only() {
+    let agent = FakeAgent::start(WEB);
+    let path = |backend| format!("/v1/services/10.0.0.1:80%2Ftcp/backends/{backend}/heartbeat");
+    let heard = json!({"service": "10.0.0.1:80/tcp", "backend": "10.1.0.2:80"});
+    assert_eq!(
+        ask(&agent, "POST", &path("10.1.0.2:80"), "").await,
+        (200, heard)
+    );
+    let (status, refusal) = ask(&agent, "POST", &path("10.1.0.9:80"), "").await;
+    assert_eq!((status, &refusal["code"]), (404, &json!("unknown_backend")));
+}
+
+#[tokio::test]
+async fn several_checks_are_taken_and_told_as_they_were_given() {
+    let agent = FakeAgent::start("");
+    let checks = json!([
+        {"type": "dns", "query": "example.org", "record": "A", "transport": "udp",
+         "interval_ms": 1000, "timeout_ms": 500, "rise": 2, "fall": 3},
+        {"type": "https", "name": "web", "path": "/", "tls": {"insecure": true}, "port": 8443,
+         "interval_ms": 1000, "fast_interval_ms": 100, "timeout_ms": 500, "jitter_ms": 50,
+         "rise": 1, "fall": 2},
+    ]);
+    let new = json!({"id": "10.0.0.2:80/tcp", "mode": "nat", "checks": checks, "combine": "any"});
+    let (status, _) = ask(&agent, "POST", "/v1/services", new.to_string()).await;
+    assert_eq!(status, 201);
+    let (_, told) = ask(&agent, "GET", "/v1/services/10.0.0.2:80%2Ftcp", "").await;
+    assert_eq!(
+        (&told["checks"], &told["combine"]),
+        (&checks, &json!("any"))
+    );
+    assert_eq!(told.get("health"), None);
+}
+
+#[tokio::test]
 async fn a_limit_is_set_stays_when_not_named_and_is_taken_away_by_null() {
     let agent = FakeAgent::start(WEB);
     let path = "/v1/services/10.0.0.1:80%2Ftcp/backends/10.1.0.2:80";
@@ -378,6 +412,8 @@ async fn the_client_speaks_every_route() {
         persistence_ms: None,
         persistence_prefix: None,
         health: None,
+        checks: None,
+        combine: None,
         backends: vec![],
     };
     assert_eq!(

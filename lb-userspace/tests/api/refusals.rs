@@ -225,22 +225,34 @@ const BAD_SERVICES: &[(&str, u16, &str, &str)] = &[
         "invalid value",
     ),
     (
+        r#"{"id":"10.0.0.2:80/tcp","mode":"nat","health":{"type":"tcp"},"checks":[]}"#,
+        400,
+        "invalid",
+        "stands beside checks",
+    ),
+    (
+        r#"{"id":"10.0.0.2:80/tcp","mode":"nat","checks":[]}"#,
+        400,
+        "invalid",
+        "0 are out of range: 1 to 8",
+    ),
+    (
         r#"{"id":"10.0.0.2:80/tcp","mode":"nat","health":{}}"#,
         400,
         "malformed",
         "missing field `type`",
     ),
     (
-        r#"{"id":"10.0.0.2:80/tcp","mode":"nat","health":{"type":"icmp"}}"#,
+        r#"{"id":"10.0.0.2:80/tcp","mode":"nat","health":{"type":"carp"}}"#,
         400,
         "malformed",
-        "`none`, `tcp`, `http`",
+        "`none`, `tcp`, `http`, `https`",
     ),
     (
         r#"{"id":"10.0.0.2:80/tcp","mode":"nat","health":{"type":"tcp","path":"/"}}"#,
         400,
-        "invalid",
-        "health.path: is for type \"http\" only",
+        "malformed",
+        "unknown field `path`",
     ),
     (
         r#"{"id":"10.0.0.2:80/tcp","mode":"nat","health":{"type":"http","path":"x"}}"#,
@@ -270,7 +282,7 @@ const BAD_SERVICES: &[(&str, u16, &str, &str)] = &[
         r#"{"id":"10.0.0.2:80/tcp","mode":"nat","health":{"type":"tcp","rise":0}}"#,
         400,
         "invalid",
-        "health.rise: 0 is out of range",
+        "check tcp: rise: 0 is out of range",
     ),
     (
         r#"{"id":"10.0.0.2:80/tcp","mode":"nat","health":{"type":"tcp","port":0}}"#,

@@ -74,6 +74,7 @@ const BAD_FILES: &[Bad] = &[
         "is not an interface's name",
     ),
     ("metrics = \"9150\"", 1, "metrics", "127.0.0.1:9150"),
+    ("heartbeat = \"9151\"", 1, "heartbeat", "0.0.0.0:9151"),
     ("metrics = true", 1, "metrics", "found true or false"),
     (
         "tunnel = \"10.0.0.0/8\"",
@@ -335,16 +336,16 @@ const BAD_SERVICES: &[Bad] = &[
         "write type = \"tcp\"",
     ),
     (
-        "health = { type = \"icmp\" }",
+        "health = { type = \"carp\" }",
         4,
         "service[0].health.type",
-        "\"tcp\", \"http\" or \"none\"",
+        "use \"tcp\", \"http\", \"https\", \"udp\"",
     ),
     (
         "health = { type = \"tcp\", path = \"/\" }",
         4,
         "service[0].health.path",
-        "is for type = \"http\" only",
+        "is for type = \"http\" or \"https\" only, not \"tcp\"",
     ),
     (
         "[service.health]\ntype = \"http\"\npath = \"health\"",

@@ -1,13 +1,17 @@
 //! The configuration format: what is read, and how mistakes are told.
 
 mod bad;
+mod bad_checks;
+mod checks;
 mod quic;
 
 use std::time::Duration;
 
 use lb_userspace::{
     config::{self, Config, ConfigError, Limits},
-    model::{Admin, DEAD_AFTER, FlowState, Mode, OnDown, Probe, Quic, Scheduler, State},
+    model::{
+        Admin, DEAD_AFTER, FlowState, Health, Http, Mode, OnDown, Probe, Quic, Scheduler, State,
+    },
 };
 
 const GOOD: &str = r#"
@@ -106,17 +110,18 @@ fn every_key_of_the_format_is_read() {
         (first.persistence, first.persistence_prefix),
         (Duration::from_secs(300), Some(24))
     );
-    let http = Probe::Http {
+    let http = Probe::Http(Http {
         path: "/health".to_owned(),
         host: Some("x".to_owned()),
+        ..Http::default()
+    });
+    let [check] = &first.health.checks[..] else {
+        panic!("{:#?}", first.health);
     };
-    assert_eq!(first.health.probe, http);
-    assert_eq!(
-        (first.health.port, first.health.rise, first.health.fall),
-        (Some(8080), 2, 4)
-    );
-    assert_eq!(first.health.interval, Duration::from_secs(1));
-    assert_eq!(first.health.timeout, Duration::from_millis(500));
+    assert_eq!(check.probe, http);
+    assert_eq!((check.port, check.rise, check.fall), (Some(8080), 2, 4));
+    assert_eq!(check.interval, Duration::from_secs(1));
+    assert_eq!(check.timeout, Duration::from_millis(500));
     assert_eq!(
         (first.backends[0].weight, first.backends[0].admin),
         (3, Admin::Draining)
@@ -127,10 +132,7 @@ fn every_key_of_the_format_is_read() {
     );
     let limits: Vec<_> = first.backends.iter().map(|b| b.max_connections).collect();
     assert_eq!(limits, [Some(400), None]);
-    assert_eq!(
-        (second.mode, &second.health.probe),
-        (Mode::Nat, &Probe::None)
-    );
+    assert_eq!((second.mode, &second.health), (Mode::Nat, &Health::none()));
     let quic = Quic {
         config_id: 2,
         server_id_length: 3,
@@ -340,7 +342,7 @@ fn a_udp_service_checked_by_tcp_on_its_own_port_is_a_warning() {
             "[[service]]\nvip = \"10.0.0.1:53/udp\"\nmode = \"nat\"\nbackend = [{{ address = \"10.1.0.2:53\" }}]\n{health}"
         )
     };
-    assert!(read(&text("")).warnings[0].contains("set health.port"));
+    assert!(read(&text("")).warnings[0].contains("set its port"));
     for health in [
         "health = { type = \"tcp\", port = 80 }",
         "health = { type = \"none\" }",

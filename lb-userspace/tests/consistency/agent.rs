@@ -171,16 +171,15 @@ impl Simulation {
         let dead = dead || self.sabotage == Some(Sabotage::DownIsTakenForDead);
         let id = self.services[service].id;
         let gap = std::mem::replace(&mut self.stage.world().offers[service].gap, true);
+        let target = Target {
+            service: id,
+            address,
+        };
+        let condition = if up { Condition::Up } else { Condition::Down };
         let follows = self.core.health(Event {
-            target: Target {
-                service: id,
-                address,
-            },
-            condition: if up { Condition::Up } else { Condition::Down },
             changed: true,
             dead: !up && dead,
-            error: None,
-            latency: None,
+            ..Event::new(target, condition)
         });
         self.stage.world().offers[service].gap = gap || (follows && !up);
         follows

@@ -172,16 +172,10 @@ fn a_failed_check_counts_for_the_whole_group_also_when_its_first_service_goes() 
     assert!(targets.keys().all(|target| target.service == id(HTTP)));
     assert!(targets.values().all(|config| !config.alone));
     let address = "10.1.0.2:8080".parse().unwrap();
+    let lead = target(HTTP, address);
     let event = Event {
-        target: Target {
-            service: id(HTTP),
-            address,
-        },
-        condition: Condition::Down,
         changed: true,
-        dead: false,
-        error: None,
-        latency: None,
+        ..Event::new(lead, Condition::Down)
     };
     assert!(core.health(event));
     let avoided = |core: &Core<MemoryDataplane>, to: &str, port: u16| {

@@ -8,8 +8,8 @@ use std::{
 };
 
 use lb_userspace::model::{
-    Admin, Backend, FlowState, Health, Mode, OnDown, Probe, Protocol, Quic, Scheduler, ServerId,
-    Service, ServiceId,
+    Admin, Backend, FlowState, Health, Mode, OnDown, Protocol, Quic, Scheduler, ServerId, Service,
+    ServiceId,
 };
 use proptest::prelude::*;
 
@@ -223,10 +223,7 @@ pub fn services() -> Vec<Service> {
         quic: None,
         persistence: Duration::ZERO,
         persistence_prefix: None,
-        health: Health {
-            probe: Probe::Tcp,
-            ..Health::default()
-        },
+        health: Health::default(),
         backends: Vec::new(),
     };
     use Protocol::{Tcp, Udp};

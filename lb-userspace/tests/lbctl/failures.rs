@@ -60,6 +60,14 @@ async fn bad_arguments_exit_with_2_and_one_line() {
             "whole milliseconds",
         ),
         (
+            "service add 10.0.0.2:80/tcp --mode nat --health-path /x",
+            "for --health http and https only",
+        ),
+        (
+            "service add 10.0.0.2:80/tcp --mode nat --check {type=\"carp\"}",
+            "`carp` is not a type of check",
+        ),
+        (
             "service add 10.0.0.2:80/tcp --mode nat --health-port 0",
             "65535",
         ),
@@ -193,10 +201,6 @@ async fn refused_changes_exit_with_5() {
         (
             "service add 10.0.0.2:80/tcp --mode nat --backend 10.1.0.2:80",
             "use mode \"ipip\"",
-        ),
-        (
-            "service add 10.0.0.2:80/tcp --mode nat --health-path /x",
-            "is for type \"http\" only",
         ),
         (
             "service add 10.0.0.2:80/tcp --mode nat --timeout 2s",

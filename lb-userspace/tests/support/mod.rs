@@ -10,11 +10,15 @@ use std::{
 use lb_userspace::{
     agent::{ChangeError, Handle, Request},
     api,
-    model::{Admin, Backend, Change, Service, State},
+    health::{
+        Target,
+        reply::{Asked, Wants},
+    },
+    model::{Admin, Backend, Change, ModelError, Service, State},
     snapshot::{
-        BackendStatus, ClientList, ClientRecord, Condition, FlowFilter, FlowList, FlowRecord,
-        FlowStatus, InterfaceStatus, Passed, RecordUses, ServiceStatus, Snapshot, TableUse,
-        Traffic,
+        BackendStatus, CheckStatus, ClientList, ClientRecord, Condition, FlowFilter, FlowList,
+        FlowRecord, FlowStatus, InterfaceStatus, Passed, RecordUses, ServiceStatus, Snapshot,
+        TableUse, Traffic,
     },
 };
 use tempfile::TempDir;
@@ -26,6 +30,8 @@ pub const PORT_WITHOUT_ROOM: u16 = 507;
 pub const PORT_THE_KERNEL_REFUSES: u16 = 500;
 /// VIPs on this port have a backend that was removed and still has flows.
 pub const PORT_WITH_A_LEAVING_BACKEND: u16 = 8_081;
+/// Backends of this weight have an agent that asks for half of it, and to be drained.
+pub const WEIGHT_OF_AN_AGENT: u16 = 77;
 /// Backends on this port fail their checks.
 pub const PORT_DOWN: u16 = 81;
 
@@ -97,8 +103,22 @@ async fn run(mut requests: mpsc::Receiver<Request>, state: Arc<Mutex<State>>) {
             Request::Clients(filter, reply) => {
                 let _ = reply.send(Ok(clients(&state.lock().unwrap(), filter)));
             }
+            Request::Beat(target, reply) => {
+                let _ = reply.send(beat(&state.lock().unwrap(), target));
+            }
+            Request::BeatFrom(..) => {}
         }
     }
+}
+
+fn beat(state: &State, target: Target) -> Result<(), ChangeError> {
+    let Target {
+        service: id,
+        address,
+    } = target;
+    let service = state.service(id).ok_or(ModelError::UnknownService { id })?;
+    let known = service.backend(address).map(drop);
+    Ok(known.ok_or(ModelError::UnknownBackend { id, address })?)
 }
 
 fn apply(state: &mut State, change: Change) -> Result<(), ChangeError> {
@@ -150,6 +170,8 @@ fn leaving() -> BackendStatus {
         condition: Condition::Down,
         last_error: None,
         latency: None,
+        checks: Vec::new(),
+        asked: Asked::default(),
         reachable: true,
         leaving: true,
         slots: 0,
@@ -163,6 +185,32 @@ fn leaving() -> BackendStatus {
     }
 }
 
+/// The first check of a backend that is down fails.
+fn checks(service: &Service, down: bool) -> Vec<CheckStatus> {
+    let names = service.health.names();
+    if names.len() < 2 {
+        return Vec::new();
+    }
+    let status = |(index, name)| {
+        let fails = down && index == 0;
+        CheckStatus {
+            passed: 20,
+            failed: if fails { 3 } else { 0 },
+            last_error: fails.then(|| "connection refused".to_owned()),
+            latency: (!fails).then_some(Duration::from_micros(250)),
+            ..CheckStatus::new(
+                name,
+                if fails {
+                    Condition::Down
+                } else {
+                    Condition::Up
+                },
+            )
+        }
+    };
+    names.into_iter().enumerate().map(status).collect()
+}
+
 fn describe(service: &Service) -> ServiceStatus {
     let leaving = (service.id.vip.port() == PORT_WITH_A_LEAVING_BACKEND).then(leaving);
     let backends = service.backends.iter().map(|backend| {
@@ -172,6 +220,12 @@ fn describe(service: &Service) -> ServiceStatus {
             condition: if down { Condition::Down } else { Condition::Up },
             last_error: down.then(|| "connection refused".to_owned()),
             latency: (!down).then_some(Duration::from_micros(250)),
+            checks: checks(service, down),
+            asked: Asked {
+                weight: (backend.weight == WEIGHT_OF_AN_AGENT).then_some(50),
+                wants: (backend.weight == WEIGHT_OF_AN_AGENT).then_some(Wants::Drain),
+                max_connections: None,
+            },
             reachable: true,
             leaving: false,
             slots: if down { 0 } else { 502 },

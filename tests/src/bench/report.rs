@@ -5,6 +5,7 @@ use clap::ValueEnum;
 use serde::Serialize;
 
 use super::{
+    checks,
     measure::{Measured, Spread},
     scenario::Scenario,
 };
@@ -144,6 +145,38 @@ pub fn control_table(figures: &[Latency]) -> String {
         "SCENARIO", "BACKENDS", "SLOTS", "P50 MS", "P99 MS", "MAX MS",
     ];
     table(&header, figures.iter().map(|figure| figure.row().to_vec()))
+}
+
+/// A table of `bench checks`' figures.
+pub fn checks_table(figures: &[checks::Figure]) -> String {
+    let header = [
+        "SCENARIO",
+        "BACKENDS",
+        "INTERVAL MS",
+        "PROBES",
+        "MISSING",
+        "LATE P50 MS",
+        "P99",
+        "MAX",
+        "DRIFT MS",
+        "CPU %",
+    ];
+    let row = |figure: &checks::Figure| {
+        let ms = |ms: f64| format!("{ms:.2}");
+        vec![
+            figure.scenario.to_owned(),
+            figure.backends.to_string(),
+            figure.interval_ms.to_string(),
+            figure.probes.to_string(),
+            figure.missing.to_string(),
+            ms(figure.late_p50_ms),
+            ms(figure.late_p99_ms),
+            ms(figure.late_max_ms),
+            ms(figure.drift_ms),
+            format!("{:.0}", figure.cpu_percent),
+        ]
+    };
+    table(&header, figures.iter().map(row))
 }
 
 fn table(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {

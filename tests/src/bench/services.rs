@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use anyhow::Result;
 use lb_userspace::{
     model::{
-        Admin, Backend, Change, FlowState, Mode, Probe, Protocol, Scheduler, Service, ServiceId,
+        Admin, Backend, Change, FlowState, Health, Mode, Protocol, Scheduler, Service, ServiceId,
         State,
     },
     neighbours::{NextHop, Update},
@@ -90,7 +90,7 @@ impl Kind {
             "id": id, "mode": self.mode, "scheduler": self.scheduler, "flow_state": self.flow_state,
         }))?;
         service.ring_size = self.ring_size;
-        service.health.probe = Probe::None;
+        service.health = Health::none();
         service.backends = self.pool.backends();
         Ok(service)
     }

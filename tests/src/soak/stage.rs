@@ -109,7 +109,11 @@ fn configuration(pools: &Pools, flow_state: FlowState, flows: Option<u32>) -> Co
     let limits = flows.map_or_else(Vec::new, |flows| {
         vec![("flows", flows), ("half_open", flows)]
     });
-    Config { services, limits }
+    Config {
+        services,
+        limits,
+        heartbeat_port: None,
+    }
 }
 
 fn configured(service: usize, pool: &BTreeMap<u8, Member>, flow_state: FlowState) -> Service {

@@ -115,6 +115,12 @@ impl<D: Dataplane> Core<D> {
                 .unusable(service, address)
                 .or_else(|| checked.and_then(|checked| checked.error.clone())),
             latency: checked.and_then(|checked| checked.latency),
+            checks: checked.map_or_else(Vec::new, |checked| checked.checks.clone()),
+            asked: self
+                .asked
+                .get(&(self.state.lead(service.id), address))
+                .copied()
+                .unwrap_or_default(),
             reachable: member.is_some_and(|(_, member)| member.backend.interface != 0),
             leaving,
             slots: placed

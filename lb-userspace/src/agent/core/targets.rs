@@ -3,13 +3,14 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
+    sync::Arc,
 };
 
 use super::Core;
 use crate::{
     dataplane::Dataplane,
     health::{Target, TargetConfig},
-    model::{Probe, Service, ServiceId, State},
+    model::{ModelError, Service, ServiceId, State},
     snapshot::Condition,
 };
 
@@ -21,6 +22,7 @@ impl<D: Dataplane> Core<D> {
             let Some(&service) = pool.first() else {
                 continue;
             };
+            let health = Arc::new(service.health.clone());
             let ports: BTreeSet<u16> = pool.iter().map(|s| s.id.vip.port()).collect();
             for backend in &service.backends {
                 let target = Target {
@@ -31,7 +33,7 @@ impl<D: Dataplane> Core<D> {
                 targets.insert(
                     target,
                     TargetConfig {
-                        health: service.health.clone(),
+                        health: Arc::clone(&health),
                         alone: ports.len() == 1,
                         initial,
                     },
@@ -39,6 +41,31 @@ impl<D: Dataplane> Core<D> {
             }
         }
         targets
+    }
+
+    /// What is checked where `target` reports by itself.
+    ///
+    /// # Errors
+    /// What is missing, and what would be right.
+    pub fn expects_beat(&self, target: Target) -> Result<Target, ModelError> {
+        let Target {
+            service: id,
+            address,
+        } = target;
+        let service = self.state.service(id);
+        let service = service.ok_or(ModelError::UnknownService { id })?;
+        if service.backend(address).is_none() {
+            return Err(ModelError::UnknownBackend { id, address });
+        }
+        if !service.health.expects_beats() {
+            let problem = "none is of type \"heartbeat\", so that nothing comes of one".to_owned();
+            let field = "checks";
+            return Err(ModelError::Invalid { id, field, problem });
+        }
+        Ok(Target {
+            service: self.state.lead(id),
+            address,
+        })
     }
 
     pub(super) fn condition(&self, service: &Service, address: SocketAddr) -> Condition {
@@ -50,7 +77,7 @@ impl<D: Dataplane> Core<D> {
         match checked {
             Some(checked) => checked.condition,
             None if self.down.contains_key(&(lead, address)) => Condition::Down,
-            None if service.health.probe == Probe::None => Condition::Up,
+            None if service.health.is_none() => Condition::Up,
             None => Condition::Starting,
         }
     }
@@ -73,6 +100,11 @@ impl<D: Dataplane> Core<D> {
         for (&(id, address), &down) in &self.down.clone() {
             if let Some(&lead) = leads.get(&id) {
                 self.down.insert((lead, address), down);
+            }
+        }
+        for (&(id, address), &asked) in &self.asked.clone() {
+            if let Some(&lead) = leads.get(&id) {
+                self.asked.insert((lead, address), asked);
             }
         }
         for (&Target { service, address }, checked) in &self.checked.clone() {

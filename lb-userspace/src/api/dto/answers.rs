@@ -4,9 +4,10 @@ use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::{EditService, FlowTables, Health, ServiceFlows, millis, requests::given};
+use super::{EditService, FlowTables, ServiceFlows, millis, requests::given};
 use crate::{
-    model::{Admin, FlowState, Mode, OnDown, Quic, Scheduler, ServerId, ServiceId},
+    health::reply::{self, Wants},
+    model::{Admin, Check, Combine, FlowState, Mode, OnDown, Quic, Scheduler, ServerId, ServiceId},
     snapshot,
 };
 
@@ -83,8 +84,15 @@ pub struct Service {
     /// Bits of an address that make a client; `null`: all.
     #[serde(default)]
     pub persistence_prefix: Option<u8>,
-    /// How backends are checked.
-    pub health: Health,
+    /// How backends are checked, where there is one check.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<Check>,
+    /// How backends are checked, where there are several checks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checks: Option<Vec<Check>>,
+    /// How those make one verdict.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub combine: Option<Combine>,
     /// Its slots by phase, and what the flow tables do for it.
     pub flows: ServiceFlows,
     /// Its traffic.
@@ -114,6 +122,12 @@ pub struct Backend {
     pub last_error: Option<String>,
     /// How long the last successful check took.
     pub latency_us: Option<u64>,
+    /// What each check says; empty before the first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub checks: Vec<CheckStatus>,
+    /// What the backend's agent asks for, where it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asked: Option<Asked>,
     /// Whether route and neighbour are known.
     pub reachable: bool,
     /// Slots of the ring that it owns.
@@ -124,6 +138,39 @@ pub struct Backend {
     pub connections: Option<u32>,
     /// Its traffic.
     pub traffic: Traffic,
+}
+
+/// What one check says of a backend.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckStatus {
+    /// What the check is called.
+    pub name: String,
+    /// Whether the backend passes it.
+    pub condition: Condition,
+    /// Why the last probe failed, where it did.
+    pub last_error: Option<String>,
+    /// How long the last probe took, where it succeeded.
+    pub latency_us: Option<u64>,
+    /// Probes that succeeded, since the check began.
+    pub passed: u64,
+    /// Probes that failed.
+    pub failed: u64,
+    /// Probes that say nothing about the backend.
+    pub undecided: u64,
+}
+
+/// What a backend's agent asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Asked {
+    /// Share of the configured weight.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight_percent: Option<u16>,
+    /// Whether it wants new flows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wants: Option<Wants>,
+    /// Flows in progress at which it wants no more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_connections: Option<u32>,
 }
 
 /// What the checks say of a backend.
@@ -182,6 +229,15 @@ pub struct Subject {
     /// The service's new settings, where those changed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub settings: Option<EditService>,
+}
+
+/// Answer to a backend that reports by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Heard {
+    /// Its service.
+    pub service: ServiceId,
+    /// The backend.
+    pub backend: SocketAddr,
 }
 
 /// What happened.
@@ -245,6 +301,10 @@ impl From<&snapshot::Snapshot> for Status {
 impl From<&snapshot::ServiceStatus> for Service {
     fn from(status: &snapshot::ServiceStatus) -> Self {
         let service = &status.service;
+        let (health, checks, combine) = match &service.health.checks[..] {
+            [check] => (Some(check.clone()), None, None),
+            checks => (None, Some(checks.to_vec()), Some(service.health.combine)),
+        };
         Self {
             id: service.id,
             group: service.group.clone(),
@@ -258,7 +318,9 @@ impl From<&snapshot::ServiceStatus> for Service {
             quic: service.quic,
             persistence_ms: millis(service.persistence),
             persistence_prefix: service.persistence_prefix,
-            health: (&service.health).into(),
+            health,
+            checks,
+            combine,
             flows: status.flows.into(),
             traffic: status.traffic.into(),
             backends: status.backends.iter().map(Into::into).collect(),
@@ -268,7 +330,6 @@ impl From<&snapshot::ServiceStatus> for Service {
 
 impl From<&snapshot::BackendStatus> for Backend {
     fn from(status: &snapshot::BackendStatus) -> Self {
-        let micros = |time: Duration| u64::try_from(time.as_micros()).ok();
         Self {
             address: status.backend.address,
             weight: status.backend.weight,
@@ -279,11 +340,46 @@ impl From<&snapshot::BackendStatus> for Backend {
             condition: status.condition.into(),
             last_error: status.last_error.clone(),
             latency_us: status.latency.and_then(micros),
+            checks: status.checks.iter().map(Into::into).collect(),
+            asked: (status.asked != reply::Asked::default()).then(|| status.asked.into()),
             reachable: status.reachable,
             slots: status.slots,
             recorded: status.recorded,
             connections: status.connections,
             traffic: status.traffic.into(),
+        }
+    }
+}
+
+fn micros(time: Duration) -> Option<u64> {
+    u64::try_from(time.as_micros()).ok()
+}
+
+impl From<&snapshot::CheckStatus> for CheckStatus {
+    fn from(status: &snapshot::CheckStatus) -> Self {
+        Self {
+            name: status.name.clone(),
+            condition: status.condition.into(),
+            last_error: status.last_error.clone(),
+            latency_us: status.latency.and_then(micros),
+            passed: status.passed,
+            failed: status.failed,
+            undecided: status.undecided,
+        }
+    }
+}
+
+impl From<reply::Asked> for Asked {
+    fn from(asked: reply::Asked) -> Self {
+        let reply::Asked {
+            weight,
+            wants,
+            max_connections,
+        } = asked;
+        Self {
+            weight_percent: weight,
+            wants,
+            max_connections,
         }
     }
 }

@@ -4,10 +4,9 @@ use std::{net::SocketAddr, time::Duration};
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::millis;
 use crate::model::{
-    self, Admin, FlowState, Mode, ModelError, OnDown, Quic, Scheduler, ServerId, ServiceId,
-    Settings,
+    self, Admin, Check, Combine, FlowState, Health, Mode, ModelError, OnDown, Quic, Scheduler,
+    ServerId, ServiceId, Settings,
 };
 
 /// A service to add.
@@ -51,9 +50,15 @@ pub struct NewService {
     /// Bits of an address that make a client; all where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub persistence_prefix: Option<u8>,
-    /// How backends are checked; by TCP connection where absent.
+    /// How backends are checked, where there is one check; by TCP connection where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub health: Option<Health>,
+    pub health: Option<Check>,
+    /// How backends are checked, where there are several checks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checks: Option<Vec<Check>>,
+    /// How those make one verdict; `all` where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub combine: Option<Combine>,
     /// Its first backends.
     #[serde(default)]
     pub backends: Vec<NewBackend>,
@@ -160,54 +165,12 @@ impl From<EditService> for Settings {
     }
 }
 
-/// What a check asks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Check {
-    /// Nothing: always up.
-    None,
-    /// A TCP connection.
-    Tcp,
-    /// An HTTP GET.
-    Http,
-}
-
-/// How backends are checked. In requests, what is absent has its default.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Health {
-    /// What is asked.
-    #[serde(rename = "type")]
-    pub check: Check,
-    /// Path of an HTTP check.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub path: Option<String>,
-    /// Host header of an HTTP check.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub host: Option<String>,
-    /// Port checked instead of the backend's.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub port: Option<u16>,
-    /// From one check to the next.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub interval_ms: Option<u64>,
-    /// A check without an answer for this long has failed.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub timeout_ms: Option<u64>,
-    /// Successes in a row that make a backend up.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rise: Option<u32>,
-    /// Failures in a row that make it down.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub fall: Option<u32>,
-}
-
 impl NewService {
     /// The model's service; the model still has to accept it. What is absent is as in `shared`, another
     /// service of its group, or has its default.
     ///
     /// # Errors
-    /// A field of the health check that does not fit its type; nothing says the mode.
+    /// Both one check and several; nothing says the mode.
     pub fn into_model(self, shared: Option<&model::Service>) -> Result<model::Service, ModelError> {
         let mut service = match (shared, self.mode) {
             (Some(shared), _) => shared.clone(),
@@ -232,9 +195,19 @@ impl NewService {
             persistence_prefix: self.persistence_prefix,
         };
         Settings::from(settings).apply(&mut service);
-        if let Some(health) = self.health {
-            service.health = health.into_model(self.id)?;
-        }
+        service.health = match (self.health, self.checks) {
+            (Some(_), Some(_)) => {
+                let (id, field) = (self.id, "health");
+                let problem = "stands beside checks: leave one out".to_owned();
+                return Err(ModelError::Invalid { id, field, problem });
+            }
+            (None, None) => service.health,
+            (Some(check), None) => check.into(),
+            (None, Some(checks)) => Health {
+                combine: self.combine.unwrap_or_default(),
+                checks,
+            },
+        };
         if !self.backends.is_empty() {
             service.backends = self.backends.into_iter().map(Into::into).collect();
         }
@@ -250,55 +223,6 @@ impl From<NewBackend> for model::Backend {
             admin: new.state,
             max_connections: new.max_connections,
             server_id: new.server_id,
-        }
-    }
-}
-
-impl Health {
-    fn into_model(self, id: ServiceId) -> Result<model::Health, ModelError> {
-        let given = [("health.path", &self.path), ("health.host", &self.host)];
-        if self.check != Check::Http
-            && let Some((field, _)) = given.into_iter().find(|(_, value)| value.is_some())
-        {
-            let problem = "is for type \"http\" only".to_owned();
-            return Err(ModelError::Invalid { id, field, problem });
-        }
-        let default = model::Health::default();
-        let millis = |given: Option<u64>, default| given.map_or(default, Duration::from_millis);
-        Ok(model::Health {
-            probe: match self.check {
-                Check::None => model::Probe::None,
-                Check::Tcp => model::Probe::Tcp,
-                Check::Http => model::Probe::Http {
-                    path: self.path.unwrap_or_else(|| "/".to_owned()),
-                    host: self.host,
-                },
-            },
-            port: self.port,
-            interval: millis(self.interval_ms, default.interval),
-            timeout: millis(self.timeout_ms, default.timeout),
-            rise: self.rise.unwrap_or(default.rise),
-            fall: self.fall.unwrap_or(default.fall),
-        })
-    }
-}
-
-impl From<&model::Health> for Health {
-    fn from(health: &model::Health) -> Self {
-        let (check, path, host) = match &health.probe {
-            model::Probe::None => (Check::None, None, None),
-            model::Probe::Tcp => (Check::Tcp, None, None),
-            model::Probe::Http { path, host } => (Check::Http, Some(path.clone()), host.clone()),
-        };
-        Self {
-            check,
-            path,
-            host,
-            port: health.port,
-            interval_ms: Some(millis(health.interval)),
-            timeout_ms: Some(millis(health.timeout)),
-            rise: Some(health.rise),
-            fall: Some(health.fall),
         }
     }
 }

@@ -6,11 +6,11 @@ use std::{net::SocketAddr, path::PathBuf};
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum, builder::TypedValueParser};
 use clap_complete::Shell;
 use lb_userspace::{
-    api::dto::{Check, DEFAULT_FLOWS, MAX_FLOWS, NewBackend, Phase},
-    duration, instance,
+    api::dto::{DEFAULT_FLOWS, MAX_FLOWS, NewBackend, Phase},
+    config, duration, instance,
     model::{
-        self, Admin, FlowState, MAX_WEIGHT, Mode, ModelError, OnDown, Scheduler, ServerId,
-        ServiceId,
+        self, Admin, Check, Combine, FlowState, MAX_WEIGHT, Mode, ModelError, OnDown, Scheduler,
+        ServerId, ServiceId,
     },
 };
 
@@ -75,7 +75,7 @@ pub enum Noun {
         #[command(subcommand)]
         verb: ServiceVerb,
     },
-    /// List, add, remove, drain, weigh and limit backends
+    /// List, add, remove, drain, weigh and limit backends, and report for them
     Backend {
         /// What to do.
         #[command(subcommand)]
@@ -241,11 +241,11 @@ pub struct Flows {
 pub struct HealthArgs {
     /// What is asked of a backend [default: tcp]
     #[arg(long = "health", value_enum)]
-    pub check: Option<Probe>,
-    /// Path of an HTTP check [default: /]
+    pub check: Option<Kind>,
+    /// Path of an HTTP or HTTPS check [default: /]
     #[arg(long = "health-path", value_name = "PATH")]
     pub path: Option<String>,
-    /// Host header of an HTTP check [default: the backend's address]
+    /// Host header of an HTTP or HTTPS check [default: the backend's address]
     #[arg(long = "health-host", value_name = "HOST")]
     pub host: Option<String>,
     /// Port checked [default: the backend's]
@@ -263,6 +263,18 @@ pub struct HealthArgs {
     /// Failures in a row that make a backend down [default: 3]
     #[arg(long, value_name = "N")]
     pub fall: Option<u32>,
+    /// A check with any settings, written as in the configuration: '{ type = "dns", query = "example.org" }'; may
+    /// be given more than once
+    #[arg(
+        long = "check",
+        value_name = "CHECK",
+        value_parser = config::parse_check,
+        conflicts_with_all = ["check", "path", "host", "port", "interval", "timeout", "rise", "fall"]
+    )]
+    pub checks: Vec<Check>,
+    /// How several checks make one verdict [default: all]
+    #[arg(long, value_enum, requires = "checks")]
+    pub combine: Option<Combine>,
 }
 
 /// What can be done to backends.
@@ -315,6 +327,12 @@ pub enum BackendVerb {
         #[arg(value_parser = weight())]
         weight: u16,
     },
+    /// Report that a backend can serve, for a check of type heartbeat
+    Heartbeat {
+        /// Which.
+        #[command(flatten)]
+        target: Target,
+    },
     /// Limit a backend's flows in progress; at the limit it takes no new ones
     Limit {
         /// Which.
@@ -340,25 +358,21 @@ pub struct Target {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limit(pub Option<u32>);
 
-/// [`Check`] as an argument.
+/// Checks that need few settings or none; `--check` has all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Probe {
+pub enum Kind {
     /// A TCP connection is accepted
     Tcp,
     /// GET answers with a status in the 200s or 300s
     Http,
+    /// The same over TLS, whose certificate is verified
+    Https,
+    /// An ICMP echo request is answered
+    Icmp,
+    /// The backend reports by itself, every interval
+    Heartbeat,
     /// Never checked, always up
     None,
-}
-
-impl From<Probe> for Check {
-    fn from(probe: Probe) -> Self {
-        match probe {
-            Probe::Tcp => Self::Tcp,
-            Probe::Http => Self::Http,
-            Probe::None => Self::None,
-        }
-    }
 }
 
 fn weight() -> clap::builder::RangedI64ValueParser<u16> {

@@ -1,9 +1,11 @@
 //! `lbctl backend`.
 
+use std::fmt::Display;
+
 use lb_userspace::{
     api::{
         client::Client,
-        dto::{Backend, Changed, Condition, EditBackend, NewBackend, Service},
+        dto::{Backend, Changed, CheckStatus, Condition, EditBackend, NewBackend, Service},
     },
     model::{Admin, ServiceId},
 };
@@ -19,6 +21,7 @@ use crate::{
 pub async fn run(client: &Client, verb: &BackendVerb, output: Output) -> Result<String, Failure> {
     let (changed, line) = match verb {
         BackendVerb::List { service } => return show(client, *service, output).await,
+        BackendVerb::Heartbeat { target } => return beat(client, target, output).await,
         BackendVerb::Add {
             target,
             weight,
@@ -60,6 +63,15 @@ async fn add(client: &Client, service: ServiceId, new: &NewBackend) -> Done {
         line += &format!(", by server id {server_id}");
     }
     Ok((changed, line))
+}
+
+async fn beat(client: &Client, target: &Target, output: Output) -> Result<String, Failure> {
+    let Target { service, address } = *target;
+    let heard = client.beat(service, address).await?;
+    match output {
+        Output::Json => output::json(&heard),
+        Output::Table => Ok(format!("reported backend {address} of {service}\n")),
+    }
 }
 
 async fn remove(client: &Client, target: &Target) -> Done {
@@ -202,10 +214,8 @@ fn row(service: &Service, backend: &Backend) -> [String; 13] {
         (false, Admin::Draining) => "draining",
     };
     let condition = match (backend.condition, backend.reachable) {
-        (Condition::Starting, _) => "starting",
-        (Condition::Down, _) => "down",
-        (Condition::Up, true) => "up",
         (Condition::Up, false) => "up, no route",
+        (known, _) => condition(known),
     };
     [
         service.id.to_string(),
@@ -213,8 +223,8 @@ fn row(service: &Service, backend: &Backend) -> [String; 13] {
         backend
             .server_id
             .map_or_else(|| "-".to_owned(), |id| id.to_string()),
-        backend.weight.to_string(),
-        state.to_owned(),
+        with_asked(backend.weight, percent_asked(backend)),
+        with_asked(state, backend.asked.and_then(|asked| asked.wants)),
         condition.to_owned(),
         output::percent(backend.slots, service.ring_size),
         backend.traffic.packets.to_string(),
@@ -224,6 +234,57 @@ fn row(service: &Service, backend: &Backend) -> [String; 13] {
         output::micros(backend.latency_us),
         backend.last_error.clone().unwrap_or_else(|| "-".to_owned()),
     ]
+}
+
+/// What is configured and what the backend's agent makes of it.
+fn with_asked(own: impl Display, asked: Option<impl Display>) -> String {
+    match asked {
+        Some(asked) => format!("{own} (agent: {asked})"),
+        None => own.to_string(),
+    }
+}
+
+fn percent_asked(backend: &Backend) -> Option<String> {
+    let percent = backend.asked?.weight_percent?;
+    Some(format!("{percent}%"))
+}
+
+/// What each check says of each backend of `service`, as a table.
+pub fn checks(service: &Service) -> String {
+    let header = [
+        "BACKEND",
+        "CHECK",
+        "CONDITION",
+        "PASSED",
+        "FAILED",
+        "UNDECIDED",
+        "LATENCY",
+        "LAST ERROR",
+    ];
+    let right = ["PASSED", "FAILED", "UNDECIDED", "LATENCY"];
+    let of = |backend: &Backend, check: &CheckStatus| {
+        vec![
+            backend.address.to_string(),
+            check.name.clone(),
+            condition(check.condition).to_owned(),
+            check.passed.to_string(),
+            check.failed.to_string(),
+            check.undecided.to_string(),
+            output::micros(check.latency_us),
+            check.last_error.clone().unwrap_or_else(|| "-".to_owned()),
+        ]
+    };
+    let backends = service.backends.iter();
+    let rows = backends.flat_map(|backend| backend.checks.iter().map(move |c| of(backend, c)));
+    output::table(&header, &right, rows.collect())
+}
+
+fn condition(condition: Condition) -> &'static str {
+    match condition {
+        Condition::Starting => "starting",
+        Condition::Up => "up",
+        Condition::Down => "down",
+    }
 }
 
 /// Flows in progress and their limit, where there are such.

@@ -25,6 +25,9 @@ pub enum Failure {
     /// The command could not do its own part.
     #[error("{0}")]
     Local(io::Error),
+    /// Arguments that do not go together.
+    #[error("{0}")]
+    Arguments(String),
     /// The answer cannot be shown.
     #[error("cannot write the answer as JSON: {0}")]
     Json(#[from] serde_json::Error),
@@ -35,6 +38,7 @@ impl Failure {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Client(error) => client_exit_code(error),
+            Self::Arguments(_) => USAGE,
             Self::Local(_) | Self::Json(_) => INTERNAL,
         }
     }

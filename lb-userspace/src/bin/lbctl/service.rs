@@ -1,15 +1,17 @@
 //! `lbctl service`.
 
+use std::time::Duration;
+
 use lb_userspace::{
     api::{
         client::Client,
-        dto::{Check, Condition, EditService, Health, NewService, Service},
+        dto::{Condition, EditService, NewService, Service},
     },
-    model::{Quic, name_of},
+    model::{Check, Combine, Http, Probe, Quic, name_of},
 };
 
 use crate::{
-    args::{AddService, HealthArgs, Output, Probe, QuicArgs, ServiceVerb, SettingsArgs},
+    args::{AddService, HealthArgs, Kind, Output, QuicArgs, ServiceVerb, SettingsArgs},
     backend,
     failure::Failure,
     output,
@@ -33,7 +35,7 @@ pub async fn run(client: &Client, verb: &ServiceVerb, output: Output) -> Result<
             }
         }
         ServiceVerb::Add(args) => {
-            let changed = client.add_service(&new_service(args)).await?;
+            let changed = client.add_service(&new_service(args)?).await?;
             match output {
                 Output::Json => output::json(&changed),
                 Output::Table => Ok(format!(
@@ -69,30 +71,16 @@ fn with_backends(args: &AddService) -> String {
     }
 }
 
-fn new_service(args: &AddService) -> NewService {
-    let HealthArgs {
-        check,
-        path,
-        host,
-        port,
-        interval,
-        timeout,
-        rise,
-        fall,
-    } = args.health.clone();
+fn new_service(args: &AddService) -> Result<NewService, Failure> {
     // Not named at all, it is the group's.
-    let health = (args.health != HealthArgs::default()).then(|| Health {
-        check: check.unwrap_or(Probe::Tcp).into(),
-        path,
-        host,
-        port,
-        interval_ms: interval,
-        timeout_ms: timeout,
-        rise,
-        fall,
-    });
+    let named = args.health != HealthArgs::default();
+    let (health, checks) = match &args.health.checks[..] {
+        [] if !named => (None, None),
+        [] => (Some(check(&args.health)?), None),
+        checks => (None, Some(checks.to_vec())),
+    };
     let settings = edit(args.settings);
-    NewService {
+    Ok(NewService {
         id: args.id,
         group: args.group.clone(),
         mode: args.mode,
@@ -106,8 +94,44 @@ fn new_service(args: &AddService) -> NewService {
         persistence_ms: settings.persistence_ms,
         persistence_prefix: settings.persistence_prefix,
         health,
+        checks,
+        combine: args.health.combine,
         backends: args.backends.clone(),
-    }
+    })
+}
+
+/// The one check that options of their own describe.
+fn check(args: &HealthArgs) -> Result<Check, Failure> {
+    let http = || {
+        let default = Http::default();
+        Http {
+            path: args.path.clone().unwrap_or(default.path),
+            host: args.host.clone(),
+            ..default
+        }
+    };
+    let probe = match args.check.unwrap_or(Kind::Tcp) {
+        Kind::Http => Probe::Http(http()),
+        Kind::Https => Probe::Https(http()),
+        _ if args.path.is_some() || args.host.is_some() => {
+            let problem = "--health-path and --health-host are for --health http and https only";
+            return Err(Failure::Arguments(problem.to_owned()));
+        }
+        Kind::Tcp => Probe::TCP,
+        Kind::Icmp => Probe::Icmp {},
+        Kind::Heartbeat => Probe::Heartbeat {},
+        Kind::None => Probe::NONE,
+    };
+    let default = Check::new(probe);
+    let millis = |given: Option<u64>, default| given.map_or(default, Duration::from_millis);
+    Ok(Check {
+        port: args.port,
+        interval: millis(args.interval, default.interval),
+        timeout: millis(args.timeout, default.timeout),
+        rise: args.rise.unwrap_or(default.rise),
+        fall: args.fall.unwrap_or(default.fall),
+        ..default
+    })
 }
 
 fn quic(args: QuicArgs) -> Quic {
@@ -170,7 +194,7 @@ fn list(services: &[Service]) -> String {
             name_of(service.mode),
             name_of(service.scheduler),
             format!("{up}/{all}"),
-            check(&service.health),
+            summary(service),
             service.ring_size.to_string(),
             service.traffic.packets.to_string(),
             service.traffic.bytes.to_string(),
@@ -199,21 +223,28 @@ fn show(service: &Service) -> String {
         ("persistence", persistence(service)),
         ("on down", name_of(service.on_down)),
         ("dead after", output::millis(service.dead_after_ms)),
-        ("check", check_in_full(&service.health)),
-        (
-            "traffic",
-            format!(
-                "{} packets, {} bytes, {} flows",
-                traffic.packets, traffic.bytes, traffic.flows
-            ),
-        ),
     ];
+    let checks = checks_of(service);
+    if let Some(combine) = service.combine {
+        fields.push(("combine", name_of(combine)));
+    }
+    fields.extend(checks.iter().map(|check| ("check", in_full(check))));
+    fields.push((
+        "traffic",
+        format!(
+            "{} packets, {} bytes, {} flows",
+            traffic.packets, traffic.bytes, traffic.flows
+        ),
+    ));
     if let Some(quic) = &service.quic {
         fields.push(("quic", connection_ids(quic, service.flows.named)));
     }
     let fields = output::fields(&fields);
     let backends = backend::list(std::slice::from_ref(service), false);
-    format!("{fields}\n{backends}")
+    match checks[..] {
+        [_] => format!("{fields}\n{backends}"),
+        _ => format!("{fields}\n{backends}\n{}", backend::checks(service)),
+    }
 }
 
 fn connection_ids(quic: &Quic, named: u64) -> String {
@@ -264,33 +295,67 @@ fn persistence(service: &Service) -> String {
     )
 }
 
-fn check(health: &Health) -> String {
-    let kind = match health.check {
-        Check::None => "none",
-        Check::Tcp => "tcp",
-        Check::Http => "http",
+/// The checks of a service, as they were given.
+fn checks_of(service: &Service) -> Vec<Check> {
+    let single = service.health.iter();
+    let several = service.checks.iter().flatten();
+    single.chain(several).cloned().collect()
+}
+
+/// The checks in short.
+fn summary(service: &Service) -> String {
+    let each: Vec<String> = checks_of(service).iter().map(kind).collect();
+    let combined = match service.combine {
+        Some(Combine::Any) => " or ",
+        _ => " and ",
     };
-    match health.port {
+    each.join(combined)
+}
+
+fn kind(check: &Check) -> String {
+    let kind = check.probe.kind();
+    match check.port {
         Some(port) => format!("{kind}:{port}"),
         None => kind.to_owned(),
     }
 }
 
-fn check_in_full(health: &Health) -> String {
-    if health.check == Check::None {
-        return check(health);
+fn in_full(check: &Check) -> String {
+    if check.probe == Probe::NONE {
+        return kind(check);
     }
-    let path = health.path.as_deref().map(|path| format!(" {path}"));
-    let host = health.host.as_deref().map(|host| format!(" on {host}"));
-    let number = |n: Option<u64>| n.map_or_else(|| "?".to_owned(), |n| n.to_string());
+    let number = |time: Duration| time.as_millis();
+    let fast = check
+        .fast_interval
+        .map(|fast| format!(" ({} ms in doubt)", number(fast)));
+    let jitter = match number(check.jitter) {
+        0 => String::new(),
+        jitter => format!(", jitter {jitter} ms"),
+    };
+    let name = check.name.as_ref().map(|name| format!("{name}: "));
     format!(
-        "{}{}{} every {} ms, timeout {} ms, rise {}, fall {}",
-        check(health),
-        path.unwrap_or_default(),
-        host.unwrap_or_default(),
-        number(health.interval_ms),
-        number(health.timeout_ms),
-        number(health.rise.map(Into::into)),
-        number(health.fall.map(Into::into)),
+        "{}{}{} every {} ms{}, timeout {} ms, rise {}, fall {}{jitter}",
+        name.unwrap_or_default(),
+        kind(check),
+        question(&check.probe),
+        number(check.interval),
+        fast.unwrap_or_default(),
+        number(check.timeout),
+        check.rise,
+        check.fall,
     )
+}
+
+/// What a check asks, beyond its kind.
+fn question(probe: &Probe) -> String {
+    match probe {
+        Probe::Http(http) | Probe::Https(http) => {
+            let host = http.host.as_deref().map(|host| format!(" on {host}"));
+            format!(" {}{}", http.path, host.unwrap_or_default())
+        }
+        Probe::Dns(dns) => format!(" {} {}", dns.query, dns.record),
+        Probe::Grpc(grpc) if !grpc.service.is_empty() => format!(" {}", grpc.service),
+        Probe::Exec(exec) => format!(" {}", exec.command.join(" ")),
+        _ => String::new(),
+    }
 }

@@ -25,7 +25,7 @@ fn whatever_differs_from_the_group_is_refused_by_its_field() {
         (|s| s.dead_after = WEEK, "dead_after"),
         (|s| s.persistence = WEEK, "persistence"),
         (|s| s.persistence_prefix = Some(24), "persistence_prefix"),
-        (|s| s.health.rise = 9, "health"),
+        (|s| s.health.checks[0].rise = 9, "health"),
         (|s| s.backends[1].weight = 2, "backend"),
         (|s| s.backends.truncate(1), "backend"),
         (|s| s.backends.push(backend("10.1.0.4:80")), "backend"),

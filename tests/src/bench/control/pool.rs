@@ -144,16 +144,13 @@ impl Bench {
     }
 
     fn event(&self, address: SocketAddr, condition: Condition) -> Event {
+        let target = Target {
+            service: self.id,
+            address,
+        };
         Event {
-            target: Target {
-                service: self.id,
-                address,
-            },
-            condition,
             changed: true,
-            dead: false,
-            error: None,
-            latency: None,
+            ..Event::new(target, condition)
         }
     }
 

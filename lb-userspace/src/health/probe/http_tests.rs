@@ -1,28 +1,41 @@
-//! Probes against real sockets on the loopback: servers that answer, refuse, hang and misbehave.
+//! Probes over TCP and HTTP against real sockets on the loopback: servers that answer, refuse, hang and
+//! misbehave.
+
+use std::{io, sync::Arc, time::Duration};
 
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
     task::JoinHandle,
 };
 
 use super::*;
+use crate::{
+    health::probe::testing::ask_at,
+    health::probe::{Network, Prober as _},
+    model::{Check, Probe},
+};
 
 const TIMEOUT: Duration = Duration::from_millis(300);
 
-fn health(probe: Probe) -> Health {
-    Health {
-        probe,
+fn check(probe: Probe) -> Check {
+    Check {
         timeout: TIMEOUT,
-        ..Health::default()
+        ..Check::new(probe)
     }
 }
 
-fn http(path: &str, host: Option<&str>) -> Health {
-    health(Probe::Http {
+fn http(path: &str, host: Option<&str>) -> Check {
+    check(Probe::Http(Http {
         path: path.to_owned(),
         host: host.map(str::to_owned),
-    })
+        ..Http::default()
+    }))
+}
+
+/// How long a probe of the server at `address` took.
+async fn probe(address: SocketAddr, check: &Check) -> Result<Duration, ProbeError> {
+    ask_at(address, check).await.map(|answer| answer.latency)
 }
 
 /// A server for one connection: reads a request, then runs `answer`. Yields the request.
@@ -43,12 +56,16 @@ async fn serve<F: Future<Output = ()> + Send>(
 
 /// Probes a server that answers with these bytes and closes.
 async fn probe_answer(answer: impl Into<Vec<u8>>) -> Result<Duration, ProbeError> {
+    probe_answer_by(&http("/", None), answer).await
+}
+
+async fn probe_answer_by(http: &Check, answer: impl Into<Vec<u8>>) -> Result<Duration, ProbeError> {
     let answer = answer.into();
     let (address, server) = serve(move |mut stream| async move {
         let _ = stream.write_all(&answer).await;
     })
     .await;
-    let outcome = Network.probe(address, &http("/", None)).await;
+    let outcome = probe(address, http).await;
     server.abort();
     outcome
 }
@@ -65,32 +82,26 @@ async fn closed_port() -> SocketAddr {
 async fn tcp_probe_of_a_listener_succeeds() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    assert!(Network.probe(address, &health(Probe::Tcp)).await.unwrap() < TIMEOUT);
+    assert!(probe(address, &check(Probe::TCP)).await.unwrap() < TIMEOUT);
 }
 
 #[tokio::test]
 async fn probes_ipv6() {
     let listener = TcpListener::bind("[::1]:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    assert!(Network.probe(address, &health(Probe::Tcp)).await.is_ok());
+    assert!(probe(address, &check(Probe::TCP)).await.is_ok());
 }
 
 #[tokio::test]
 async fn refused_connection_fails_at_once_not_after_the_timeout() {
     let slow = Duration::from_secs(60);
-    for probe in [
-        Probe::Tcp,
-        Probe::Http {
-            path: "/".to_owned(),
-            host: None,
-        },
-    ] {
-        let health = Health {
+    for asked in [Probe::TCP, Probe::Http(Http::default())] {
+        let health = Check {
             timeout: slow,
-            ..health(probe)
+            ..check(asked)
         };
         let address = closed_port().await;
-        let outcome = time::timeout(slow / 6, Network.probe(address, &health))
+        let outcome = time::timeout(slow / 6, probe(address, &health))
             .await
             .unwrap();
         assert_eq!(outcome, Err(ProbeError::Refused));
@@ -101,22 +112,11 @@ async fn refused_connection_fails_at_once_not_after_the_timeout() {
 async fn address_without_a_way_is_unreachable() {
     // The kernel knows no way by TCP to a broadcast address, and the loopback network has one.
     let address = "127.255.255.255:80".parse().unwrap();
-    for probe in [health(Probe::Tcp), http("/", None)] {
-        let error = Network.probe(address, &probe).await.unwrap_err();
+    for check in [check(Probe::TCP), http("/", None)] {
+        let error = probe(address, &check).await.unwrap_err();
         assert!(matches!(error, ProbeError::Unreachable(_)), "{error:?}");
         assert!(error.says_dead(true) && error.blames_backend());
     }
-}
-
-#[tokio::test]
-async fn configured_port_is_probed_instead_of_the_backends_own() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = Some(listener.local_addr().unwrap().port());
-    let health = Health {
-        port,
-        ..health(Probe::Tcp)
-    };
-    assert!(Network.probe(closed_port().await, &health).await.is_ok());
 }
 
 #[tokio::test]
@@ -127,7 +127,7 @@ async fn tcp_probe_without_an_answer_times_out() {
     let listener = socket.listen(0).unwrap();
     let address = listener.local_addr().unwrap();
     let _filler = TcpStream::connect(address).await.unwrap();
-    let outcome = Network.probe(address, &health(Probe::Tcp)).await;
+    let outcome = probe(address, &check(Probe::TCP)).await;
     assert_eq!(outcome, Err(ProbeError::Timeout(TIMEOUT)));
 }
 
@@ -153,8 +153,119 @@ async fn statuses_from_200_to_399_are_good_and_no_others() {
     for status in [400, 404, 500, 503, 599] {
         let outcome =
             probe_answer(format!("HTTP/1.1 {status} X\r\ncontent-length: 0\r\n\r\n")).await;
-        assert_eq!(outcome, Err(ProbeError::Status(status)));
+        assert_eq!(
+            outcome,
+            Err(ProbeError::Status(status, "200 to 399".to_owned()))
+        );
     }
+}
+
+fn wanting(change: impl FnOnce(&mut Http)) -> Check {
+    let mut http = Http::default();
+    change(&mut http);
+    check(Probe::Http(http))
+}
+
+const ANSWER: &str = "HTTP/1.1 418 X\r\ncontent-length: 9\r\nx-role: primary 1\r\n\r\nall right";
+
+#[tokio::test]
+async fn only_the_statuses_named_are_right() {
+    let named = |text: &str| {
+        let statuses = text.split(' ').map(|status| status.parse().unwrap());
+        let statuses = statuses.collect();
+        wanting(|http| http.status = statuses)
+    };
+    assert!(probe_answer_by(&named("200 410-420"), ANSWER).await.is_ok());
+    assert!(probe_answer_by(&named("418"), ANSWER).await.is_ok());
+    let error = probe_answer_by(&named("200 300-399"), ANSWER)
+        .await
+        .unwrap_err();
+    assert_eq!(error.to_string(), "status 418, expected 200 or 300 to 399");
+}
+
+#[tokio::test]
+async fn body_and_headers_must_match_where_that_is_wanted() {
+    let teapot = |http: &mut Http| http.status = vec!["418".parse().unwrap()];
+    for (body, header, value, wrong) in [
+        ("^all right$", "X-Role", "primary", None),
+        ("r.ght", "x-role", "^primary [0-9]$", None),
+        (
+            "wrong",
+            "x-role",
+            "primary",
+            Some("the body does not match /wrong/"),
+        ),
+        (
+            "right",
+            "x-role",
+            "standby",
+            Some("header x-role does not match /standby/"),
+        ),
+        ("right", "x-zone", ".", Some("no header x-zone")),
+    ] {
+        let check = wanting(|http| {
+            teapot(http);
+            http.body = Some(body.to_owned());
+            http.expect_headers
+                .insert(header.to_owned(), value.to_owned());
+        });
+        let outcome = probe_answer_by(&check, ANSWER).await;
+        let error = outcome.err().map(|error| error.to_string());
+        assert_eq!(error.as_deref(), wrong);
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_breaks_off_or_never_ends_does_not_match() {
+    let check = wanting(|http| http.body = Some("right".to_owned()));
+    let half = "HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nall right";
+    assert_eq!(probe_answer_by(&check, half).await, Err(ProbeError::Closed));
+    let (address, _server) = serve(move |mut stream| async move {
+        stream.write_all(half.as_bytes()).await.unwrap();
+        std::future::pending().await
+    })
+    .await;
+    assert_eq!(
+        probe(address, &check).await,
+        Err(ProbeError::Timeout(TIMEOUT))
+    );
+}
+
+#[tokio::test]
+async fn method_and_headers_are_those_configured() {
+    let check = wanting(|http| {
+        http.method = Method::Head;
+        http.headers
+            .insert("X-Token".to_owned(), "secret".to_owned());
+        http.headers
+            .insert("user-agent".to_owned(), "probe".to_owned());
+    });
+    let answer = |mut stream: TcpStream| async move {
+        // The length is that of what GET would give: no body follows.
+        let head = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n";
+        stream.write_all(head).await.unwrap();
+    };
+    let (address, server) = serve(answer).await;
+    probe(address, &check).await.unwrap();
+    let request = server.await.unwrap();
+    assert!(request.starts_with("HEAD / HTTP/1.1\r\n"), "{request}");
+    assert!(request.contains("x-token: secret\r\n"), "{request}");
+    assert!(request.contains("user-agent: probe\r\n"), "{request}");
+}
+
+#[tokio::test]
+async fn backends_that_are_asked_the_same_share_one_question_until_none_is() {
+    let network = Network::default();
+    let (one, other) = (http("/", None).probe, http("/other", None).probe);
+    let first = network.prepare(&one).await.unwrap();
+    assert!(Arc::ptr_eq(&first, &network.prepare(&one).await.unwrap()));
+    drop(first);
+    let _other = network.prepare(&other).await.unwrap();
+    assert_eq!(
+        network.questions.lock().await.len(),
+        1,
+        "the first is forgotten"
+    );
 }
 
 #[tokio::test]
@@ -171,8 +282,7 @@ async fn request_names_path_host_and_asks_to_close() {
             .unwrap();
     };
     let (address, server) = serve(answer).await;
-    Network
-        .probe(address, &http("/live?x=1", Some("app.example")))
+    probe(address, &http("/live?x=1", Some("app.example")))
         .await
         .unwrap();
     let request = server.await.unwrap();
@@ -184,7 +294,7 @@ async fn request_names_path_host_and_asks_to_close() {
     assert!(request.contains("connection: close\r\n"), "{request}");
 
     let (address, server) = serve(answer).await;
-    Network.probe(address, &http("/", None)).await.unwrap();
+    probe(address, &http("/", None)).await.unwrap();
     assert!(
         server
             .await
@@ -209,7 +319,7 @@ async fn http_server_that_hangs_or_drips_its_header_times_out() {
     })
     .await;
     for address in [address, dripping] {
-        let outcome = Network.probe(address, &http("/", None)).await;
+        let outcome = probe(address, &http("/", None)).await;
         assert_eq!(outcome, Err(ProbeError::Timeout(TIMEOUT)));
     }
 }
@@ -222,7 +332,7 @@ async fn status_decides_even_if_the_body_never_ends() {
         std::future::pending().await
     })
     .await;
-    let latency = Network.probe(address, &http("/", None)).await.unwrap();
+    let latency = probe(address, &http("/", None)).await.unwrap();
     assert!(
         latency < TIMEOUT,
         "latency is that of the status: {latency:?}"
@@ -231,7 +341,7 @@ async fn status_decides_even_if_the_body_never_ends() {
 
 #[tokio::test]
 async fn endless_body_is_read_up_to_the_bound_only() {
-    let health = Health {
+    let health = Check {
         timeout: Duration::from_secs(30),
         ..http("/", None)
     };
@@ -240,9 +350,9 @@ async fn endless_body_is_read_up_to_the_bound_only() {
         while stream.write_all(&[b'x'; 4_096]).await.is_ok() {}
     })
     .await;
-    let probe = Network.probe(address, &health);
+    let outcome = probe(address, &health);
     assert!(
-        time::timeout(Duration::from_secs(10), probe)
+        time::timeout(Duration::from_secs(10), outcome)
             .await
             .unwrap()
             .is_ok()
@@ -261,7 +371,7 @@ async fn answers_that_are_not_http_say_so() {
     ] {
         let outcome = probe_answer(garbage).await;
         assert!(
-            matches!(outcome, Err(ProbeError::Malformed(_))),
+            matches!(outcome, Err(ProbeError::Malformed { .. })),
             "{outcome:?}"
         );
     }
@@ -275,7 +385,7 @@ async fn headers_beyond_the_bound_are_refused() {
     );
     let outcome = probe_answer(huge).await;
     assert!(
-        matches!(outcome, Err(ProbeError::Malformed(_))),
+        matches!(outcome, Err(ProbeError::Malformed { .. })),
         "{outcome:?}"
     );
 }
@@ -295,7 +405,10 @@ fn errors_are_one_line_each() {
             ProbeError::Timeout(Duration::from_millis(500)),
             "no answer within 500ms",
         ),
-        (ProbeError::Status(503), "status 503, expected 200 to 399"),
+        (
+            ProbeError::Status(503, "200 to 399 or 418".to_owned()),
+            "status 503, expected 200 to 399 or 418",
+        ),
         (ProbeError::Closed, "closed before answering"),
     ];
     for (error, message) in messages {
@@ -326,10 +439,10 @@ fn who_is_said_not_to_be_there_is_dead_and_who_is_silent_or_broken_is_not() {
         (from(libc::EACCES), false),
         (from(libc::EMFILE), false),
         (ProbeError::Timeout(TIMEOUT), false),
-        (ProbeError::Status(500), false),
+        (ProbeError::Status(500, String::new()), false),
         (ProbeError::Closed, false),
-        (ProbeError::Malformed(String::new()), false),
-        (ProbeError::BadRequest(String::new()), false),
+        (ProbeError::Unexpected(String::new()), false),
+        (ProbeError::Unaskable(String::new()), false),
     ] {
         assert_eq!(error.says_dead(true), dead, "{error:?}");
     }

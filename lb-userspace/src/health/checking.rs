@@ -1,0 +1,238 @@
+//! Owns one check of one target: asks in its rhythm, or waits for what the backend reports, and keeps
+//! its machine. Never knows of the target's other checks, nor of other targets.
+
+use std::sync::Arc;
+
+use tokio::{
+    sync::{Notify, Semaphore},
+    time::{Instant, sleep_until},
+};
+
+use crate::{
+    health::{
+        Target,
+        heartbeat::{Beats, Silence},
+        machine::{Machine, Outcome},
+        probe::{Answer, ProbeError, Prober, Subject},
+        reply::{Asked, Reply, Serving},
+        schedule::{Schedule, seed},
+    },
+    model::{Check, Dns, Probe, Protocol, Transport, Unreachable},
+    snapshot::{CheckStatus, Condition},
+};
+
+/// What the checks of a target work with.
+#[derive(Debug, Clone)]
+pub struct Tools<P> {
+    /// Asks.
+    pub prober: P,
+    /// Probes that may be under way at once.
+    pub permits: Arc<Semaphore>,
+    /// Told of each beat of the target.
+    pub beats: Arc<Notify>,
+}
+
+/// What a check knows of its backend.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Finding {
+    /// What it tells people.
+    pub status: CheckStatus,
+    /// Whether the last probe that blames the backend was told that nobody is there.
+    pub nobody: bool,
+    /// What the backend's agent asks for.
+    pub asked: Asked,
+}
+
+/// One check of one target.
+pub struct Checking<P: Prober> {
+    subject: Subject,
+    check: Check,
+    tools: Tools<P>,
+    alone: bool,
+    question: Option<Arc<P::Question>>,
+    rhythm: Rhythm,
+    machine: Machine,
+    finding: Finding,
+    /// Whether the last word of the backend's agent about it was that it is down.
+    said_down: bool,
+}
+
+enum Rhythm {
+    Probes(Schedule),
+    Beats(Beats),
+}
+
+impl<P: Prober> Checking<P> {
+    /// The check called `name` of `target`, which counts as `initial` until it has been judged.
+    pub fn new(
+        target: Target,
+        name: String,
+        check: &Check,
+        tools: Tools<P>,
+        initial: Condition,
+        asked: Asked,
+    ) -> Self {
+        let mut address = target.address;
+        address.set_port(check.port.unwrap_or(address.port()));
+        let now = Instant::now();
+        Self {
+            rhythm: match check.probe {
+                Probe::Heartbeat {} => Rhythm::Beats(Beats::new(check, now)),
+                _ => Rhythm::Probes(Schedule::new(check, seed(&(&target, &name)), now)),
+            },
+            machine: Machine::new(initial, check.rise, check.fall),
+            finding: Finding {
+                status: CheckStatus::new(name.clone(), initial),
+                nobody: false,
+                asked,
+            },
+            subject: Subject {
+                target,
+                address,
+                check: name,
+                timeout: check.timeout,
+            },
+            check: check.clone(),
+            tools,
+            alone: true,
+            question: None,
+            said_down: false,
+        }
+    }
+
+    /// Whether the backend's port is the only one that serves: who refuses there is not there at all.
+    pub fn alone(self, alone: bool) -> Self {
+        Self { alone, ..self }
+    }
+
+    /// What is known before the first probe.
+    pub fn finding(&self) -> &Finding {
+        &self.finding
+    }
+
+    /// Asks once more, or waits until the backend has reported or failed to; what is known then.
+    pub async fn next(&mut self) -> &Finding {
+        let outcome = match &mut self.rhythm {
+            Rhythm::Beats(beats) => {
+                let missing = next_beat(beats, &self.tools.beats).await;
+                missing.map_or(Ok(None), Err)
+            }
+            Rhythm::Probes(schedule) => {
+                let start = schedule.next(Instant::now(), self.machine.in_doubt());
+                sleep_until(start).await;
+                self.probe().await.map(Some)
+            }
+        };
+        self.conclude(outcome);
+        &self.finding
+    }
+
+    async fn probe(&mut self) -> Result<Answer, ProbeError> {
+        let permit = self.tools.permits.acquire().await;
+        let _permit = permit.map_err(|error| ProbeError::Local(error.to_string()))?;
+        let prober = &self.tools.prober;
+        let question = match &self.question {
+            Some(question) => Arc::clone(question),
+            None => prober.prepare(&self.check.probe).await?,
+        };
+        self.question = Some(Arc::clone(&question));
+        prober.ask(&self.subject, &question).await
+    }
+
+    fn conclude(&mut self, outcome: Result<Option<Answer>, ProbeError>) {
+        let status = &mut self.finding.status;
+        status.latency = None;
+        let (judged, error) = match outcome {
+            Ok(answer) => {
+                status.latency = answer.as_ref().map(|answer| answer.latency);
+                self.finding.nobody = false;
+                match answer.and_then(|answer| answer.reply) {
+                    Some(reply) => self.hear(&reply),
+                    None => (Some(Outcome::Success), None),
+                }
+            }
+            Err(error) if !error.blames_backend() => (None, Some(error.to_string())),
+            Err(error) if self.may_be_silent() => (Some(self.unsaid()), Some(error.to_string())),
+            Err(error) => {
+                self.finding.nobody = error.says_dead(self.probes_what_serves());
+                (Some(Outcome::Failure), Some(error.to_string()))
+            }
+        };
+        if let Some(outcome) = judged {
+            self.machine.observe(outcome);
+        }
+        let status = &mut self.finding.status;
+        match judged {
+            Some(Outcome::Success | Outcome::Says(true)) => status.passed += 1,
+            Some(Outcome::Failure | Outcome::Says(false)) => status.failed += 1,
+            Some(Outcome::Nothing) | None => status.undecided += 1,
+        }
+        status.condition = self.machine.condition();
+        status.last_error = error;
+    }
+
+    fn hear(&mut self, reply: &Reply) -> (Option<Outcome>, Option<String>) {
+        self.finding.asked.hear(reply);
+        let (outcome, error) = match &reply.serving {
+            Some(Serving::Up) => {
+                self.said_down = false;
+                (Outcome::Says(true), None)
+            }
+            Some(Serving::Down(why)) => {
+                self.said_down = true;
+                let why = ProbeError::SaysDown(why.clone());
+                (Outcome::Says(false), Some(why.to_string()))
+            }
+            None => (self.unsaid(), None),
+        };
+        let unknown = reply.unknown.as_ref();
+        let unknown = unknown.map(|word| format!("the agent says `{word}`, which means nothing"));
+        (Some(outcome), error.or(unknown))
+    }
+
+    /// What it means that an agent says neither up nor down: what it said last stays. A backend that was down
+    /// for another reason, such as the former `lbd` having drained it, is not held down.
+    fn unsaid(&self) -> Outcome {
+        match self.said_down {
+            true => Outcome::Nothing,
+            false => Outcome::Success,
+        }
+    }
+
+    fn may_be_silent(&self) -> bool {
+        matches!(&self.check.probe, Probe::Agent(agent) if agent.unreachable == Unreachable::Keep)
+    }
+
+    /// Whether probes go to where all flows go.
+    fn probes_what_serves(&self) -> bool {
+        let protocol = match &self.check.probe {
+            Probe::Tcp {} | Probe::Http(_) | Probe::Https(_) | Probe::Grpc(_) => Protocol::Tcp,
+            Probe::Udp(_) => Protocol::Udp,
+            Probe::Dns(Dns { transport, .. }) => match transport {
+                Transport::Udp => Protocol::Udp,
+                Transport::Tcp => Protocol::Tcp,
+            },
+            Probe::None {} | Probe::Icmp {} | Probe::Exec(_) => return false,
+            Probe::Heartbeat {} | Probe::Agent(_) => return false,
+        };
+        let target = &self.subject.target;
+        self.alone && protocol == target.service.protocol && self.subject.address == target.address
+    }
+}
+
+/// Waits for the next beat, or until it is missing.
+async fn next_beat(beats: &mut Beats, came: &Notify) -> Option<ProbeError> {
+    loop {
+        tokio::select! {
+            biased;
+            () = came.notified() => {
+                beats.beat(Instant::now());
+                return None;
+            }
+            () = sleep_until(beats.due()) => match beats.silence(Instant::now()) {
+                Silence::Missed => return Some(ProbeError::Silent(beats.patience())),
+                Silence::Stalled => {}
+            }
+        }
+    }
+}

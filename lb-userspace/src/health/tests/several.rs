@@ -1,0 +1,280 @@
+//! Several checks of a backend, those that it answers by itself, and how they are told.
+
+use super::*;
+
+fn named(name: &str, probe: Probe, port: Option<u16>) -> Check {
+    Check {
+        name: Some(name.to_owned()),
+        probe,
+        port,
+        ..health()
+    }
+}
+
+/// Target 1, by a check of its own port and one of port 9.
+fn two(combine: Combine) -> BTreeMap<Target, TargetConfig> {
+    let checks = vec![
+        named("web", Probe::TCP, None),
+        named("admin", Probe::TCP, Some(9)),
+    ];
+    let health = Health { combine, checks };
+    BTreeMap::from([(target(1), config(health, Condition::Starting))])
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_all_one_failing_check_takes_the_backend_down_and_is_named() {
+    let (mut checker, script, mut events) = checker();
+    checker.set(two(Combine::All));
+    assert_eq!(next_turn(&mut events).await.condition, Condition::Up);
+    script.refusing.lock().unwrap().insert(address(9));
+    let event = next_turn(&mut events).await;
+    assert_eq!(event.condition, Condition::Down);
+    assert_eq!(event.error.as_deref(), Some("admin: connection refused"));
+    assert!(!event.dead, "flows go to the other port");
+    let each: Vec<_> = event
+        .checks
+        .iter()
+        .map(|c| (c.name.as_str(), c.condition))
+        .collect();
+    assert_eq!(each, [("web", Condition::Up), ("admin", Condition::Down)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_any_a_backend_is_up_until_its_last_check_fails() {
+    let (mut checker, script, mut events) = checker();
+    checker.set(two(Combine::Any));
+    assert_eq!(next_turn(&mut events).await.condition, Condition::Up);
+    script.refusing.lock().unwrap().insert(address(9));
+    let quiet = time::timeout(INTERVAL * 20, next_turn(&mut events)).await;
+    assert!(quiet.is_err(), "{quiet:?}");
+    script.refusing.lock().unwrap().insert(address(1));
+    let event = next_turn(&mut events).await;
+    assert_eq!(event.condition, Condition::Down);
+    assert_eq!(
+        event.error.as_deref(),
+        Some("web: connection refused; admin: connection refused")
+    );
+    assert!(event.dead, "its own port refuses");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_check_that_turns_is_told_at_once_even_if_the_verdict_on_its_backend_stays() {
+    let (mut checker, script, mut events) = checker();
+    script.refusing.lock().unwrap().insert(address(9));
+    checker.set(two(Combine::Any));
+    let admin = |event: &Event| event.checks.get(1).map(|check| check.condition);
+    while admin(&next(&mut events).await) != Some(Condition::Down) {}
+    script.refusing.lock().unwrap().clear();
+    let begin = Instant::now();
+    while admin(&next(&mut events).await) != Some(Condition::Up) {}
+    assert!(begin.elapsed() <= INTERVAL * 2 + Duration::from_millis(5));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_check_that_hangs_does_not_hold_up_the_others() {
+    let (mut checker, script, mut events) = checker();
+    let slow = Check {
+        interval: INTERVAL * 60,
+        timeout: INTERVAL * 60,
+        ..named("slow", Probe::TCP, Some(9))
+    };
+    script.dead.lock().unwrap().insert(address(9));
+    let checks = vec![named("web", Probe::TCP, None), slow];
+    let health = Health {
+        combine: Combine::All,
+        checks,
+    };
+    checker.set(BTreeMap::from([(target(1), config(health, Condition::Up))]));
+    time::sleep(INTERVAL * 70).await;
+    script.refusing.lock().unwrap().insert(address(1));
+    let begin = Instant::now();
+    assert_eq!(next_turn(&mut events).await.condition, Condition::Down);
+    assert!(begin.elapsed() <= INTERVAL * 3 + TIMEOUT);
+}
+
+#[tokio::test(start_paused = true)]
+async fn in_doubt_the_fast_interval_finds_out_sooner() {
+    let (mut checker, script, mut events) = checker();
+    let fast = Check {
+        fast_interval: Some(INTERVAL / 10),
+        ..health()
+    };
+    checker.set(targets([1], &fast, Condition::Up));
+    events.recv().await.unwrap();
+    script.refusing.lock().unwrap().insert(address(1));
+    let begin = Instant::now();
+    assert_eq!(next_turn(&mut events).await.condition, Condition::Down);
+    assert!(begin.elapsed() <= INTERVAL * 12 / 10 + Duration::from_millis(5));
+}
+
+fn heart(n: u16) -> BTreeMap<Target, TargetConfig> {
+    let check = Check {
+        probe: Probe::Heartbeat {},
+        ..health()
+    };
+    targets([n], &check, Condition::Starting)
+}
+
+#[tokio::test(start_paused = true)]
+async fn heartbeats_bring_a_backend_up_and_their_absence_takes_it_down() {
+    let (mut checker, _, mut events) = checker();
+    checker.set(heart(1));
+    assert!(checker.beat(&target(1)));
+    assert_eq!(next_turn(&mut events).await.condition, Condition::Up);
+    for _ in 0..10 {
+        time::sleep(INTERVAL).await;
+        assert_eq!(checker.beat_from(address(1).ip(), Whose::default()), 1);
+    }
+    let begin = Instant::now();
+    let event = next_turn(&mut events).await;
+    assert_eq!(event.condition, Condition::Down);
+    assert_eq!(event.error.as_deref(), Some("no heartbeat within 1.5s"));
+    assert!(!event.dead, "silence is not death");
+    let took = begin.elapsed();
+    assert!((INTERVAL * 3..=INTERVAL * 4).contains(&took), "{took:?}");
+    checker.beat(&target(1));
+    tokio::task::yield_now().await;
+    time::sleep(INTERVAL).await;
+    checker.beat(&target(1));
+    assert_eq!(next_turn(&mut events).await.condition, Condition::Up);
+}
+
+#[tokio::test(start_paused = true)]
+async fn heartbeats_of_strangers_and_of_backends_that_are_probed_count_for_nobody() {
+    let (mut checker, _, _events) = checker();
+    let mut all = heart(1);
+    all.extend(targets([2], &health(), Condition::Starting));
+    checker.set(all);
+    assert!(!checker.beat(&target(2)) && !checker.beat(&target(3)));
+    let from = |whose| checker.beat_from(address(1).ip(), whose);
+    let whose = |n| Whose {
+        backend: Some(address(n)),
+        service: None,
+    };
+    assert_eq!(from(Whose::default()), 1);
+    assert_eq!((from(whose(1)), from(whose(2))), (1, 0));
+    let other = Whose {
+        service: Some("10.0.0.2:80/tcp".parse().unwrap()),
+        ..whose(1)
+    };
+    assert_eq!(from(other), 0);
+    assert_eq!(checker.beat_from([192, 0, 2, 1].into(), whose(1)), 0);
+    checker.set(BTreeMap::new());
+    assert_eq!(checker.beat_from(address(1).ip(), whose(1)), 0);
+}
+
+fn agent() -> Check {
+    named("agent", Probe::Agent(Agent::default()), Some(9))
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_an_agent_asks_for_is_told_and_its_word_counts_at_once() {
+    let (mut checker, script, mut events) = checker();
+    *script.says.lock().unwrap() = "50% drain".to_owned();
+    checker.set(targets([1], &agent(), Condition::Starting));
+    let event = next_turn(&mut events).await;
+    assert_eq!(event.condition, Condition::Up, "nothing speaks against it");
+    assert_eq!(
+        (event.asked.weight, event.asked.wants),
+        (Some(50), Some(Wants::Drain))
+    );
+    *script.says.lock().unwrap() = "down # disk".to_owned();
+    let begin = Instant::now();
+    let event = next_turn(&mut events).await;
+    assert_eq!(event.condition, Condition::Down);
+    assert_eq!(event.error.as_deref(), Some("the agent says down: disk"));
+    assert!(begin.elapsed() <= INTERVAL * 2);
+    assert_eq!(event.asked.weight, Some(50), "not mentioned, so it stays");
+    *script.says.lock().unwrap() = "up ready 100%".to_owned();
+    let event = next_turn(&mut events).await;
+    assert_eq!(event.condition, Condition::Up);
+    assert_eq!(event.asked.wants, Some(Wants::Flows));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_does_not_answer_changes_nothing_unless_it_is_said_to() {
+    let (mut checker, script, mut events) = checker();
+    *script.says.lock().unwrap() = "25%".to_owned();
+    let must_answer = Check {
+        probe: Probe::Agent(Agent {
+            unreachable: crate::model::Unreachable::Fail,
+            ..Agent::default()
+        }),
+        port: Some(8),
+        ..agent()
+    };
+    checker.set(targets([1], &agent(), Condition::Up));
+    assert_eq!(next(&mut events).await.asked.weight, Some(25));
+    script
+        .refusing
+        .lock()
+        .unwrap()
+        .extend([address(8), address(9)]);
+    let quiet = time::timeout(INTERVAL * 20, next_turn(&mut events)).await;
+    assert!(quiet.is_err(), "{quiet:?}");
+    let event = next(&mut events).await;
+    assert_eq!(event.error.as_deref(), Some("connection refused"));
+    assert_eq!(event.asked.weight, Some(25));
+    checker.set(targets([1], &must_answer, Condition::Up));
+    let event = next_turn(&mut events).await;
+    assert_eq!((event.condition, event.dead), (Condition::Down, false));
+    assert_eq!(
+        event.asked.weight,
+        Some(25),
+        "kept over a change of the checks"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_backend_that_was_down_before_its_agent_was_asked_is_not_held_down_by_it() {
+    for (refusing, line) in [(false, "100%"), (true, "")] {
+        let (mut checker, script, mut events) = checker();
+        *script.says.lock().unwrap() = line.to_owned();
+        if refusing {
+            script.refusing.lock().unwrap().insert(address(9));
+        }
+        checker.set(targets([1], &agent(), Condition::Down));
+        assert_eq!(next_turn(&mut events).await.condition, Condition::Up);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agents_down_stays_until_it_says_up_and_its_absence_only_until_it_answers() {
+    let (mut checker, script, mut events) = checker();
+    let must_answer = Check {
+        probe: Probe::Agent(Agent {
+            unreachable: crate::model::Unreachable::Fail,
+            ..Agent::default()
+        }),
+        ..agent()
+    };
+    *script.says.lock().unwrap() = "75%".to_owned();
+    checker.set(targets([1], &must_answer, Condition::Up));
+    script.refusing.lock().unwrap().insert(address(9));
+    assert_eq!(next_turn(&mut events).await.condition, Condition::Down);
+    script.refusing.lock().unwrap().clear();
+    assert_eq!(next_turn(&mut events).await.condition, Condition::Up);
+    *script.says.lock().unwrap() = "down".to_owned();
+    assert_eq!(next_turn(&mut events).await.condition, Condition::Down);
+    *script.says.lock().unwrap() = "75%".to_owned();
+    let quiet = time::timeout(INTERVAL * 20, next_turn(&mut events)).await;
+    assert!(quiet.is_err(), "{quiet:?}");
+    *script.says.lock().unwrap() = "up".to_owned();
+    assert_eq!(next_turn(&mut events).await.condition, Condition::Up);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_question_that_cannot_be_prepared_is_told_and_blames_nobody() {
+    let (sender, mut events) = mpsc::channel(64);
+    let mut checker = Checker::new(sender, PROBES_IN_FLIGHT);
+    let check = Check {
+        probe: Probe::Exec(Exec {
+            command: Vec::new(),
+        }),
+        ..health()
+    };
+    checker.set(targets([1], &check, Condition::Up));
+    let event = events.recv().await.unwrap();
+    assert_eq!(event.condition, Condition::Up);
+    assert_eq!(event.error.as_deref(), Some("cannot check: no program"));
+}
