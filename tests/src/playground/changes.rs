@@ -108,6 +108,7 @@ pub(super) mod tests {
                 "steady": 251, "moving": 0, "settling": 0,
                 "passed": {"moving": 0, "settling": 0, "steady": 0},
                 "established": 0, "half_open": 0, "lookups": 0, "recorded": 0, "overflows": 0,
+                "named": 0,
             },
             "traffic": traffic, "backends": backends,
         }))

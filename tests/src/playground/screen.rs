@@ -18,9 +18,12 @@ use super::{
 use crate::topology::backend_name;
 
 /// Below this, only its being too small is shown.
-const SMALLEST: (u16, u16) = (78, 20);
+const SMALLEST: (u16, u16) = (78, 24);
 /// From this width on, commands have their word before them.
 const ROOM_FOR_WORDS: u16 = 92;
+
+/// Rows of the events at least, with their heading.
+const EVENTS: u16 = 3;
 
 const COLUMNS: [Constraint; 7] = [
     Constraint::Length(9),
@@ -43,14 +46,16 @@ pub fn draw(frame: &mut Frame<'_>, view: &View) {
     }
     let rows = |count: usize| u16::try_from(count).unwrap_or(u16::MAX);
     let inner = area.inner(ratatui::layout::Margin::new(1, 0));
+    let (table, hints) = (rows(view.services.len()) + 2, rows(view.hints.len()) + 1);
+    let least = 1 + table + EVENTS + hints + 1;
     let [top, table, events, hints, bottom] = Layout::vertical([
         Constraint::Length(1),
-        Constraint::Length(rows(view.services.len()) + 2),
-        Constraint::Min(3),
-        Constraint::Length(rows(view.hints.len()) + 1),
+        Constraint::Length(table),
+        Constraint::Min(EVENTS),
+        Constraint::Length(hints),
         Constraint::Length(1),
     ])
-    .spacing(u16::from(area.height >= 24))
+    .spacing(u16::from(area.height >= least + 4))
     .areas(inner);
     title(frame, top, view);
     services(frame, table, view);

@@ -189,5 +189,5 @@ fn no_size_is_too_small_to_draw() {
             drawn(&view(), width, height);
         }
     }
-    assert!(text(&view(), 70, 24).contains("needs a terminal of 78 columns and 20 rows"));
+    assert!(text(&view(), 70, 24).contains("needs a terminal of 78 columns and 24 rows"));
 }
