@@ -89,7 +89,13 @@ impl EndpointHash {
     /// The bucket of 2^`bits` that is looked into first (`choice` 0) or second (1).
     #[inline(always)]
     pub const fn bucket(self, bits: u32, choice: u32) -> u32 {
-        let word = if choice == 0 { self.0 } else { finish(self.0) };
+        // Neighbouring addresses differ by the same amount each, so that without some mixing all of
+        // them could stand in few buckets. One multiplication is enough for that.
+        let word = if choice == 0 {
+            (self.0 ^ (self.0 >> 32)).wrapping_mul(0x9E37_79B9_7F4A_7C15)
+        } else {
+            finish(self.0)
+        };
         ((word >> 33) >> (31 - bits)) as u32
     }
 }
@@ -243,13 +249,13 @@ mod tests {
                 Address::v4(0x0100_000a),
                 0x5000,
                 6,
-                [11, 0, 1_609_401_948, 134_194_677],
+                [12, 0, 1_679_697_157, 134_194_677],
             ),
             (
                 Address::from_words([5, 6, 7, 8]),
                 0x1234,
                 17,
-                [5, 0, 723_043_118, 99_308_779],
+                [9, 0, 1_264_476_191, 99_308_779],
             ),
         ] {
             let hash = endpoint(

@@ -143,7 +143,7 @@ impl Stage {
     pub fn new() -> Self {
         let mut tables = MemoryTables::default();
         tables.control.hash_key[0] = 6;
-        tables.control.lookup_bits = 2;
+        tables.control.lookup_bits = 3;
         tables.control.gue_port = GUE_PORT.to_be();
         tables.service_entries = vec![ServiceEntry::default(); FIRST_SERVICE as usize];
         // Neighbours of a ring and of a pool that nothing may lead to.

@@ -117,6 +117,23 @@ mod tests {
     }
 
     #[test]
+    fn neighbouring_services_fit_whatever_the_key() {
+        for seed in 1..200u64 {
+            let control = Control {
+                hash_key: std::array::from_fn(|word| {
+                    (seed << 8 | word as u64).wrapping_mul(0xd134_2543_de82_ef95)
+                }),
+                lookup_bits: 11,
+                ..Control::default()
+            };
+            let mut table = Lookup::new(&control, Vec::new());
+            for n in 0..1_000 {
+                assert!(table.link(&service(n), n).is_ok(), "{n} of key {seed}");
+            }
+        }
+    }
+
+    #[test]
     fn as_many_services_fit_as_there_are_half_as_many_buckets() {
         let mut table = table(13);
         for n in 0..4_096 {
