@@ -147,6 +147,13 @@ pub fn family<P: Packet>(packet: &P) -> Option<Family> {
     }
 }
 
+/// Length of an IPv4 header in bytes, options included; `None` where it cannot be one.
+#[inline(always)]
+pub fn header_v4(ip: &Ipv4Hdr) -> Option<usize> {
+    let length = usize::from(ip.vihl & 0xf) * 4;
+    (ip.vihl >> 4 == 4 && length >= wire::IPV4).then_some(length)
+}
+
 /// Reads the headers of an IPv4 frame. Into place, as the other family's: a value that is moved is
 /// copied through memory in other words than it was written in, which stalls.
 ///
@@ -166,12 +173,10 @@ pub fn parse_v4<P: Packet>(packet: &P, flow: &mut Flow) -> Result<(), Stop> {
     }
     flow.destination = Address::v4(u32::from_ne_bytes(ip.dst_addr));
     let length = u16::from_be_bytes(ip.tot_len);
-    let header = usize::from(ip.vihl & 0xf) * 4;
-    if ip.vihl >> 4 != 4
-        || header < wire::IPV4
-        || usize::from(length) < header
-        || wire::ETHERNET + usize::from(length) > packet.length()
-    {
+    let Some(header) = header_v4(&ip) else {
+        return Err(Stop::Refused(DropReason::BadHeader));
+    };
+    if usize::from(length) < header || wire::ETHERNET + usize::from(length) > packet.length() {
         return Err(Stop::Refused(DropReason::BadHeader));
     }
     // More fragments, or an offset: the reserved and the don't-fragment bit do not matter.

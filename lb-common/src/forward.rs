@@ -13,8 +13,8 @@ use crate::{
     flow::Flow,
     hash::FlowHash,
     packet::{Header, Packet},
-    tables::{Address, Backend, Tables, mode},
-    verdict::{DropReason, Verdict},
+    tables::{Address, Backend},
+    verdict::DropReason,
     wire::{self, protocol},
 };
 
@@ -297,13 +297,8 @@ pub fn set_address<P: Packet>(
 pub fn swap_ends<P: Packet>(packet: &mut P, flow: &Flow) -> Result<(), DropReason> {
     if flow.v4 {
         let mut ip: Ipv4Hdr = read(packet, wire::ETHERNET)?;
-        let old = u16::from_ne_bytes([ip.ttl, ip.proto]);
         (ip.src_addr, ip.dst_addr) = (ip.dst_addr, ip.src_addr);
-        ip.ttl = OUTER_TTL;
-        let change = Sum::new()
-            .remove16(old)
-            .add16(u16::from_ne_bytes([ip.ttl, ip.proto]));
-        ip.check = change.update(u16::from_ne_bytes(ip.check)).to_ne_bytes();
+        set_ttl(&mut ip, OUTER_TTL);
         write(packet, wire::ETHERNET, &ip)?;
     } else {
         let mut ip: Ipv6Hdr = read(packet, wire::ETHERNET)?;
@@ -315,41 +310,6 @@ pub fn swap_ends<P: Packet>(packet: &mut P, flow: &Flow) -> Result<(), DropReaso
         dst_addr, src_addr, ..
     } = read(packet, 0)?;
     readdress(packet, dst_addr, src_addr)
-}
-
-/// Brings a packet to its backend as it is, in the way of a mode that leaves it so.
-///
-/// # Errors
-/// [`DropReason::Inconsistent`] for any other mode; else as [`encapsulate`].
-#[inline(always)]
-pub fn deliver<P: Packet, T: Tables>(
-    packet: &mut P,
-    tables: &T,
-    flow: &Flow,
-    mode: u8,
-    backend: &Backend,
-    hash: FlowHash,
-) -> Result<(), DropReason> {
-    match mode {
-        mode::IPIP => encapsulate(packet, flow, backend, hash, None),
-        mode::GUE => {
-            let control = tables.control().ok_or(DropReason::Inconsistent)?;
-            let port = GuePort(control.gue_port);
-            encapsulate(packet, flow, backend, hash, Some(port))
-        }
-        mode::L2 => readdress(packet, backend.source_mac, backend.destination_mac),
-        _ => Err(DropReason::Inconsistent),
-    }
-}
-
-/// The verdict that sends a packet out of an interface.
-#[inline(always)]
-pub fn egress<P: Packet>(packet: &P, interface: u32) -> Verdict {
-    if interface == packet.interface() {
-        Verdict::Transmit
-    } else {
-        Verdict::Redirect(interface)
-    }
 }
 
 #[inline(always)]
@@ -390,18 +350,25 @@ fn rewrite_port<P: Packet>(
 pub fn decrement_ttl<P: Packet>(packet: &mut P, flow: &Flow) -> Result<(), DropReason> {
     if flow.v4 {
         let mut ip: Ipv4Hdr = read(packet, wire::ETHERNET)?;
-        let old = u16::from_ne_bytes([ip.ttl, ip.proto]);
-        ip.ttl = one_less(ip.ttl)?;
-        let change = Sum::new()
-            .remove16(old)
-            .add16(u16::from_ne_bytes([ip.ttl, ip.proto]));
-        ip.check = change.update(u16::from_ne_bytes(ip.check)).to_ne_bytes();
+        let ttl = one_less(ip.ttl)?;
+        set_ttl(&mut ip, ttl);
         write(packet, wire::ETHERNET, &ip)
     } else {
         let mut ip: Ipv6Hdr = read(packet, wire::ETHERNET)?;
         ip.hop_limit = one_less(ip.hop_limit)?;
         write(packet, wire::ETHERNET, &ip)
     }
+}
+
+/// Sets a TTL, with the checksum.
+#[inline(always)]
+fn set_ttl(ip: &mut Ipv4Hdr, ttl: u8) {
+    let old = u16::from_ne_bytes([ip.ttl, ip.proto]);
+    ip.ttl = ttl;
+    let change = Sum::new()
+        .remove16(old)
+        .add16(u16::from_ne_bytes([ip.ttl, ip.proto]));
+    ip.check = change.update(u16::from_ne_bytes(ip.check)).to_ne_bytes();
 }
 
 #[inline(always)]

@@ -9,13 +9,13 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::{
     checksum::Sum,
+    egress,
     flow::{self, Flow, Signal},
     forward,
     packet::Packet,
     steer,
     tables::{
-        Address, Backend, Endpoint, RouteQuery, Tables, Tick, WayBack, feature, mode, owned,
-        service_flag,
+        Address, Backend, Endpoint, SECOND, Tables, Tick, WayBack, mode, owned, service_flag,
     },
     verdict::{DropReason, Verdict},
     wire::{self, Check, IcmpHdr, Ports, protocol},
@@ -40,9 +40,6 @@ mod v6 {
 
 /// Echo requests that a CPU answers in a second.
 pub const ECHOES: u32 = 1_000;
-/// Ticks in a second, rounded up.
-const SECOND: Tick = 954;
-
 /// How many echo requests were answered; one for each CPU.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
@@ -125,9 +122,9 @@ fn read<P: Packet>(packet: &P) -> Option<Message> {
     let header = match flow::family(packet)? {
         flow::Family::V4 => {
             let ip = packet.read::<Ipv4Hdr>(wire::ETHERNET)?;
-            let header = usize::from(ip.vihl & 0xf) * 4;
+            let header = flow::header_v4(&ip)?;
             let whole = u16::from_be_bytes(ip.frags) & 0x3fff == 0;
-            if ip.proto != protocol::ICMP || ip.vihl >> 4 != 4 || header < wire::IPV4 || !whole {
+            if ip.proto != protocol::ICMP || !whole {
                 return None;
             }
             outer.source = Address::v4(u32::from_ne_bytes(ip.src_addr));
@@ -245,10 +242,9 @@ fn quoted<P: Packet>(packet: &P, outer: &Flow) -> Option<Quoted> {
     let network = outer.transport + wire::ICMP;
     let (source, destination, found) = if outer.v4 {
         let ip = packet.read::<Ipv4Hdr>(network)?;
-        let header = usize::from(ip.vihl & 0xf) * 4;
+        let header = flow::header_v4(&ip)?;
         // A later fragment has no ports.
-        let first = u16::from_be_bytes(ip.frags) & 0x1fff == 0;
-        if ip.vihl >> 4 != 4 || header < wire::IPV4 || !first {
+        if u16::from_be_bytes(ip.frags) & 0x1fff != 0 {
             return None;
         }
         (
@@ -324,7 +320,7 @@ fn to_backend<P: Packet, T: Tables>(
             let port = service.descriptor.port_at(backend, quoted.from.port);
             translate(packet, outer, quoted, backend, port)?;
         }
-        _ => forward::deliver(
+        _ => egress::deliver(
             packet,
             tables,
             outer,
@@ -335,7 +331,7 @@ fn to_backend<P: Packet, T: Tables>(
     }
     tables.count_service(service.index, bytes, false);
     tables.count_backend(backend.counters, bytes, false);
-    Ok(forward::egress(packet, backend.interface))
+    Ok(egress::by(packet, backend.interface))
 }
 
 /// As the backend's own packet would have brought it.
@@ -367,15 +363,7 @@ fn to_client<P: Packet, T: Tables>(
     quoted: &Quoted,
     owned: u32,
 ) -> Result<Verdict, DropReason> {
-    if tables
-        .control()
-        .is_none_or(|control| control.features & feature::NAT == 0)
-    {
-        return Ok(Verdict::Pass);
-    }
-    // A copy: what a helper is given the address of stays in memory, and with it all that it is part of.
-    let end = quoted.to;
-    let Some(&WayBack { address, port, .. }) = tables.way_back(&end) else {
+    let Some(&WayBack { address, port, .. }) = egress::way_back(tables, quoted.to) else {
         return Ok(Verdict::Pass);
     };
     // About our own probes.
@@ -394,19 +382,7 @@ fn to_client<P: Packet, T: Tables>(
         outer.source
     };
     readdress(packet, outer, forward::End::Source, sender, change)?;
-    let query = RouteQuery {
-        source: sender,
-        destination: outer.destination,
-        length: outer.length,
-    };
-    let Some(route) = tables.route(&query) else {
-        return Ok(Verdict::Pass);
-    };
-    if forward::decrement_ttl(packet, outer).is_err() {
-        return Ok(Verdict::Pass);
-    }
-    forward::readdress(packet, route.source_mac, route.destination_mac)?;
-    Ok(forward::egress(packet, route.interface))
+    egress::to_client(packet, tables, outer, sender)
 }
 
 /// Rewrites one end of the quoted packet, with its checksums as far as they are quoted (RFC 5508 §4.2);

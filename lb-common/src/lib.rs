@@ -9,6 +9,7 @@
 //! | [`schedule`] | which backend a new flow gets |
 //! | [`quic`] | connection ids |
 //! | [`persist`] | which one its client has |
+//! | [`egress`] | by which way it leaves |
 //! | [`forward`] | what the packet becomes |
 //! | [`icmp`] | messages about flows |
 //! | [`verdict`] | what becomes of it, and why |
@@ -27,6 +28,7 @@ extern crate std;
 
 pub mod checksum;
 pub mod decapsulate;
+pub mod egress;
 pub mod flow;
 pub mod forward;
 pub mod hash;

@@ -4,6 +4,7 @@
 //! run it over memory.
 
 use crate::{
+    egress,
     flow::{self, Family, Flow, Signal, Stop},
     forward::{self, End},
     hash::FlowHash,
@@ -11,7 +12,7 @@ use crate::{
     packet::Packet,
     quic::{self, Start},
     steer::{self, InForce},
-    tables::{Backend, RouteQuery, Tables, feature, mode, owned, service_flag},
+    tables::{Backend, Tables, mode, owned, service_flag},
     verdict::{DropReason, Verdict},
 };
 
@@ -95,11 +96,11 @@ fn to_backend<P: Packet, T: Tables>(
             let port = service.descriptor.port_at(backend, flow.destination_port);
             translate(packet, flow, backend, port)?;
         }
-        mode => forward::deliver(packet, tables, flow, mode, backend, hash)?,
+        mode => egress::deliver(packet, tables, flow, mode, backend, hash)?,
     }
     tables.count_service(service.index, bytes, flow.opens());
     tables.count_backend(backend.counters, bytes, flow.opens());
-    Ok(forward::egress(packet, backend.interface))
+    Ok(egress::by(packet, backend.interface))
 }
 
 /// Who takes a client's packet. Of a QUIC service, its connection id may say so, and what it opens.
@@ -145,13 +146,7 @@ fn to_client<P: Packet, T: Tables>(
     tables: &T,
     flow: &Flow,
 ) -> Result<Verdict, DropReason> {
-    if tables
-        .control()
-        .is_none_or(|control| control.features & feature::NAT == 0)
-    {
-        return Ok(Verdict::Pass);
-    }
-    let Some(way_back) = tables.way_back(&flow.from()) else {
+    let Some(way_back) = egress::way_back(tables, flow.from()) else {
         return Ok(Verdict::Pass);
     };
     // Answers to our own probes.
@@ -159,18 +154,5 @@ fn to_client<P: Packet, T: Tables>(
         return Ok(Verdict::Pass);
     }
     forward::rewrite(packet, flow, End::Source, way_back.address, way_back.port)?;
-    let query = RouteQuery {
-        source: way_back.address,
-        destination: flow.destination,
-        length: flow.length,
-    };
-    // Without a route or with its TTL at an end, the kernel forwards it or tells the sender why not.
-    let Some(route) = tables.route(&query) else {
-        return Ok(Verdict::Pass);
-    };
-    if forward::decrement_ttl(packet, flow).is_err() {
-        return Ok(Verdict::Pass);
-    }
-    forward::readdress(packet, route.source_mac, route.destination_mac)?;
-    Ok(forward::egress(packet, route.interface))
+    egress::to_client(packet, tables, flow, way_back.address)
 }

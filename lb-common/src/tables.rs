@@ -588,6 +588,9 @@ pub type Tick = u32;
 /// Base-two logarithm of the nanoseconds of a [`Tick`].
 pub const TICK_SHIFT: u32 = 20;
 
+/// Ticks in a second, rounded up.
+pub const SECOND: Tick = 954;
+
 /// The two flow tables. Neither ever evicts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Table {

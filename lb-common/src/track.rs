@@ -14,13 +14,11 @@ use crate::{
     schedule::NOBODY,
     steer::{self, Candidate, Service},
     tables::{
-        FlowEvent, FlowKey, Phase, Record, Slot, Table, Tables, Tick, record_flag, scheduler,
-        service_flag,
+        FlowEvent, FlowKey, Phase, Record, SECOND, Slot, Table, Tables, Tick, record_flag,
+        scheduler, service_flag,
     },
 };
 
-/// Ticks in a second, rounded up.
-const SECOND: Tick = 954;
 /// How long an opening that nothing has followed is kept: longer than the longest pause between
 /// SYN-ACKs of servers in common use (Linux: 32 s).
 pub const OPENING_LIFETIME: Tick = 60 * SECOND;
