@@ -16,7 +16,7 @@ use crate::{
     backend::{self, Backend, OTHER_PORT},
     config::{Config, Health, Service},
     load::{Report, requests},
-    topology::{Topology, backend_v4, backend_v6, vip_v4, vip_v6},
+    topology::{Topology, backend_name, backend_v4, backend_v6, vip_v4, vip_v6},
     wait::{wait_for, wait_until},
 };
 
@@ -73,6 +73,16 @@ impl Stage {
             service,
             &requests(&self.topology.client, vip(service)?, count)?,
         )
+    }
+
+    /// The one backend that answers all of `count` requests to `service`.
+    ///
+    /// # Errors
+    /// As [`Self::answers`], or several answer.
+    pub fn only(&self, service: &Service, count: usize) -> Result<String> {
+        let answers = self.answers(service, count)?;
+        ensure!(answers.len() == 1, "not one backend: {answers:?}");
+        answers.into_keys().next().context("no answer")
     }
 
     /// How many of the requests of `report` each backend answered.
@@ -199,6 +209,21 @@ pub fn vip(service: &Service) -> Result<SocketAddr> {
 /// `port` of the IPv4 address of every backend.
 pub fn v4_pool(port: u16) -> impl Iterator<Item = SocketAddr> {
     (1..=BACKENDS).map(move |n| SocketAddr::from((backend_v4(n), port)))
+}
+
+/// Where the web server of backend `n` listens.
+pub fn web_address(n: u8) -> SocketAddr {
+    (backend_v4(n), backend::PORT).into()
+}
+
+/// Where the web server that answers `name` listens.
+///
+/// # Errors
+/// There is none.
+pub fn web_address_of(name: &str) -> Result<SocketAddr> {
+    let n = (1..=BACKENDS).find(|&n| backend_name(n) == name);
+    n.map(web_address)
+        .with_context(|| format!("no backend {name}"))
 }
 
 /// `port` of the IPv6 address of every backend.

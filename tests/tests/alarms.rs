@@ -3,14 +3,13 @@
 
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr},
     thread,
     time::Duration,
 };
 
 use anyhow::{Context as _, Result};
 use lb_tests::{
-    backend,
     config::Health,
     load::{
         Background, Reason,
@@ -18,8 +17,8 @@ use lb_tests::{
     },
     netns::Namespace,
     skip::with_root,
-    stage::{BACKENDS, Stage, vip, web},
-    topology::{Topology, backend_name, backend_v4},
+    stage::{BACKENDS, Stage, vip, web, web_address},
+    topology::{Topology, backend_name},
     wait::wait_until,
 };
 use tokio::{net::TcpListener, time::Instant};
@@ -34,10 +33,6 @@ const HELD: usize = 150;
 /// From one request on each held connection to its next.
 const PERIOD: Duration = Duration::from_millis(200);
 const SOON: Duration = Duration::from_secs(60);
-
-fn address(n: u8) -> SocketAddr {
-    (backend_v4(n), backend::PORT).into()
-}
 
 /// Accepts checks until it is dropped; then they are refused.
 fn listener(namespace: &Namespace) -> Result<Background<()>> {
@@ -63,16 +58,17 @@ fn a_false_alarm_breaks_no_connection_and_keeps_new_ones_away() -> Result<()> {
             let listeners: Result<Vec<_>> = topology.backends.iter().map(listener).collect();
             let mut listeners = listeners?;
             let stage = Stage::new(topology, vec![service.clone()])?;
-            (1..=BACKENDS).try_for_each(|n| stage.await_condition(&service, address(n), "up"))?;
+            (1..=BACKENDS)
+                .try_for_each(|n| stage.await_condition(&service, web_address(n), "up"))?;
             let held = Held::open(&stage.topology.client, vip(&service)?, HELD, PERIOD)?;
             for _ in 0..2 {
                 drop(listeners.remove(0));
-                stage.await_condition(&service, address(1), "down")?;
+                stage.await_condition(&service, web_address(1), "down")?;
                 assert_eq!(stage.answers(&service, 100)?.get(&backend_name(1)), None);
                 // Longer than the moving time, by which its slots have settled for others.
                 thread::sleep(Duration::from_secs(4));
                 listeners.insert(0, listener(stage.topology.backend(1))?);
-                stage.await_condition(&service, address(1), "up")?;
+                stage.await_condition(&service, web_address(1), "up")?;
                 assert!(stage.answers(&service, 200)?.contains_key(&backend_name(1)));
             }
             thread::sleep(2 * PERIOD);
@@ -108,7 +104,7 @@ fn connections_of_a_backend_whose_port_refuses_end_at_once_and_new_ones_go_elsew
             let mut stage = Stage::new(Topology::new(BACKENDS)?, vec![service.clone()])?;
             let held = Held::open(&stage.topology.client, vip(&service)?, HELD, PERIOD)?;
             stage.servers[0].kill();
-            stage.await_condition(&service, address(1), "down")?;
+            stage.await_condition(&service, web_address(1), "down")?;
             let answers = stage.answers(&service, 200)?;
             assert_eq!(answers.get(&backend_name(1)), None);
             thread::sleep(2 * PERIOD);
@@ -138,13 +134,13 @@ fn connections_of_a_silent_backend_go_to_others_once_it_counts_as_dead_and_are_c
             let stage = Stage::new(Topology::new(BACKENDS)?, vec![service.clone()])?;
             let held = Held::open(&stage.topology.client, vip(&service)?, HELD, IDLE)?;
             let counted = || -> Result<usize> {
-                let backend = stage.backend(&service, address(1))?;
+                let backend = stage.backend(&service, web_address(1))?;
                 let counted = backend.and_then(|backend| backend["connections"].as_u64());
                 Ok(counted.context("connections of backend 1")? as usize)
             };
             let all = counted()?;
             stage.topology.silence(1)?;
-            stage.await_condition(&service, address(1), "down")?;
+            stage.await_condition(&service, web_address(1), "down")?;
             let down = Instant::now();
             wait_until("all of its connections have ended", SOON, || {
                 held.broken() == all

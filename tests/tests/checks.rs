@@ -3,7 +3,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
+    fs, io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::{Arc, Mutex},
     time::Duration,
@@ -15,12 +15,11 @@ use hickory_proto::{
     rr::{RData, Record, rdata::A},
 };
 use lb_tests::{
-    backend,
     config::{Config, Health, Service},
     load::Background,
     netns::Namespace,
     skip::with_root,
-    stage::{BACKENDS, Stage, web},
+    stage::{BACKENDS, Stage, web, web_address},
     topology::{BALANCER_V4, Topology, backend_name, backend_v4},
     udp::UdpEcho,
     wait::wait_until,
@@ -33,7 +32,7 @@ use rustls::{
 use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, UdpSocket},
+    net::{TcpListener, TcpStream, UdpSocket},
     time,
 };
 use tokio_rustls::TlsAcceptor;
@@ -47,10 +46,6 @@ const HEARTBEAT_PORT: u16 = 7_202;
 const FAST: &str = "interval = \"200ms\", timeout = \"150ms\", rise = 2, fall = 3";
 const NAME: &str = "app.example";
 
-fn address(n: u8) -> SocketAddr {
-    (backend_v4(n), backend::PORT).into()
-}
-
 fn any(port: u16) -> SocketAddr {
     (IpAddr::from(Ipv4Addr::UNSPECIFIED), port).into()
 }
@@ -62,7 +57,9 @@ fn checked(checks: &[String]) -> Service {
 }
 
 fn last_error(stage: &Stage, service: &Service, n: u8) -> Result<String> {
-    let backend = stage.backend(service, address(n))?.context("the backend")?;
+    let backend = stage
+        .backend(service, web_address(n))?
+        .context("the backend")?;
     Ok(backend["last_error"]
         .as_str()
         .unwrap_or_default()
@@ -91,6 +88,17 @@ fn https(
         .with_no_client_auth()
         .with_single_cert(vec![certificate], key)?;
     let acceptor = TlsAcceptor::from(Arc::new(config));
+    serve(namespace, move |stream| answer(acceptor.clone(), stream))
+}
+
+/// Accepts checks at [`CHECK_PORT`], and answers each; how that ends is the checks' affair.
+fn serve<F>(
+    namespace: &Namespace,
+    answer: impl Fn(TcpStream) -> F + Send + 'static,
+) -> Result<Background<()>>
+where
+    F: Future<Output = io::Result<()>> + Send + 'static,
+{
     Background::start(namespace, move |mut stop| async move {
         let listener = TcpListener::bind(any(CHECK_PORT))
             .await
@@ -100,15 +108,14 @@ fn https(
                 _ = stop.wait_for(|stop| *stop) => return,
                 accepted = listener.accept() => {
                     let (stream, _) = accepted.expect("a connection");
-                    // What a probe that refuses the certificate does here is its own affair.
-                    drop(tokio::spawn(answer(acceptor.clone(), stream)));
+                    drop(tokio::spawn(answer(stream)));
                 }
             }
         }
     })
 }
 
-async fn answer(acceptor: TlsAcceptor, stream: tokio::net::TcpStream) -> std::io::Result<()> {
+async fn answer(acceptor: TlsAcceptor, stream: TcpStream) -> io::Result<()> {
     let mut stream = acceptor.accept(stream).await?;
     let mut request = [0; 2_048];
     if stream.read(&mut request).await? > 0 {
@@ -148,14 +155,14 @@ fn https_checks_verify_the_servers_certificate_and_say_what_is_wrong_with_it() -
             );
             let service = checked(&[check]);
             let stage = Stage::new(topology, vec![service.clone()])?;
-            stage.await_condition(&service, address(1), "up")?;
-            stage.await_condition(&service, address(3), "up")?;
-            stage.await_condition(&service, address(2), "down")?;
+            stage.await_condition(&service, web_address(1), "up")?;
+            stage.await_condition(&service, web_address(3), "up")?;
+            stage.await_condition(&service, web_address(2), "down")?;
             let error = last_error(&stage, &service, 2)?;
             ensure!(error.contains("not valid for name"), "{error}");
             assert_eq!(who_answers(&stage, &service, 100)?, names([1, 3]));
             drop(servers.remove(2));
-            stage.await_condition(&service, address(3), "down")?;
+            stage.await_condition(&service, web_address(3), "down")?;
             assert_eq!(who_answers(&stage, &service, 50)?, names([1]));
             Ok(())
         },
@@ -213,11 +220,12 @@ fn dns_and_udp_checks_combined_by_any_keep_a_backend_up_until_both_fail() -> Res
             );
             let service = checked(&[dns, udp]).with("combine", "any");
             let stage = Stage::new(topology, vec![service.clone()])?;
-            (1..=BACKENDS).try_for_each(|n| stage.await_condition(&service, address(n), "up"))?;
+            (1..=BACKENDS)
+                .try_for_each(|n| stage.await_condition(&service, web_address(n), "up"))?;
             drop(resolvers.remove(0));
             let checks = |n| -> Result<BTreeMap<String, String>> {
                 let backend = stage
-                    .backend(&service, address(n))?
+                    .backend(&service, web_address(n))?
                     .context("the backend")?;
                 let checks = backend["checks"].as_array().cloned().unwrap_or_default();
                 let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
@@ -237,7 +245,7 @@ fn dns_and_udp_checks_combined_by_any_keep_a_backend_up_until_both_fail() -> Res
             let error = last_error(&stage, &service, 1)?;
             ensure!(error.starts_with("dns: "), "{error}");
             drop(echoes.remove(0));
-            stage.await_condition(&service, address(1), "down")?;
+            stage.await_condition(&service, web_address(1), "down")?;
             assert_eq!(checks(1)?, of("down", "down"));
             assert_eq!(checks(2)?, of("up", "up"));
             assert_eq!(who_answers(&stage, &service, 100)?, names([2, 3]));
@@ -256,20 +264,9 @@ impl SpokenFor {
     fn start(namespace: &Namespace) -> Result<Self> {
         let line = Arc::new(Mutex::new("up ready 100%".to_owned()));
         let said = Arc::clone(&line);
-        let server = Background::start(namespace, move |mut stop| async move {
-            let listener = TcpListener::bind(any(CHECK_PORT))
-                .await
-                .expect("a free port");
-            loop {
-                tokio::select! {
-                    _ = stop.wait_for(|stop| *stop) => return,
-                    accepted = listener.accept() => {
-                        let (mut stream, _) = accepted.expect("a connection");
-                        let line = format!("{}\n", said.lock().expect("no panic"));
-                        drop(stream.write_all(line.as_bytes()).await);
-                    }
-                }
-            }
+        let server = serve(namespace, move |mut stream| {
+            let line = format!("{}\n", said.lock().expect("no panic"));
+            async move { stream.write_all(line.as_bytes()).await }
         })?;
         Ok(Self {
             line,
@@ -323,19 +320,23 @@ fn agents_weigh_drain_and_take_down_their_backends_and_never_undo_a_persons_drai
             let table = table.succeeded()?;
             ensure!(table.contains("active (agent: drain)"), "{table}");
 
-            stage.lbctl(&format!("backend drain {} {}", service.vip, address(2)))?;
+            stage.lbctl(&format!("backend drain {} {}", service.vip, web_address(2)))?;
             agents[0].say("ready");
             agents[1].say("ready up 100%");
             await_shares(&stage, &service, [0.5, 0.0, 0.5])?;
             assert_eq!(who_answers(&stage, &service, 50)?, names([1, 3]));
 
             agents[2].say("down # disk is full");
-            stage.await_condition(&service, address(3), "down")?;
+            stage.await_condition(&service, web_address(3), "down")?;
             let error = last_error(&stage, &service, 3)?;
             assert_eq!(error, "the agent says down: disk is full");
             assert_eq!(who_answers(&stage, &service, 50)?, names([1]));
             agents[2].say("up");
-            stage.lbctl(&format!("backend undrain {} {}", service.vip, address(2)))?;
+            stage.lbctl(&format!(
+                "backend undrain {} {}",
+                service.vip,
+                web_address(2)
+            ))?;
             await_shares(&stage, &service, [third, third, third])
         },
     )
@@ -373,22 +374,22 @@ fn backends_report_by_udp_or_by_lbctl_and_are_down_once_beats_are_missing() -> R
                 .map(|n| heart(topology.backend(n), n))
                 .collect::<Result<_>>()?;
             let stage = Stage::new(topology, config)?;
-            stage.await_condition(&service, address(1), "up")?;
-            stage.await_condition(&service, address(2), "up")?;
-            stage.await_condition(&service, address(3), "down")?;
+            stage.await_condition(&service, web_address(1), "up")?;
+            stage.await_condition(&service, web_address(2), "up")?;
+            stage.await_condition(&service, web_address(3), "down")?;
             let error = last_error(&stage, &service, 3)?;
             assert_eq!(error, "no heartbeat within 350ms");
             assert_eq!(who_answers(&stage, &service, 50)?, names([1, 2]));
 
-            let report = format!("backend heartbeat {} {}", service.vip, address(3));
+            let report = format!("backend heartbeat {} {}", service.vip, web_address(3));
             wait_until("it is up by lbctl", SOON, || {
                 let up = |backend: Value| backend["condition"] == "up";
-                let backend = stage.backend(&service, address(3));
+                let backend = stage.backend(&service, web_address(3));
                 stage.lbctl(&report).is_ok() && backend.ok().flatten().is_some_and(up)
             })?;
             drop(hearts.remove(0));
-            stage.await_condition(&service, address(1), "down")?;
-            stage.await_condition(&service, address(2), "up")?;
+            stage.await_condition(&service, web_address(1), "down")?;
+            stage.await_condition(&service, web_address(2), "up")?;
             assert!(!who_answers(&stage, &service, 50)?.contains(&backend_name(1)));
             let refused =
                 stage

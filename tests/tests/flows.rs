@@ -13,8 +13,8 @@ use lb_tests::{
     config::{Health, Service},
     load::held::Held,
     skip::with_root,
-    stage::{BACKENDS, Slots, Stage, v4_pool, vip, web},
-    topology::{CLIENT_V4, Topology, backend_name, backend_v4, vip_v4},
+    stage::{BACKENDS, Slots, Stage, v4_pool, vip, web, web_address},
+    topology::{CLIENT_V4, Topology, backend_name, vip_v4},
     wait::wait_for,
 };
 use serde::Deserialize;
@@ -46,10 +46,6 @@ fn flows(stage: &Stage, filter: &str) -> Result<Flows> {
     let words = ["flows"].into_iter().chain(filter.split_whitespace());
     let json = stage.agent.lbctl_json(&words.collect::<Vec<_>>())?;
     serde_json::from_value(json).context("a list of flows")
-}
-
-fn address(n: u8) -> SocketAddr {
-    (backend_v4(n), backend::PORT).into()
 }
 
 /// Waits until the flows that `filter` selects are no longer half-open and do not become more.
@@ -90,7 +86,7 @@ fn flows_of_a_drained_backend_are_listed_while_its_slots_move_and_settle() -> Re
             let said = stage.agent.lbctl(&["flows"])?.succeeded()?;
             assert_eq!(said, "no recorded flows: slots that are steady need none\n");
 
-            let drained = address(1);
+            let drained = web_address(1);
             stage.lbctl(&format!("backend drain {} {drained}", service.vip))?;
             let slots = stage.slots(&service)?;
             assert!(slots.moving > 0, "{slots:?}");
@@ -133,7 +129,7 @@ fn assert_filters(stage: &Stage, own: &str, other: &Service, count: usize) -> Re
         assert_eq!(total(&nobodys)?, 0, "{nobodys}");
     }
     let by_backend: Vec<usize> = (1..=BACKENDS)
-        .map(|n| total(&format!("--backend {}", address(n))))
+        .map(|n| total(&format!("--backend {}", web_address(n))))
         .collect::<Result<_>>()?;
     assert_eq!(
         by_backend.iter().sum::<usize>(),

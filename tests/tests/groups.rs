@@ -3,14 +3,14 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use lb_tests::{
     backend::{OTHER_PORT, PORT},
     config::{Health, Service},
     load::held::Held,
     skip::with_root,
-    stage::{BACKENDS, Stage, v4_pool, vip},
-    topology::{Topology, backend_name, vip_v4},
+    stage::{BACKENDS, Stage, v4_pool, vip, web_address_of},
+    topology::{Topology, vip_v4},
 };
 
 /// From one request on each held connection to its next.
@@ -26,30 +26,18 @@ fn member(mode: &'static str, port: u16) -> Service {
         .with("persistence", "5m")
 }
 
-fn only(stage: &Stage, service: &Service, requests: usize) -> Result<String> {
-    let answers = stage.answers(service, requests)?;
-    ensure!(answers.len() == 1, "not one backend: {answers:?}");
-    answers.into_keys().next().context("no answer")
-}
-
-fn address(name: &str) -> Result<SocketAddr> {
-    let mut named = (1..).map(backend_name).zip(v4_pool(PORT));
-    let found = named.find(|(known, _)| known == name);
-    Ok(found.with_context(|| format!("no backend {name}"))?.1)
-}
-
 /// What must hold of both services of a group.
 fn assert_one_pool(stage: &Stage, first: &Service, second: &Service) -> Result<()> {
     let client = &stage.topology.client;
-    let one = only(stage, first, 50)?;
-    assert_eq!(only(stage, second, 50)?, one);
+    let one = stage.only(first, 50)?;
+    assert_eq!(stage.only(second, 50)?, one);
     let held = [first, second].map(|service| Held::open(client, vip(service)?, 10, PERIOD));
     // Drained through the second, for both.
-    let at = address(&one)?;
+    let at = web_address_of(&one)?;
     stage.lbctl(&format!("backend drain {} {at}", second.vip))?;
-    let other = only(stage, first, 50)?;
+    let other = stage.only(first, 50)?;
     assert_ne!(other, one);
-    assert_eq!(only(stage, second, 50)?, other);
+    assert_eq!(stage.only(second, 50)?, other);
     stage.lbctl(&format!("backend undrain {} {at}", first.vip))?;
     for held in held {
         let lives = held?.stop()?;
@@ -105,13 +93,13 @@ fn a_backend_that_dies_is_left_by_all_services_of_the_group() -> Result<()> {
             let [first, second] = [PORT, OTHER_PORT].map(|port| member("ipip", port));
             let services = vec![first.clone(), second.clone()];
             let mut stage = Stage::new(Topology::new(BACKENDS)?, services)?;
-            let one = only(&stage, &first, 20)?;
+            let one = stage.only(&first, 20)?;
             let server = stage.servers.iter_mut().find(|server| server.name() == one);
             server.context("a server")?.kill();
-            stage.await_condition(&second, address(&one)?, "down")?;
-            let other = only(&stage, &second, 20)?;
+            stage.await_condition(&second, web_address_of(&one)?, "down")?;
+            let other = stage.only(&second, 20)?;
             assert_ne!(other, one);
-            assert_eq!(only(&stage, &first, 20)?, other);
+            assert_eq!(stage.only(&first, 20)?, other);
             Ok(())
         },
     )

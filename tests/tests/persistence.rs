@@ -1,21 +1,15 @@
 //! A client's new connections go where its last new one went, for as long as is set.
 
-use std::{
-    collections::BTreeMap,
-    net::{Ipv4Addr, SocketAddr},
-    thread,
-    time::Duration,
-};
+use std::{collections::BTreeMap, net::Ipv4Addr, thread, time::Duration};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use lb_tests::{
-    backend::PORT,
     config::{Health, Service},
     load::held::Held,
     process::run,
     skip::with_root,
-    stage::{BACKENDS, Stage, v4_pool, vip, web},
-    topology::{Topology, backend_name},
+    stage::{BACKENDS, Stage, vip, web, web_address_of},
+    topology::Topology,
     wait::wait_until,
 };
 use serde_json::Value;
@@ -34,19 +28,6 @@ fn persistent(time: &str) -> Service {
 
 fn stage(service: &Service) -> Result<Stage> {
     Stage::new(Topology::new(BACKENDS)?, vec![service.clone()])
-}
-
-/// The one backend that answers a client's requests.
-fn only(stage: &Stage, service: &Service, requests: usize) -> Result<String> {
-    let answers = stage.answers(service, requests)?;
-    ensure!(answers.len() == 1, "not one backend: {answers:?}");
-    answers.into_keys().next().context("no answer")
-}
-
-fn address(name: &str) -> Result<SocketAddr> {
-    let mut named = (1..).map(backend_name).zip(v4_pool(PORT));
-    let found = named.find(|(known, _)| known == name);
-    Ok(found.with_context(|| format!("no backend {name}"))?.1)
 }
 
 fn listed(stage: &Stage, arguments: &[&str]) -> Result<Value> {
@@ -71,11 +52,11 @@ fn a_clients_connections_all_go_to_one_backend_under_round_robin() -> Result<()>
         || {
             let service = persistent("5m");
             let stage = stage(&service)?;
-            only(&stage, &service, 300)?;
+            stage.only(&service, 300)?;
             let mut used = BTreeMap::new();
             for host in 100..112 {
                 come_from(&stage, host)?;
-                *used.entry(only(&stage, &service, 10)?).or_insert(0) += 1;
+                *used.entry(stage.only(&service, 10)?).or_insert(0) += 1;
             }
             // By turns, so that nobody is left out.
             assert_eq!(used.len(), usize::from(BACKENDS), "{used:?}");
@@ -95,10 +76,10 @@ fn clients_are_scheduled_anew_once_their_time_is_over() -> Result<()> {
         let service = persistent("1s");
         let stage = stage(&service)?;
         let mut used = BTreeMap::new();
-        let before = only(&stage, &service, 50)?;
+        let before = stage.only(&service, 50)?;
         wait_until("another backend's turn comes", SOON, || {
             thread::sleep(Duration::from_millis(1_100));
-            let now = only(&stage, &service, 1).unwrap_or_default();
+            let now = stage.only(&service, 1).unwrap_or_default();
             *used.entry(now.clone()).or_insert(0) += 1;
             !now.is_empty() && now != before
         })
@@ -114,21 +95,21 @@ fn a_drain_moves_new_connections_and_leaves_the_others_and_waits_for_no_client()
             let service = persistent("5m");
             let stage = stage(&service)?;
             let (client, target) = (&stage.topology.client, vip(&service)?);
-            let first = only(&stage, &service, 20)?;
+            let first = stage.only(&service, 20)?;
             let held = Held::open(client, target, 20, PERIOD)?;
-            let at = address(&first)?;
+            let at = web_address_of(&first)?;
             stage.lbctl(&format!("backend drain {} {at}", service.vip))?;
-            let second = only(&stage, &service, 50)?;
+            let second = stage.only(&service, 50)?;
             assert_ne!(second, first);
             stage.lbctl(&format!("backend undrain {} {at}", service.vip))?;
-            assert_eq!(only(&stage, &service, 50)?, second);
+            assert_eq!(stage.only(&service, 50)?, second);
             let lives = held.stop()?;
             assert_eq!(lives.broken_per_backend(), BTreeMap::new());
             assert_eq!(lives.per_backend(), [(first, 20)].into());
             // Nor does a backend that is removed wait for clients that are remembered with it.
-            let at = address(&second)?;
+            let at = web_address_of(&second)?;
             stage.lbctl(&format!("backend remove {} {at}", service.vip))?;
-            let third = only(&stage, &service, 20)?;
+            let third = stage.only(&service, 20)?;
             assert_ne!(third, second);
             wait_until("the removed backend has left", SOON, || {
                 stage
@@ -153,11 +134,11 @@ fn persistence_is_switched_on_and_off_and_survives_a_restart() -> Result<()> {
                 stage.lbctl(&format!("service set {} --persistence {time}", service.vip))
             };
             set(&stage, "5m")?;
-            let first = only(&stage, &service, 60)?;
+            let first = stage.only(&service, 60)?;
             stage.agent.sigkill();
-            assert_eq!(only(&stage, &service, 20)?, first);
+            assert_eq!(stage.only(&service, 20)?, first);
             stage.agent.restart()?;
-            assert_eq!(only(&stage, &service, 20)?, first);
+            assert_eq!(stage.only(&service, 20)?, first);
             set(&stage, "0s")?;
             assert_eq!(stage.answers(&service, 60)?.len(), 3);
             let lives = held.stop()?;

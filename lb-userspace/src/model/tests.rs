@@ -27,20 +27,8 @@ fn backend(text: &str) -> Backend {
 
 fn service(text: &str, mode: Mode, backends: &[&str]) -> Service {
     Service {
-        id: id(text),
-        group: None,
-        mode,
-        ring_size: None,
-        scheduler: Scheduler::default(),
-        flow_state: FlowState::default(),
-        on_down: None,
-        moving_time: None,
-        dead_after: DEAD_AFTER,
-        quic: None,
-        persistence: Duration::ZERO,
-        persistence_prefix: None,
-        health: Health::default(),
         backends: backends.iter().map(|b| backend(b)).collect(),
+        ..Service::new(id(text), mode)
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
 };
 
 use lb_userspace::model::{
-    Admin, Backend, FlowState, Health, Mode, OnDown, Protocol, Quic, Scheduler, ServerId, Service,
+    Admin, Backend, FlowState, Mode, OnDown, Protocol, Quic, Scheduler, ServerId, Service,
     ServiceId,
 };
 use proptest::prelude::*;
@@ -207,24 +207,14 @@ fn capacity(choice: u8, flows: usize) -> usize {
 
 /// Every service that a scenario may have, without backends.
 pub fn services() -> Vec<Service> {
-    let service = |number: u8, protocol, mode, scheduler| Service {
-        id: ServiceId {
-            vip: SocketAddr::from(([10, 200, 0, number + 1], 80)),
-            protocol,
-        },
-        group: None,
-        mode,
-        ring_size: Some(251),
-        scheduler,
-        flow_state: FlowState::Auto,
-        on_down: None,
-        moving_time: None,
-        dead_after: Duration::from_secs(60),
-        quic: None,
-        persistence: Duration::ZERO,
-        persistence_prefix: None,
-        health: Health::default(),
-        backends: Vec::new(),
+    let service = |number: u8, protocol, mode, scheduler| {
+        let vip = SocketAddr::from(([10, 200, 0, number + 1], 80));
+        Service {
+            ring_size: Some(251),
+            scheduler,
+            dead_after: Duration::from_secs(60),
+            ..Service::new(ServiceId { vip, protocol }, mode)
+        }
     };
     use Protocol::{Tcp, Udp};
     let mut services = vec![

@@ -24,13 +24,7 @@ pub async fn run(client: &Client, args: &Flows, output: Output) -> Result<String
         limit: Some(if args.count { 0 } else { args.limit }),
     };
     let flows = client.flows(&query).await?;
-    let total = flows.total;
-    match (output, args.count) {
-        (Output::Json, true) => output::json(&Count { total }),
-        (Output::Json, false) => output::json(&flows),
-        (Output::Table, true) => Ok(format!("{total}\n")),
-        (Output::Table, false) => Ok(list(&flows)),
-    }
+    show(&flows, flows.total, args, output, list)
 }
 
 async fn clients(client: &Client, args: &Flows, output: Output) -> Result<String, Failure> {
@@ -40,12 +34,22 @@ async fn clients(client: &Client, args: &Flows, output: Output) -> Result<String
         limit: Some(if args.count { 0 } else { args.limit }),
     };
     let clients = client.clients(&query).await?;
-    let total = clients.total;
+    show(&clients, clients.total, args, output, list_clients)
+}
+
+/// What was found, or how much of it there is.
+fn show<T: Serialize>(
+    found: &T,
+    total: usize,
+    args: &Flows,
+    output: Output,
+    list: impl FnOnce(&T) -> String,
+) -> Result<String, Failure> {
     match (output, args.count) {
         (Output::Json, true) => output::json(&Count { total }),
-        (Output::Json, false) => output::json(&clients),
+        (Output::Json, false) => output::json(found),
         (Output::Table, true) => Ok(format!("{total}\n")),
-        (Output::Table, false) => Ok(list_clients(&clients)),
+        (Output::Table, false) => Ok(list(found)),
     }
 }
 

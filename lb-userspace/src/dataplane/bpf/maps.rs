@@ -1,7 +1,7 @@
 //! The load balancer's maps, typed, and [`Dataplane`] over them. No pinning, no attaching.
 
 use aya::{
-    Ebpf,
+    Ebpf, Pod,
     maps::{HashMap, Map, MapData, PerCpuArray, PerCpuValues},
 };
 use lb_common::{
@@ -180,39 +180,27 @@ impl Maps {
             } => self.lookup.store_place(*bucket, *place, *value),
             Operation::WayBack(endpoint, back) => {
                 let (key, value): (Raw<24>, Raw<24>) = (transmute!(*endpoint), transmute!(*back));
-                self.ways_back
-                    .insert(key, value, 0)
-                    .map_err(|e| DataplaneError::new("adding a way back", &e))
+                put(&mut self.ways_back, key, value, "a way back")
             }
             Operation::ForgetWayBack(endpoint) => {
                 let key: Raw<24> = transmute!(*endpoint);
-                self.ways_back
-                    .remove(&key)
-                    .map_err(|e| DataplaneError::new("removing a way back", &e))
+                remove(&mut self.ways_back, key, "a way back")
             }
             Operation::Server(key, server) => {
                 let (key, value): (Raw<24>, Raw<8>) = (transmute!(*key), transmute!(*server));
-                self.servers
-                    .insert(key, value, 0)
-                    .map_err(|e| DataplaneError::new("adding a server id", &e))
+                put(&mut self.servers, key, value, "a server id")
             }
             Operation::ForgetServer(key) => {
                 let key: Raw<24> = transmute!(*key);
-                self.servers
-                    .remove(&key)
-                    .map_err(|e| DataplaneError::new("removing a server id", &e))
+                remove(&mut self.servers, key, "a server id")
             }
             Operation::Own(address, bits) => {
                 let key: Raw<16> = transmute!(*address);
-                self.owned
-                    .insert(key, bits, 0)
-                    .map_err(|e| DataplaneError::new("adding an own address", &e))
+                put(&mut self.owned, key, *bits, "an own address")
             }
             Operation::Disown(address) => {
                 let key: Raw<16> = transmute!(*address);
-                self.owned
-                    .remove(&key)
-                    .map_err(|e| DataplaneError::new("removing an own address", &e))
+                remove(&mut self.owned, key, "an own address")
             }
             Operation::Features(features) => self.control.store_features(*features),
             Operation::GuePort(port) => self.control.store_gue_port(port.to_be()),
@@ -229,6 +217,27 @@ impl Maps {
             Operation::Grace => super::grace::wait(),
         }
     }
+}
+
+/// Puts an element, called `what`, into a hash.
+fn put<K: Pod, V: Pod>(
+    map: &mut HashMap<MapData, K, V>,
+    key: K,
+    value: V,
+    what: &str,
+) -> Result<(), DataplaneError> {
+    map.insert(key, value, 0)
+        .map_err(|error| DataplaneError::new(format!("adding {what}"), &error))
+}
+
+/// Takes an element, called `what`, out of a hash.
+fn remove<K: Pod, V: Pod>(
+    map: &mut HashMap<MapData, K, V>,
+    key: K,
+    what: &str,
+) -> Result<(), DataplaneError> {
+    map.remove(&key)
+        .map_err(|error| DataplaneError::new(format!("removing {what}"), &error))
 }
 
 /// Writes words two to an element, from an even place on.

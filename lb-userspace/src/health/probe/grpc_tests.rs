@@ -8,7 +8,7 @@ use tokio::net::TcpListener;
 
 use super::*;
 use crate::{
-    health::probe::testing::ask,
+    health::probe::testing::{ask, speaks_http},
     model::{Check, Grpc, Probe},
 };
 
@@ -124,18 +124,7 @@ async fn an_error_behind_the_message_and_a_message_cut_short_fail() {
 
 #[tokio::test]
 async fn a_server_of_another_protocol_is_none() {
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    tokio::spawn(async move {
-        let (mut stream, _) = listener.accept().await.unwrap();
-        stream
-            .write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")
-            .await
-            .unwrap();
-        let mut rest = Vec::new();
-        let _ = stream.read_to_end(&mut rest).await;
-    });
+    let (address, _) = speaks_http().await;
     let error = ask(address, &check("")).await.unwrap_err();
     assert!(error.blames_backend(), "{error:?}");
     assert!(!matches!(error, ProbeError::Timeout(_)), "{error:?}");

@@ -19,7 +19,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::*;
 use crate::{
-    health::probe::testing::ask,
+    health::probe::testing::{ask, speaks_http},
     model::{Check, Http, Probe},
 };
 
@@ -194,17 +194,7 @@ async fn insecure_takes_any_certificate() {
 
 #[tokio::test]
 async fn a_server_that_speaks_no_tls_is_refused() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let server = tokio::spawn(async move {
-        let (mut stream, _) = listener.accept().await.unwrap();
-        stream
-            .write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")
-            .await
-            .unwrap();
-        let mut rest = Vec::new();
-        let _ = stream.read_to_end(&mut rest).await;
-    });
+    let (address, server) = speaks_http().await;
     let tls = Tls {
         insecure: true,
         ..Tls::default()
