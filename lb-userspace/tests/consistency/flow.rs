@@ -37,9 +37,6 @@ pub struct Flow {
     pub backend: Option<IpAddr>,
     /// The promise is open: the next packet makes it.
     pub loose: bool,
-    /// Operations carried out when its first packet found no room in the tables: whatever is carried
-    /// out before the next may move it, which is no established flow yet.
-    pub unsettled: Option<u64>,
     /// When it sent last.
     pub last: Time,
     /// When it sends next.

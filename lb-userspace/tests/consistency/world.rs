@@ -109,7 +109,6 @@ impl World {
                 stage: Stage::Idle,
                 backend: None,
                 loose: false,
-                unsettled: None,
                 last: 0,
                 due: 0,
                 limit: 0,
@@ -319,8 +318,7 @@ impl World {
         let certain = self.tally.overflows.get() == overflows;
         let sure = reached.ok().filter(|_| certain);
         self.clients.went_on(&before, sure, false);
-        let moved_on = |since| since != self.tally.operations;
-        if before.loose || before.unsettled.is_some_and(moved_on) {
+        if before.loose {
             self.flows[number].backend = self.alive(number, reached.ok());
         } else if reached.ok() != before.backend {
             let id = self.offers[before.service].id;
@@ -340,7 +338,6 @@ impl World {
         let flow = &self.flows[number];
         let offer = &self.offers[flow.service];
         let overflows = self.tally.overflows.get();
-        let opens = matches!(sent, Sent::Opening);
         let reached = frame::send(
             &Bent::new(&self.memory.tables, self.sabotage, &self.tally),
             flow.client,
@@ -354,12 +351,9 @@ impl World {
         let unsure = offer.gap || offer.by_connection;
         let connectionless = offer.id.protocol == Protocol::Udp && !offer.quic;
         let loose = overflowed && unsure && connectionless;
-        let unsettled = overflowed && opens && !connectionless;
-        let unsettled = unsettled.then_some(self.tally.operations);
         let limit = offer.moving_time;
         let flow = &mut self.flows[number];
-        (flow.last, flow.limit) = (self.now, limit);
-        (flow.loose, flow.unsettled) = (loose, unsettled);
+        (flow.last, flow.limit, flow.loose) = (self.now, limit, loose);
         reached
     }
 
