@@ -252,6 +252,25 @@ impl<D: Dataplane> Core<D> {
             let adopted = self.adopt();
             adopted.map_err(|error| ChangeError::Kernel(error.to_string()))?;
         }
+        while let Err(error) = self.attempt(census)? {
+            // How far it came is in the maps themselves.
+            if let Err(worse) = self.adopt() {
+                tracing::error!(%worse, "the maps cannot be read back");
+                return Err(ChangeError::Kernel(error.to_string()));
+            }
+            // The next plan knows of what came in between, and so waits with what it overtook.
+            if !matches!(error, DataplaneError::Overtaken(_)) {
+                return Err(ChangeError::Kernel(error.to_string()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes a plan and carries it out; the inner error is the dataplane's.
+    fn attempt(
+        &mut self,
+        census: Option<&Census>,
+    ) -> Result<Result<(), DataplaneError>, ChangeError> {
         let down = self.liveness();
         let (overflows, traffic) = if census.is_some() {
             (self.overflows()?, self.traffic()?)
@@ -270,15 +289,11 @@ impl<D: Dataplane> Core<D> {
             traffic: &traffic,
         };
         let plan = plan::plan(&self.layout, &inputs)?;
-        if let Err(error) = self.dataplane.execute(&plan.operations) {
-            // How far it came is in the maps themselves.
-            if let Err(worse) = self.adopt() {
-                tracing::error!(%worse, "the maps cannot be read back");
-            }
-            return Err(ChangeError::Kernel(error.to_string()));
+        let done = self.dataplane.execute(&plan.operations);
+        if done.is_ok() {
+            self.layout = Arc::new(plan.layout);
         }
-        self.layout = Arc::new(plan.layout);
-        Ok(())
+        Ok(done)
     }
 
     fn overflows(&self) -> Result<BTreeMap<u32, u64>, ChangeError> {

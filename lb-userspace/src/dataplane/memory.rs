@@ -91,7 +91,7 @@ impl MemoryDataplane {
             Operation::ZeroService(index) => tables.zero_service(*index),
             Operation::ZeroBackend(index) => tables.zero_backend(*index),
             Operation::AddLoad(index, change) => tables.add_load(*index, *change as i32),
-            Operation::Grace => {}
+            Operation::Grace | Operation::Overflows(..) => {}
         }
     }
 }
@@ -108,6 +108,9 @@ impl Dataplane for MemoryDataplane {
                 return Err(DataplaneError::new("testing", &"failed as asked"));
             }
             self.executed += 1;
+            if let Operation::Overflows(index, count) = *operation {
+                self.expect_overflows(index, count)?;
+            }
             self.apply(operation);
         }
         Ok(())

@@ -65,6 +65,9 @@ pub enum Operation {
     ZeroBackend(u32),
     /// Adds to the flows in progress of a backend, by the index of its counters.
     AddLoad(u32, i64),
+    /// Goes on only where so many choices of a service could not be recorded so far, and no more: what
+    /// follows gives flows up that are not recorded. Else [`DataplaneError::Overtaken`].
+    Overflows(u32, u64),
     /// The one store: puts the half that this generation names in force.
     Switch(u64),
     /// Waits until no packet in flight can have seen what was in force before.
@@ -101,20 +104,26 @@ impl Default for Capacity {
     }
 }
 
-/// The kernel refused.
+/// Why not all operations were carried out.
 #[derive(Debug, thiserror::Error)]
-#[error("{doing}: {cause}")]
-pub struct DataplaneError {
-    /// What was being done.
-    pub doing: String,
-    /// What came back.
-    pub cause: String,
+pub enum DataplaneError {
+    /// The kernel refused.
+    #[error("{doing}: {cause}")]
+    Refused {
+        /// What was being done.
+        doing: String,
+        /// What came back.
+        cause: String,
+    },
+    /// [`Operation::Overflows`] found more.
+    #[error("service {0}: more flows could not be recorded while a change was made")]
+    Overtaken(u32),
 }
 
 impl DataplaneError {
-    /// An error while `doing` something.
+    /// The kernel's error while `doing` something.
     pub fn new(doing: impl Into<String>, cause: &dyn std::fmt::Display) -> Self {
-        Self {
+        Self::Refused {
             doing: doing.into(),
             cause: cause.to_string(),
         }
@@ -201,6 +210,19 @@ pub trait Dataplane: Send {
     /// # Errors
     /// The map cannot be read.
     fn flow_counters(&self, index: u32) -> Result<FlowCounters, DataplaneError>;
+
+    /// [`Operation::Overflows`].
+    ///
+    /// # Errors
+    /// There are more, or the map cannot be read.
+    fn expect_overflows(&self, index: u32, count: u64) -> Result<(), DataplaneError> {
+        let now = self.flow_counters(index)?.overflows;
+        if now == count {
+            Ok(())
+        } else {
+            Err(DataplaneError::Overtaken(index))
+        }
+    }
 
     /// Flows in progress of a backend, by the index of its counters.
     ///

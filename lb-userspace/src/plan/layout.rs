@@ -423,7 +423,7 @@ impl Layout {
     }
 
     /// Keeps the indices of services that `before` knew, and that have gone, from those to come: their
-    /// flows may still be recorded.
+    /// flows may still be recorded. Keeps when choices of the others could not be recorded last.
     pub fn remember(&mut self, before: &Self) {
         let indices = |layout: &Self| -> BTreeSet<u32> {
             let services = layout.services().map(|(_, index, _)| index);
@@ -435,6 +435,12 @@ impl Layout {
         for &index in known.difference(&here) {
             self.service_indices.claim(index);
             self.left.insert(index);
+        }
+        for (number, placed) in &mut self.pools {
+            let before = before.pools.get(number);
+            if let Some(same) = before.filter(|before| before.services == placed.services) {
+                placed.overflows = same.overflows;
+            }
         }
     }
 

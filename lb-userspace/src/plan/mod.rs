@@ -134,6 +134,8 @@ struct Draft {
     descriptors: Vec<(u32, Descriptor)>,
     /// In the ring in force, each true by itself.
     in_place: Vec<Operation>,
+    /// Under which the switch may end what has kept unrecorded flows where they are.
+    conditions: Vec<Operation>,
     /// Rings before a move of the whole service, without backends that died. Not before the switch:
     /// until then, such a ring may still be the one in force.
     buried: Vec<Operation>,
@@ -168,6 +170,7 @@ pub fn plan(layout: &Layout, inputs: &Inputs<'_>) -> Result<Plan, PlanError> {
         before: Vec::new(),
         descriptors: Vec::new(),
         in_place: Vec::new(),
+        conditions: Vec::new(),
         buried: Vec::new(),
         wakes: Vec::new(),
         woken: BTreeMap::new(),
@@ -182,10 +185,14 @@ pub fn plan(layout: &Layout, inputs: &Inputs<'_>) -> Result<Plan, PlanError> {
     for (pool, number) in pools.iter().zip(numbers) {
         draft.place(pool, number, inputs)?;
     }
+    // Before the members that these are about: a scheduler chooses them as soon as they are there, and
+    // what they answer has to find its way, their connections' ids their server.
+    let members = std::mem::take(&mut draft.before);
     draft.set_ways_back(inputs.state)?;
     draft.set_servers(inputs.state)?;
     draft.set_owned(inputs);
     draft.set_gue_port(inputs.tunnel.gue_port);
+    draft.before.extend(members);
     Ok(draft.finish())
 }
 
@@ -336,6 +343,7 @@ impl Draft {
                     .map(move |&(index, descriptor)| Operation::Descriptor(index, to, descriptor))
             };
             operations.extend(write(half(generation)));
+            operations.extend(self.conditions);
             operations.push(Operation::Switch(generation));
             operations.extend(self.buried);
             operations.push(Operation::Grace);

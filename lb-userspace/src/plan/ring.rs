@@ -6,6 +6,7 @@
 //! - An origin that is dead is replaced by the owner in the plan that follows the death.
 //! - It settles once the moving time has passed since it moved last and since the last choice of its
 //!   service that could not be recorded.
+//! - It does not settle where another choice could not be recorded since the plan was made.
 //! - It is steady again once a sweep that began when it settled already found no flow recorded for
 //!   anybody but its owner.
 
@@ -103,7 +104,16 @@ impl Draft {
         }
         // Records of the time before it kept none may still be there.
         let doubtful = before.moving_time == 0 && before.ring_size > 0 && !stateless;
-        self.revise(service, placed, inputs, dead, doubtful)?;
+        let aside = placed.descriptor.ring_start != before.ring_start;
+        let first = self.in_place.len();
+        if self.revise(service, placed, inputs, dead, doubtful)? {
+            let conditions = no_more_overflows(placed, inputs);
+            if aside || self.in_place.len() == first {
+                self.conditions.extend(conditions);
+            } else {
+                self.in_place.splice(first..first, conditions);
+            }
+        }
         self.place_sequence(service, placed)
     }
 
@@ -210,7 +220,7 @@ impl Draft {
     }
 
     /// Slots whose origin died, and those that a sweep lets go on. In place: each store is true by
-    /// itself.
+    /// itself. Whether flows that are not recorded get another keeper by it.
     fn revise(
         &mut self,
         service: &Service,
@@ -218,7 +228,7 @@ impl Draft {
         inputs: &Inputs<'_>,
         dead: &Dead,
         doubtful: bool,
-    ) -> Result<(), NoRoom> {
+    ) -> Result<bool, NoRoom> {
         let census = inputs.census.filter(|census| census.is_about(placed));
         let allowance = census.map(|census| Allowance {
             now: inputs.now,
@@ -230,14 +240,18 @@ impl Draft {
         let whole = placed.descriptor.flags & service_flag::MOVING != 0;
         let passed = |allowance: &Allowance<'_>| allowance.passed(&placed.ring);
         if whole && allowance.as_ref().is_some_and(passed) {
-            return self.end_whole_move(service, placed);
+            self.end_whole_move(service, placed)?;
+            return Ok(true);
         }
+        let mut given_up = false;
         if let Some(slots) = revised(
             placed,
             allowance.as_ref().filter(|_| !whole),
             dead,
             doubtful,
         ) {
+            let mut both = placed.ring.slots.iter().zip(&slots);
+            given_up = both.any(|(before, now)| before.keeper() != now.keeper());
             placed.ring = Arc::new(placed.ring.with(slots));
             // Where the ring was written by this plan, this writes it once more, still aside.
             let ring = Arc::clone(&placed.ring);
@@ -249,7 +263,7 @@ impl Draft {
             *previous = Arc::new(previous.with(slots));
             self.buried.push(Operation::Slots(Arc::clone(previous)));
         }
-        Ok(())
+        Ok(given_up)
     }
 
     /// The ring before is given up. Whatever its flows were, they are recorded, or their backend owns
@@ -303,6 +317,15 @@ impl Draft {
             self.released.slots.push(start);
         }
     }
+}
+
+/// What holds as long as a pool's services could record every choice since the plan's reading.
+fn no_more_overflows(placed: &Placed, inputs: &Inputs<'_>) -> Vec<Operation> {
+    let counted = |&index: &u32| Some((index, *inputs.overflows.get(&index)?));
+    let counts = placed.services.values().filter_map(counted);
+    counts
+        .map(|(index, count)| Operation::Overflows(index, count))
+        .collect()
 }
 
 /// The slots of a ring after its dead origins and what a sweep allows; `None` where none changes.

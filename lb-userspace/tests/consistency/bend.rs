@@ -26,8 +26,14 @@ pub fn bent(
     };
     match sabotage {
         Sabotage::GraceIsSkipped => operations.retain(|op| *op != Operation::Grace),
+        Sabotage::OverflowIsForgotten | Sabotage::OverflowMeanwhileIsIgnored => {
+            operations.retain(|op| !matches!(op, Operation::Overflows(..)));
+        }
         Sabotage::TimesAreLostOnRestart => {
             operations.retain(|op| !matches!(op, Operation::Moved(_)));
+        }
+        Sabotage::ServerIdsComeAfterTheirServers => {
+            operations.sort_by_key(|op| matches!(op, Operation::Server(..)));
         }
         Sabotage::WakesComeBeforeTheRings => {
             let wakes =

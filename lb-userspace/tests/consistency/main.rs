@@ -85,14 +85,15 @@ fn what_broke_flows_once_does_not_again() {
 /// A sabotage may take so many times the sequences without one: most show within a few.
 const PATIENCE: u32 = 4;
 
-/// Sequences until a sabotage is noticed.
+/// Sequences until a sabotage is noticed: those that broke flows once, and random ones.
 fn noticed(sabotage: Sabotage, budget: u32) -> Option<(u32, String)> {
     let mut runner = runner(1, seed());
-    (1..=budget).find_map(|count| {
-        let scenario: Scenario = scenario::scenario()
-            .new_tree(&mut runner)
-            .unwrap()
-            .current();
+    let random = std::iter::repeat_with(|| -> Scenario {
+        let tree = scenario::scenario().new_tree(&mut runner);
+        tree.unwrap().current()
+    });
+    let mut scenarios = (1..=budget).zip(regressions::all().into_iter().chain(random));
+    scenarios.find_map(|(count, scenario)| {
         let broken = agent::run(&scenario, Some(sabotage)).broken;
         Some((count, broken.into_iter().next()?))
     })

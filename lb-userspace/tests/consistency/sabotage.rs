@@ -40,6 +40,8 @@ pub enum Sabotage {
     OwnersRecordsGoWhileMoving,
     /// The sweep reads established flows before half-open ones.
     EstablishedIsReadFirst,
+    /// A slot settles though a choice could not be recorded while the plan was carried out.
+    OverflowMeanwhileIsIgnored,
     /// What a sweep found is believed of rings that are newer.
     WakesComeBeforeTheRings,
     /// A slot whose owner takes flows again stays steady.
@@ -58,6 +60,8 @@ pub enum Sabotage {
     TimesAreLostOnRestart,
     /// QUIC packets are steered by their addresses.
     ServerIdsAreIgnored,
+    /// New backends are chosen before their connection ids are known.
+    ServerIdsComeAfterTheirServers,
     /// A backend that was removed counts as one without connections once none of its flows is recorded.
     NamedTrafficIsOverlooked,
     /// Room is given back without waiting for packets in flight.
@@ -70,7 +74,7 @@ pub enum Sabotage {
 
 impl Sabotage {
     /// All of them.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 25] = [
         Self::TableEvicts,
         Self::UnrecordedChoiceStands,
         Self::OriginIsIgnored,
@@ -78,6 +82,7 @@ impl Sabotage {
         Self::DeadOriginStays,
         Self::SlotSettlesAtOnce,
         Self::OverflowIsForgotten,
+        Self::OverflowMeanwhileIsIgnored,
         Self::SettlingWaitsForNobody,
         Self::OwnersRecordsGoWhileMoving,
         Self::EstablishedIsReadFirst,
@@ -90,6 +95,7 @@ impl Sabotage {
         Self::PreviousHashIsForgotten,
         Self::TimesAreLostOnRestart,
         Self::ServerIdsAreIgnored,
+        Self::ServerIdsComeAfterTheirServers,
         Self::NamedTrafficIsOverlooked,
         Self::GraceIsSkipped,
         Self::ClientsAreNotConfirmed,

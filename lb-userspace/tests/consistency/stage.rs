@@ -38,8 +38,12 @@ impl Dataplane for Stage {
     fn execute(&mut self, operations: &[Operation]) -> Result<(), DataplaneError> {
         let mut guard = self.world();
         let world = &mut *guard;
+        let mut at_once = false;
         for operation in bent(operations, &world.memory.tables, world.sabotage) {
-            world.moment();
+            // What is done under a condition follows within microseconds.
+            if !std::mem::replace(&mut at_once, matches!(operation, Operation::Overflows(..))) {
+                world.moment();
+            }
             if let Some(objection) = world.grace.objection(&operation, &world.memory.tables) {
                 world.tally.broken.push(objection);
             }

@@ -213,6 +213,7 @@ impl Maps {
                 zero(&mut self.backend_counters, *index)
             }
             Operation::AddLoad(index, change) => self.loads.add_load(*index, *change),
+            Operation::Overflows(index, count) => self.expect_overflows(*index, *count),
             Operation::Switch(generation) => self.control.store_word(0, 0, *generation),
             Operation::Grace => super::grace::wait(),
         }
