@@ -40,8 +40,21 @@ fn find<T: Tables>(
     persistence: Tick,
     now: Tick,
 ) -> Option<Record> {
-    let record = tables.visit(table, key, |record| *record)?;
-    track::live(&record, now, persistence).then_some(record)
+    let visited = tables.visit(table, key, |record| {
+        let is_live = track::live(record, now, persistence);
+        if !is_live {
+            forget(record, now);
+        }
+        (*record, is_live)
+    });
+    let (record, is_live) = visited?;
+    is_live.then_some(record)
+}
+
+/// Puts a record out of reach of a longer persistence: its client has been elsewhere since.
+#[inline(always)]
+fn forget(record: &mut Record, now: Tick) {
+    record.stamp = now.wrapping_sub(track::LONG_AGO);
 }
 
 /// Local id of the backend that a client has, while that takes one more flow; else
@@ -91,6 +104,8 @@ pub fn remember<T: Tables>(tables: &T, question: &Question, id: u32) {
             record.member = id as u16;
             record.generation = generation;
             record.stamp = now;
+        } else {
+            forget(record, now);
         }
         is_live
     });

@@ -342,37 +342,45 @@ impl<'t, T: Tables> Asked<'_, 't, T> {
         let descriptor = self.service.descriptor;
         let slot = self.question.slot;
         let whole = descriptor.flags & service_flag::MOVING != 0;
-        let holding = |id| {
-            steer::candidate(self.tables, descriptor, id).filter(|candidate| candidate.holds())
-        };
-        // Whom the ring before names, while that holds flows.
-        let previous = if whole { self.previous() } else { None };
-        let named = match previous {
-            Some(id) if holding(id).is_some() => id,
-            _ => slot.keeper(),
-        };
+        let mut named = slot.keeper();
+        // Whom the ring before gives its flows to, while that holds flows.
+        if whole
+            && let Some(previous) = self.previous()
+            && let Some(keeper) = self.keeper(previous)
+        {
+            named = keeper.id;
+        }
         Place {
             moves: whole || slot.phase() == Phase::Moving,
             whole,
             named,
-            keeper: match holding(named) {
-                Some(keeper) => Some(keeper),
-                None => holding(slot.owner()),
-            },
+            keeper: self.keeper(Slot::new(slot.owner(), named, Phase::Moving)),
         }
     }
 
-    /// Whom the previous ring gives the flow to.
+    /// Who takes flows of a slot that are not recorded: whom it names, or the owner where that is dead.
     #[inline(always)]
-    fn previous(&self) -> Option<u32> {
+    fn keeper(&self, slot: Slot) -> Option<Candidate<'t>> {
+        let holding = |id| {
+            let candidate = steer::candidate(self.tables, self.service.descriptor, id);
+            candidate.filter(Candidate::holds)
+        };
+        match holding(slot.keeper()) {
+            Some(keeper) => Some(keeper),
+            None => holding(slot.owner()),
+        }
+    }
+
+    /// The flow's slot of the previous ring.
+    #[inline(always)]
+    fn previous(&self) -> Option<Slot> {
         let descriptor = self.service.descriptor;
         if descriptor.previous_size == 0 {
             return None;
         }
         let hash = self.question.previous_hash;
         let place = hash.slot(descriptor.previous_size, 0);
-        let slot = steer::slot_at(self.tables, descriptor.previous_start, place)?;
-        Some(slot.keeper())
+        steer::slot_at(self.tables, descriptor.previous_start, place)
     }
 
     /// Records the choice; false where the table is full, which is counted.

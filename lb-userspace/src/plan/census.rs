@@ -86,6 +86,8 @@ struct Seen {
     ring: Arc<Ring>,
     previous: Option<Arc<Ring>>,
     marks: u64,
+    /// Local ids of backends that took new flows.
+    taking: BTreeSet<u16>,
 }
 
 /// What becomes of a record.
@@ -145,6 +147,7 @@ pub fn sweep(
                 ring: Arc::clone(&placed.ring),
                 previous: placed.previous.clone(),
                 marks: placed.marks,
+                taking: taking(placed),
             };
             (number, seen)
         })
@@ -223,6 +226,7 @@ impl Census {
             ring,
             previous,
             marks,
+            taking: _,
         }) = self.seen.get(&placed.number)
         else {
             return false;
@@ -263,6 +267,13 @@ impl Census {
     /// Live records of a member.
     pub fn records_of(&self, placed: &Placed, id: u16) -> u32 {
         self.of(placed).filter_map(|s| s.by_member.get(&id)).sum()
+    }
+
+    /// Whether a backend took no new flows when the sweep began, and had none: it will not have any.
+    pub fn is_vacant(&self, placed: &Placed, id: u16) -> bool {
+        let seen = self.seen.get(&placed.number);
+        let took = seen.is_none_or(|seen| seen.taking.contains(&id));
+        !took && self.records_of(placed, id) == 0
     }
 
     fn judge(
@@ -335,6 +346,13 @@ impl Census {
         self.services.entry(placed.number).or_default().clients += 1;
         Judgement::Keep
     }
+}
+
+/// Local ids of a pool's backends that take new flows.
+fn taking(placed: &Placed) -> BTreeSet<u16> {
+    let members = placed.members();
+    let taking = members.filter(|(_, member)| member.backend.state & state::TAKES != 0);
+    taking.map(|(id, _)| id).collect()
 }
 
 #[cfg(test)]

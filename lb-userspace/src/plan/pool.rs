@@ -231,7 +231,7 @@ impl Draft {
             .filter(|(_, member)| service.backend(member.address()).is_none())
             .map(|(id, _)| id)
             .filter(|&id| !placed.names(id) && !named.contains(&id))
-            .filter(|&id| stateless || census.is_some_and(|c| c.records_of(placed, id) == 0))
+            .filter(|&id| stateless || census.is_some_and(|c| c.is_vacant(placed, id)))
             .collect();
         for id in left {
             let place = &mut placed.members[usize::from(id)];

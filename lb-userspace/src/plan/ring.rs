@@ -30,6 +30,8 @@ struct Allowance<'a> {
     overflow: Option<Tick>,
     /// Slots with flows recorded for others than their owners, by service.
     foreign: Vec<&'a BTreeSet<u32>>,
+    /// Owners that take flows again by the same plan: until then, flows are recorded elsewhere.
+    woken: Option<&'a BTreeSet<u16>>,
     /// Every flow is looked up, so that nothing waits for records.
     tracked: bool,
 }
@@ -42,6 +44,11 @@ impl Allowance<'_> {
 
     fn is_foreign(&self, place: u32) -> bool {
         self.foreign.iter().any(|slots| slots.contains(&place))
+    }
+
+    fn is_woken(&self, owner: u32) -> bool {
+        let is_owner = |&id: &u16| u32::from(id) == owner;
+        self.woken.is_some_and(|ids| ids.iter().any(is_owner))
     }
 
     /// Whether it has passed since any of a ring's slots moved.
@@ -170,16 +177,20 @@ impl Draft {
         now: Tick,
         dead: &Dead,
     ) -> Result<(), NoRoom> {
-        if placed.ring.size() != owners.len() as u32 || placed.descriptor.moving_time == 0 {
-            // The first ring, or a stateless service's: nothing to keep.
+        let stateless = placed.descriptor.moving_time == 0;
+        let woken = self.woken.get(&placed.number);
+        if placed.ring.size() != owners.len() as u32 || stateless {
+            // The first ring, or a stateless service's: nothing to keep but what begins between the
+            // switch and an owner's waking.
+            let slots = owners.iter().map(|&owner| {
+                let late = !stateless && woken.is_some_and(|ids| ids.contains(&owner));
+                let slot = Slot::steady(owner.into());
+                moved(slot, owner.into(), late).unwrap_or(slot)
+            });
+            let slots = slots.collect();
             self.release_span(placed.ring.start, placed.ring.size());
-            let slots = owners
-                .iter()
-                .map(|&owner| Slot::steady(owner.into()))
-                .collect();
             return self.put_ring(service, placed, slots, vec![now; owners.len()]);
         }
-        let woken = self.woken.get(&placed.number);
         let mut slots = placed.ring.slots.clone();
         let mut times = placed.ring.moved.clone();
         let mut changed = 0u64;
@@ -235,6 +246,7 @@ impl Draft {
             moving_time: placed.descriptor.moving_time,
             overflow: placed.overflows.at,
             foreign: census.foreign(placed),
+            woken: self.woken.get(&placed.number),
             tracked: placed.descriptor.flags & service_flag::ALWAYS != 0,
         });
         let whole = placed.descriptor.flags & service_flag::MOVING != 0;
@@ -373,14 +385,18 @@ fn without_dead_origin(slot: Slot, dead: &Dead) -> Slot {
     }
 }
 
-/// The slots of a previous ring without those that hold no flows; `None` where none names any.
+/// The slots of a previous ring without those that hold no flows; `None` where none names any. Flows
+/// of a dead origin that could not be recorded are the owner's.
 fn without_dead(ring: &Ring, dead: &Dead) -> Option<Vec<Slot>> {
     let is_dead = |slot: &Slot| dead.contains(&slot.keeper());
-    let nobody = Slot::steady(Slot::NOBODY);
     let slots = ring.slots.iter();
     ring.slots.iter().any(is_dead).then(|| {
         slots
-            .map(|&slot| if is_dead(&slot) { nobody } else { slot })
+            .map(|&slot| match slot.owner() {
+                _ if !is_dead(&slot) => slot,
+                owner if dead.contains(&owner) => Slot::steady(Slot::NOBODY),
+                owner => Slot::steady(owner),
+            })
             .collect()
     })
 }
@@ -391,6 +407,7 @@ fn advanced(slot: Slot, moved: Tick, place: u32, allowance: &Allowance<'_>) -> S
     let owner = slot.owner();
     match slot.phase() {
         Phase::Moving if allowance.passed_since(moved) => Slot::new(owner, owner, Phase::Settling),
+        Phase::Settling if allowance.is_woken(owner) => slot,
         Phase::Settling if allowance.tracked || !allowance.is_foreign(place) => Slot::steady(owner),
         _ => slot,
     }
@@ -406,6 +423,7 @@ mod tests {
             moving_time: 100,
             overflow: None,
             foreign: vec![foreign],
+            woken: None,
             tracked: false,
         }
     }
@@ -480,5 +498,17 @@ mod tests {
         let foreign = BTreeSet::from([7]);
         assert_eq!(advanced(slot, 0, 7, &allowance(&foreign)), slot);
         assert_eq!(advanced(slot, 0, 8, &allowance(&foreign)), Slot::steady(2));
+    }
+
+    #[test]
+    fn a_slot_is_not_steady_by_the_plan_that_wakes_its_owner() {
+        let (nobody, woken) = (BTreeSet::new(), BTreeSet::from([2]));
+        let allowance = Allowance {
+            woken: Some(&woken),
+            ..allowance(&nobody)
+        };
+        let settling = |owner| Slot::new(owner, owner, Phase::Settling);
+        assert_eq!(advanced(settling(2), 0, 0, &allowance), settling(2));
+        assert_eq!(advanced(settling(1), 0, 0, &allowance), Slot::steady(1));
     }
 }

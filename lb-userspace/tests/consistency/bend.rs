@@ -38,7 +38,11 @@ pub fn bent(
         Sabotage::WakesComeBeforeTheRings => {
             let wakes =
                 |op: &Operation| matches!(op, Operation::State(_, s) if s & state::TAKES != 0);
-            operations.sort_by_key(|op| !wakes(op));
+            let (early, mut rest): (Vec<_>, Vec<_>) = operations.into_iter().partition(wakes);
+            let rings = rest.iter().position(|op| matches!(op, Operation::Slots(_)));
+            let place = rings.unwrap_or(rest.len());
+            rest.splice(place..place, early);
+            operations = rest;
         }
         _ => {}
     }

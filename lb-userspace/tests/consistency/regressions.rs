@@ -10,6 +10,11 @@ pub fn all() -> Vec<Scenario> {
         service_back_after_a_removal_that_failed(),
         flow_that_finds_no_room_just_before_its_slot_settles(),
         connection_id_used_before_the_ring_follows(),
+        owner_that_wakes_after_its_first_ring_is_in_force(),
+        slot_that_is_steady_just_before_its_owner_wakes(),
+        owner_that_stood_in_for_a_dead_origin_before_a_move_of_the_whole(),
+        backend_chosen_just_before_it_is_found_to_be_unwanted(),
+        client_forgotten_before_a_longer_persistence(),
     ]
 }
 
@@ -52,35 +57,23 @@ fn service_back_after_a_removal_that_failed() -> Scenario {
 /// settled yet when a flow began that could not be recorded.
 fn flow_that_finds_no_room_just_before_its_slot_settles() -> Scenario {
     let steps = [
-        (Kind::Traffic, 0, 0, 220, 713_376_688),
-        (Kind::Traffic, 0, 0, 213, 2_029_303_504),
-        (Kind::Scheduler, 31, 96, 77, 1_277_130_971),
-        (Kind::Drain, 55, 127, 159, 4_033_866_078),
-        (Kind::Traffic, 0, 0, 68, 3_040_783_803),
-        (Kind::Traffic, 0, 0, 243, 301_207_936),
-        (Kind::Sweep, 0, 0, 103, 3_294_875_092),
-        (Kind::Restart, 0, 106, 88, 768_024_278),
-        (Kind::Traffic, 0, 0, 42, 3_265_044_266),
-        (Kind::FalseAlarm, 187, 245, 92, 219_298_948),
-        (Kind::Retry, 0, 0, 249, 1_261_849_970),
-        (Kind::Traffic, 0, 0, 127, 1_701_729_071),
-        (Kind::Restart, 0, 42, 7, 3_139_598_117),
-        (Kind::Promotion, 109, 3, 66, 1_058_588_457),
-        (Kind::Restart, 0, 0, 152, 495_759_475),
-        (Kind::Traffic, 0, 0, 186, 1_887_251_192),
-        (Kind::AddBackend, 14, 54, 228, 1_009_810_486),
-        (Kind::Restart, 0, 0, 48, 2_358_949_665),
-        (Kind::Promotion, 215, 3, 135, 3_996_934_172),
-        (Kind::OnDown, 0, 0, 255, 929_293_182),
-        (Kind::Sweep, 0, 0, 27, 3_214_727_007),
-        (Kind::Promotion, 36, 5, 113, 105_457_493),
+        (Kind::Sweep, 0, 0, 101, 2_276_868_000),
+        (Kind::Traffic, 0, 0, 108, 4_136_180_964),
+        (Kind::RemoveBackend, 50, 61, 51, 3_929_181_173),
+        (Kind::Limit, 85, 0, 34, 324_562_376),
+        (Kind::Scheduler, 73, 58, 169, 140_356_946),
+        (Kind::Sweep, 0, 0, 82, 3_042_657_692),
+        (Kind::Sweep, 0, 0, 128, 1_558_058_410),
+        (Kind::Traffic, 0, 0, 21, 2_200_575_912),
+        (Kind::Sweep, 0, 0, 71, 1_541_724_297),
+        (Kind::Traffic, 0, 0, 0, 0),
     ];
     Scenario {
-        services: vec![0, 12],
-        flows: 26,
-        established: 2_600,
+        services: vec![0, 10],
+        flows: 31,
+        established: 3_100,
         half_open: 2,
-        moving_time: Duration::from_secs(45),
+        moving_time: Duration::from_secs(2),
         start: 0,
         steps: steps.map(step).to_vec(),
     }
@@ -140,6 +133,216 @@ fn connection_id_used_before_the_ring_follows() -> Scenario {
         flows: 32,
         established: 3_200,
         half_open: 1,
+        moving_time: Duration::from_secs(900),
+        start: 0,
+        steps: steps.map(step).to_vec(),
+    }
+}
+
+/// A service came back with all next hops unknown: between the switch to its first ring and an owner's
+/// waking, flows of steady slots began elsewhere.
+fn owner_that_wakes_after_its_first_ring_is_in_force() -> Scenario {
+    let steps = [
+        (Kind::Fail, 0, 0, 18, 0),
+        (Kind::RemoveService, 0, 0, 10, 1_510_205_970),
+        (Kind::Restart, 0, 105, 0, 7_237),
+        (Kind::Traffic, 0, 0, 0, 0),
+        (Kind::Traffic, 0, 0, 0, 87_806),
+    ];
+    Scenario {
+        services: vec![0],
+        flows: 20,
+        established: 2_000,
+        half_open: 2_000,
+        moving_time: Duration::from_secs(2),
+        start: 0,
+        steps: steps.map(step).to_vec(),
+    }
+}
+
+/// A slot became steady, and its owner took flows again, by the same plan: in between, a flow of it
+/// began elsewhere.
+fn slot_that_is_steady_just_before_its_owner_wakes() -> Scenario {
+    let steps = [
+        (Kind::Die, 44, 193, 8, 2_639_818_513),
+        (Kind::Sweep, 0, 0, 95, 452_570_002),
+        (Kind::Sweep, 0, 0, 50, 3_380_471_091),
+        (Kind::FalseAlarm, 1, 201, 111, 1_441_028_166),
+        (Kind::RemoveBackend, 61, 19, 73, 1_204_247_955),
+        (Kind::OnDown, 31, 47, 106, 3_053_917_468),
+        (Kind::Down, 1, 21, 217, 3_867_665_453),
+        (Kind::FalseAlarm, 182, 60, 122, 3_035_443_148),
+        (Kind::Sweep, 0, 0, 135, 2_121_782_868),
+        (Kind::SlowSweep, 0, 173, 4, 4_038_683_082),
+        (Kind::Traffic, 0, 0, 32, 723_320_045),
+        (Kind::Weight, 71, 31, 214, 2_615_148_861),
+        (Kind::Die, 44, 217, 0, 0),
+        (Kind::Weight, 162, 11, 181, 3_891_090_557),
+        (Kind::Revive, 0, 86, 80, 3_311_824_943),
+        (Kind::Drain, 36, 73, 148, 2_950_904_146),
+        (Kind::SlowSweep, 0, 41, 201, 3_653_586_805),
+        (Kind::Traffic, 0, 0, 161, 716_529_113),
+        (Kind::Revive, 49, 114, 124, 251_671_018),
+        (Kind::RemoveBackend, 67, 4, 190, 1_928_706_127),
+        (Kind::Traffic, 0, 0, 234, 3_350_966_292),
+        (Kind::Traffic, 0, 0, 5, 3_340_097_088),
+        (Kind::MovingTime, 0, 69, 125, 3_630_543_065),
+        (Kind::Sweep, 0, 0, 127, 443_373_514),
+        (Kind::Sweep, 0, 0, 18, 1_930_868_021),
+        (Kind::Traffic, 0, 0, 94, 3_895_298_441),
+        (Kind::AddBackend, 5, 253, 215, 3_259_191_531),
+        (Kind::Fail, 0, 0, 20, 0),
+        (Kind::Sweep, 0, 0, 214, 276_634_577),
+        (Kind::FalseAlarm, 8, 56, 92, 1_894_689_377),
+        (Kind::Sweep, 0, 0, 43, 502_168_443),
+        (Kind::Traffic, 0, 0, 0, 0),
+    ];
+    Scenario {
+        services: vec![3, 6],
+        flows: 27,
+        established: 2_700,
+        half_open: 1,
+        moving_time: Duration::from_secs(2),
+        start: 0,
+        steps: steps.map(step).to_vec(),
+    }
+}
+
+/// An origin had died and a plan had failed, so that flows that found no room went to the owner; then
+/// the whole service moved, and the ring before named nobody for them.
+fn owner_that_stood_in_for_a_dead_origin_before_a_move_of_the_whole() -> Scenario {
+    let steps = [
+        (Kind::Traffic, 0, 0, 28, 333_375_918),
+        (Kind::Fail, 0, 0, 48, 0),
+        (Kind::Traffic, 0, 0, 146, 942_524_357),
+        (Kind::Down, 55, 8, 94, 1_330_394_413),
+        (Kind::Traffic, 0, 0, 40, 2_941_755_860),
+        (Kind::SynFlood, 0, 0, 0, 0),
+        (Kind::Down, 127, 152, 72, 837_400_131),
+        (Kind::Drain, 188, 6, 89, 254_243_824),
+        (Kind::Sweep, 0, 0, 130, 112_661_057),
+        (Kind::Traffic, 0, 0, 18, 634_411_351),
+        (Kind::AddService, 0, 0, 218, 2_645_148_533),
+        (Kind::Traffic, 0, 0, 114, 326_943_116),
+        (Kind::Sweep, 0, 0, 115, 60_037_629),
+        (Kind::Sweep, 0, 0, 95, 2_199_877_907),
+        (Kind::Retry, 0, 0, 149, 154_768_972),
+        (Kind::Fail, 0, 0, 114, 0),
+        (Kind::SynFlood, 0, 0, 0, 0),
+        (Kind::Weight, 0, 1, 178, 2_102_826_314),
+        (Kind::Restart, 0, 154, 69, 1_064_034_735),
+        (Kind::Sweep, 0, 0, 6, 3_632_139_094),
+        (Kind::Weight, 1, 70, 58, 443_872_774),
+        (Kind::Weight, 29, 236, 46, 104_005_198),
+        (Kind::Retry, 0, 0, 123, 1_460_611_446),
+        (Kind::Traffic, 0, 0, 88, 58_501_256),
+        (Kind::Traffic, 0, 0, 88, 131_441_135),
+        (Kind::Fail, 0, 0, 121, 0),
+        (Kind::RemoveBackend, 20, 54, 99, 36_941_931),
+        (Kind::Down, 43, 3, 123, 4_126_831_984),
+        (Kind::DieAndRevive, 13, 123, 20, 324_751_836),
+        (Kind::RingSize, 7, 55, 53, 1_173_581_958),
+        (Kind::Traffic, 0, 0, 0, 0),
+    ];
+    Scenario {
+        services: vec![1, 3],
+        flows: 64,
+        established: 6_400,
+        half_open: 1,
+        moving_time: Duration::from_secs(900),
+        start: 0,
+        steps: steps.map(step).to_vec(),
+    }
+}
+
+/// Adding a backend failed half-way, and the plan after a sweep that had begun before took it away again,
+/// while a connection that knew its id had come to it in between.
+fn backend_chosen_just_before_it_is_found_to_be_unwanted() -> Scenario {
+    let steps = [
+        (Kind::FalseAlarm, 0, 27, 176, 3_300_544_231),
+        (Kind::FalseAlarm, 0, 0, 87, 479_842_290),
+        (Kind::AddBackend, 0, 126, 46, 2_787_757_816),
+        (Kind::SlowSweep, 0, 125, 146, 3_723_267_462),
+        (Kind::DieAndRevive, 0, 83, 224, 1_102_646_484),
+        (Kind::Die, 0, 36, 243, 3_408_106_521),
+        (Kind::Traffic, 0, 0, 39, 2_851_010_873),
+        (Kind::Traffic, 0, 0, 218, 1_805_014_550),
+        (Kind::Traffic, 0, 0, 118, 1_411_449_587),
+        (Kind::Die, 0, 135, 179, 2_428_615_932),
+        (Kind::Weight, 0, 17, 28, 1_657_051_879),
+        (Kind::Die, 0, 73, 133, 3_285_487_073),
+        (Kind::Weight, 0, 80, 21, 710_669_390),
+        (Kind::AddService, 0, 0, 252, 166_101_246),
+        (Kind::FlowState, 0, 0, 221, 3_963_361_112),
+        (Kind::Die, 0, 33, 70, 800_732_822),
+        (Kind::AddBackend, 0, 4, 93, 2_155_485_278),
+        (Kind::Traffic, 0, 0, 153, 3_667_384_536),
+        (Kind::Traffic, 0, 0, 109, 1_751_023_067),
+        (Kind::Weight, 0, 66, 34, 4_075_285_906),
+        (Kind::Sweep, 0, 0, 69, 117_903_415),
+        (Kind::Revive, 0, 78, 131, 3_472_855_922),
+        (Kind::Sweep, 0, 0, 84, 1_087_860_274),
+        (Kind::AddService, 0, 0, 191, 234_281_229),
+        (Kind::SlowSweep, 0, 233, 238, 2_855_204_155),
+        (Kind::Weight, 0, 43, 48, 1_195_237_786),
+        (Kind::Traffic, 0, 0, 127, 1_965_319_120),
+        (Kind::Traffic, 0, 0, 246, 1_901_763_235),
+        (Kind::Down, 0, 132, 68, 2_761_420_015),
+        (Kind::Weight, 0, 90, 193, 222_380_228),
+        (Kind::Sweep, 0, 0, 49, 4_059_227_073),
+        (Kind::RemoveBackend, 0, 5, 199, 214_309_023),
+        (Kind::Traffic, 0, 0, 201, 1_210_625_627),
+        (Kind::Die, 0, 39, 204, 3_265_133_117),
+        (Kind::Die, 0, 182, 13, 2_884_237_480),
+        (Kind::Sweep, 0, 0, 30, 1_443_064_403),
+        (Kind::FlowState, 0, 0, 225, 111_732_127),
+        (Kind::Fail, 0, 0, 52, 0),
+        (Kind::Weight, 0, 0, 82, 3_257_274_859),
+        (Kind::Weight, 0, 0, 45, 203_574_593),
+        (Kind::Traffic, 0, 0, 156, 2_778_586_160),
+        (Kind::Traffic, 0, 0, 109, 3_082_317_911),
+        (Kind::AddBackend, 0, 4, 103, 3_245_872_422),
+        (Kind::Sweep, 0, 0, 218, 1_841_353_022),
+    ];
+    Scenario {
+        services: vec![10],
+        flows: 88,
+        established: 8_800,
+        half_open: 1,
+        moving_time: Duration::from_secs(900),
+        start: 0,
+        steps: steps.map(step).to_vec(),
+    }
+}
+
+/// A record of a client had expired and another had been made, when a longer persistence brought the
+/// first one back.
+fn client_forgotten_before_a_longer_persistence() -> Scenario {
+    let steps = [
+        (Kind::Sweep, 0, 0, 126, 3_022_443_635),
+        (Kind::Traffic, 0, 0, 249, 273_558_060),
+        (Kind::Traffic, 0, 0, 145, 395_900_376),
+        (Kind::Traffic, 0, 0, 138, 3_710_329_987),
+        (Kind::SlowSweep, 0, 97, 50, 1_067_356_687),
+        (Kind::Traffic, 0, 0, 16, 1_153_527_899),
+        (Kind::Traffic, 0, 0, 10, 258_792_081),
+        (Kind::Traffic, 0, 0, 167, 3_782_503_704),
+        (Kind::Sweep, 0, 0, 2, 3_563_022_877),
+        (Kind::FalseAlarm, 0, 0, 168, 4_236_237_758),
+        (Kind::Restart, 0, 26, 65, 1_116_299_236),
+        (Kind::RemoveBackend, 254, 34, 107, 2_621_705_423),
+        (Kind::Traffic, 0, 0, 207, 4_237_273_530),
+        (Kind::Limit, 43, 0, 163, 269_747_883),
+        (Kind::Persistence, 29, 128, 44, 3_533_445_791),
+        (Kind::Sweep, 0, 0, 205, 1_434_033_912),
+        (Kind::Down, 0, 0, 2, 417_765_106),
+        (Kind::Traffic, 0, 0, 68, 299_110_742),
+    ];
+    Scenario {
+        services: vec![3, 11],
+        flows: 87,
+        established: 8_700,
+        half_open: 8_700,
         moving_time: Duration::from_secs(900),
         start: 0,
         steps: steps.map(step).to_vec(),

@@ -38,6 +38,12 @@ impl Dataplane for Stage {
     fn execute(&mut self, operations: &[Operation]) -> Result<(), DataplaneError> {
         let mut guard = self.world();
         let world = &mut *guard;
+        let conditional = operations
+            .iter()
+            .any(|op| matches!(op, Operation::Overflows(..)));
+        if conditional && world.random.once_in(2) {
+            world.rush();
+        }
         let mut at_once = false;
         for operation in bent(operations, &world.memory.tables, world.sabotage) {
             // What is done under a condition follows within microseconds.
@@ -102,7 +108,11 @@ impl Dataplane for Stage {
     }
 
     fn flow_tables(&self) -> Result<Box<dyn FlowTables + Send>, DataplaneError> {
-        self.world().memory.flow_tables()
+        Ok(Box::new(Swept {
+            stage: self.clone(),
+            meanwhile: || {},
+            quiet: true,
+        }))
     }
 
     fn drops(&self) -> Result<Vec<u64>, DataplaneError> {
@@ -111,11 +121,21 @@ impl Dataplane for Stage {
 }
 
 /// Flow tables during a sweep. `meanwhile` is called before each is read.
-pub struct Swept<'a> {
+pub struct Swept<F> {
     /// Whose tables.
     pub stage: Stage,
     /// What happens meanwhile, packets apart.
-    pub meanwhile: &'a mut dyn FnMut(),
+    pub meanwhile: F,
+    /// No packets come.
+    pub quiet: bool,
+}
+
+impl<F> Swept<F> {
+    fn moment(&self, world: &mut World) {
+        if !self.quiet && world.random.once_in(8) {
+            world.moment();
+        }
+    }
 }
 
 /// The table that is read where the sweep asks for one: the other, where their order is wrong.
@@ -127,7 +147,7 @@ fn read(world: &World, table: Table) -> Table {
     }
 }
 
-impl FlowTables for Swept<'_> {
+impl<F: FnMut()> FlowTables for Swept<F> {
     fn scan(
         &mut self,
         table: Table,
@@ -150,9 +170,7 @@ impl FlowTables for Swept<'_> {
             .copied()
             .collect();
         for key in keys {
-            if world.random.once_in(8) {
-                world.moment();
-            }
+            self.moment(&mut world);
             let mut flows = world.memory.tables.flows.borrow_mut();
             if let Some(record) = flows.table(table).records.get(&key) {
                 show(&key, record);
@@ -169,9 +187,7 @@ impl FlowTables for Swept<'_> {
     ) -> Result<bool, DataplaneError> {
         let mut world = self.stage.world();
         let table = read(&world, table);
-        if world.random.once_in(8) {
-            world.moment();
-        }
+        self.moment(&mut world);
         (&world.memory.tables).remove(table, key, record)
     }
 

@@ -313,7 +313,7 @@ impl Simulation {
         let mut steps = during.iter().copied();
         let pause = Time::from(plan::ticks(self.moving_time)) / 8;
         let census = {
-            let mut meanwhile = || {
+            let meanwhile = || {
                 {
                     let mut world = stage.world();
                     let ticks = world.random.below(pause);
@@ -325,7 +325,8 @@ impl Simulation {
             };
             let mut tables = Swept {
                 stage: stage.clone(),
-                meanwhile: &mut meanwhile,
+                meanwhile,
+                quiet: false,
             };
             census::sweep(&layout, &mut tables, now)
         };

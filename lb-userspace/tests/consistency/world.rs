@@ -65,6 +65,7 @@ pub struct World {
     /// Every client's place.
     pub flows: Vec<Flow>,
     due: BinaryHeap<Reverse<(Time, usize)>>,
+    used: BTreeSet<SocketAddr>,
     /// What is switched off.
     pub sabotage: Option<Sabotage>,
     /// What has been seen.
@@ -94,6 +95,7 @@ impl World {
             offers,
             flows: Vec::new(),
             due: BinaryHeap::new(),
+            used: BTreeSet::new(),
             sabotage,
             tally: Tally::default(),
             grace: GraceWatch::default(),
@@ -157,6 +159,15 @@ impl World {
         }
     }
 
+    /// Every client without a connection begins one.
+    pub fn rush(&mut self) {
+        for number in 0..self.flows.len() {
+            if self.flows[number].stage == Stage::Idle {
+                self.act(number);
+            }
+        }
+    }
+
     /// Every client with a connection sends at once, and not again for so long.
     pub fn speak(&mut self, pause: Time) {
         for number in 0..self.flows.len() {
@@ -212,10 +223,16 @@ impl World {
         };
     }
 
-    /// A client's address changes.
+    /// A client's address changes, to one that no flow of it was recorded by.
     fn move_client(&mut self, number: usize) {
-        let port = 1_024 + self.random.below(60_000) as u16;
-        self.flows[number].client.set_port(port);
+        let client = &mut self.flows[number].client;
+        loop {
+            let port = 1_024 + self.random.below(60_000) as u16;
+            client.set_port(port);
+            if self.used.insert(*client) {
+                return;
+            }
+        }
     }
 
     /// Sends a packet that may open a connection, from another port than the last or not; it has to reach
@@ -350,7 +367,9 @@ impl World {
         // scheduler chooses, and between a death and the ring that follows it.
         let unsure = offer.gap || offer.by_connection;
         let connectionless = offer.id.protocol == Protocol::Udp && !offer.quic;
-        let loose = overflowed && unsure && connectionless;
+        // Nor is anything promised to one that had to be placed anew just then.
+        let again = offer.gap && self.flows[number].loose;
+        let loose = overflowed && (unsure && connectionless || again);
         let limit = offer.moving_time;
         let flow = &mut self.flows[number];
         (flow.last, flow.limit, flow.loose) = (self.now, limit, loose);
