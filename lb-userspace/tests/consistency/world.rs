@@ -416,6 +416,9 @@ impl World {
             if moves_twice(before, &now) {
                 self.loosen_strays(&now);
             }
+            if before.persistence != now.persistence {
+                self.forget_clients(&now);
+            }
         }
         if matches!(operation, Operation::Member(_, member) if member.backend == 0) {
             self.clients.forget_all();
@@ -423,6 +426,14 @@ impl World {
         self.grace.carried_out(operation, &self.memory.tables);
         self.tally.operations += 1;
         Ok(())
+    }
+
+    /// Those that were forgotten by the time before are not remembered by a longer one.
+    fn forget_clients(&mut self, service: &Descriptor) {
+        let mut offers = self.offers.iter();
+        if let Some(number) = offers.position(|offer| service.is_at(&plan::endpoint(offer.id))) {
+            self.clients.forget_service(number);
+        }
     }
 
     fn in_force(&self) -> Vec<Descriptor> {
