@@ -119,7 +119,10 @@ fn an_error_reaches_the_backend_as_it_is_where_packets_do() {
         for mode in [Mode::Ipip, Mode::Gue, Mode::L2] {
             for kind in every_error(family.is_ipv4()) {
                 for quoted in QUOTED {
-                    let error = error(kind, &quote(&about(false, vip, client), quoted));
+                    let error = Spec {
+                        traffic_class: 0xb9,
+                        ..error(kind, &quote(&about(false, vip, client), quoted))
+                    };
                     let outcome = stage(mode, server(to), family).run(&error.frame());
                     let expected = delivered(mode, &error, to);
                     let count = (1, error.frame().len() as u64, 0);
@@ -343,19 +346,17 @@ fn messages_in_fragments_and_cut_ones_pass() {
 }
 
 fn ping(from: &str, to: &str, reply: bool) -> Spec {
+    ping_with(b"are you there, and is this odd?", from, to, reply)
+}
+
+fn ping_with(data: &[u8], from: &str, to: &str, reply: bool) -> Spec {
     let kind = match (socket(to).is_ipv4(), reply) {
         (true, false) => 8,
         (true, true) => 0,
         (false, false) => 128,
         (false, true) => 129,
     };
-    message(
-        from,
-        to,
-        (kind, 0),
-        [0x12, 0x34, 0, 7],
-        b"are you there, and is this odd?",
-    )
+    message(from, to, (kind, 0), [0x12, 0x34, 0, 7], data)
 }
 
 #[test]
@@ -380,6 +381,40 @@ fn an_echo_request_to_a_vip_is_answered_from_it() {
             let expected = Outcome::uncounted(Verdict::Transmit, reply.frame());
             assert_eq!(outcome, expected, "{vip}");
         }
+    }
+}
+
+#[test]
+fn an_echo_request_without_data_is_answered_and_one_cut_within_its_header_passes() {
+    for (client, vip, to) in ENDS {
+        let request = ping_with(b"", client, vip, false);
+        let outcome = stage(Mode::Ipip, server(to), socket(vip).ip()).run(&request.frame());
+        let (source, destination) = request.macs;
+        let reply = Spec {
+            macs: (destination, source),
+            ttl: 64,
+            ..ping_with(b"", vip, client, true)
+        };
+        let expected = Outcome::uncounted(Verdict::Transmit, reply.frame());
+        assert_eq!(outcome, expected, "{vip}");
+        for kept in 0..8 {
+            let cut = Spec {
+                payload: request.payload[..kept].to_vec(),
+                trailer: request.payload[kept..].to_vec(),
+                ..request.clone()
+            };
+            assert_untouched(cut.frame(), &format!("{kept} bytes of ICMP"));
+        }
+    }
+}
+
+#[test]
+fn an_icmpv6_message_of_another_ip_version_passes() {
+    let quoted = quote(&about(false, VIP6, CLIENT6), None);
+    for whole in [error((2, 0), &quoted), ping(CLIENT6, VIP6, false)] {
+        let mut frame = whole.frame();
+        frame[14] = 0x40 | (frame[14] & 0xf);
+        assert_untouched(frame, "a version that is not 6");
     }
 }
 
