@@ -1,4 +1,4 @@
-//! The maps on the host, for tests, benchmarks and `lbctl explain`. Never used in the kernel.
+//! The maps on the host, for tests, benchmarks and what the agent reads back. Never used in the kernel.
 
 use std::{
     cell::{Cell, RefCell},

@@ -1,7 +1,6 @@
 //! The order of the stages, named once: parse, find the service, steer, forward, count.
 //!
-//! The XDP program is this function over the kernel's maps; tests, fuzzers and the command line
-//! run it over memory.
+//! The XDP program is this function over the kernel's maps; tests run it over memory.
 
 use crate::{
     egress,

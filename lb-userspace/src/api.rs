@@ -10,10 +10,12 @@
 //! | `/status` | GET |
 //! | `/metrics` | GET (OpenMetrics text) |
 //! | `/flows?service=&backend=&phase=&limit=` | GET; each parameter narrows down, and may be left out |
+//! | `/clients?service=&backend=&limit=` | GET; likewise |
 //! | `/services` | GET, POST |
 //! | `/services/{id}` | GET, PATCH, DELETE |
 //! | `/services/{id}/backends` | GET, POST |
 //! | `/services/{id}/backends/{address}` | PATCH, DELETE |
+//! | `/services/{id}/backends/{address}/heartbeat` | POST |
 
 pub mod client;
 pub mod dto;

@@ -16,5 +16,7 @@ pub mod metrics;
 pub mod model;
 pub mod neighbours;
 pub mod plan;
+#[cfg(test)]
+mod skip;
 pub mod snapshot;
 pub mod store;

@@ -50,7 +50,7 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ),
     (
         "cargo xtask bench checks",
-        "a benchmark, whose figures are in docs/checks.md",
+        "`cargo xtask ci` runs it with --quick",
     ),
     (
         "cargo xtask bench packet",

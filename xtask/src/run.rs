@@ -7,6 +7,7 @@ use anyhow::Result;
 use nix::unistd::geteuid;
 
 use crate::build;
+use crate::invocation::quoted;
 use crate::outcome::become_program;
 use crate::project::Project;
 use crate::setup::{self, Blocked, Need};
@@ -76,7 +77,8 @@ pub fn require_root(verb: &str, arguments: &[String]) -> Result<(), Blocked> {
     }
     let mut line = format!("sudo --preserve-env=PATH cargo xtask {verb}");
     if !arguments.is_empty() {
-        line += &format!(" -- {}", arguments.join(" "));
+        let words: Vec<String> = arguments.iter().map(|word| quoted(word)).collect();
+        line += &format!(" -- {}", words.join(" "));
     }
     let reason = format!("`{verb}` loads BPF programs, which takes root");
     Err(Blocked {

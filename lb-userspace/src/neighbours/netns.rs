@@ -1,7 +1,7 @@
 //! Network namespaces for tests: made, entered and removed, also after a panic.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::File,
     future::Future,
     io::Write as _,
     process::Command,
@@ -16,16 +16,7 @@ pub fn available(test: &str) -> bool {
     if nix::unistd::geteuid().is_root() {
         return true;
     }
-    let line = format!("SKIP {test}: needs root");
-    println!("{line}");
-    if let Ok(path) = std::env::var("LB_SKIP_FILE") {
-        let mut file = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(path)
-            .unwrap();
-        writeln!(file, "{line}").unwrap();
-    }
+    crate::skip::skip(test, "needs root");
     false
 }
 

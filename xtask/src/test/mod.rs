@@ -5,7 +5,7 @@
 //! are not counted as passed, and with `CI=true` fail it unless `.ci/expected-skips` names the test.
 //! The last line printed is `N passed, N failed`.
 
-mod report;
+pub mod report;
 
 use std::env;
 use std::fs;
@@ -93,15 +93,19 @@ fn nextest(project: &Project, arguments: &[String]) -> Result<Report> {
         .ok()
         .and_then(|text| parse_junit(&text));
     let skipped = parse_skips(&fs::read_to_string(&skips).unwrap_or_default());
-    let expected =
-        fs::read_to_string(project.root().join(".ci/expected-skips")).unwrap_or_default();
-    let strict = env::var("CI").is_ok_and(|value| value == "true");
     Ok(Report::new(
         counts,
         status.success(),
         skipped,
-        strict.then_some(expected.as_str()),
+        expected_skips(project).as_deref(),
     ))
+}
+
+/// What may be skipped, a name a line; `None` where anything may, outside of CI.
+pub fn expected_skips(project: &Project) -> Option<String> {
+    let strict = env::var("CI").is_ok_and(|value| value == "true");
+    let list = project.root().join(".ci/expected-skips");
+    strict.then(|| fs::read_to_string(list).unwrap_or_default())
 }
 
 /// What `ci` needs to know before it builds.

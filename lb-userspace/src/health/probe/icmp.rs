@@ -88,20 +88,21 @@ mod tests {
     use crate::{
         health::probe::testing::ask as ask_at,
         model::{Check, Probe},
+        skip::skip,
     };
 
     /// Neither root nor in the group that may ping.
-    fn may_not() -> bool {
+    fn may_not(test: &str) -> bool {
         let refused = open(IpAddr::from([127, 0, 0, 1])).is_err();
         if refused {
-            eprintln!("SKIP: no socket for ICMP without CAP_NET_RAW");
+            skip(test, "no socket for ICMP without CAP_NET_RAW");
         }
         refused
     }
 
     #[tokio::test]
     async fn the_loopback_answers_in_both_families() {
-        if may_not() {
+        if may_not("icmp::the_loopback_answers_in_both_families") {
             return;
         }
         let check = Check::new(Probe::Icmp {});
@@ -113,7 +114,7 @@ mod tests {
 
     #[tokio::test]
     async fn address_without_a_way_is_unreachable() {
-        if may_not() {
+        if may_not("icmp::address_without_a_way_is_unreachable") {
             return;
         }
         let check = Check::new(Probe::Icmp {});
