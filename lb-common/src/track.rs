@@ -93,6 +93,9 @@ struct Place<'t> {
     whole: bool,
     /// Local id of the backend that the slot gives them to.
     named: u32,
+    /// Whether no change but a death would give them to another: the ring before a move of the whole
+    /// service stays as it is, the one beneath does not.
+    lasts: bool,
     /// Who takes them: that one, or the owner where it is dead; `None` where both are.
     keeper: Option<Candidate<'t>>,
 }
@@ -167,7 +170,8 @@ impl<'t, T: Tables> Asked<'_, 't, T> {
             _ => self.choose()?,
         };
         // Nothing to remember where every answer would be the same.
-        let certain = candidate.id == place.named && candidate.id == self.question.slot.owner();
+        let owner = self.question.slot.owner();
+        let certain = place.lasts && candidate.id == place.named && candidate.id == owner;
         let always = self.service.descriptor.flags & service_flag::ALWAYS != 0;
         if !certain || lost || always {
             // Over an old record in its own table, where it is looked for first.
@@ -342,32 +346,33 @@ impl<'t, T: Tables> Asked<'_, 't, T> {
         let descriptor = self.service.descriptor;
         let slot = self.question.slot;
         let whole = descriptor.flags & service_flag::MOVING != 0;
-        let mut named = slot.keeper();
+        let (mut named, mut lasts) = (slot.keeper(), !whole);
         // Whom the ring before gives its flows to, while that holds flows.
         if whole
             && let Some(previous) = self.previous()
-            && let Some(keeper) = self.keeper(previous)
+            && let Some(keeper) = self.keeper(previous.keeper(), previous.owner())
         {
-            named = keeper.id;
+            (named, lasts) = (keeper.id, true);
         }
         Place {
             moves: whole || slot.phase() == Phase::Moving,
             whole,
             named,
-            keeper: self.keeper(Slot::new(slot.owner(), named, Phase::Moving)),
+            lasts,
+            keeper: self.keeper(named, slot.owner()),
         }
     }
 
-    /// Who takes flows of a slot that are not recorded: whom it names, or the owner where that is dead.
+    /// Who takes flows that are not recorded: whom their slot names, or its owner where that is dead.
     #[inline(always)]
-    fn keeper(&self, slot: Slot) -> Option<Candidate<'t>> {
+    fn keeper(&self, named: u32, owner: u32) -> Option<Candidate<'t>> {
         let holding = |id| {
             let candidate = steer::candidate(self.tables, self.service.descriptor, id);
             candidate.filter(Candidate::holds)
         };
-        match holding(slot.keeper()) {
+        match holding(named) {
             Some(keeper) => Some(keeper),
-            None => holding(slot.owner()),
+            None => holding(owner),
         }
     }
 

@@ -24,7 +24,7 @@ use crate::{
     model::{Admin, Change, OnDown, Service, ServiceId, State},
     neighbours::{NextHop, Update},
     plan::{
-        self, Inputs, Layout, Liveness, Placed, PlacedMember,
+        self, Inputs, Layout, Liveness, Placed, PlacedMember, Plan,
         census::{self, Census},
         listing,
     },
@@ -242,7 +242,8 @@ impl<D: Dataplane> Core<D> {
     /// Makes the maps what is wanted and known. Does nothing where they are.
     ///
     /// # Errors
-    /// The maps have no room, or the kernel refuses; nothing that a packet sees has changed then.
+    /// The maps have no room: nothing has changed then. Or the kernel refuses: what was done until then is
+    /// in the maps, and true by itself.
     pub fn enforce(&mut self) -> Result<(), ChangeError> {
         self.enforce_after(None)
     }
@@ -252,18 +253,30 @@ impl<D: Dataplane> Core<D> {
             let adopted = self.adopt();
             adopted.map_err(|error| ChangeError::Kernel(error.to_string()))?;
         }
-        while let Err(error) = self.attempt(census)? {
-            // How far it came is in the maps themselves.
-            if let Err(worse) = self.adopt() {
-                tracing::error!(%worse, "the maps cannot be read back");
-                return Err(ChangeError::Kernel(error.to_string()));
-            }
+        let Err(error) = self.attempt(census)? else {
+            return Ok(());
+        };
+        self.read_back(&error)?;
+        match error {
             // The next plan knows of what came in between, and so waits with what it overtook.
-            if !matches!(error, DataplaneError::Overtaken(_)) {
-                return Err(ChangeError::Kernel(error.to_string()));
+            DataplaneError::Overtaken(_) => {
+                tracing::debug!(%error, "slots go on moving");
+                let again = self.attempt(census)?;
+                again.or_else(|error| {
+                    self.read_back(&error)?;
+                    Err(ChangeError::Kernel(error.to_string()))
+                })
             }
+            refused => Err(ChangeError::Kernel(refused.to_string())),
         }
-        Ok(())
+    }
+
+    /// After a plan that failed: how far it came is in the maps themselves.
+    fn read_back(&mut self, error: &DataplaneError) -> Result<(), ChangeError> {
+        self.adopt().map_err(|worse| {
+            tracing::error!(%worse, "the maps cannot be read back");
+            ChangeError::Kernel(error.to_string())
+        })
     }
 
     /// Makes a plan and carries it out; the inner error is the dataplane's.
@@ -289,11 +302,15 @@ impl<D: Dataplane> Core<D> {
             traffic: &traffic,
         };
         let plan = plan::plan(&self.layout, &inputs)?;
-        let done = self.dataplane.execute(&plan.operations);
-        if done.is_ok() {
-            self.layout = Arc::new(plan.layout);
-        }
-        Ok(done)
+        Ok(self.carry_out(plan))
+    }
+
+    fn carry_out(&mut self, plan: Plan) -> Result<(), DataplaneError> {
+        self.dataplane.execute(&plan.operations)?;
+        let (layout, times) = plan.settle_times(self.dataplane.now());
+        self.dataplane.execute(&times)?;
+        self.layout = Arc::new(layout);
+        Ok(())
     }
 
     fn overflows(&self) -> Result<BTreeMap<u32, u64>, ChangeError> {

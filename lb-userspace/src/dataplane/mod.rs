@@ -18,8 +18,8 @@ use lb_common::{
 
 use crate::plan::Ring;
 
-/// One write. A list is carried out in order; what comes before a [`Operation::Switch`] is aside,
-/// so that a failure there changes nothing a packet sees.
+/// One write. A list is carried out in order; what comes before a [`Operation::Switch`] is aside or true
+/// by itself, so that a failure there breaks nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Operation {
     /// The slots of a ring.

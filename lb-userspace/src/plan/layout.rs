@@ -118,6 +118,16 @@ impl Ring {
         Self::new(self.start, slots, self.moved.clone())
     }
 
+    /// The same ring, whose slots that moved at `from` moved at `to`.
+    pub(super) fn restamped(&self, from: Tick, to: Tick) -> Self {
+        let times = self.moved.iter();
+        let moved = times.map(|&time| if time == from { to } else { time });
+        Self {
+            moved: moved.collect(),
+            ..self.clone()
+        }
+    }
+
     /// Slots that a local id owns.
     pub fn share(&self, id: u16) -> u32 {
         self.shares.get(usize::from(id)).copied().unwrap_or(0)
@@ -423,7 +433,7 @@ impl Layout {
     }
 
     /// Keeps the indices of services that `before` knew, and that have gone, from those to come: their
-    /// flows may still be recorded. Keeps when choices of the others could not be recorded last.
+    /// flows may still be recorded. Keeps what has been watched and counted of the others.
     pub fn remember(&mut self, before: &Self) {
         let indices = |layout: &Self| -> BTreeSet<u32> {
             let services = layout.services().map(|(_, index, _)| index);
@@ -440,6 +450,8 @@ impl Layout {
             let before = before.pools.get(number);
             if let Some(same) = before.filter(|before| before.services == placed.services) {
                 placed.overflows = same.overflows;
+                placed.traffic.clone_from(&same.traffic);
+                placed.passed = same.passed;
             }
         }
     }

@@ -2,8 +2,8 @@
 //! I/O; the same inputs give the same operations.
 //!
 //! A plan keeps these promises, which its tests execute step by step:
-//! - Until its one switch, no packet sees any of it but next hops, liveness, counters and server ids;
-//!   at the switch, every service changes at once.
+//! - Until its one switch, no packet sees any of it but next hops, liveness, members, counters, ways back,
+//!   server ids, and slots whose every new value is true by itself; at the switch, every service changes at once.
 //! - Nothing is reused or removed before the grace period after that switch.
 //! - No flow whose backend holds flows gets another by it ([`ring`] says how).
 //! - At rest, both halves of every service are equal.
@@ -24,6 +24,7 @@ mod space;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
+    sync::Arc,
 };
 
 use lb_common::tables::{Address, Descriptor, Endpoint, Tick, WayBack, feature, mode, owned};
@@ -122,6 +123,33 @@ pub struct Plan {
     pub operations: Vec<Operation>,
     /// What the maps hold then.
     pub layout: Layout,
+    /// When slots moved, by this plan's clock.
+    now: Tick,
+    /// Pools whose slots move by it.
+    moves: BTreeSet<u32>,
+}
+
+impl Plan {
+    /// The layout once the plan was carried out, at `done`, and the writes that this takes: slots have not
+    /// moved before every packet saw it, however long that took.
+    pub fn settle_times(self, done: Tick) -> (Layout, Vec<Operation>) {
+        let Self {
+            mut layout,
+            now,
+            moves,
+            ..
+        } = self;
+        let mut writes = Vec::new();
+        if done != now {
+            for number in moves {
+                if let Some(placed) = layout.pools.get_mut(&number) {
+                    placed.ring = Arc::new(placed.ring.restamped(now, done));
+                    writes.push(Operation::Moved(Arc::clone(&placed.ring)));
+                }
+            }
+        }
+        (layout, writes)
+    }
 }
 
 /// Writes in the order in which they must become visible.
@@ -136,9 +164,11 @@ struct Draft {
     in_place: Vec<Operation>,
     /// Under which the switch may end what has kept unrecorded flows where they are.
     conditions: Vec<Operation>,
-    /// Rings before a move of the whole service, without backends that died. Not before the switch:
-    /// until then, such a ring may still be the one in force.
+    /// Rings before a move of the whole service, without backends that died. Not before the grace
+    /// period: until then, such a ring may still be the one in force to a packet.
     buried: Vec<Operation>,
+    /// Pools whose slots move.
+    moves: BTreeSet<u32>,
     /// Backends that may take flows again once the switch has told the rings.
     wakes: Vec<Operation>,
     /// Which those are, by index of the service.
@@ -172,6 +202,7 @@ pub fn plan(layout: &Layout, inputs: &Inputs<'_>) -> Result<Plan, PlanError> {
         in_place: Vec::new(),
         conditions: Vec::new(),
         buried: Vec::new(),
+        moves: BTreeSet::new(),
         wakes: Vec::new(),
         woken: BTreeMap::new(),
         after: Vec::new(),
@@ -193,7 +224,7 @@ pub fn plan(layout: &Layout, inputs: &Inputs<'_>) -> Result<Plan, PlanError> {
     draft.set_owned(inputs);
     draft.set_gue_port(inputs.tunnel.gue_port);
     draft.before.extend(members);
-    Ok(draft.finish())
+    Ok(draft.finish(inputs.now))
 }
 
 impl Draft {
@@ -210,6 +241,11 @@ impl Draft {
         let placed = number.and_then(|number| self.layout.pools.remove(&number));
         let before = placed.as_ref().map(Placed::descriptors).unwrap_or_default();
         let mut placed = self.place_services(pool, placed)?;
+        let indices: BTreeSet<u32> = placed.services.values().copied().collect();
+        if !before.keys().eq(&indices) {
+            // A sum of other counters.
+            placed.overflows.seen = None;
+        }
         placed.descriptor.pool = placed.number as u16;
         placed.descriptor.mode = match service.mode {
             Mode::Nat => mode::NAT,
@@ -322,7 +358,7 @@ impl Draft {
     }
 
     /// Puts the writes in order. Both halves end up equal, so that the next plan can write aside.
-    fn finish(mut self) -> Plan {
+    fn finish(mut self, now: Tick) -> Plan {
         let waits = !self.after.is_empty()
             || !self.in_place.is_empty()
             || !self.buried.is_empty()
@@ -345,9 +381,9 @@ impl Draft {
             operations.extend(write(half(generation)));
             operations.extend(self.conditions);
             operations.push(Operation::Switch(generation));
-            operations.extend(self.buried);
             operations.push(Operation::Grace);
-            // Only now does every packet know that their slots move.
+            // Only now does every packet know that their slots move, and that a ring is the one before.
+            operations.extend(self.buried);
             operations.extend(self.wakes);
             operations.extend(write(1 - half(generation)));
             self.layout.generation = generation;
@@ -365,6 +401,8 @@ impl Draft {
         Plan {
             operations,
             layout: self.layout,
+            now,
+            moves: self.moves,
         }
     }
 }

@@ -133,6 +133,8 @@ impl Draft {
         }
         if gained & state::TAKES != 0 {
             self.woken.entry(placed.number).or_default().insert(id);
+            // Until then its flows were recorded elsewhere: what a sweep has found does not hold.
+            placed.marks += 1;
         }
         if gained != 0 {
             self.wakes.push(Operation::State(place, entry.state));

@@ -30,8 +30,6 @@ struct Allowance<'a> {
     overflow: Option<Tick>,
     /// Slots with flows recorded for others than their owners, by service.
     foreign: Vec<&'a BTreeSet<u32>>,
-    /// Owners that take flows again by the same plan: until then, flows are recorded elsewhere.
-    woken: Option<&'a BTreeSet<u16>>,
     /// Every flow is looked up, so that nothing waits for records.
     tracked: bool,
 }
@@ -44,11 +42,6 @@ impl Allowance<'_> {
 
     fn is_foreign(&self, place: u32) -> bool {
         self.foreign.iter().any(|slots| slots.contains(&place))
-    }
-
-    fn is_woken(&self, owner: u32) -> bool {
-        let is_owner = |&id: &u16| u32::from(id) == owner;
-        self.woken.is_some_and(|ids| ids.iter().any(is_owner))
     }
 
     /// Whether it has passed since any of a ring's slots moved.
@@ -222,6 +215,7 @@ impl Draft {
         moved: Vec<Tick>,
     ) -> Result<(), NoRoom> {
         let start = self.take_span(service, slots.len() as u32)?;
+        self.moves.insert(placed.number);
         let ring = Arc::new(Ring::new(start, slots, moved));
         self.before.extend(ring.writes());
         placed.descriptor.ring_start = start;
@@ -246,7 +240,6 @@ impl Draft {
             moving_time: placed.descriptor.moving_time,
             overflow: placed.overflows.at,
             foreign: census.foreign(placed),
-            woken: self.woken.get(&placed.number),
             tracked: placed.descriptor.flags & service_flag::ALWAYS != 0,
         });
         let whole = placed.descriptor.flags & service_flag::MOVING != 0;
@@ -263,7 +256,9 @@ impl Draft {
             doubtful,
         ) {
             let mut both = placed.ring.slots.iter().zip(&slots);
-            given_up = both.any(|(before, now)| before.keeper() != now.keeper());
+            // Unrecorded flows of a dead origin are the owner's already.
+            given_up = both
+                .any(|(&before, now)| without_dead_origin(before, dead).keeper() != now.keeper());
             placed.ring = Arc::new(placed.ring.with(slots));
             // Where the ring was written by this plan, this writes it once more, still aside.
             let ring = Arc::clone(&placed.ring);
@@ -407,7 +402,6 @@ fn advanced(slot: Slot, moved: Tick, place: u32, allowance: &Allowance<'_>) -> S
     let owner = slot.owner();
     match slot.phase() {
         Phase::Moving if allowance.passed_since(moved) => Slot::new(owner, owner, Phase::Settling),
-        Phase::Settling if allowance.is_woken(owner) => slot,
         Phase::Settling if allowance.tracked || !allowance.is_foreign(place) => Slot::steady(owner),
         _ => slot,
     }
@@ -423,7 +417,6 @@ mod tests {
             moving_time: 100,
             overflow: None,
             foreign: vec![foreign],
-            woken: None,
             tracked: false,
         }
     }
@@ -498,17 +491,5 @@ mod tests {
         let foreign = BTreeSet::from([7]);
         assert_eq!(advanced(slot, 0, 7, &allowance(&foreign)), slot);
         assert_eq!(advanced(slot, 0, 8, &allowance(&foreign)), Slot::steady(2));
-    }
-
-    #[test]
-    fn a_slot_is_not_steady_by_the_plan_that_wakes_its_owner() {
-        let (nobody, woken) = (BTreeSet::new(), BTreeSet::from([2]));
-        let allowance = Allowance {
-            woken: Some(&woken),
-            ..allowance(&nobody)
-        };
-        let settling = |owner| Slot::new(owner, owner, Phase::Settling);
-        assert_eq!(advanced(settling(2), 0, 0, &allowance), settling(2));
-        assert_eq!(advanced(settling(1), 0, 0, &allowance), Slot::steady(1));
     }
 }

@@ -37,6 +37,8 @@ pub struct Flow {
     pub backend: Option<IpAddr>,
     /// The promise is open: the next packet makes it.
     pub loose: bool,
+    /// Its last packet found no room to be recorded.
+    pub homeless: bool,
     /// When it sent last.
     pub last: Time,
     /// When it sends next.

@@ -77,10 +77,12 @@ impl<'t> Sight<'t> {
             .iter()
             .flatten()
             .any(|record| track::live(record, now, moving_time));
-        let keeper = self
-            .previous
-            .and_then(|previous| steer::candidate(self.tables, self.descriptor, previous.keeper()));
-        !recorded && !keeper.is_some_and(|keeper| keeper.holds())
+        let holds = |id| {
+            let candidate = steer::candidate(self.tables, self.descriptor, id);
+            candidate.is_some_and(|candidate| candidate.holds())
+        };
+        let kept = |previous: Slot| holds(previous.keeper()) || holds(previous.owner());
+        !recorded && !self.previous.is_some_and(kept)
     }
 }
 

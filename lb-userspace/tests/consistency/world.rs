@@ -111,6 +111,7 @@ impl World {
                 stage: Stage::Idle,
                 backend: None,
                 loose: false,
+                homeless: false,
                 last: 0,
                 due: 0,
                 limit: 0,
@@ -373,6 +374,7 @@ impl World {
         let limit = offer.moving_time;
         let flow = &mut self.flows[number];
         (flow.last, flow.limit, flow.loose) = (self.now, limit, loose);
+        flow.homeless = overflowed;
         reached
     }
 
@@ -448,7 +450,8 @@ impl World {
         for flow in &mut self.flows {
             let id = self.offers[flow.service].id;
             let sight = Sight::of(&self.memory.tables, id, flow.client);
-            if service.is_at(&plan::endpoint(id)) && sight.is_some_and(|sight| sight.is_stray()) {
+            let stray = flow.homeless && sight.is_some_and(|sight| sight.is_stray());
+            if service.is_at(&plan::endpoint(id)) && stray {
                 flow.loose = true;
             }
         }

@@ -69,7 +69,8 @@ struct Arguments {
     /// [default: 1 % of them]
     #[arg(long, value_name = "N")]
     churn: Option<usize>,
-    /// From one change to the next, in milliseconds, on average; some come in bursts
+    /// From one change to the next, in milliseconds, on average; some come in bursts,
+    /// where that is less than 20,000
     /// [default: 2000, with --quick 500]
     #[arg(long, value_name = "MS")]
     pace: Option<u64>,

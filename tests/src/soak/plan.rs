@@ -35,6 +35,8 @@ const STALL_MS: std::ops::Range<u64> = 800..2_000;
 const BURST_MS: std::ops::Range<u64> = 10..60;
 /// One change in so many begins a burst.
 const BURST_EVERY: u32 = 6;
+/// At this pace and slower, every change comes by itself: one a minute is one a minute.
+const UNHURRIED: Duration = Duration::from_secs(20);
 /// Further changes of a burst.
 const BURST: std::ops::Range<u32> = 2..6;
 /// So many changes are followed by a rest.
@@ -366,7 +368,7 @@ impl<'a> Planner<'a> {
             self.burst -= 1;
             return Duration::from_millis(self.random.u64(BURST_MS));
         }
-        if self.random.u32(..BURST_EVERY) == 0 {
+        if self.random.u32(..BURST_EVERY) == 0 && self.settings.pace < UNHURRIED {
             self.burst = self.random.u32(BURST);
         }
         self.settings.pace.mul_f64(0.5 + self.random.f64())

@@ -8,9 +8,11 @@ const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
 /// Returns after an RCU grace period: XDP programs run in read-side critical sections, and
 /// `membarrier(MEMBARRIER_CMD_GLOBAL)` is `synchronize_rcu()`
 /// (<https://github.com/torvalds/linux/blob/v6.18/kernel/sched/membarrier.c>).
+/// Where the kernel has no such call, or runs with `nohz_full`, it waits for longer than any packet
+/// takes.
 ///
 /// # Errors
-/// The kernel has no such call, or runs with `nohz_full`.
+/// None so far.
 pub fn wait() -> Result<(), DataplaneError> {
     // SAFETY: takes no pointers.
     let result = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
