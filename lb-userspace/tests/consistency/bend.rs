@@ -26,7 +26,7 @@ pub fn bent(
     };
     match sabotage {
         Sabotage::GraceIsSkipped => operations.retain(|op| *op != Operation::Grace),
-        Sabotage::OverflowIsForgotten | Sabotage::OverflowMeanwhileIsIgnored => {
+        Sabotage::OverflowIsForgotten => {
             operations.retain(|op| !matches!(op, Operation::Overflows(..)));
         }
         Sabotage::TimesAreLostOnRestart => {
