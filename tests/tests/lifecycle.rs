@@ -7,6 +7,7 @@ use std::{
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::Command,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -21,12 +22,14 @@ use lb_tests::{
     skip::with_root,
     stage::{BACKENDS, Stage, web},
     topology::{INTERFACE, Topology},
+    wait::{wait_ok, wait_until},
     xdp_pass::XdpPass,
 };
 use lb_userspace::instance;
 
 /// Of a link that something else has attached to; comes after [`INTERFACE`].
 const BUSY: &str = "zbusy";
+const SOON: Duration = Duration::from_secs(10);
 
 /// A link in `namespace` that no agent can attach to, for as long as what this returns lives.
 fn busy_link(namespace: &Namespace) -> Result<XdpPass> {
@@ -198,6 +201,40 @@ fn a_program_of_somebody_else_is_named_as_the_reason_whatever_the_mode() -> Resu
                 ensure!(said.contains("lbd detach --name"), "{mode}: {said}");
             }
             Ok(())
+        },
+    )
+}
+
+#[test]
+fn an_interface_that_is_made_anew_gets_the_program_again() -> Result<()> {
+    with_root(
+        "an_interface_that_is_made_anew_gets_the_program_again",
+        || {
+            const OTHER: &str = "other";
+            let topology = Topology::new(1)?;
+            let balancer = &topology.balancer;
+            let link = |verb: &str, kind: &str| {
+                let command = format!("-n {} link {verb} {OTHER} {kind}", balancer.name());
+                run(Command::new("ip").args(command.split_whitespace()))
+            };
+            link("add", "type veth peer name far")?;
+            let interfaces = ["--interface", INTERFACE, "--interface", OTHER];
+            let config = Config::from(vec![web(Health::NONE)]);
+            let agent = Agent::start_in(balancer, &config, Home::unique()?, &interfaces)?;
+            let first = xdp(balancer, OTHER)?;
+            link("del", "")?;
+            wait_until("the agent says so", SOON, || {
+                agent.log().contains("is gone")
+            })?;
+            link("add", "type veth peer name far")?;
+            wait_ok("it is attached to again", SOON, || {
+                let program = xdp(balancer, OTHER)?;
+                ensure!(
+                    program.is_object() && program == first,
+                    "{program}, was {first}"
+                );
+                Ok(())
+            })
         },
     )
 }

@@ -1,6 +1,7 @@
 //! `lbd`, the agent: arguments, tracing, signals. What it does is in the library.
 
 mod args;
+mod interfaces;
 mod run;
 mod servers;
 

@@ -3,37 +3,31 @@
 //! What can be refused without touching the kernel is asked first, and services change once every
 //! new interface has the program; so a start that fails leaves things as they were.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    path::Path,
-};
+use std::{collections::BTreeSet, path::Path};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use lb_userspace::{
     agent::{self, Core, Handle, Sources},
     config::Config,
     dataplane::{
         Capacity, Dataplane as _,
-        bpf::{Claim, LoadOptions, Maps, Mode, Pins, Program, draw_hash_key},
+        bpf::{Claim, LoadOptions, Maps, Pins, Program, draw_hash_key},
     },
     health::{Checker, probes_in_flight},
     instance,
     model::{Change, Service},
     neighbours::Resolver,
-    snapshot::InterfaceStatus,
     store,
 };
-use nix::{
-    net::if_::if_nametoindex,
-    sys::resource::{Resource, getrlimit, setrlimit},
-};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::mpsc,
 };
 
 use crate::{
-    args::{Attach, LogLevel, Run},
+    args::{LogLevel, Run},
+    interfaces::{self, Attendant},
     read_config,
     servers::Listeners,
 };
@@ -65,25 +59,12 @@ pub fn run(arguments: &Run) -> Result<()> {
         config,
         text,
     };
-    check_interfaces(&wanted.interfaces)?;
+    interfaces::check(&wanted.interfaces)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .context("starting the runtime")?;
     runtime.block_on(serve(&wanted))
-}
-
-fn check_interfaces(interfaces: &BTreeSet<String>) -> Result<()> {
-    if interfaces.is_empty() {
-        bail!(
-            "no interface to attach to: give --interface NIC, or `interfaces` in the configuration"
-        );
-    }
-    for interface in interfaces {
-        if_nametoindex(interface.as_str())
-            .with_context(|| format!("there is no interface {interface}"))?;
-    }
-    Ok(())
 }
 
 async fn serve(wanted: &Wanted<'_>) -> Result<()> {
@@ -105,8 +86,8 @@ async fn serve(wanted: &Wanted<'_>) -> Result<()> {
 /// An agent that only has to be run.
 struct Started {
     core: Core<Maps>,
-    /// Attached for as long as its links are pinned; its log is read from it.
-    _program: Program,
+    /// What it is attached to.
+    attendant: Attendant,
     sources: Sources,
     handle: Handle,
     listeners: Listeners,
@@ -134,13 +115,12 @@ impl Started {
         let store = instance::state_path(name);
         let services = former_services(&store, text);
         let change = Change::Replace(services.unwrap_or_else(|| config.services.clone()));
-        let attached = bring_up(&mut program, interfaces, arguments.mode, || {
-            Ok(core.change(change)?)
-        })?;
-        core.set_interfaces(attached);
         if !matches!(arguments.bpf_log, LogLevel::Off) {
             forward_log(&mut program)?;
         }
+        let mut attendant = Attendant::new(program, arguments.mode);
+        let attached = attendant.bring_up(interfaces, || Ok(core.change(change)?))?;
+        core.set_interfaces(attached);
         let (handle, requests) = Handle::new();
         let sources = Sources {
             requests,
@@ -152,7 +132,7 @@ impl Started {
         };
         Ok(Self {
             core,
-            _program: program,
+            attendant,
             sources,
             handle,
             listeners,
@@ -162,9 +142,10 @@ impl Started {
     /// Runs until a signal; the program goes on forwarding then.
     async fn run(self) {
         let (ready, running) = self.listeners.serve(self.handle);
+        let watch = self.attendant.watch();
         agent::run(self.core, self.sources, ready, signalled()).await;
         tracing::info!("stopping; the program goes on forwarding");
-        drop(running);
+        drop((running, watch));
     }
 }
 
@@ -178,50 +159,6 @@ fn former_services(store: &Path, text: &str) -> Option<Vec<Service>> {
         tracing::info!("taking up the state of the former agent");
     }
     services
-}
-
-/// Attaches to the interfaces, and changes the services in between: a new interface may refuse the
-/// program, in which case nothing has changed; one that has a former agent's program gets this one
-/// when the maps hold what it needs, which those of another format did not.
-fn bring_up(
-    program: &mut Program,
-    interfaces: &BTreeSet<String>,
-    mode: Attach,
-    change: impl FnOnce() -> Result<()>,
-) -> Result<Vec<InterfaceStatus>> {
-    let mut attached = BTreeMap::new();
-    let mut held = Vec::new();
-    for interface in interfaces {
-        if program.was_attached(interface)? {
-            held.push(interface);
-        } else {
-            attached.insert(interface, attach(program, interface, mode)?);
-        }
-    }
-    change()?;
-    for interface in held {
-        attached.insert(interface, attach(program, interface, mode)?);
-    }
-    program.keep_only(interfaces)?;
-    let status = |(name, mode): (&String, Mode)| InterfaceStatus {
-        name: name.clone(),
-        mode: mode.name(),
-    };
-    Ok(attached.into_iter().map(status).collect())
-}
-
-fn attach(program: &mut Program, interface: &str, mode: Attach) -> Result<Mode> {
-    let modes: &[Mode] = match mode {
-        Attach::Auto => &[Mode::Native, Mode::Generic],
-        Attach::Native => &[Mode::Native],
-        Attach::Generic => &[Mode::Generic],
-    };
-    let got = program.attach(interface, modes)?;
-    if got == Mode::Generic && mode == Attach::Auto {
-        tracing::warn!(%interface, "no native XDP: attached in generic mode, which is several times slower");
-    }
-    tracing::info!(%interface, mode = got.name(), "attached");
-    Ok(got)
 }
 
 /// Allows itself as many open files as it may: each probe under way is one. How many those are.

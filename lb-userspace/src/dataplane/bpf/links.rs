@@ -179,6 +179,15 @@ impl Links {
         Ok(pinned.map(drop).map_err(|error| failed(&error))?)
     }
 
+    /// Forgets links to `interface`, and detaches those that are alive.
+    ///
+    /// # Errors
+    /// A pin cannot be removed.
+    pub fn remove(&self, interface: &str) -> io::Result<()> {
+        let pinned = self.pinned(interface);
+        pinned.iter().try_for_each(|(_, path)| remove_link(path))
+    }
+
     /// Detaches from every interface but these.
     ///
     /// # Errors

@@ -176,6 +176,17 @@ impl Program {
         links.attach(self.xdp()?, interface, modes)
     }
 
+    /// Attaches to an interface that is another than that of the same name before.
+    ///
+    /// # Errors
+    /// As [`Program::attach`], or the former link cannot be removed.
+    pub fn attach_anew(&mut self, interface: &str, modes: &[Mode]) -> Result<Mode, DataplaneError> {
+        self.links()?.remove(interface).map_err(|error| {
+            DataplaneError::new(format!("removing the former link of {interface}"), &error)
+        })?;
+        self.attach(interface, modes)
+    }
+
     /// Detaches from every interface but these, as a former configuration may have named others,
     /// and removes what was pinned for other formats of the maps.
     ///
