@@ -1,4 +1,4 @@
-//! What an agent is called, and where its socket is.
+//! What an agent is called, and where its socket and its kept state are.
 //!
 //! Pure: it names paths and never touches them.
 
@@ -29,4 +29,9 @@ pub fn parse_name(text: &str) -> Result<String, String> {
 /// The API socket of the instance `name`.
 pub fn socket_path(name: &str) -> PathBuf {
     Path::new(RUN_DIR).join(format!("{name}.sock"))
+}
+
+/// Where the instance `name` keeps its state, wherever its socket is.
+pub fn state_path(name: &str) -> PathBuf {
+    Path::new(RUN_DIR).join(format!("{name}.state.json"))
 }

@@ -3,7 +3,12 @@
 //! Written beside the configuration that it began from: once that is edited, the file is the truth
 //! again and what was changed by hand is void.
 
-use std::{fs, io, path::Path};
+use std::{
+    fs::{self, DirBuilder, OpenOptions, Permissions},
+    io::{self, Write as _},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _},
+    path::Path,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -19,13 +24,32 @@ pub struct Stored {
     pub services: Vec<Service>,
 }
 
-/// Keeps `stored` at `path`; a reader sees the old or the new, never a part.
+/// For the owner alone: headers and arguments of checks may be secrets.
+const MODE: u32 = 0o600;
+
+/// Keeps `stored` at `path`, in a directory that is made where it is missing; a reader sees the old
+/// or the new, never a part, and has to be the owner.
 ///
 /// # Errors
 /// The file cannot be written.
 pub fn save(path: &Path, stored: &Stored) -> io::Result<()> {
+    if let Some(parent) = path.parent() {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(parent)?;
+    }
     let temporary = path.with_extension("new");
-    fs::write(&temporary, serde_json::to_vec(stored)?)?;
+    let mut options = OpenOptions::new();
+    let mut file = options
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(MODE)
+        .open(&temporary)?;
+    // Another agent's may have been left there, open to all.
+    file.set_permissions(Permissions::from_mode(MODE))?;
+    file.write_all(&serde_json::to_vec(stored)?)?;
     fs::rename(temporary, path)
 }
 
@@ -62,6 +86,23 @@ mod tests {
         save(&path, &stored()).unwrap();
         assert_eq!(load(&path, "a").unwrap(), Some(stored().services));
         assert_eq!(load(&path, "edited").unwrap(), None);
+    }
+
+    #[test]
+    fn only_the_owner_may_read_it_whatever_was_there_before() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("made/a.state.json");
+        let mode = || fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+        save(&path, &stored()).unwrap();
+        assert_eq!(mode(), 0o600);
+        let left = path.with_extension("new");
+        for open in [&path, &left] {
+            fs::write(open, "left").unwrap();
+            fs::set_permissions(open, Permissions::from_mode(0o644)).unwrap();
+        }
+        save(&path, &stored()).unwrap();
+        assert_eq!(mode(), 0o600);
+        assert_eq!(load(&path, "a").unwrap(), Some(stored().services));
     }
 
     #[test]

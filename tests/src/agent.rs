@@ -14,6 +14,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::maps::MapInfo;
+use lb_userspace::instance;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -53,6 +54,8 @@ impl Home {
     pub fn unique() -> Result<Self> {
         let directory = tempfile::tempdir().context("a directory for lbd")?;
         let name = format!("t{}-{}", process::id(), next_number());
+        // Of a killed run whose number was the same.
+        drop(fs::remove_file(instance::state_path(&name)));
         let mut home = Self::at(name, directory.path(), Bpffs::unique()?);
         home._directory = Some(directory);
         Ok(home)
@@ -176,17 +179,26 @@ impl Agent {
         // A killed agent leaves its socket: waiting must not take that for the new one's.
         drop(fs::remove_file(&self.home.socket));
         self.detached = false;
-        let mut command = self.lbd("run")?;
-        command
-            .arg("--config")
-            .arg(&self.home.config)
-            .args(["--name", &self.home.name, "--socket"])
-            .arg(&self.home.socket)
-            .arg("--bpffs")
-            .arg(self.home.bpffs.path())
-            .args(&self.arguments);
+        let command = run_command(
+            &self.namespace,
+            &self.home,
+            &self.home.socket,
+            &self.arguments,
+        )?;
         self.process = Some(Process::spawn("lbd", command)?);
         self.ready()
+    }
+
+    /// Runs `lbd detach` of its name, whether it runs or not.
+    ///
+    /// # Errors
+    /// It refuses.
+    pub fn try_detach(&self) -> Result<()> {
+        let mut command = self.namespace.command(binaries::find("lbd")?);
+        command
+            .args(["detach", "--name", &self.home.name, "--bpffs"])
+            .arg(self.home.bpffs.path());
+        run(&mut command).map(drop)
     }
 
     /// Waits until its API answers.
@@ -265,11 +277,7 @@ impl Agent {
     pub fn detach(&mut self) -> Result<()> {
         self.sigkill();
         self.detached = true;
-        let mut command = self.lbd("detach")?;
-        command
-            .args(["--name", &self.home.name, "--bpffs"])
-            .arg(self.home.bpffs.path());
-        run(&mut command)?;
+        self.try_detach()?;
         let leftovers = self.leftovers()?;
         ensure!(leftovers.is_empty(), "lbd detach left {leftovers:?}");
         Ok(())
@@ -298,12 +306,6 @@ impl Agent {
         let ids = ids.collect::<Result<BTreeMap<_, _>>>()?;
         ensure!(!ids.is_empty(), "no map is pinned: {pins:?}");
         Ok(ids)
-    }
-
-    fn lbd(&self, verb: &str) -> Result<Command> {
-        let mut command = self.namespace.command(binaries::find("lbd")?);
-        command.arg(verb);
-        Ok(command)
     }
 }
 
@@ -372,18 +374,62 @@ impl Decapsulator {
         Ok(())
     }
 
-    fn lbd_decap(&self, arguments: &[&str]) -> Result<()> {
+    /// Calls `lbd decap` with these `arguments` beside the usual ones.
+    ///
+    /// # Errors
+    /// `lbd` is not built, or refuses.
+    pub fn lbd_decap(&self, arguments: &[&str]) -> Result<String> {
         let mut command = self.namespace.command(binaries::find("lbd")?);
         command
             .args(["decap", "--interface", INTERFACE, "--bpffs"])
             .arg(self.bpffs.path())
             .args(arguments);
-        run(&mut command).map(drop)
+        run(&mut command)
     }
 }
 
+fn run_command(
+    namespace: &Namespace,
+    home: &Home,
+    socket: &Path,
+    arguments: &[String],
+) -> Result<Command> {
+    let mut command = namespace.command(binaries::find("lbd")?);
+    command
+        .args(["run", "--config"])
+        .arg(&home.config)
+        .args(["--name", &home.name, "--socket"])
+        .arg(socket)
+        .arg("--bpffs")
+        .arg(home.bpffs.path())
+        .args(arguments);
+    Ok(command)
+}
+
+/// What an `lbd run` says that lives in `home`, but with its socket at `socket`, and is to be refused;
+/// `arguments` come beside the usual ones.
+///
+/// # Errors
+/// It is not built, succeeds, or does not end soon.
+pub fn refused(
+    namespace: &Namespace,
+    home: &Home,
+    socket: &Path,
+    arguments: &[&str],
+) -> Result<String> {
+    let arguments: Vec<String> = arguments.iter().map(ToString::to_string).collect();
+    let command = run_command(namespace, home, socket, &arguments)?;
+    let mut process = Process::spawn("lbd", command)?;
+    let status = process.wait(READY).with_context(|| process.log_tail())?;
+    ensure!(status.code() == Some(1), "{status}: {}", process.log());
+    Ok(process.log())
+}
+
 /// Pins in `bpffs`, and a program on the interface of `namespace`.
-fn leftovers(namespace: &Namespace, bpffs: &Bpffs) -> Result<Vec<String>> {
+///
+/// # Errors
+/// The interface cannot be asked.
+pub fn leftovers(namespace: &Namespace, bpffs: &Bpffs) -> Result<Vec<String>> {
     // The kernel pins iterators of its own, `maps.debug` and `progs.debug`, in every instance.
     let ours = |pin: &&PathBuf| pin.extension().is_none_or(|extension| extension != "debug");
     let pins = bpffs.entries();

@@ -22,6 +22,7 @@ use lb_tests::{
     topology::{Topology, vip_v4},
     wait::wait_ok,
 };
+use lb_userspace::instance;
 use tempfile::TempDir;
 
 const SOON: Duration = Duration::from_secs(10);
@@ -176,6 +177,11 @@ impl Desk {
         self.directory.path().join("lbd.sock")
     }
 
+    /// The agent's.
+    fn name() -> String {
+        format!("readme-{}", process::id())
+    }
+
     /// `line` for a shell in the user's directory, with the programs on the path. Only the socket is
     /// another, so that it meets no instance of the machine's own.
     fn set(&self, shell: &mut Command) -> Result<()> {
@@ -199,12 +205,11 @@ impl Desk {
         let arguments = line
             .strip_prefix(ON_A_NIC)
             .context("a command that attaches")?;
-        let name = format!("readme-{}", process::id());
         let mut lbd = topology.balancer.command(self.programs.join("lbd"));
         self.set(&mut lbd)?;
         lbd.arg("run")
             .args(arguments.split_whitespace())
-            .args(["--name", &name, "--socket"])
+            .args(["--name", &Self::name(), "--socket"])
             .arg(self.socket())
             .arg("--bpffs")
             .arg(self.bpffs.path());
@@ -212,6 +217,13 @@ impl Desk {
         wait_ok("lbd is ready", SOON, || self.run("lbctl status"))
             .with_context(|| agent.log_tail())?;
         Ok(agent)
+    }
+}
+
+impl Drop for Desk {
+    fn drop(&mut self) {
+        // Everything else goes with the directory and the BPF file system.
+        drop(fs::remove_file(instance::state_path(&Self::name())));
     }
 }
 

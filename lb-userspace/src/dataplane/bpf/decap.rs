@@ -1,26 +1,22 @@
 //! The decapsulator on a backend: attached and pinned once, it needs no process.
 //!
-//! Its pins are under `BPFFS/lbd-decap/INTERFACE`.
+//! Its link is pinned under `BPFFS/lbd-decap/INTERFACE`.
 
 use std::{
-    fs, io,
+    io,
     net::IpAddr,
     path::{Path, PathBuf},
 };
 
-use aya::{
-    EbpfLoader,
-    maps::HashMap,
-    programs::{
-        Xdp, XdpMode,
-        links::{FdLink, PinnedLink},
-        xdp::XdpLink,
-    },
-};
+use aya::{Ebpf, EbpfLoader, maps::HashMap, programs::Xdp};
 use lb_common::tables::Address;
 use zerocopy::transmute;
 
-use super::{chain, explain, pin_name, remove_link, remove_tree};
+use super::{
+    chain,
+    links::{Links, Mode, pin_name},
+    pins::{entries, remove_if_empty, remove_link, remove_tree},
+};
 use crate::dataplane::DataplaneError;
 
 /// The decapsulator's object, built by `cargo xtask build`.
@@ -31,7 +27,7 @@ fn directory(bpffs: &Path, interface: &str) -> PathBuf {
 }
 
 /// Unwraps, on `interface`, packets tunnelled to any of `addresses`, by `gue` to `gue_port`, until
-/// [`detach`]. Replaces a decapsulator that is there.
+/// [`detach`]. Replaces a decapsulator that is there, in one step unless the mode is another.
 ///
 /// # Errors
 /// The kernel refuses; one that was there stays.
@@ -40,17 +36,36 @@ pub fn attach(
     interface: &str,
     addresses: &[IpAddr],
     gue_port: u16,
-    generic: bool,
+    mode: Mode,
 ) -> Result<(), DataplaneError> {
-    let doing = format!("attaching the decapsulator to {interface}");
+    let doing = format!("loading the decapsulator for {interface}");
     let failed = |error: &dyn std::error::Error| DataplaneError::new(&*doing, &chain(error));
     let mut ebpf = EbpfLoader::new()
         .override_global("GUE_PORT", &gue_port.to_be(), true)
         .load(OBJECT)
         .map_err(|error| failed(&error))?;
+    terminate(&mut ebpf, addresses)?;
+    let program = ebpf
+        .program_mut("decap")
+        .ok_or_else(|| DataplaneError::new(&*doing, &"no program decap"))?;
+    let program: &mut Xdp = program.try_into().map_err(|error| failed(&error))?;
+    program.load().map_err(|error| failed(&error))?;
+    let links = Links::new(directory(bpffs, interface), Vec::new());
+    let attached = links.attach(program, interface, &[mode]).map(drop);
+    if attached.is_err() && !links.has(interface) {
+        // Nothing was there, and nothing is to be left. The refusal says more than a failure here.
+        drop(remove_directory(bpffs, interface));
+    }
+    attached
+}
+
+/// Has packets to `addresses` unwrapped.
+fn terminate(ebpf: &mut Ebpf, addresses: &[IpAddr]) -> Result<(), DataplaneError> {
+    let doing = "telling the decapsulator its addresses";
+    let failed = |error: &dyn std::error::Error| DataplaneError::new(doing, &chain(error));
     let map = ebpf
         .map_mut("TERMINATES")
-        .ok_or_else(|| DataplaneError::new(&*doing, &"no map TERMINATES"))?;
+        .ok_or_else(|| DataplaneError::new(doing, &"no map TERMINATES"))?;
     let mut terminates: HashMap<_, [u8; 16], u32> =
         HashMap::try_from(map).map_err(|error| failed(&error))?;
     for &address in addresses {
@@ -59,35 +74,7 @@ pub fn attach(
             .insert(key, 1, 0)
             .map_err(|error| failed(&error))?;
     }
-    let program = ebpf
-        .program_mut("decap")
-        .ok_or_else(|| DataplaneError::new(&*doing, &"no program decap"))?;
-    let program: &mut Xdp = program.try_into().map_err(|error| failed(&error))?;
-    program.load().map_err(|error| failed(&error))?;
-    let directory = directory(bpffs, interface);
-    let pin = directory.join("link");
-    if let Ok(pinned) = PinnedLink::from_pin(&pin) {
-        let link = XdpLink::try_from(FdLink::from(pinned)).map_err(|error| failed(&error))?;
-        if let Ok(id) = program.attach_to_link(link) {
-            return program
-                .take_link(id)
-                .map(drop)
-                .map_err(|error| failed(&error));
-        }
-        remove_link(&pin).map_err(|error| failed(&error))?;
-    }
-    let mode = if generic {
-        XdpMode::Skb
-    } else {
-        XdpMode::Driver
-    };
-    let id = program
-        .attach(interface, mode)
-        .map_err(|error| DataplaneError::new(&*doing, &explain(&error)))?;
-    let link = program.take_link(id).map_err(|error| failed(&error))?;
-    let link = FdLink::try_from(link).map_err(|error| failed(&error))?;
-    fs::create_dir_all(&directory).map_err(|error| failed(&error))?;
-    link.pin(&pin).map(drop).map_err(|error| failed(&error))
+    Ok(())
 }
 
 /// Takes the decapsulator away; does nothing where there is none.
@@ -95,21 +82,13 @@ pub fn attach(
 /// # Errors
 /// Its pin cannot be removed.
 pub fn detach(bpffs: &Path, interface: &str) -> io::Result<()> {
+    let links = entries(&directory(bpffs, interface))?;
+    links.iter().try_for_each(|link| remove_link(link))?;
+    remove_directory(bpffs, interface)
+}
+
+fn remove_directory(bpffs: &Path, interface: &str) -> io::Result<()> {
     let directory = directory(bpffs, interface);
-    let link = directory.join("link");
-    if link.exists() {
-        remove_link(&link)?;
-    }
     remove_tree(&directory)?;
-    match directory.parent().map(fs::remove_dir) {
-        Some(Err(error))
-            if !matches!(
-                error.kind(),
-                io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::NotFound
-            ) =>
-        {
-            Err(error)
-        }
-        _ => Ok(()),
-    }
+    directory.parent().map_or(Ok(()), remove_if_empty)
 }

@@ -1,0 +1,141 @@
+//! The interfaces of `lbd run`: attached to at the start, and attached to again where one is replaced
+//! by another of its name, such as a restarted container's or a VLAN's that was set up anew.
+//!
+//! How a program is attached is the library's.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::mpsc::{self, RecvTimeoutError, Sender},
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail};
+use lb_userspace::{
+    dataplane::{
+        DataplaneError,
+        bpf::{Mode, Program},
+    },
+    snapshot::InterfaceStatus,
+};
+use nix::net::if_::if_nametoindex;
+
+use crate::args::Attach;
+
+/// How often interfaces are looked at.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Refuses interfaces that are not there.
+pub fn check(interfaces: &BTreeSet<String>) -> Result<()> {
+    if interfaces.is_empty() {
+        bail!(
+            "no interface to attach to: give --interface NIC, or `interfaces` in the configuration"
+        );
+    }
+    for interface in interfaces {
+        if_nametoindex(interface.as_str())
+            .with_context(|| format!("there is no interface {interface}"))?;
+    }
+    Ok(())
+}
+
+/// Holds the program, and sees to it that every interface has it.
+pub struct Attendant {
+    program: Program,
+    mode: Attach,
+    /// The index that each interface was attached to by; none while it is not attached to.
+    indices: BTreeMap<String, Option<u32>>,
+}
+
+/// The interfaces are looked after while this lives.
+pub struct Watch {
+    _end: Sender<()>,
+}
+
+impl Attendant {
+    pub fn new(program: Program, mode: Attach) -> Self {
+        Self {
+            program,
+            mode,
+            indices: BTreeMap::new(),
+        }
+    }
+
+    /// Attaches to the interfaces, and changes the services in between: a new interface may refuse the
+    /// program, in which case nothing has changed; one that has a former agent's program gets this one
+    /// when the maps hold what it needs, which those of another format did not.
+    pub fn bring_up(
+        &mut self,
+        interfaces: &BTreeSet<String>,
+        change: impl FnOnce() -> Result<()>,
+    ) -> Result<Vec<InterfaceStatus>> {
+        let mut attached = BTreeMap::new();
+        let mut held = Vec::new();
+        for interface in interfaces {
+            if self.program.was_attached(interface)? {
+                held.push(interface);
+            } else {
+                attached.insert(interface, self.attach(interface, Program::attach)?);
+            }
+        }
+        change()?;
+        for interface in held {
+            attached.insert(interface, self.attach(interface, Program::attach)?);
+        }
+        self.program.keep_only(interfaces)?;
+        let status = |(name, mode): (&String, Mode)| InterfaceStatus {
+            name: name.clone(),
+            mode: mode.name(),
+        };
+        Ok(attached.into_iter().map(status).collect())
+    }
+
+    fn attach(&mut self, interface: &str, attach: How) -> Result<Mode> {
+        // Asked before: if it is replaced meanwhile, the next look will tell.
+        let index = if_nametoindex(interface)
+            .with_context(|| format!("there is no interface {interface}"))?;
+        let got = attach(&mut self.program, interface, modes(self.mode))?;
+        self.indices.insert(interface.to_owned(), Some(index));
+        if got == Mode::Generic && self.mode == Attach::Auto {
+            tracing::warn!(%interface, "no native XDP: attached in generic mode, which is several times slower");
+        }
+        tracing::info!(%interface, mode = got.name(), "attached");
+        Ok(got)
+    }
+
+    /// Looks after the interfaces, on a thread of its own as the kernel may take its time.
+    pub fn watch(mut self) -> Watch {
+        let (end, ended) = mpsc::channel();
+        thread::spawn(move || {
+            while ended.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
+                self.look();
+            }
+        });
+        Watch { _end: end }
+    }
+
+    fn look(&mut self) {
+        for (interface, known) in self.indices.clone() {
+            let index = if_nametoindex(interface.as_str()).ok();
+            if index == known {
+                continue;
+            }
+            if index.is_none() {
+                tracing::error!(%interface, "the interface is gone: nothing that comes by it is balanced until it is back");
+                self.indices.insert(interface, None);
+            } else if let Err(error) = self.attach(&interface, Program::attach_anew) {
+                tracing::error!(%interface, "not attached to the new interface, trying again: {error:#}");
+            }
+        }
+    }
+}
+
+type How = fn(&mut Program, &str, &[Mode]) -> Result<Mode, DataplaneError>;
+
+fn modes(mode: Attach) -> &'static [Mode] {
+    match mode {
+        Attach::Auto => &[Mode::Native, Mode::Generic],
+        Attach::Native => &[Mode::Native],
+        Attach::Generic => &[Mode::Generic],
+    }
+}

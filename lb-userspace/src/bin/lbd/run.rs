@@ -1,0 +1,234 @@
+//! `lbd run`: what a start does, in which order, and what is undone where it fails.
+//!
+//! What can be refused without touching the kernel is asked first, and services change once every
+//! new interface has the program; so a start that fails leaves things as they were.
+
+use std::{collections::BTreeSet, path::Path};
+
+use anyhow::{Context as _, Result};
+use lb_userspace::{
+    agent::{self, Core, Handle, Sources},
+    config::Config,
+    dataplane::{
+        Capacity, Dataplane as _,
+        bpf::{Claim, LoadOptions, Maps, Pins, Program, draw_hash_key},
+    },
+    health::{Checker, probes_in_flight},
+    instance,
+    model::{Change, Service},
+    neighbours::Resolver,
+    store,
+};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+};
+
+use crate::{
+    args::{LogLevel, Run},
+    interfaces::{self, Attendant},
+    read_config,
+    servers::Listeners,
+};
+
+/// What is to be run.
+struct Wanted<'a> {
+    arguments: &'a Run,
+    config: Config,
+    /// The configuration as it was read.
+    text: String,
+    name: String,
+    interfaces: BTreeSet<String>,
+}
+
+pub fn run(arguments: &Run) -> Result<()> {
+    let (config, text) = read_config(arguments.config.as_deref())?;
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    let name = arguments.name.clone().or_else(|| config.name.clone());
+    let given = match arguments.interface.as_slice() {
+        [] => &config.interfaces,
+        given => given,
+    };
+    let wanted = Wanted {
+        name: name.unwrap_or_else(|| instance::DEFAULT.to_owned()),
+        interfaces: given.iter().cloned().collect(),
+        arguments,
+        config,
+        text,
+    };
+    interfaces::check(&wanted.interfaces)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("starting the runtime")?;
+    runtime.block_on(serve(&wanted))
+}
+
+async fn serve(wanted: &Wanted<'_>) -> Result<()> {
+    let arguments = wanted.arguments;
+    let claim = Pins::new(&arguments.bpffs, &wanted.name).claim()?;
+    let started = match Started::start(wanted, &claim).await {
+        Ok(started) => started,
+        Err(error) => {
+            if let Err(left) = claim.undo() {
+                tracing::error!(%left, "what this start has pinned stays: `lbd detach` removes it");
+            }
+            return Err(error);
+        }
+    };
+    started.run().await;
+    Ok(())
+}
+
+/// An agent that only has to be run.
+struct Started {
+    core: Core<Maps>,
+    /// What it is attached to.
+    attendant: Attendant,
+    sources: Sources,
+    handle: Handle,
+    listeners: Listeners,
+}
+
+impl Started {
+    async fn start(wanted: &Wanted<'_>, claim: &Claim) -> Result<Self> {
+        let Wanted {
+            arguments,
+            config,
+            text,
+            name,
+            interfaces,
+        } = wanted;
+        let listeners = Listeners::bind(arguments, config, name).await?;
+        let (mut program, mut core) = load(arguments, config, name, claim.pins().clone())?;
+        let (health_events, health) = mpsc::channel(4_096);
+        let checker = Checker::new(health_events, probes_in_flight(raise_descriptors()));
+        let (resolver, mut network) =
+            Resolver::spawn().context("following the kernel's routes and neighbours")?;
+        // The way back must know this host's own addresses before it rewrites anything.
+        if let Some(update) = network.recv().await {
+            core.network(update);
+        }
+        let store = instance::state_path(name);
+        let services = former_services(&store, text);
+        let change = Change::Replace(services.unwrap_or_else(|| config.services.clone()));
+        if !matches!(arguments.bpf_log, LogLevel::Off) {
+            forward_log(&mut program)?;
+        }
+        let mut attendant = Attendant::new(program, arguments.mode);
+        let attached = attendant.bring_up(interfaces, || Ok(core.change(change)?))?;
+        core.set_interfaces(attached);
+        let (handle, requests) = Handle::new();
+        let sources = Sources {
+            requests,
+            checker,
+            health,
+            resolver,
+            network,
+            store: Some((store, text.clone())),
+        };
+        Ok(Self {
+            core,
+            attendant,
+            sources,
+            handle,
+            listeners,
+        })
+    }
+
+    /// Runs until a signal; the program goes on forwarding then.
+    async fn run(self) {
+        let (ready, running) = self.listeners.serve(self.handle);
+        let watch = self.attendant.watch();
+        agent::run(self.core, self.sources, ready, signalled()).await;
+        tracing::info!("stopping; the program goes on forwarding");
+        drop((running, watch));
+    }
+}
+
+/// What a former agent kept, if it began from the same configuration.
+fn former_services(store: &Path, text: &str) -> Option<Vec<Service>> {
+    let services = store::load(store, text).unwrap_or_else(|error| {
+        tracing::warn!(%error, "the state of the former agent is unusable; the configuration counts");
+        None
+    });
+    if services.is_some() {
+        tracing::info!("taking up the state of the former agent");
+    }
+    services
+}
+
+/// Allows itself as many open files as it may: each probe under way is one. How many those are.
+fn raise_descriptors() -> u64 {
+    let files = Resource::RLIMIT_NOFILE;
+    let raised = getrlimit(files).and_then(|(_, most)| setrlimit(files, most, most));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
+    getrlimit(files).map_or(1_024, |(now, _)| now)
+}
+
+fn load(arguments: &Run, config: &Config, name: &str, pins: Pins) -> Result<(Program, Core<Maps>)> {
+    let limits = &config.limits;
+    let options = LoadOptions {
+        pins: Some(pins),
+        capacity: Capacity {
+            services: limits.services,
+            // Entry 0 stands for nobody; replaced entries stay until the grace period.
+            backends: limits.backends.saturating_mul(2).saturating_add(1),
+            members: limits.backends.saturating_mul(4),
+            slots: limits.ring_slots,
+            flows: limits.flows,
+            half_open: limits.half_open,
+        },
+        log_level: arguments.bpf_log as u8,
+    };
+    let (program, mut maps) = Program::load(&options)?;
+    if maps.control()?.hash_key == [0; lb_common::tables::HASH_KEY_WORDS] {
+        maps.initialise(draw_hash_key().context("drawing the flow hash's secret")?)?;
+    }
+    let capacity = maps.capacity();
+    if capacity != options.capacity {
+        tracing::warn!(
+            ?capacity,
+            "the pinned maps keep their size; `lbd detach` first to change [limits]"
+        );
+    }
+    let core = Core::new(name.to_owned(), config.tunnel, maps)?;
+    Ok((program, core))
+}
+
+/// Sends the XDP program's log to ours.
+fn forward_log(program: &mut Program) -> Result<()> {
+    let logger =
+        aya_log::EbpfLogger::init(program.ebpf()).context("opening the XDP program's log")?;
+    #[expect(
+        deprecated,
+        reason = "its replacement is unsafe code; the logger owns its descriptor"
+    )]
+    let mut logger =
+        tokio::io::unix::AsyncFd::new(logger).context("watching the XDP program's log")?;
+    tokio::spawn(async move {
+        while let Ok(mut guard) = logger.readable_mut().await {
+            guard.get_inner_mut().flush();
+            guard.clear_ready();
+        }
+    });
+    Ok(())
+}
+
+async fn signalled() {
+    let (Ok(mut terminate), Ok(mut interrupt)) = (
+        signal(SignalKind::terminate()),
+        signal(SignalKind::interrupt()),
+    ) else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}
