@@ -6,7 +6,10 @@
 use core::{arch::asm, mem::MaybeUninit};
 
 use aya_ebpf::{
-    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, bpf_fib_lookup, xdp_md},
+    bindings::{
+        BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH,
+        BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LKUP_RET_UNSUPP_LWT, bpf_fib_lookup, xdp_md,
+    },
     btf_maps::{Array, HashMap, PerCpuArray, ProgramArray},
     helpers,
     macros::btf_map,
@@ -20,7 +23,7 @@ use lb_common::{
     schedule,
     tables::{
         self, Address, Backend, Bucket, Control, Counters, Endpoint, FlowCounters, FlowEvent,
-        FlowKey, Member, Record, Route, RouteQuery, Server, ServerKey, ServiceEntry, Slot,
+        FlowKey, Member, NoRoute, Record, Route, RouteQuery, Server, ServerKey, ServiceEntry, Slot,
         TICK_SHIFT, Table, Tables, Tick, WayBack,
     },
     track::{self, Question},
@@ -198,8 +201,8 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn route(&self, query: &RouteQuery) -> Option<Route> {
-        let params = FIB.get_ptr_mut(0)?;
+    fn route(&self, query: &RouteQuery) -> Result<Route, NoRoute> {
+        let params = FIB.get_ptr_mut(0).ok_or(NoRoute::Refused)?;
         // SAFETY: this CPU's element, which nothing else touches while the program runs on it.
         let params = unsafe { &mut *params };
         ask(params, query);
@@ -208,10 +211,15 @@ impl Tables for Maps {
         let size = size_of::<bpf_fib_lookup>() as i32;
         // SAFETY: `params` is initialised and of the size given.
         let result = unsafe { helpers::bpf_fib_lookup(self.ctx.cast(), &raw mut *params, size, 0) };
-        if result != 0 {
-            return None;
+        match u32::try_from(result) {
+            Ok(BPF_FIB_LKUP_RET_SUCCESS) => {}
+            Ok(BPF_FIB_LKUP_RET_NO_NEIGH | BPF_FIB_LKUP_RET_UNSUPP_LWT) => {
+                return Err(NoRoute::Kernels);
+            }
+            Ok(BPF_FIB_LKUP_RET_FRAG_NEEDED) => return Err(NoRoute::TooLong),
+            _ => return Err(NoRoute::Refused),
         }
-        Some(Route {
+        Ok(Route {
             interface: params.ifindex,
             destination_mac: params.dmac,
             source_mac: params.smac,

@@ -8,8 +8,9 @@ use lb_common::{
     persist,
     schedule::NOBODY,
     tables::{
-        Address, Backend, Bucket, Control, Endpoint, FlowEvent, FlowKey, Member, Record, Route,
-        RouteQuery, Server, ServerKey, ServiceEntry, Slot, Table, Tables, Tick, WayBack, flow_kind,
+        Address, Backend, Bucket, Control, Endpoint, FlowEvent, FlowKey, Member, NoRoute, Record,
+        Route, RouteQuery, Server, ServerKey, ServiceEntry, Slot, Table, Tables, Tick, WayBack,
+        flow_kind,
     },
     track::Question,
     verdict::DropReason,
@@ -191,7 +192,7 @@ impl Tables for Bent<'_> {
         self.tables.owned(address)
     }
 
-    fn route(&self, query: &RouteQuery) -> Option<Route> {
+    fn route(&self, query: &RouteQuery) -> Result<Route, NoRoute> {
         self.tables.route(query)
     }
 
