@@ -39,7 +39,7 @@ pub fn deliver<P: Packet, T: Tables>(
 /// endpoint by value: what a helper is given the address of stays in memory, and with it all that it is
 /// part of.
 #[inline(always)]
-pub fn way_back<T: Tables>(tables: &T, from: Endpoint) -> Option<&WayBack> {
+pub fn way_back<T: Tables>(tables: &T, from: Endpoint) -> Option<WayBack> {
     let control = tables.control()?;
     if control.features & feature::NAT == 0 {
         return None;

@@ -363,7 +363,7 @@ fn to_client<P: Packet, T: Tables>(
     quoted: &Quoted,
     owned: u32,
 ) -> Result<Verdict, DropReason> {
-    let Some(&WayBack { address, port, .. }) = egress::way_back(tables, quoted.to) else {
+    let Some(WayBack { address, port, .. }) = egress::way_back(tables, quoted.to) else {
         return Ok(Verdict::Pass);
     };
     // About our own probes.

@@ -186,8 +186,8 @@ impl Tables for MemoryTables {
         at(&self.backends, index)
     }
 
-    fn way_back(&self, key: &Endpoint) -> Option<&WayBack> {
-        self.ways_back.get(key)
+    fn way_back(&self, key: &Endpoint) -> Option<WayBack> {
+        self.ways_back.get(key).copied()
     }
 
     fn may_answer_echo(&self) -> bool {
@@ -197,8 +197,8 @@ impl Tables for MemoryTables {
         may
     }
 
-    fn server(&self, key: &ServerKey) -> Option<&Server> {
-        self.servers.get(key)
+    fn server(&self, key: &ServerKey) -> Option<Server> {
+        self.servers.get(key).copied()
     }
 
     fn owned(&self, address: &Address) -> u32 {

@@ -791,11 +791,11 @@ pub trait Tables {
     /// A backend.
     fn backend(&self, index: u32) -> Option<&Backend>;
     /// What the answers of a `nat` backend become.
-    fn way_back(&self, key: &Endpoint) -> Option<&WayBack>;
+    fn way_back(&self, key: &Endpoint) -> Option<WayBack>;
     /// Whether an echo request may be answered now, of those that are allowed in a while.
     fn may_answer_echo(&self) -> bool;
     /// Which backend has a server id.
-    fn server(&self, key: &ServerKey) -> Option<&Server>;
+    fn server(&self, key: &ServerKey) -> Option<Server>;
     /// What an address is to the balancer: bits of [`owned`].
     fn owned(&self, address: &Address) -> u32;
     /// Where the kernel would send a packet.

@@ -174,9 +174,12 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn way_back(&self, key: &Endpoint) -> Option<&WayBack> {
-        // SAFETY: elements are replaced whole, and freed only after a grace period.
-        unsafe { WAYS_BACK.get(key) }
+    fn way_back(&self, key: &Endpoint) -> Option<WayBack> {
+        // SAFETY: copied at once, from memory that stays the map's. An element that the agent removes or
+        // replaces meanwhile may be another backend's before the copy is done, since the map reuses it at
+        // once: an answer of a backend that leaves may then come from another VIP, of which its client
+        // has no connection. Any bytes are a `WayBack`.
+        unsafe { WAYS_BACK.get(key) }.copied()
     }
 
     #[inline(always)]
@@ -189,14 +192,17 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn server(&self, key: &ServerKey) -> Option<&Server> {
-        // SAFETY: elements are replaced whole, and freed only after a grace period.
-        unsafe { SERVERS.get(key) }
+    fn server(&self, key: &ServerKey) -> Option<Server> {
+        // SAFETY: copied at once, from memory that is given back only after a grace period, though the
+        // kernel's allocator of elements may make another of it before (since Linux 6.1). It
+        // counts only for a live member of the packet's own service, so that at worst one packet goes to
+        // another server. Any bytes are a `Server`.
+        unsafe { SERVERS.get(key) }.copied()
     }
 
     #[inline(always)]
     fn owned(&self, address: &Address) -> u32 {
-        // SAFETY: copied at once.
+        // SAFETY: copied at once; a word, so that it is one that some address has.
         unsafe { OWNED.get(address) }.copied().unwrap_or(0)
     }
 

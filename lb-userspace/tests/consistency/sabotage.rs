@@ -175,7 +175,7 @@ impl Tables for Bent<'_> {
         self.tables.backend(index)
     }
 
-    fn way_back(&self, key: &Endpoint) -> Option<&WayBack> {
+    fn way_back(&self, key: &Endpoint) -> Option<WayBack> {
         self.tables.way_back(key)
     }
 
@@ -183,7 +183,7 @@ impl Tables for Bent<'_> {
         self.tables.may_answer_echo()
     }
 
-    fn server(&self, key: &ServerKey) -> Option<&Server> {
+    fn server(&self, key: &ServerKey) -> Option<Server> {
         let server = self.tables.server(key)?;
         (!self.is(Sabotage::ServerIdsAreIgnored)).then_some(server)
     }
