@@ -1,4 +1,4 @@
-//! The maps of the load balancer, and `Tables` over them.
+//! The maps of the load balancer, `Tables` over them, and where a program goes on.
 //!
 //! Sizes are the smallest that load; the agent sets the real ones. Names and formats are part of
 //! the pinned contract (`lb_common::tables::FORMAT`).
@@ -94,6 +94,13 @@ const AF_INET6: u8 = 10;
 pub fn go_on(ctx: &XdpContext, program: u32) {
     // SAFETY: nothing is borrowed from the frame, which the other program may change.
     unsafe { TAILS.tail_call(ctx, program) };
+}
+
+/// Sends the frame out of another interface.
+#[inline(always)]
+pub fn redirect(interface: u32) -> u32 {
+    // SAFETY: takes no pointers.
+    unsafe { helpers::bpf_redirect(interface, 0) as u32 }
 }
 
 /// The maps, as seen while one packet is processed.
