@@ -2,7 +2,8 @@
 //! draft-ietf-intarea-gue-09, variant 1).
 //!
 //! Only what is addressed to this host and wraps an IP packet is touched; all else passes. Checksums of
-//! a tunnel's UDP header are left unread: the inner packet has its own.
+//! a tunnel's UDP header are left unread: the inner packet has its own. Congestion that routers marked on
+//! the outer header goes on with the inner one (RFC 6040 §4.2).
 
 use network_types::{
     eth::EthHdr,
@@ -11,11 +12,29 @@ use network_types::{
 };
 
 use crate::{
+    checksum::Sum,
     packet::Packet,
     tables::Address,
-    verdict::Verdict,
     wire::{self, protocol},
 };
+
+/// Values of the ECN field, the last two bits of a traffic class (RFC 3168 §5).
+mod ecn {
+    pub const MASK: u8 = 3;
+    pub const NOT_CAPABLE: u8 = 0;
+    pub const CAPABLE_1: u8 = 1;
+    pub const CAPABLE_0: u8 = 2;
+    pub const CONGESTION: u8 = 3;
+}
+
+/// What becomes of a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// On to the network stack.
+    Pass,
+    /// Gone: congestion was marked on its way, and its sender would not be told of it otherwise.
+    Drop,
+}
 
 /// What the decapsulator asks of its host.
 pub trait Host {
@@ -25,6 +44,8 @@ pub trait Host {
     fn gue_port(&self) -> u16;
     /// Counts an unwrapped packet.
     fn count(&self, bytes: u64);
+    /// Counts one that was dropped.
+    fn count_drop(&self);
 }
 
 /// The outer IP header of a packet.
@@ -34,18 +55,31 @@ struct Outer {
     inner: u8,
     /// Its length in bytes.
     length: usize,
+    /// Its ECN field.
+    ecn: u8,
 }
 
-/// Unwraps a frame where it should be, and hands every frame to the network stack.
+/// Unwraps a frame where it should be, and hands all but those that [`Fate::Drop`] is for to the network
+/// stack.
 #[inline(always)]
-pub fn process<P: Packet, H: Host>(packet: &mut P, host: &H) -> Verdict {
-    if let Some(outer) = outer(packet)
-        && host.terminates(&outer.destination)
-        && unwrap(packet, host, &outer).is_some()
-    {
-        host.count(packet.length() as u64);
+pub fn process<P: Packet, H: Host>(packet: &mut P, host: &H) -> Fate {
+    let Some(outer) = outer(packet) else {
+        return Fate::Pass;
+    };
+    if !host.terminates(&outer.destination) {
+        return Fate::Pass;
     }
-    Verdict::Pass
+    match unwrap(packet, host, &outer) {
+        Some(Fate::Pass) => {
+            host.count(packet.length() as u64);
+            Fate::Pass
+        }
+        Some(Fate::Drop) => {
+            host.count_drop();
+            Fate::Drop
+        }
+        None => Fate::Pass,
+    }
 }
 
 #[inline(always)]
@@ -63,6 +97,7 @@ fn outer<P: Packet>(packet: &P) -> Option<Outer> {
                 destination,
                 inner: ip.proto,
                 length: wire::IPV4,
+                ecn: ip.tos & ecn::MASK,
             })
         }
         wire::ETHER_IPV6 => {
@@ -72,14 +107,16 @@ fn outer<P: Packet>(packet: &P) -> Option<Outer> {
                 destination,
                 inner: ip.next_hdr,
                 length: wire::IPV6,
+                ecn: ecn_v6(&ip),
             })
         }
         _ => None,
     }
 }
 
+/// Takes a packet out of its tunnel; `None`, and nothing done, where there is none of ours.
 #[inline(always)]
-fn unwrap<P: Packet, H: Host>(packet: &mut P, host: &H, outer: &Outer) -> Option<()> {
+fn unwrap<P: Packet, H: Host>(packet: &mut P, host: &H, outer: &Outer) -> Option<Fate> {
     let mut headers = outer.length;
     if outer.inner == protocol::UDP {
         let udp = packet.read::<UdpHdr>(wire::ETHERNET + headers)?;
@@ -104,8 +141,66 @@ fn unwrap<P: Packet, H: Host>(packet: &mut P, host: &H, outer: &Outer) -> Option
         ether_type,
         ..packet.read::<EthHdr>(0)?
     };
+    let fate = if ether_type == wire::ETHER_IPV4 {
+        mark_v4(packet, inner, outer.ecn)?
+    } else {
+        mark_v6(packet, inner, outer.ecn)?
+    };
     if !packet.shrink_front(headers) {
         return None;
     }
-    packet.write(0, &ethernet)
+    packet.write(0, &ethernet)?;
+    Some(fate)
+}
+
+/// The ECN field that a packet leaves its tunnel with (RFC 6040, figure 4); `None`: it is dropped.
+#[inline(always)]
+const fn combined(inner: u8, outer: u8) -> Option<u8> {
+    match (inner, outer) {
+        (ecn::NOT_CAPABLE, ecn::CONGESTION) => None,
+        (ecn::CAPABLE_0 | ecn::CAPABLE_1, ecn::CONGESTION) => Some(ecn::CONGESTION),
+        (ecn::CAPABLE_0, ecn::CAPABLE_1) => Some(ecn::CAPABLE_1),
+        _ => Some(inner),
+    }
+}
+
+/// Brings the outer ECN field into the IPv4 header at `offset`, with its checksum.
+#[inline(always)]
+fn mark_v4<P: Packet>(packet: &mut P, offset: usize, outer: u8) -> Option<Fate> {
+    let mut ip = packet.read::<Ipv4Hdr>(offset)?;
+    let before = ip.tos & ecn::MASK;
+    let Some(after) = combined(before, outer) else {
+        return Some(Fate::Drop);
+    };
+    if after != before {
+        let change = Sum::new().remove16(u16::from_ne_bytes([ip.vihl, ip.tos]));
+        ip.tos = (ip.tos & !ecn::MASK) | after;
+        let change = change.add16(u16::from_ne_bytes([ip.vihl, ip.tos]));
+        ip.check = change.update(u16::from_ne_bytes(ip.check)).to_ne_bytes();
+        packet.write(offset, &ip)?;
+    }
+    Some(Fate::Pass)
+}
+
+/// The same for IPv6, which sums no header.
+#[inline(always)]
+fn mark_v6<P: Packet>(packet: &mut P, offset: usize, outer: u8) -> Option<Fate> {
+    let mut ip = packet.read::<Ipv6Hdr>(offset)?;
+    let before = ecn_v6(&ip);
+    let Some(after) = combined(before, outer) else {
+        return Some(Fate::Drop);
+    };
+    if after != before {
+        let [_, second, ..] = &mut ip.vcf;
+        *second = (*second & !(ecn::MASK << 4)) | (after << 4);
+        packet.write(offset, &ip)?;
+    }
+    Some(Fate::Pass)
+}
+
+/// The ECN field of an IPv6 header: the traffic class begins in its first byte's second half.
+#[inline(always)]
+const fn ecn_v6(ip: &Ipv6Hdr) -> u8 {
+    let [_, second, ..] = ip.vcf;
+    (second >> 4) & ecn::MASK
 }

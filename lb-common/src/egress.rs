@@ -6,7 +6,7 @@ use crate::{
     forward::{self, GuePort},
     hash::FlowHash,
     packet::Packet,
-    tables::{Address, Backend, Endpoint, RouteQuery, Tables, WayBack, feature, mode},
+    tables::{Address, Backend, Endpoint, NoRoute, RouteQuery, Tables, WayBack, feature, mode},
     verdict::{DropReason, Verdict},
 };
 
@@ -39,7 +39,7 @@ pub fn deliver<P: Packet, T: Tables>(
 /// endpoint by value: what a helper is given the address of stays in memory, and with it all that it is
 /// part of.
 #[inline(always)]
-pub fn way_back<T: Tables>(tables: &T, from: Endpoint) -> Option<&WayBack> {
+pub fn way_back<T: Tables>(tables: &T, from: Endpoint) -> Option<WayBack> {
     let control = tables.control()?;
     if control.features & feature::NAT == 0 {
         return None;
@@ -47,31 +47,61 @@ pub fn way_back<T: Tables>(tables: &T, from: Endpoint) -> Option<&WayBack> {
     tables.way_back(&from)
 }
 
-/// Sends a packet of `flow` on to its destination, as one from `source`. Without a route or with its TTL
-/// at an end, the kernel forwards it or tells the sender why not.
+/// How a packet goes on to a client.
+#[derive(Debug, Clone, Copy)]
+pub enum Onward {
+    /// From here, out of an interface.
+    Sent(u32),
+    /// By the kernel, to which it is handed as the client is to get it.
+    Kernels,
+    /// Not at all. The kernel gets it as it came, so that it tells the backend, which knows nothing of
+    /// the VIP, and does not take it for one that claims to be from this host.
+    Ends,
+}
+
+/// How a packet of `flow` goes on to its destination as one from `source`; to be asked before it is made
+/// one. What is sent from here is addressed to its next hop, with one off its TTL.
 ///
 /// # Errors
 /// [`DropReason::Inconsistent`] where there is no Ethernet header.
 #[inline(always)]
-pub fn to_client<P: Packet, T: Tables>(
+pub fn onward<P: Packet, T: Tables>(
     packet: &mut P,
     tables: &T,
     flow: &Flow,
     source: Address,
-) -> Result<Verdict, DropReason> {
+) -> Result<Onward, DropReason> {
     let query = RouteQuery {
         source,
         destination: flow.destination,
         length: flow.length,
     };
-    let Some(route) = tables.route(&query) else {
-        return Ok(Verdict::Pass);
+    let kernels = match tables.route(&query) {
+        Ok(route) => {
+            if forward::decrement_ttl(packet, flow).is_err() {
+                return Ok(Onward::Ends);
+            }
+            forward::readdress(packet, route.source_mac, route.destination_mac)?;
+            return Ok(Onward::Sent(route.interface));
+        }
+        Err(NoRoute::Kernels) => true,
+        Err(NoRoute::TooLong) => forward::may_be_fragmented(packet, flow),
+        Err(NoRoute::Refused) => false,
     };
-    if forward::decrement_ttl(packet, flow).is_err() {
-        return Ok(Verdict::Pass);
+    Ok(if kernels && forward::outlives_a_hop(packet, flow) {
+        Onward::Kernels
+    } else {
+        Onward::Ends
+    })
+}
+
+/// What becomes of a packet that goes on so.
+#[inline(always)]
+pub fn leave<P: Packet>(packet: &P, onward: Onward) -> Verdict {
+    match onward {
+        Onward::Sent(interface) => by(packet, interface),
+        Onward::Kernels | Onward::Ends => Verdict::Pass,
     }
-    forward::readdress(packet, route.source_mac, route.destination_mac)?;
-    Ok(by(packet, route.interface))
 }
 
 /// The verdict that sends a packet out of an interface.

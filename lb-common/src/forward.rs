@@ -360,6 +360,29 @@ pub fn decrement_ttl<P: Packet>(packet: &mut P, flow: &Flow) -> Result<(), DropR
     }
 }
 
+/// Whether a router would leave a packet any of its TTL or hop limit.
+#[inline(always)]
+pub fn outlives_a_hop<P: Packet>(packet: &P, flow: &Flow) -> bool {
+    let ttl = if flow.v4 {
+        packet.read::<Ipv4Hdr>(wire::ETHERNET).map(|ip| ip.ttl)
+    } else {
+        packet
+            .read::<Ipv6Hdr>(wire::ETHERNET)
+            .map(|ip| ip.hop_limit)
+    };
+    ttl.is_some_and(|ttl| one_less(ttl).is_ok())
+}
+
+/// Whether a router may fragment a packet (RFC 791 §3.1; none of IPv6, RFC 8200 §5).
+#[inline(always)]
+pub fn may_be_fragmented<P: Packet>(packet: &P, flow: &Flow) -> bool {
+    const DO_NOT: u16 = 0x4000;
+    flow.v4
+        && packet
+            .read::<Ipv4Hdr>(wire::ETHERNET)
+            .is_some_and(|ip| u16::from_be_bytes(ip.frags) & DO_NOT == 0)
+}
+
 /// Sets a TTL, with the checksum.
 #[inline(always)]
 fn set_ttl(ip: &mut Ipv4Hdr, ttl: u8) {

@@ -9,7 +9,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::{
     checksum::Sum,
-    egress,
+    egress::{self, Onward},
     flow::{self, Flow, Signal},
     forward,
     packet::Packet,
@@ -363,7 +363,7 @@ fn to_client<P: Packet, T: Tables>(
     quoted: &Quoted,
     owned: u32,
 ) -> Result<Verdict, DropReason> {
-    let Some(&WayBack { address, port, .. }) = egress::way_back(tables, quoted.to) else {
+    let Some(WayBack { address, port, .. }) = egress::way_back(tables, quoted.to) else {
         return Ok(Verdict::Pass);
     };
     // About our own probes.
@@ -373,16 +373,20 @@ fn to_client<P: Packet, T: Tables>(
     if outer.v4 != address.is_v4() {
         return Err(DropReason::Inconsistent);
     }
-    let end = forward::End::Destination;
-    let change = requote(packet, outer, quoted, end, address, port)?;
     // A router on the way to the backend keeps its own address.
     let sender = if outer.source == quoted.to.address {
         address
     } else {
         outer.source
     };
+    let onward = egress::onward(packet, tables, outer, sender)?;
+    if let Onward::Ends = onward {
+        return Ok(Verdict::Pass);
+    }
+    let end = forward::End::Destination;
+    let change = requote(packet, outer, quoted, end, address, port)?;
     readdress(packet, outer, forward::End::Source, sender, change)?;
-    egress::to_client(packet, tables, outer, sender)
+    Ok(egress::leave(packet, onward))
 }
 
 /// Rewrites one end of the quoted packet, with its checksums as far as they are quoted (RFC 5508 §4.2);

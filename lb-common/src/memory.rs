@@ -11,8 +11,8 @@ use crate::{
     icmp::EchoBudget,
     tables::{
         Address, Backend, Bucket, Control, Counters, Endpoint, FlowCounters, FlowEvent, FlowKey,
-        Member, Record, Route, RouteQuery, Server, ServerKey, ServiceEntry, Table, Tables, Tick,
-        WayBack,
+        Member, NoRoute, Record, Route, RouteQuery, Server, ServerKey, ServiceEntry, Table, Tables,
+        Tick, WayBack,
     },
     verdict::{DROP_COUNTERS, DropReason},
 };
@@ -38,8 +38,8 @@ pub struct MemoryTables {
     pub servers: BTreeMap<ServerKey, Server>,
     /// Bits of [`crate::tables::owned`].
     pub owned: BTreeMap<Address, u32>,
-    /// Routes by destination.
-    pub routes: BTreeMap<Address, Route>,
+    /// Routes by destination; where there is none, packets are [refused](NoRoute::Refused).
+    pub routes: BTreeMap<Address, Result<Route, NoRoute>>,
     /// The flow tables.
     pub flows: RefCell<Flows>,
     /// The time.
@@ -186,8 +186,8 @@ impl Tables for MemoryTables {
         at(&self.backends, index)
     }
 
-    fn way_back(&self, key: &Endpoint) -> Option<&WayBack> {
-        self.ways_back.get(key)
+    fn way_back(&self, key: &Endpoint) -> Option<WayBack> {
+        self.ways_back.get(key).copied()
     }
 
     fn may_answer_echo(&self) -> bool {
@@ -197,16 +197,17 @@ impl Tables for MemoryTables {
         may
     }
 
-    fn server(&self, key: &ServerKey) -> Option<&Server> {
-        self.servers.get(key)
+    fn server(&self, key: &ServerKey) -> Option<Server> {
+        self.servers.get(key).copied()
     }
 
     fn owned(&self, address: &Address) -> u32 {
         self.owned.get(address).copied().unwrap_or(0)
     }
 
-    fn route(&self, query: &RouteQuery) -> Option<Route> {
-        self.routes.get(&query.destination).copied()
+    fn route(&self, query: &RouteQuery) -> Result<Route, NoRoute> {
+        let route = self.routes.get(&query.destination).copied();
+        route.unwrap_or(Err(NoRoute::Refused))
     }
 
     fn count_service(&self, index: u32, bytes: u64, new_flow: bool) {

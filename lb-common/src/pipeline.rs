@@ -3,7 +3,7 @@
 //! The XDP program is this function over the kernel's maps; tests run it over memory.
 
 use crate::{
-    egress,
+    egress::{self, Onward},
     flow::{self, Family, Flow, Signal, Stop},
     forward::{self, End},
     hash::FlowHash,
@@ -152,6 +152,10 @@ fn to_client<P: Packet, T: Tables>(
     if steer::owned(tables, flow.destination) & owned::LOCAL != 0 {
         return Ok(Verdict::Pass);
     }
+    let onward = egress::onward(packet, tables, flow, way_back.address)?;
+    if let Onward::Ends = onward {
+        return Ok(Verdict::Pass);
+    }
     forward::rewrite(packet, flow, End::Source, way_back.address, way_back.port)?;
-    egress::to_client(packet, tables, flow, way_back.address)
+    Ok(egress::leave(packet, onward))
 }

@@ -751,6 +751,17 @@ pub struct Route {
     pub source_mac: [u8; 6],
 }
 
+/// Why there is no [`Route`] for a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NoRoute {
+    /// The kernel can send it, as the program cannot: it has to find its neighbour first, say.
+    Kernels,
+    /// It is longer than the way takes.
+    TooLong,
+    /// Nor can the kernel, which tells the sender so where it is of use; or it is this host's.
+    Refused,
+}
+
 /// What a route is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RouteQuery {
@@ -780,15 +791,18 @@ pub trait Tables {
     /// A backend.
     fn backend(&self, index: u32) -> Option<&Backend>;
     /// What the answers of a `nat` backend become.
-    fn way_back(&self, key: &Endpoint) -> Option<&WayBack>;
+    fn way_back(&self, key: &Endpoint) -> Option<WayBack>;
     /// Whether an echo request may be answered now, of those that are allowed in a while.
     fn may_answer_echo(&self) -> bool;
     /// Which backend has a server id.
-    fn server(&self, key: &ServerKey) -> Option<&Server>;
+    fn server(&self, key: &ServerKey) -> Option<Server>;
     /// What an address is to the balancer: bits of [`owned`].
     fn owned(&self, address: &Address) -> u32;
-    /// Where the kernel would send a packet; `None` leaves it to the kernel.
-    fn route(&self, query: &RouteQuery) -> Option<Route>;
+    /// Where the kernel would send a packet.
+    ///
+    /// # Errors
+    /// Why it is the kernel's to deal with.
+    fn route(&self, query: &RouteQuery) -> Result<Route, NoRoute>;
     /// Adds a forwarded packet to a service's counters.
     fn count_service(&self, index: u32, bytes: u64, new_flow: bool);
     /// Adds a forwarded packet to a backend's counters.

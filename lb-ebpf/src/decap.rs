@@ -13,9 +13,8 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use lb_common::{
-    decapsulate::{self, Host},
+    decapsulate::{self, Fate, Host},
     tables::{Address, Counters},
-    verdict::Verdict,
 };
 
 use crate::packet::XdpPacket;
@@ -25,6 +24,9 @@ use crate::packet::XdpPacket;
 static TERMINATES: HashMap<Address, u32, 1024> = HashMap::new();
 #[btf_map]
 static UNWRAPPED: PerCpuArray<Counters, 1> = PerCpuArray::new();
+/// Packets dropped, as [`Host::count_drop`].
+#[btf_map]
+static CONGESTED: PerCpuArray<u64, 1> = PerCpuArray::new();
 
 /// The UDP port of `gue` tunnels, as [`Host::gue_port`]; set before the program is loaded.
 #[unsafe(no_mangle)]
@@ -51,16 +53,22 @@ impl Host for Maps {
             unsafe { (*counters).add(bytes, false) };
         }
     }
+
+    #[inline(always)]
+    fn count_drop(&self) {
+        if let Some(counter) = CONGESTED.get_ptr_mut(0) {
+            // SAFETY: as in `count`.
+            unsafe { *counter = (*counter).wrapping_add(1) };
+        }
+    }
 }
 
 /// Entry point.
 #[xdp]
 pub fn decap(ctx: XdpContext) -> u32 {
     match decapsulate::process(&mut XdpPacket::<false>::new(&ctx), &Maps) {
-        Verdict::Pass => xdp_action::XDP_PASS,
-        Verdict::Transmit => xdp_action::XDP_TX,
-        Verdict::Redirect(interface) => packet::redirect(interface),
-        Verdict::Drop(_) => xdp_action::XDP_DROP,
+        Fate::Pass => xdp_action::XDP_PASS,
+        Fate::Drop => xdp_action::XDP_DROP,
     }
 }
 

@@ -49,7 +49,7 @@ fn act(ctx: &XdpContext, verdict: Verdict) -> u32 {
         }
         Verdict::Redirect(interface) => {
             trace!(ctx, "redirected to interface {}", interface);
-            packet::redirect(interface)
+            maps::redirect(interface)
         }
         Verdict::Drop(reason) => {
             debug!(ctx, "dropped: {}", reason.name());

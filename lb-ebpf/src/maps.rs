@@ -1,4 +1,4 @@
-//! The maps of the load balancer, and `Tables` over them.
+//! The maps of the load balancer, `Tables` over them, and where a program goes on.
 //!
 //! Sizes are the smallest that load; the agent sets the real ones. Names and formats are part of
 //! the pinned contract (`lb_common::tables::FORMAT`).
@@ -6,7 +6,10 @@
 use core::{arch::asm, mem::MaybeUninit};
 
 use aya_ebpf::{
-    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, bpf_fib_lookup, xdp_md},
+    bindings::{
+        BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH,
+        BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LKUP_RET_UNSUPP_LWT, bpf_fib_lookup, xdp_md,
+    },
     btf_maps::{Array, HashMap, PerCpuArray, ProgramArray},
     helpers,
     macros::btf_map,
@@ -20,7 +23,7 @@ use lb_common::{
     schedule,
     tables::{
         self, Address, Backend, Bucket, Control, Counters, Endpoint, FlowCounters, FlowEvent,
-        FlowKey, Member, Record, Route, RouteQuery, Server, ServerKey, ServiceEntry, Slot,
+        FlowKey, Member, NoRoute, Record, Route, RouteQuery, Server, ServerKey, ServiceEntry, Slot,
         TICK_SHIFT, Table, Tables, Tick, WayBack,
     },
     track::{self, Question},
@@ -91,6 +94,13 @@ const AF_INET6: u8 = 10;
 pub fn go_on(ctx: &XdpContext, program: u32) {
     // SAFETY: nothing is borrowed from the frame, which the other program may change.
     unsafe { TAILS.tail_call(ctx, program) };
+}
+
+/// Sends the frame out of another interface.
+#[inline(always)]
+pub fn redirect(interface: u32) -> u32 {
+    // SAFETY: takes no pointers.
+    unsafe { helpers::bpf_redirect(interface, 0) as u32 }
 }
 
 /// The maps, as seen while one packet is processed.
@@ -171,9 +181,12 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn way_back(&self, key: &Endpoint) -> Option<&WayBack> {
-        // SAFETY: elements are replaced whole, and freed only after a grace period.
-        unsafe { WAYS_BACK.get(key) }
+    fn way_back(&self, key: &Endpoint) -> Option<WayBack> {
+        // SAFETY: copied at once, from memory that stays the map's. An element that the agent removes or
+        // replaces meanwhile may be another backend's before the copy is done, since the map reuses it at
+        // once: an answer of a backend that leaves may then come from another VIP, of which its client
+        // has no connection. Any bytes are a `WayBack`.
+        unsafe { WAYS_BACK.get(key) }.copied()
     }
 
     #[inline(always)]
@@ -186,20 +199,23 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn server(&self, key: &ServerKey) -> Option<&Server> {
-        // SAFETY: elements are replaced whole, and freed only after a grace period.
-        unsafe { SERVERS.get(key) }
+    fn server(&self, key: &ServerKey) -> Option<Server> {
+        // SAFETY: copied at once, from memory that is given back only after a grace period, though the
+        // kernel's allocator of elements may make another of it before (since Linux 6.1). It
+        // counts only for a live member of the packet's own service, so that at worst one packet goes to
+        // another server. Any bytes are a `Server`.
+        unsafe { SERVERS.get(key) }.copied()
     }
 
     #[inline(always)]
     fn owned(&self, address: &Address) -> u32 {
-        // SAFETY: copied at once.
+        // SAFETY: copied at once; a word, so that it is one that some address has.
         unsafe { OWNED.get(address) }.copied().unwrap_or(0)
     }
 
     #[inline(always)]
-    fn route(&self, query: &RouteQuery) -> Option<Route> {
-        let params = FIB.get_ptr_mut(0)?;
+    fn route(&self, query: &RouteQuery) -> Result<Route, NoRoute> {
+        let params = FIB.get_ptr_mut(0).ok_or(NoRoute::Refused)?;
         // SAFETY: this CPU's element, which nothing else touches while the program runs on it.
         let params = unsafe { &mut *params };
         ask(params, query);
@@ -208,10 +224,15 @@ impl Tables for Maps {
         let size = size_of::<bpf_fib_lookup>() as i32;
         // SAFETY: `params` is initialised and of the size given.
         let result = unsafe { helpers::bpf_fib_lookup(self.ctx.cast(), &raw mut *params, size, 0) };
-        if result != 0 {
-            return None;
+        match u32::try_from(result) {
+            Ok(BPF_FIB_LKUP_RET_SUCCESS) => {}
+            Ok(BPF_FIB_LKUP_RET_NO_NEIGH | BPF_FIB_LKUP_RET_UNSUPP_LWT) => {
+                return Err(NoRoute::Kernels);
+            }
+            Ok(BPF_FIB_LKUP_RET_FRAG_NEEDED) => return Err(NoRoute::TooLong),
+            _ => return Err(NoRoute::Refused),
         }
-        Some(Route {
+        Ok(Route {
             interface: params.ifindex,
             destination_mac: params.dmac,
             source_mac: params.smac,

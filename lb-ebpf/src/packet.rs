@@ -133,10 +133,3 @@ unsafe fn copy(from: *const u8, to: *mut u8, length: usize) {
         unsafe { to.add(done).write(from.add(done).read()) };
     }
 }
-
-/// Sends the frame out of another interface.
-#[inline(always)]
-pub fn redirect(interface: u32) -> u32 {
-    // SAFETY: takes no pointers.
-    unsafe { helpers::bpf_redirect(interface, 0) as u32 }
-}

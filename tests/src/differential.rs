@@ -1,7 +1,9 @@
 //! Host against kernel: the same operations fill both sides' tables, the same frames run through
-//! both executions of `lb_common::pipeline`. `frames` makes the frames; the judging is here.
+//! both executions of `lb_common::pipeline`. `frames` makes the frames, `routes` their ways back; the
+//! judging is here.
 
 pub mod frames;
+pub mod routes;
 
 use std::{
     collections::BTreeMap,
@@ -106,8 +108,8 @@ struct Outcome {
     bytes: Vec<u8>,
 }
 
-/// Both executions over the same services. To be made and used in one network namespace without
-/// routes, where the kernel's look-ups for answers find as little as the host's.
+/// Both executions over the same services. To be made and used in one network namespace with the routes of
+/// [`routes::lay`].
 pub struct Bench {
     program: Program,
     core: Core<Twin>,
@@ -283,13 +285,15 @@ impl Bench {
         Ok(total)
     }
 
-    fn host(&self, frame: &[u8]) -> Outcome {
+    fn host(&mut self, frame: &[u8]) -> Outcome {
+        let routes = &mut self.core.dataplane_mut().memory.tables.routes;
+        *routes = routes::of(frame).into_iter().collect();
         let twin = self.core.dataplane();
         twin.memory.tables.time.set(twin.maps.now());
         let mut buffer = vec![0; HEADROOM];
         buffer.extend_from_slice(frame);
         let mut packet = SlicePacket::new(&mut buffer, HEADROOM, INGRESS);
-        let verdict = pipeline::process(&mut packet, &self.core.dataplane().memory.tables);
+        let verdict = pipeline::process(&mut packet, &twin.memory.tables);
         let action = match verdict {
             Verdict::Drop(_) => 1,
             Verdict::Pass => 2,

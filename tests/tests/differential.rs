@@ -12,7 +12,7 @@ use lb_tests::{
     differential::{
         Bench,
         frames::{CONFIG_ID, Generator, NONCE, OWN, Random, server_id},
-        unhex,
+        routes, unhex,
     },
     netns::Namespace,
     skip::root_or_skip,
@@ -304,5 +304,7 @@ fn host_and_kernel_make_the_same_of_every_frame() -> Result<()> {
     if !root_or_skip("host_and_kernel_make_the_same_of_every_frame") {
         return Ok(());
     }
-    Namespace::unique("differential")?.run(run)
+    let namespace = Namespace::unique("differential")?;
+    routes::lay(&namespace)?;
+    namespace.run(run)
 }

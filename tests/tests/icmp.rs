@@ -3,7 +3,7 @@
 
 use std::{
     io::ErrorKind,
-    net::{SocketAddr, UdpSocket},
+    net::{IpAddr, SocketAddr, UdpSocket},
     process::Command,
     time::Duration,
 };
@@ -16,7 +16,7 @@ use lb_tests::{
     process::{run, run_with_input},
     skip::with_root,
     stage::{BACKENDS, Stage, every_mode, v4_pool, v6_pool, vip},
-    topology::{Topology, vip_v4, vip_v6},
+    topology::{CLIENT_V4, CLIENT_V6, Topology, vip_v4, vip_v6},
     wait::wait_until,
 };
 
@@ -89,18 +89,91 @@ fn a_transfer_over_a_path_whose_mtu_shrinks_is_completed_in_every_mode() -> Resu
                 })?;
                 ensure!(bytes == LARGE.to_string(), "{bytes} of {LARGE} bytes");
             }
-            // The sender did have to be told.
-            let counters = ["IcmpOutDestUnreachs", "Icmp6OutPktTooBigs"];
-            let mut nstat = stage.topology.client.command("nstat");
-            let told = run(nstat.arg("-asz").args(counters))?;
-            println!("{told}");
-            for counter in counters {
-                let line = told.lines().find(|line| line.starts_with(counter));
-                let count = line.and_then(|line| line.split_whitespace().nth(1));
-                ensure!(
-                    count.is_some_and(|count| count != "0"),
-                    "{counter}: {line:?}"
-                );
+            assert_told(&stage.topology.client)
+        },
+    )
+}
+
+/// Senders did have to be told by `router`.
+fn assert_told(router: &Namespace) -> Result<()> {
+    let counters = ["IcmpOutDestUnreachs", "Icmp6OutPktTooBigs"];
+    let told = run(router.command("nstat").arg("-asz").args(counters))?;
+    println!("{told}");
+    for counter in counters {
+        let line = told.lines().find(|line| line.starts_with(counter));
+        let count = line.and_then(|line| line.split_whitespace().nth(1));
+        ensure!(
+            count.is_some_and(|count| count != "0"),
+            "{counter}: {line:?}"
+        );
+    }
+    Ok(())
+}
+
+/// Services in mode `nat`, with the VIPs among the balancer's own addresses or not.
+fn nat_stage(local: bool) -> Result<(Stage, Vec<Service>)> {
+    let nat = |service: &Service| service.mode == "nat";
+    let services: Vec<Service> = every_mode().into_iter().filter(nat).collect();
+    let topology = Topology::new(BACKENDS)?;
+    if local {
+        for service in &services {
+            batch(
+                &topology.balancer,
+                &format!("addr add {} dev lo\n", vip(service)?.ip()),
+            )?;
+        }
+    }
+    let stage = Stage::new(topology, services.clone())?;
+    for service in &services {
+        wait_until("the client is answered", SOON, || {
+            stage.answers(service, 1).is_ok()
+        })?;
+    }
+    Ok((stage, services))
+}
+
+#[test]
+fn a_nat_backend_is_told_by_the_balancer_that_the_way_to_the_client_is_narrower() -> Result<()> {
+    with_root(
+        "a_nat_backend_is_told_by_the_balancer_that_the_way_to_the_client_is_narrower",
+        || {
+            for local in [false, true] {
+                let (stage, services) = nat_stage(local)?;
+                let balancer = &stage.topology.balancer;
+                for client in [IpAddr::from(CLIENT_V4), CLIENT_V6.into()] {
+                    let narrow = format!("route add {client} dev eth0 mtu lock {NARROW}\n");
+                    batch(balancer, &narrow)?;
+                }
+                for service in &services {
+                    let url = format!("http://{}/large", vip(service)?);
+                    let bytes = fetched(&stage.topology.client, &url)
+                        .with_context(|| format!("{url}, local: {local}"))?;
+                    ensure!(bytes == LARGE.to_string(), "{bytes} of {LARGE} bytes");
+                }
+                assert_told(balancer)?;
+            }
+            Ok(())
+        },
+    )
+}
+
+#[test]
+fn a_client_whose_neighbour_the_kernel_does_not_know_is_answered() -> Result<()> {
+    with_root(
+        "a_client_whose_neighbour_the_kernel_does_not_know_is_answered",
+        || {
+            for local in [false, true] {
+                let (stage, services) = nat_stage(local)?;
+                let balancer = &stage.topology.balancer;
+                balancer.sysctls(&[("net/ipv4/conf/all/accept_local", "1")])?;
+                for (service, client) in
+                    (services.iter()).zip([IpAddr::from(CLIENT_V4), CLIENT_V6.into()])
+                {
+                    batch(balancer, &format!("neigh del {client} dev eth0\n"))?;
+                    stage
+                        .answers(service, 1)
+                        .with_context(|| format!("local: {local}"))?;
+                }
             }
             Ok(())
         },

@@ -1,12 +1,14 @@
 //! The backend's end of a tunnel.
 
-use std::{cell::RefCell, net::IpAddr};
+use std::{
+    cell::{Cell, RefCell},
+    net::IpAddr,
+};
 
 use lb_common::{
-    decapsulate::{self, Host},
+    decapsulate::{self, Fate, Host},
     packet::SlicePacket,
     tables::Address,
-    verdict::Verdict,
 };
 
 use crate::{
@@ -19,6 +21,7 @@ use crate::{
 struct TunnelEnd {
     address: Address,
     counted: RefCell<Vec<u64>>,
+    dropped: Cell<u64>,
 }
 
 impl Host for TunnelEnd {
@@ -33,18 +36,33 @@ impl Host for TunnelEnd {
     fn count(&self, bytes: u64) {
         self.counted.borrow_mut().push(bytes);
     }
+
+    fn count_drop(&self) {
+        self.dropped.set(self.dropped.get() + 1);
+    }
 }
 
-/// What a host makes of a frame, and what it counts.
+/// What a host makes of a frame that it does not drop, and what it counts.
 pub fn decapsulated(frame: &[u8], end: IpAddr) -> (Frame, Vec<u64>) {
+    let (fate, after, counted) = fate(frame, end);
+    assert_eq!(fate, Fate::Pass);
+    (after, counted)
+}
+
+/// What becomes of a frame at a host, which must have counted it if it is dropped.
+pub fn fate(frame: &[u8], end: IpAddr) -> (Fate, Frame, Vec<u64>) {
     let host = TunnelEnd {
         address: end.into(),
         counted: RefCell::default(),
+        dropped: Cell::default(),
     };
     let mut buffer = frame.to_vec();
     let mut packet = SlicePacket::new(&mut buffer, 0, INGRESS);
-    assert_eq!(decapsulate::process(&mut packet, &host), Verdict::Pass);
-    (Frame(packet.bytes().to_vec()), host.counted.into_inner())
+    let fate = decapsulate::process(&mut packet, &host);
+    let dropped = u64::from(fate == Fate::Drop);
+    assert_eq!(host.dropped.get(), dropped, "{fate:?}");
+    let after = Frame(packet.bytes().to_vec());
+    (fate, after, host.counted.into_inner())
 }
 
 /// Every packet with every tunnel: inner packet, outer headers.
@@ -100,6 +118,44 @@ fn every_pair_of_families_is_unwrapped_and_counted_by_what_is_left() {
         let (after, counted) = decapsulated(&wrapped(&inner, &outer), outer.destination);
         assert_eq!(after, Frame(expected.clone()), "{outer:?}");
         assert_eq!(counted, [expected.len() as u64]);
+    }
+}
+
+#[test]
+fn congestion_marked_on_the_way_goes_on_with_the_inner_packet() {
+    // RFC 6040, figure 4: inner and outer field, and what is left, where that is not the inner one.
+    const NOT_ECT: u8 = 0;
+    const ECT_1: u8 = 1;
+    const ECT_0: u8 = 2;
+    const CE: u8 = 3;
+    let combined = |inner, outer| match (inner, outer) {
+        (NOT_ECT, CE) => None,
+        (ECT_0 | ECT_1, CE) => Some(CE),
+        (ECT_0, ECT_1) => Some(ECT_1),
+        _ => Some(inner),
+    };
+    for (inner, outer) in tunnels() {
+        for (inside, outside) in (0..4).flat_map(|inside| (0..4).map(move |on| (inside, on))) {
+            let with = |field| Spec {
+                traffic_class: 0xa8 | field,
+                ..inner.clone()
+            };
+            let outer = Outer {
+                traffic_class: 0x54 | outside,
+                ..outer
+            };
+            let (fate, after, counted) = fate(&wrapped(&with(inside), &outer), outer.destination);
+            let what = format!("{inside} in {outside}: {outer:?}");
+            let Some(left) = combined(inside, outside) else {
+                assert_eq!(fate, Fate::Drop, "{what}");
+                assert!(counted.is_empty(), "{what}");
+                continue;
+            };
+            let expected = delivered(&with(left));
+            assert_eq!(fate, Fate::Pass, "{what}");
+            assert_eq!(counted, [expected.len() as u64], "{what}");
+            assert_eq!(after, Frame(expected), "{what}");
+        }
     }
 }
 

@@ -4,8 +4,8 @@ use lb_common::verdict::{DropReason, Verdict};
 
 use crate::{
     CLIENT4, CLIENT6, SERVER4, SERVER6, TCP, UDP, VIP4, VIP6,
-    frames::{Extension, Spec, datagram, segment, syn},
-    support::{Mode, Outcome, Server, Stage, server},
+    frames::{Extension, Spec, datagram, segment, socket, syn},
+    support::{EGRESS, Mode, Outcome, Server, Stage, server},
 };
 
 fn stage(mode: Mode, server: Server) -> Stage {
@@ -140,7 +140,9 @@ fn tables_that_contradict_each_other_drop_as_inconsistent() {
 #[test]
 fn an_answer_of_another_family_than_its_vip_drops_as_inconsistent() {
     for (vip, at, client) in [(VIP6, SERVER4, CLIENT4), (VIP4, SERVER6, CLIENT6)] {
-        let stage = Stage::new().serve(Mode::Nat, vip, UDP, &[server(at)]);
+        let stage = Stage::new()
+            .serve(Mode::Nat, vip, UDP, &[server(at)])
+            .route(socket(client).ip(), EGRESS);
         let outcome = stage.run(&datagram(at, client).frame());
         assert_eq!(outcome, Outcome::dropped(DropReason::Inconsistent));
     }

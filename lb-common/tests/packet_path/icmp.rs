@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use etherparse::{Icmpv4Header, Icmpv4Type, Icmpv6Header, Icmpv6Type};
 use lb_common::{
     icmp::ECHOES,
+    tables::NoRoute,
     verdict::{DropReason, Verdict},
 };
 
@@ -220,6 +221,26 @@ fn a_client_gets_a_nat_backends_error_from_the_vip_about_the_packet_that_it_sent
                     assert_eq!(outcome.frame, Frame(after), "{from} {udp} {quoted:?}");
                 }
             }
+        }
+    }
+}
+
+#[test]
+fn a_nat_backends_error_is_rewritten_only_if_it_goes_on_to_the_client() {
+    for (client, vip, backend) in ENDS {
+        let family = socket(vip).ip();
+        let kind = every_error(family.is_ipv4())[1];
+        let sent = quote(&about(false, client, backend), None);
+        let before = message(backend, client, kind, [0; 4], &sent);
+        let own = quote(&about(false, client, vip), None);
+        let after = message(vip, client, kind, [0; 4], &own).frame();
+        for (why, left) in [
+            (NoRoute::Kernels, after),
+            (NoRoute::Refused, before.frame()),
+        ] {
+            let stage = stage(Mode::Nat, server(backend), family);
+            let stage = stage.no_route(socket(client).ip(), why);
+            assert_eq!(stage.run(&before.frame()), Outcome::passed(left), "{why:?}");
         }
     }
 }

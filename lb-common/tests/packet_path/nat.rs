@@ -2,11 +2,11 @@
 
 use std::net::SocketAddr;
 
-use lb_common::verdict::Verdict;
+use lb_common::{tables::NoRoute, verdict::Verdict};
 
 use crate::{
     CLIENT4, CLIENT6, SERVER4, SERVER6, TCP, UDP, VIP4, VIP6,
-    frames::{Flags, MACS_IN, Spec, Transport, datagram, segment, socket, syn},
+    frames::{Flags, Spec, Transport, datagram, segment, socket, syn},
     support::{CLIENT_MACS, EGRESS, INGRESS, Mode, Outcome, Stage, macs, server},
 };
 
@@ -168,29 +168,75 @@ fn an_answer_comes_from_the_vip_and_is_routed_to_the_client() {
 }
 
 #[test]
-fn an_answer_without_a_route_is_rewritten_and_left_to_the_kernel() {
+fn an_answer_that_only_the_kernel_can_send_is_rewritten_and_left_to_it() {
     for (answer, expected) in answers() {
-        let outcome = stage().run(&answer.frame());
+        let stage = stage().no_route(answer.to.ip(), NoRoute::Kernels);
+        let outcome = stage.run(&answer.frame());
+        assert_eq!(outcome, Outcome::passed(expected.frame()));
+    }
+}
+
+/// The kernel tells the backend of it, which knows its own address only.
+fn assert_left_as_it_is(stage: &Stage, answer: &Spec) {
+    let frame = answer.frame();
+    let outcome = stage.run(&frame);
+    assert_eq!(outcome, Outcome::passed(frame), "{answer:?}");
+}
+
+#[test]
+fn an_answer_that_goes_nowhere_is_left_to_the_kernel_as_it_is() {
+    for (answer, _) in answers() {
+        assert_left_as_it_is(&stage(), &answer);
+        let refused = stage().no_route(answer.to.ip(), NoRoute::Refused);
+        assert_left_as_it_is(&refused, &answer);
+    }
+}
+
+#[test]
+fn an_answer_longer_than_its_way_is_left_to_the_kernel_as_it_is() {
+    for (answer, _) in answers() {
+        let stage = stage().no_route(answer.to.ip(), NoRoute::TooLong);
+        let whole = Spec {
+            fragment: (true, false, 0),
+            ..answer
+        };
+        assert_left_as_it_is(&stage, &whole);
+    }
+}
+
+#[test]
+fn an_answer_that_the_kernel_may_fragment_is_rewritten_and_left_to_it() {
+    for (answer, expected) in answers().into_iter().filter(|(spec, _)| spec.to.is_ipv4()) {
+        let stage = stage().no_route(answer.to.ip(), NoRoute::TooLong);
+        let fragment = (false, false, 0);
+        let answer = Spec { fragment, ..answer };
+        let expected = Spec {
+            fragment,
+            ..expected
+        };
+        let outcome = stage.run(&answer.frame());
         assert_eq!(outcome, Outcome::passed(expected.frame()));
     }
 }
 
 #[test]
-fn an_answer_at_the_end_of_its_ttl_is_rewritten_and_left_to_the_kernel() {
-    for (answer, expected) in answers() {
-        let stage = stage().route(answer.to.ip(), EGRESS);
-        for ttl in [0, 1] {
-            let answer = Spec {
-                ttl,
-                ..answer.clone()
-            };
-            let expected = Spec {
-                ttl,
-                macs: MACS_IN,
-                ..expected.clone()
-            };
-            let outcome = stage.run(&answer.frame());
-            assert_eq!(outcome, Outcome::passed(expected.frame()));
+fn an_answer_at_the_end_of_its_ttl_is_left_to_the_kernel_as_it_is() {
+    for (answer, _) in answers() {
+        let client = answer.to.ip();
+        for stage in [
+            stage().route(client, EGRESS),
+            stage().no_route(client, NoRoute::Kernels),
+            stage().no_route(client, NoRoute::TooLong),
+        ] {
+            for ttl in [0, 1] {
+                let fragment = (false, false, 0);
+                let answer = Spec {
+                    ttl,
+                    fragment,
+                    ..answer.clone()
+                };
+                assert_left_as_it_is(&stage, &answer);
+            }
         }
     }
 }
@@ -201,9 +247,11 @@ fn an_answer_without_a_checksum_stays_without() {
         transport: Transport::Udp(false),
         ..spec
     };
-    let outcome = stage().run(&without(datagram(SERVER4, CLIENT4)).frame());
-    let expected = without(datagram(VIP4, CLIENT4)).frame();
-    assert_eq!(outcome, Outcome::passed(expected));
+    let stage = stage().route(socket(CLIENT4).ip(), EGRESS);
+    let outcome = stage.run(&without(datagram(SERVER4, CLIENT4)).frame());
+    let expected = without(datagram(VIP4, CLIENT4)).routed(CLIENT_MACS);
+    let verdict = Verdict::Redirect(EGRESS);
+    assert_eq!(outcome, Outcome::uncounted(verdict, expected.frame()));
 }
 
 #[test]

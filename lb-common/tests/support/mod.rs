@@ -12,8 +12,8 @@ use lb_common::{
     packet::SlicePacket,
     pipeline,
     tables::{
-        Address, Backend, Counters, Descriptor, Endpoint, Member, Route, ServiceEntry, Slot,
-        WayBack, feature, mode, owned, state,
+        Address, Backend, Counters, Descriptor, Endpoint, Member, NoRoute, Route, ServiceEntry,
+        Slot, WayBack, feature, mode, owned, state,
     },
     verdict::Verdict,
 };
@@ -316,7 +316,13 @@ impl Stage {
             destination_mac,
             source_mac,
         };
-        self.tables.routes.insert(client.into(), route);
+        self.tables.routes.insert(client.into(), Ok(route));
+        self
+    }
+
+    /// No route to a client, for a reason.
+    pub fn no_route(mut self, client: IpAddr, why: NoRoute) -> Self {
+        self.tables.routes.insert(client.into(), Err(why));
         self
     }
 

@@ -8,8 +8,9 @@ use lb_common::{
     persist,
     schedule::NOBODY,
     tables::{
-        Address, Backend, Bucket, Control, Endpoint, FlowEvent, FlowKey, Member, Record, Route,
-        RouteQuery, Server, ServerKey, ServiceEntry, Slot, Table, Tables, Tick, WayBack, flow_kind,
+        Address, Backend, Bucket, Control, Endpoint, FlowEvent, FlowKey, Member, NoRoute, Record,
+        Route, RouteQuery, Server, ServerKey, ServiceEntry, Slot, Table, Tables, Tick, WayBack,
+        flow_kind,
     },
     track::Question,
     verdict::DropReason,
@@ -171,7 +172,7 @@ impl Tables for Bent<'_> {
         self.tables.backend(index)
     }
 
-    fn way_back(&self, key: &Endpoint) -> Option<&WayBack> {
+    fn way_back(&self, key: &Endpoint) -> Option<WayBack> {
         self.tables.way_back(key)
     }
 
@@ -179,7 +180,7 @@ impl Tables for Bent<'_> {
         self.tables.may_answer_echo()
     }
 
-    fn server(&self, key: &ServerKey) -> Option<&Server> {
+    fn server(&self, key: &ServerKey) -> Option<Server> {
         let server = self.tables.server(key)?;
         (!self.is(Sabotage::ServerIdsAreIgnored)).then_some(server)
     }
@@ -188,7 +189,7 @@ impl Tables for Bent<'_> {
         self.tables.owned(address)
     }
 
-    fn route(&self, query: &RouteQuery) -> Option<Route> {
+    fn route(&self, query: &RouteQuery) -> Result<Route, NoRoute> {
         self.tables.route(query)
     }
 

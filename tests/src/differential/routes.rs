@@ -1,0 +1,78 @@
+//! Where answers to clients go: the kernel's routes in a namespace, and what the host is to find of them.
+//! Every outcome of a look-up is there. Owns no frames and judges none.
+
+use std::{
+    net::{IpAddr, Ipv6Addr},
+    process::Command,
+};
+
+use anyhow::Result;
+use lb_common::tables::{Address, NoRoute, Route};
+
+use crate::{netns::Namespace, process::run_with_input};
+
+/// The longest IPv4 packet on the narrow one of the routes, in bytes.
+const NARROW: u16 = 80;
+/// What the routes lead to: the interface, its MAC address, its neighbour's.
+const ROUTE: Route = Route {
+    interface: 9,
+    destination_mac: [2, 0, 0, 0, 4, 1],
+    source_mac: [2, 0, 0, 0, 3, 1],
+};
+
+/// Lays routes in `namespace`, which has none, to the strangers of [`super::frames`].
+///
+/// # Errors
+/// The kernel refuses.
+pub fn lay(namespace: &Namespace) -> Result<()> {
+    namespace.sysctls(&[
+        ("net/ipv4/ip_forward", "1"),
+        ("net/ipv6/conf/all/forwarding", "1"),
+    ])?;
+    let batch = format!(
+        "link add out index {} address 02:00:00:00:03:01 type veth peer name far\n\
+         addr add 198.18.0.1/24 dev out\n\
+         addr add fd00:77::1/64 dev out nodad\n\
+         link set far up\n\
+         link set out up\n\
+         neigh add 198.18.0.2 lladdr 02:00:00:00:04:01 dev out nud permanent\n\
+         neigh add fd00:77::2 lladdr 02:00:00:00:04:01 dev out nud permanent\n\
+         route add 192.0.0.0/9 via 198.18.0.2\n\
+         route add 192.128.0.0/10 via 198.18.0.3\n\
+         route add 192.192.0.0/11 via 198.18.0.2 mtu lock {NARROW}\n\
+         route add unreachable 192.224.0.0/12\n\
+         route add 2001:db8::/89 via fd00:77::2\n\
+         route add 2001:db8:0:0:0:80::/90 via fd00:77::3\n",
+        ROUTE.interface
+    );
+    let mut ip = Command::new("ip");
+    run_with_input(ip.args(["-n", namespace.name(), "-batch", "-"]), &batch).map(drop)
+}
+
+/// The destination of `frame`, and what a look-up of it finds there.
+pub fn of(frame: &[u8]) -> Option<(Address, Result<Route, NoRoute>)> {
+    match frame.get(12..14)? {
+        [8, 0] => {
+            let octets: [u8; 4] = frame.get(30..34)?.try_into().ok()?;
+            let length = u16::from_be_bytes(frame.get(16..18)?.try_into().ok()?);
+            let route = match octets {
+                [192, 0..128, ..] => Ok(ROUTE),
+                [192, 128..192, ..] => Err(NoRoute::Kernels),
+                [192, 192..224, ..] if length <= NARROW => Ok(ROUTE),
+                [192, 192..224, ..] => Err(NoRoute::TooLong),
+                _ => Err(NoRoute::Refused),
+            };
+            Some((IpAddr::from(octets).into(), route))
+        }
+        [0x86, 0xdd] => {
+            let octets: [u8; 16] = frame.get(38..54)?.try_into().ok()?;
+            let route = match Ipv6Addr::from(octets).segments() {
+                [0x2001, 0xdb8, 0, 0, 0, 0..0x80, ..] => Ok(ROUTE),
+                [0x2001, 0xdb8, 0, 0, 0, 0x80..0xc0, ..] => Err(NoRoute::Kernels),
+                _ => Err(NoRoute::Refused),
+            };
+            Some((Address::v6(octets), route))
+        }
+        _ => None,
+    }
+}
