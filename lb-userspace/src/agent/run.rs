@@ -263,6 +263,9 @@ impl<D: Dataplane> Running<D> {
         let known = self.core.addresses();
         if let Err(error) = self.core.change(change) {
             drop(reply.send(Err(error)));
+            if self.core.is_behind() {
+                self.retry = Some(Instant::now() + RETRY);
+            }
             return;
         }
         self.tell_watchers();
