@@ -85,6 +85,17 @@ impl Resolver {
     }
 }
 
+#[cfg(test)]
+impl Resolver {
+    /// One that says nothing.
+    pub fn idle() -> Self {
+        Self {
+            watched: watch::channel(BTreeSet::new()).0,
+            task: tokio::spawn(std::future::pending::<()>()).abort_handle(),
+        }
+    }
+}
+
 impl Drop for Resolver {
     fn drop(&mut self) {
         self.task.abort();
