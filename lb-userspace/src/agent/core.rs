@@ -567,6 +567,14 @@ impl<D: Dataplane> Core<D> {
                 tracing::warn!(%address, reason, "no next hop");
                 self.next_hops.remove(&address).is_some()
             }
+            Update::Forgotten(addresses) => {
+                // One that is wanted again is about to be told anew.
+                let wanted = self.addresses();
+                for address in addresses.difference(&wanted) {
+                    self.next_hops.remove(address);
+                }
+                false
+            }
         }
     }
 
