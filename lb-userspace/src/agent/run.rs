@@ -258,6 +258,10 @@ impl<D: Dataplane> Running<D> {
         match request {
             // Nobody may be left to hear an answer, which is no matter.
             Request::Snapshot(reply) => drop(reply.send(self.core.snapshot())),
+            Request::Service(id, reply) => drop(reply.send(self.core.service(id))),
+            Request::Group(name, reply) => {
+                drop(reply.send(self.core.state().of_group(&name).cloned()));
+            }
             Request::Flows(filter, reply) => {
                 self.list(move |sweep| sweep.list(&filter), reply);
             }
