@@ -15,9 +15,9 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     health::{Target, heartbeat::Whose},
-    model::{Change, ModelError},
+    model::{Change, ModelError, Service, ServiceId},
     plan::PlanError,
-    snapshot::{ClientList, FlowFilter, FlowList, Snapshot},
+    snapshot::{ClientList, FlowFilter, FlowList, ServiceStatus, Snapshot},
 };
 
 /// Why a change did not take effect. Nothing changed.
@@ -50,6 +50,10 @@ pub enum Request {
     Change(Change, oneshot::Sender<Result<(), ChangeError>>),
     /// Describe yourself.
     Snapshot(oneshot::Sender<Snapshot>),
+    /// Describe one service.
+    Service(ServiceId, oneshot::Sender<Option<ServiceStatus>>),
+    /// What is wanted of the first service of a group.
+    Group(String, oneshot::Sender<Option<Service>>),
     /// A backend reports by itself.
     Beat(Target, oneshot::Sender<Result<(), ChangeError>>),
     /// The same by a datagram, from this address.
@@ -129,6 +133,22 @@ impl Handle {
     /// [`ChangeError::Stopping`].
     pub async fn snapshot(&self) -> Result<Snapshot, ChangeError> {
         self.ask(Request::Snapshot).await
+    }
+
+    /// One service as it stands, where it is there.
+    ///
+    /// # Errors
+    /// [`ChangeError::Stopping`].
+    pub async fn service(&self, id: ServiceId) -> Result<Option<ServiceStatus>, ChangeError> {
+        self.ask(|reply| Request::Service(id, reply)).await
+    }
+
+    /// What is wanted of the first service of a group, where there is one.
+    ///
+    /// # Errors
+    /// [`ChangeError::Stopping`].
+    pub async fn group(&self, name: String) -> Result<Option<Service>, ChangeError> {
+        self.ask(|reply| Request::Group(name, reply)).await
     }
 
     async fn ask<T>(

@@ -159,11 +159,15 @@ impl Backend {
     /// Reads a backend's address, written `ADDRESS:PORT`.
     ///
     /// # Errors
-    /// [`ModelError::BadBackend`].
+    /// [`ModelError::BadBackend`], [`ModelError::Scoped`].
     pub fn parse_address(text: &str) -> Result<SocketAddr, ModelError> {
-        text.parse().map_err(|_| ModelError::BadBackend {
+        let address: SocketAddr = text.parse().map_err(|_| ModelError::BadBackend {
             text: text.to_owned(),
-        })
+        })?;
+        if check::is_scoped(address) {
+            return Err(ModelError::Scoped { address });
+        }
+        Ok(address)
     }
 }
 

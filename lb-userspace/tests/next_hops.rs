@@ -113,3 +113,23 @@ fn the_port_of_gue_tunnels_follows_the_configuration() {
         assert_eq!(control.gue_port, port.to_be());
     }
 }
+
+#[test]
+fn what_the_resolver_has_forgotten_is_forgotten_unless_it_is_wanted_again() {
+    let mut core = core("nat", Tunnel::default(), true);
+    let service = core.state().services().next().unwrap().clone();
+    let address = service.backends[0].address;
+    let forgotten = || Update::Forgotten([address.ip()].into());
+    core.change(Change::RemoveBackend(service.id, address))
+        .unwrap();
+    core.change(Change::AddBackend(service.id, service.backends[0].clone()))
+        .unwrap();
+    core.network(forgotten());
+    assert!(core.unresolved().is_empty(), "its news are yet to come");
+    core.change(Change::RemoveBackend(service.id, address))
+        .unwrap();
+    core.network(forgotten());
+    core.change(Change::AddBackend(service.id, service.backends[0].clone()))
+        .unwrap();
+    assert_eq!(core.unresolved(), [address.ip()].into());
+}

@@ -19,7 +19,7 @@ use self::asked::AllAsked;
 use super::ChangeError;
 use crate::{
     config::Tunnel,
-    dataplane::{Dataplane, DataplaneError, FlowTables, Operation},
+    dataplane::{Capacity, Dataplane, DataplaneError, FlowTables, Operation},
     health::{Event, Target, reply::Asked},
     model::{Admin, Change, OnDown, Service, ServiceId, State},
     neighbours::{NextHop, Update},
@@ -100,7 +100,11 @@ pub struct Core<D> {
     layout: Arc<Layout>,
     /// The maps may hold something else than `layout` says.
     unread: bool,
+    /// A plan was begun and did not come to its end, nor has one since.
+    behind: bool,
     state: State,
+    /// The state has been asked for. Until then, what serves in the maps is not to be taken for unwanted.
+    told: bool,
     /// What backends' agents ask for.
     asked: AllAsked,
     /// The state as they would have it, where that is another.
@@ -124,8 +128,10 @@ impl<D: Dataplane> Core<D> {
             tunnel,
             layout: Arc::new(Layout::new(dataplane.capacity())),
             unread: true,
+            behind: false,
             dataplane,
             state: State::default(),
+            told: false,
             asked: AllAsked::new(),
             adapted: None,
             checked: BTreeMap::new(),
@@ -195,7 +201,7 @@ impl<D: Dataplane> Core<D> {
     /// Applies a change, in the kernel too.
     ///
     /// # Errors
-    /// Why not; nothing changed then.
+    /// Why not; nothing changed then, unless the maps cannot even be put back: [`Core::is_behind`].
     pub fn change(&mut self, change: Change) -> Result<(), ChangeError> {
         let next = self.state.apply(change)?;
         let before = std::mem::replace(&mut self.state, next);
@@ -207,8 +213,10 @@ impl<D: Dataplane> Core<D> {
         if let Err(error) = self.enforce() {
             (self.state, self.down, self.checked) = (before, down, checked);
             (self.asked, self.adapted) = (asked, adapted);
+            self.put_back();
             return Err(error);
         }
+        self.told = true;
         let wanted = self.targets();
         self.checked.retain(|target, _| wanted.contains_key(target));
         self.down
@@ -216,6 +224,22 @@ impl<D: Dataplane> Core<D> {
         self.asked
             .retain(|&(service, address), _| wanted.contains_key(&Target { service, address }));
         Ok(())
+    }
+
+    /// Undoes what a refused change has written.
+    fn put_back(&mut self) {
+        if !self.behind || !self.told {
+            return;
+        }
+        if let Err(error) = self.enforce() {
+            tracing::error!(%error, "what is left of a refused change cannot be undone yet");
+        }
+    }
+
+    /// Whether the maps may not be what is wanted: a plan did not come to its end, and
+    /// [`Core::enforce`] is to be tried again.
+    pub fn is_behind(&self) -> bool {
+        self.behind
     }
 
     /// Lays what agents ask for over the state as it is now; returns what was there before.
@@ -306,10 +330,12 @@ impl<D: Dataplane> Core<D> {
     }
 
     fn carry_out(&mut self, plan: Plan) -> Result<(), DataplaneError> {
+        self.behind = true;
         self.dataplane.execute(&plan.operations)?;
         let (layout, times) = plan.settle_times(self.dataplane.now());
         self.dataplane.execute(&times)?;
         self.layout = Arc::new(layout);
+        self.behind = false;
         Ok(())
     }
 
@@ -515,6 +541,14 @@ impl<D: Dataplane> Core<D> {
     pub fn network(&mut self, update: Update) -> bool {
         match update {
             Update::OwnAddresses(addresses) => {
+                let (found, most) = (addresses.len(), Capacity::OWN_ADDRESSES);
+                if found > most as usize {
+                    tracing::warn!(
+                        found,
+                        most,
+                        "answers to some addresses of this host may be rewritten"
+                    );
+                }
                 let changed = self.own_addresses != addresses;
                 self.own_addresses = addresses;
                 changed
@@ -532,6 +566,14 @@ impl<D: Dataplane> Core<D> {
                 let reason = reason.unwrap_or_default();
                 tracing::warn!(%address, reason, "no next hop");
                 self.next_hops.remove(&address).is_some()
+            }
+            Update::Forgotten(addresses) => {
+                // One that is wanted again is about to be told anew.
+                let wanted = self.addresses();
+                for address in addresses.difference(&wanted) {
+                    self.next_hops.remove(address);
+                }
+                false
             }
         }
     }

@@ -1,4 +1,5 @@
-//! The loop: news comes in one at a time, is made to take effect, and is answered.
+//! The loop: news comes in one at a time, is made to take effect, and is answered. What weighs more comes
+//! first, but nobody is kept waiting for ever by whoever has always something to say.
 
 use std::{collections::BTreeSet, future::Future, net::IpAddr, path::PathBuf, time::Duration};
 
@@ -56,7 +57,7 @@ pub async fn run<D: Dataplane>(
     ready: impl FnOnce(),
     shutdown: impl Future<Output = ()>,
 ) {
-    let mut swept = mpsc::channel(1);
+    let (swept, censuses) = mpsc::channel(1);
     let mut agent = Running {
         core,
         sources,
@@ -64,7 +65,8 @@ pub async fn run<D: Dataplane>(
         retry: None,
         sweep: Sweeping::Due(Instant::now()),
         age: Instant::now() + AGE,
-        swept: swept.0,
+        swept,
+        censuses,
     };
     agent.tell_watchers();
     let mut ready = Some(ready);
@@ -87,12 +89,13 @@ pub async fn run<D: Dataplane>(
             Some(event) = agent.sources.health.recv() => agent.on_health(event),
             Some(update) = agent.sources.network.recv() => agent.on_network(update),
             Some(request) = agent.sources.requests.recv() => agent.on_request(request),
-            Some(census) = swept.1.recv() => agent.on_swept(census),
-            () = sleep_until(wake.unwrap_or(start)), if wake.is_some() => {
-                start_until = start_until.filter(|&until| Some(until) != wake);
-                agent.on_deadline(wake);
-            }
+            Some(census) = agent.censuses.recv() => agent.on_swept(census),
+            () = sleep_until(wake.unwrap_or(start)), if wake.is_some() => {}
         }
+        agent.give_turns();
+        let now = Instant::now();
+        start_until = start_until.filter(|&until| until > now);
+        agent.on_deadlines(now);
     }
 }
 
@@ -105,6 +108,7 @@ struct Running<D> {
     /// When backends that are down are looked at next.
     age: Instant,
     swept: mpsc::Sender<Result<Census, DataplaneError>>,
+    censuses: mpsc::Receiver<Result<Census, DataplaneError>>,
 }
 
 /// The sweep of the flow tables, which runs beside the loop.
@@ -124,22 +128,37 @@ impl<D: Dataplane> Running<D> {
         waiting.chain(own.into_iter().flatten()).min()
     }
 
-    fn on_deadline(&mut self, now: Option<Instant>) {
-        if self.retry.is_some() && self.retry <= now {
+    /// One turn for everybody who has something to say.
+    fn give_turns(&mut self) {
+        if let Ok(event) = self.sources.health.try_recv() {
+            self.on_health(event);
+        }
+        if let Ok(update) = self.sources.network.try_recv() {
+            self.on_network(update);
+        }
+        if let Ok(request) = self.sources.requests.try_recv() {
+            self.on_request(request);
+        }
+        if let Ok(census) = self.censuses.try_recv() {
+            self.on_swept(census);
+        }
+    }
+
+    /// Does what is due.
+    fn on_deadlines(&mut self, now: Instant) {
+        if self.retry.is_some_and(|at| at <= now) {
             self.enforce();
         }
-        if Some(self.age) <= now {
-            self.age = Instant::now() + AGE;
+        if self.age <= now {
+            self.age = now + AGE;
             if self.core.age() {
                 self.enforce();
             }
         }
-        if let Sweeping::Due(due) = self.sweep
-            && Some(due) <= now
-        {
+        if matches!(self.sweep, Sweeping::Due(due) if due <= now) {
             self.start_sweep();
         }
-        let due = |waiting: &mut Waiting| Some(waiting.until) <= now;
+        let due = |waiting: &mut Waiting| waiting.until <= now;
         for waiting in self.waiting.extract_if(.., due) {
             drop(waiting.reply.send(Ok(())));
         }
@@ -186,11 +205,14 @@ impl<D: Dataplane> Running<D> {
         }
     }
 
-    /// All news that is there, then one plan for all of it.
+    /// All news that is there, then one plan for all of it. What comes meanwhile has to wait.
     fn on_health(&mut self, event: Event) {
+        let others = self.sources.health.len();
         let mut changed = self.note(event);
-        while let Ok(event) = self.sources.health.try_recv() {
-            changed |= self.note(event);
+        for _ in 0..others {
+            if let Ok(event) = self.sources.health.try_recv() {
+                changed |= self.note(event);
+            }
         }
         if changed {
             self.enforce();
@@ -207,9 +229,12 @@ impl<D: Dataplane> Running<D> {
     }
 
     fn on_network(&mut self, update: Update) {
+        let others = self.sources.network.len();
         let mut changed = self.hear(update);
-        while let Ok(update) = self.sources.network.try_recv() {
-            changed |= self.hear(update);
+        for _ in 0..others {
+            if let Ok(update) = self.sources.network.try_recv() {
+                changed |= self.hear(update);
+            }
         }
         if changed {
             self.enforce();
@@ -233,6 +258,10 @@ impl<D: Dataplane> Running<D> {
         match request {
             // Nobody may be left to hear an answer, which is no matter.
             Request::Snapshot(reply) => drop(reply.send(self.core.snapshot())),
+            Request::Service(id, reply) => drop(reply.send(self.core.service(id))),
+            Request::Group(name, reply) => {
+                drop(reply.send(self.core.state().of_group(&name).cloned()));
+            }
             Request::Flows(filter, reply) => {
                 self.list(move |sweep| sweep.list(&filter), reply);
             }
@@ -263,6 +292,9 @@ impl<D: Dataplane> Running<D> {
         let known = self.core.addresses();
         if let Err(error) = self.core.change(change) {
             drop(reply.send(Err(error)));
+            if self.core.is_behind() {
+                self.retry = Some(Instant::now() + RETRY);
+            }
             return;
         }
         self.tell_watchers();
@@ -312,3 +344,7 @@ impl<D: Dataplane> Running<D> {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "run_tests.rs"]
+mod tests;

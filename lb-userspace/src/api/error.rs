@@ -47,7 +47,9 @@ impl From<ModelError> for ApiError {
     fn from(error: ModelError) -> Self {
         let (status, code) = match &error {
             ModelError::BadService { .. } => (StatusCode::BAD_REQUEST, "bad_service"),
-            ModelError::BadBackend { .. } => (StatusCode::BAD_REQUEST, "bad_backend"),
+            ModelError::BadBackend { .. } | ModelError::Scoped { .. } => {
+                (StatusCode::BAD_REQUEST, "bad_backend")
+            }
             ModelError::BadServerId { .. } => (StatusCode::BAD_REQUEST, "bad_server_id"),
             ModelError::Invalid { .. } | ModelError::InvalidCheck { .. } => {
                 (StatusCode::BAD_REQUEST, "invalid")

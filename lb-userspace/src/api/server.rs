@@ -25,7 +25,7 @@ use crate::{
     agent::Handle,
     health::Target,
     http, metrics,
-    model::{Backend, Change, ModelError, Service, ServiceId},
+    model::{Backend, Change, ModelError, ServiceId},
     snapshot::ServiceStatus,
 };
 
@@ -130,8 +130,7 @@ async fn check_names(
 }
 
 async fn find(handle: &Handle, id: ServiceId) -> Answer<ServiceStatus> {
-    let services = handle.snapshot().await?.services;
-    let service = services.into_iter().find(|s| s.service.id == id);
+    let service = handle.service(id).await?;
     Ok(service.ok_or(ModelError::UnknownService { id })?)
 }
 
@@ -142,19 +141,12 @@ async fn add_service(
     let id = new.id;
     // Should the group change meanwhile, the model refuses what differs.
     let shared = match &new.group {
-        Some(group) => shared(&handle, group).await?,
+        Some(group) => handle.group(group.clone()).await?,
         None => None,
     };
     let service = new.into_model(shared.as_ref())?;
     handle.change(Change::AddService(service)).await?;
     Ok((StatusCode::CREATED, changed(Action::Added, id, None)))
-}
-
-/// A service of a group, where there is one.
-async fn shared(handle: &Handle, group: &str) -> Answer<Option<Service>> {
-    let services = handle.snapshot().await?.services.into_iter();
-    let mut services = services.map(|status| status.service);
-    Ok(services.find(|service| service.group.as_deref() == Some(group)))
 }
 
 async fn edit_service(

@@ -91,6 +91,26 @@ pub struct Capacity {
     pub half_open: u32,
 }
 
+impl Capacity {
+    /// Addresses of the host that are told from VIPs at most.
+    pub const OWN_ADDRESSES: u32 = 4_096;
+
+    /// Endpoints whose answers are rewritten.
+    pub fn ways_back(&self) -> u32 {
+        self.backends
+    }
+
+    /// Server ids: while servers get other ones, they have both.
+    pub fn servers(&self) -> u32 {
+        self.backends.saturating_mul(2)
+    }
+
+    /// VIPs, and addresses of the host.
+    pub fn owned(&self) -> u32 {
+        self.services.saturating_add(Self::OWN_ADDRESSES)
+    }
+}
+
 impl Default for Capacity {
     fn default() -> Self {
         Self {

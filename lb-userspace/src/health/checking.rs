@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use tokio::{
     sync::{Notify, Semaphore},
-    time::{Instant, sleep_until},
+    task::JoinSet,
+    time::{Instant, sleep_until, timeout},
 };
 
 use crate::{
@@ -50,6 +51,9 @@ pub struct Checking<P: Prober> {
     tools: Tools<P>,
     alone: bool,
     question: Option<Arc<P::Question>>,
+    /// Makes the question ready, on a task that outlasts a probe: whoever reads a file from a server that
+    /// hangs cannot be stopped, and is not to be joined by another with each probe.
+    preparing: JoinSet<Result<Arc<P::Question>, ProbeError>>,
     rhythm: Rhythm,
     machine: Machine,
     finding: Finding,
@@ -96,6 +100,7 @@ impl<P: Prober> Checking<P> {
             tools,
             alone: true,
             question: None,
+            preparing: JoinSet::new(),
             said_down: false,
         }
     }
@@ -128,15 +133,33 @@ impl<P: Prober> Checking<P> {
     }
 
     async fn probe(&mut self) -> Result<Answer, ProbeError> {
+        let question = self.question().await?;
         let permit = self.tools.permits.acquire().await;
         let _permit = permit.map_err(|error| ProbeError::Local(error.to_string()))?;
-        let prober = &self.tools.prober;
-        let question = match &self.question {
-            Some(question) => Arc::clone(question),
-            None => prober.prepare(&self.check.probe).await?,
+        self.tools.prober.ask(&self.subject, &question).await
+    }
+
+    /// What is asked, once it is ready; no longer than a probe may take.
+    async fn question(&mut self) -> Result<Arc<P::Question>, ProbeError> {
+        if let Some(question) = &self.question {
+            return Ok(Arc::clone(question));
+        }
+        if self.preparing.is_empty() {
+            let (prober, probe) = (self.tools.prober.clone(), self.check.probe.clone());
+            let prepare = async move { prober.prepare(&probe).await };
+            self.preparing.spawn(prepare);
+        }
+        let within = self.subject.timeout;
+        let question = match timeout(within, self.preparing.join_next()).await {
+            Ok(Some(Ok(question))) => question?,
+            Ok(Some(Err(error))) => return Err(ProbeError::Local(error.to_string())),
+            Ok(None) | Err(_) => {
+                let problem = format!("what the check needs could not be read within {within:?}");
+                return Err(ProbeError::Unaskable(problem));
+            }
         };
         self.question = Some(Arc::clone(&question));
-        prober.ask(&self.subject, &question).await
+        Ok(question)
     }
 
     fn conclude(&mut self, outcome: Result<Option<Answer>, ProbeError>) {

@@ -33,6 +33,8 @@ struct Script {
     dead: Arc<Mutex<BTreeSet<SocketAddr>>>,
     refusing: Arc<Mutex<BTreeSet<SocketAddr>>>,
     broken_host: Arc<Mutex<bool>>,
+    /// Checks of other kinds than TCP are never ready to be put.
+    unready: Arc<Mutex<bool>>,
     /// What agents say.
     says: Arc<Mutex<String>>,
     probes: Arc<AtomicUsize>,
@@ -44,6 +46,9 @@ impl Prober for Script {
     type Question = Probe;
 
     async fn prepare(&self, probe: &Probe) -> Result<Arc<Probe>, ProbeError> {
+        if *self.unready.lock().unwrap() && *probe != Probe::TCP {
+            std::future::pending::<()>().await;
+        }
         Ok(Arc::new(probe.clone()))
     }
 
@@ -513,3 +518,32 @@ fn probes_in_flight_leave_half_of_the_descriptors_to_others() {
 }
 
 mod several;
+
+#[tokio::test(start_paused = true)]
+async fn a_check_that_is_never_ready_says_so_blames_nobody_and_holds_up_no_other() {
+    let (events, mut news) = mpsc::channel(64);
+    let script = Script::default();
+    *script.unready.lock().unwrap() = true;
+    let mut checker = Checker::with_prober(events, script, 1);
+    let unready = Check {
+        probe: Probe::Icmp {},
+        ..health()
+    };
+    let mut all = targets([1], &unready, Condition::Starting);
+    all.extend(targets([2], &health(), Condition::Starting));
+    checker.set(all);
+    let heard = async {
+        let (mut said, mut up) = (None, false);
+        while said.is_none() || !up {
+            let event = next(&mut news).await;
+            match event.target.address.port() {
+                1 => said = event.error.map(|error| (event.condition, error)),
+                _ => up |= event.condition == Condition::Up,
+            }
+        }
+        said.unwrap()
+    };
+    let (condition, error) = time::timeout(INTERVAL * 10, heard).await.unwrap();
+    assert_eq!(condition, Condition::Starting);
+    assert!(error.contains("could not be read within 500ms"), "{error}");
+}

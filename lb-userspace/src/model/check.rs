@@ -3,7 +3,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     time::Duration,
 };
 
@@ -23,7 +23,7 @@ impl Service {
     pub fn check_settings(&self) -> Result<(), ModelError> {
         let id = self.id;
         let sizes = lb_common::maglev::RING_SIZES;
-        check_unicast(id.vip.ip(), "vip", &id)?;
+        check_address(id.vip, "vip", &id)?;
         if id.vip.port() == 0 {
             return invalid(id, "vip", "port 0 is not a port: use 1 to 65535");
         }
@@ -53,7 +53,7 @@ impl Service {
     /// The first field that is out of range.
     pub fn check_backend(&self, backend: &Backend) -> Result<(), ModelError> {
         let (id, address, weight) = (self.id, backend.address, backend.weight);
-        check_unicast(address.ip(), "address", &id)?;
+        check_address(address, "address", &id)?;
         if address.port() == 0 {
             let problem = format!("{address}: port 0 is not a port: use 1 to 65535");
             return invalid(id, "address", problem);
@@ -167,22 +167,27 @@ fn check_client(service: &Service) -> Result<(), ModelError> {
     }
 }
 
-pub(super) fn check_unicast(
-    ip: IpAddr,
+/// Whether an address has more to it than what packets, and so the maps, tell it by.
+pub(super) fn is_scoped(address: SocketAddr) -> bool {
+    matches!(address, SocketAddr::V6(v6) if v6.scope_id() != 0 || v6.flowinfo() != 0)
+}
+
+pub(super) fn check_address(
+    address: SocketAddr,
     field: &'static str,
     id: &ServiceId,
 ) -> Result<(), ModelError> {
+    let ip = address.ip();
+    if is_scoped(address) {
+        return invalid(*id, field, ModelError::Scoped { address }.to_string());
+    }
     let unusable = match ip {
         IpAddr::V4(v4) => v4.is_broadcast() || v4.octets()[0] == 0,
         IpAddr::V6(v6) => v6.to_ipv4_mapped().is_some() || v6.is_unicast_link_local(),
     };
     if unusable || ip.is_multicast() || ip.is_unspecified() || ip.is_loopback() {
         let problem = format!("{ip} is not a routable unicast address");
-        return Err(ModelError::Invalid {
-            id: *id,
-            field,
-            problem,
-        });
+        return invalid(*id, field, problem);
     }
     Ok(())
 }

@@ -23,6 +23,15 @@ pub enum ModelError {
         /// What was given.
         text: String,
     },
+    /// An IPv6 address with a scope id or a flow label.
+    #[error(
+        "{address} has a scope id or a flow label, which packets to it do not have: write {}",
+        SocketAddr::new(.address.ip(), .address.port())
+    )]
+    Scoped {
+        /// What was given.
+        address: SocketAddr,
+    },
     /// Not of the form of a server id.
     #[error(
         "`{text}` is not a server id: write its 1 to 15 bytes in hexadecimal, two digits each, such as 0a1b"

@@ -4,7 +4,7 @@ use std::{fmt, net::SocketAddr, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-use super::{ModelError, check::check_unicast};
+use super::{ModelError, check::check_address};
 
 /// A layer-4 protocol that can be balanced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -66,7 +66,7 @@ impl FromStr for ServiceId {
         };
         let vip: SocketAddr = vip.parse().map_err(|_| bad())?;
         let id = Self { vip, protocol };
-        check_unicast(vip.ip(), "vip", &id)?;
+        check_address(vip, "vip", &id)?;
         if vip.port() == 0 {
             return Err(bad());
         }

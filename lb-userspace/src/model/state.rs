@@ -120,6 +120,11 @@ impl State {
         self.services.get(&id)
     }
 
+    /// The first service of a group, which says what they share.
+    pub fn of_group(&self, group: &str) -> Option<&Service> {
+        self.service(*self.groups.get(group)?.first()?)
+    }
+
     /// The same with `services` in the place of those of their ids: as they are to be carried out,
     /// which only differs in weights, drains and limits, and may be finer than what can be asked for.
     #[must_use]

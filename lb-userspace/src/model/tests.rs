@@ -77,6 +77,37 @@ fn what_is_no_service_is_refused() {
     }
 }
 
+#[test]
+fn an_address_with_a_scope_id_is_refused_and_the_bare_one_named() {
+    let refused = "[2001:db8::1%3]:80/tcp".parse::<ServiceId>().unwrap_err();
+    let text = refused.to_string();
+    assert!(text.contains("write [2001:db8::1]:80"), "{text}");
+    let refused = Backend::parse_address("[2001:db8::2%3]:80").unwrap_err();
+    let text = refused.to_string();
+    assert!(text.contains("write [2001:db8::2]:80"), "{text}");
+}
+
+#[test]
+fn scope_ids_and_flow_labels_that_were_not_parsed_are_refused_by_their_field() {
+    let qualified = |host: &str, flowinfo, scope_id| {
+        let ip = host.parse().unwrap();
+        SocketAddr::V6(std::net::SocketAddrV6::new(ip, 80, flowinfo, scope_id))
+    };
+    for (flowinfo, scope_id) in [(0, 3), (3, 0)] {
+        let good = service("[2001:db8::1]:80/tcp", Mode::Nat, &["[2001:db8::2]:80"]);
+        let (mut vip, mut address) = (good.clone(), good.clone());
+        vip.id.vip = qualified("2001:db8::1", flowinfo, scope_id);
+        address.backends[0].address = qualified("2001:db8::2", flowinfo, scope_id);
+        assert!(State::new([good]).is_ok());
+        for (bad, expected) in [(vip, "vip"), (address, "address")] {
+            match State::new([bad]) {
+                Err(ModelError::Invalid { field, .. }) => assert_eq!(field, expected),
+                other => panic!("{expected}: {other:?}"),
+            }
+        }
+    }
+}
+
 const MILLISECOND: Duration = Duration::from_millis(1);
 const WEEK: Duration = Duration::from_secs(7 * 24 * 3_600);
 

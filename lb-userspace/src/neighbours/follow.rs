@@ -119,7 +119,7 @@ impl Follower {
                 changed = watched.changed() => {
                     changed.map_err(|_| End::Unheard)?;
                     let addresses = watched.borrow_and_update().clone();
-                    self.watch(addresses).await;
+                    self.watch(addresses).await?;
                 }
                 event = events.next() => {
                     let closed = || End::Broken("the socket of events is closed".to_owned());
@@ -149,10 +149,16 @@ impl Follower {
         Ok(())
     }
 
-    async fn watch(&mut self, watched: BTreeSet<IpAddr>) {
+    async fn watch(&mut self, watched: BTreeSet<IpAddr>) -> Result<(), End> {
         self.watched = watched;
-        self.told
-            .retain(|address, _| self.watched.contains(address));
+        let told = std::mem::take(&mut self.told).into_iter();
+        let (kept, forgotten): (_, BTreeMap<_, _>) =
+            told.partition(|(address, _)| self.watched.contains(address));
+        self.told = kept;
+        if !forgotten.is_empty() {
+            let addresses = forgotten.into_keys().collect();
+            self.send(Update::Forgotten(addresses)).await?;
+        }
         self.table.keep_routes(&self.watched);
         let table = &self.table;
         let new = self
@@ -162,6 +168,7 @@ impl Follower {
             .filter(|ip| !table.has_route(*ip))
             .collect();
         self.ask_routes(new).await;
+        Ok(())
     }
 
     /// Takes note of an event and of all that wait behind it.

@@ -47,6 +47,8 @@ pub enum Update {
         /// Why it is not, where it is not.
         reason: Option<String>,
     },
+    /// These are watched no longer, and no news of them comes until they are watched again.
+    Forgotten(BTreeSet<IpAddr>),
     /// All addresses of all interfaces of this network namespace, loopback included.
     OwnAddresses(BTreeSet<IpAddr>),
 }
@@ -82,6 +84,17 @@ impl Resolver {
             *watched = addresses;
             changed
         });
+    }
+}
+
+#[cfg(test)]
+impl Resolver {
+    /// One that says nothing.
+    pub fn idle() -> Self {
+        Self {
+            watched: watch::channel(BTreeSet::new()).0,
+            task: tokio::spawn(std::future::pending::<()>()).abort_handle(),
+        }
     }
 }
 

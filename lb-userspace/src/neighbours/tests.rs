@@ -321,7 +321,7 @@ fn neighbour_that_falls_silent_keeps_its_hardware_address() {
             watch
                 .until(|update| match update {
                     Update::OwnAddresses(all) => all.contains(&own).then_some(()),
-                    Update::NextHop { .. } => panic!("the next hop changed: {update:?}"),
+                    Update::NextHop { .. } | Update::Forgotten(_) => panic!("changed: {update:?}"),
                 })
                 .await;
         }
@@ -368,6 +368,13 @@ fn unwatched_addresses_are_not_reported_any_more_and_watched_again_are() {
         let mut watch = Watch::new(&["10.99.0.2"]);
         watch.next_hop("10.99.0.2", |_| true).await;
         watch.set(&["fd99::2"]);
+        let forgotten = watch
+            .until(|update| match update {
+                Update::Forgotten(addresses) => Some(addresses),
+                _ => None,
+            })
+            .await;
+        assert_eq!(forgotten, BTreeSet::from(["10.99.0.2".parse().unwrap()]));
         watch.next_hop("fd99::2", |_| true).await;
         lb.ip("link set v0 address 02:00:00:00:00:51");
         let mut seen = BTreeSet::new();
@@ -379,7 +386,7 @@ fn unwatched_addresses_are_not_reported_any_more_and_watched_again_are() {
                     seen.insert(address);
                     next_hop.filter(|hop| hop.source_mac[5] == 0x51)
                 }
-                Update::OwnAddresses(_) => None,
+                Update::OwnAddresses(_) | Update::Forgotten(_) => None,
             })
             .await;
         assert_eq!(seen, BTreeSet::from(["fd99::2".parse().unwrap()]));

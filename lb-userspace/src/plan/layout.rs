@@ -305,6 +305,8 @@ pub struct Layout {
     pub gue_port: u16,
     /// What the maps were made with.
     pub control: Control,
+    /// Elements of the maps.
+    pub(super) capacity: Capacity,
     /// Pools, by number.
     pub pools: BTreeMap<u32, Placed>,
     /// The number of each service's pool.
@@ -363,6 +365,7 @@ impl Layout {
             features: 0,
             gue_port: 0,
             control,
+            capacity,
             pools: BTreeMap::new(),
             numbers: BTreeMap::new(),
             ways_back: BTreeMap::new(),

@@ -39,7 +39,7 @@ use self::{
 };
 use crate::{
     config::Tunnel,
-    dataplane::Operation,
+    dataplane::{Capacity, Operation},
     model::{Mode, Service, ServiceId, State},
     neighbours::NextHop,
 };
@@ -221,7 +221,7 @@ pub fn plan(layout: &Layout, inputs: &Inputs<'_>) -> Result<Plan, PlanError> {
     let members = std::mem::take(&mut draft.before);
     draft.set_ways_back(inputs.state)?;
     draft.set_servers(inputs.state)?;
-    draft.set_owned(inputs);
+    draft.set_owned(inputs)?;
     draft.set_gue_port(inputs.tunnel.gue_port);
     draft.before.extend(members);
     Ok(draft.finish(inputs.now))
@@ -297,6 +297,18 @@ impl Draft {
                 return Err(PlanError::Leaving { address, other });
             }
         }
+        let room = self.layout.capacity.ways_back();
+        check_room(
+            &self.layout.ways_back,
+            &wanted,
+            room,
+            "backends",
+            |needed| {
+                format!(
+                    "{needed} ways back from backends of mode nat, one to each service of a group ({room} fit)"
+                )
+            },
+        )?;
         // Answers are rewritten from before the first request until after the last.
         for (&key, &back) in &wanted {
             if self.layout.ways_back.get(&key) != Some(&back) {
@@ -333,13 +345,26 @@ impl Draft {
         }
     }
 
-    fn set_owned(&mut self, inputs: &Inputs<'_>) {
-        let mut wanted: BTreeMap<Address, u32> = BTreeMap::new();
-        for service in inputs.state.services() {
-            *wanted.entry(service.id.vip.ip().into()).or_default() |= owned::VIP;
-        }
+    fn set_owned(&mut self, inputs: &Inputs<'_>) -> Result<(), NoRoom> {
+        let vips = inputs.state.services().map(|service| service.id.vip.ip());
+        let mut wanted: BTreeMap<Address, u32> = vips.map(|ip| (ip.into(), owned::VIP)).collect();
+        let (before, room) = (&self.layout.owned, self.layout.capacity.owned());
+        let needed = check_room(before, &wanted, room, "services", |needed| {
+            format!("{needed} VIPs and addresses of this host ({room} fit)")
+        })?;
+        // A host may have any number of addresses, which must not keep services from what they need.
+        let (mut own, mut free) = (Capacity::OWN_ADDRESSES, room as usize - needed);
         for &ip in inputs.own_addresses {
-            *wanted.entry(ip.into()).or_default() |= owned::LOCAL;
+            let address = Address::from(ip);
+            if let Some(bits) = wanted.get_mut(&address) {
+                *bits |= owned::LOCAL;
+                continue;
+            }
+            let new = usize::from(!before.contains_key(&address));
+            if own > 0 && new <= free {
+                wanted.insert(address, owned::LOCAL);
+                (own, free) = (own - 1, free - new);
+            }
         }
         for (&address, &bits) in &wanted {
             if self.layout.owned.get(&address) != Some(&bits) {
@@ -355,6 +380,7 @@ impl Draft {
             self.after.push(Operation::Disown(address));
         }
         self.layout.owned = wanted;
+        Ok(())
     }
 
     /// Puts the writes in order. Both halves end up equal, so that the next plan can write aside.
@@ -405,6 +431,24 @@ impl Draft {
             moves: self.moves,
         }
     }
+}
+
+/// Whether a table holds what is wanted beside what was there before, which stays until the grace period:
+/// how many elements that is.
+fn check_room<K: Ord, V>(
+    before: &BTreeMap<K, V>,
+    wanted: &BTreeMap<K, V>,
+    room: u32,
+    setting: &'static str,
+    what: impl FnOnce(usize) -> String,
+) -> Result<usize, NoRoom> {
+    let new = wanted.keys().filter(|key| !before.contains_key(key));
+    let needed = before.len() + new.count();
+    if needed > room as usize {
+        let what = what(needed);
+        return Err(NoRoom { what, setting });
+    }
+    Ok(needed)
 }
 
 /// Takes note of choices that could not be recorded since the last sweep, for whichever service.

@@ -11,7 +11,7 @@ use std::{
 
 use lb_common::tables::{Server, ServerKey};
 
-use super::{Draft, Inputs, Placed, PlanError};
+use super::{Draft, Inputs, Placed, PlanError, check_room};
 use crate::{
     dataplane::Operation,
     model::{Quic, Service, State},
@@ -49,6 +49,12 @@ impl Draft {
                 return Err(PlanError::ServerIdLeaving { address, other });
             }
         }
+        let room = self.layout.capacity.servers();
+        check_room(&self.layout.servers, &wanted, room, "backends", |needed| {
+            format!(
+                "{needed} server ids, one of each backend for each service of a group ({room} fit)"
+            )
+        })?;
         for (&key, &server) in &wanted {
             if self.layout.servers.get(&key) != Some(&server) {
                 self.before.push(Operation::Server(key, server));

@@ -564,3 +564,22 @@ async fn a_service_that_joins_a_group_has_what_the_group_has_or_is_refused() {
         .clone();
     assert_eq!(web.backends.len(), 1);
 }
+
+#[tokio::test]
+async fn who_asks_about_one_service_does_not_make_the_agent_describe_all() {
+    let agent = FakeAgent::start(WEB);
+    let grouped = json!({"id": "10.0.0.2:80/tcp", "group": "web", "mode": "ipip"}).to_string();
+    for (method, path, body) in [
+        ("POST", "/v1/services", grouped.as_str()),
+        ("GET", "/v1/services/10.0.0.1:80%2Ftcp", ""),
+        ("GET", "/v1/services/10.0.0.1:80%2Ftcp/backends", ""),
+        ("GET", "/v1/flows?service=10.0.0.1:80%2Ftcp", ""),
+        ("GET", "/v1/clients?service=10.0.0.1:80%2Ftcp", ""),
+    ] {
+        let (status, answer) = ask(&agent, method, path, body.to_owned()).await;
+        assert!(status < 300, "{path}: {answer}");
+        assert_eq!(agent.snapshots(), 0, "{path}");
+    }
+    ask(&agent, "GET", "/v1/services", "").await;
+    assert_eq!(agent.snapshots(), 1);
+}

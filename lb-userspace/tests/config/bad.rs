@@ -199,6 +199,12 @@ const BAD_FILES: &[Bad] = &[
         "not a routable unicast address",
     ),
     (
+        "[[service]]\nmode = \"nat\"\nvip = \"[2001:db8::1%3]:80/tcp\"",
+        3,
+        "service[0].vip",
+        "write [2001:db8::1]:80",
+    ),
+    (
         "[[service]]\nvip = \"10.0.0.1:80/tcp\"\nmode = \"NAT\"",
         3,
         "service[0].mode",

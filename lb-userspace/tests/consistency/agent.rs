@@ -139,7 +139,7 @@ impl Simulation {
         world.tally.changes += 1;
         self.pending = match outcome {
             Ok(()) => false,
-            Err(ChangeError::Kernel(_)) => true,
+            Err(ChangeError::Kernel(_)) => self.core.is_behind(),
             // Nothing was done.
             Err(ChangeError::Refused(_)) => self.pending,
             Err(error) => panic!("refused: {error}"),

@@ -136,6 +136,7 @@ BACKEND      WEIGHT  STATE     CONDITION  SHARE  PACKETS  FLOWS  RECORDED  IN PR
         expected
     );
     let json = succeed_json(&agent, "service show 10.0.0.1:80/tcp").await;
+    assert_eq!(agent.snapshots(), 0, "of all services");
     assert_eq!(json["health"]["path"], "/health");
 }
 

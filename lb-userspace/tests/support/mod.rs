@@ -3,7 +3,10 @@
 use std::{
     net::{IpAddr, SocketAddr},
     path::PathBuf,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -38,6 +41,8 @@ pub const PORT_DOWN: u16 = 81;
 pub struct FakeAgent {
     pub socket: PathBuf,
     state: Arc<Mutex<State>>,
+    /// How often it has described all that it has.
+    snapshots: Arc<AtomicUsize>,
     agent: JoinHandle<()>,
     server: JoinHandle<anyhow::Result<()>>,
     stop: oneshot::Sender<()>,
@@ -53,7 +58,8 @@ impl FakeAgent {
         let socket = directory.path().join("default.sock");
         let listener = api::bind(&socket).unwrap();
         let (handle, requests) = Handle::new();
-        let agent = tokio::spawn(run(requests, state.clone()));
+        let snapshots = Arc::default();
+        let agent = tokio::spawn(run(requests, state.clone(), Arc::clone(&snapshots)));
         let (stop, stopped) = oneshot::channel();
         let server = tokio::spawn(api::serve(listener, handle, async {
             let _ = stopped.await;
@@ -61,6 +67,7 @@ impl FakeAgent {
         Self {
             socket,
             state,
+            snapshots,
             agent,
             server,
             stop,
@@ -71,6 +78,11 @@ impl FakeAgent {
     /// The state as it is now.
     pub fn state(&self) -> State {
         self.state.lock().unwrap().clone()
+    }
+
+    /// How often it has described all that it has so far.
+    pub fn snapshots(&self) -> usize {
+        self.snapshots.load(Ordering::Relaxed)
     }
 
     /// Ends the loop, while the server still answers.
@@ -88,14 +100,25 @@ impl FakeAgent {
     }
 }
 
-async fn run(mut requests: mpsc::Receiver<Request>, state: Arc<Mutex<State>>) {
+async fn run(
+    mut requests: mpsc::Receiver<Request>,
+    state: Arc<Mutex<State>>,
+    snapshots: Arc<AtomicUsize>,
+) {
     while let Some(request) = requests.recv().await {
         match request {
             Request::Change(change, reply) => {
                 let _ = reply.send(apply(&mut state.lock().unwrap(), change));
             }
             Request::Snapshot(reply) => {
+                snapshots.fetch_add(1, Ordering::Relaxed);
                 let _ = reply.send(snapshot(&state.lock().unwrap()));
+            }
+            Request::Service(id, reply) => {
+                let _ = reply.send(state.lock().unwrap().service(id).map(describe));
+            }
+            Request::Group(name, reply) => {
+                let _ = reply.send(state.lock().unwrap().of_group(&name).cloned());
             }
             Request::Flows(filter, reply) => {
                 let _ = reply.send(Ok(flows(&state.lock().unwrap(), filter)));

@@ -1,6 +1,9 @@
 //! What the agent tells of itself.
 
-use std::net::SocketAddr;
+use std::{
+    collections::{HashMap, HashSet},
+    net::SocketAddr,
+};
 
 use lb_common::{
     tables::{Counters, FlowCounters, service_flag},
@@ -11,8 +14,8 @@ use super::Core;
 use crate::{
     dataplane::{Dataplane, DataplaneError},
     health::Target,
-    model::{Admin, Backend, Service},
-    plan::{Placed, census::ServiceCensus, next_hop},
+    model::{Admin, Backend, Service, ServiceId},
+    plan::{Placed, PlacedMember, census::ServiceCensus, next_hop},
     snapshot::{BackendStatus, Condition, FlowStatus, ServiceStatus, Snapshot, TableUse, Traffic},
 };
 
@@ -50,28 +53,37 @@ impl<D: Dataplane> Core<D> {
         }
     }
 
+    /// One service at this moment, where it is there.
+    pub fn service(&self, id: ServiceId) -> Option<ServiceStatus> {
+        Some(self.service_status(self.state.service(id)?))
+    }
+
     fn service_status(&self, service: &Service) -> ServiceStatus {
         let placed = self.layout.placed(service.id);
         let index = placed.and_then(|placed| placed.services.get(&service.id).copied());
         let counters = index.map(|index| self.dataplane.service_counters(index));
-        let left = placed.into_iter().flat_map(|placed| {
-            let gone = placed
-                .members()
-                .filter(|(_, member)| service.backend(member.address()).is_none());
-            gone.map(|(_, member)| Backend {
-                address: member.address(),
+        let wanted: HashSet<SocketAddr> = service.backends.iter().map(|b| b.address).collect();
+        let members: Vec<_> = placed.into_iter().flat_map(Placed::members).collect();
+        let left = members
+            .iter()
+            .filter(|(_, m)| !wanted.contains(&m.address()));
+        let left = left.map(|&at| {
+            let backend = Backend {
+                address: at.1.address(),
                 weight: 0,
                 admin: Admin::Draining,
                 max_connections: None,
                 server_id: None,
-            })
+            };
+            self.backend_status(service, placed.zip(Some(at)), backend, true)
         });
-        let backends = service
-            .backends
-            .iter()
-            .map(|backend| self.backend_status(service, placed, backend.clone(), false))
-            .chain(left.map(|backend| self.backend_status(service, placed, backend, true)))
-            .collect();
+        let by_address: HashMap<SocketAddr, (u16, &PlacedMember)> =
+            members.iter().map(|&at| (at.1.address(), at)).collect();
+        let backends = service.backends.iter().map(|backend| {
+            let at = by_address.get(&backend.address).copied();
+            self.backend_status(service, placed.zip(at), backend.clone(), false)
+        });
+        let backends = backends.chain(left).collect();
         ServiceStatus {
             service: service.clone(),
             ring_size: placed.map_or(0, |placed| placed.descriptor.ring_size),
@@ -86,25 +98,24 @@ impl<D: Dataplane> Core<D> {
         }
     }
 
+    /// A backend, and which member of which pool it is, where it is one.
     fn backend_status(
         &self,
         service: &Service,
-        placed: Option<&Placed>,
+        placed: Option<(&Placed, (u16, &PlacedMember))>,
         backend: Backend,
         leaving: bool,
     ) -> BackendStatus {
-        let address = backend.address;
-        let member = placed.and_then(|placed| placed.member(address));
-        let counters = member.map(|(_, m)| self.dataplane.backend_counters(m.backend.counters));
+        let (address, lead) = (backend.address, self.state.lead(service.id));
+        let member = placed.map(|(_, (_, member))| member);
+        let counters = member.map(|m| self.dataplane.backend_counters(m.backend.counters));
         let checked = self.checked.get(&Target {
-            service: self.state.lead(service.id),
+            service: lead,
             address,
         });
         let counted =
-            placed.is_some_and(|placed| placed.descriptor.flags & service_flag::COUNTED != 0);
-        let load = member
-            .filter(|_| counted)
-            .map(|(_, member)| self.dataplane.load(member.backend.counters));
+            placed.filter(|(placed, _)| placed.descriptor.flags & service_flag::COUNTED != 0);
+        let load = counted.map(|(_, (_, member))| self.dataplane.load(member.backend.counters));
         BackendStatus {
             condition: if leaving {
                 Condition::Up
@@ -118,17 +129,13 @@ impl<D: Dataplane> Core<D> {
             checks: checked.map_or_else(Vec::new, |checked| checked.checks.clone()),
             asked: self
                 .asked
-                .get(&(self.state.lead(service.id), address))
+                .get(&(lead, address))
                 .copied()
                 .unwrap_or_default(),
-            reachable: member.is_some_and(|(_, member)| member.backend.interface != 0),
+            reachable: member.is_some_and(|member| member.backend.interface != 0),
             leaving,
-            slots: placed
-                .zip(member)
-                .map_or(0, |(placed, (id, _))| placed.ring.share(id)),
-            recorded: placed
-                .zip(member)
-                .map_or(0, |(placed, (id, _))| self.census.records_of(placed, id)),
+            slots: placed.map_or(0, |(placed, (id, _))| placed.ring.share(id)),
+            recorded: placed.map_or(0, |(placed, (id, _))| self.census.records_of(placed, id)),
             connections: load.and_then(Result::ok),
             traffic: traffic(counters),
             backend,

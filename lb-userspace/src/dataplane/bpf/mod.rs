@@ -80,10 +80,9 @@ impl Program {
             .map_max_entries("MEMBERS", capacity.members)
             .map_max_entries("BACKENDS", capacity.backends)
             .map_max_entries("BACKEND_COUNTERS", capacity.backends)
-            .map_max_entries("WAYS_BACK", capacity.backends)
-            // While servers get other ids, they have both.
-            .map_max_entries("SERVERS", capacity.backends.saturating_mul(2))
-            .map_max_entries("OWNED", capacity.services.saturating_add(OWN_ADDRESSES));
+            .map_max_entries("WAYS_BACK", capacity.ways_back())
+            .map_max_entries("SERVERS", capacity.servers())
+            .map_max_entries("OWNED", capacity.owned());
         let mut taken_up = false;
         if let Some(pins) = &options.pins {
             let directory = pins.maps();
@@ -215,9 +214,6 @@ fn lookup_buckets(services: u32) -> u32 {
         .checked_next_power_of_two()
         .unwrap_or(1 << 31)
 }
-
-/// Room for addresses of the host beside the VIPs.
-const OWN_ADDRESSES: u32 = 4_096;
 
 /// A fresh secret for the flow hash.
 ///

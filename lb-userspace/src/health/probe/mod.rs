@@ -17,7 +17,7 @@ use std::{
     collections::HashMap,
     future::Future,
     net::SocketAddr,
-    sync::{Arc, Weak},
+    sync::{Arc, PoisonError, Weak},
     time::Duration,
 };
 
@@ -79,10 +79,13 @@ pub trait Prober: Clone + Send + Sync + 'static {
 /// Probes over the network of this process.
 #[derive(Debug, Clone, Default)]
 pub struct Network {
-    /// Questions in use, so that all backends of a service share one.
-    questions: Arc<Mutex<HashMap<Probe, Weak<Question>>>>,
+    /// Questions in use, so that all backends of a service share one. Each is made under a lock of its own.
+    questions: Arc<std::sync::Mutex<HashMap<Probe, Arc<Place>>>>,
     roots: tls::SystemRoots,
 }
+
+/// Where a question is, as long as somebody asks it.
+type Place = Mutex<Weak<Question>>;
 
 /// A probe made ready.
 #[derive(Debug)]
@@ -109,13 +112,13 @@ impl Prober for Network {
     type Question = Question;
 
     async fn prepare(&self, probe: &Probe) -> Result<Arc<Question>, ProbeError> {
-        let mut questions = self.questions.lock().await;
-        if let Some(question) = questions.get(probe).and_then(Weak::upgrade) {
+        let place = self.place(probe);
+        let mut place = place.lock().await;
+        if let Some(question) = place.upgrade() {
             return Ok(question);
         }
         let question = Arc::new(self.make(probe).await?);
-        questions.retain(|_, question| question.strong_count() > 0);
-        questions.insert(probe.clone(), Arc::downgrade(&question));
+        *place = Arc::downgrade(&question);
         Ok(question)
     }
 
@@ -145,6 +148,18 @@ impl Prober for Network {
 }
 
 impl Network {
+    /// The place of a probe's question. Those that nobody asks or makes are forgotten.
+    fn place(&self, probe: &Probe) -> Arc<Place> {
+        let questions = self.questions.lock();
+        let mut questions = questions.unwrap_or_else(PoisonError::into_inner);
+        if let Some(place) = questions.get(probe) {
+            return Arc::clone(place);
+        }
+        let asked = |place: &Place| place.try_lock().is_ok_and(|at| at.strong_count() > 0);
+        questions.retain(|_, place| Arc::strong_count(place) > 1 || asked(place));
+        Arc::clone(questions.entry(probe.clone()).or_default())
+    }
+
     async fn make(&self, probe: &Probe) -> Result<Question, ProbeError> {
         Ok(match probe {
             Probe::Tcp {} => Question::Tcp,

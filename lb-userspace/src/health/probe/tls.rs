@@ -11,7 +11,9 @@ use rustls::{
     crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature},
     pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject as _},
 };
-use tokio::{net::TcpStream, sync::OnceCell, task::spawn_blocking};
+use tokio::{
+    fs::OpenOptions, io::AsyncReadExt as _, net::TcpStream, sync::OnceCell, task::spawn_blocking,
+};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::ProbeError;
@@ -134,9 +136,7 @@ async fn read_roots(path: &Path) -> Result<Arc<RootCertStore>, ProbeError> {
     let failed = |problem: &dyn ToString| {
         ProbeError::Unaskable(format!("tls.ca {shown}: {}", problem.to_string()))
     };
-    let pem = tokio::fs::read(path)
-        .await
-        .map_err(|error| failed(&error))?;
+    let pem = read_file(path).await.map_err(|error| failed(&error))?;
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(&pem) {
         let certificate = certificate.map_err(|error| failed(&error))?;
@@ -146,6 +146,20 @@ async fn read_roots(path: &Path) -> Result<Arc<RootCertStore>, ProbeError> {
         return Err(failed(&"there is no certificate in it"));
     }
     Ok(Arc::new(roots))
+}
+
+/// Reads a file, and nothing that merely looks like one: a pipe or a device may have no end, or no beginning.
+async fn read_file(path: &Path) -> io::Result<Vec<u8>> {
+    let mut options = OpenOptions::new();
+    // Opening a pipe would wait for who writes to it.
+    let opened = options.read(true).custom_flags(libc::O_NONBLOCK).open(path);
+    let mut file = opened.await?;
+    if !file.metadata().await?.is_file() {
+        return Err(io::Error::other("not a regular file"));
+    }
+    let mut content = Vec::new();
+    file.read_to_end(&mut content).await?;
+    Ok(content)
 }
 
 /// Takes any certificate, as long as the server has its key.

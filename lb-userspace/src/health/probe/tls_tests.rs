@@ -1,6 +1,6 @@
 //! HTTPS probes against real servers on the loopback, with certificates made on the spot.
 
-use std::io::Write as _;
+use std::{io::Write as _, time::Duration};
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, date_time_ymd,
@@ -19,7 +19,10 @@ use tokio_rustls::TlsAcceptor;
 
 use super::*;
 use crate::{
-    health::probe::testing::{ask, speaks_http},
+    health::probe::{
+        Network, Prober as _,
+        testing::{ask, speaks_http},
+    },
     model::{Check, Http, Probe},
 };
 
@@ -220,4 +223,44 @@ async fn a_trust_file_that_is_missing_or_empty_blames_nobody_and_is_named() {
         assert!(error.to_string().contains(part), "{error}");
         assert!(!error.blames_backend());
     }
+}
+
+#[tokio::test]
+async fn an_authority_that_is_no_regular_file_is_refused_without_waiting_for_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let pipe = directory.path().join("ca.pem");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    for path in [pipe.as_path(), Path::new("/dev/null"), directory.path()] {
+        let read = tokio::time::timeout(Duration::from_secs(10), read_roots(path)).await;
+        let error = read.expect("no waiting").unwrap_err();
+        let text = error.to_string();
+        assert!(
+            text.contains("tls.ca") && text.contains("not a regular file"),
+            "{text}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_question_that_takes_long_to_make_holds_up_no_other() {
+    let network = Network::default();
+    let check = |ca: &str| {
+        let tls = Tls {
+            ca: Some(ca.into()),
+            ..Tls::default()
+        };
+        Probe::Https(Http {
+            tls: Some(tls),
+            ..Http::default()
+        })
+    };
+    let place = network.place(&check("/slow"));
+    let making = place.lock().await;
+    let others = async {
+        network.prepare(&Probe::TCP).await.unwrap();
+        network.prepare(&check("/missing")).await.unwrap_err()
+    };
+    let error = tokio::time::timeout(Duration::from_secs(10), others).await;
+    assert!(error.expect("no waiting").to_string().contains("/missing"));
+    drop(making);
 }
