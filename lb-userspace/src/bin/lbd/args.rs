@@ -34,7 +34,7 @@ pub enum Verb {
     },
     /// Take the program and everything pinned away
     Detach(Detach),
-    /// On a backend: unwrap packets of mode `ipip`, until called with `--detach`
+    /// On a backend: unwrap packets of modes `ipip` and `gue`, until called with `--detach`
     Decap(Decap),
 }
 
