@@ -277,22 +277,13 @@ impl<D: Dataplane> Core<D> {
             let adopted = self.adopt();
             adopted.map_err(|error| ChangeError::Kernel(error.to_string()))?;
         }
-        let Err(error) = self.attempt(census)? else {
-            return Ok(());
-        };
-        self.read_back(&error)?;
-        match error {
+        let mut done = self.attempt(census)?;
+        if let Err(error @ DataplaneError::Overtaken(_)) = &done {
+            tracing::debug!(%error, "slots go on moving");
             // The next plan knows of what came in between, and so waits with what it overtook.
-            DataplaneError::Overtaken(_) => {
-                tracing::debug!(%error, "slots go on moving");
-                let again = self.attempt(census)?;
-                again.or_else(|error| {
-                    self.read_back(&error)?;
-                    Err(ChangeError::Kernel(error.to_string()))
-                })
-            }
-            refused => Err(ChangeError::Kernel(refused.to_string())),
+            done = self.attempt(census)?;
         }
+        done.map_err(|error| ChangeError::Kernel(error.to_string()))
     }
 
     /// After a plan that failed: how far it came is in the maps themselves.
@@ -303,7 +294,8 @@ impl<D: Dataplane> Core<D> {
         })
     }
 
-    /// Makes a plan and carries it out; the inner error is the dataplane's.
+    /// Makes a plan and carries it out; the inner error is the dataplane's, after which the maps have been
+    /// read back.
     fn attempt(
         &mut self,
         census: Option<&Census>,
@@ -326,7 +318,11 @@ impl<D: Dataplane> Core<D> {
             traffic: &traffic,
         };
         let plan = plan::plan(&self.layout, &inputs)?;
-        Ok(self.carry_out(plan))
+        let done = self.carry_out(plan);
+        if let Err(error) = &done {
+            self.read_back(error)?;
+        }
+        Ok(done)
     }
 
     fn carry_out(&mut self, plan: Plan) -> Result<(), DataplaneError> {
