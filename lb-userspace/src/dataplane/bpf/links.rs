@@ -259,7 +259,7 @@ fn errno(error: &ProgramError) -> Option<i32> {
     }
 }
 
-/// EEXIST: a program is attached in another mode.
+/// Whether the interface has another program; EEXIST: one in another mode.
 fn is_taken(error: &ProgramError) -> bool {
     matches!(errno(error), Some(libc::EBUSY | libc::EEXIST))
 }
@@ -269,7 +269,7 @@ fn explain(error: &ProgramError) -> String {
         return format!("there is no interface {name}");
     }
     match errno(error) {
-        Some(libc::EBUSY | libc::EEXIST) => {
+        _ if is_taken(error) => {
             "another XDP program is attached there: take it away first, with `lbd detach --name NAME` \
              that of another instance, with `lbd decap --detach` a decapsulator, with `ip link set dev NIC xdp off` \
              one that no BPF link holds (`bpftool link` lists those)"
