@@ -3,6 +3,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
 
+mod reach;
+
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
@@ -20,10 +22,11 @@ use lb_userspace::{
     config::Tunnel,
     dataplane::memory::MemoryDataplane,
     model::{Change, Service},
-    neighbours::{NextHop, Update},
     plan::{census, ticks},
 };
 use serde_json::{Value, json};
+
+use crate::reach::reached;
 
 const VIP: &str = "10.0.0.1:443/udp";
 const MOVING_TIME: Duration = Duration::from_secs(30);
@@ -55,18 +58,7 @@ impl Balancer {
     fn over(memory: MemoryDataplane) -> Self {
         let mut core = Core::new("quic".to_owned(), Tunnel::default(), memory).unwrap();
         for n in 1..=9 {
-            core.network(Update::NextHop {
-                address: address(n).ip(),
-                next_hop: Some(NextHop {
-                    interface: 7,
-                    source_mac: [2, 0, 0, 0, 1, n],
-                    destination_mac: [2, 0, 0, 0, 2, n],
-                    source_address: "10.1.0.254".parse().unwrap(),
-                    mtu: 1_500,
-                    on_link: true,
-                }),
-                reason: None,
-            });
+            core.network(reached(address(n).ip(), n));
         }
         Self { core }
     }

@@ -61,22 +61,29 @@ fn no_room(core: &mut Core<MemoryDataplane>, change: Change) -> String {
     }
 }
 
+/// Adds services of five backends each, of which two fit; the change that is the third.
+fn third_that_does_not_fit(
+    core: &mut Core<MemoryDataplane>,
+    quic: bool,
+    parts: [&str; 2],
+) -> Change {
+    let add = |port| Change::AddService(service(port, 5, quic));
+    core.change(add(80)).expect("room for five");
+    core.change(add(81)).expect("room for ten");
+    let text = no_room(core, add(82));
+    let named = parts.iter().all(|part| text.contains(part));
+    assert!(named && text.contains("`backends`"), "{text}");
+    add(82)
+}
+
 #[test]
 fn services_of_a_group_need_a_way_back_from_each_backend_each() {
     // One entry stands for nobody.
     let mut core = core(11);
-    let add = |port| Change::AddService(service(port, 5, false));
-    core.change(add(80)).expect("5 of 11");
-    core.change(add(81)).expect("10 of 11");
-    let text = no_room(&mut core, add(82));
-    assert!(
-        text.contains("15 ways back") && text.contains("11 fit"),
-        "{text}"
-    );
-    assert!(text.contains("`backends`"), "{text}");
+    let third = third_that_does_not_fit(&mut core, false, ["15 ways back", "11 fit"]);
     core.change(Change::RemoveService(service(81, 0, false).id))
         .expect("a way out");
-    core.change(add(82)).expect("10 of 11 again");
+    core.change(third).expect("10 of 11 again");
 }
 
 #[test]
@@ -95,15 +102,7 @@ fn ways_back_of_former_backends_count_until_they_are_forgotten() {
 #[test]
 fn services_of_a_group_need_a_server_id_of_each_backend_each() {
     let mut core = core(6);
-    let add = |port| Change::AddService(service(port, 5, true));
-    core.change(add(80)).expect("5 of 12");
-    core.change(add(81)).expect("10 of 12");
-    let text = no_room(&mut core, add(82));
-    assert!(
-        text.contains("15 server ids") && text.contains("12 fit"),
-        "{text}"
-    );
-    assert!(text.contains("`backends`"), "{text}");
+    third_that_does_not_fit(&mut core, true, ["15 server ids", "12 fit"]);
 }
 
 #[test]

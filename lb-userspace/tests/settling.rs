@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
 
+mod reach;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
@@ -13,22 +15,12 @@ use lb_userspace::{
     config::{self, Tunnel},
     dataplane::{Dataplane as _, DataplaneError, Operation, memory::MemoryDataplane},
     model::{Change, ServiceId},
-    neighbours::{NextHop, Update},
     plan::{self, Inputs, census, ticks},
 };
 
-const VIP: &str = "10.0.0.1:80/tcp";
+use crate::reach::{next_hop, reached};
 
-fn next_hop() -> NextHop {
-    NextHop {
-        interface: 7,
-        source_mac: [2, 0, 0, 0, 1, 1],
-        destination_mac: [2, 0, 0, 0, 2, 1],
-        source_address: IpAddr::from([10, 0, 0, 9]),
-        mtu: 1_500,
-        on_link: true,
-    }
-}
+const VIP: &str = "10.0.0.1:80/tcp";
 
 fn addresses() -> impl Iterator<Item = IpAddr> {
     (1..4).map(|n| IpAddr::from([10, 1, 0, n]))
@@ -41,11 +33,7 @@ fn moving() -> Core<MemoryDataplane> {
     memory.tables.control.hash_key = [0x9e37_79b9_7f4a_7c15; HASH_KEY_WORDS];
     let mut core = Core::new("settling".to_owned(), Tunnel::default(), memory).unwrap();
     for address in addresses() {
-        core.network(Update::NextHop {
-            address,
-            next_hop: Some(next_hop()),
-            reason: None,
-        });
+        core.network(reached(address, 1));
     }
     let text = format!(
         "[[service]]\nvip = \"{VIP}\"\nmode = \"ipip\"\nring_size = 251\nbackend = [\
@@ -85,7 +73,9 @@ fn plan_after_the_moving_time(core: &Core<MemoryDataplane>) -> Vec<Operation> {
     tables.time.set(now);
     let mut flows = tables;
     let census = census::sweep(core.layout(), &mut flows, now).unwrap();
-    let next_hops = addresses().map(|address| (address, next_hop())).collect();
+    let next_hops = addresses()
+        .map(|address| (address, next_hop(address, 1)))
+        .collect();
     let plan = plan::plan(
         core.layout(),
         &Inputs {

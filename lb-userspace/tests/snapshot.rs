@@ -1,5 +1,7 @@
 //! What the agent tells of its backends, over maps in memory.
 
+mod reach;
+
 use std::net::SocketAddr;
 
 use lb_userspace::{
@@ -7,8 +9,9 @@ use lb_userspace::{
     config::{self, Tunnel},
     dataplane::memory::MemoryDataplane,
     model::{Change, ServiceId},
-    neighbours::{NextHop, Update},
 };
+
+use crate::reach::reached;
 
 const SERVICE: &str = "10.0.0.1:80/tcp";
 
@@ -39,18 +42,7 @@ fn core() -> Core<MemoryDataplane> {
     dataplane.tables.control.lookup_bits = 3;
     let mut core = Core::new("test".to_owned(), Tunnel::default(), dataplane).expect("empty maps");
     for n in 1..=4 {
-        core.network(Update::NextHop {
-            address: address(n).ip(),
-            next_hop: Some(NextHop {
-                interface: 7,
-                source_mac: [2; 6],
-                destination_mac: [4; 6],
-                source_address: "10.2.0.254".parse().expect("what is valid"),
-                mtu: 1_500,
-                on_link: true,
-            }),
-            reason: None,
-        });
+        core.network(reached(address(n).ip(), n));
     }
     let config = config::parse(&text, "lb.toml").expect("what is valid");
     core.change(Change::Replace(config.services))

@@ -14,7 +14,7 @@ use lb_userspace::{
     dataplane::{Dataplane as _, memory::MemoryDataplane},
     health::{Event, Target},
     model::{Change, OnDown, Service},
-    neighbours::{NextHop, Update},
+    neighbours::Update,
     plan::ticks,
     snapshot::Condition,
 };
@@ -22,6 +22,7 @@ use lb_userspace::{
 use crate::{
     flow::Time,
     random::Random,
+    reach::reached,
     sabotage::Sabotage,
     scenario::{self, Scenario, Step},
     stage::Stage,
@@ -117,7 +118,7 @@ impl Simulation {
             .map(|(service, n)| scenario::address(service, n).ip())
             .collect();
         for address in addresses {
-            self.core.network(next_hop(address, 0));
+            self.core.network(reached(address, 0));
         }
     }
 
@@ -301,24 +302,5 @@ fn offer(service: &Service) -> Offer {
         pause: Time::from(ticks(service.moving_time())).max(2),
         killed: BTreeSet::new(),
         forsaken: BTreeSet::new(),
-    }
-}
-
-/// How an address is reached, in one of several ways.
-pub fn next_hop(address: IpAddr, way: u8) -> Update {
-    Update::NextHop {
-        address,
-        next_hop: Some(NextHop {
-            interface: 7,
-            source_mac: [2, 0, 0, 0, 1, way],
-            destination_mac: [2, 0, 0, 0, 2, way],
-            source_address: match address {
-                IpAddr::V4(_) => "10.0.0.1".parse().unwrap(),
-                IpAddr::V6(_) => "fd00::1".parse().unwrap(),
-            },
-            mtu: 1_500,
-            on_link: true,
-        }),
-        reason: None,
     }
 }

@@ -13,12 +13,14 @@ use lb_userspace::{
     dataplane::{FlowTables as _, memory::MemoryDataplane},
     health::{Event, Target},
     model::{Admin, Change, ServiceId},
-    neighbours::{NextHop, Update},
     plan::census,
     snapshot::Condition,
 };
 
-use crate::frame::{self, Sent, control::ACK};
+use crate::{
+    frame::{self, Sent, control::ACK},
+    reach::reached,
+};
 
 const HTTP: &str = "10.0.0.1:80/tcp";
 const HTTPS: &str = "10.0.0.1:443/tcp";
@@ -31,18 +33,7 @@ fn id(text: &str) -> ServiceId {
 fn core_over(dataplane: MemoryDataplane) -> Core<MemoryDataplane> {
     let mut core = Core::new("groups".to_owned(), Tunnel::default(), dataplane).unwrap();
     for n in 1..10u8 {
-        core.network(Update::NextHop {
-            address: IpAddr::from([10, 1, 0, n]),
-            next_hop: Some(NextHop {
-                interface: 7,
-                source_mac: [2, 0, 0, 0, 1, n],
-                destination_mac: [2, 0, 0, 0, 2, n],
-                source_address: IpAddr::from([10, 0, 0, 9]),
-                mtu: 1_500,
-                on_link: true,
-            }),
-            reason: None,
-        });
+        core.network(reached(IpAddr::from([10, 1, 0, n]), n));
     }
     core
 }

@@ -14,6 +14,8 @@ mod frame;
 mod grace;
 mod groups;
 mod random;
+#[path = "../reach/mod.rs"]
+mod reach;
 mod regressions;
 mod sabotage;
 mod scenario;

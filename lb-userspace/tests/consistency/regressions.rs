@@ -28,6 +28,25 @@ fn step((kind, service, choice, amount, seed): (Kind, u8, u8, u8, u32)) -> Step 
     }
 }
 
+/// Services by number, flows, room for established and half-open ones, seconds of the moving time.
+fn scenario(
+    services: &[usize],
+    flows: usize,
+    [established, half_open]: [usize; 2],
+    seconds: u64,
+    steps: &[(Kind, u8, u8, u8, u32)],
+) -> Scenario {
+    Scenario {
+        services: services.to_vec(),
+        flows,
+        established,
+        half_open,
+        moving_time: Duration::from_secs(seconds),
+        start: 0,
+        steps: steps.iter().copied().map(step).collect(),
+    }
+}
+
 /// The removal failed after its switch, so that the service came back at once: not under the index
 /// that flows were recorded by before.
 fn service_back_after_a_removal_that_failed() -> Scenario {
@@ -42,15 +61,7 @@ fn service_back_after_a_removal_that_failed() -> Scenario {
         (Kind::RemoveBackend, 0, 0, 0, 20_787),
         (Kind::AddBackend, 0, 2, 162, 4_983_091),
     ];
-    Scenario {
-        services: vec![8],
-        flows: 26,
-        established: 2_600,
-        half_open: 2_600,
-        moving_time: Duration::from_secs(2),
-        start: 0,
-        steps: steps.map(step).to_vec(),
-    }
+    scenario(&[8], 26, [2_600, 2_600], 2, &steps)
 }
 
 /// The table of half-open flows was full, the overflow counter had been read, and the slot had not
@@ -68,15 +79,7 @@ fn flow_that_finds_no_room_just_before_its_slot_settles() -> Scenario {
         (Kind::Sweep, 0, 0, 71, 1_541_724_297),
         (Kind::Traffic, 0, 0, 0, 0),
     ];
-    Scenario {
-        services: vec![0, 10],
-        flows: 31,
-        established: 3_100,
-        half_open: 2,
-        moving_time: Duration::from_secs(2),
-        start: 0,
-        steps: steps.map(step).to_vec(),
-    }
+    scenario(&[0, 10], 31, [3_100, 2], 2, &steps)
 }
 
 /// A scheduler chose a backend that was being added, and a packet from another address named it by its
@@ -128,15 +131,7 @@ fn connection_id_used_before_the_ring_follows() -> Scenario {
         (Kind::Traffic, 0, 0, 0, 0),
         (Kind::AddBackend, 0, 44, 153, 3_226_031_580),
     ];
-    Scenario {
-        services: vec![9],
-        flows: 32,
-        established: 3_200,
-        half_open: 1,
-        moving_time: Duration::from_secs(900),
-        start: 0,
-        steps: steps.map(step).to_vec(),
-    }
+    scenario(&[9], 32, [3_200, 1], 900, &steps)
 }
 
 /// A service came back with all next hops unknown: between the switch to its first ring and an owner's
@@ -149,15 +144,7 @@ fn owner_that_wakes_after_its_first_ring_is_in_force() -> Scenario {
         (Kind::Traffic, 0, 0, 0, 0),
         (Kind::Traffic, 0, 0, 0, 87_806),
     ];
-    Scenario {
-        services: vec![0],
-        flows: 20,
-        established: 2_000,
-        half_open: 2_000,
-        moving_time: Duration::from_secs(2),
-        start: 0,
-        steps: steps.map(step).to_vec(),
-    }
+    scenario(&[0], 20, [2_000, 2_000], 2, &steps)
 }
 
 /// A slot became steady, and its owner took flows again, by the same plan: in between, a flow of it
@@ -197,15 +184,7 @@ fn slot_that_is_steady_just_before_its_owner_wakes() -> Scenario {
         (Kind::Sweep, 0, 0, 43, 502_168_443),
         (Kind::Traffic, 0, 0, 0, 0),
     ];
-    Scenario {
-        services: vec![3, 6],
-        flows: 27,
-        established: 2_700,
-        half_open: 1,
-        moving_time: Duration::from_secs(2),
-        start: 0,
-        steps: steps.map(step).to_vec(),
-    }
+    scenario(&[3, 6], 27, [2_700, 1], 2, &steps)
 }
 
 /// An origin had died and a plan had failed, so that flows that found no room went to the owner; then
@@ -244,15 +223,7 @@ fn owner_that_stood_in_for_a_dead_origin_before_a_move_of_the_whole() -> Scenari
         (Kind::RingSize, 7, 55, 53, 1_173_581_958),
         (Kind::Traffic, 0, 0, 0, 0),
     ];
-    Scenario {
-        services: vec![1, 3],
-        flows: 64,
-        established: 6_400,
-        half_open: 1,
-        moving_time: Duration::from_secs(900),
-        start: 0,
-        steps: steps.map(step).to_vec(),
-    }
+    scenario(&[1, 3], 64, [6_400, 1], 900, &steps)
 }
 
 /// Adding a backend failed half-way, and the plan after a sweep that had begun before took it away again,
@@ -304,15 +275,7 @@ fn backend_chosen_just_before_it_is_found_to_be_unwanted() -> Scenario {
         (Kind::AddBackend, 0, 4, 103, 3_245_872_422),
         (Kind::Sweep, 0, 0, 218, 1_841_353_022),
     ];
-    Scenario {
-        services: vec![10],
-        flows: 88,
-        established: 8_800,
-        half_open: 1,
-        moving_time: Duration::from_secs(900),
-        start: 0,
-        steps: steps.map(step).to_vec(),
-    }
+    scenario(&[10], 88, [8_800, 1], 900, &steps)
 }
 
 /// A record of a client had expired and another had been made, when a longer persistence brought the
@@ -338,13 +301,5 @@ fn client_forgotten_before_a_longer_persistence() -> Scenario {
         (Kind::Down, 0, 0, 2, 417_765_106),
         (Kind::Traffic, 0, 0, 68, 299_110_742),
     ];
-    Scenario {
-        services: vec![3, 11],
-        flows: 87,
-        established: 8_700,
-        half_open: 8_700,
-        moving_time: Duration::from_secs(900),
-        start: 0,
-        steps: steps.map(step).to_vec(),
-    }
+    scenario(&[3, 11], 87, [8_700, 8_700], 900, &steps)
 }

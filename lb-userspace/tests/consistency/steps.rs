@@ -8,9 +8,10 @@ use lb_userspace::{
 };
 
 use crate::{
-    agent::{Simulation, next_hop, populated},
+    agent::{Simulation, populated},
     flow::Time,
     frame::{Sent, control},
+    reach::reached,
     sabotage::Sabotage,
     scenario::{self, Kind, Step},
     stage::Swept,
@@ -67,7 +68,7 @@ impl Simulation {
             }
             Kind::NextHop => {
                 if let Some(address) = self.backend(service, step)
-                    && self.core.network(next_hop(address.ip(), step.amount))
+                    && self.core.network(reached(address.ip(), step.amount))
                 {
                     self.enforce();
                 }
