@@ -143,7 +143,10 @@ impl<D: Dataplane> Core<D> {
         core.adopt()?;
         // Flows of services that the former agent removed last, before their indices are used again.
         if let Ok(sweep) = core.sweep() {
-            sweep.run()?;
+            let census = sweep.run()?;
+            if let Err(error) = core.take_off(&census) {
+                tracing::warn!(%error, "flows in progress are counted too high until sweeps correct it");
+            }
         }
         let since = core.dataplane.now();
         for (id, _, placed) in core.layout.services() {
@@ -418,10 +421,11 @@ impl<D: Dataplane> Core<D> {
     /// # Errors
     /// As [`Core::enforce`].
     pub fn swept(&mut self, census: Census) -> Result<(), ChangeError> {
+        let taken_off = self.take_off(&census);
         let done = self.enforce_after(Some(&census));
-        let corrected = self.correct_loads(&census.excess);
+        let corrected = self.correct_loads(&census);
         self.census = census;
-        done.and(corrected)
+        done.and(taken_off).and(corrected)
     }
 
     /// Takes backends for dead that have been down for too long; true where the maps must follow by

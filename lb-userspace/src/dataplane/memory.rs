@@ -193,9 +193,4 @@ impl FlowTables for &MemoryTables {
         let flows = self.flows.borrow();
         Ok(flows.loads.get(&counters).copied().unwrap_or(0).into())
     }
-
-    fn add_load(&mut self, counters: u32, change: i64) -> Result<(), DataplaneError> {
-        Tables::add_load(*self, counters, change as i32);
-        Ok(())
-    }
 }

@@ -63,7 +63,8 @@ pub enum Operation {
     ZeroService(u32),
     /// Sets a backend's counters to zero.
     ZeroBackend(u32),
-    /// Adds to the flows in progress of a backend, by the index of its counters.
+    /// Adds to the flows in progress of a backend, by the index of its counters, whatever the program
+    /// adds at the same time.
     AddLoad(u32, i64),
     /// Goes on only where so many choices of a service could not be recorded so far, and no more: what
     /// follows gives flows up that are not recorded. Else [`DataplaneError::Overtaken`].
@@ -179,12 +180,6 @@ pub trait FlowTables {
     /// # Errors
     /// The map cannot be read.
     fn load(&self, counters: u32) -> Result<i64, DataplaneError>;
-
-    /// Adds to the flows in progress of a backend, whatever the program adds at the same time.
-    ///
-    /// # Errors
-    /// The map cannot be written.
-    fn add_load(&mut self, counters: u32, change: i64) -> Result<(), DataplaneError>;
 }
 
 /// Who carries out operations.

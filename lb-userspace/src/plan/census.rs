@@ -22,7 +22,7 @@ use lb_common::{
 use super::{
     Layout, Placed, PlacedMember,
     layout::Ring,
-    loads::{Excess, Tally},
+    loads::{Excess, Holder, Tally},
 };
 use crate::{
     dataplane::{DataplaneError, FlowTables},
@@ -73,7 +73,10 @@ pub struct Census {
     pub established: u32,
     /// Records in the table of half-open flows, likewise.
     pub half_open: u32,
-    /// By how much the flows in progress of backends are counted too high.
+    /// Flows in progress whose records were removed. They are still counted: by the time a sweep ends,
+    /// their backend's counters may be another's, which only the loop knows.
+    pub ended: BTreeMap<Holder, i64>,
+    /// By how much the flows in progress of backends are counted too high, those that ended left out.
     pub excess: Excess,
     /// What it began with, by number of the pool.
     seen: BTreeMap<u32, Seen>,
@@ -179,11 +182,13 @@ pub fn sweep(
         })?;
         for chunk in doomed.chunks(REMOVED_AT_ONCE) {
             for (key, record) in chunk {
-                let removed = tables.remove(table, key, record)?;
-                if removed && record.flags & record_flag::COUNTED != 0 {
-                    let found = by_index.get(&key.service);
-                    let counters = counters_of(found.map(|&(_, placed)| placed), record);
-                    counters.map_or(Ok(()), |counters| tables.add_load(counters, -1))?;
+                if !tables.remove(table, key, record)? {
+                    continue;
+                }
+                let counted = record.flags & record_flag::COUNTED != 0;
+                let found = by_index.get(&key.service).filter(|_| counted);
+                if let Some(member) = found.and_then(|(_, placed)| backend_of(placed, record)) {
+                    *census.ended.entry(member.holder()).or_default() += 1;
                 }
             }
         }
@@ -194,10 +199,6 @@ pub fn sweep(
     }
     census.excess = loads.excess();
     Ok(census)
-}
-
-fn counters_of(placed: Option<&Placed>, record: &Record) -> Option<u32> {
-    Some(backend_of(placed?, record)?.backend.counters)
 }
 
 /// Whether a record has been left alone since the sweep began, and what becomes of it then if it is of

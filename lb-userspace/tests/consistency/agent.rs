@@ -57,6 +57,8 @@ pub struct Simulation {
     pub agents: u64,
     /// The agent has not heard of all servers since it started.
     pub unchecked: bool,
+    /// A sweep did not come to its end, and its counts are not right yet.
+    pub miscounted: bool,
     /// What is switched off.
     pub sabotage: Option<Sabotage>,
 }
@@ -94,6 +96,7 @@ impl Simulation {
             pending: false,
             agents: 1,
             unchecked: false,
+            miscounted: false,
             sabotage,
         };
         simulation.tell_next_hops();
@@ -216,7 +219,10 @@ impl Simulation {
     /// Another agent takes the place of this one, over the same maps.
     pub fn restart(&mut self, knows_next_hops: bool) {
         let services: Vec<Service> = self.core.state().services().cloned().collect();
+        let fails = self.stage.world().memory.fail_at.is_some();
         self.core = new_core(&self.stage);
+        // Its first sweep may have been what failed.
+        self.miscounted |= fails;
         self.agents += 1;
         self.unchecked = true;
         if knows_next_hops {

@@ -15,6 +15,7 @@ pub fn all() -> Vec<Scenario> {
         owner_that_stood_in_for_a_dead_origin_before_a_move_of_the_whole(),
         backend_chosen_just_before_it_is_found_to_be_unwanted(),
         client_forgotten_before_a_longer_persistence(),
+        counters_that_change_hands_during_a_sweep(),
     ]
 }
 
@@ -302,4 +303,21 @@ fn client_forgotten_before_a_longer_persistence() -> Scenario {
         (Kind::Traffic, 0, 0, 68, 299_110_742),
     ];
     scenario(&[3, 11], 87, [8_700, 8_700], 900, &steps)
+}
+
+/// A service went and came back while a sweep was on: what it then took off was taken off the new
+/// backends, which had the counters of the old ones.
+fn counters_that_change_hands_during_a_sweep() -> Scenario {
+    let steps = [
+        (Kind::Promotion, 0, 6, 1, 1_478_115_657),
+        (Kind::Fail, 0, 0, 178, 0),
+        (Kind::Traffic, 0, 0, 41, 1_563_442_840),
+        (Kind::SlowSweep, 0, 157, 0, 87_469_297),
+        (Kind::RemoveService, 0, 0, 121, 2_520_255_218),
+        (Kind::FalseAlarm, 0, 115, 144, 995_629_628),
+        (Kind::Sweep, 0, 0, 28, 975_088_905),
+        (Kind::RemoveBackend, 0, 0, 41, 727_165_375),
+        (Kind::Sweep, 0, 0, 1, 525_033_154),
+    ];
+    scenario(&[6], 20, [2_000, 2_000], 2, &steps)
 }

@@ -53,11 +53,6 @@ impl Dataplane for Stage {
             if let Some(objection) = world.grace.objection(&operation, &world.memory.tables) {
                 world.tally.broken.push(objection);
             }
-            // Here records and counts change together, so that no count is ever wrong.
-            if matches!(operation, Operation::AddLoad(..)) && world.sabotage.is_none() {
-                let objection = format!("a count that is right is corrected by {operation:?}");
-                world.tally.broken.push(objection);
-            }
             let outcome = world.carry_out(&operation);
             if outcome.is_err() && world.random.once_in(4) {
                 // So may what is done about it.
@@ -193,9 +188,5 @@ impl<F: FnMut()> FlowTables for Swept<F> {
 
     fn load(&self, counters: u32) -> Result<i64, DataplaneError> {
         FlowTables::load(&&self.stage.world().memory.tables, counters)
-    }
-
-    fn add_load(&mut self, counters: u32, change: i64) -> Result<(), DataplaneError> {
-        FlowTables::add_load(&mut &self.stage.world().memory.tables, counters, change)
     }
 }

@@ -336,9 +336,27 @@ impl Simulation {
             self.step(within_sweep(step), &[]);
         }
         self.sabotage_sweep(&layout, &mut census);
-        if self.agents == agents {
-            let outcome = self.core.swept(census);
-            self.note(outcome);
+        if self.agents != agents {
+            // What it took off is found by the sweeps of the next.
+            self.miscounted = true;
+            return;
+        }
+        let outcome = self.core.swept(census);
+        self.miscounted |= outcome.is_err();
+        self.note(outcome);
+        self.check_counts();
+    }
+
+    /// Records and counts change together here, so that counts are right after every sweep that comes to
+    /// its end.
+    fn check_counts(&mut self) {
+        let mut world = self.stage.world();
+        let miscounts = world.miscounts();
+        if miscounts.is_empty() {
+            self.miscounted = false;
+        } else if !self.miscounted && self.sabotage.is_none() {
+            let broken = format!("at {}: miscounted: {miscounts:?}", world.now);
+            world.tally.broken.push(broken);
         }
     }
 

@@ -3,12 +3,13 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BTreeSet, BinaryHeap},
+    collections::{BTreeMap, BTreeSet, BinaryHeap},
     net::{IpAddr, SocketAddr},
 };
 
 use lb_common::{
-    tables::{Descriptor, service_flag},
+    steer,
+    tables::{Descriptor, record_flag, service_flag},
     verdict::Verdict,
 };
 use lb_userspace::{
@@ -428,6 +429,38 @@ impl World {
         self.grace.carried_out(operation, &self.memory.tables);
         self.tally.operations += 1;
         Ok(())
+    }
+
+    /// Counts of flows in progress that are not what the records say, by the index of the counters: what
+    /// is counted, and what should be.
+    pub fn miscounts(&self) -> BTreeMap<u32, (i32, i32)> {
+        let tables = &self.memory.tables;
+        let services = self.in_force();
+        let flows = tables.flows.borrow();
+        let members = services.iter().flat_map(|d| {
+            (0..d.members_len).filter_map(|id| steer::candidate(tables, d, id.into()))
+        });
+        let mut counts: BTreeMap<u32, (i32, i32)> = members
+            .map(|member| {
+                let counters = member.backend.counters;
+                let load = flows.loads.get(&counters).copied().unwrap_or(0);
+                (counters, (load, 0))
+            })
+            .collect();
+        let (established, half_open) = (&flows.established.records, &flows.half_open.records);
+        for (key, record) in established.iter().chain(half_open) {
+            let service = services.get(key.service as usize);
+            let named = service.and_then(|d| steer::candidate(tables, d, record.member.into()));
+            if let Some(named) = named
+                && named.member.generation == record.generation
+                && record.flags & record_flag::COUNTED != 0
+                && let Some((_, truth)) = counts.get_mut(&named.backend.counters)
+            {
+                *truth += 1;
+            }
+        }
+        counts.retain(|_, (load, truth)| load != truth);
+        counts
     }
 
     /// Those that were forgotten by the time before are not remembered by a longer one.

@@ -151,10 +151,6 @@ impl FlowTables for SharedFlows {
     fn load(&self, counters: u32) -> Result<i64, DataplaneError> {
         self.loads.load(counters)
     }
-
-    fn add_load(&mut self, counters: u32, change: i64) -> Result<(), DataplaneError> {
-        self.loads.add_load(counters, change)
-    }
 }
 
 const BPF_MAP_LOOKUP_ELEM: libc::c_int = 1;
