@@ -369,8 +369,9 @@ impl World {
         // scheduler chooses, and between a death and the ring that follows it.
         let unsure = offer.gap || offer.by_connection;
         let connectionless = offer.id.protocol == Protocol::Udp && !offer.quic;
-        // Nor is anything promised to one that had to be placed anew just then.
-        let again = offer.gap && self.flows[number].loose;
+        // Nor is anything promised to one that had to be placed anew just then, or still has nobody to
+        // stay with.
+        let again = self.flows[number].loose && (offer.gap || self.is_stray(number));
         let loose = overflowed && (unsure && connectionless || again);
         let limit = offer.moving_time;
         let flow = &mut self.flows[number];
@@ -480,14 +481,23 @@ impl World {
     /// A flow that finds no room in the tables, and whose backend by the ring before a move of the
     /// whole service is dead, stays with the owner of its slot: until the whole moves once more.
     fn loosen_strays(&mut self, service: &Descriptor) {
-        for flow in &mut self.flows {
-            let id = self.offers[flow.service].id;
-            let sight = Sight::of(&self.memory.tables, id, flow.client);
-            let stray = flow.homeless && sight.is_some_and(|sight| sight.is_stray());
-            if service.is_at(&plan::endpoint(id)) && stray {
-                flow.loose = true;
+        for number in 0..self.flows.len() {
+            let id = self.offers[self.flows[number].service].id;
+            if self.flows[number].homeless
+                && service.is_at(&plan::endpoint(id))
+                && self.is_stray(number)
+            {
+                self.flows[number].loose = true;
             }
         }
+    }
+
+    /// Whether a flow is of nobody that the tables name.
+    fn is_stray(&self, number: usize) -> bool {
+        let flow = &self.flows[number];
+        let id = self.offers[flow.service].id;
+        let sight = Sight::of(&self.memory.tables, id, flow.client);
+        sight.is_some_and(|sight| sight.is_stray())
     }
 
     /// A service goes, or comes anew.
