@@ -11,8 +11,8 @@ use crate::{
     icmp::EchoBudget,
     tables::{
         Address, Backend, Bucket, Control, Counters, Endpoint, FlowCounters, FlowEvent, FlowKey,
-        Member, NoRoute, Record, Route, RouteQuery, Server, ServerKey, ServiceEntry, Table, Tables,
-        Tick, WayBack,
+        Member, NoRoute, Record, Recorded, Route, RouteQuery, Server, ServerKey, ServiceEntry,
+        Table, Tables, Tick, WayBack,
     },
     verdict::{DROP_COUNTERS, DropReason},
 };
@@ -252,14 +252,18 @@ impl Tables for MemoryTables {
         flows.table(table).records.get_mut(key).map(visit)
     }
 
-    fn record(&self, table: Table, key: &FlowKey, record: &Record) -> bool {
+    fn record(&self, table: Table, key: &FlowKey, record: &Record, over: bool) -> Recorded {
         let mut flows = self.flows.borrow_mut();
         let FlowTable { records, capacity } = flows.table(table);
-        let room = records.len() < *capacity || records.contains_key(key);
-        if room {
-            records.insert(*key, *record);
+        let known = records.contains_key(key);
+        if known && !over {
+            return Recorded::Taken;
         }
-        room
+        if !known && records.len() >= *capacity {
+            return Recorded::Full;
+        }
+        records.insert(*key, *record);
+        Recorded::Done
     }
 
     fn forget(&self, table: Table, key: &FlowKey) {

@@ -10,7 +10,10 @@
 use crate::{
     schedule::{self, NOBODY},
     steer::{self, Service},
-    tables::{Descriptor, FlowEvent, FlowKey, Record, Table, Tables, Tick, flow_kind, record_flag},
+    tables::{
+        Descriptor, FlowEvent, FlowKey, Record, Recorded, Table, Tables, Tick, flow_kind,
+        record_flag,
+    },
     track::{self, Question},
     wire::protocol,
 };
@@ -66,13 +69,13 @@ pub fn recall<T: Tables>(tables: &T, question: &Question) -> u32 {
     };
     let (descriptor, now) = (service.descriptor, tables.now());
     let (key, persistence) = (key(descriptor, question), descriptor.persistence);
-    let established = find(tables, Table::Established, &key, persistence, now);
-    let record = match established {
-        Some(record) => record,
-        None => match find(tables, Table::HalfOpen, &key, persistence, now) {
-            Some(record) => record,
-            None => return NOBODY,
-        },
+    let look = |table| find(tables, table, &key, persistence, now);
+    let Some(record) = look(Table::Established)
+        .or_else(|| look(Table::HalfOpen))
+        // Another CPU may have confirmed it between the two.
+        .or_else(|| look(Table::Established))
+    else {
+        return NOBODY;
     };
     let id = u32::from(record.member);
     match steer::candidate(tables, descriptor, id) {
@@ -124,7 +127,7 @@ pub fn remember<T: Tables>(tables: &T, question: &Question, id: u32) {
         stamp: now,
         since: now,
     };
-    if !tables.record(Table::HalfOpen, &key, &record) {
+    if tables.record(Table::HalfOpen, &key, &record, true) != Recorded::Done {
         tables.count_flow(service.index, FlowEvent::ClientOverflow);
     }
 }
@@ -154,7 +157,7 @@ pub fn confirm<T: Tables>(tables: &T, question: &Question, id: u32) {
         // Its last new flow may have gone elsewhere.
         record = Record { flags: 0, ..known };
     }
-    if tables.record(Table::Established, &key, &record) {
+    if tables.record(Table::Established, &key, &record, true) == Recorded::Done {
         tables.forget(Table::HalfOpen, &key);
     } else {
         tables.count_flow(service.index, FlowEvent::ClientOverflow);

@@ -21,7 +21,7 @@ use crate::{
 
 /// Version of everything in this file. The pin directory is named after it, so that programs of
 /// different formats never share a map.
-pub const FORMAT: u32 = 3;
+pub const FORMAT: u32 = 4;
 
 /// An IP address as two words of network-order bytes, loaded natively. Two words and not four: they are
 /// compared and moved as they were written, where the processor would otherwise wait for stores
@@ -684,6 +684,9 @@ pub struct FlowCounters {
     pub named: u64,
     /// Clients that could not be remembered, likewise.
     pub client_overflows: u64,
+    /// Packets of established flows that stayed recorded among the half-open ones, likewise. They keep
+    /// their place there, so nothing waits for them.
+    pub promotion_overflows: u64,
 }
 
 /// What is counted in [`FlowCounters`].
@@ -695,6 +698,8 @@ pub enum FlowEvent {
     Recorded,
     /// A choice could not be recorded.
     Overflow,
+    /// A flow that was recorded when it was half-open found no room among the established ones.
+    PromotionOverflow,
     /// A packet's connection id named its backend.
     Named,
     /// A client could not be remembered.
@@ -709,6 +714,7 @@ impl FlowCounters {
             FlowEvent::Lookup => &mut self.lookups,
             FlowEvent::Recorded => &mut self.recorded,
             FlowEvent::Overflow => &mut self.overflows,
+            FlowEvent::PromotionOverflow => &mut self.promotion_overflows,
             FlowEvent::Named => &mut self.named,
             FlowEvent::ClientOverflow => &mut self.client_overflows,
         };
@@ -760,6 +766,17 @@ pub enum NoRoute {
     TooLong,
     /// Nor can the kernel, which tells the sender so where it is of use; or it is this host's.
     Refused,
+}
+
+/// What becomes of a record to be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Recorded {
+    /// It stands.
+    Done,
+    /// There is one already.
+    Taken,
+    /// The table is full.
+    Full,
 }
 
 /// What a route is asked for.
@@ -819,8 +836,8 @@ pub trait Tables {
         key: &FlowKey,
         visit: impl FnOnce(&mut Record) -> R,
     ) -> Option<R>;
-    /// Records a flow, over what was recorded for it; false where the table is full.
-    fn record(&self, table: Table, key: &FlowKey, record: &Record) -> bool;
+    /// Records a flow; over what is recorded for it only if told to, in one step with finding that out.
+    fn record(&self, table: Table, key: &FlowKey, record: &Record, over: bool) -> Recorded;
     /// Removes a flow's record.
     fn forget(&self, table: Table, key: &FlowKey);
     /// Counts what the flow tables do for a service.
@@ -883,7 +900,7 @@ pub trait Tables {
     where
         Self: Sized,
     {
-        track::answer(self, question)
+        track::settle(|over| track::answer(self, question, over))
     }
 }
 
@@ -901,5 +918,5 @@ const _: () = {
     assert!(size_of::<Record>() == 16);
     assert!(size_of::<ServerKey>() == 24);
     assert!(size_of::<Server>() == 8);
-    assert!(size_of::<FlowCounters>() == 40);
+    assert!(size_of::<FlowCounters>() == 48);
 };

@@ -14,8 +14,8 @@ use crate::{
     schedule::NOBODY,
     steer::{self, Candidate, Service},
     tables::{
-        FlowEvent, FlowKey, Phase, Record, SECOND, Slot, Table, Tables, Tick, record_flag,
-        scheduler, service_flag,
+        FlowEvent, FlowKey, Phase, Record, Recorded, SECOND, Slot, Table, Tables, Tick,
+        record_flag, scheduler, service_flag,
     },
 };
 
@@ -120,9 +120,24 @@ pub struct Question {
     pub connectionless: bool,
 }
 
-/// Index of the backend that takes a packet; 0 where none does.
+/// Instead of a backend's index: there is a record that was not found, or that has expired.
+const OVERTAKEN: u32 = u32::MAX;
+
+/// Asks, and once more where another CPU may have recorded the flow meanwhile: what that one chose
+/// stands.
 #[inline(always)]
-pub fn answer<T: Tables>(tables: &T, question: &Question) -> u32 {
+pub fn settle(ask: impl Fn(bool) -> u32) -> u32 {
+    match ask(false) {
+        OVERTAKEN => ask(true),
+        index => index,
+    }
+}
+
+/// Index of the backend that takes a packet; 0 where none does. To be called through [`settle`], which
+/// says whether what is recorded for the flow, and was not found when it was looked for, is to be given
+/// up.
+#[inline(always)]
+pub fn answer<T: Tables>(tables: &T, question: &Question, over: bool) -> u32 {
     let Some(service) = Service::at(tables, question.key.service, question.half) else {
         return 0;
     };
@@ -136,11 +151,19 @@ pub fn answer<T: Tables>(tables: &T, question: &Question) -> u32 {
         // Stateless: whoever is alive.
         asked.choose()
     } else {
-        tables.count_flow(service.index, FlowEvent::Lookup);
-        asked.answer()
+        if !over {
+            tables.count_flow(service.index, FlowEvent::Lookup);
+        }
+        match asked.answer(over) {
+            Ok(candidate) => candidate,
+            Err(Overtaken) => return OVERTAKEN,
+        }
     };
     candidate.map_or(0, |candidate| candidate.member.backend)
 }
+
+/// There is a record where none was found: another CPU's, or one that has expired.
+struct Overtaken;
 
 /// A question, and what it is asked of.
 struct Asked<'a, 't, T> {
@@ -152,22 +175,25 @@ struct Asked<'a, 't, T> {
 
 impl<'t, T: Tables> Asked<'_, 't, T> {
     #[inline(always)]
-    fn answer(&self) -> Option<Candidate<'t>> {
+    fn answer(&self, over: bool) -> Result<Option<Candidate<'t>>, Overtaken> {
         let opens = self.opens();
-        let found = self.find();
+        let found = self.find(over)?;
         if found.is_live
             && !found.over
             && let Some(candidate) = self.recorded(&found.record)
             && (candidate.takes() || !opens)
         {
-            return Some(candidate);
+            return Ok(Some(candidate));
         }
         let place = self.place();
         let lost = found.is_live;
         let begins = lost || self.is_new(&place);
         let candidate = match place.keeper {
             Some(keeper) if !begins => keeper,
-            _ => self.choose()?,
+            _ => match self.choose() {
+                Some(chosen) => chosen,
+                None => return Ok(None),
+            },
         };
         // Nothing to remember where every answer would be the same.
         let owner = self.question.slot.owner();
@@ -177,8 +203,12 @@ impl<'t, T: Tables> Asked<'_, 't, T> {
             // Over an old record in its own table, where it is looked for first.
             // Where no keeper is left, a connection that opens is better tried again than begun where
             // it could not stay once the ring follows.
-            if !self.record(found.table, &candidate) && (place.keeper.is_some() || self.opens()) {
-                return place.keeper;
+            if !self.record(found.table, &candidate, over || lost)? {
+                match place.keeper {
+                    Some(keeper) => return Ok(Some(keeper)),
+                    None if opens => return Ok(None),
+                    None => {}
+                }
             }
             // In an old record's place there is always room.
             self.recount(&found.record, found.record.flags, 0);
@@ -186,7 +216,7 @@ impl<'t, T: Tables> Asked<'_, 't, T> {
         if begins && self.persists() {
             self.tables.remember(self.question, candidate.id);
         }
-        Some(candidate)
+        Ok(Some(candidate))
     }
 
     /// The backend that a new flow gets.
@@ -228,19 +258,19 @@ impl<'t, T: Tables> Asked<'_, 't, T> {
 
     /// The flow's live record, noting this packet in it.
     #[inline(always)]
-    fn find(&self) -> Found {
+    fn find(&self, over: bool) -> Result<Found, Overtaken> {
         let established = self.look(Table::Established);
         if established.is_live {
-            return established;
+            return Ok(established);
         }
         let half_open = self.look(Table::HalfOpen);
         if self.opens() {
-            half_open
+            Ok(half_open)
         } else if half_open.is_live {
-            self.promote(half_open)
+            self.promote(half_open, over)
         } else {
             // Another CPU may have promoted it between the two.
-            self.look(Table::Established)
+            Ok(self.look(Table::Established))
         }
     }
 
@@ -299,23 +329,27 @@ impl<'t, T: Tables> Asked<'_, 't, T> {
 
     /// A packet after the first: the flow is established, as far as the table has room.
     #[inline(always)]
-    fn promote(&self, found: Found) -> Found {
+    fn promote(&self, found: Found, over: bool) -> Result<Found, Overtaken> {
         let key = &self.question.key;
-        if self.tables.record(Table::Established, key, &found.record) {
-            self.tables.forget(Table::HalfOpen, key);
-            if self.persists() {
-                self.tables
-                    .confirm(self.question, found.record.member.into());
+        let tables = self.tables;
+        match tables.record(Table::Established, key, &found.record, over) {
+            Recorded::Done => {}
+            // The element that was copied may be another flow's by now: whoever promotes removes it.
+            Recorded::Taken => return Err(Overtaken),
+            Recorded::Full => {
+                // It stays where it is, for as long as if it were established.
+                tables.count_flow(self.service.index, FlowEvent::PromotionOverflow);
+                return Ok(found);
             }
-            return Found {
-                table: Table::Established,
-                ..found
-            };
         }
-        // It stays where it is, for as long as if it were established.
-        self.tables
-            .count_flow(self.service.index, FlowEvent::Overflow);
-        found
+        tables.forget(Table::HalfOpen, key);
+        if self.persists() {
+            tables.confirm(self.question, found.record.member.into());
+        }
+        Ok(Found {
+            table: Table::Established,
+            ..found
+        })
     }
 
     /// The backend that a record names, while it holds flows.
@@ -390,7 +424,12 @@ impl<'t, T: Tables> Asked<'_, 't, T> {
 
     /// Records the choice; false where the table is full, which is counted.
     #[inline(always)]
-    fn record(&self, table: Table, candidate: &Candidate<'_>) -> bool {
+    fn record(
+        &self,
+        table: Table,
+        candidate: &Candidate<'_>,
+        over: bool,
+    ) -> Result<bool, Overtaken> {
         let mut flags = if self.opens() {
             record_flag::OPENING
         } else {
@@ -407,17 +446,16 @@ impl<'t, T: Tables> Asked<'_, 't, T> {
             stamp: self.now,
             since: self.now,
         };
-        let done = self.tables.record(table, &self.question.key, &record);
-        let event = if done {
-            FlowEvent::Recorded
-        } else {
-            FlowEvent::Overflow
+        let (done, event) = match self.tables.record(table, &self.question.key, &record, over) {
+            Recorded::Done => (true, FlowEvent::Recorded),
+            Recorded::Full => (false, FlowEvent::Overflow),
+            Recorded::Taken => return Err(Overtaken),
         };
         self.tables.count_flow(self.service.index, event);
         if done && counted {
             self.tables.add_load(candidate.backend.counters, 1);
         }
-        done
+        Ok(done)
     }
 }
 

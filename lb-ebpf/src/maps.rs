@@ -7,8 +7,9 @@ use core::{arch::asm, mem::MaybeUninit};
 
 use aya_ebpf::{
     bindings::{
-        BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH,
-        BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LKUP_RET_UNSUPP_LWT, bpf_fib_lookup, xdp_md,
+        BPF_ANY, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_FIB_LKUP_RET_FRAG_NEEDED,
+        BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LKUP_RET_UNSUPP_LWT,
+        BPF_NOEXIST, bpf_fib_lookup, xdp_md,
     },
     btf_maps::{Array, HashMap, PerCpuArray, ProgramArray},
     helpers,
@@ -23,13 +24,15 @@ use lb_common::{
     schedule,
     tables::{
         self, Address, Backend, Bucket, Control, Counters, Endpoint, FlowCounters, FlowEvent,
-        FlowKey, Member, NoRoute, Record, Route, RouteQuery, Server, ServerKey, ServiceEntry, Slot,
-        TICK_SHIFT, Table, Tables, Tick, WayBack,
+        FlowKey, Member, NoRoute, Record, Recorded, Route, RouteQuery, Server, ServerKey,
+        ServiceEntry, Slot, TICK_SHIFT, Table, Tables, Tick, WayBack,
     },
     track::{self, Question},
     verdict::{DROP_COUNTERS, DropReason},
 };
 
+/// What the kernel says of an element that is there already (`asm-generic/errno-base.h`).
+const EEXIST: i32 = 17;
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 
@@ -279,8 +282,13 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn record(&self, table: Table, key: &FlowKey, record: &Record) -> bool {
-        flow_table(table).insert(key, record, 0).is_ok()
+    fn record(&self, table: Table, key: &FlowKey, record: &Record, over: bool) -> Recorded {
+        let flags = if over { BPF_ANY } else { BPF_NOEXIST };
+        match flow_table(table).insert(key, record, flags.into()) {
+            Ok(()) => Recorded::Done,
+            Err(error) if error == -EEXIST => Recorded::Taken,
+            Err(_) => Recorded::Full,
+        }
     }
 
     #[inline(always)]
@@ -352,7 +360,7 @@ impl Tables for Maps {
         };
         // SAFETY: this CPU's element, which nothing else touches while the program runs on it.
         unsafe { (*place).write(*question) };
-        track_flow()
+        track::settle(|over| track_flow(over.into()))
     }
 
     // The question is the one that `track_flow` was asked.
@@ -404,9 +412,9 @@ pub extern "C" fn route_by_connection_id(
 /// no pointers.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn track_flow() -> u32 {
+pub extern "C" fn track_flow(over: u32) -> u32 {
     match question() {
-        Some(question) => track::answer(&Maps::alone(), question),
+        Some(question) => track::answer(&Maps::alone(), question, over != 0),
         None => 0,
     }
 }

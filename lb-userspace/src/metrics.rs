@@ -161,7 +161,7 @@ impl Scrape {
 
     fn flows(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         type Counter = (&'static str, &'static str, fn(&FlowStatus) -> u64);
-        let figures: [Counter; 5] = [
+        let figures: [Counter; 6] = [
             (
                 "lb_flow_lookups",
                 "Packets that looked their flow up",
@@ -172,6 +172,11 @@ impl Scrape {
                 "lb_flow_overflows",
                 "Choices that could not be recorded, since the table was full",
                 |f| f.overflows,
+            ),
+            (
+                "lb_flow_promotion_overflows",
+                "Packets of flows that found no room among the established ones and stayed half-open",
+                |f| f.promotion_overflows,
             ),
             (
                 "lb_flow_named",

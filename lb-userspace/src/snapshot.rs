@@ -129,6 +129,8 @@ pub struct FlowStatus {
     pub recorded: u64,
     /// Choices that could not be recorded, since the table was full.
     pub overflows: u64,
+    /// Packets of established flows that stayed among the half-open ones, likewise.
+    pub promotion_overflows: u64,
     /// Packets whose connection id named their backend.
     pub named: u64,
     /// Clients remembered for persistence at the last sweep.

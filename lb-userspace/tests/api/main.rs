@@ -97,7 +97,7 @@ async fn a_service_is_told_with_its_health_and_backends() {
             "steady": 1000, "moving": 3, "settling": 1,
             "passed": {"moving": 20, "settling": 17, "steady": 16},
             "established": 10, "half_open": 4,
-            "uses": {"ended": 1, "moving": 9, "away": 4, "home": 0}, "lookups": 70, "recorded": 30, "overflows": 2, "named": 6,
+            "uses": {"ended": 1, "moving": 9, "away": 4, "home": 0}, "lookups": 70, "recorded": 30, "overflows": 2, "promotion_overflows": 3, "named": 6,
             "clients": 7, "client_overflows": 1,
         },
         "traffic": {"packets": 2468, "bytes": 113578, "flows": 24},

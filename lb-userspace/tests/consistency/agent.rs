@@ -85,7 +85,8 @@ impl Simulation {
             .collect();
         let offers = services.iter().map(offer).collect();
         let memory = memory(scenario);
-        let world = World::new(memory, offers, scenario.flows, scenario.start, sabotage);
+        let mut world = World::new(memory, offers, scenario.flows, scenario.start, sabotage);
+        world.interleaved = scenario.flows.is_multiple_of(2);
         let stage = Stage::new(world);
         let mut simulation = Self {
             core: new_core(&stage),

@@ -3,14 +3,16 @@
 //! The product knows nothing of it: operations are bent on their way to the tables, and tables on
 //! their way to the packet path.
 
+use std::cell::Cell;
+
 use lb_common::{
     memory::MemoryTables,
     persist,
     schedule::NOBODY,
     tables::{
         Address, Backend, Bucket, Control, Endpoint, FlowEvent, FlowKey, Member, NoRoute, Record,
-        Route, RouteQuery, Server, ServerKey, ServiceEntry, Slot, Table, Tables, Tick, WayBack,
-        flow_kind,
+        Recorded, Route, RouteQuery, Server, ServerKey, ServiceEntry, Slot, Table, Tables, Tick,
+        WayBack, flow_kind,
     },
     track::Question,
     verdict::DropReason,
@@ -25,6 +27,8 @@ pub enum Sabotage {
     TableEvicts,
     /// A choice that could not be recorded is made all the same.
     UnrecordedChoiceStands,
+    /// What another CPU has just recorded for the same flow is overwritten.
+    OthersRecordsAreOverwritten,
     /// Flows that are not recorded belong to a moving slot's owner, not to its origin.
     OriginIsIgnored,
     /// A slot that moves while it moves forgets its origin.
@@ -73,9 +77,10 @@ pub enum Sabotage {
 
 impl Sabotage {
     /// All of them.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::TableEvicts,
         Self::UnrecordedChoiceStands,
+        Self::OthersRecordsAreOverwritten,
         Self::OriginIsIgnored,
         Self::OriginIsLostByMovingAgain,
         Self::DeadOriginStays,
@@ -106,6 +111,8 @@ pub struct Bent<'a> {
     tables: &'a MemoryTables,
     sabotage: Option<Sabotage>,
     tally: &'a Tally,
+    /// What another CPU does meanwhile, before so many more accesses to the flow tables.
+    meanwhile: Option<(Cell<u64>, &'a dyn Fn())>,
 }
 
 impl<'a> Bent<'a> {
@@ -115,6 +122,24 @@ impl<'a> Bent<'a> {
             tables,
             sabotage,
             tally,
+            meanwhile: None,
+        }
+    }
+
+    /// The same, while another CPU does something between two accesses to the flow tables.
+    pub fn meanwhile(self, accesses: u64, act: &'a dyn Fn()) -> Self {
+        let meanwhile = Some((Cell::new(accesses + 1), act));
+        Self { meanwhile, ..self }
+    }
+
+    fn let_others_act(&self) {
+        let Some((left, act)) = &self.meanwhile else {
+            return;
+        };
+        left.set(left.get().saturating_sub(1));
+        if left.get() == 1 {
+            left.set(0);
+            act();
         }
     }
 
@@ -215,20 +240,27 @@ impl Tables for Bent<'_> {
         key: &FlowKey,
         visit: impl FnOnce(&mut Record) -> R,
     ) -> Option<R> {
+        self.let_others_act();
         self.tables.visit(table, key, visit)
     }
 
-    fn record(&self, table: Table, key: &FlowKey, record: &Record) -> bool {
+    fn record(&self, table: Table, key: &FlowKey, record: &Record, over: bool) -> Recorded {
         if self.is(Sabotage::TableEvicts) {
             self.evict(table, key);
         }
-        let done = self.tables.record(table, key, record);
+        self.let_others_act();
+        let over = over || self.is(Sabotage::OthersRecordsAreOverwritten);
+        let recorded = self.tables.record(table, key, record, over);
         let held = self.tables.flows.borrow_mut().table(table).records.len() as u64;
         self.tally.peak.set(self.tally.peak.get().max(held));
-        done || self.is(Sabotage::UnrecordedChoiceStands)
+        match recorded {
+            Recorded::Full if self.is(Sabotage::UnrecordedChoiceStands) => Recorded::Done,
+            recorded => recorded,
+        }
     }
 
     fn forget(&self, table: Table, key: &FlowKey) {
+        self.let_others_act();
         self.tables.forget(table, key);
     }
 
@@ -237,6 +269,7 @@ impl Tables for Bent<'_> {
             FlowEvent::Lookup => Some(&self.tally.lookups),
             FlowEvent::Overflow | FlowEvent::ClientOverflow => Some(&self.tally.overflows),
             FlowEvent::Named => Some(&self.tally.named),
+            FlowEvent::PromotionOverflow => Some(&self.tally.unpromoted),
             FlowEvent::Recorded => None,
         };
         if let Some(counter) = counter {

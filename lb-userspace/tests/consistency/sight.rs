@@ -69,6 +69,11 @@ impl<'t> Sight<'t> {
         })
     }
 
+    /// Whether a table has a record of it, live or not.
+    pub fn is_known(&self) -> bool {
+        self.established.is_some() || self.half_open.is_some()
+    }
+
     /// Whether it is not recorded, and whom the ring before names for it holds no flows.
     pub fn is_stray(&self) -> bool {
         let (now, moving_time) = (self.tables.time.get(), self.descriptor.moving_time);

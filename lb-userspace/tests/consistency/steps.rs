@@ -352,7 +352,7 @@ impl Simulation {
     fn check_counts(&mut self) {
         let mut world = self.stage.world();
         let miscounts = world.miscounts();
-        if miscounts.is_empty() {
+        if miscounts.is_empty() || world.interleaved {
             self.miscounted = false;
         } else if !self.miscounted && self.sabotage.is_none() {
             let broken = format!("at {}: miscounted: {miscounts:?}", world.now);

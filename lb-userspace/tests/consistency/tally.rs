@@ -23,6 +23,8 @@ pub struct Tally {
     pub named: Cell<u64>,
     /// Choices that could not be recorded.
     pub overflows: Cell<u64>,
+    /// Packets of established flows that stayed among the half-open ones.
+    pub unpromoted: Cell<u64>,
     /// The most that a table has held.
     pub peak: Cell<u64>,
     /// New flows that had to reach their clients' backends.

@@ -2,6 +2,7 @@
 //! judged here: each has to reach whom its flow was promised.
 
 use std::{
+    cell::Cell,
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet, BinaryHeap},
     net::{IpAddr, SocketAddr},
@@ -77,6 +78,8 @@ pub struct World {
     pub clients: Clients,
     /// Clients speak between the next sweep's two reads.
     pub held_back: bool,
+    /// Two packets of a flow may be on two CPUs at once.
+    pub interleaved: bool,
 }
 
 impl World {
@@ -102,6 +105,7 @@ impl World {
             grace: GraceWatch::default(),
             clients: Clients::default(),
             held_back: false,
+            interleaved: false,
         };
         world.set_clock();
         for number in 0..flows {
@@ -332,10 +336,11 @@ impl World {
             self.move_client(number);
         }
         let before = self.flows[number].clone();
-        let overflows = self.tally.overflows.get();
+        let uncertain = |tally: &Tally| tally.overflows.get() + tally.unpromoted.get();
+        let misses = uncertain(&self.tally);
         let reached = self.send(number, sent);
-        let certain = self.tally.overflows.get() == overflows;
-        let sure = reached.ok().filter(|_| certain);
+        // A client is there for certain once a flow of it has been established.
+        let sure = reached.ok().filter(|_| uncertain(&self.tally) == misses);
         self.clients.went_on(&before, sure, false);
         if before.loose {
             self.flows[number].backend = self.alive(number, reached.ok());
@@ -354,15 +359,10 @@ impl World {
 
     /// Sends a flow's packet, and notes it.
     fn send(&mut self, number: usize, sent: Sent) -> Result<IpAddr, Verdict> {
+        let overflows = self.tally.overflows.get();
+        let reached = self.pass(number, sent);
         let flow = &self.flows[number];
         let offer = &self.offers[flow.service];
-        let overflows = self.tally.overflows.get();
-        let reached = frame::send(
-            &Bent::new(&self.memory.tables, self.sabotage, &self.tally),
-            flow.client,
-            offer.id,
-            sent,
-        );
         let overflowed = self.tally.overflows.get() > overflows;
         self.tally.packets += 1;
         // Without connections to tell new flows by, one that cannot be recorded stays new where a
@@ -377,6 +377,38 @@ impl World {
         let flow = &mut self.flows[number];
         (flow.last, flow.limit, flow.loose) = (self.now, limit, loose);
         flow.homeless = overflowed;
+        reached
+    }
+
+    /// Has a packet pass the tables, perhaps while its twin does on another CPU.
+    fn pass(&mut self, number: usize, sent: Sent) -> Result<IpAddr, Verdict> {
+        let meanwhile = (self.interleaved && self.random.once_in(4)).then(|| self.random.below(5));
+        let flow = &self.flows[number];
+        let id = self.offers[flow.service].id;
+        let tables = &self.memory.tables;
+        let bent = || Bent::new(tables, self.sabotage, &self.tally);
+        let Some(accesses) = meanwhile else {
+            return frame::send(&bent(), flow.client, id, sent);
+        };
+        // Where a record is given up, each CPU may choose for itself.
+        let fresh = Sight::of(tables, id, flow.client).is_some_and(|sight| !sight.is_known());
+        let stateless = self.offers[flow.service].moving_time == 0;
+        let promised = sent != Sent::Opening && flow.backend.is_some() && !flow.loose;
+        let overflows = self.tally.overflows.get();
+        let twin = Cell::new(None);
+        let act = || twin.set(Some(frame::send(&bent(), flow.client, id, sent)));
+        let reached = frame::send(&bent().meanwhile(accesses, &act), flow.client, id, sent);
+        let certain = self.tally.overflows.get() == overflows && !stateless;
+        self.tally.packets += u64::from(twin.get().is_some());
+        // The first of them may have been the last that a backend takes.
+        if let (Some(Ok(other)), Ok(one)) = (twin.get(), reached)
+            && other != one
+            && certain
+            && (fresh || promised)
+        {
+            let parted = format!("at {}: two of {flow:?} at once: {one}, {other}", self.now);
+            self.tally.broken.push(parted);
+        }
         reached
     }
 

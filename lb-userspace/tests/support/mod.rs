@@ -284,6 +284,7 @@ fn describe(service: &Service) -> ServiceStatus {
             },
             lookups: 70,
             recorded: 30,
+            promotion_overflows: 3,
             overflows: 2,
             named: 6,
             clients: 7,

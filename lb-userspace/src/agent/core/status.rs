@@ -179,6 +179,7 @@ impl<D: Dataplane> Core<D> {
             lookups: counted.lookups,
             recorded: counted.recorded,
             overflows: counted.overflows,
+            promotion_overflows: counted.promotion_overflows,
             named: counted.named,
             clients: self.census.clients(placed),
             client_overflows: counted.client_overflows,

@@ -140,6 +140,9 @@ pub struct ServiceFlows {
     pub recorded: u64,
     /// Choices that could not be recorded, since the table was full.
     pub overflows: u64,
+    /// Packets of established flows that stayed among the half-open ones, likewise.
+    #[serde(default)]
+    pub promotion_overflows: u64,
     /// Packets of a QUIC service whose connection id named their backend.
     pub named: u64,
     /// Clients that are remembered for persistence.
@@ -229,6 +232,7 @@ impl From<snapshot::FlowStatus> for ServiceFlows {
             lookups,
             recorded,
             overflows,
+            promotion_overflows,
             named,
             clients,
             client_overflows,
@@ -248,6 +252,7 @@ impl From<snapshot::FlowStatus> for ServiceFlows {
             lookups,
             recorded,
             overflows,
+            promotion_overflows,
             named,
             clients,
             client_overflows,

@@ -38,7 +38,7 @@ pub struct Maps {
     owned: HashMap<MapData, Raw<16>, u32>,
     service_counters: PerCpuCounters,
     backend_counters: PerCpuCounters,
-    flow_counters: PerCpuCounters<5>,
+    flow_counters: PerCpuCounters<6>,
     loads: Mapped<u64>,
     moved: Mapped<u64>,
     established: FlowMap,
@@ -361,14 +361,21 @@ impl Dataplane for Maps {
     }
 
     fn flow_counters(&self, index: u32) -> Result<FlowCounters, DataplaneError> {
-        let [lookups, recorded, overflows, named, client_overflows] =
-            sum(&self.flow_counters, index)?;
+        let [
+            lookups,
+            recorded,
+            overflows,
+            named,
+            client_overflows,
+            promotion_overflows,
+        ] = sum(&self.flow_counters, index)?;
         Ok(FlowCounters {
             lookups,
             recorded,
             overflows,
             named,
             client_overflows,
+            promotion_overflows,
         })
     }
 
