@@ -5,6 +5,7 @@
 
 mod core;
 mod run;
+pub mod tiers;
 
 pub use self::core::Core;
 pub use self::run::{Sources, run};

@@ -84,6 +84,7 @@ impl Collector for Scrape {
         self.flows(&mut encoder)?;
         self.record_uses(&mut encoder)?;
         self.slots(&mut encoder)?;
+        self.tiers(&mut encoder)?;
         self.backend_traffic(&mut encoder)?;
         self.backend_flows(&mut encoder)?;
         self.backend_state(&mut encoder)?;
@@ -249,6 +250,24 @@ impl Scrape {
         counters(encoder, "lb_slots_passed", help, passed)
     }
 
+    fn tiers(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let tiers = || {
+            let pools = self.pools();
+            pools.flat_map(|service| {
+                service.tiers.iter().map(move |tier| {
+                    let [id] = service_labels(service);
+                    ([id, ("tier", tier.number.to_string())], tier)
+                })
+            })
+        };
+        let shares = tiers().map(|(labels, tier)| (labels, f64::from(tier.share) / 1_000.0));
+        let help = "Share of new flows that a tier gets";
+        gauges(encoder, "lb_tier_share", help, Some(&Unit::Ratios), shares)?;
+        let healthy = tiers().map(|(labels, tier)| (labels, tier.healthy as u64));
+        let help = "Backends of a tier that can take new flows";
+        gauges(encoder, "lb_tier_healthy_backends", help, None, healthy)
+    }
+
     fn backend_traffic(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         for (name, help, read) in TRAFFIC {
             let samples = self
@@ -351,10 +370,13 @@ impl Scrape {
         self.backends().filter(|(_, backend)| !backend.leaving)
     }
 
+    /// A group's backends once, with its first service: else sums would count them twice.
+    fn pools(&self) -> impl Iterator<Item = &ServiceStatus> {
+        self.0.services.iter().filter(|s| s.lead == s.service.id)
+    }
+
     fn backends(&self) -> impl Iterator<Item = ([(&'static str, String); 2], &BackendStatus)> {
-        // A group's backends once, with its first service: else sums would count them twice.
-        let pools = self.0.services.iter().filter(|s| s.lead == s.service.id);
-        pools.flat_map(|service| {
+        self.pools().flat_map(|service| {
             service.backends.iter().map(|backend| {
                 let [id] = service_labels(service);
                 (

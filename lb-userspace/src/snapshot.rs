@@ -252,6 +252,21 @@ pub struct FlowList {
     pub flows: Vec<FlowRecord>,
 }
 
+/// A tier of a service's backends as it stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TierStatus {
+    /// Its number; 0 is the primary one.
+    pub number: u8,
+    /// Its backends.
+    pub backends: usize,
+    /// Those that can take new flows.
+    pub healthy: usize,
+    /// Its share of new flows, in thousandths.
+    pub share: u16,
+    /// Whether it could carry more than that, and waits for its failback.
+    pub waits: bool,
+}
+
 /// A service as it stands.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ServiceStatus {
@@ -265,6 +280,8 @@ pub struct ServiceStatus {
     pub flows: FlowStatus,
     /// Its traffic.
     pub traffic: Traffic,
+    /// Its tiers in order, where there is more than one.
+    pub tiers: Vec<TierStatus>,
     /// Its backends, in the order of `service.backends`.
     pub backends: Vec<BackendStatus>,
 }

@@ -12,7 +12,7 @@ use lb_userspace::{
     model::{Admin, Backend, Service},
     snapshot::{
         BackendStatus, CheckStatus, Condition, FlowStatus, Passed, RecordUses, ServiceStatus,
-        Snapshot, TableUse, Traffic,
+        Snapshot, TableUse, TierStatus, Traffic,
     },
 };
 use tokio::{
@@ -103,6 +103,7 @@ fn snapshot() -> Snapshot {
         interfaces: vec![],
         services: vec![ServiceStatus {
             lead: service.id,
+            tiers: tiers(),
             service,
             ring_size: 251,
             flows: flows(),
@@ -121,6 +122,17 @@ fn snapshot() -> Snapshot {
     }
 }
 
+fn tiers() -> Vec<TierStatus> {
+    let tier = |number, share| TierStatus {
+        number,
+        backends: 2,
+        healthy: 1,
+        share,
+        waits: false,
+    };
+    vec![tier(0, 750), tier(1, 250)]
+}
+
 /// A backend that was removed while it had flows.
 fn leaving() -> BackendStatus {
     BackendStatus {
@@ -130,6 +142,7 @@ fn leaving() -> BackendStatus {
             admin: Admin::Active,
             max_connections: None,
             server_id: None,
+            tier: 0,
         },
         condition: Condition::Down,
         last_error: None,
@@ -202,6 +215,8 @@ fn the_page_holds_every_figure_of_the_snapshot() {
         format!("lb_slots_passed_total{{{service},phase=\"steady\"}} 27"),
         format!("lb_slots_passed_total{{{service},phase=\"moving\"}} 30"),
         format!("lb_slots_passed_total{{{service},phase=\"settling\"}} 28"),
+        format!("lb_tier_share_ratios{{{service},tier=\"1\"}} 0.25"),
+        format!("lb_tier_healthy_backends{{{service},tier=\"0\"}} 1"),
         format!("lb_backend_recorded_flows{{{first}}} 6"),
         format!("lb_backend_connections{{{second}}} 4"),
         format!("lb_backend_recorded_flows{{{leaving}}} 7"),

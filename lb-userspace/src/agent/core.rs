@@ -3,6 +3,7 @@
 
 mod asked;
 mod loads;
+mod standby;
 mod status;
 mod targets;
 
@@ -15,13 +16,13 @@ use std::{
 
 use lb_common::tables::{Tick, state};
 
-use self::asked::AllAsked;
+use self::{asked::AllAsked, standby::Tiers};
 use super::ChangeError;
 use crate::{
     config::Tunnel,
     dataplane::{Capacity, Dataplane, DataplaneError, FlowTables, Operation},
     health::{Event, Target, reply::Asked},
-    model::{Admin, Change, OnDown, Service, ServiceId, State},
+    model::{Change, OnDown, Service, ServiceId, State},
     neighbours::{NextHop, Update},
     plan::{
         self, Inputs, Layout, Liveness, Placed, PlacedMember, Plan,
@@ -107,7 +108,9 @@ pub struct Core<D> {
     told: bool,
     /// What backends' agents ask for.
     asked: AllAsked,
-    /// The state as they would have it, where that is another.
+    /// Who takes which share of new flows.
+    tiers: Tiers,
+    /// The state as both would have it, where that is another.
     adapted: Option<State>,
     checked: BTreeMap<Target, Checked>,
     down: BTreeMap<(ServiceId, SocketAddr), Down>,
@@ -133,6 +136,7 @@ impl<D: Dataplane> Core<D> {
             state: State::default(),
             told: false,
             asked: AllAsked::new(),
+            tiers: Tiers::default(),
             adapted: None,
             checked: BTreeMap::new(),
             down: BTreeMap::new(),
@@ -206,16 +210,23 @@ impl<D: Dataplane> Core<D> {
     /// # Errors
     /// Why not; nothing changed then, unless the maps cannot even be put back: [`Core::is_behind`].
     pub fn change(&mut self, change: Change) -> Result<(), ChangeError> {
+        let released = match change {
+            Change::FailOver(id, _) => Some(id),
+            _ => None,
+        };
         let next = self.state.apply(change)?;
         let before = std::mem::replace(&mut self.state, next);
         let (down, checked) = (self.down.clone(), self.checked.clone());
-        let asked = self.asked.clone();
+        let (asked, tiers) = (self.asked.clone(), self.tiers.clone());
         self.follow_leads(&before);
         self.forget_drained(&before);
-        let adapted = self.adapt();
+        if let Some(id) = released {
+            self.tiers.release(self.state.lead(id));
+        }
         if let Err(error) = self.enforce() {
             (self.state, self.down, self.checked) = (before, down, checked);
-            (self.asked, self.adapted) = (asked, adapted);
+            (self.asked, self.tiers) = (asked, tiers);
+            self.adapt();
             self.put_back();
             return Err(error);
         }
@@ -245,24 +256,23 @@ impl<D: Dataplane> Core<D> {
         self.behind
     }
 
-    /// Lays what agents ask for over the state as it is now; returns what was there before.
-    fn adapt(&mut self) -> Option<State> {
-        let adapted = asked::lay_over(&self.state, &self.asked);
-        std::mem::replace(&mut self.adapted, adapted)
-    }
-
-    /// Taken up from the maps, a backend that took no flows may have been down or drained; what is
-    /// wanted of it now that it is known tells which.
+    /// Taken up from the maps, a backend that took no flows may have been down, drained or on standby; what
+    /// is wanted of it now that it is known tells which.
     fn forget_drained(&mut self, before: &State) {
-        let state = &self.state;
+        let (state, layout) = (&self.state, &self.layout);
         self.down.retain(|&(id, address), down| {
             let known = before
                 .service(id)
                 .is_some_and(|s| s.backend(address).is_some());
-            let backend = state
-                .service(id)
-                .and_then(|service| service.backend(address));
-            known || down.dead || backend.is_none_or(|b| b.admin == Admin::Active && b.weight > 0)
+            let service = state.service(id);
+            let spare = |tier| {
+                let placed = layout.placed(id).zip(service);
+                placed.is_some_and(|(placed, service)| {
+                    standby::spare(service, placed).contains(&tier)
+                })
+            };
+            let backend = service.and_then(|service| service.backend(address));
+            known || down.dead || backend.is_none_or(|b| b.is_wanted() && !spare(b.tier))
         });
     }
 
@@ -280,6 +290,7 @@ impl<D: Dataplane> Core<D> {
             let adopted = self.adopt();
             adopted.map_err(|error| ChangeError::Kernel(error.to_string()))?;
         }
+        self.adapt();
         let mut done = self.attempt(census)?;
         if let Err(error @ DataplaneError::Overtaken(_)) = &done {
             tracing::debug!(%error, "slots go on moving");
@@ -428,7 +439,8 @@ impl<D: Dataplane> Core<D> {
         done.and(taken_off).and(corrected)
     }
 
-    /// Takes backends for dead that have been down for too long; true where the maps must follow by
+    /// Takes backends for dead that have been down for too long, and sees who has waited long enough for
+    /// their failback; true where the maps must follow by
     /// [`Core::enforce`].
     pub fn age(&mut self) -> bool {
         let now = self.dataplane.now();
@@ -446,7 +458,7 @@ impl<D: Dataplane> Core<D> {
         for &(id, address) in &dead {
             self.mark(id, address, Liveness::Dead);
         }
-        !dead.is_empty()
+        !dead.is_empty() || self.failback_is_due()
     }
 
     /// Takes note of what a check says. A failure takes effect in the maps before this returns, in
@@ -479,11 +491,7 @@ impl<D: Dataplane> Core<D> {
         } else {
             self.asked.insert(key, asked)
         };
-        let news = before.unwrap_or_default() != asked;
-        if news {
-            self.adapt();
-        }
-        news
+        before.unwrap_or_default() != asked
     }
 
     /// Makes a backend's condition take effect; true where the rings must follow.

@@ -22,8 +22,8 @@ use tokio::{net::UnixStream, time::timeout};
 use super::{
     VERSION,
     dto::{
-        Backend, Changed, ClientQuery, Clients, EditBackend, EditService, FlowQuery, Flows, Heard,
-        NewBackend, NewService, Refusal, Service, Status,
+        Backend, Changed, ClientQuery, Clients, EditBackend, EditService, FailOver, FlowQuery,
+        Flows, Heard, NewBackend, NewService, Refusal, Service, Status,
     },
 };
 use crate::model::ServiceId;
@@ -189,6 +189,16 @@ impl Client {
     pub async fn edit_service(&self, id: ServiceId, edit: &EditService) -> Answer<Changed> {
         self.ask(Method::PATCH, &service_path(id), self.body(edit)?)
             .await
+    }
+
+    /// Sends new flows to a tier and those after it; 0 fails back.
+    ///
+    /// # Errors
+    /// Why it was refused; nothing changed then.
+    pub async fn fail_over(&self, id: ServiceId, to: u8) -> Answer<Changed> {
+        let path = format!("{}/failover", service_path(id));
+        let body = self.body(&FailOver { to })?;
+        self.ask(Method::POST, &path, body).await
     }
 
     /// Removes a service and its backends.

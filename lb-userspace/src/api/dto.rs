@@ -10,14 +10,14 @@ mod requests;
 
 pub use answers::{
     Action, Asked, Backend, Changed, CheckStatus, Condition, Heard, Interface, Refusal, Service,
-    Status, Subject, Tally, Traffic,
+    Status, Subject, Tally, Tier, Traffic,
 };
 pub use clients::{Client, ClientQuery, Clients};
 pub use flows::{
     DEFAULT_FLOWS, Flow, FlowQuery, FlowTables, Flows, MAX_FLOWS, Passed, Phase, ServiceFlows,
     TableUse,
 };
-pub use requests::{EditBackend, EditService, NewBackend, NewService};
+pub use requests::{EditBackend, EditService, FailOver, NewBackend, NewService};
 
 use std::time::Duration;
 

@@ -19,7 +19,7 @@ use lb_userspace::{
             Action, Condition, EditBackend, EditService, FlowQuery, NewBackend, NewService, Phase,
         },
     },
-    model::{Admin, Mode, Scheduler, ServiceId},
+    model::{Admin, Failback, Mode, Scheduler, ServiceId},
 };
 use serde_json::{Value, json};
 use support::FakeAgent;
@@ -92,6 +92,7 @@ async fn a_service_is_told_with_its_health_and_backends() {
         "quic": null,
         "persistence_ms": 0,
         "persistence_prefix": null,
+        "spill_below": 70, "failback": "automatic", "from_tier": 0,
         "health": {"type": "http", "path": "/health", "interval_ms": 1000, "timeout_ms": 500, "rise": 2, "fall": 3},
         "flows": {
             "steady": 1000, "moving": 3, "settling": 1,
@@ -104,7 +105,7 @@ async fn a_service_is_told_with_its_health_and_backends() {
         "backends": [
             {
                 "address": "10.1.0.2:80", "weight": 1, "state": "active", "max_connections": null,
-                "server_id": null,
+                "server_id": null, "tier": 0,
                 "leaving": false, "condition": "up",
                 "last_error": null, "latency_us": 250, "reachable": true, "slots": 502,
                 "recorded": 5, "connections": null,
@@ -112,7 +113,7 @@ async fn a_service_is_told_with_its_health_and_backends() {
             },
             {
                 "address": "10.1.0.3:81", "weight": 3, "state": "active", "max_connections": 9,
-                "server_id": null,
+                "server_id": null, "tier": 0,
                 "leaving": false, "condition": "down",
                 "last_error": "connection refused", "latency_us": null, "reachable": true, "slots": 0,
                 "recorded": 5, "connections": 3,
@@ -397,6 +398,7 @@ async fn the_client_speaks_every_route() {
         state: Admin::Active,
         max_connections: None,
         server_id: None,
+        tier: 0,
     };
     let new = NewService {
         id: dns,
@@ -411,6 +413,8 @@ async fn the_client_speaks_every_route() {
         quic: None,
         persistence_ms: None,
         persistence_prefix: None,
+        spill_below: Some(50),
+        failback: Some(Failback::Manual),
         health: None,
         checks: None,
         combine: None,
@@ -455,6 +459,18 @@ async fn the_client_speaks_every_route() {
         (edited.scheduler, edited.moving_time_ms),
         (Scheduler::SourceHash, 5_000)
     );
+    assert_eq!(
+        (edited.spill_below, edited.failback),
+        (50, Failback::Manual)
+    );
+    let edit = EditBackend {
+        tier: Some(2),
+        ..EditBackend::default()
+    };
+    client.edit_backend(dns, address, &edit).await.unwrap();
+    let failed_over = client.fail_over(dns, 2).await.unwrap().changed;
+    assert_eq!(failed_over.tier, Some(2));
+    assert_eq!(client.service(dns).await.unwrap().from_tier, 2);
     let query = FlowQuery {
         service: Some(dns),
         backend: Some(address),

@@ -403,7 +403,7 @@ const BAD_EDITS: &[(&str, u16, &str, &str)] = &[
         "{}",
         400,
         "malformed",
-        "give weight, state or max_connections",
+        "give weight, state, max_connections or tier",
     ),
     (
         r#"{"max_connections":0}"#,

@@ -12,7 +12,7 @@ mod quic;
 
 use std::{path::Path, process::Stdio, time::Duration};
 
-use lb_userspace::model::{Admin, Service};
+use lb_userspace::model::{Admin, Failback, Service};
 use serde_json::{Value, json};
 use support::FakeAgent;
 use tokio::{io::AsyncReadExt as _, process::Command, time::timeout};
@@ -264,6 +264,35 @@ async fn backends_are_added_removed_drained_weighed_and_limited_in_one_line_each
     let line = succeed(&agent, "backend undrain 10.0.0.1:80/tcp 10.1.0.2:80").await;
     assert!(line.contains("is active"), "{line}");
     assert_eq!(web(&agent).backends[0].admin, Admin::Active);
+}
+
+#[tokio::test]
+async fn tiers_are_given_shown_and_failed_over() {
+    let agent = FakeAgent::start("");
+    let add = "service add 10.0.0.1:80/tcp --mode ipip --spill-below 40 --failback manual \
+               --backend 10.1.0.2:80 --backend 10.1.0.3:80,tier=1";
+    succeed(&agent, add).await;
+    let web = || web(&agent);
+    assert_eq!((web().spill_below, web().failback), (40, Failback::Manual));
+    let shown = succeed(&agent, "service show 10.0.0.1:80/tcp").await;
+    for part in [
+        "0: 100.0% of new flows, 1 of 1 healthy; 1: 0.0% of new flows, 1 of 1 healthy",
+        "below 40% of weight; failback manual",
+    ] {
+        assert!(shown.contains(part), "{part} is not in\n{shown}");
+    }
+    let line = succeed(&agent, "failover 10.0.0.1:80/tcp --to 1").await;
+    assert!(line.contains("go to tier 1 first"), "{line}");
+    assert_eq!(web().from_tier, 1);
+    succeed(&agent, "failback 10.0.0.1:80/tcp").await;
+    assert_eq!(web().from_tier, 0);
+    let line = succeed(&agent, "backend tier 10.0.0.1:80/tcp 10.1.0.3:80 2").await;
+    assert_eq!(
+        line,
+        "backend 10.1.0.3:80 of 10.0.0.1:80/tcp is of tier 2\n"
+    );
+    succeed(&agent, "service set 10.0.0.1:80/tcp --failback 1m").await;
+    assert_eq!(web().failback.to_string(), "1m");
 }
 
 #[tokio::test]

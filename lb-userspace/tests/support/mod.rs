@@ -21,7 +21,7 @@ use lb_userspace::{
     snapshot::{
         BackendStatus, CheckStatus, ClientList, ClientRecord, Condition, FlowFilter, FlowList,
         FlowRecord, FlowStatus, InterfaceStatus, Passed, RecordUses, ServiceStatus, Snapshot,
-        TableUse, Traffic,
+        TableUse, TierStatus, Traffic,
     },
 };
 use tempfile::TempDir;
@@ -189,6 +189,7 @@ fn leaving() -> BackendStatus {
             admin: Admin::Active,
             max_connections: None,
             server_id: None,
+            tier: 0,
         },
         condition: Condition::Down,
         last_error: None,
@@ -234,6 +235,25 @@ fn checks(service: &Service, down: bool) -> Vec<CheckStatus> {
     names.into_iter().enumerate().map(status).collect()
 }
 
+/// Whoever is of the first tier has all flows.
+fn tiers(service: &Service) -> Vec<TierStatus> {
+    let numbers = match service.tiers() {
+        numbers if numbers.len() > 1 => numbers,
+        _ => Vec::new(),
+    };
+    let status = |(n, number): (usize, u8)| {
+        let count = service.backends.iter().filter(|b| b.tier == number).count();
+        TierStatus {
+            number,
+            backends: count,
+            healthy: count,
+            share: if n == 0 { 1_000 } else { 0 },
+            waits: false,
+        }
+    };
+    numbers.into_iter().enumerate().map(status).collect()
+}
+
 fn describe(service: &Service) -> ServiceStatus {
     let leaving = (service.id.vip.port() == PORT_WITH_A_LEAVING_BACKEND).then(leaving);
     let backends = service.backends.iter().map(|backend| {
@@ -264,6 +284,7 @@ fn describe(service: &Service) -> ServiceStatus {
     ServiceStatus {
         service: service.clone(),
         lead: service.id,
+        tiers: tiers(service),
         ring_size: 1_004,
         flows: FlowStatus {
             steady: 1_000,

@@ -74,6 +74,7 @@ impl<D: Dataplane> Core<D> {
                 admin: Admin::Draining,
                 max_connections: None,
                 server_id: None,
+                tier: 0,
             };
             self.backend_status(service, placed.zip(Some(at)), backend, true)
         });
@@ -93,6 +94,7 @@ impl<D: Dataplane> Core<D> {
                     self.flow_status(placed, index)
                 }),
             lead: self.state.lead(service.id),
+            tiers: self.tier_status(service),
             traffic: traffic(counters),
             backends,
         }

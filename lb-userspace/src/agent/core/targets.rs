@@ -97,6 +97,7 @@ impl<D: Dataplane> Core<D> {
         if leads.is_empty() {
             return;
         }
+        self.tiers.rename(&leads);
         for (&(id, address), &down) in &self.down.clone() {
             if let Some(&lead) = leads.get(&id) {
                 self.down.insert((lead, address), down);

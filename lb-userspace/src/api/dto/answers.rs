@@ -7,7 +7,10 @@ use serde::{Deserialize, Serialize};
 use super::{EditService, FlowTables, ServiceFlows, millis, requests::given};
 use crate::{
     health::reply::{self, Wants},
-    model::{Admin, Check, Combine, FlowState, Mode, OnDown, Quic, Scheduler, ServerId, ServiceId},
+    model::{
+        Admin, Check, Combine, Failback, FlowState, Mode, OnDown, Quic, Scheduler, ServerId,
+        ServiceId,
+    },
     snapshot,
 };
 
@@ -84,6 +87,18 @@ pub struct Service {
     /// Bits of an address that make a client; `null`: all.
     #[serde(default)]
     pub persistence_prefix: Option<u8>,
+    /// Percent of a tier's weight that is healthy below which it gives flows to the next.
+    #[serde(default)]
+    pub spill_below: u8,
+    /// When a tier gets back what it could not carry.
+    #[serde(default)]
+    pub failback: Failback,
+    /// The tier that somebody has failed over to; 0: none.
+    #[serde(default)]
+    pub from_tier: u8,
+    /// Its tiers in order, where there is more than one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tiers: Vec<Tier>,
     /// How backends are checked, where there is one check.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health: Option<Check>,
@@ -101,6 +116,21 @@ pub struct Service {
     pub backends: Vec<Backend>,
 }
 
+/// A tier of a service's backends as it stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tier {
+    /// Its number; 0 is the primary one.
+    pub number: u8,
+    /// Its backends.
+    pub backends: usize,
+    /// Those that can take new flows.
+    pub healthy: usize,
+    /// Its share of new flows, in thousandths.
+    pub share: u16,
+    /// Whether it could carry more than that, and waits for its failback.
+    pub waits: bool,
+}
+
 /// A backend as it stands.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Backend {
@@ -114,6 +144,9 @@ pub struct Backend {
     pub max_connections: Option<u32>,
     /// What connection ids name it by, where the service is QUIC.
     pub server_id: Option<ServerId>,
+    /// Its tier.
+    #[serde(default)]
+    pub tier: u8,
     /// Whether it was removed, and is here only for the flows that it may still have.
     pub leaving: bool,
     /// What the checks say.
@@ -226,6 +259,9 @@ pub struct Subject {
         skip_serializing_if = "Option::is_none"
     )]
     pub max_connections: Option<Option<u32>>,
+    /// Its new tier, or the one that new flows go to first, where that changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tier: Option<u8>,
     /// The service's new settings, where those changed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub settings: Option<EditService>,
@@ -318,6 +354,10 @@ impl From<&snapshot::ServiceStatus> for Service {
             quic: service.quic,
             persistence_ms: millis(service.persistence),
             persistence_prefix: service.persistence_prefix,
+            spill_below: service.spill_below,
+            failback: service.failback,
+            from_tier: service.from_tier,
+            tiers: status.tiers.iter().copied().map(Into::into).collect(),
             health,
             checks,
             combine,
@@ -336,6 +376,7 @@ impl From<&snapshot::BackendStatus> for Backend {
             state: status.backend.admin,
             max_connections: status.backend.max_connections,
             server_id: status.backend.server_id,
+            tier: status.backend.tier,
             leaving: status.leaving,
             condition: status.condition.into(),
             last_error: status.last_error.clone(),
@@ -390,6 +431,25 @@ impl From<snapshot::Condition> for Condition {
             snapshot::Condition::Starting => Self::Starting,
             snapshot::Condition::Up => Self::Up,
             snapshot::Condition::Down => Self::Down,
+        }
+    }
+}
+
+impl From<snapshot::TierStatus> for Tier {
+    fn from(status: snapshot::TierStatus) -> Self {
+        let snapshot::TierStatus {
+            number,
+            backends,
+            healthy,
+            share,
+            waits,
+        } = status;
+        Self {
+            number,
+            backends,
+            healthy,
+            share,
+            waits,
         }
     }
 }

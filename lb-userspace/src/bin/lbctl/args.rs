@@ -9,8 +9,8 @@ use lb_userspace::{
     api::dto::{DEFAULT_FLOWS, MAX_FLOWS, NewBackend, Phase},
     config, duration, instance,
     model::{
-        self, Admin, Check, Combine, FlowState, MAX_WEIGHT, Mode, ModelError, OnDown, Scheduler,
-        ServerId, ServiceId,
+        self, Admin, Check, Combine, Failback, FlowState, MAX_TIER, MAX_WEIGHT, Mode, ModelError,
+        OnDown, Scheduler, ServerId, ServiceId,
     },
 };
 
@@ -81,6 +81,25 @@ pub enum Noun {
         #[command(subcommand)]
         verb: BackendVerb,
     },
+    /// Send a service's new flows to another tier; established connections stay where they are
+    ///
+    /// Tiers before it get none, unless nobody else is left. `lbctl failback` undoes it.
+    Failover {
+        /// ADDRESS:PORT/PROTOCOL
+        #[arg(value_name = "SERVICE")]
+        id: ServiceId,
+        /// The first tier that gets new flows
+        #[arg(long, value_name = "TIER", value_parser = tier())]
+        to: u8,
+    },
+    /// Give new flows back to the first tier that can take them, whatever held them elsewhere
+    ///
+    /// Undoes `lbctl failover`, and ends the wait of `--failback manual` or of a time.
+    Failback {
+        /// ADDRESS:PORT/PROTOCOL
+        #[arg(value_name = "SERVICE")]
+        id: ServiceId,
+    },
     /// List or count recorded flows, or remembered clients
     Flows(Flows),
     /// Print completions for a shell
@@ -128,7 +147,7 @@ pub struct AddService {
     /// A backend; may be given more than once
     #[arg(
         long = "backend",
-        value_name = "ADDRESS:PORT[,weight=N][,max-connections=N][,server-id=HEX]",
+        value_name = "ADDRESS:PORT[,weight=N][,max-connections=N][,server-id=HEX][,tier=N]",
         value_parser = parse_backend
     )]
     pub backends: Vec<NewBackend>,
@@ -171,7 +190,7 @@ pub struct SetService {
 }
 
 /// The fields of [`SettingsArgs`].
-const SETTINGS: [&str; 8] = [
+const SETTINGS: [&str; 10] = [
     "scheduler",
     "ring_size",
     "flow_state",
@@ -180,6 +199,8 @@ const SETTINGS: [&str; 8] = [
     "dead_after",
     "persistence",
     "persistence_prefix",
+    "spill_below",
+    "failback",
 ];
 
 /// How a service's flows are spread and kept.
@@ -210,6 +231,12 @@ pub struct SettingsArgs {
     /// Bits of an address that make a client [default: all]
     #[arg(long, value_name = "BITS", value_parser = clap::value_parser!(u8).range(1..=128))]
     pub persistence_prefix: Option<u8>,
+    /// Percent of a tier's weight that is healthy below which it gives flows to the next; 0: when nobody is left [default: 70]
+    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub spill_below: Option<u8>,
+    /// When a tier that could not carry its flows gets them back: automatic, manual, or after a time as 30s [default: automatic]
+    #[arg(long, value_name = "WHEN", value_parser = parse_failback)]
+    pub failback: Option<Failback>,
 }
 
 /// Which recorded flows to show.
@@ -299,6 +326,9 @@ pub enum BackendVerb {
         /// What connection ids name it by, in hexadecimal; for QUIC services
         #[arg(long, value_name = "HEX")]
         server_id: Option<ServerId>,
+        /// 0 for primary ones; those of higher tiers take what those before cannot carry
+        #[arg(long, value_name = "N", default_value_t = 0, value_parser = tier())]
+        tier: u8,
     },
     /// Remove a backend; it is listed as leaving until its flows have ended
     Remove {
@@ -326,6 +356,15 @@ pub enum BackendVerb {
         /// 0 to 1000
         #[arg(value_parser = weight())]
         weight: u16,
+    },
+    /// Put a backend into another tier
+    Tier {
+        /// Which.
+        #[command(flatten)]
+        target: Target,
+        /// 0 to 15; 0 is the primary one
+        #[arg(value_parser = tier())]
+        tier: u8,
     },
     /// Report that a backend can serve, for a check of type heartbeat
     Heartbeat {
@@ -379,6 +418,14 @@ fn weight() -> clap::builder::RangedI64ValueParser<u16> {
     clap::value_parser!(u16).range(0..=i64::from(MAX_WEIGHT))
 }
 
+fn tier() -> clap::builder::RangedI64ValueParser<u8> {
+    clap::value_parser!(u8).range(0..=i64::from(MAX_TIER))
+}
+
+fn parse_failback(text: &str) -> Result<Failback, String> {
+    text.parse()
+}
+
 fn limit() -> impl TypedValueParser<Value = usize> {
     clap::value_parser!(u64)
         .range(0..=MAX_FLOWS as u64)
@@ -413,6 +460,7 @@ fn parse_backend(text: &str) -> Result<NewBackend, String> {
         state: Admin::Active,
         max_connections: None,
         server_id: None,
+        tier: 0,
     };
     for option in parts {
         let known = match option.split_once('=') {
@@ -425,10 +473,14 @@ fn parse_backend(text: &str) -> Result<NewBackend, String> {
                 most.map(|most| backend.max_connections = Some(most))
             }
             Some(("server-id", id)) => id.parse().ok().map(|id| backend.server_id = Some(id)),
+            Some(("tier", n)) => {
+                let tier = n.parse().ok().filter(|tier| *tier <= MAX_TIER);
+                tier.map(|tier| backend.tier = tier)
+            }
             _ => None,
         };
         known.ok_or_else(|| {
-            format!("`{option}` is not an option of a backend: write weight=N, with N from 0 to {MAX_WEIGHT}, max-connections=N, with N from 1, or server-id=HEX, with two digits for each of 1 to 15 bytes")
+            format!("`{option}` is not an option of a backend: write weight=N, with N from 0 to {MAX_WEIGHT}, max-connections=N, with N from 1, tier=N, with N from 0 to {MAX_TIER}, or server-id=HEX, with two digits for each of 1 to 15 bytes")
         })?;
     }
     Ok(backend)

@@ -27,6 +27,7 @@ pub async fn run(client: &Client, verb: &BackendVerb, output: Output) -> Result<
             weight,
             max_connections,
             server_id,
+            tier,
         } => {
             let new = NewBackend {
                 address: target.address,
@@ -34,6 +35,7 @@ pub async fn run(client: &Client, verb: &BackendVerb, output: Output) -> Result<
                 state: Admin::Active,
                 max_connections: *max_connections,
                 server_id: *server_id,
+                tier: *tier,
             };
             add(client, target.service, &new).await?
         }
@@ -41,6 +43,7 @@ pub async fn run(client: &Client, verb: &BackendVerb, output: Output) -> Result<
         BackendVerb::Drain { target } => drain(client, target, Admin::Draining).await?,
         BackendVerb::Undrain { target } => drain(client, target, Admin::Active).await?,
         BackendVerb::Weight { target, weight } => weigh(client, target, *weight).await?,
+        BackendVerb::Tier { target, tier } => set_tier(client, target, *tier).await?,
         BackendVerb::Limit { target, limit } => set_limit(client, target, *limit).await?,
     };
     match output {
@@ -58,6 +61,9 @@ async fn add(client: &Client, service: ServiceId, new: &NewBackend) -> Done {
     let mut line = format!("added backend {address} to {service} with weight {weight}");
     if let Some(most) = new.max_connections {
         line += &format!(" and at most {most} flows");
+    }
+    if new.tier > 0 {
+        line += &format!(", of tier {}", new.tier);
     }
     if let Some(server_id) = new.server_id {
         line += &format!(", by server id {server_id}");
@@ -107,6 +113,17 @@ async fn weigh(client: &Client, target: &Target, weight: u16) -> Done {
     ))
 }
 
+async fn set_tier(client: &Client, target: &Target, tier: u8) -> Done {
+    let Target { service, address } = *target;
+    let edit = EditBackend {
+        tier: Some(tier),
+        ..EditBackend::default()
+    };
+    let changed = client.edit_backend(service, address, &edit).await?;
+    let line = format!("backend {address} of {service} is of tier {tier}");
+    Ok((changed, line))
+}
+
 async fn set_limit(client: &Client, target: &Target, Limit(most): Limit) -> Done {
     let Target { service, address } = *target;
     let edit = EditBackend {
@@ -148,8 +165,9 @@ fn entries(services: &[Service]) -> Vec<Entry<'_>> {
     pairs.map(entry).collect()
 }
 
-/// Place of the column of server ids, which is there only where one has some.
+/// Places of the columns of server ids and tiers, which are there only where somebody has some.
 const SERVER_ID: usize = 2;
+const TIER: usize = 3;
 
 /// The backends of `services` as a table, with or without the service's column.
 pub fn list(services: &[Service], named: bool) -> String {
@@ -157,6 +175,7 @@ pub fn list(services: &[Service], named: bool) -> String {
         "SERVICE",
         "BACKEND",
         "SERVER ID",
+        "TIER",
         "WEIGHT",
         "STATE",
         "CONDITION",
@@ -168,7 +187,11 @@ pub fn list(services: &[Service], named: bool) -> String {
         "LATENCY",
         "LAST ERROR",
     ];
-    let identified = services.iter().any(|service| service.quic.is_some());
+    let shown = Shown {
+        service: named,
+        server_id: services.iter().any(|service| service.quic.is_some()),
+        tier: services.iter().any(|service| !service.tiers.is_empty()),
+    };
     let mut rows: Vec<_> = services
         .iter()
         .flat_map(|service| {
@@ -179,13 +202,14 @@ pub fn list(services: &[Service], named: bool) -> String {
         })
         .collect();
     for cells in &mut rows {
-        shorten(cells, named, identified);
+        shown.shorten(cells);
     }
-    shorten(&mut header, named, identified);
+    shown.shorten(&mut header);
     if rows.is_empty() {
         return "no backends: `lbctl backend add` adds one\n".to_owned();
     }
     let right = [
+        "TIER",
         "WEIGHT",
         "SHARE",
         "PACKETS",
@@ -197,17 +221,30 @@ pub fn list(services: &[Service], named: bool) -> String {
     output::table(&header, &right, rows)
 }
 
-/// Takes out the columns that a table goes without.
-fn shorten<T>(cells: &mut Vec<T>, named: bool, identified: bool) {
-    if !identified {
-        cells.remove(SERVER_ID);
-    }
-    if !named {
-        cells.remove(0);
+/// The columns that not every table has.
+#[derive(Clone, Copy)]
+struct Shown {
+    service: bool,
+    server_id: bool,
+    tier: bool,
+}
+
+impl Shown {
+    /// Takes out the columns that a table goes without.
+    fn shorten<T>(self, cells: &mut Vec<T>) {
+        for (at, shown) in [
+            (TIER, self.tier),
+            (SERVER_ID, self.server_id),
+            (0, self.service),
+        ] {
+            if !shown {
+                cells.remove(at);
+            }
+        }
     }
 }
 
-fn row(service: &Service, backend: &Backend) -> [String; 13] {
+fn row(service: &Service, backend: &Backend) -> [String; 14] {
     let state = match (backend.leaving, backend.state) {
         (true, _) => "leaving",
         (false, Admin::Active) => "active",
@@ -223,6 +260,7 @@ fn row(service: &Service, backend: &Backend) -> [String; 13] {
         backend
             .server_id
             .map_or_else(|| "-".to_owned(), |id| id.to_string()),
+        backend.tier.to_string(),
         with_asked(backend.weight, percent_asked(backend)),
         with_asked(state, backend.asked.and_then(|asked| asked.wants)),
         condition.to_owned(),
