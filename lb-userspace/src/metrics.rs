@@ -21,6 +21,7 @@ use tokio::net::TcpListener;
 use crate::{
     agent::Handle,
     http,
+    model::Admin,
     snapshot::{
         BackendStatus, CheckStatus, Condition, FlowStatus, RecordUses, ServiceStatus, Snapshot,
         TableUse, Traffic,
@@ -282,6 +283,11 @@ impl Scrape {
         let recorded = self.backends().map(|(l, b)| (l, u64::from(b.recorded)));
         let name = "lb_backend_recorded_flows";
         gauges(encoder, name, "Flows recorded for it", None, recorded)?;
+        let unknown = self.backends();
+        let unknown = unknown.filter_map(|(l, b)| Some((l, u64::from(b.drain?.unknown_slots))));
+        let name = "lb_backend_unknown_slots";
+        let help = "Slots that still lead to a backend that takes no new flows";
+        gauges(encoder, name, help, None, unknown)?;
         let counted = self.backends();
         let counted = counted.filter_map(|(l, b)| Some((l, u64::from(b.connections?))));
         let help = "Flows in progress, where the service counts them";
@@ -303,7 +309,7 @@ impl Scrape {
             (
                 "lb_backend_draining",
                 "1 if it takes no new flows on request",
-                |b| (b.backend.admin == crate::model::Admin::Draining).into(),
+                |b| matches!(b.backend.admin, Admin::Draining | Admin::Maintenance).into(),
             ),
             ("lb_backend_weight", "Its weight", |b| {
                 b.backend.weight.into()

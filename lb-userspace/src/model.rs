@@ -134,6 +134,12 @@ pub enum Admin {
     Active,
     /// Takes no new flows.
     Draining,
+    /// Takes no new flows, and is not checked.
+    Maintenance,
+    /// Counts as down, whatever its checks say.
+    Down,
+    /// Counts as up, whatever its checks say.
+    Up,
 }
 
 /// One server of a service.
@@ -163,7 +169,7 @@ pub struct Backend {
 impl Backend {
     /// Whether it is meant to take new flows.
     pub fn is_wanted(&self) -> bool {
-        self.admin == Admin::Active && self.weight > 0
+        matches!(self.admin, Admin::Active | Admin::Up) && self.weight > 0
     }
 
     /// Reads a backend's address, written `ADDRESS:PORT`.

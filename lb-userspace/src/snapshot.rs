@@ -100,10 +100,25 @@ pub struct BackendStatus {
     pub slots: u32,
     /// Flows recorded for it at the last sweep.
     pub recorded: u32,
+    /// What it still has, where it takes no new flows.
+    pub drain: Option<DrainStatus>,
     /// Flows in progress, where the service counts them.
     pub connections: Option<u32>,
     /// Its traffic.
     pub traffic: Traffic,
+}
+
+/// What a backend that takes no new flows still has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct DrainStatus {
+    /// Flows recorded for it at the last sweep.
+    pub observed: u32,
+    /// Slots that still lead to it: flows in them that have not spoken since are unknown.
+    pub unknown_slots: u32,
+    /// Whether connection ids may still lead packets to it.
+    pub by_id: bool,
+    /// Whether it has no flow any more, for certain.
+    pub ended: bool,
 }
 
 /// A service's flows as they stand.

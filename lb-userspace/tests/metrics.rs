@@ -75,6 +75,7 @@ fn snapshot() -> Snapshot {
         leaving: false,
         slots,
         recorded: 6,
+        drain: None,
         connections: (index == 1).then_some(4),
         traffic: Traffic {
             packets: 10,
@@ -153,6 +154,7 @@ fn leaving() -> BackendStatus {
         leaving: true,
         slots: 0,
         recorded: 7,
+        drain: None,
         connections: None,
         traffic: Traffic {
             packets: 11,

@@ -2,6 +2,8 @@
 //! only then is it what the agent knows. Synchronous; the dataplane tells the time.
 
 mod asked;
+mod drain;
+mod forced;
 mod loads;
 mod standby;
 mod status;
@@ -22,7 +24,7 @@ use crate::{
     config::Tunnel,
     dataplane::{Capacity, Dataplane, DataplaneError, FlowTables, Operation},
     health::{Event, Target, reply::Asked},
-    model::{Change, OnDown, Service, ServiceId, State},
+    model::{Admin, Change, Service, ServiceId, State},
     neighbours::{NextHop, Update},
     plan::{
         self, Inputs, Layout, Liveness, Placed, PlacedMember, Plan,
@@ -114,6 +116,8 @@ pub struct Core<D> {
     adapted: Option<State>,
     checked: BTreeMap<Target, Checked>,
     down: BTreeMap<(ServiceId, SocketAddr), Down>,
+    /// Backends that somebody has forced down.
+    forced: BTreeMap<(ServiceId, SocketAddr), Down>,
     census: Census,
     next_hops: BTreeMap<IpAddr, NextHop>,
     own_addresses: BTreeSet<IpAddr>,
@@ -140,6 +144,7 @@ impl<D: Dataplane> Core<D> {
             adapted: None,
             checked: BTreeMap::new(),
             down: BTreeMap::new(),
+            forced: BTreeMap::new(),
             census: Census::default(),
             next_hops: BTreeMap::new(),
             own_addresses: BTreeSet::new(),
@@ -218,25 +223,26 @@ impl<D: Dataplane> Core<D> {
         let before = std::mem::replace(&mut self.state, next);
         let (down, checked) = (self.down.clone(), self.checked.clone());
         let (asked, tiers) = (self.asked.clone(), self.tiers.clone());
+        let forced = self.forced.clone();
         self.follow_leads(&before);
         self.forget_drained(&before);
+        self.follow_admin(&before);
         if let Some(id) = released {
             self.tiers.release(self.state.lead(id));
         }
         if let Err(error) = self.enforce() {
             (self.state, self.down, self.checked) = (before, down, checked);
-            (self.asked, self.tiers) = (asked, tiers);
+            (self.asked, self.tiers, self.forced) = (asked, tiers, forced);
             self.adapt();
             self.put_back();
             return Err(error);
         }
         self.told = true;
-        let wanted = self.targets();
-        self.checked.retain(|target, _| wanted.contains_key(target));
-        self.down
-            .retain(|&(service, address), _| wanted.contains_key(&Target { service, address }));
-        self.asked
-            .retain(|&(service, address), _| wanted.contains_key(&Target { service, address }));
+        let keys = self.keys();
+        self.checked
+            .retain(|target, _| keys.contains(&(target.service, target.address)));
+        self.down.retain(|key, _| keys.contains(key));
+        self.asked.retain(|key, _| keys.contains(key));
         Ok(())
     }
 
@@ -358,13 +364,13 @@ impl<D: Dataplane> Core<D> {
         read.map_err(|error| ChangeError::Kernel(error.to_string()))
     }
 
-    /// Packets so far of backends that were removed from QUIC services, by index of their counters.
+    /// Packets so far of backends that take no new flows of QUIC services, by index of their counters.
     fn traffic(&self) -> Result<BTreeMap<u32, u64>, ChangeError> {
         let services = self.state.services().filter(|s| s.quic.is_some());
         let left = services.flat_map(|service| {
             let placed = self.layout.placed(service.id);
             let members = placed.into_iter().flat_map(Placed::members);
-            members.filter(|(_, member)| service.backend(member.address()).is_none())
+            members.filter(|(_, member)| member.backend.state & state::TAKES == 0)
         });
         let read = |(_, member): (u16, &PlacedMember)| {
             let index = member.backend.counters;
@@ -373,24 +379,6 @@ impl<D: Dataplane> Core<D> {
         };
         let read: Result<_, DataplaneError> = left.map(read).collect();
         read.map_err(|error| ChangeError::Kernel(error.to_string()))
-    }
-
-    fn liveness(&self) -> BTreeMap<(ServiceId, SocketAddr), Liveness> {
-        let of =
-            |(&key, down): (&(ServiceId, SocketAddr), &Down)| (key, self.liveness_of(key.0, down));
-        self.down.iter().map(of).collect()
-    }
-
-    fn liveness_of(&self, id: ServiceId, down: &Down) -> Liveness {
-        let resteers = self
-            .state
-            .service(id)
-            .is_some_and(|service| service.on_down() == OnDown::Resteer);
-        if down.dead || (resteers && !down.found) {
-            Liveness::Dead
-        } else {
-            Liveness::Down
-        }
     }
 
     /// How long after one sweep of the flow tables the next is due: a fraction of the shortest moving
@@ -443,20 +431,9 @@ impl<D: Dataplane> Core<D> {
     /// their failback; true where the maps must follow by
     /// [`Core::enforce`].
     pub fn age(&mut self) -> bool {
-        let now = self.dataplane.now();
-        let mut dead = Vec::new();
-        for (&(id, address), down) in &mut self.down {
-            let Some(service) = self.state.service(id) else {
-                continue;
-            };
-            let passed = now.wrapping_sub(down.since) >= plan::ticks(service.dead_after);
-            if passed && !down.dead {
-                down.dead = true;
-                dead.push((id, address));
-            }
-        }
+        let dead = self.mark_the_long_down();
         for &(id, address) in &dead {
-            self.mark(id, address, Liveness::Dead);
+            self.mark(id, address);
         }
         !dead.is_empty() || self.failback_is_due()
     }
@@ -468,7 +445,8 @@ impl<D: Dataplane> Core<D> {
         if self
             .state
             .service(service)
-            .is_none_or(|service| service.backend(address).is_none())
+            .and_then(|service| service.backend(address))
+            .is_none_or(|backend| backend.admin == Admin::Maintenance)
         {
             return false;
         }
@@ -498,6 +476,7 @@ impl<D: Dataplane> Core<D> {
     fn follow(&mut self, target: Target, condition: Condition, dead: bool) -> bool {
         let Target { service, address } = target;
         let key = (service, address);
+        let live = self.liveness_of(key);
         if condition != Condition::Down {
             return self.down.remove(&key).is_some();
         }
@@ -509,16 +488,18 @@ impl<D: Dataplane> Core<D> {
             found: false,
         };
         self.down.insert(key, down);
-        let liveness = self.liveness_of(service, &down);
-        if before.map(|before| self.liveness_of(service, &before)) == Some(liveness) {
+        if self.liveness_of(key) == live {
             return false;
         }
-        self.mark(service, address, liveness);
+        self.mark(service, address);
         true
     }
 
     /// Takes a backend's new flows, or all, from it by one store.
-    fn mark(&mut self, service: ServiceId, address: SocketAddr, liveness: Liveness) {
+    fn mark(&mut self, service: ServiceId, address: SocketAddr) {
+        let Some(liveness) = self.liveness_of((service, address)) else {
+            return;
+        };
         let found = self.layout.placed(service);
         let Some((id, member)) = found.and_then(|placed| placed.member(address)) else {
             return;

@@ -91,18 +91,15 @@ impl Machine {
             .map(|(&tier, weight)| (tier, weight.carries(policy.spill_below)))
             .collect();
         self.give_back(&carries, policy.failback, now);
-        let most = |tier: u8| match self.held.get(&tier) {
-            _ if tier < policy.from => 0,
-            Some(held) => held.most,
-            None => WHOLE,
-        };
-        let limited = carries.iter().map(|(&tier, &c)| (tier, c.min(most(tier))));
-        let mut shares = fill(limited);
-        if shares.values().all(|&share| share == 0) {
-            // Better those that are to wait than nobody.
-            shares = fill(carries.iter().map(|(&tier, &c)| (tier, c)));
-            self.held
-                .retain(|tier, _| shares.get(tier).is_none_or(|&share| share == 0));
+        let most = |tier: u8| self.held.get(&tier).map_or(WHOLE, |held| held.most);
+        let mut shares = fill(&carries, policy.from, most);
+        // Better those that are to wait than nobody, and better those than who was taken away by hand.
+        for from in [policy.from, 0] {
+            if nobody(&shares) {
+                shares = fill(&carries, from, |_| WHOLE);
+                self.held
+                    .retain(|tier, _| shares.get(tier).is_none_or(|&share| share == 0));
+            }
         }
         self.hold(&carries, &shares, policy);
         level(&mut shares);
@@ -154,15 +151,20 @@ impl Held {
     }
 }
 
-/// Each tier in turn takes what it can of what is left.
-fn fill(carries: impl Iterator<Item = (u8, u16)>) -> Shares {
+/// Each tier in turn, from `from` on, takes what it can and may of what is left.
+fn fill(carries: &BTreeMap<u8, u16>, from: u8, most: impl Fn(u8) -> u16) -> Shares {
     let mut left = WHOLE;
-    let take = |(tier, carries): (u8, u16)| {
-        let share = carries.min(left);
+    let take = |(&tier, &carries): (&u8, &u16)| {
+        let may = if tier < from { 0 } else { most(tier) };
+        let share = carries.min(may).min(left);
         left -= share;
         (tier, share)
     };
-    carries.map(take).collect()
+    carries.iter().map(take).collect()
+}
+
+fn nobody(shares: &Shares) -> bool {
+    shares.values().all(|&share| share == 0)
 }
 
 /// What nobody can carry is everybody's, in proportion.

@@ -143,6 +143,17 @@ fn failing_over_by_hand_takes_flows_from_the_tiers_before_unless_nobody_else_is_
     assert_eq!(memoryless([10, 0, 0], forced), [1_000, 0, 0]);
 }
 
+#[test]
+fn a_tier_that_waits_comes_before_one_that_was_taken_away_by_hand() {
+    let mut machine = Machine::default();
+    let forced = Policy {
+        from: 1,
+        ..policy(MANUAL)
+    };
+    assert_eq!(turn(&mut machine, [10, 0, 10], forced, 0), [0, 0, 1_000]);
+    assert_eq!(turn(&mut machine, [10, 10, 0], forced, 0), [0, 1_000, 0]);
+}
+
 fn weights() -> impl Strategy<Value = BTreeMap<u8, Weight>> {
     let weight = (0..2_000u64, 0..=100u64).prop_map(|(all, percent)| Weight {
         all,

@@ -9,8 +9,8 @@ mod flows;
 mod requests;
 
 pub use answers::{
-    Action, Asked, Backend, Changed, CheckStatus, Condition, Heard, Interface, Refusal, Service,
-    Status, Subject, Tally, Tier, Traffic,
+    Action, Asked, Backend, Changed, CheckStatus, Condition, Drain, Heard, Interface, Refusal,
+    Service, Status, Subject, Tally, Tier, Traffic,
 };
 pub use clients::{Client, ClientQuery, Clients};
 pub use flows::{

@@ -511,10 +511,10 @@ const BAD_SERVICES: &[Bad] = &[
         "leave max_connections out",
     ),
     (
-        "[[service.backend]]\naddress = \"10.1.0.2:80\"\nstate = \"down\"",
+        "[[service.backend]]\naddress = \"10.1.0.2:80\"\nstate = \"off\"",
         6,
         "service[0].backend[0].state",
-        "\"active\" or \"draining\"",
+        "\"maintenance\", \"down\" or \"up\"",
     ),
     (
         "[[service.backend]]\naddress = \"10.1.0.2:80\"\n[[service.backend]]\naddress = \"10.1.0.2:80\"",

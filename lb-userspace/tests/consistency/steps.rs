@@ -168,6 +168,7 @@ impl Simulation {
         match step.kind {
             Kind::RemoveBackend => return self.change(Change::RemoveBackend(id, address)),
             Kind::Weight => weight = Some(u16::from(step.amount % 5)),
+            Kind::Drain if step.choice.is_multiple_of(4) => admin = Some(Admin::Maintenance),
             Kind::Drain => admin = Some(Admin::Draining),
             Kind::Undrain => admin = Some(Admin::Active),
             Kind::Tier => tier = Some(step.amount % 3),

@@ -14,7 +14,7 @@ use std::{path::Path, process::Stdio, time::Duration};
 
 use lb_userspace::model::{Admin, Failback, Service};
 use serde_json::{Value, json};
-use support::FakeAgent;
+use support::{FakeAgent, WEIGHT_OF_A_DRAINED};
 use tokio::{io::AsyncReadExt as _, process::Command, time::timeout};
 
 const WEB: &str = r#"
@@ -127,9 +127,9 @@ dead after   1m
 check        http:8080 /health every 1000 ms, timeout 500 ms, rise 2, fall 3
 traffic      2468 packets, 113578 bytes, 24 flows
 
-BACKEND      WEIGHT  STATE     CONDITION  SHARE  PACKETS  FLOWS  RECORDED  IN PROGRESS  LATENCY  LAST ERROR
-10.1.0.2:80       1  active    up         50.0%     1234     12         5          3/9    250µs  -
-10.1.0.3:81       3  draining  down        0.0%     1234     12         5            -        -  connection refused
+BACKEND      WEIGHT  STATE     CONDITION  SHARE  PACKETS  FLOWS  RECORDED  UNKNOWN   IN PROGRESS  LATENCY  LAST ERROR
+10.1.0.2:80       1  active    up         50.0%     1234     12         5  -                 3/9    250µs  -
+10.1.0.3:81       3  draining  down        0.0%     1234     12         5  17 slots            -        -  connection refused
 ";
     assert_eq!(
         succeed(&agent, "service show 10.0.0.1:80/tcp").await,
@@ -293,6 +293,60 @@ async fn tiers_are_given_shown_and_failed_over() {
     );
     succeed(&agent, "service set 10.0.0.1:80/tcp --failback 1m").await;
     assert_eq!(web().failback.to_string(), "1m");
+}
+
+#[tokio::test]
+async fn backends_are_forced_down_and_up_and_that_is_undone() {
+    let agent = FakeAgent::start(WEB);
+    for (verb, admin, part) in [
+        ("down", Admin::Down, "is down until `lbctl backend undrain`"),
+        ("up", Admin::Up, "is up until `lbctl backend undrain`"),
+        ("maintenance", Admin::Maintenance, "is not checked"),
+        ("drain", Admin::Draining, "takes no new flows"),
+        ("auto", Admin::Active, "is active"),
+        ("undrain", Admin::Active, "is active"),
+    ] {
+        let line = succeed(
+            &agent,
+            &format!("backend {verb} 10.0.0.1:80/tcp 10.1.0.2:80"),
+        )
+        .await;
+        assert!(line.contains(part), "{line}");
+        assert_eq!(web(&agent).backends[0].admin, admin);
+    }
+}
+
+#[tokio::test]
+async fn a_drain_is_waited_for_and_told_in_what_is_seen_and_what_is_not() {
+    let agent = FakeAgent::start(WEB);
+    const DRAIN: &str = "backend drain 10.0.0.1:80/tcp 10.1.0.2:80 --wait";
+    let ran = run(&agent.socket, &format!("{DRAIN} --timeout 1s")).await;
+    assert_eq!(ran.code, 6, "{}", ran.stderr);
+    assert_eq!(ran.stdout, "");
+    let observed = "5 flows observed; unknown: idle ones in 17 slots";
+    let expected = format!(
+        "{observed}\nerror: backend 10.1.0.2:80 of 10.0.0.1:80/tcp may still have flows after 1s ({observed}): it goes on draining\n"
+    );
+    assert_eq!(ran.stderr, expected);
+    let list = succeed(&agent, "backend list 10.0.0.1:80/tcp").await;
+    assert!(
+        list.contains("UNKNOWN") && list.contains("17 slots"),
+        "{list}"
+    );
+    let weight = WEIGHT_OF_A_DRAINED;
+    succeed(
+        &agent,
+        &format!("backend weight 10.0.0.1:80/tcp 10.1.0.2:80 {weight}"),
+    )
+    .await;
+    let ran = run(&agent.socket, DRAIN).await;
+    assert_eq!((ran.code, ran.stderr.as_str()), (0, "no flow is left\n"));
+    let without = run(
+        &agent.socket,
+        "backend drain 10.0.0.1:80/tcp 10.1.0.2:80 --timeout 1s",
+    )
+    .await;
+    assert_eq!(without.code, 2, "{}", without.stderr);
 }
 
 #[tokio::test]

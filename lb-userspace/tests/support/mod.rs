@@ -19,9 +19,9 @@ use lb_userspace::{
     },
     model::{Admin, Backend, Change, ModelError, Service, State},
     snapshot::{
-        BackendStatus, CheckStatus, ClientList, ClientRecord, Condition, FlowFilter, FlowList,
-        FlowRecord, FlowStatus, InterfaceStatus, Passed, RecordUses, ServiceStatus, Snapshot,
-        TableUse, TierStatus, Traffic,
+        BackendStatus, CheckStatus, ClientList, ClientRecord, Condition, DrainStatus, FlowFilter,
+        FlowList, FlowRecord, FlowStatus, InterfaceStatus, Passed, RecordUses, ServiceStatus,
+        Snapshot, TableUse, TierStatus, Traffic,
     },
 };
 use tempfile::TempDir;
@@ -35,6 +35,8 @@ pub const PORT_THE_KERNEL_REFUSES: u16 = 500;
 pub const PORT_WITH_A_LEAVING_BACKEND: u16 = 8_081;
 /// Backends of this weight have an agent that asks for half of it, and to be drained.
 pub const WEIGHT_OF_AN_AGENT: u16 = 77;
+/// Backends of this weight that drain have no flow any more.
+pub const WEIGHT_OF_A_DRAINED: u16 = 66;
 /// Backends on this port fail their checks.
 pub const PORT_DOWN: u16 = 81;
 
@@ -200,6 +202,7 @@ fn leaving() -> BackendStatus {
         leaving: true,
         slots: 0,
         recorded: 2,
+        drain: None,
         connections: None,
         traffic: Traffic {
             packets: 11,
@@ -273,6 +276,12 @@ fn describe(service: &Service) -> ServiceStatus {
             leaving: false,
             slots: if down { 0 } else { 502 },
             recorded: 5,
+            drain: (!matches!(backend.admin, Admin::Active | Admin::Up)).then_some(DrainStatus {
+                observed: 5,
+                unknown_slots: 17,
+                by_id: false,
+                ended: backend.weight == WEIGHT_OF_A_DRAINED,
+            }),
             connections: backend.max_connections.map(|_| 3),
             traffic: Traffic {
                 packets: 1_234,

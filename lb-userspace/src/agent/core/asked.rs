@@ -52,7 +52,8 @@ fn adapt(service: &mut Service, lead: ServiceId, asked: &AllAsked) {
         let Some(asked) = asked.get(&(lead, backend.address)) else {
             continue;
         };
-        if asked.drains() {
+        // Who is forced up is so against the word of its agent, too.
+        if asked.drains() && backend.admin == Admin::Active {
             backend.admin = Admin::Draining;
         }
         // Without a limit of its own the service may count no flows, and would have to begin by recording

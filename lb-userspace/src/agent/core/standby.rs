@@ -112,7 +112,7 @@ impl<D: Dataplane> Core<D> {
     /// Whether a backend could take new flows, its tier left aside.
     fn is_fit(&self, service: &Service, backend: &Backend) -> bool {
         let lead = self.state.lead(service.id);
-        backend.is_wanted() && !self.down.contains_key(&(lead, backend.address))
+        backend.is_wanted() && self.liveness_of((lead, backend.address)).is_none()
     }
 
     fn lay_tiers_over(&self, state: &State) -> Option<State> {
@@ -190,7 +190,7 @@ fn share_out(service: &mut Service, shares: &Shares, fit: impl Fn(&Backend) -> b
         }
     }
     for backend in &mut service.backends {
-        if share(backend.tier) == 0 && backend.admin == Admin::Active {
+        if share(backend.tier) == 0 && backend.is_wanted() {
             backend.admin = Admin::Draining;
         }
     }

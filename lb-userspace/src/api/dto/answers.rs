@@ -167,10 +167,26 @@ pub struct Backend {
     pub slots: u32,
     /// Flows recorded for it.
     pub recorded: u32,
+    /// What it still has, where it takes no new flows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain: Option<Drain>,
     /// Flows in progress, where the service counts them.
     pub connections: Option<u32>,
     /// Its traffic.
     pub traffic: Traffic,
+}
+
+/// What a backend that takes no new flows still has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drain {
+    /// Flows recorded for it at the last sweep.
+    pub observed: u32,
+    /// Slots that still lead to it: flows in them that have not spoken since are unknown.
+    pub unknown_slots: u32,
+    /// Whether connection ids may still lead packets to it.
+    pub by_id: bool,
+    /// Whether it has no flow any more, for certain.
+    pub ended: bool,
 }
 
 /// What one check says of a backend.
@@ -386,6 +402,7 @@ impl From<&snapshot::BackendStatus> for Backend {
             reachable: status.reachable,
             slots: status.slots,
             recorded: status.recorded,
+            drain: status.drain.map(Into::into),
             connections: status.connections,
             traffic: status.traffic.into(),
         }
@@ -450,6 +467,23 @@ impl From<snapshot::TierStatus> for Tier {
             healthy,
             share,
             waits,
+        }
+    }
+}
+
+impl From<snapshot::DrainStatus> for Drain {
+    fn from(status: snapshot::DrainStatus) -> Self {
+        let snapshot::DrainStatus {
+            observed,
+            unknown_slots,
+            by_id,
+            ended,
+        } = status;
+        Self {
+            observed,
+            unknown_slots,
+            by_id,
+            ended,
         }
     }
 }

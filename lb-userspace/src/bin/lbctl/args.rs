@@ -1,7 +1,7 @@
 //! The arguments and their help. Values are read by the model's own parsers, so that a bad address
 //! is refused before anyone is asked.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum, builder::TypedValueParser};
 use clap_complete::Shell;
@@ -22,6 +22,7 @@ Exit codes:
   3  no agent answers (not running, stopping, or its socket may not be used)
   4  no such service or backend
   5  refused: invalid, in conflict with what is there, or no room; nothing changed
+  6  waited for as long as --timeout says, in vain; what was asked for is in force
 
 A service is written ADDRESS:PORT/PROTOCOL, as 10.0.0.1:80/tcp or [2001:db8::1]:443/udp.
 Every change is in force in the kernel when the command returns.";
@@ -75,7 +76,7 @@ pub enum Noun {
         #[command(subcommand)]
         verb: ServiceVerb,
     },
-    /// List, add, remove, drain, weigh and limit backends, and report for them
+    /// List, add, remove, drain, force, weigh and limit backends, and report for them
     Backend {
         /// What to do.
         #[command(subcommand)]
@@ -336,13 +337,38 @@ pub enum BackendVerb {
         #[command(flatten)]
         target: Target,
     },
-    /// Give a backend no new flows
+    /// Give a backend no new flows; those that it has stay
     Drain {
         /// Which.
         #[command(flatten)]
         target: Target,
+        /// Whether to wait.
+        #[command(flatten)]
+        wait: Wait,
     },
-    /// Give a drained backend new flows again
+    /// The same, and do not check it; it has to pass its checks before it gets flows again
+    Maintenance {
+        /// Which.
+        #[command(flatten)]
+        target: Target,
+        /// Whether to wait.
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Take a backend for down, whatever its checks say, until `undrain`
+    Down {
+        /// Which.
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Take a backend for up, whatever its checks say, until `undrain`
+    Up {
+        /// Which.
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Undo drain, maintenance, down and up: its checks decide again whether it gets new flows
+    #[command(visible_alias = "auto")]
     Undrain {
         /// Which.
         #[command(flatten)]
@@ -381,6 +407,17 @@ pub enum BackendVerb {
         #[arg(value_name = "N|none", value_parser = parse_limit)]
         limit: Limit,
     },
+}
+
+/// Whether to wait until a backend has no flow any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Args)]
+pub struct Wait {
+    /// Wait until it has no flow any more for certain, and tell how far it is
+    #[arg(long)]
+    pub wait: bool,
+    /// Wait no longer than this; exit code 6 then, and it goes on draining [default: for ever]
+    #[arg(long, value_name = "TIME", value_parser = duration::parse, requires = "wait")]
+    pub timeout: Option<Duration>,
 }
 
 /// A backend of a service.

@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use crate::{
     args::{BackendVerb, Limit, Output, Target},
+    drain,
     failure::Failure,
     output,
 };
@@ -40,8 +41,19 @@ pub async fn run(client: &Client, verb: &BackendVerb, output: Output) -> Result<
             add(client, target.service, &new).await?
         }
         BackendVerb::Remove { target } => remove(client, target).await?,
-        BackendVerb::Drain { target } => drain(client, target, Admin::Draining).await?,
-        BackendVerb::Undrain { target } => drain(client, target, Admin::Active).await?,
+        BackendVerb::Drain { target, wait } => {
+            let done = set_state(client, target, Admin::Draining).await?;
+            drain::wait(client, target, *wait).await?;
+            done
+        }
+        BackendVerb::Maintenance { target, wait } => {
+            let done = set_state(client, target, Admin::Maintenance).await?;
+            drain::wait(client, target, *wait).await?;
+            done
+        }
+        BackendVerb::Down { target } => set_state(client, target, Admin::Down).await?,
+        BackendVerb::Up { target } => set_state(client, target, Admin::Up).await?,
+        BackendVerb::Undrain { target } => set_state(client, target, Admin::Active).await?,
         BackendVerb::Weight { target, weight } => weigh(client, target, *weight).await?,
         BackendVerb::Tier { target, tier } => set_tier(client, target, *tier).await?,
         BackendVerb::Limit { target, limit } => set_limit(client, target, *limit).await?,
@@ -86,7 +98,7 @@ async fn remove(client: &Client, target: &Target) -> Done {
     Ok((changed, format!("removed backend {address} from {service}")))
 }
 
-async fn drain(client: &Client, target: &Target, state: Admin) -> Done {
+async fn set_state(client: &Client, target: &Target, state: Admin) -> Done {
     let Target { service, address } = *target;
     let edit = EditBackend {
         state: Some(state),
@@ -94,9 +106,13 @@ async fn drain(client: &Client, target: &Target, state: Admin) -> Done {
     };
     let changed = client.edit_backend(service, address, &edit).await?;
     let line = match state {
-        Admin::Draining => format!("backend {address} of {service} drains: it takes no new flows"),
-        Admin::Active => format!("backend {address} of {service} is active: it takes new flows"),
+        Admin::Draining => "drains: it takes no new flows",
+        Admin::Active => "is active: it takes new flows",
+        Admin::Maintenance => "is in maintenance: it takes no new flows and is not checked",
+        Admin::Down => "is down until `lbctl backend undrain`, whatever its checks say",
+        Admin::Up => "is up until `lbctl backend undrain`, whatever its checks say",
     };
+    let line = format!("backend {address} of {service} {line}");
     Ok((changed, line))
 }
 
@@ -168,6 +184,8 @@ fn entries(services: &[Service]) -> Vec<Entry<'_>> {
 /// Places of the columns of server ids and tiers, which are there only where somebody has some.
 const SERVER_ID: usize = 2;
 const TIER: usize = 3;
+/// That of what is unknown, which is there where somebody takes no new flows.
+const UNKNOWN: usize = 11;
 
 /// The backends of `services` as a table, with or without the service's column.
 pub fn list(services: &[Service], named: bool) -> String {
@@ -183,14 +201,17 @@ pub fn list(services: &[Service], named: bool) -> String {
         "PACKETS",
         "FLOWS",
         "RECORDED",
+        "UNKNOWN",
         "IN PROGRESS",
         "LATENCY",
         "LAST ERROR",
     ];
+    let all = || services.iter().flat_map(|service| &service.backends);
     let shown = Shown {
         service: named,
         server_id: services.iter().any(|service| service.quic.is_some()),
         tier: services.iter().any(|service| !service.tiers.is_empty()),
+        unknown: all().any(|backend| backend.drain.is_some()),
     };
     let mut rows: Vec<_> = services
         .iter()
@@ -227,12 +248,14 @@ struct Shown {
     service: bool,
     server_id: bool,
     tier: bool,
+    unknown: bool,
 }
 
 impl Shown {
     /// Takes out the columns that a table goes without.
     fn shorten<T>(self, cells: &mut Vec<T>) {
         for (at, shown) in [
+            (UNKNOWN, self.unknown),
             (TIER, self.tier),
             (SERVER_ID, self.server_id),
             (0, self.service),
@@ -244,11 +267,14 @@ impl Shown {
     }
 }
 
-fn row(service: &Service, backend: &Backend) -> [String; 14] {
+fn row(service: &Service, backend: &Backend) -> [String; 15] {
     let state = match (backend.leaving, backend.state) {
         (true, _) => "leaving",
         (false, Admin::Active) => "active",
         (false, Admin::Draining) => "draining",
+        (false, Admin::Maintenance) => "maintenance",
+        (false, Admin::Down) => "forced down",
+        (false, Admin::Up) => "forced up",
     };
     let condition = match (backend.condition, backend.reachable) {
         (Condition::Up, false) => "up, no route",
@@ -268,10 +294,21 @@ fn row(service: &Service, backend: &Backend) -> [String; 14] {
         backend.traffic.packets.to_string(),
         backend.traffic.flows.to_string(),
         backend.recorded.to_string(),
+        unknown(backend),
         in_progress(backend),
         output::micros(backend.latency_us),
         backend.last_error.clone().unwrap_or_else(|| "-".to_owned()),
     ]
+}
+
+/// Where flows may be that nobody has seen since the backend takes no new ones.
+fn unknown(backend: &Backend) -> String {
+    match backend.drain {
+        None => "-".to_owned(),
+        Some(drain) if drain.ended => "none".to_owned(),
+        Some(drain) if drain.by_id => "by connection id".to_owned(),
+        Some(drain) => format!("{} slots", drain.unknown_slots),
+    }
 }
 
 /// What is configured and what the backend's agent makes of it.

@@ -18,6 +18,7 @@ use crate::{
 mod args;
 mod backend;
 mod completions;
+mod drain;
 mod failover;
 mod failure;
 mod flows;
