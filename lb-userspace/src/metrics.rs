@@ -1,7 +1,7 @@
 //! Prometheus metrics: a snapshot as text, and the server that Prometheus asks. It counts nothing
 //! itself.
 
-use std::fmt;
+use std::{fmt, time::UNIX_EPOCH};
 
 use axum::{
     Router,
@@ -21,7 +21,7 @@ use tokio::net::TcpListener;
 use crate::{
     agent::Handle,
     http,
-    model::Admin,
+    model::{Admin, name_of},
     snapshot::{
         BackendStatus, CheckStatus, Condition, FlowStatus, RecordUses, ServiceStatus, Snapshot,
         TableUse, Traffic,
@@ -322,6 +322,7 @@ impl Scrape {
             let samples = self.pool().map(|(labels, b)| (labels, read(b)));
             gauges(encoder, name, help, None, samples)?;
         }
+        self.standings(encoder)?;
         let latencies = self
             .pool()
             .filter_map(|(labels, b)| Some((labels, b.latency?.as_secs_f64())));
@@ -333,6 +334,30 @@ impl Scrape {
             Some(&Unit::Seconds),
             latencies,
         )
+    }
+
+    fn standings(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let stood = || {
+            self.pool()
+                .filter_map(|(l, b)| Some((l, b.standing.as_ref()?)))
+        };
+        let states = stood().map(|([service, backend], standing)| {
+            let state = ("state", name_of(standing.state));
+            ([service, backend, state], 1_u64)
+        });
+        let help = "1, with the state that it is in";
+        gauges(encoder, "lb_backend_state", help, None, states)?;
+        let since = stood().map(|(labels, standing)| {
+            let since = standing.since.duration_since(UNIX_EPOCH);
+            (labels, since.unwrap_or_default().as_secs_f64())
+        });
+        let help = "Since when it is in that state, in Unix time";
+        let name = "lb_backend_state_since";
+        gauges(encoder, name, help, Some(&Unit::Seconds), since)?;
+        let help = "Backends that turned and tiers that took over, since the agent started";
+        encoder
+            .encode_descriptor("lb_events", help, None, MetricType::Counter)?
+            .encode_counter::<NoLabelSet, _, u64>(&self.0.events, None)
     }
 
     fn checks(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {

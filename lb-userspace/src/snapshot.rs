@@ -3,8 +3,11 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
+
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
 
 use crate::health::reply::Asked;
 use crate::model::{Backend, Service, ServiceId};
@@ -84,6 +87,8 @@ pub struct BackendStatus {
     pub backend: Backend,
     /// What the checks say.
     pub condition: Condition,
+    /// Its state, since when, and why; nothing before it was looked at.
+    pub standing: Option<Standing>,
     /// Why the last probe failed, where it did.
     pub last_error: Option<String>,
     /// How long the last successful probe took.
@@ -106,6 +111,98 @@ pub struct BackendStatus {
     pub connections: Option<u32>,
     /// Its traffic.
     pub traffic: Traffic,
+}
+
+/// What a backend is at present, all considered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum BackendState {
+    /// Not checked yet; takes new flows.
+    Starting,
+    /// Takes new flows.
+    Up,
+    /// The same, but a check has failed since it passed last.
+    Suspect,
+    /// Fails its checks, or counts as down by hand.
+    Down,
+    /// Takes no new flows, as somebody or its agent asked.
+    Draining,
+    /// The same, and it is not checked.
+    Maintenance,
+    /// Could take new flows, which its tier does not get at present.
+    Standby,
+}
+
+/// A backend's state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standing {
+    /// Which.
+    pub state: BackendState,
+    /// Why.
+    pub reason: String,
+    /// Since when.
+    pub since: SystemTime,
+}
+
+/// What happened in an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Happened {
+    /// A backend is in another state.
+    Turned {
+        /// Which.
+        backend: SocketAddr,
+        /// What it was.
+        from: BackendState,
+        /// What it is.
+        to: BackendState,
+    },
+    /// New flows go to tiers in other shares.
+    Tiers,
+}
+
+/// An event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EventRecord {
+    /// Counted from 1, since the agent started.
+    pub number: u64,
+    /// When it was noticed.
+    pub at: SystemTime,
+    /// The service, or the first of its group.
+    pub service: ServiceId,
+    /// What happened.
+    pub what: Happened,
+    /// Why.
+    pub reason: String,
+}
+
+/// Which events are asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EventFilter {
+    /// Of this service.
+    pub service: Option<ServiceId>,
+    /// After the one of this number.
+    pub after: Option<u64>,
+    /// The last so many.
+    pub limit: usize,
+}
+
+impl EventFilter {
+    /// Whether it lets an event through.
+    pub fn matches(&self, event: &EventRecord) -> bool {
+        self.service.is_none_or(|service| service == event.service)
+            && self.after.is_none_or(|after| event.number > after)
+    }
+}
+
+/// Events, and what is beside them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EventList {
+    /// Oldest first.
+    pub events: Vec<EventRecord>,
+    /// The number of the last event there was, whichever service it is of.
+    pub last: u64,
+    /// Events after the one asked for that are kept no more.
+    pub lost: u64,
 }
 
 /// What a backend that takes no new flows still has.
@@ -332,6 +429,8 @@ pub struct Snapshot {
     pub established: TableUse,
     /// The table of half-open flows.
     pub half_open: TableUse,
+    /// Events since the agent started.
+    pub events: u64,
     /// Packets dropped, by the reason's name; every reason is listed.
     pub drops: Vec<(&'static str, u64)>,
 }

@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use lb_userspace::{
     agent::{Handle, Request},
@@ -11,8 +11,8 @@ use lb_userspace::{
     metrics,
     model::{Admin, Backend, Service},
     snapshot::{
-        BackendStatus, CheckStatus, Condition, FlowStatus, Passed, RecordUses, ServiceStatus,
-        Snapshot, TableUse, TierStatus, Traffic,
+        BackendState, BackendStatus, CheckStatus, Condition, FlowStatus, Passed, RecordUses,
+        ServiceStatus, Snapshot, Standing, TableUse, TierStatus, Traffic,
     },
 };
 use tokio::{
@@ -61,6 +61,11 @@ fn snapshot() -> Snapshot {
     let backend = |index: usize, condition, slots, latency| BackendStatus {
         backend: service.backends[index].clone(),
         condition,
+        standing: Some(Standing {
+            state: BackendState::Suspect,
+            reason: "timed out".to_owned(),
+            since: SystemTime::UNIX_EPOCH + Duration::from_millis(1_500),
+        }),
         last_error: None,
         latency,
         checks: vec![CheckStatus {
@@ -119,6 +124,7 @@ fn snapshot() -> Snapshot {
             entries: 50,
             capacity: 50,
         },
+        events: 9,
         drops: vec![("no_backend", 3), ("malformed", 0)],
     }
 }
@@ -146,6 +152,7 @@ fn leaving() -> BackendStatus {
             tier: 0,
         },
         condition: Condition::Down,
+        standing: None,
         last_error: None,
         latency: None,
         checks: Vec::new(),
@@ -217,6 +224,9 @@ fn the_page_holds_every_figure_of_the_snapshot() {
         format!("lb_slots_passed_total{{{service},phase=\"steady\"}} 27"),
         format!("lb_slots_passed_total{{{service},phase=\"moving\"}} 30"),
         format!("lb_slots_passed_total{{{service},phase=\"settling\"}} 28"),
+        format!("lb_backend_state{{{first},state=\"suspect\"}} 1"),
+        format!("lb_backend_state_since_seconds{{{first}}} 1.5"),
+        "lb_events_total 9".to_owned(),
         format!("lb_tier_share_ratios{{{service},tier=\"1\"}} 0.25"),
         format!("lb_tier_healthy_backends{{{service},tier=\"0\"}} 1"),
         format!("lb_backend_recorded_flows{{{first}}} 6"),

@@ -87,7 +87,9 @@ fn a_backend_in_maintenance_is_not_asked_and_comes_back_by_its_checks() -> Resul
             assert!(!takes_flows(&stage, &service)?);
             stage.servers[0].kill();
             // Several checks' time, in none of which anybody finds that out.
-            thread::sleep(Duration::from_millis(5 * u64::from(Health::HTTP.interval_ms)));
+            thread::sleep(Duration::from_millis(
+                5 * u64::from(Health::HTTP.interval_ms),
+            ));
             let first = || stage.backend(&service, web_address(1));
             assert!(first()?.is_some_and(|b| b["condition"] != "down"));
             of_first(&stage, &service, "undrain")?;

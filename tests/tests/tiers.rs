@@ -73,6 +73,28 @@ fn only_of<const N: usize>(held: Held, killed: [u8; N]) -> Result<HeldReport> {
     Ok(lives)
 }
 
+/// Backend 1 is down and the standby has its part, in states as in events.
+fn assert_told(stage: &Stage, service: &Service) -> Result<()> {
+    for (n, state) in [(1, "down"), (2, "up"), (3, "up")] {
+        let backend = stage.backend(service, web_address(n))?;
+        let standing = backend.map(|backend| backend["standing"]["state"].clone());
+        assert_eq!(standing, Some(state.into()), "backend {n}");
+    }
+    let events = stage
+        .agent
+        .lbctl_json(&["events", "--service", &service.vip])?;
+    let turned = |n: u8, from: &str, to: &str| {
+        let address = web_address(n).to_string();
+        let mut events = events["events"].as_array().into_iter().flatten();
+        events.any(|e| e["backend"] == address && e["from"] == from && e["to"] == to)
+    };
+    assert!(
+        turned(1, "suspect", "down") && turned(3, "standby", "up"),
+        "{events}"
+    );
+    Ok(())
+}
+
 #[test]
 fn a_standby_takes_over_and_gives_back_without_breaking_a_connection_of_anybody_else() -> Result<()>
 {
@@ -86,6 +108,7 @@ fn a_standby_takes_over_and_gives_back_without_breaking_a_connection_of_anybody_
             kill(&mut stage, &service, 1)?;
             // Half of the primaries are fewer than 70%.
             assert_eq!(answering(&stage, &service)?, names([2, 3]));
+            assert_told(&stage, &service)?;
             let second = hold(&stage, &service)?;
             settle();
             let lives = only_of(first, [1])?;

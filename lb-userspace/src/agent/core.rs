@@ -6,6 +6,7 @@ mod drain;
 mod forced;
 mod loads;
 mod standby;
+mod standing;
 mod status;
 mod targets;
 
@@ -18,7 +19,7 @@ use std::{
 
 use lb_common::tables::{Tick, state};
 
-use self::{asked::AllAsked, standby::Tiers};
+use self::{asked::AllAsked, standby::Tiers, standing::Told};
 use super::ChangeError;
 use crate::{
     config::Tunnel,
@@ -110,6 +111,8 @@ pub struct Core<D> {
     told: bool,
     /// What backends' agents ask for.
     asked: AllAsked,
+    /// What was told of backends, and what is to be.
+    chronicle: Told,
     /// Who takes which share of new flows.
     tiers: Tiers,
     /// The state as both would have it, where that is another.
@@ -140,6 +143,7 @@ impl<D: Dataplane> Core<D> {
             state: State::default(),
             told: false,
             asked: AllAsked::new(),
+            chronicle: Told::default(),
             tiers: Tiers::default(),
             adapted: None,
             checked: BTreeMap::new(),
@@ -238,6 +242,7 @@ impl<D: Dataplane> Core<D> {
             return Err(error);
         }
         self.told = true;
+        self.chronicle.touch_all();
         let keys = self.keys();
         self.checked
             .retain(|target, _| keys.contains(&(target.service, target.address)));
@@ -433,6 +438,7 @@ impl<D: Dataplane> Core<D> {
     pub fn age(&mut self) -> bool {
         let dead = self.mark_the_long_down();
         for &(id, address) in &dead {
+            self.chronicle.touch((id, address));
             self.mark(id, address);
         }
         !dead.is_empty() || self.failback_is_due()
@@ -450,6 +456,7 @@ impl<D: Dataplane> Core<D> {
         {
             return false;
         }
+        self.chronicle.touch((service, address));
         let asked = self.hear(service, address, event.asked);
         let checked = Checked {
             condition: event.condition,

@@ -22,8 +22,8 @@ use tokio::{net::UnixStream, time::timeout};
 use super::{
     VERSION,
     dto::{
-        Backend, Changed, ClientQuery, Clients, EditBackend, EditService, FailOver, FlowQuery,
-        Flows, Heard, NewBackend, NewService, Refusal, Service, Status,
+        Backend, Changed, ClientQuery, Clients, EditBackend, EditService, EventQuery, Events,
+        FailOver, FlowQuery, Flows, Heard, NewBackend, NewService, Refusal, Service, Status,
     },
 };
 use crate::model::ServiceId;
@@ -155,6 +155,15 @@ impl Client {
     /// Why there is no answer.
     pub async fn clients(&self, query: &ClientQuery) -> Answer<Clients> {
         self.ask(Method::GET, &clients_path(query), Bytes::new())
+            .await
+    }
+
+    /// What has happened lately.
+    ///
+    /// # Errors
+    /// Why there is no answer.
+    pub async fn events(&self, query: &EventQuery) -> Answer<Events> {
+        self.ask(Method::GET, &events_path(query), Bytes::new())
             .await
     }
 
@@ -345,6 +354,20 @@ fn flows_path(query: &FlowQuery) -> String {
         ("limit", limit.map(|limit| limit.to_string())),
     ];
     format!("/flows?{}", query_string(given))
+}
+
+fn events_path(query: &EventQuery) -> String {
+    let EventQuery {
+        service,
+        after,
+        limit,
+    } = query;
+    let given = [
+        ("service", service.map(|id| id.to_string())),
+        ("after", after.map(|after| after.to_string())),
+        ("limit", limit.map(|limit| limit.to_string())),
+    ];
+    format!("/events?{}", query_string(given))
 }
 
 fn clients_path(query: &ClientQuery) -> String {

@@ -5,6 +5,7 @@
 
 mod answers;
 mod clients;
+mod events;
 mod flows;
 mod requests;
 
@@ -13,6 +14,7 @@ pub use answers::{
     Service, Status, Subject, Tally, Tier, Traffic,
 };
 pub use clients::{Client, ClientQuery, Clients};
+pub use events::{DEFAULT_EVENTS, Event, EventQuery, Events, Standing};
 pub use flows::{
     DEFAULT_FLOWS, Flow, FlowQuery, FlowTables, Flows, MAX_FLOWS, Passed, Phase, ServiceFlows,
     TableUse,

@@ -48,6 +48,7 @@ fn router(handle: Handle) -> Router {
         .route("/services", get(services).post(add_service))
         .route("/flows", get(flows))
         .route("/clients", get(clients))
+        .route("/events", get(events))
         .route(
             "/services/{id}",
             get(service).patch(edit_service).delete(remove_service),
@@ -110,6 +111,15 @@ async fn clients(
     check_names(&handle, query.service, query.backend).await?;
     let filter = query.into_filter().map_err(ApiError::malformed)?;
     Ok(Json(handle.clients(filter).await?.into()))
+}
+
+async fn events(
+    State(handle): State<Handle>,
+    query: Result<Query<dto::EventQuery>, QueryRejection>,
+) -> Answer<Json<dto::Events>> {
+    let Query(query) = query.map_err(|error| ApiError::malformed(error.body_text()))?;
+    check_names(&handle, query.service, None).await?;
+    Ok(Json(handle.events(query.into()).await?.into()))
 }
 
 /// Nobody's flows and a misspelt name look alike otherwise.
@@ -264,7 +274,7 @@ fn changed(action: Action, service: ServiceId, backend: Option<SocketAddr>) -> J
 
 async fn no_route(uri: Uri) -> Response {
     let message = format!(
-        "no path {}: there are {VERSION}/status, {VERSION}/metrics, {VERSION}/flows, {VERSION}/clients and {VERSION}/services[/ID[/failover|/backends[/ADDRESS[/heartbeat]]]], ID percent-encoded as in 10.0.0.1:80%2Ftcp",
+        "no path {}: there are {VERSION}/status, {VERSION}/metrics, {VERSION}/flows, {VERSION}/clients, {VERSION}/events and {VERSION}/services[/ID[/failover|/backends[/ADDRESS[/heartbeat]]]], ID percent-encoded as in 10.0.0.1:80%2Ftcp",
         uri.path()
     );
     ApiError::new(StatusCode::NOT_FOUND, "no_route", message).into_response()

@@ -16,7 +16,8 @@ use lb_userspace::{
     api::{
         client::{Client, ClientError},
         dto::{
-            Action, Condition, EditBackend, EditService, FlowQuery, NewBackend, NewService, Phase,
+            Action, Condition, EditBackend, EditService, EventQuery, FlowQuery, NewBackend,
+            NewService, Phase,
         },
     },
     model::{Admin, Failback, Mode, Scheduler, ServiceId},
@@ -471,6 +472,14 @@ async fn the_client_speaks_every_route() {
     let failed_over = client.fail_over(dns, 2).await.unwrap().changed;
     assert_eq!(failed_over.tier, Some(2));
     assert_eq!(client.service(dns).await.unwrap().from_tier, 2);
+    let query = EventQuery {
+        service: Some(web),
+        after: Some(1),
+        limit: Some(5),
+    };
+    let events = client.events(&query).await.unwrap();
+    assert_eq!((events.last, events.lost, events.events.len()), (2, 0, 1));
+    assert_eq!(events.events[0].reason, "100% to tier 1");
     let query = FlowQuery {
         service: Some(dns),
         backend: Some(address),

@@ -127,7 +127,7 @@ dead after   1m
 check        http:8080 /health every 1000 ms, timeout 500 ms, rise 2, fall 3
 traffic      2468 packets, 113578 bytes, 24 flows
 
-BACKEND      WEIGHT  STATE     CONDITION  SHARE  PACKETS  FLOWS  RECORDED  UNKNOWN   IN PROGRESS  LATENCY  LAST ERROR
+BACKEND      WEIGHT  STATE     CONDITION  SHARE  PACKETS  FLOWS  RECORDED  UNKNOWN   IN PROGRESS  LATENCY  REASON
 10.1.0.2:80       1  active    up         50.0%     1234     12         5  -                 3/9    250µs  -
 10.1.0.3:81       3  draining  down        0.0%     1234     12         5  17 slots            -        -  connection refused
 ";
@@ -339,6 +339,11 @@ async fn a_drain_is_waited_for_and_told_in_what_is_seen_and_what_is_not() {
         &format!("backend weight 10.0.0.1:80/tcp 10.1.0.2:80 {weight}"),
     )
     .await;
+    let list = succeed(&agent, "backend list 10.0.0.1:80/tcp").await;
+    assert!(
+        list.contains("  draining 5m  ") && list.contains("by hand"),
+        "{list}"
+    );
     let ran = run(&agent.socket, DRAIN).await;
     assert_eq!((ran.code, ran.stderr.as_str()), (0, "no flow is left\n"));
     let without = run(
@@ -347,6 +352,31 @@ async fn a_drain_is_waited_for_and_told_in_what_is_seen_and_what_is_not() {
     )
     .await;
     assert_eq!(without.code, 2, "{}", without.stderr);
+}
+
+#[tokio::test]
+async fn events_are_lines_or_json_and_go_on_as_they_come() {
+    let agent = FakeAgent::start(WEB);
+    let first = "2023-11-14T22:13:20.123Z  10.0.0.1:80/tcp  10.1.0.3:81  suspect -> down: connection refused\n";
+    let second = "2023-11-14T22:13:20.123Z  10.0.0.1:80/tcp  new flows: 100% to tier 1\n";
+    assert_eq!(succeed(&agent, "events").await, format!("{first}{second}"));
+    let of_web = succeed(&agent, "events --service 10.0.0.1:80/tcp --limit 1").await;
+    assert_eq!(of_web, second);
+    let json = succeed_json(&agent, "events").await;
+    assert_eq!(
+        (&json["last"], &json["events"][0]["to"]),
+        (&json!(2), &json!("down"))
+    );
+    let mut child = lbctl(&agent.socket, "events --follow")
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut seen = vec![0; first.len() + second.len()];
+    let mut out = child.stdout.take().unwrap();
+    let read = timeout(Duration::from_secs(60), out.read_exact(&mut seen)).await;
+    read.unwrap().unwrap();
+    assert_eq!(String::from_utf8(seen).unwrap(), format!("{first}{second}"));
+    assert!(child.try_wait().unwrap().is_none(), "it goes on");
 }
 
 #[tokio::test]

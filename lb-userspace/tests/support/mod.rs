@@ -7,11 +7,11 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use lb_userspace::{
-    agent::{ChangeError, Handle, Request},
+    agent::{ChangeError, Handle, Request, journal::Journal},
     api,
     health::{
         Target,
@@ -19,9 +19,9 @@ use lb_userspace::{
     },
     model::{Admin, Backend, Change, ModelError, Service, State},
     snapshot::{
-        BackendStatus, CheckStatus, ClientList, ClientRecord, Condition, DrainStatus, FlowFilter,
-        FlowList, FlowRecord, FlowStatus, InterfaceStatus, Passed, RecordUses, ServiceStatus,
-        Snapshot, TableUse, TierStatus, Traffic,
+        BackendState, BackendStatus, CheckStatus, ClientList, ClientRecord, Condition, DrainStatus,
+        FlowFilter, FlowList, FlowRecord, FlowStatus, Happened, InterfaceStatus, Passed,
+        RecordUses, ServiceStatus, Snapshot, Standing, TableUse, TierStatus, Traffic,
     },
 };
 use tempfile::TempDir;
@@ -122,6 +122,9 @@ async fn run(
             Request::Group(name, reply) => {
                 let _ = reply.send(state.lock().unwrap().of_group(&name).cloned());
             }
+            Request::Events(filter, reply) => {
+                let _ = reply.send(events().list(&filter));
+            }
             Request::Flows(filter, reply) => {
                 let _ = reply.send(Ok(flows(&state.lock().unwrap(), filter)));
             }
@@ -134,6 +137,22 @@ async fn run(
             Request::BeatFrom(..) => {}
         }
     }
+}
+
+/// A standby that took over: two events.
+fn events() -> Journal {
+    let mut journal = Journal::default();
+    let at = SystemTime::UNIX_EPOCH + Duration::from_millis(1_700_000_000_123);
+    let service = "10.0.0.1:80/tcp".parse().unwrap();
+    let turned = Happened::Turned {
+        backend: "10.1.0.3:81".parse().unwrap(),
+        from: BackendState::Suspect,
+        to: BackendState::Down,
+    };
+    journal.record(at, service, turned, "connection refused".to_owned());
+    let shares = "100% to tier 1".to_owned();
+    journal.record(at, service, Happened::Tiers, shares);
+    journal
 }
 
 fn beat(state: &State, target: Target) -> Result<(), ChangeError> {
@@ -177,6 +196,7 @@ fn snapshot(state: &State) -> Snapshot {
             entries: 65_536,
             capacity: 65_536,
         },
+        events: 9,
         drops: vec![("no_backend", 3), ("malformed", 0)],
     }
 }
@@ -194,6 +214,7 @@ fn leaving() -> BackendStatus {
             tier: 0,
         },
         condition: Condition::Down,
+        standing: None,
         last_error: None,
         latency: None,
         checks: Vec::new(),
@@ -264,6 +285,11 @@ fn describe(service: &Service) -> ServiceStatus {
         BackendStatus {
             backend: backend.clone(),
             condition: if down { Condition::Down } else { Condition::Up },
+            standing: (backend.weight == WEIGHT_OF_A_DRAINED).then(|| Standing {
+                state: BackendState::Draining,
+                reason: "by hand".to_owned(),
+                since: SystemTime::now() - Duration::from_secs(330),
+            }),
             last_error: down.then(|| "connection refused".to_owned()),
             latency: (!down).then_some(Duration::from_micros(250)),
             checks: checks(service, down),

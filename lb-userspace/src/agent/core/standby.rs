@@ -66,7 +66,7 @@ impl<D: Dataplane> Core<D> {
     fn turn_tiers(&mut self, asked: Option<&State>) {
         let mut before = std::mem::take(&mut self.tiers);
         let now = self.dataplane.now();
-        let mut after = Tiers::default();
+        let (mut after, mut news) = (Tiers::default(), Vec::new());
         for service in self.state.services() {
             let lead = service.id;
             if self.state.lead(lead) != lead || !has_tiers(service) {
@@ -81,11 +81,30 @@ impl<D: Dataplane> Core<D> {
             };
             let mut machine = before.machines.remove(&lead).unwrap_or_default();
             let shares = machine.turn(&weights, policy, now);
-            tell(service, before.shares.get(&lead), &shares);
+            news.push((lead, before.shares.remove(&lead), shares.clone()));
             after.machines.insert(lead, machine);
             after.shares.insert(lead, shares);
         }
         self.tiers = after;
+        for (lead, before, after) in news {
+            self.chronicle.note_shares(lead, before.as_ref(), &after);
+        }
+    }
+
+    /// Why a tier gets no new flows, where it gets none.
+    pub(super) fn stands_by(&self, service: &Service, tier: u8) -> Option<String> {
+        let shares = self.tiers.shares.get(&service.id)?;
+        if shares.get(&tier).is_none_or(|&share| share > 0) {
+            return None;
+        }
+        let machine = self.tiers.machines.get(&service.id);
+        Some(if tier < service.from_tier {
+            format!("failed over to tier {} by hand", service.from_tier)
+        } else if machine.is_some_and(|machine| machine.waits(tier)) {
+            format!("tier {tier} waits for its failback")
+        } else {
+            format!("tier {tier} is not needed")
+        })
     }
 
     /// What each tier of a service weighs, and how much of it can take new flows; `over` is the service as
@@ -193,22 +212,6 @@ fn share_out(service: &mut Service, shares: &Shares, fit: impl Fn(&Backend) -> b
         if share(backend.tier) == 0 && backend.is_wanted() {
             backend.admin = Admin::Draining;
         }
-    }
-}
-
-/// Says which tiers get flows, where that is news.
-fn tell(service: &Service, before: Option<&Shares>, after: &Shares) {
-    if before == Some(after) {
-        return;
-    }
-    let parts = after.iter().filter(|(_, share)| **share > 0);
-    let parts: Vec<String> = parts
-        .map(|(tier, &share)| format!("{tier}: {}%", f64::from(share) / 10.0))
-        .collect();
-    let service = service.id;
-    match &parts[..] {
-        [] => tracing::warn!(%service, "no tier can take new flows"),
-        parts => tracing::info!(%service, tiers = parts.join(", "), "new flows by tier"),
     }
 }
 

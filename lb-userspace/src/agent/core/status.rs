@@ -49,6 +49,7 @@ impl<D: Dataplane> Core<D> {
                 entries: self.census.half_open,
                 capacity: self.dataplane.capacity().half_open,
             },
+            events: self.chronicle.events(),
             drops: drops.collect(),
         }
     }
@@ -124,6 +125,11 @@ impl<D: Dataplane> Core<D> {
             } else {
                 self.condition(service, address)
             },
+            standing: if leaving {
+                None
+            } else {
+                self.standing((lead, address))
+            },
             last_error: self
                 .unusable(service, address)
                 .or_else(|| checked.and_then(|checked| checked.error.clone())),
@@ -146,7 +152,7 @@ impl<D: Dataplane> Core<D> {
     }
 
     /// Why the service's mode cannot use the way to a backend.
-    fn unusable(&self, service: &Service, address: SocketAddr) -> Option<String> {
+    pub(super) fn unusable(&self, service: &Service, address: SocketAddr) -> Option<String> {
         let known = self.next_hops.contains_key(&address.ip());
         let usable = next_hop(&self.next_hops, service.mode, address.ip()).is_some();
         (known && !usable).then(|| {

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::{EditService, FlowTables, ServiceFlows, millis, requests::given};
+use super::{EditService, FlowTables, ServiceFlows, Standing, millis, requests::given};
 use crate::{
     health::reply::{self, Wants},
     model::{
@@ -151,6 +151,9 @@ pub struct Backend {
     pub leaving: bool,
     /// What the checks say.
     pub condition: Condition,
+    /// Its state, all considered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub standing: Option<Standing>,
     /// Why the last check failed, where it did.
     pub last_error: Option<String>,
     /// How long the last successful check took.
@@ -395,6 +398,7 @@ impl From<&snapshot::BackendStatus> for Backend {
             tier: status.backend.tier,
             leaving: status.leaving,
             condition: status.condition.into(),
+            standing: status.standing.as_ref().map(Into::into),
             last_error: status.last_error.clone(),
             latency_us: status.latency.and_then(micros),
             checks: status.checks.iter().map(Into::into).collect(),

@@ -6,7 +6,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum, builder::TypedValueParser};
 use clap_complete::Shell;
 use lb_userspace::{
-    api::dto::{DEFAULT_FLOWS, MAX_FLOWS, NewBackend, Phase},
+    api::dto::{DEFAULT_EVENTS, DEFAULT_FLOWS, MAX_FLOWS, NewBackend, Phase},
     config, duration, instance,
     model::{
         self, Admin, Check, Combine, Failback, FlowState, MAX_TIER, MAX_WEIGHT, Mode, ModelError,
@@ -101,6 +101,8 @@ pub enum Noun {
         #[arg(value_name = "SERVICE")]
         id: ServiceId,
     },
+    /// Show what has happened lately: backends that turned, tiers that took over
+    Events(Events),
     /// List or count recorded flows, or remembered clients
     Flows(Flows),
     /// Print completions for a shell
@@ -238,6 +240,20 @@ pub struct SettingsArgs {
     /// When a tier that could not carry its flows gets them back: automatic, manual, or after a time as 30s [default: automatic]
     #[arg(long, value_name = "WHEN", value_parser = parse_failback)]
     pub failback: Option<Failback>,
+}
+
+/// Which events to show.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct Events {
+    /// Of this service: ADDRESS:PORT/PROTOCOL
+    #[arg(long)]
+    pub service: Option<ServiceId>,
+    /// Show at most so many, the last ones
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_EVENTS)]
+    pub limit: usize,
+    /// Go on with new ones as they come
+    #[arg(long)]
+    pub follow: bool,
 }
 
 /// Which recorded flows to show.

@@ -1,13 +1,16 @@
 //! `lbctl backend`.
 
-use std::fmt::Display;
+use std::{
+    fmt::Display,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use lb_userspace::{
     api::{
         client::Client,
         dto::{Backend, Changed, CheckStatus, Condition, EditBackend, NewBackend, Service},
     },
-    model::{Admin, ServiceId},
+    model::{Admin, ServiceId, name_of},
 };
 use serde::Serialize;
 
@@ -184,8 +187,10 @@ fn entries(services: &[Service]) -> Vec<Entry<'_>> {
 /// Places of the columns of server ids and tiers, which are there only where somebody has some.
 const SERVER_ID: usize = 2;
 const TIER: usize = 3;
+/// That of states, which former agents do not tell.
+const STANDING: usize = 7;
 /// That of what is unknown, which is there where somebody takes no new flows.
-const UNKNOWN: usize = 11;
+const UNKNOWN: usize = 12;
 
 /// The backends of `services` as a table, with or without the service's column.
 pub fn list(services: &[Service], named: bool) -> String {
@@ -197,6 +202,7 @@ pub fn list(services: &[Service], named: bool) -> String {
         "WEIGHT",
         "STATE",
         "CONDITION",
+        "STANDING",
         "SHARE",
         "PACKETS",
         "FLOWS",
@@ -204,13 +210,14 @@ pub fn list(services: &[Service], named: bool) -> String {
         "UNKNOWN",
         "IN PROGRESS",
         "LATENCY",
-        "LAST ERROR",
+        "REASON",
     ];
     let all = || services.iter().flat_map(|service| &service.backends);
     let shown = Shown {
         service: named,
         server_id: services.iter().any(|service| service.quic.is_some()),
         tier: services.iter().any(|service| !service.tiers.is_empty()),
+        standing: all().any(|backend| backend.standing.is_some()),
         unknown: all().any(|backend| backend.drain.is_some()),
     };
     let mut rows: Vec<_> = services
@@ -248,6 +255,7 @@ struct Shown {
     service: bool,
     server_id: bool,
     tier: bool,
+    standing: bool,
     unknown: bool,
 }
 
@@ -256,6 +264,7 @@ impl Shown {
     fn shorten<T>(self, cells: &mut Vec<T>) {
         for (at, shown) in [
             (UNKNOWN, self.unknown),
+            (STANDING, self.standing),
             (TIER, self.tier),
             (SERVER_ID, self.server_id),
             (0, self.service),
@@ -267,7 +276,7 @@ impl Shown {
     }
 }
 
-fn row(service: &Service, backend: &Backend) -> [String; 15] {
+fn row(service: &Service, backend: &Backend) -> [String; 16] {
     let state = match (backend.leaving, backend.state) {
         (true, _) => "leaving",
         (false, Admin::Active) => "active",
@@ -290,6 +299,7 @@ fn row(service: &Service, backend: &Backend) -> [String; 15] {
         with_asked(backend.weight, percent_asked(backend)),
         with_asked(state, backend.asked.and_then(|asked| asked.wants)),
         condition.to_owned(),
+        standing(backend),
         output::percent(backend.slots, service.ring_size),
         backend.traffic.packets.to_string(),
         backend.traffic.flows.to_string(),
@@ -297,8 +307,28 @@ fn row(service: &Service, backend: &Backend) -> [String; 15] {
         unknown(backend),
         in_progress(backend),
         output::micros(backend.latency_us),
-        backend.last_error.clone().unwrap_or_else(|| "-".to_owned()),
+        reason(backend),
     ]
+}
+
+/// Its state and how long it has been in that.
+fn standing(backend: &Backend) -> String {
+    let Some(standing) = &backend.standing else {
+        return "-".to_owned();
+    };
+    let since = UNIX_EPOCH + Duration::from_millis(standing.since_ms);
+    let passed = SystemTime::now().duration_since(since).unwrap_or_default();
+    let passed = humantime::format_duration(Duration::from_secs(passed.as_secs())).to_string();
+    // The largest unit will do.
+    let passed = passed.split(' ').next().unwrap_or_default();
+    format!("{} {passed}", name_of(standing.state))
+}
+
+/// Why it is in that state.
+fn reason(backend: &Backend) -> String {
+    let standing = backend.standing.as_ref().map(|told| told.reason.clone());
+    let reason = standing.or_else(|| backend.last_error.clone());
+    reason.unwrap_or_else(|| "-".to_owned())
 }
 
 /// Where flows may be that nobody has seen since the backend takes no new ones.

@@ -73,6 +73,6 @@ pub fn millis(time: u64) -> String {
 }
 
 /// What a backend says ends up on a terminal: nothing in it may move the cursor or end the line.
-fn printable(text: &str) -> String {
+pub fn printable(text: &str) -> String {
     text.replace(char::is_control, " ")
 }
