@@ -20,6 +20,7 @@ use tokio::net::TcpListener;
 
 use crate::{
     agent::Handle,
+    capacity::{self, Capacity},
     http,
     model::{Admin, name_of},
     snapshot::{
@@ -86,6 +87,7 @@ impl Collector for Scrape {
         self.record_uses(&mut encoder)?;
         self.slots(&mut encoder)?;
         self.tiers(&mut encoder)?;
+        self.capacity(&mut encoder)?;
         self.backend_traffic(&mut encoder)?;
         self.backend_flows(&mut encoder)?;
         self.backend_state(&mut encoder)?;
@@ -249,6 +251,36 @@ impl Scrape {
         });
         let help = "Slots that have entered each phase since the agent started";
         counters(encoder, "lb_slots_passed", help, passed)
+    }
+
+    fn capacity(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let known: Vec<_> = self
+            .pools()
+            .filter_map(|service| Some((service_labels(service), capacity::of(service)?)))
+            .collect();
+        type Share = (&'static str, &'static str, fn(&Capacity) -> Option<u64>);
+        let figures: [Share; 2] = [
+            (
+                "lb_service_utilisation",
+                "Flows in progress over max_connections of the backends that take new ones",
+                |c| c.utilisation,
+            ),
+            (
+                "lb_service_imbalance",
+                "The most loaded backend for its weight over the mean",
+                |c| c.imbalance,
+            ),
+        ];
+        for (name, help, read) in figures {
+            let each = known.iter();
+            let samples = each.filter_map(|(l, c)| Some((l.clone(), read(c)? as f64 / 1_000.0)));
+            gauges(encoder, name, help, Some(&Unit::Ratios), samples)?;
+        }
+        let each = known.into_iter();
+        let headroom = each.filter_map(|(l, c)| Some((l, c.headroom? as u64)));
+        let name = "lb_service_headroom_backends";
+        let help = "Backends that can fail before the others and standbys cannot carry the load";
+        gauges(encoder, name, help, None, headroom)
     }
 
     fn tiers(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {

@@ -4,6 +4,7 @@
 //! them, so that an older client understands a newer agent.
 
 mod answers;
+mod capacity;
 mod clients;
 mod events;
 mod flows;
@@ -13,6 +14,7 @@ pub use answers::{
     Action, Asked, Backend, Changed, CheckStatus, Condition, Drain, Heard, Interface, Refusal,
     Service, Status, Subject, Tally, Tier, Traffic,
 };
+pub use capacity::{Capacity, Of, Worst};
 pub use clients::{Client, ClientQuery, Clients};
 pub use events::{DEFAULT_EVENTS, Event, EventQuery, Events, Standing};
 pub use flows::{

@@ -14,7 +14,7 @@ use std::{path::Path, process::Stdio, time::Duration};
 
 use lb_userspace::model::{Admin, Failback, Service};
 use serde_json::{Value, json};
-use support::{FakeAgent, WEIGHT_OF_A_DRAINED};
+use support::{FakeAgent, WEIGHT_OF_A_DRAINED, WEIGHT_OF_ONE_THAT_IS_UP};
 use tokio::{io::AsyncReadExt as _, process::Command, time::timeout};
 
 const WEB: &str = r#"
@@ -377,6 +377,26 @@ async fn events_are_lines_or_json_and_go_on_as_they_come() {
     read.unwrap().unwrap();
     assert_eq!(String::from_utf8(seen).unwrap(), format!("{first}{second}"));
     assert!(child.try_wait().unwrap().is_none(), "it goes on");
+}
+
+#[tokio::test]
+async fn what_pools_carry_and_can_lose_is_shown() {
+    let agent = FakeAgent::start("");
+    let add = format!(
+        "service add 10.0.0.1:80/tcp --mode ipip \
+         --backend 10.1.0.2:80,weight={WEIGHT_OF_ONE_THAT_IS_UP},max-connections=9 \
+         --backend 10.1.0.3:80,weight={WEIGHT_OF_ONE_THAT_IS_UP},max-connections=7"
+    );
+    succeed(&agent, &add).await;
+    let shown = succeed(&agent, "service show 10.0.0.1:80/tcp").await;
+    let capacity = "capacity     6 of 16 flows (37.5%), imbalance 1.00, headroom 1 backends\n";
+    assert!(shown.contains(capacity), "{shown}");
+    let status = succeed(&agent, "status").await;
+    let worst = "capacity     at most 37.5% used (10.0.0.1:80/tcp), imbalance up to 1.00 (10.0.0.1:80/tcp), \
+                 headroom at least 1 backends (10.0.0.1:80/tcp)\n";
+    assert!(status.contains(worst), "{status}");
+    let json = succeed_json(&agent, "status").await;
+    assert_eq!(json["worst"]["headroom"]["value"], 1);
 }
 
 #[tokio::test]

@@ -37,6 +37,8 @@ pub const PORT_WITH_A_LEAVING_BACKEND: u16 = 8_081;
 pub const WEIGHT_OF_AN_AGENT: u16 = 77;
 /// Backends of this weight that drain have no flow any more.
 pub const WEIGHT_OF_A_DRAINED: u16 = 66;
+/// Backends of this weight are known to be up.
+pub const WEIGHT_OF_ONE_THAT_IS_UP: u16 = 55;
 /// Backends on this port fail their checks.
 pub const PORT_DOWN: u16 = 81;
 
@@ -278,6 +280,19 @@ fn tiers(service: &Service) -> Vec<TierStatus> {
     numbers.into_iter().enumerate().map(status).collect()
 }
 
+fn standing(weight: u16) -> Option<Standing> {
+    let state = match weight {
+        WEIGHT_OF_A_DRAINED => BackendState::Draining,
+        WEIGHT_OF_ONE_THAT_IS_UP => BackendState::Up,
+        _ => return None,
+    };
+    Some(Standing {
+        state,
+        reason: "by hand".to_owned(),
+        since: SystemTime::now() - Duration::from_secs(330),
+    })
+}
+
 fn describe(service: &Service) -> ServiceStatus {
     let leaving = (service.id.vip.port() == PORT_WITH_A_LEAVING_BACKEND).then(leaving);
     let backends = service.backends.iter().map(|backend| {
@@ -285,11 +300,7 @@ fn describe(service: &Service) -> ServiceStatus {
         BackendStatus {
             backend: backend.clone(),
             condition: if down { Condition::Down } else { Condition::Up },
-            standing: (backend.weight == WEIGHT_OF_A_DRAINED).then(|| Standing {
-                state: BackendState::Draining,
-                reason: "by hand".to_owned(),
-                since: SystemTime::now() - Duration::from_secs(330),
-            }),
+            standing: standing(backend.weight),
             last_error: down.then(|| "connection refused".to_owned()),
             latency: (!down).then_some(Duration::from_micros(250)),
             checks: checks(service, down),

@@ -4,8 +4,11 @@ use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::{EditService, FlowTables, ServiceFlows, Standing, millis, requests::given};
+use super::{
+    Capacity, EditService, FlowTables, ServiceFlows, Standing, Worst, millis, requests::given,
+};
 use crate::{
+    capacity,
     health::reply::{self, Wants},
     model::{
         Admin, Check, Combine, Failback, FlowState, Mode, OnDown, Quic, Scheduler, ServerId,
@@ -29,6 +32,9 @@ pub struct Status {
     pub services: usize,
     /// How many backends of all pools are in which condition.
     pub backends: Tally,
+    /// The pools that are worst off.
+    #[serde(default)]
+    pub worst: Worst,
     /// How full the flow tables are.
     pub flow_tables: FlowTables,
     /// Packets dropped, by reason.
@@ -110,6 +116,9 @@ pub struct Service {
     pub combine: Option<Combine>,
     /// Its slots by phase, and what the flow tables do for it.
     pub flows: ServiceFlows,
+    /// How loaded its pool is, where its flows are counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capacity: Option<Capacity>,
     /// Its traffic.
     pub traffic: Traffic,
     /// Its backends, and those removed that still have flows.
@@ -342,6 +351,7 @@ impl From<&snapshot::Snapshot> for Status {
             interfaces: snapshot.interfaces.iter().map(interface).collect(),
             services: snapshot.services.len(),
             backends,
+            worst: snapshot.into(),
             flow_tables: FlowTables {
                 established: snapshot.established.into(),
                 half_open: snapshot.half_open.into(),
@@ -381,6 +391,7 @@ impl From<&snapshot::ServiceStatus> for Service {
             checks,
             combine,
             flows: status.flows.into(),
+            capacity: capacity::of(status).map(Into::into),
             traffic: status.traffic.into(),
             backends: status.backends.iter().map(Into::into).collect(),
         }

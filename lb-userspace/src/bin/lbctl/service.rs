@@ -5,7 +5,7 @@ use std::time::Duration;
 use lb_userspace::{
     api::{
         client::Client,
-        dto::{Condition, EditService, NewService, Service, Tier},
+        dto::{Capacity, Condition, EditService, NewService, Service, Tier},
     },
     model::{Check, Combine, Http, Probe, Quic, name_of},
 };
@@ -239,6 +239,9 @@ fn show(service: &Service) -> String {
         fields.push(("tiers", tiers(service)));
         fields.push(("spill", spill));
     }
+    if let Some(known) = &service.capacity {
+        fields.push(("capacity", capacity(known)));
+    }
     let checks = checks_of(service);
     if let Some(combine) = service.combine {
         fields.push(("combine", name_of(combine)));
@@ -291,6 +294,24 @@ fn flows(service: &Service) -> String {
         "{} established, {} half-open; so far {} recorded, {} looked up, {} without room",
         flows.established, flows.half_open, flows.recorded, flows.lookups, flows.overflows
     )
+}
+
+/// How loaded the pool is, as far as that is known.
+fn capacity(capacity: &Capacity) -> String {
+    let mut text = match (capacity.most, capacity.utilisation) {
+        (Some(most), Some(used)) => {
+            let percent = output::thousandths(used);
+            format!("{} of {most} flows ({percent})", capacity.load)
+        }
+        _ => format!("{} flows; not every backend has a limit", capacity.load),
+    };
+    if let Some(imbalance) = capacity.imbalance {
+        text += &format!(", imbalance {}", output::ratio(imbalance));
+    }
+    if let Some(headroom) = capacity.headroom {
+        text += &format!(", headroom {headroom} backends");
+    }
+    text
 }
 
 /// The share of each tier, and why it has no more.
