@@ -4,7 +4,9 @@
 //! who is listened to, and in which order.
 
 mod core;
+pub mod journal;
 mod run;
+pub mod tiers;
 
 pub use self::core::Core;
 pub use self::run::{Sources, run};
@@ -17,7 +19,7 @@ use crate::{
     health::{Target, heartbeat::Whose},
     model::{Change, ModelError, Service, ServiceId},
     plan::PlanError,
-    snapshot::{ClientList, FlowFilter, FlowList, ServiceStatus, Snapshot},
+    snapshot::{ClientList, EventFilter, EventList, FlowFilter, FlowList, ServiceStatus, Snapshot},
 };
 
 /// Why a change did not take effect. Nothing changed.
@@ -60,6 +62,8 @@ pub enum Request {
     BeatFrom(IpAddr, Whose),
     /// List recorded flows.
     Flows(FlowFilter, oneshot::Sender<Result<FlowList, ChangeError>>),
+    /// What has happened lately.
+    Events(EventFilter, oneshot::Sender<EventList>),
     /// List the clients that are remembered.
     Clients(FlowFilter, oneshot::Sender<Result<ClientList, ChangeError>>),
 }
@@ -125,6 +129,14 @@ impl Handle {
     /// As [`Handle::flows`].
     pub async fn clients(&self, filter: FlowFilter) -> Result<ClientList, ChangeError> {
         self.ask(|reply| Request::Clients(filter, reply)).await?
+    }
+
+    /// What has happened lately.
+    ///
+    /// # Errors
+    /// [`ChangeError::Stopping`].
+    pub async fn events(&self, filter: EventFilter) -> Result<EventList, ChangeError> {
+        self.ask(|reply| Request::Events(filter, reply)).await
     }
 
     /// The agent as it stands.

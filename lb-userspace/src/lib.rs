@@ -6,6 +6,7 @@
 
 pub mod agent;
 pub mod api;
+pub mod capacity;
 pub mod config;
 pub mod dataplane;
 pub mod duration;

@@ -1,7 +1,7 @@
 //! Prometheus metrics: a snapshot as text, and the server that Prometheus asks. It counts nothing
 //! itself.
 
-use std::fmt;
+use std::{fmt, time::UNIX_EPOCH};
 
 use axum::{
     Router,
@@ -20,7 +20,9 @@ use tokio::net::TcpListener;
 
 use crate::{
     agent::Handle,
+    capacity::{self, Capacity},
     http,
+    model::{Admin, name_of},
     snapshot::{
         BackendStatus, CheckStatus, Condition, FlowStatus, RecordUses, ServiceStatus, Snapshot,
         TableUse, Traffic,
@@ -84,6 +86,8 @@ impl Collector for Scrape {
         self.flows(&mut encoder)?;
         self.record_uses(&mut encoder)?;
         self.slots(&mut encoder)?;
+        self.tiers(&mut encoder)?;
+        self.capacity(&mut encoder)?;
         self.backend_traffic(&mut encoder)?;
         self.backend_flows(&mut encoder)?;
         self.backend_state(&mut encoder)?;
@@ -249,6 +253,54 @@ impl Scrape {
         counters(encoder, "lb_slots_passed", help, passed)
     }
 
+    fn capacity(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let known: Vec<_> = self
+            .pools()
+            .filter_map(|service| Some((service_labels(service), capacity::of(service)?)))
+            .collect();
+        type Share = (&'static str, &'static str, fn(&Capacity) -> Option<u64>);
+        let figures: [Share; 2] = [
+            (
+                "lb_service_utilisation",
+                "Flows in progress over max_connections of the backends that take new ones",
+                |c| c.utilisation,
+            ),
+            (
+                "lb_service_imbalance",
+                "The most loaded backend for its weight over the mean",
+                |c| c.imbalance,
+            ),
+        ];
+        for (name, help, read) in figures {
+            let each = known.iter();
+            let samples = each.filter_map(|(l, c)| Some((l.clone(), read(c)? as f64 / 1_000.0)));
+            gauges(encoder, name, help, Some(&Unit::Ratios), samples)?;
+        }
+        let each = known.into_iter();
+        let headroom = each.filter_map(|(l, c)| Some((l, c.headroom? as u64)));
+        let name = "lb_service_headroom_backends";
+        let help = "Backends that can fail before the others and standbys cannot carry the load";
+        gauges(encoder, name, help, None, headroom)
+    }
+
+    fn tiers(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let tiers = || {
+            let pools = self.pools();
+            pools.flat_map(|service| {
+                service.tiers.iter().map(move |tier| {
+                    let [id] = service_labels(service);
+                    ([id, ("tier", tier.number.to_string())], tier)
+                })
+            })
+        };
+        let shares = tiers().map(|(labels, tier)| (labels, f64::from(tier.share) / 1_000.0));
+        let help = "Share of new flows that a tier gets";
+        gauges(encoder, "lb_tier_share", help, Some(&Unit::Ratios), shares)?;
+        let healthy = tiers().map(|(labels, tier)| (labels, tier.healthy as u64));
+        let help = "Backends of a tier that can take new flows";
+        gauges(encoder, "lb_tier_healthy_backends", help, None, healthy)
+    }
+
     fn backend_traffic(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         for (name, help, read) in TRAFFIC {
             let samples = self
@@ -263,6 +315,11 @@ impl Scrape {
         let recorded = self.backends().map(|(l, b)| (l, u64::from(b.recorded)));
         let name = "lb_backend_recorded_flows";
         gauges(encoder, name, "Flows recorded for it", None, recorded)?;
+        let unknown = self.backends();
+        let unknown = unknown.filter_map(|(l, b)| Some((l, u64::from(b.drain?.unknown_slots))));
+        let name = "lb_backend_unknown_slots";
+        let help = "Slots that still lead to a backend that takes no new flows";
+        gauges(encoder, name, help, None, unknown)?;
         let counted = self.backends();
         let counted = counted.filter_map(|(l, b)| Some((l, u64::from(b.connections?))));
         let help = "Flows in progress, where the service counts them";
@@ -284,7 +341,7 @@ impl Scrape {
             (
                 "lb_backend_draining",
                 "1 if it takes no new flows on request",
-                |b| (b.backend.admin == crate::model::Admin::Draining).into(),
+                |b| matches!(b.backend.admin, Admin::Draining | Admin::Maintenance).into(),
             ),
             ("lb_backend_weight", "Its weight", |b| {
                 b.backend.weight.into()
@@ -297,6 +354,7 @@ impl Scrape {
             let samples = self.pool().map(|(labels, b)| (labels, read(b)));
             gauges(encoder, name, help, None, samples)?;
         }
+        self.standings(encoder)?;
         let latencies = self
             .pool()
             .filter_map(|(labels, b)| Some((labels, b.latency?.as_secs_f64())));
@@ -308,6 +366,30 @@ impl Scrape {
             Some(&Unit::Seconds),
             latencies,
         )
+    }
+
+    fn standings(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let stood = || {
+            self.pool()
+                .filter_map(|(l, b)| Some((l, b.standing.as_ref()?)))
+        };
+        let states = stood().map(|([service, backend], standing)| {
+            let state = ("state", name_of(standing.state));
+            ([service, backend, state], 1_u64)
+        });
+        let help = "1, with the state that it is in";
+        gauges(encoder, "lb_backend_state", help, None, states)?;
+        let since = stood().map(|(labels, standing)| {
+            let since = standing.since.duration_since(UNIX_EPOCH);
+            (labels, since.unwrap_or_default().as_secs_f64())
+        });
+        let help = "Since when it is in that state, in Unix time";
+        let name = "lb_backend_state_since";
+        gauges(encoder, name, help, Some(&Unit::Seconds), since)?;
+        let help = "Backends that turned and tiers that took over, since the agent started";
+        encoder
+            .encode_descriptor("lb_events", help, None, MetricType::Counter)?
+            .encode_counter::<NoLabelSet, _, u64>(&self.0.events, None)
     }
 
     fn checks(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
@@ -351,10 +433,13 @@ impl Scrape {
         self.backends().filter(|(_, backend)| !backend.leaving)
     }
 
+    /// A group's backends once, with its first service: else sums would count them twice.
+    fn pools(&self) -> impl Iterator<Item = &ServiceStatus> {
+        self.0.services.iter().filter(|s| s.lead == s.service.id)
+    }
+
     fn backends(&self) -> impl Iterator<Item = ([(&'static str, String); 2], &BackendStatus)> {
-        // A group's backends once, with its first service: else sums would count them twice.
-        let pools = self.0.services.iter().filter(|s| s.lead == s.service.id);
-        pools.flat_map(|service| {
+        self.pools().flat_map(|service| {
             service.backends.iter().map(|backend| {
                 let [id] = service_labels(service);
                 (

@@ -20,6 +20,7 @@ mod quic;
 mod state;
 #[cfg(test)]
 mod tests;
+mod tier;
 
 pub use check_health::CheckProblem;
 pub use error::ModelError;
@@ -30,6 +31,7 @@ pub use health::{
 pub use id::{Protocol, ServiceId};
 pub use quic::{Quic, ServerId};
 pub use state::{Change, Settings, State};
+pub use tier::{Failback, MAX_TIER, SPILL_BELOW};
 
 /// Highest weight of a backend. 0 means: in the pool, but no share of new flows.
 pub const MAX_WEIGHT: u16 = 1_000;
@@ -132,6 +134,12 @@ pub enum Admin {
     Active,
     /// Takes no new flows.
     Draining,
+    /// Takes no new flows, and is not checked.
+    Maintenance,
+    /// Counts as down, whatever its checks say.
+    Down,
+    /// Counts as up, whatever its checks say.
+    Up,
 }
 
 /// One server of a service.
@@ -153,9 +161,17 @@ pub struct Backend {
     /// What the connection ids of a QUIC service name it by.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub server_id: Option<ServerId>,
+    /// 0 for primary ones; those of higher tiers take what those before cannot carry.
+    #[serde(default)]
+    pub tier: u8,
 }
 
 impl Backend {
+    /// Whether it is meant to take new flows.
+    pub fn is_wanted(&self) -> bool {
+        matches!(self.admin, Admin::Active | Admin::Up) && self.weight > 0
+    }
+
     /// Reads a backend's address, written `ADDRESS:PORT`.
     ///
     /// # Errors
@@ -180,6 +196,10 @@ pub const DEAD_AFTER: Duration = Duration::from_secs(60);
 
 fn default_dead_after() -> Duration {
     DEAD_AFTER
+}
+
+fn default_spill() -> u8 {
+    SPILL_BELOW
 }
 
 /// A service and its pool.
@@ -237,6 +257,15 @@ pub struct Service {
     /// Bits of an address that make a client: all where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub persistence_prefix: Option<u8>,
+    /// Percent of a tier's weight that is healthy below which it gives flows to the next tier.
+    #[serde(default = "default_spill")]
+    pub spill_below: u8,
+    /// When a tier gets back what it could not carry.
+    #[serde(default)]
+    pub failback: Failback,
+    /// The tier that somebody has failed over to: those before it get no flows while another can take them.
+    #[serde(default)]
+    pub from_tier: u8,
     /// How its backends are checked.
     #[serde(default)]
     pub health: Health,
@@ -261,6 +290,9 @@ impl Service {
             quic: None,
             persistence: Duration::ZERO,
             persistence_prefix: None,
+            spill_below: SPILL_BELOW,
+            failback: Failback::default(),
+            from_tier: 0,
             health: Health::default(),
             backends: Vec::new(),
         }

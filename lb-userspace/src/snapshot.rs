@@ -3,8 +3,11 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
+
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
 
 use crate::health::reply::Asked;
 use crate::model::{Backend, Service, ServiceId};
@@ -84,6 +87,8 @@ pub struct BackendStatus {
     pub backend: Backend,
     /// What the checks say.
     pub condition: Condition,
+    /// Its state, since when, and why; nothing before it was looked at.
+    pub standing: Option<Standing>,
     /// Why the last probe failed, where it did.
     pub last_error: Option<String>,
     /// How long the last successful probe took.
@@ -100,10 +105,117 @@ pub struct BackendStatus {
     pub slots: u32,
     /// Flows recorded for it at the last sweep.
     pub recorded: u32,
+    /// What it still has, where it takes no new flows.
+    pub drain: Option<DrainStatus>,
     /// Flows in progress, where the service counts them.
     pub connections: Option<u32>,
     /// Its traffic.
     pub traffic: Traffic,
+}
+
+/// What a backend is at present, all considered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum BackendState {
+    /// Not checked yet; takes new flows.
+    Starting,
+    /// Takes new flows.
+    Up,
+    /// The same, but a check has failed since it passed last.
+    Suspect,
+    /// Fails its checks, or counts as down by hand.
+    Down,
+    /// Takes no new flows, as somebody or its agent asked.
+    Draining,
+    /// The same, and it is not checked.
+    Maintenance,
+    /// Could take new flows, which its tier does not get at present.
+    Standby,
+}
+
+/// A backend's state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standing {
+    /// Which.
+    pub state: BackendState,
+    /// Why.
+    pub reason: String,
+    /// Since when.
+    pub since: SystemTime,
+}
+
+/// What happened in an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Happened {
+    /// A backend is in another state.
+    Turned {
+        /// Which.
+        backend: SocketAddr,
+        /// What it was.
+        from: BackendState,
+        /// What it is.
+        to: BackendState,
+    },
+    /// New flows go to tiers in other shares.
+    Tiers,
+}
+
+/// An event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EventRecord {
+    /// Counted from 1, since the agent started.
+    pub number: u64,
+    /// When it was noticed.
+    pub at: SystemTime,
+    /// The service, or the first of its group.
+    pub service: ServiceId,
+    /// What happened.
+    pub what: Happened,
+    /// Why.
+    pub reason: String,
+}
+
+/// Which events are asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EventFilter {
+    /// Of this service.
+    pub service: Option<ServiceId>,
+    /// After the one of this number.
+    pub after: Option<u64>,
+    /// The last so many.
+    pub limit: usize,
+}
+
+impl EventFilter {
+    /// Whether it lets an event through.
+    pub fn matches(&self, event: &EventRecord) -> bool {
+        self.service.is_none_or(|service| service == event.service)
+            && self.after.is_none_or(|after| event.number > after)
+    }
+}
+
+/// Events, and what is beside them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EventList {
+    /// Oldest first.
+    pub events: Vec<EventRecord>,
+    /// The number of the last event there was, whichever service it is of.
+    pub last: u64,
+    /// Events after the one asked for that are kept no more.
+    pub lost: u64,
+}
+
+/// What a backend that takes no new flows still has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct DrainStatus {
+    /// Flows recorded for it at the last sweep.
+    pub observed: u32,
+    /// Slots that still lead to it: flows in them that have not spoken since are unknown.
+    pub unknown_slots: u32,
+    /// Whether connection ids may still lead packets to it.
+    pub by_id: bool,
+    /// Whether it has no flow any more, for certain.
+    pub ended: bool,
 }
 
 /// A service's flows as they stand.
@@ -252,6 +364,21 @@ pub struct FlowList {
     pub flows: Vec<FlowRecord>,
 }
 
+/// A tier of a service's backends as it stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TierStatus {
+    /// Its number; 0 is the primary one.
+    pub number: u8,
+    /// Its backends.
+    pub backends: usize,
+    /// Those that can take new flows.
+    pub healthy: usize,
+    /// Its share of new flows, in thousandths.
+    pub share: u16,
+    /// Whether it could carry more than that, and waits for its failback.
+    pub waits: bool,
+}
+
 /// A service as it stands.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ServiceStatus {
@@ -265,6 +392,8 @@ pub struct ServiceStatus {
     pub flows: FlowStatus,
     /// Its traffic.
     pub traffic: Traffic,
+    /// Its tiers in order, where there is more than one.
+    pub tiers: Vec<TierStatus>,
     /// Its backends, in the order of `service.backends`.
     pub backends: Vec<BackendStatus>,
 }
@@ -300,6 +429,8 @@ pub struct Snapshot {
     pub established: TableUse,
     /// The table of half-open flows.
     pub half_open: TableUse,
+    /// Events since the agent started.
+    pub events: u64,
     /// Packets dropped, by the reason's name; every reason is listed.
     pub drops: Vec<(&'static str, u64)>,
 }

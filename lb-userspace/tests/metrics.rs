@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use lb_userspace::{
     agent::{Handle, Request},
@@ -11,8 +11,8 @@ use lb_userspace::{
     metrics,
     model::{Admin, Backend, Service},
     snapshot::{
-        BackendStatus, CheckStatus, Condition, FlowStatus, Passed, RecordUses, ServiceStatus,
-        Snapshot, TableUse, Traffic,
+        BackendState, BackendStatus, CheckStatus, Condition, FlowStatus, Passed, RecordUses,
+        ServiceStatus, Snapshot, Standing, TableUse, TierStatus, Traffic,
     },
 };
 use tokio::{
@@ -61,6 +61,11 @@ fn snapshot() -> Snapshot {
     let backend = |index: usize, condition, slots, latency| BackendStatus {
         backend: service.backends[index].clone(),
         condition,
+        standing: Some(Standing {
+            state: BackendState::Suspect,
+            reason: "timed out".to_owned(),
+            since: SystemTime::UNIX_EPOCH + Duration::from_millis(1_500),
+        }),
         last_error: None,
         latency,
         checks: vec![CheckStatus {
@@ -75,6 +80,7 @@ fn snapshot() -> Snapshot {
         leaving: false,
         slots,
         recorded: 6,
+        drain: None,
         connections: (index == 1).then_some(4),
         traffic: Traffic {
             packets: 10,
@@ -103,6 +109,7 @@ fn snapshot() -> Snapshot {
         interfaces: vec![],
         services: vec![ServiceStatus {
             lead: service.id,
+            tiers: tiers(),
             service,
             ring_size: 251,
             flows: flows(),
@@ -117,8 +124,20 @@ fn snapshot() -> Snapshot {
             entries: 50,
             capacity: 50,
         },
+        events: 9,
         drops: vec![("no_backend", 3), ("malformed", 0)],
     }
+}
+
+fn tiers() -> Vec<TierStatus> {
+    let tier = |number, share| TierStatus {
+        number,
+        backends: 2,
+        healthy: 1,
+        share,
+        waits: false,
+    };
+    vec![tier(0, 750), tier(1, 250)]
 }
 
 /// A backend that was removed while it had flows.
@@ -130,8 +149,10 @@ fn leaving() -> BackendStatus {
             admin: Admin::Active,
             max_connections: None,
             server_id: None,
+            tier: 0,
         },
         condition: Condition::Down,
+        standing: None,
         last_error: None,
         latency: None,
         checks: Vec::new(),
@@ -140,6 +161,7 @@ fn leaving() -> BackendStatus {
         leaving: true,
         slots: 0,
         recorded: 7,
+        drain: None,
         connections: None,
         traffic: Traffic {
             packets: 11,
@@ -202,6 +224,11 @@ fn the_page_holds_every_figure_of_the_snapshot() {
         format!("lb_slots_passed_total{{{service},phase=\"steady\"}} 27"),
         format!("lb_slots_passed_total{{{service},phase=\"moving\"}} 30"),
         format!("lb_slots_passed_total{{{service},phase=\"settling\"}} 28"),
+        format!("lb_backend_state{{{first},state=\"suspect\"}} 1"),
+        format!("lb_backend_state_since_seconds{{{first}}} 1.5"),
+        "lb_events_total 9".to_owned(),
+        format!("lb_tier_share_ratios{{{service},tier=\"1\"}} 0.25"),
+        format!("lb_tier_healthy_backends{{{service},tier=\"0\"}} 1"),
         format!("lb_backend_recorded_flows{{{first}}} 6"),
         format!("lb_backend_connections{{{second}}} 4"),
         format!("lb_backend_recorded_flows{{{leaving}}} 7"),

@@ -89,6 +89,8 @@ pub struct Service {
     pub backends: Vec<(SocketAddr, u16)>,
     /// Server ids of the backends, in their order, of a QUIC service.
     pub server_ids: Vec<String>,
+    /// Tiers of the backends, in their order; those without one are primary.
+    pub tiers: Vec<u8>,
     /// Several checks in the place of `health`, as they are written.
     pub checks: Vec<String>,
     /// Further keys and their values, as they are written.
@@ -110,6 +112,7 @@ impl Service {
             health,
             backends,
             server_ids: Vec::new(),
+            tiers: Vec::new(),
             checks: Vec::new(),
             keys: Vec::new(),
         }
@@ -128,10 +131,24 @@ impl Service {
         self
     }
 
+    /// With its backends in these tiers.
+    #[must_use]
+    pub fn tiered(mut self, tiers: &[u8]) -> Self {
+        self.tiers = tiers.to_vec();
+        self
+    }
+
     /// Checked so instead: by these, written as the value of `checks` is.
     #[must_use]
     pub fn checked(mut self, checks: &[&str]) -> Self {
         self.checks = checks.iter().map(|check| (*check).to_owned()).collect();
+        self
+    }
+
+    /// With another key, whose value is a number.
+    #[must_use]
+    pub fn with_number(mut self, key: &str, value: u32) -> Self {
+        self.keys.push((key.to_owned(), value.to_string()));
         self
     }
 
@@ -151,6 +168,7 @@ impl Display for Service {
             health,
             backends,
             server_ids,
+            tiers,
             checks,
             keys,
         } = self;
@@ -167,6 +185,9 @@ impl Display for Service {
                 f,
                 "[[service.backend]]\naddress = \"{address}\"\nweight = {weight}"
             )?;
+            if let Some(tier) = tiers.get(n) {
+                writeln!(f, "tier = {tier}")?;
+            }
             if let Some(id) = server_ids.get(n) {
                 writeln!(f, "server_id = \"{id}\"")?;
             }

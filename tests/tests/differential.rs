@@ -243,6 +243,7 @@ fn disturb(bench: &mut Bench, random: &mut Random) -> Result<()> {
         weight,
         admin,
         max_connections,
+        tier: None,
     };
     bench.check_rings()?;
     let change = match random.below(13) {

@@ -2,7 +2,11 @@
 //! only then is it what the agent knows. Synchronous; the dataplane tells the time.
 
 mod asked;
+mod drain;
+mod forced;
 mod loads;
+mod standby;
+mod standing;
 mod status;
 mod targets;
 
@@ -15,13 +19,13 @@ use std::{
 
 use lb_common::tables::{Tick, state};
 
-use self::asked::AllAsked;
+use self::{asked::AllAsked, standby::Tiers, standing::Told};
 use super::ChangeError;
 use crate::{
     config::Tunnel,
     dataplane::{Capacity, Dataplane, DataplaneError, FlowTables, Operation},
     health::{Event, Target, reply::Asked},
-    model::{Admin, Change, OnDown, Service, ServiceId, State},
+    model::{Admin, Change, Service, ServiceId, State},
     neighbours::{NextHop, Update},
     plan::{
         self, Inputs, Layout, Liveness, Placed, PlacedMember, Plan,
@@ -107,10 +111,16 @@ pub struct Core<D> {
     told: bool,
     /// What backends' agents ask for.
     asked: AllAsked,
-    /// The state as they would have it, where that is another.
+    /// What was told of backends, and what is to be.
+    chronicle: Told,
+    /// Who takes which share of new flows.
+    tiers: Tiers,
+    /// The state as both would have it, where that is another.
     adapted: Option<State>,
     checked: BTreeMap<Target, Checked>,
     down: BTreeMap<(ServiceId, SocketAddr), Down>,
+    /// Backends that somebody has forced down.
+    forced: BTreeMap<(ServiceId, SocketAddr), Down>,
     census: Census,
     next_hops: BTreeMap<IpAddr, NextHop>,
     own_addresses: BTreeSet<IpAddr>,
@@ -133,9 +143,12 @@ impl<D: Dataplane> Core<D> {
             state: State::default(),
             told: false,
             asked: AllAsked::new(),
+            chronicle: Told::default(),
+            tiers: Tiers::default(),
             adapted: None,
             checked: BTreeMap::new(),
             down: BTreeMap::new(),
+            forced: BTreeMap::new(),
             census: Census::default(),
             next_hops: BTreeMap::new(),
             own_addresses: BTreeSet::new(),
@@ -206,26 +219,35 @@ impl<D: Dataplane> Core<D> {
     /// # Errors
     /// Why not; nothing changed then, unless the maps cannot even be put back: [`Core::is_behind`].
     pub fn change(&mut self, change: Change) -> Result<(), ChangeError> {
+        let released = match change {
+            Change::FailOver(id, _) => Some(id),
+            _ => None,
+        };
         let next = self.state.apply(change)?;
         let before = std::mem::replace(&mut self.state, next);
         let (down, checked) = (self.down.clone(), self.checked.clone());
-        let asked = self.asked.clone();
+        let (asked, tiers) = (self.asked.clone(), self.tiers.clone());
+        let forced = self.forced.clone();
         self.follow_leads(&before);
         self.forget_drained(&before);
-        let adapted = self.adapt();
+        self.follow_admin(&before);
+        if let Some(id) = released {
+            self.tiers.release(self.state.lead(id));
+        }
         if let Err(error) = self.enforce() {
             (self.state, self.down, self.checked) = (before, down, checked);
-            (self.asked, self.adapted) = (asked, adapted);
+            (self.asked, self.tiers, self.forced) = (asked, tiers, forced);
+            self.adapt();
             self.put_back();
             return Err(error);
         }
         self.told = true;
-        let wanted = self.targets();
-        self.checked.retain(|target, _| wanted.contains_key(target));
-        self.down
-            .retain(|&(service, address), _| wanted.contains_key(&Target { service, address }));
-        self.asked
-            .retain(|&(service, address), _| wanted.contains_key(&Target { service, address }));
+        self.chronicle.touch_all();
+        let keys = self.keys();
+        self.checked
+            .retain(|target, _| keys.contains(&(target.service, target.address)));
+        self.down.retain(|key, _| keys.contains(key));
+        self.asked.retain(|key, _| keys.contains(key));
         Ok(())
     }
 
@@ -245,24 +267,23 @@ impl<D: Dataplane> Core<D> {
         self.behind
     }
 
-    /// Lays what agents ask for over the state as it is now; returns what was there before.
-    fn adapt(&mut self) -> Option<State> {
-        let adapted = asked::lay_over(&self.state, &self.asked);
-        std::mem::replace(&mut self.adapted, adapted)
-    }
-
-    /// Taken up from the maps, a backend that took no flows may have been down or drained; what is
-    /// wanted of it now that it is known tells which.
+    /// Taken up from the maps, a backend that took no flows may have been down, drained or on standby; what
+    /// is wanted of it now that it is known tells which.
     fn forget_drained(&mut self, before: &State) {
-        let state = &self.state;
+        let (state, layout) = (&self.state, &self.layout);
         self.down.retain(|&(id, address), down| {
             let known = before
                 .service(id)
                 .is_some_and(|s| s.backend(address).is_some());
-            let backend = state
-                .service(id)
-                .and_then(|service| service.backend(address));
-            known || down.dead || backend.is_none_or(|b| b.admin == Admin::Active && b.weight > 0)
+            let service = state.service(id);
+            let spare = |tier| {
+                let placed = layout.placed(id).zip(service);
+                placed.is_some_and(|(placed, service)| {
+                    standby::spare(service, placed).contains(&tier)
+                })
+            };
+            let backend = service.and_then(|service| service.backend(address));
+            known || down.dead || backend.is_none_or(|b| b.is_wanted() && !spare(b.tier))
         });
     }
 
@@ -280,6 +301,7 @@ impl<D: Dataplane> Core<D> {
             let adopted = self.adopt();
             adopted.map_err(|error| ChangeError::Kernel(error.to_string()))?;
         }
+        self.adapt();
         let mut done = self.attempt(census)?;
         if let Err(error @ DataplaneError::Overtaken(_)) = &done {
             tracing::debug!(%error, "slots go on moving");
@@ -347,13 +369,13 @@ impl<D: Dataplane> Core<D> {
         read.map_err(|error| ChangeError::Kernel(error.to_string()))
     }
 
-    /// Packets so far of backends that were removed from QUIC services, by index of their counters.
+    /// Packets so far of backends that take no new flows of QUIC services, by index of their counters.
     fn traffic(&self) -> Result<BTreeMap<u32, u64>, ChangeError> {
         let services = self.state.services().filter(|s| s.quic.is_some());
         let left = services.flat_map(|service| {
             let placed = self.layout.placed(service.id);
             let members = placed.into_iter().flat_map(Placed::members);
-            members.filter(|(_, member)| service.backend(member.address()).is_none())
+            members.filter(|(_, member)| member.backend.state & state::TAKES == 0)
         });
         let read = |(_, member): (u16, &PlacedMember)| {
             let index = member.backend.counters;
@@ -362,24 +384,6 @@ impl<D: Dataplane> Core<D> {
         };
         let read: Result<_, DataplaneError> = left.map(read).collect();
         read.map_err(|error| ChangeError::Kernel(error.to_string()))
-    }
-
-    fn liveness(&self) -> BTreeMap<(ServiceId, SocketAddr), Liveness> {
-        let of =
-            |(&key, down): (&(ServiceId, SocketAddr), &Down)| (key, self.liveness_of(key.0, down));
-        self.down.iter().map(of).collect()
-    }
-
-    fn liveness_of(&self, id: ServiceId, down: &Down) -> Liveness {
-        let resteers = self
-            .state
-            .service(id)
-            .is_some_and(|service| service.on_down() == OnDown::Resteer);
-        if down.dead || (resteers && !down.found) {
-            Liveness::Dead
-        } else {
-            Liveness::Down
-        }
     }
 
     /// How long after one sweep of the flow tables the next is due: a fraction of the shortest moving
@@ -428,25 +432,16 @@ impl<D: Dataplane> Core<D> {
         done.and(taken_off).and(corrected)
     }
 
-    /// Takes backends for dead that have been down for too long; true where the maps must follow by
+    /// Takes backends for dead that have been down for too long, and sees who has waited long enough for
+    /// their failback; true where the maps must follow by
     /// [`Core::enforce`].
     pub fn age(&mut self) -> bool {
-        let now = self.dataplane.now();
-        let mut dead = Vec::new();
-        for (&(id, address), down) in &mut self.down {
-            let Some(service) = self.state.service(id) else {
-                continue;
-            };
-            let passed = now.wrapping_sub(down.since) >= plan::ticks(service.dead_after);
-            if passed && !down.dead {
-                down.dead = true;
-                dead.push((id, address));
-            }
-        }
+        let dead = self.mark_the_long_down();
         for &(id, address) in &dead {
-            self.mark(id, address, Liveness::Dead);
+            self.chronicle.touch((id, address));
+            self.mark(id, address);
         }
-        !dead.is_empty()
+        !dead.is_empty() || self.failback_is_due()
     }
 
     /// Takes note of what a check says. A failure takes effect in the maps before this returns, in
@@ -456,10 +451,12 @@ impl<D: Dataplane> Core<D> {
         if self
             .state
             .service(service)
-            .is_none_or(|service| service.backend(address).is_none())
+            .and_then(|service| service.backend(address))
+            .is_none_or(|backend| backend.admin == Admin::Maintenance)
         {
             return false;
         }
+        self.chronicle.touch((service, address));
         let asked = self.hear(service, address, event.asked);
         let checked = Checked {
             condition: event.condition,
@@ -479,17 +476,14 @@ impl<D: Dataplane> Core<D> {
         } else {
             self.asked.insert(key, asked)
         };
-        let news = before.unwrap_or_default() != asked;
-        if news {
-            self.adapt();
-        }
-        news
+        before.unwrap_or_default() != asked
     }
 
     /// Makes a backend's condition take effect; true where the rings must follow.
     fn follow(&mut self, target: Target, condition: Condition, dead: bool) -> bool {
         let Target { service, address } = target;
         let key = (service, address);
+        let live = self.liveness_of(key);
         if condition != Condition::Down {
             return self.down.remove(&key).is_some();
         }
@@ -501,16 +495,18 @@ impl<D: Dataplane> Core<D> {
             found: false,
         };
         self.down.insert(key, down);
-        let liveness = self.liveness_of(service, &down);
-        if before.map(|before| self.liveness_of(service, &before)) == Some(liveness) {
+        if self.liveness_of(key) == live {
             return false;
         }
-        self.mark(service, address, liveness);
+        self.mark(service, address);
         true
     }
 
     /// Takes a backend's new flows, or all, from it by one store.
-    fn mark(&mut self, service: ServiceId, address: SocketAddr, liveness: Liveness) {
+    fn mark(&mut self, service: ServiceId, address: SocketAddr) {
+        let Some(liveness) = self.liveness_of((service, address)) else {
+            return;
+        };
         let found = self.layout.placed(service);
         let Some((id, member)) = found.and_then(|placed| placed.member(address)) else {
             return;

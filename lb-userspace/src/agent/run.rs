@@ -1,7 +1,13 @@
 //! The loop: news comes in one at a time, is made to take effect, and is answered. What weighs more comes
 //! first, but nobody is kept waiting for ever by whoever has always something to say.
 
-use std::{collections::BTreeSet, future::Future, net::IpAddr, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeSet,
+    future::Future,
+    net::IpAddr,
+    path::PathBuf,
+    time::{Duration, SystemTime},
+};
 
 use tokio::{
     sync::{mpsc, oneshot},
@@ -96,6 +102,7 @@ pub async fn run<D: Dataplane>(
         let now = Instant::now();
         start_until = start_until.filter(|&until| until > now);
         agent.on_deadlines(now);
+        agent.core.observe(SystemTime::now());
     }
 }
 
@@ -220,11 +227,6 @@ impl<D: Dataplane> Running<D> {
     }
 
     fn note(&mut self, event: Event) -> bool {
-        if event.changed {
-            let (service, backend) = (event.target.service, event.target.address);
-            let reason = event.error.as_deref().unwrap_or("the check passed");
-            tracing::info!(%service, %backend, condition = event.condition.name(), reason, "backend");
-        }
         self.core.health(event)
     }
 
@@ -262,6 +264,7 @@ impl<D: Dataplane> Running<D> {
             Request::Group(name, reply) => {
                 drop(reply.send(self.core.state().of_group(&name).cloned()));
             }
+            Request::Events(filter, reply) => drop(reply.send(self.core.events(&filter))),
             Request::Flows(filter, reply) => {
                 self.list(move |sweep| sweep.list(&filter), reply);
             }

@@ -102,6 +102,7 @@ fn backend(n: u8) -> Backend {
         admin: Admin::Active,
         max_connections: None,
         server_id: None,
+        tier: 0,
     }
 }
 

@@ -22,8 +22,8 @@ use tokio::{net::UnixStream, time::timeout};
 use super::{
     VERSION,
     dto::{
-        Backend, Changed, ClientQuery, Clients, EditBackend, EditService, FlowQuery, Flows, Heard,
-        NewBackend, NewService, Refusal, Service, Status,
+        Backend, Changed, ClientQuery, Clients, EditBackend, EditService, EventQuery, Events,
+        FailOver, FlowQuery, Flows, Heard, NewBackend, NewService, Refusal, Service, Status,
     },
 };
 use crate::model::ServiceId;
@@ -158,6 +158,15 @@ impl Client {
             .await
     }
 
+    /// What has happened lately.
+    ///
+    /// # Errors
+    /// Why there is no answer.
+    pub async fn events(&self, query: &EventQuery) -> Answer<Events> {
+        self.ask(Method::GET, &events_path(query), Bytes::new())
+            .await
+    }
+
     /// All services.
     ///
     /// # Errors
@@ -189,6 +198,16 @@ impl Client {
     pub async fn edit_service(&self, id: ServiceId, edit: &EditService) -> Answer<Changed> {
         self.ask(Method::PATCH, &service_path(id), self.body(edit)?)
             .await
+    }
+
+    /// Sends new flows to a tier and those after it; 0 fails back.
+    ///
+    /// # Errors
+    /// Why it was refused; nothing changed then.
+    pub async fn fail_over(&self, id: ServiceId, to: u8) -> Answer<Changed> {
+        let path = format!("{}/failover", service_path(id));
+        let body = self.body(&FailOver { to })?;
+        self.ask(Method::POST, &path, body).await
     }
 
     /// Removes a service and its backends.
@@ -335,6 +354,20 @@ fn flows_path(query: &FlowQuery) -> String {
         ("limit", limit.map(|limit| limit.to_string())),
     ];
     format!("/flows?{}", query_string(given))
+}
+
+fn events_path(query: &EventQuery) -> String {
+    let EventQuery {
+        service,
+        after,
+        limit,
+    } = query;
+    let given = [
+        ("service", service.map(|id| id.to_string())),
+        ("after", after.map(|after| after.to_string())),
+        ("limit", limit.map(|limit| limit.to_string())),
+    ];
+    format!("/events?{}", query_string(given))
 }
 
 fn clients_path(query: &ClientQuery) -> String {

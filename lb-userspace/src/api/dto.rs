@@ -4,20 +4,24 @@
 //! them, so that an older client understands a newer agent.
 
 mod answers;
+mod capacity;
 mod clients;
+mod events;
 mod flows;
 mod requests;
 
 pub use answers::{
-    Action, Asked, Backend, Changed, CheckStatus, Condition, Heard, Interface, Refusal, Service,
-    Status, Subject, Tally, Traffic,
+    Action, Asked, Backend, Changed, CheckStatus, Condition, Drain, Heard, Interface, Refusal,
+    Service, Status, Subject, Tally, Tier, Traffic,
 };
+pub use capacity::{Capacity, Of, Worst};
 pub use clients::{Client, ClientQuery, Clients};
+pub use events::{DEFAULT_EVENTS, Event, EventQuery, Events, Standing};
 pub use flows::{
     DEFAULT_FLOWS, Flow, FlowQuery, FlowTables, Flows, MAX_FLOWS, Passed, Phase, ServiceFlows,
     TableUse,
 };
-pub use requests::{EditBackend, EditService, NewBackend, NewService};
+pub use requests::{EditBackend, EditService, FailOver, NewBackend, NewService};
 
 use std::time::Duration;
 

@@ -48,10 +48,12 @@ fn router(handle: Handle) -> Router {
         .route("/services", get(services).post(add_service))
         .route("/flows", get(flows))
         .route("/clients", get(clients))
+        .route("/events", get(events))
         .route(
             "/services/{id}",
             get(service).patch(edit_service).delete(remove_service),
         )
+        .route("/services/{id}/failover", post(fail_over))
         .route("/services/{id}/backends", get(backends).post(add_backend))
         .route(
             "/services/{id}/backends/{address}",
@@ -111,6 +113,15 @@ async fn clients(
     Ok(Json(handle.clients(filter).await?.into()))
 }
 
+async fn events(
+    State(handle): State<Handle>,
+    query: Result<Query<dto::EventQuery>, QueryRejection>,
+) -> Answer<Json<dto::Events>> {
+    let Query(query) = query.map_err(|error| ApiError::malformed(error.body_text()))?;
+    check_names(&handle, query.service, None).await?;
+    Ok(Json(handle.events(query.into()).await?.into()))
+}
+
 /// Nobody's flows and a misspelt name look alike otherwise.
 async fn check_names(
     handle: &Handle,
@@ -156,12 +167,23 @@ async fn edit_service(
 ) -> Answer<Json<Changed>> {
     if edit == dto::EditService::default() {
         return Err(ApiError::malformed(
-            "nothing to change: give ring_size, scheduler, flow_state, on_down, moving_time_ms, dead_after_ms, persistence_ms or persistence_prefix",
+            "nothing to change: give ring_size, scheduler, flow_state, on_down, moving_time_ms, dead_after_ms, persistence_ms, persistence_prefix, spill_below or failback",
         ));
     }
     handle.change(Change::EditService(id, edit.into())).await?;
     let mut answer = changed(Action::Edited, id, None);
     answer.0.changed.settings = Some(edit);
+    Ok(answer)
+}
+
+async fn fail_over(
+    State(handle): State<Handle>,
+    Id(id): Id,
+    Body(dto::FailOver { to }): Body<dto::FailOver>,
+) -> Answer<Json<Changed>> {
+    handle.change(Change::FailOver(id, to)).await?;
+    let mut answer = changed(Action::Edited, id, None);
+    answer.0.changed.tier = Some(to);
     Ok(answer)
 }
 
@@ -198,13 +220,14 @@ async fn edit_backend(
 ) -> Answer<Json<Changed>> {
     if edit == dto::EditBackend::default() {
         return Err(ApiError::malformed(
-            "nothing to change: give weight, state or max_connections",
+            "nothing to change: give weight, state, max_connections or tier",
         ));
     }
     let dto::EditBackend {
         weight,
         state,
         max_connections,
+        tier,
     } = edit;
     let change = Change::EditBackend {
         id,
@@ -212,12 +235,13 @@ async fn edit_backend(
         weight,
         admin: state,
         max_connections,
+        tier,
     };
     handle.change(change).await?;
     let mut answer = changed(Action::Edited, id, Some(address));
     let subject = &mut answer.0.changed;
     (subject.weight, subject.state) = (weight, state);
-    subject.max_connections = max_connections;
+    (subject.max_connections, subject.tier) = (max_connections, tier);
     Ok(answer)
 }
 
@@ -242,6 +266,7 @@ fn changed(action: Action, service: ServiceId, backend: Option<SocketAddr>) -> J
             weight: None,
             state: None,
             max_connections: None,
+            tier: None,
             settings: None,
         },
     })
@@ -249,7 +274,7 @@ fn changed(action: Action, service: ServiceId, backend: Option<SocketAddr>) -> J
 
 async fn no_route(uri: Uri) -> Response {
     let message = format!(
-        "no path {}: there are {VERSION}/status, {VERSION}/metrics, {VERSION}/flows, {VERSION}/clients and {VERSION}/services[/ID[/backends[/ADDRESS[/heartbeat]]]], ID percent-encoded as in 10.0.0.1:80%2Ftcp",
+        "no path {}: there are {VERSION}/status, {VERSION}/metrics, {VERSION}/flows, {VERSION}/clients, {VERSION}/events and {VERSION}/services[/ID[/failover|/backends[/ADDRESS[/heartbeat]]]], ID percent-encoded as in 10.0.0.1:80%2Ftcp",
         uri.path()
     );
     ApiError::new(StatusCode::NOT_FOUND, "no_route", message).into_response()

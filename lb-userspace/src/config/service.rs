@@ -25,12 +25,21 @@ const SERVICE: &[&str] = &[
     "quic",
     "persistence",
     "persistence_prefix",
+    "spill_below",
+    "failback",
     "health",
     "checks",
     "combine",
     "backend",
 ];
-const BACKEND: &[&str] = &["address", "weight", "state", "max_connections", "server_id"];
+const BACKEND: &[&str] = &[
+    "address",
+    "weight",
+    "state",
+    "max_connections",
+    "server_id",
+    "tier",
+];
 const QUIC: &[&str] = &["config_id", "server_id_length", "nonce_length"];
 /// All services, each with the place of its header.
 pub(super) fn read_all(root: &Section<'_>, limits: Limits) -> Vec<Located<Service>> {
@@ -161,6 +170,8 @@ fn read_settings(
     let quic = section.section("quic", QUIC).map(|s| read_quic(&s));
     let persistence = section.value("persistence", duration::parse);
     let prefix = section.integer("persistence_prefix", 1, 128);
+    let spill_below = section.integer("spill_below", 0, 100);
+    let failback = section.value("failback", str::parse);
     let health = health::read(section);
     // Backends cannot be judged by what is not known of it.
     let quic = match quic {
@@ -186,6 +197,8 @@ fn read_settings(
         dead_after: dead_after.map(Located::into_inner),
         persistence: persistence.map(Located::into_inner),
         persistence_prefix: prefix.map(Located::into_inner),
+        spill_below: spill_below.map(Located::into_inner),
+        failback: failback.map(Located::into_inner),
     };
     settings.apply(&mut service);
     Some(service)
@@ -218,6 +231,7 @@ fn read_backend(section: &Section<'_>, service: Option<&Service>) -> Option<Back
     let weight = section.integer("weight", 0, i64::from(crate::model::MAX_WEIGHT));
     let admin = section.choice("state", "a state");
     let max_connections = section.integer("max_connections", 1, i64::from(u32::MAX));
+    let tier = section.integer("tier", 0, i64::from(crate::model::MAX_TIER));
     let server_id = section.value("server_id", |text| {
         text.parse().map_err(|error: ModelError| error.to_string())
     });
@@ -231,6 +245,7 @@ fn read_backend(section: &Section<'_>, service: Option<&Service>) -> Option<Back
         admin: admin.map(Located::into_inner).unwrap_or_default(),
         max_connections: max_connections.map(Located::into_inner),
         server_id: server_id.map(Located::into_inner),
+        tier: tier.map(Located::into_inner).unwrap_or_default(),
     };
     let Some(service) = service else {
         return Some(backend);

@@ -115,6 +115,11 @@ pub struct Asked {
 }
 
 impl Asked {
+    /// Whether it wants no new flows.
+    pub fn drains(&self) -> bool {
+        matches!(self.wants, Some(Wants::Drain | Wants::Maintenance))
+    }
+
     /// Takes note of another line.
     pub fn hear(&mut self, reply: &Reply) {
         self.weight = reply.weight.or(self.weight);

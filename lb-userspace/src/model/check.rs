@@ -8,8 +8,9 @@ use std::{
 };
 
 use super::{
-    Backend, FlowState, MAX_BACKENDS, MAX_WEIGHT, Mode, ModelError, Service, ServiceId, group,
-    name_of,
+    Backend, Failback, FlowState, MAX_BACKENDS, MAX_WEIGHT, Mode, ModelError, Service, ServiceId,
+    group, name_of,
+    tier::{check_spill, check_tier},
 };
 
 /// The longest of the times that a service is given.
@@ -43,6 +44,7 @@ impl Service {
             return invalid(id, "backends", problem);
         }
         check_flows(self)?;
+        check_spill(self)?;
         self.check_quic()?;
         self.health.check(id)
     }
@@ -72,6 +74,7 @@ impl Service {
             );
             return invalid(id, "max_connections", problem);
         }
+        check_tier(id, backend.tier)?;
         if self.mode == Mode::Nat && address.is_ipv4() != id.vip.is_ipv4() {
             let problem = format!(
                 "{address} is of another address family, which mode \"nat\" cannot reach: use mode \"ipip\""
@@ -121,10 +124,15 @@ pub(super) fn invalid<T>(
 
 fn check_flows(service: &Service) -> Result<(), ModelError> {
     let (id, moving_time) = (service.id, service.moving_time());
+    let failback = match service.failback {
+        Failback::After(time) => time,
+        Failback::Automatic | Failback::Manual => Duration::ZERO,
+    };
     for (field, time) in [
         ("moving_time", moving_time),
         ("dead_after", service.dead_after),
         ("persistence", service.persistence),
+        ("failback", failback),
     ] {
         if time > WEEK {
             let time = humantime::format_duration(time);

@@ -64,6 +64,18 @@ impl Service {
                     time(other.persistence),
                 )
             })
+            .or_else(|| {
+                let (here, there) = (self.spill_below, other.spill_below);
+                differ("spill_below", here.to_string(), there.to_string())
+            })
+            .or_else(|| {
+                let (here, there) = (self.failback, other.failback);
+                differ("failback", here.to_string(), there.to_string())
+            })
+            .or_else(|| {
+                let tier = |service: &Self| format!("tier {} first", service.from_tier);
+                differ("failover", tier(self), tier(other))
+            })
             .or_else(|| differ("quic", shown(self.quic), shown(other.quic)))
             .or_else(|| self.prefix_difference(other))
             .or_else(|| {

@@ -7,7 +7,8 @@ use std::{
 };
 
 use super::{
-    Admin, Backend, FlowState, Mode, ModelError, OnDown, Protocol, Scheduler, Service, ServiceId,
+    Admin, Backend, Failback, FlowState, Mode, ModelError, OnDown, Protocol, Scheduler, Service,
+    ServiceId,
 };
 
 /// Everything that is wanted. Valid by construction.
@@ -42,7 +43,11 @@ pub enum Change {
         admin: Option<Admin>,
         /// The new limit of flows in progress; `Some(None)` takes it away.
         max_connections: Option<Option<u32>>,
+        /// The new tier.
+        tier: Option<u8>,
     },
+    /// New flows go to this tier and those after it; 0 fails back, whatever held flows there.
+    FailOver(ServiceId, u8),
     /// Settings of a service; what is absent stays.
     EditService(ServiceId, Settings),
     /// Everything at once.
@@ -68,6 +73,10 @@ pub struct Settings {
     pub persistence: Option<Duration>,
     /// [`Service::persistence_prefix`].
     pub persistence_prefix: Option<u8>,
+    /// [`Service::spill_below`].
+    pub spill_below: Option<u8>,
+    /// [`Service::failback`].
+    pub failback: Option<Failback>,
 }
 
 impl State {
@@ -163,11 +172,14 @@ impl State {
                 weight,
                 admin,
                 max_connections,
+                tier,
             } => next.edit_backend(id, address, |backend| {
                 backend.weight = weight.unwrap_or(backend.weight);
                 backend.admin = admin.unwrap_or(backend.admin);
                 backend.max_connections = max_connections.unwrap_or(backend.max_connections);
+                backend.tier = tier.unwrap_or(backend.tier);
             })?,
+            Change::FailOver(id, tier) => next.edit(id, |service| service.fail_over(tier))?,
             Change::EditService(id, settings) => next.edit(id, |service| {
                 settings.apply(service);
                 Ok(())
@@ -299,6 +311,8 @@ impl Settings {
             dead_after,
             persistence,
             persistence_prefix,
+            spill_below,
+            failback,
         } = self;
         service.ring_size = ring_size.or(service.ring_size);
         service.scheduler = scheduler.unwrap_or(service.scheduler);
@@ -308,5 +322,7 @@ impl Settings {
         service.dead_after = dead_after.unwrap_or(service.dead_after);
         service.persistence = persistence.unwrap_or(service.persistence);
         service.persistence_prefix = persistence_prefix.or(service.persistence_prefix);
+        service.spill_below = spill_below.unwrap_or(service.spill_below);
+        service.failback = failback.unwrap_or(service.failback);
     }
 }

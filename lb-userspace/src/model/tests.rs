@@ -22,6 +22,7 @@ fn backend(text: &str) -> Backend {
         admin: Admin::Active,
         max_connections: None,
         server_id: None,
+        tier: 0,
     }
 }
 
@@ -222,6 +223,7 @@ fn an_edit_changes_what_it_names_and_leaves_the_rest() {
                 weight,
                 admin,
                 max_connections,
+                tier: None,
             })
             .unwrap()
     };
@@ -279,6 +281,7 @@ fn what_is_not_there_cannot_be_changed() {
         weight: Some(1),
         admin: None,
         max_connections: None,
+        tier: None,
     };
     for change in [
         Change::RemoveService(other),

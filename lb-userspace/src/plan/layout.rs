@@ -140,10 +140,13 @@ impl Ring {
 
     /// Whether a slot of it names a member.
     pub fn names(&self, id: u16) -> bool {
-        let id = u32::from(id);
-        self.slots
-            .iter()
-            .any(|slot| slot.owner() == id || slot.keeper() == id)
+        self.slots.iter().any(|&slot| leads_to(slot, id))
+    }
+
+    /// How many slots lead to it.
+    fn naming(&self, id: u16) -> u32 {
+        let naming = self.slots.iter().filter(|&&slot| leads_to(slot, id));
+        naming.count() as u32
     }
 
     /// The writes that put all of it in the arena.
@@ -292,6 +295,17 @@ impl Placed {
     pub fn names(&self, id: u16) -> bool {
         self.ring.names(id) || self.previous.as_ref().is_some_and(|ring| ring.names(id))
     }
+
+    /// How many slots lead to it, of the ring in force and of the one before that unrecorded flows still go by.
+    pub fn naming(&self, id: u16) -> u32 {
+        let previous = self.previous.as_ref().map_or(0, |ring| ring.naming(id));
+        self.ring.naming(id) + previous
+    }
+}
+
+fn leads_to(slot: Slot, id: u16) -> bool {
+    let id = u32::from(id);
+    slot.owner() == id || slot.keeper() == id
 }
 
 /// Everything that the maps hold.

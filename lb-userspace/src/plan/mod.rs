@@ -33,6 +33,7 @@ pub use self::layout::{Layout, Placed, PlacedMember, Ring, endpoint, endpoint_at
 pub use self::lookup::BUCKETS_PER_SERVICE;
 pub use self::pool::next_hop;
 pub use self::recipe::ticks;
+pub use self::servers::still_named;
 use self::{
     census::Census,
     ring::{Dead, add_dead},
@@ -254,7 +255,7 @@ impl Draft {
             Mode::L2 => mode::L2,
         };
         note_overflows(&mut placed, inputs);
-        servers::note_traffic(service, &mut placed, inputs);
+        servers::note_traffic(&mut placed, inputs);
         let mut dead = Dead::new();
         add_dead(&mut dead, &placed);
         self.place_members(service, &mut placed, inputs)?;

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     config::Tunnel,
     dataplane::Operation,
-    model::{self, Admin, Mode, Scheduler, Service},
+    model::{self, Mode, Scheduler, Service},
     neighbours::NextHop,
 };
 
@@ -289,7 +289,7 @@ struct Wanted {
 impl Wanted {
     fn of(service: &Service, backend: &model::Backend, inputs: &Inputs<'_>) -> Self {
         let liveness = inputs.down.get(&(service.id, backend.address));
-        let takes = backend.admin == Admin::Active && backend.weight > 0;
+        let takes = backend.is_wanted();
         let mut entry = Backend {
             address: backend.address.ip().into(),
             port: backend.address.port().to_be(),

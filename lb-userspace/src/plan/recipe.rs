@@ -7,7 +7,7 @@ use lb_common::{
 };
 
 use super::layout::{Placed, PlacedMember, Recipe};
-use crate::model::{Admin, FlowState, Scheduler, Service};
+use crate::model::{FlowState, Scheduler, Service};
 
 /// Places of a sequence at most: weights are scaled down beyond.
 const LONGEST_SEQUENCE: u32 = 65_536;
@@ -83,11 +83,9 @@ pub fn ticks(duration: std::time::Duration) -> Tick {
 
 /// A backend takes new flows while it is active, has weight, is up and can be reached: the last two are in its state.
 pub(super) fn takes(service: &Service, member: &PlacedMember) -> bool {
-    service.backend(member.address()).is_some_and(|backend| {
-        backend.admin == Admin::Active
-            && backend.weight > 0
-            && member.backend.state & state::TAKES != 0
-    })
+    service
+        .backend(member.address())
+        .is_some_and(|backend| backend.is_wanted() && member.backend.state & state::TAKES != 0)
 }
 
 /// What the ring should be made of.

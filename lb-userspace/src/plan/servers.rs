@@ -9,7 +9,7 @@ use std::{
     net::SocketAddr,
 };
 
-use lb_common::tables::{Server, ServerKey};
+use lb_common::tables::{Server, ServerKey, state};
 
 use super::{Draft, Inputs, Placed, PlanError, check_room};
 use crate::{
@@ -104,17 +104,17 @@ fn kept(
     (readable && (leaves || former)).then_some(address)
 }
 
-/// Takes note of which backends that leave still get packets. Connection ids lead to them without a
+/// Takes note of which backends that take no new flows still get packets. Connection ids lead to them without a
 /// record, so that a sweep of the flow tables does not tell.
-pub(super) fn note_traffic(service: &Service, placed: &mut Placed, inputs: &Inputs<'_>) {
-    let leaving: BTreeMap<u16, u32> = placed
+pub(super) fn note_traffic(placed: &mut Placed, inputs: &Inputs<'_>) {
+    let resigned: BTreeMap<u16, u32> = placed
         .members()
-        .filter(|(_, member)| service.backend(member.address()).is_none())
+        .filter(|(_, member)| member.backend.state & state::TAKES == 0)
         .map(|(id, member)| (id, member.backend.counters))
         .collect();
-    placed.traffic.retain(|id, _| leaving.contains_key(id));
+    placed.traffic.retain(|id, _| resigned.contains_key(id));
     let within = placed.descriptor.moving_time;
-    for (id, counters) in leaving {
+    for (id, counters) in resigned {
         if let Some(&packets) = inputs.traffic.get(&counters) {
             let watched = placed.traffic.entry(id).or_default();
             watched.note(packets, inputs.now, within);
@@ -123,7 +123,7 @@ pub(super) fn note_traffic(service: &Service, placed: &mut Placed, inputs: &Inpu
 }
 
 /// Local ids of members that connection ids may still lead packets to.
-pub(super) fn still_named(placed: &Placed) -> BTreeSet<u16> {
+pub fn still_named(placed: &Placed) -> BTreeSet<u16> {
     if placed.descriptor.quic == 0 {
         return BTreeSet::new();
     }

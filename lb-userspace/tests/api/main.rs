@@ -16,10 +16,11 @@ use lb_userspace::{
     api::{
         client::{Client, ClientError},
         dto::{
-            Action, Condition, EditBackend, EditService, FlowQuery, NewBackend, NewService, Phase,
+            Action, Condition, EditBackend, EditService, EventQuery, FlowQuery, NewBackend,
+            NewService, Phase,
         },
     },
-    model::{Admin, Mode, Scheduler, ServiceId},
+    model::{Admin, Failback, Mode, Scheduler, ServiceId},
 };
 use serde_json::{Value, json};
 use support::FakeAgent;
@@ -66,6 +67,7 @@ async fn status_tells_instance_interfaces_tally_and_drops() {
         "interfaces": [{"name": "eth0", "mode": "native"}],
         "services": 1,
         "backends": {"total": 2, "up": 1, "down": 1, "starting": 0},
+        "worst": {"utilisation": null, "imbalance": null, "headroom": null},
         "flow_tables": {
             "established": {"entries": 1200, "capacity": 262_144},
             "half_open": {"entries": 65_536, "capacity": 65_536},
@@ -92,6 +94,7 @@ async fn a_service_is_told_with_its_health_and_backends() {
         "quic": null,
         "persistence_ms": 0,
         "persistence_prefix": null,
+        "spill_below": 70, "failback": "automatic", "from_tier": 0,
         "health": {"type": "http", "path": "/health", "interval_ms": 1000, "timeout_ms": 500, "rise": 2, "fall": 3},
         "flows": {
             "steady": 1000, "moving": 3, "settling": 1,
@@ -104,7 +107,7 @@ async fn a_service_is_told_with_its_health_and_backends() {
         "backends": [
             {
                 "address": "10.1.0.2:80", "weight": 1, "state": "active", "max_connections": null,
-                "server_id": null,
+                "server_id": null, "tier": 0,
                 "leaving": false, "condition": "up",
                 "last_error": null, "latency_us": 250, "reachable": true, "slots": 502,
                 "recorded": 5, "connections": null,
@@ -112,7 +115,7 @@ async fn a_service_is_told_with_its_health_and_backends() {
             },
             {
                 "address": "10.1.0.3:81", "weight": 3, "state": "active", "max_connections": 9,
-                "server_id": null,
+                "server_id": null, "tier": 0,
                 "leaving": false, "condition": "down",
                 "last_error": "connection refused", "latency_us": null, "reachable": true, "slots": 0,
                 "recorded": 5, "connections": 3,
@@ -397,6 +400,7 @@ async fn the_client_speaks_every_route() {
         state: Admin::Active,
         max_connections: None,
         server_id: None,
+        tier: 0,
     };
     let new = NewService {
         id: dns,
@@ -411,6 +415,8 @@ async fn the_client_speaks_every_route() {
         quic: None,
         persistence_ms: None,
         persistence_prefix: None,
+        spill_below: Some(50),
+        failback: Some(Failback::Manual),
         health: None,
         checks: None,
         combine: None,
@@ -455,6 +461,26 @@ async fn the_client_speaks_every_route() {
         (edited.scheduler, edited.moving_time_ms),
         (Scheduler::SourceHash, 5_000)
     );
+    assert_eq!(
+        (edited.spill_below, edited.failback),
+        (50, Failback::Manual)
+    );
+    let edit = EditBackend {
+        tier: Some(2),
+        ..EditBackend::default()
+    };
+    client.edit_backend(dns, address, &edit).await.unwrap();
+    let failed_over = client.fail_over(dns, 2).await.unwrap().changed;
+    assert_eq!(failed_over.tier, Some(2));
+    assert_eq!(client.service(dns).await.unwrap().from_tier, 2);
+    let query = EventQuery {
+        service: Some(web),
+        after: Some(1),
+        limit: Some(5),
+    };
+    let events = client.events(&query).await.unwrap();
+    assert_eq!((events.last, events.lost, events.events.len()), (2, 0, 1));
+    assert_eq!(events.events[0].reason, "100% to tier 1");
     let query = FlowQuery {
         service: Some(dns),
         backend: Some(address),

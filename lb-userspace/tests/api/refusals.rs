@@ -361,10 +361,10 @@ const BAD_BACKENDS: &[(&str, u16, &str, &str)] = &[
         "0 lets no flow in",
     ),
     (
-        r#"{"address":"10.1.0.4:80","state":"down"}"#,
+        r#"{"address":"10.1.0.4:80","state":"off"}"#,
         400,
         "malformed",
-        "`active` or `draining`",
+        "`maintenance`, `down`, `up`",
     ),
     (
         r#"{"address":"10.1.0.4:0"}"#,
@@ -403,7 +403,7 @@ const BAD_EDITS: &[(&str, u16, &str, &str)] = &[
         "{}",
         400,
         "malformed",
-        "give weight, state or max_connections",
+        "give weight, state, max_connections or tier",
     ),
     (
         r#"{"max_connections":0}"#,
@@ -427,10 +427,10 @@ const BAD_EDITS: &[(&str, u16, &str, &str)] = &[
         "invalid type: string",
     ),
     (
-        r#"{"state":"up"}"#,
+        r#"{"state":"on"}"#,
         400,
         "malformed",
-        "`active` or `draining`",
+        "`maintenance`, `down`, `up`",
     ),
     (
         r#"{"address":"10.1.0.4:80"}"#,

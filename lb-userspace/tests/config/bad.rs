@@ -486,16 +486,35 @@ const BAD_SERVICES: &[Bad] = &[
         "did you mean `max_connections`?",
     ),
     (
+        "[[service.backend]]\naddress = \"10.1.0.2:80\"\ntier = 16",
+        6,
+        "service[0].backend[0].tier",
+        "0 to 15",
+    ),
+    (
+        "failback = \"never\"",
+        4,
+        "service[0].failback",
+        "\"automatic\", \"manual\", or a time",
+    ),
+    (
+        "failback = \"15days\"",
+        4,
+        "service[0].failback",
+        "0s to 1 week",
+    ),
+    ("spill_below = 101", 4, "service[0].spill_below", "0 to 100"),
+    (
         "moving_time = \"0s\"\n[[service.backend]]\naddress = \"10.1.0.2:80\"\nmax_connections = 1",
         7,
         "service[0].backend[0].max_connections",
         "leave max_connections out",
     ),
     (
-        "[[service.backend]]\naddress = \"10.1.0.2:80\"\nstate = \"down\"",
+        "[[service.backend]]\naddress = \"10.1.0.2:80\"\nstate = \"off\"",
         6,
         "service[0].backend[0].state",
-        "\"active\" or \"draining\"",
+        "\"maintenance\", \"down\" or \"up\"",
     ),
     (
         "[[service.backend]]\naddress = \"10.1.0.2:80\"\n[[service.backend]]\naddress = \"10.1.0.2:80\"",

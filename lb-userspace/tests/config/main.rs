@@ -10,7 +10,8 @@ use std::time::Duration;
 use lb_userspace::{
     config::{self, Config, ConfigError, Limits},
     model::{
-        Admin, DEAD_AFTER, FlowState, Health, Http, Mode, OnDown, Probe, Quic, Scheduler, State,
+        Admin, DEAD_AFTER, Failback, FlowState, Health, Http, Mode, OnDown, Probe, Quic, Scheduler,
+        State,
     },
 };
 
@@ -41,6 +42,8 @@ moving_time = "10m"
 dead_after = "0s"
 persistence = "5m"
 persistence_prefix = 24
+spill_below = 50
+failback = "30s"
 health = { type = "http", path = "/health", host = "x", port = 8080, interval = "1s", timeout = "500ms", rise = 2, fall = 4 }
 [[service.backend]]
 address = "10.1.0.2:80"
@@ -49,6 +52,7 @@ state = "draining"
 max_connections = 400
 [[service.backend]]
 address = "[fd00::2]:80"
+tier = 1
 
 [[service]]
 vip = "[2001:db8::1]:443/udp"
@@ -109,6 +113,14 @@ fn every_key_of_the_format_is_read() {
     assert_eq!(
         (first.persistence, first.persistence_prefix),
         (Duration::from_secs(300), Some(24))
+    );
+    assert_eq!(
+        (first.spill_below, first.failback, first.tiers()),
+        (50, Failback::After(Duration::from_secs(30)), vec![0, 1])
+    );
+    assert_eq!(
+        (second.spill_below, second.failback, second.tiers()),
+        (70, Failback::Automatic, vec![0])
     );
     let http = Probe::Http(Http {
         path: "/health".to_owned(),

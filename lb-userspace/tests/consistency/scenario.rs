@@ -81,6 +81,11 @@ pub enum Kind {
     OnDown,
     Persistence,
     Limit,
+    /// A backend into another tier.
+    Tier,
+    FailOver,
+    /// When flows spill over, and when they are given back.
+    Spill,
     RemoveService,
     AddService,
     Restart,
@@ -147,6 +152,9 @@ fn kind() -> impl Strategy<Value = Kind> {
         1 => Just(Kind::OnDown),
         1 => Just(Kind::Persistence),
         1 => Just(Kind::Limit),
+        3 => Just(Kind::Tier),
+        2 => Just(Kind::FailOver),
+        2 => Just(Kind::Spill),
         1 => Just(Kind::RemoveService),
         2 => Just(Kind::AddService),
         4 => Just(Kind::Restart),
@@ -279,5 +287,6 @@ pub fn backend(service: &Service, address: SocketAddr, weight: u16) -> Backend {
         admin: Admin::Active,
         max_connections: None,
         server_id,
+        tier: 0,
     }
 }

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use lb_userspace::{
-    model::{Admin, Change, FlowState, OnDown, Scheduler, Settings},
+    model::{Admin, Change, Failback, FlowState, OnDown, Scheduler, Settings},
     plan::{self, census},
 };
 
@@ -55,7 +55,8 @@ impl Simulation {
             | Kind::Weight
             | Kind::Drain
             | Kind::Undrain
-            | Kind::Limit => {
+            | Kind::Limit
+            | Kind::Tier => {
                 self.edit_pool(service, step);
             }
             Kind::Down
@@ -79,9 +80,11 @@ impl Simulation {
             | Kind::FlowState
             | Kind::MovingTime
             | Kind::OnDown
-            | Kind::Persistence => {
+            | Kind::Persistence
+            | Kind::Spill => {
                 self.edit_settings(service, step);
             }
+            Kind::FailOver => self.change(Change::FailOver(id, step.choice % 3)),
             Kind::RemoveService => {
                 self.stage.world().set_open(service, false);
                 self.change(Change::RemoveService(id));
@@ -161,12 +164,14 @@ impl Simulation {
         let Some(address) = self.backend(service, step) else {
             return;
         };
-        let (mut weight, mut admin, mut max_connections) = (None, None, None);
+        let (mut weight, mut admin, mut max_connections, mut tier) = (None, None, None, None);
         match step.kind {
             Kind::RemoveBackend => return self.change(Change::RemoveBackend(id, address)),
             Kind::Weight => weight = Some(u16::from(step.amount % 5)),
+            Kind::Drain if step.choice.is_multiple_of(4) => admin = Some(Admin::Maintenance),
             Kind::Drain => admin = Some(Admin::Draining),
             Kind::Undrain => admin = Some(Admin::Active),
+            Kind::Tier => tier = Some(step.amount % 3),
             _ => max_connections = Some(Some(u32::from(step.amount)).filter(|limit| limit % 4 > 0)),
         }
         self.change(Change::EditBackend {
@@ -175,6 +180,7 @@ impl Simulation {
             weight,
             admin,
             max_connections,
+            tier,
         });
     }
 
@@ -254,6 +260,10 @@ impl Simulation {
             Kind::Persistence => {
                 settings.persistence = Some(self.moving_time * u32::from(step.choice % 3) / 2);
             }
+            Kind::Spill => {
+                settings.spill_below = Some([0, 70, 100][usize::from(step.choice % 3)]);
+                settings.failback = Some(self.some_failback(step));
+            }
             _ if step.choice.is_multiple_of(2) => settings.on_down = Some(OnDown::Keep),
             _ => settings.on_down = Some(OnDown::Resteer),
         }
@@ -276,6 +286,14 @@ impl Simulation {
             self.forsake_as(service, OnDown::Resteer, Duration::MAX);
         }
         self.change(Change::EditService(id, settings));
+    }
+
+    fn some_failback(&self, step: Step) -> Failback {
+        match step.amount % 3 {
+            0 => Failback::Automatic,
+            1 => Failback::Manual,
+            _ => Failback::After(self.moving_time / 2),
+        }
     }
 
     fn some_moving_time(&self, step: Step) -> Duration {

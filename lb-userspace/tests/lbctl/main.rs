@@ -12,9 +12,9 @@ mod quic;
 
 use std::{path::Path, process::Stdio, time::Duration};
 
-use lb_userspace::model::{Admin, Service};
+use lb_userspace::model::{Admin, Failback, Service};
 use serde_json::{Value, json};
-use support::FakeAgent;
+use support::{FakeAgent, WEIGHT_OF_A_DRAINED, WEIGHT_OF_ONE_THAT_IS_UP};
 use tokio::{io::AsyncReadExt as _, process::Command, time::timeout};
 
 const WEB: &str = r#"
@@ -127,9 +127,9 @@ dead after   1m
 check        http:8080 /health every 1000 ms, timeout 500 ms, rise 2, fall 3
 traffic      2468 packets, 113578 bytes, 24 flows
 
-BACKEND      WEIGHT  STATE     CONDITION  SHARE  PACKETS  FLOWS  RECORDED  IN PROGRESS  LATENCY  LAST ERROR
-10.1.0.2:80       1  active    up         50.0%     1234     12         5          3/9    250µs  -
-10.1.0.3:81       3  draining  down        0.0%     1234     12         5            -        -  connection refused
+BACKEND      WEIGHT  STATE     CONDITION  SHARE  PACKETS  FLOWS  RECORDED  UNKNOWN   IN PROGRESS  LATENCY  REASON
+10.1.0.2:80       1  active    up         50.0%     1234     12         5  -                 3/9    250µs  -
+10.1.0.3:81       3  draining  down        0.0%     1234     12         5  17 slots            -        -  connection refused
 ";
     assert_eq!(
         succeed(&agent, "service show 10.0.0.1:80/tcp").await,
@@ -264,6 +264,139 @@ async fn backends_are_added_removed_drained_weighed_and_limited_in_one_line_each
     let line = succeed(&agent, "backend undrain 10.0.0.1:80/tcp 10.1.0.2:80").await;
     assert!(line.contains("is active"), "{line}");
     assert_eq!(web(&agent).backends[0].admin, Admin::Active);
+}
+
+#[tokio::test]
+async fn tiers_are_given_shown_and_failed_over() {
+    let agent = FakeAgent::start("");
+    let add = "service add 10.0.0.1:80/tcp --mode ipip --spill-below 40 --failback manual \
+               --backend 10.1.0.2:80 --backend 10.1.0.3:80,tier=1";
+    succeed(&agent, add).await;
+    let web = || web(&agent);
+    assert_eq!((web().spill_below, web().failback), (40, Failback::Manual));
+    let shown = succeed(&agent, "service show 10.0.0.1:80/tcp").await;
+    for part in [
+        "0: 100.0% of new flows, 1 of 1 healthy; 1: 0.0% of new flows, 1 of 1 healthy",
+        "below 40% of weight; failback manual",
+    ] {
+        assert!(shown.contains(part), "{part} is not in\n{shown}");
+    }
+    let line = succeed(&agent, "failover 10.0.0.1:80/tcp --to 1").await;
+    assert!(line.contains("go to tier 1 first"), "{line}");
+    assert_eq!(web().from_tier, 1);
+    succeed(&agent, "failback 10.0.0.1:80/tcp").await;
+    assert_eq!(web().from_tier, 0);
+    let line = succeed(&agent, "backend tier 10.0.0.1:80/tcp 10.1.0.3:80 2").await;
+    assert_eq!(
+        line,
+        "backend 10.1.0.3:80 of 10.0.0.1:80/tcp is of tier 2\n"
+    );
+    succeed(&agent, "service set 10.0.0.1:80/tcp --failback 1m").await;
+    assert_eq!(web().failback.to_string(), "1m");
+}
+
+#[tokio::test]
+async fn backends_are_forced_down_and_up_and_that_is_undone() {
+    let agent = FakeAgent::start(WEB);
+    for (verb, admin, part) in [
+        ("down", Admin::Down, "is down until `lbctl backend undrain`"),
+        ("up", Admin::Up, "is up until `lbctl backend undrain`"),
+        ("maintenance", Admin::Maintenance, "is not checked"),
+        ("drain", Admin::Draining, "takes no new flows"),
+        ("auto", Admin::Active, "is active"),
+        ("undrain", Admin::Active, "is active"),
+    ] {
+        let line = succeed(
+            &agent,
+            &format!("backend {verb} 10.0.0.1:80/tcp 10.1.0.2:80"),
+        )
+        .await;
+        assert!(line.contains(part), "{line}");
+        assert_eq!(web(&agent).backends[0].admin, admin);
+    }
+}
+
+#[tokio::test]
+async fn a_drain_is_waited_for_and_told_in_what_is_seen_and_what_is_not() {
+    let agent = FakeAgent::start(WEB);
+    const DRAIN: &str = "backend drain 10.0.0.1:80/tcp 10.1.0.2:80 --wait";
+    let ran = run(&agent.socket, &format!("{DRAIN} --timeout 1s")).await;
+    assert_eq!(ran.code, 6, "{}", ran.stderr);
+    assert_eq!(ran.stdout, "");
+    let observed = "5 flows observed; unknown: idle ones in 17 slots";
+    let expected = format!(
+        "{observed}\nerror: backend 10.1.0.2:80 of 10.0.0.1:80/tcp may still have flows after 1s ({observed}): it goes on draining\n"
+    );
+    assert_eq!(ran.stderr, expected);
+    let list = succeed(&agent, "backend list 10.0.0.1:80/tcp").await;
+    assert!(
+        list.contains("UNKNOWN") && list.contains("17 slots"),
+        "{list}"
+    );
+    let weight = WEIGHT_OF_A_DRAINED;
+    succeed(
+        &agent,
+        &format!("backend weight 10.0.0.1:80/tcp 10.1.0.2:80 {weight}"),
+    )
+    .await;
+    let list = succeed(&agent, "backend list 10.0.0.1:80/tcp").await;
+    assert!(
+        list.contains("  draining 5m  ") && list.contains("by hand"),
+        "{list}"
+    );
+    let ran = run(&agent.socket, DRAIN).await;
+    assert_eq!((ran.code, ran.stderr.as_str()), (0, "no flow is left\n"));
+    let without = run(
+        &agent.socket,
+        "backend drain 10.0.0.1:80/tcp 10.1.0.2:80 --timeout 1s",
+    )
+    .await;
+    assert_eq!(without.code, 2, "{}", without.stderr);
+}
+
+#[tokio::test]
+async fn events_are_lines_or_json_and_go_on_as_they_come() {
+    let agent = FakeAgent::start(WEB);
+    let first = "2023-11-14T22:13:20.123Z  10.0.0.1:80/tcp  10.1.0.3:81  suspect -> down: connection refused\n";
+    let second = "2023-11-14T22:13:20.123Z  10.0.0.1:80/tcp  new flows: 100% to tier 1\n";
+    assert_eq!(succeed(&agent, "events").await, format!("{first}{second}"));
+    let of_web = succeed(&agent, "events --service 10.0.0.1:80/tcp --limit 1").await;
+    assert_eq!(of_web, second);
+    let json = succeed_json(&agent, "events").await;
+    assert_eq!(
+        (&json["last"], &json["events"][0]["to"]),
+        (&json!(2), &json!("down"))
+    );
+    let mut child = lbctl(&agent.socket, "events --follow")
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut seen = vec![0; first.len() + second.len()];
+    let mut out = child.stdout.take().unwrap();
+    let read = timeout(Duration::from_secs(60), out.read_exact(&mut seen)).await;
+    read.unwrap().unwrap();
+    assert_eq!(String::from_utf8(seen).unwrap(), format!("{first}{second}"));
+    assert!(child.try_wait().unwrap().is_none(), "it goes on");
+}
+
+#[tokio::test]
+async fn what_pools_carry_and_can_lose_is_shown() {
+    let agent = FakeAgent::start("");
+    let add = format!(
+        "service add 10.0.0.1:80/tcp --mode ipip \
+         --backend 10.1.0.2:80,weight={WEIGHT_OF_ONE_THAT_IS_UP},max-connections=9 \
+         --backend 10.1.0.3:80,weight={WEIGHT_OF_ONE_THAT_IS_UP},max-connections=7"
+    );
+    succeed(&agent, &add).await;
+    let shown = succeed(&agent, "service show 10.0.0.1:80/tcp").await;
+    let capacity = "capacity     6 of 16 flows (37.5%), imbalance 1.00, headroom 1 backends\n";
+    assert!(shown.contains(capacity), "{shown}");
+    let status = succeed(&agent, "status").await;
+    let worst = "capacity     at most 37.5% used (10.0.0.1:80/tcp), imbalance up to 1.00 (10.0.0.1:80/tcp), \
+                 headroom at least 1 backends (10.0.0.1:80/tcp)\n";
+    assert!(status.contains(worst), "{status}");
+    let json = succeed_json(&agent, "status").await;
+    assert_eq!(json["worst"]["headroom"]["value"], 1);
 }
 
 #[tokio::test]

@@ -7,11 +7,11 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use lb_userspace::{
-    agent::{ChangeError, Handle, Request},
+    agent::{ChangeError, Handle, Request, journal::Journal},
     api,
     health::{
         Target,
@@ -19,9 +19,9 @@ use lb_userspace::{
     },
     model::{Admin, Backend, Change, ModelError, Service, State},
     snapshot::{
-        BackendStatus, CheckStatus, ClientList, ClientRecord, Condition, FlowFilter, FlowList,
-        FlowRecord, FlowStatus, InterfaceStatus, Passed, RecordUses, ServiceStatus, Snapshot,
-        TableUse, Traffic,
+        BackendState, BackendStatus, CheckStatus, ClientList, ClientRecord, Condition, DrainStatus,
+        FlowFilter, FlowList, FlowRecord, FlowStatus, Happened, InterfaceStatus, Passed,
+        RecordUses, ServiceStatus, Snapshot, Standing, TableUse, TierStatus, Traffic,
     },
 };
 use tempfile::TempDir;
@@ -35,6 +35,10 @@ pub const PORT_THE_KERNEL_REFUSES: u16 = 500;
 pub const PORT_WITH_A_LEAVING_BACKEND: u16 = 8_081;
 /// Backends of this weight have an agent that asks for half of it, and to be drained.
 pub const WEIGHT_OF_AN_AGENT: u16 = 77;
+/// Backends of this weight that drain have no flow any more.
+pub const WEIGHT_OF_A_DRAINED: u16 = 66;
+/// Backends of this weight are known to be up.
+pub const WEIGHT_OF_ONE_THAT_IS_UP: u16 = 55;
 /// Backends on this port fail their checks.
 pub const PORT_DOWN: u16 = 81;
 
@@ -120,6 +124,9 @@ async fn run(
             Request::Group(name, reply) => {
                 let _ = reply.send(state.lock().unwrap().of_group(&name).cloned());
             }
+            Request::Events(filter, reply) => {
+                let _ = reply.send(events().list(&filter));
+            }
             Request::Flows(filter, reply) => {
                 let _ = reply.send(Ok(flows(&state.lock().unwrap(), filter)));
             }
@@ -132,6 +139,22 @@ async fn run(
             Request::BeatFrom(..) => {}
         }
     }
+}
+
+/// A standby that took over: two events.
+fn events() -> Journal {
+    let mut journal = Journal::default();
+    let at = SystemTime::UNIX_EPOCH + Duration::from_millis(1_700_000_000_123);
+    let service = "10.0.0.1:80/tcp".parse().unwrap();
+    let turned = Happened::Turned {
+        backend: "10.1.0.3:81".parse().unwrap(),
+        from: BackendState::Suspect,
+        to: BackendState::Down,
+    };
+    journal.record(at, service, turned, "connection refused".to_owned());
+    let shares = "100% to tier 1".to_owned();
+    journal.record(at, service, Happened::Tiers, shares);
+    journal
 }
 
 fn beat(state: &State, target: Target) -> Result<(), ChangeError> {
@@ -175,6 +198,7 @@ fn snapshot(state: &State) -> Snapshot {
             entries: 65_536,
             capacity: 65_536,
         },
+        events: 9,
         drops: vec![("no_backend", 3), ("malformed", 0)],
     }
 }
@@ -189,8 +213,10 @@ fn leaving() -> BackendStatus {
             admin: Admin::Active,
             max_connections: None,
             server_id: None,
+            tier: 0,
         },
         condition: Condition::Down,
+        standing: None,
         last_error: None,
         latency: None,
         checks: Vec::new(),
@@ -199,6 +225,7 @@ fn leaving() -> BackendStatus {
         leaving: true,
         slots: 0,
         recorded: 2,
+        drain: None,
         connections: None,
         traffic: Traffic {
             packets: 11,
@@ -234,6 +261,38 @@ fn checks(service: &Service, down: bool) -> Vec<CheckStatus> {
     names.into_iter().enumerate().map(status).collect()
 }
 
+/// Whoever is of the first tier has all flows.
+fn tiers(service: &Service) -> Vec<TierStatus> {
+    let numbers = match service.tiers() {
+        numbers if numbers.len() > 1 => numbers,
+        _ => Vec::new(),
+    };
+    let status = |(n, number): (usize, u8)| {
+        let count = service.backends.iter().filter(|b| b.tier == number).count();
+        TierStatus {
+            number,
+            backends: count,
+            healthy: count,
+            share: if n == 0 { 1_000 } else { 0 },
+            waits: false,
+        }
+    };
+    numbers.into_iter().enumerate().map(status).collect()
+}
+
+fn standing(weight: u16) -> Option<Standing> {
+    let state = match weight {
+        WEIGHT_OF_A_DRAINED => BackendState::Draining,
+        WEIGHT_OF_ONE_THAT_IS_UP => BackendState::Up,
+        _ => return None,
+    };
+    Some(Standing {
+        state,
+        reason: "by hand".to_owned(),
+        since: SystemTime::now() - Duration::from_secs(330),
+    })
+}
+
 fn describe(service: &Service) -> ServiceStatus {
     let leaving = (service.id.vip.port() == PORT_WITH_A_LEAVING_BACKEND).then(leaving);
     let backends = service.backends.iter().map(|backend| {
@@ -241,6 +300,7 @@ fn describe(service: &Service) -> ServiceStatus {
         BackendStatus {
             backend: backend.clone(),
             condition: if down { Condition::Down } else { Condition::Up },
+            standing: standing(backend.weight),
             last_error: down.then(|| "connection refused".to_owned()),
             latency: (!down).then_some(Duration::from_micros(250)),
             checks: checks(service, down),
@@ -253,6 +313,12 @@ fn describe(service: &Service) -> ServiceStatus {
             leaving: false,
             slots: if down { 0 } else { 502 },
             recorded: 5,
+            drain: (!matches!(backend.admin, Admin::Active | Admin::Up)).then_some(DrainStatus {
+                observed: 5,
+                unknown_slots: 17,
+                by_id: false,
+                ended: backend.weight == WEIGHT_OF_A_DRAINED,
+            }),
             connections: backend.max_connections.map(|_| 3),
             traffic: Traffic {
                 packets: 1_234,
@@ -264,6 +330,7 @@ fn describe(service: &Service) -> ServiceStatus {
     ServiceStatus {
         service: service.clone(),
         lead: service.id,
+        tiers: tiers(service),
         ring_size: 1_004,
         flows: FlowStatus {
             steady: 1_000,

@@ -60,6 +60,7 @@ impl Pool {
             admin: Admin::Active,
             max_connections: None,
             server_id: None,
+            tier: 0,
         };
         self.addresses().map(backend).collect()
     }

@@ -360,7 +360,8 @@ fn is_old(at: Duration, now: Duration) -> bool {
 fn standing(backend: &Backend) -> Standing {
     match (backend.condition, backend.state) {
         (Condition::Down, _) => Standing::Down,
-        (_, Admin::Draining) => Standing::Draining,
+        (_, Admin::Down) => Standing::Down,
+        (_, Admin::Draining | Admin::Maintenance) => Standing::Draining,
         (Condition::Starting, _) => Standing::Starting,
         (Condition::Up, _) => Standing::Up,
     }

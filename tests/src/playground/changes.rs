@@ -65,11 +65,12 @@ fn of_backend(service: &Service, before: &Backend, after: &Backend) -> Vec<Chang
         _ => {}
     }
     match (before.state, after.state) {
-        (Admin::Active, Admin::Draining) => changes.push(change(service, after, "drains")),
-        (Admin::Draining, Admin::Active) => {
-            changes.push(change(service, after, "takes connections"))
-        }
-        _ => {}
+        (before, after_it) if before == after_it => {}
+        (_, Admin::Active) => changes.push(change(service, after, "takes connections")),
+        (_, Admin::Draining) => changes.push(change(service, after, "drains")),
+        (_, Admin::Maintenance) => changes.push(change(service, after, "is in maintenance")),
+        (_, Admin::Down) => changes.push(change(service, after, "is forced down")),
+        (_, Admin::Up) => changes.push(change(service, after, "is forced up")),
     }
     if before.weight != after.weight {
         changes.push(change(

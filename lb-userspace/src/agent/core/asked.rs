@@ -9,7 +9,7 @@ use std::{
 };
 
 use crate::{
-    health::reply::{Asked, Wants},
+    health::reply::Asked,
     model::{Admin, Backend, Service, ServiceId, State},
 };
 
@@ -52,7 +52,8 @@ fn adapt(service: &mut Service, lead: ServiceId, asked: &AllAsked) {
         let Some(asked) = asked.get(&(lead, backend.address)) else {
             continue;
         };
-        if matches!(asked.wants, Some(Wants::Drain | Wants::Maintenance)) {
+        // Who is forced up is so against the word of its agent, too.
+        if asked.drains() && backend.admin == Admin::Active {
             backend.admin = Admin::Draining;
         }
         // Without a limit of its own the service may count no flows, and would have to begin by recording
@@ -88,7 +89,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::model::Mode;
+    use crate::{health::reply::Wants, model::Mode};
 
     fn backend(n: u8, weight: u16) -> Backend {
         Backend {
@@ -97,6 +98,7 @@ mod tests {
             admin: Admin::Active,
             max_connections: None,
             server_id: None,
+            tier: 0,
         }
     }
 

@@ -49,6 +49,7 @@ impl<D: Dataplane> Core<D> {
                 entries: self.census.half_open,
                 capacity: self.dataplane.capacity().half_open,
             },
+            events: self.chronicle.events(),
             drops: drops.collect(),
         }
     }
@@ -74,6 +75,7 @@ impl<D: Dataplane> Core<D> {
                 admin: Admin::Draining,
                 max_connections: None,
                 server_id: None,
+                tier: 0,
             };
             self.backend_status(service, placed.zip(Some(at)), backend, true)
         });
@@ -93,6 +95,7 @@ impl<D: Dataplane> Core<D> {
                     self.flow_status(placed, index)
                 }),
             lead: self.state.lead(service.id),
+            tiers: self.tier_status(service),
             traffic: traffic(counters),
             backends,
         }
@@ -122,6 +125,11 @@ impl<D: Dataplane> Core<D> {
             } else {
                 self.condition(service, address)
             },
+            standing: if leaving {
+                None
+            } else {
+                self.standing((lead, address))
+            },
             last_error: self
                 .unusable(service, address)
                 .or_else(|| checked.and_then(|checked| checked.error.clone())),
@@ -136,6 +144,7 @@ impl<D: Dataplane> Core<D> {
             leaving,
             slots: placed.map_or(0, |(placed, (id, _))| placed.ring.share(id)),
             recorded: placed.map_or(0, |(placed, (id, _))| self.census.records_of(placed, id)),
+            drain: placed.and_then(|(placed, at)| self.drain_status(placed, at)),
             connections: load.and_then(Result::ok),
             traffic: traffic(counters),
             backend,
@@ -143,7 +152,7 @@ impl<D: Dataplane> Core<D> {
     }
 
     /// Why the service's mode cannot use the way to a backend.
-    fn unusable(&self, service: &Service, address: SocketAddr) -> Option<String> {
+    pub(super) fn unusable(&self, service: &Service, address: SocketAddr) -> Option<String> {
         let known = self.next_hops.contains_key(&address.ip());
         let usable = next_hop(&self.next_hops, service.mode, address.ip()).is_some();
         (known && !usable).then(|| {

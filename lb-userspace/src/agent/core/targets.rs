@@ -10,7 +10,7 @@ use super::Core;
 use crate::{
     dataplane::Dataplane,
     health::{Target, TargetConfig},
-    model::{ModelError, Service, ServiceId, State},
+    model::{Admin, Backend, ModelError, Service, ServiceId, State},
     snapshot::Condition,
 };
 
@@ -24,7 +24,8 @@ impl<D: Dataplane> Core<D> {
             };
             let health = Arc::new(service.health.clone());
             let ports: BTreeSet<u16> = pool.iter().map(|s| s.id.vip.port()).collect();
-            for backend in &service.backends {
+            let checked = |backend: &&Backend| backend.admin != Admin::Maintenance;
+            for backend in service.backends.iter().filter(checked) {
                 let target = Target {
                     service: service.id,
                     address: backend.address,
@@ -97,6 +98,7 @@ impl<D: Dataplane> Core<D> {
         if leads.is_empty() {
             return;
         }
+        self.tiers.rename(&leads);
         for (&(id, address), &down) in &self.down.clone() {
             if let Some(&lead) = leads.get(&id) {
                 self.down.insert((lead, address), down);

@@ -4,10 +4,16 @@ use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::{EditService, FlowTables, ServiceFlows, millis, requests::given};
+use super::{
+    Capacity, EditService, FlowTables, ServiceFlows, Standing, Worst, millis, requests::given,
+};
 use crate::{
+    capacity,
     health::reply::{self, Wants},
-    model::{Admin, Check, Combine, FlowState, Mode, OnDown, Quic, Scheduler, ServerId, ServiceId},
+    model::{
+        Admin, Check, Combine, Failback, FlowState, Mode, OnDown, Quic, Scheduler, ServerId,
+        ServiceId,
+    },
     snapshot,
 };
 
@@ -26,6 +32,9 @@ pub struct Status {
     pub services: usize,
     /// How many backends of all pools are in which condition.
     pub backends: Tally,
+    /// The pools that are worst off.
+    #[serde(default)]
+    pub worst: Worst,
     /// How full the flow tables are.
     pub flow_tables: FlowTables,
     /// Packets dropped, by reason.
@@ -84,6 +93,18 @@ pub struct Service {
     /// Bits of an address that make a client; `null`: all.
     #[serde(default)]
     pub persistence_prefix: Option<u8>,
+    /// Percent of a tier's weight that is healthy below which it gives flows to the next.
+    #[serde(default)]
+    pub spill_below: u8,
+    /// When a tier gets back what it could not carry.
+    #[serde(default)]
+    pub failback: Failback,
+    /// The tier that somebody has failed over to; 0: none.
+    #[serde(default)]
+    pub from_tier: u8,
+    /// Its tiers in order, where there is more than one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tiers: Vec<Tier>,
     /// How backends are checked, where there is one check.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health: Option<Check>,
@@ -95,10 +116,28 @@ pub struct Service {
     pub combine: Option<Combine>,
     /// Its slots by phase, and what the flow tables do for it.
     pub flows: ServiceFlows,
+    /// How loaded its pool is, where its flows are counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capacity: Option<Capacity>,
     /// Its traffic.
     pub traffic: Traffic,
     /// Its backends, and those removed that still have flows.
     pub backends: Vec<Backend>,
+}
+
+/// A tier of a service's backends as it stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tier {
+    /// Its number; 0 is the primary one.
+    pub number: u8,
+    /// Its backends.
+    pub backends: usize,
+    /// Those that can take new flows.
+    pub healthy: usize,
+    /// Its share of new flows, in thousandths.
+    pub share: u16,
+    /// Whether it could carry more than that, and waits for its failback.
+    pub waits: bool,
 }
 
 /// A backend as it stands.
@@ -114,10 +153,16 @@ pub struct Backend {
     pub max_connections: Option<u32>,
     /// What connection ids name it by, where the service is QUIC.
     pub server_id: Option<ServerId>,
+    /// Its tier.
+    #[serde(default)]
+    pub tier: u8,
     /// Whether it was removed, and is here only for the flows that it may still have.
     pub leaving: bool,
     /// What the checks say.
     pub condition: Condition,
+    /// Its state, all considered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub standing: Option<Standing>,
     /// Why the last check failed, where it did.
     pub last_error: Option<String>,
     /// How long the last successful check took.
@@ -134,10 +179,26 @@ pub struct Backend {
     pub slots: u32,
     /// Flows recorded for it.
     pub recorded: u32,
+    /// What it still has, where it takes no new flows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain: Option<Drain>,
     /// Flows in progress, where the service counts them.
     pub connections: Option<u32>,
     /// Its traffic.
     pub traffic: Traffic,
+}
+
+/// What a backend that takes no new flows still has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drain {
+    /// Flows recorded for it at the last sweep.
+    pub observed: u32,
+    /// Slots that still lead to it: flows in them that have not spoken since are unknown.
+    pub unknown_slots: u32,
+    /// Whether connection ids may still lead packets to it.
+    pub by_id: bool,
+    /// Whether it has no flow any more, for certain.
+    pub ended: bool,
 }
 
 /// What one check says of a backend.
@@ -226,6 +287,9 @@ pub struct Subject {
         skip_serializing_if = "Option::is_none"
     )]
     pub max_connections: Option<Option<u32>>,
+    /// Its new tier, or the one that new flows go to first, where that changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tier: Option<u8>,
     /// The service's new settings, where those changed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub settings: Option<EditService>,
@@ -287,6 +351,7 @@ impl From<&snapshot::Snapshot> for Status {
             interfaces: snapshot.interfaces.iter().map(interface).collect(),
             services: snapshot.services.len(),
             backends,
+            worst: snapshot.into(),
             flow_tables: FlowTables {
                 established: snapshot.established.into(),
                 half_open: snapshot.half_open.into(),
@@ -318,10 +383,15 @@ impl From<&snapshot::ServiceStatus> for Service {
             quic: service.quic,
             persistence_ms: millis(service.persistence),
             persistence_prefix: service.persistence_prefix,
+            spill_below: service.spill_below,
+            failback: service.failback,
+            from_tier: service.from_tier,
+            tiers: status.tiers.iter().copied().map(Into::into).collect(),
             health,
             checks,
             combine,
             flows: status.flows.into(),
+            capacity: capacity::of(status).map(Into::into),
             traffic: status.traffic.into(),
             backends: status.backends.iter().map(Into::into).collect(),
         }
@@ -336,8 +406,10 @@ impl From<&snapshot::BackendStatus> for Backend {
             state: status.backend.admin,
             max_connections: status.backend.max_connections,
             server_id: status.backend.server_id,
+            tier: status.backend.tier,
             leaving: status.leaving,
             condition: status.condition.into(),
+            standing: status.standing.as_ref().map(Into::into),
             last_error: status.last_error.clone(),
             latency_us: status.latency.and_then(micros),
             checks: status.checks.iter().map(Into::into).collect(),
@@ -345,6 +417,7 @@ impl From<&snapshot::BackendStatus> for Backend {
             reachable: status.reachable,
             slots: status.slots,
             recorded: status.recorded,
+            drain: status.drain.map(Into::into),
             connections: status.connections,
             traffic: status.traffic.into(),
         }
@@ -390,6 +463,42 @@ impl From<snapshot::Condition> for Condition {
             snapshot::Condition::Starting => Self::Starting,
             snapshot::Condition::Up => Self::Up,
             snapshot::Condition::Down => Self::Down,
+        }
+    }
+}
+
+impl From<snapshot::TierStatus> for Tier {
+    fn from(status: snapshot::TierStatus) -> Self {
+        let snapshot::TierStatus {
+            number,
+            backends,
+            healthy,
+            share,
+            waits,
+        } = status;
+        Self {
+            number,
+            backends,
+            healthy,
+            share,
+            waits,
+        }
+    }
+}
+
+impl From<snapshot::DrainStatus> for Drain {
+    fn from(status: snapshot::DrainStatus) -> Self {
+        let snapshot::DrainStatus {
+            observed,
+            unknown_slots,
+            by_id,
+            ended,
+        } = status;
+        Self {
+            observed,
+            unknown_slots,
+            by_id,
+            ended,
         }
     }
 }

@@ -5,8 +5,8 @@ use std::{net::SocketAddr, time::Duration};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::model::{
-    self, Admin, Check, Combine, FlowState, Health, Mode, ModelError, OnDown, Quic, Scheduler,
-    ServerId, ServiceId, Settings,
+    self, Admin, Check, Combine, Failback, FlowState, Health, Mode, ModelError, OnDown, Quic,
+    Scheduler, ServerId, ServiceId, Settings,
 };
 
 /// A service to add.
@@ -50,6 +50,12 @@ pub struct NewService {
     /// Bits of an address that make a client; all where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub persistence_prefix: Option<u8>,
+    /// Percent of a tier's weight that is healthy below which it gives flows to the next; 70 where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spill_below: Option<u8>,
+    /// When a tier gets back what it could not carry: `automatic`, where absent, `manual`, or a time as `30s`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failback: Option<Failback>,
     /// How backends are checked, where there is one check; by TCP connection where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health: Option<Check>,
@@ -83,6 +89,9 @@ pub struct NewBackend {
     /// What connection ids name it by, in hexadecimal; for QUIC services.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub server_id: Option<ServerId>,
+    /// 0 for primary ones; those of higher tiers take what those before cannot carry.
+    #[serde(default)]
+    pub tier: u8,
 }
 
 fn one() -> u16 {
@@ -111,6 +120,17 @@ pub struct EditBackend {
         skip_serializing_if = "Option::is_none"
     )]
     pub max_connections: Option<Option<u32>>,
+    /// Its tier.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tier: Option<u8>,
+}
+
+/// Which tier new flows go to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FailOver {
+    /// The first tier that gets some; 0 fails back.
+    pub to: u8,
 }
 
 /// Tells `null`, which is a value, from absence, which `default` stands for.
@@ -148,6 +168,12 @@ pub struct EditService {
     /// Bits of an address that make a client.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub persistence_prefix: Option<u8>,
+    /// Percent of a tier's weight that is healthy below which it gives flows to the next.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spill_below: Option<u8>,
+    /// When a tier gets back what it could not carry.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failback: Option<Failback>,
 }
 
 impl From<EditService> for Settings {
@@ -161,6 +187,8 @@ impl From<EditService> for Settings {
             dead_after: edit.dead_after_ms.map(Duration::from_millis),
             persistence: edit.persistence_ms.map(Duration::from_millis),
             persistence_prefix: edit.persistence_prefix,
+            spill_below: edit.spill_below,
+            failback: edit.failback,
         }
     }
 }
@@ -193,6 +221,8 @@ impl NewService {
             dead_after_ms: self.dead_after_ms,
             persistence_ms: self.persistence_ms,
             persistence_prefix: self.persistence_prefix,
+            spill_below: self.spill_below,
+            failback: self.failback,
         };
         Settings::from(settings).apply(&mut service);
         service.health = match (self.health, self.checks) {
@@ -223,6 +253,7 @@ impl From<NewBackend> for model::Backend {
             admin: new.state,
             max_connections: new.max_connections,
             server_id: new.server_id,
+            tier: new.tier,
         }
     }
 }

@@ -1,16 +1,16 @@
 //! The arguments and their help. Values are read by the model's own parsers, so that a bad address
 //! is refused before anyone is asked.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum, builder::TypedValueParser};
 use clap_complete::Shell;
 use lb_userspace::{
-    api::dto::{DEFAULT_FLOWS, MAX_FLOWS, NewBackend, Phase},
+    api::dto::{DEFAULT_EVENTS, DEFAULT_FLOWS, MAX_FLOWS, NewBackend, Phase},
     config, duration, instance,
     model::{
-        self, Admin, Check, Combine, FlowState, MAX_WEIGHT, Mode, ModelError, OnDown, Scheduler,
-        ServerId, ServiceId,
+        self, Admin, Check, Combine, Failback, FlowState, MAX_TIER, MAX_WEIGHT, Mode, ModelError,
+        OnDown, Scheduler, ServerId, ServiceId,
     },
 };
 
@@ -22,6 +22,7 @@ Exit codes:
   3  no agent answers (not running, stopping, or its socket may not be used)
   4  no such service or backend
   5  refused: invalid, in conflict with what is there, or no room; nothing changed
+  6  waited for as long as --timeout says, in vain; what was asked for is in force
 
 A service is written ADDRESS:PORT/PROTOCOL, as 10.0.0.1:80/tcp or [2001:db8::1]:443/udp.
 Every change is in force in the kernel when the command returns.";
@@ -75,12 +76,33 @@ pub enum Noun {
         #[command(subcommand)]
         verb: ServiceVerb,
     },
-    /// List, add, remove, drain, weigh and limit backends, and report for them
+    /// List, add, remove, drain, force, weigh and limit backends, and report for them
     Backend {
         /// What to do.
         #[command(subcommand)]
         verb: BackendVerb,
     },
+    /// Send a service's new flows to another tier; established connections stay where they are
+    ///
+    /// Tiers before it get none, unless nobody else is left. `lbctl failback` undoes it.
+    Failover {
+        /// ADDRESS:PORT/PROTOCOL
+        #[arg(value_name = "SERVICE")]
+        id: ServiceId,
+        /// The first tier that gets new flows
+        #[arg(long, value_name = "TIER", value_parser = tier())]
+        to: u8,
+    },
+    /// Give new flows back to the first tier that can take them, whatever held them elsewhere
+    ///
+    /// Undoes `lbctl failover`, and ends the wait of `--failback manual` or of a time.
+    Failback {
+        /// ADDRESS:PORT/PROTOCOL
+        #[arg(value_name = "SERVICE")]
+        id: ServiceId,
+    },
+    /// Show what has happened lately: backends that turned, tiers that took over
+    Events(Events),
     /// List or count recorded flows, or remembered clients
     Flows(Flows),
     /// Print completions for a shell
@@ -128,7 +150,7 @@ pub struct AddService {
     /// A backend; may be given more than once
     #[arg(
         long = "backend",
-        value_name = "ADDRESS:PORT[,weight=N][,max-connections=N][,server-id=HEX]",
+        value_name = "ADDRESS:PORT[,weight=N][,max-connections=N][,server-id=HEX][,tier=N]",
         value_parser = parse_backend
     )]
     pub backends: Vec<NewBackend>,
@@ -171,7 +193,7 @@ pub struct SetService {
 }
 
 /// The fields of [`SettingsArgs`].
-const SETTINGS: [&str; 8] = [
+const SETTINGS: [&str; 10] = [
     "scheduler",
     "ring_size",
     "flow_state",
@@ -180,6 +202,8 @@ const SETTINGS: [&str; 8] = [
     "dead_after",
     "persistence",
     "persistence_prefix",
+    "spill_below",
+    "failback",
 ];
 
 /// How a service's flows are spread and kept.
@@ -210,6 +234,26 @@ pub struct SettingsArgs {
     /// Bits of an address that make a client [default: all]
     #[arg(long, value_name = "BITS", value_parser = clap::value_parser!(u8).range(1..=128))]
     pub persistence_prefix: Option<u8>,
+    /// Percent of a tier's weight that is healthy below which it gives flows to the next; 0: when nobody is left [default: 70]
+    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub spill_below: Option<u8>,
+    /// When a tier that could not carry its flows gets them back: automatic, manual, or after a time as 30s [default: automatic]
+    #[arg(long, value_name = "WHEN", value_parser = parse_failback)]
+    pub failback: Option<Failback>,
+}
+
+/// Which events to show.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct Events {
+    /// Of this service: ADDRESS:PORT/PROTOCOL
+    #[arg(long)]
+    pub service: Option<ServiceId>,
+    /// Show at most so many, the last ones
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_EVENTS)]
+    pub limit: usize,
+    /// Go on with new ones as they come
+    #[arg(long)]
+    pub follow: bool,
 }
 
 /// Which recorded flows to show.
@@ -299,6 +343,9 @@ pub enum BackendVerb {
         /// What connection ids name it by, in hexadecimal; for QUIC services
         #[arg(long, value_name = "HEX")]
         server_id: Option<ServerId>,
+        /// 0 for primary ones; those of higher tiers take what those before cannot carry
+        #[arg(long, value_name = "N", default_value_t = 0, value_parser = tier())]
+        tier: u8,
     },
     /// Remove a backend; it is listed as leaving until its flows have ended
     Remove {
@@ -306,13 +353,38 @@ pub enum BackendVerb {
         #[command(flatten)]
         target: Target,
     },
-    /// Give a backend no new flows
+    /// Give a backend no new flows; those that it has stay
     Drain {
         /// Which.
         #[command(flatten)]
         target: Target,
+        /// Whether to wait.
+        #[command(flatten)]
+        wait: Wait,
     },
-    /// Give a drained backend new flows again
+    /// The same, and do not check it; it has to pass its checks before it gets flows again
+    Maintenance {
+        /// Which.
+        #[command(flatten)]
+        target: Target,
+        /// Whether to wait.
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Take a backend for down, whatever its checks say, until `undrain`
+    Down {
+        /// Which.
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Take a backend for up, whatever its checks say, until `undrain`
+    Up {
+        /// Which.
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Undo drain, maintenance, down and up: its checks decide again whether it gets new flows
+    #[command(visible_alias = "auto")]
     Undrain {
         /// Which.
         #[command(flatten)]
@@ -326,6 +398,15 @@ pub enum BackendVerb {
         /// 0 to 1000
         #[arg(value_parser = weight())]
         weight: u16,
+    },
+    /// Put a backend into another tier
+    Tier {
+        /// Which.
+        #[command(flatten)]
+        target: Target,
+        /// 0 to 15; 0 is the primary one
+        #[arg(value_parser = tier())]
+        tier: u8,
     },
     /// Report that a backend can serve, for a check of type heartbeat
     Heartbeat {
@@ -342,6 +423,17 @@ pub enum BackendVerb {
         #[arg(value_name = "N|none", value_parser = parse_limit)]
         limit: Limit,
     },
+}
+
+/// Whether to wait until a backend has no flow any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Args)]
+pub struct Wait {
+    /// Wait until it has no flow any more for certain, and tell how far it is
+    #[arg(long)]
+    pub wait: bool,
+    /// Wait no longer than this; exit code 6 then, and it goes on draining [default: for ever]
+    #[arg(long, value_name = "TIME", value_parser = duration::parse, requires = "wait")]
+    pub timeout: Option<Duration>,
 }
 
 /// A backend of a service.
@@ -379,6 +471,14 @@ fn weight() -> clap::builder::RangedI64ValueParser<u16> {
     clap::value_parser!(u16).range(0..=i64::from(MAX_WEIGHT))
 }
 
+fn tier() -> clap::builder::RangedI64ValueParser<u8> {
+    clap::value_parser!(u8).range(0..=i64::from(MAX_TIER))
+}
+
+fn parse_failback(text: &str) -> Result<Failback, String> {
+    text.parse()
+}
+
 fn limit() -> impl TypedValueParser<Value = usize> {
     clap::value_parser!(u64)
         .range(0..=MAX_FLOWS as u64)
@@ -413,6 +513,7 @@ fn parse_backend(text: &str) -> Result<NewBackend, String> {
         state: Admin::Active,
         max_connections: None,
         server_id: None,
+        tier: 0,
     };
     for option in parts {
         let known = match option.split_once('=') {
@@ -425,10 +526,14 @@ fn parse_backend(text: &str) -> Result<NewBackend, String> {
                 most.map(|most| backend.max_connections = Some(most))
             }
             Some(("server-id", id)) => id.parse().ok().map(|id| backend.server_id = Some(id)),
+            Some(("tier", n)) => {
+                let tier = n.parse().ok().filter(|tier| *tier <= MAX_TIER);
+                tier.map(|tier| backend.tier = tier)
+            }
             _ => None,
         };
         known.ok_or_else(|| {
-            format!("`{option}` is not an option of a backend: write weight=N, with N from 0 to {MAX_WEIGHT}, max-connections=N, with N from 1, or server-id=HEX, with two digits for each of 1 to 15 bytes")
+            format!("`{option}` is not an option of a backend: write weight=N, with N from 0 to {MAX_WEIGHT}, max-connections=N, with N from 1, tier=N, with N from 0 to {MAX_TIER}, or server-id=HEX, with two digits for each of 1 to 15 bytes")
         })?;
     }
     Ok(backend)

@@ -1,18 +1,22 @@
 //! `lbctl backend`.
 
-use std::fmt::Display;
+use std::{
+    fmt::Display,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use lb_userspace::{
     api::{
         client::Client,
         dto::{Backend, Changed, CheckStatus, Condition, EditBackend, NewBackend, Service},
     },
-    model::{Admin, ServiceId},
+    model::{Admin, ServiceId, name_of},
 };
 use serde::Serialize;
 
 use crate::{
     args::{BackendVerb, Limit, Output, Target},
+    drain,
     failure::Failure,
     output,
 };
@@ -27,6 +31,7 @@ pub async fn run(client: &Client, verb: &BackendVerb, output: Output) -> Result<
             weight,
             max_connections,
             server_id,
+            tier,
         } => {
             let new = NewBackend {
                 address: target.address,
@@ -34,13 +39,26 @@ pub async fn run(client: &Client, verb: &BackendVerb, output: Output) -> Result<
                 state: Admin::Active,
                 max_connections: *max_connections,
                 server_id: *server_id,
+                tier: *tier,
             };
             add(client, target.service, &new).await?
         }
         BackendVerb::Remove { target } => remove(client, target).await?,
-        BackendVerb::Drain { target } => drain(client, target, Admin::Draining).await?,
-        BackendVerb::Undrain { target } => drain(client, target, Admin::Active).await?,
+        BackendVerb::Drain { target, wait } => {
+            let done = set_state(client, target, Admin::Draining).await?;
+            drain::wait(client, target, *wait).await?;
+            done
+        }
+        BackendVerb::Maintenance { target, wait } => {
+            let done = set_state(client, target, Admin::Maintenance).await?;
+            drain::wait(client, target, *wait).await?;
+            done
+        }
+        BackendVerb::Down { target } => set_state(client, target, Admin::Down).await?,
+        BackendVerb::Up { target } => set_state(client, target, Admin::Up).await?,
+        BackendVerb::Undrain { target } => set_state(client, target, Admin::Active).await?,
         BackendVerb::Weight { target, weight } => weigh(client, target, *weight).await?,
+        BackendVerb::Tier { target, tier } => set_tier(client, target, *tier).await?,
         BackendVerb::Limit { target, limit } => set_limit(client, target, *limit).await?,
     };
     match output {
@@ -58,6 +76,9 @@ async fn add(client: &Client, service: ServiceId, new: &NewBackend) -> Done {
     let mut line = format!("added backend {address} to {service} with weight {weight}");
     if let Some(most) = new.max_connections {
         line += &format!(" and at most {most} flows");
+    }
+    if new.tier > 0 {
+        line += &format!(", of tier {}", new.tier);
     }
     if let Some(server_id) = new.server_id {
         line += &format!(", by server id {server_id}");
@@ -80,7 +101,7 @@ async fn remove(client: &Client, target: &Target) -> Done {
     Ok((changed, format!("removed backend {address} from {service}")))
 }
 
-async fn drain(client: &Client, target: &Target, state: Admin) -> Done {
+async fn set_state(client: &Client, target: &Target, state: Admin) -> Done {
     let Target { service, address } = *target;
     let edit = EditBackend {
         state: Some(state),
@@ -88,9 +109,13 @@ async fn drain(client: &Client, target: &Target, state: Admin) -> Done {
     };
     let changed = client.edit_backend(service, address, &edit).await?;
     let line = match state {
-        Admin::Draining => format!("backend {address} of {service} drains: it takes no new flows"),
-        Admin::Active => format!("backend {address} of {service} is active: it takes new flows"),
+        Admin::Draining => "drains: it takes no new flows",
+        Admin::Active => "is active: it takes new flows",
+        Admin::Maintenance => "is in maintenance: it takes no new flows and is not checked",
+        Admin::Down => "is down until `lbctl backend undrain`, whatever its checks say",
+        Admin::Up => "is up until `lbctl backend undrain`, whatever its checks say",
     };
+    let line = format!("backend {address} of {service} {line}");
     Ok((changed, line))
 }
 
@@ -105,6 +130,17 @@ async fn weigh(client: &Client, target: &Target, weight: u16) -> Done {
         changed,
         format!("backend {address} of {service} has weight {weight}"),
     ))
+}
+
+async fn set_tier(client: &Client, target: &Target, tier: u8) -> Done {
+    let Target { service, address } = *target;
+    let edit = EditBackend {
+        tier: Some(tier),
+        ..EditBackend::default()
+    };
+    let changed = client.edit_backend(service, address, &edit).await?;
+    let line = format!("backend {address} of {service} is of tier {tier}");
+    Ok((changed, line))
 }
 
 async fn set_limit(client: &Client, target: &Target, Limit(most): Limit) -> Done {
@@ -148,8 +184,13 @@ fn entries(services: &[Service]) -> Vec<Entry<'_>> {
     pairs.map(entry).collect()
 }
 
-/// Place of the column of server ids, which is there only where one has some.
+/// Places of the columns of server ids and tiers, which are there only where somebody has some.
 const SERVER_ID: usize = 2;
+const TIER: usize = 3;
+/// That of states, which former agents do not tell.
+const STANDING: usize = 7;
+/// That of what is unknown, which is there where somebody takes no new flows.
+const UNKNOWN: usize = 12;
 
 /// The backends of `services` as a table, with or without the service's column.
 pub fn list(services: &[Service], named: bool) -> String {
@@ -157,18 +198,28 @@ pub fn list(services: &[Service], named: bool) -> String {
         "SERVICE",
         "BACKEND",
         "SERVER ID",
+        "TIER",
         "WEIGHT",
         "STATE",
         "CONDITION",
+        "STANDING",
         "SHARE",
         "PACKETS",
         "FLOWS",
         "RECORDED",
+        "UNKNOWN",
         "IN PROGRESS",
         "LATENCY",
-        "LAST ERROR",
+        "REASON",
     ];
-    let identified = services.iter().any(|service| service.quic.is_some());
+    let all = || services.iter().flat_map(|service| &service.backends);
+    let shown = Shown {
+        service: named,
+        server_id: services.iter().any(|service| service.quic.is_some()),
+        tier: services.iter().any(|service| !service.tiers.is_empty()),
+        standing: all().any(|backend| backend.standing.is_some()),
+        unknown: all().any(|backend| backend.drain.is_some()),
+    };
     let mut rows: Vec<_> = services
         .iter()
         .flat_map(|service| {
@@ -179,13 +230,14 @@ pub fn list(services: &[Service], named: bool) -> String {
         })
         .collect();
     for cells in &mut rows {
-        shorten(cells, named, identified);
+        shown.shorten(cells);
     }
-    shorten(&mut header, named, identified);
+    shown.shorten(&mut header);
     if rows.is_empty() {
         return "no backends: `lbctl backend add` adds one\n".to_owned();
     }
     let right = [
+        "TIER",
         "WEIGHT",
         "SHARE",
         "PACKETS",
@@ -197,21 +249,41 @@ pub fn list(services: &[Service], named: bool) -> String {
     output::table(&header, &right, rows)
 }
 
-/// Takes out the columns that a table goes without.
-fn shorten<T>(cells: &mut Vec<T>, named: bool, identified: bool) {
-    if !identified {
-        cells.remove(SERVER_ID);
-    }
-    if !named {
-        cells.remove(0);
+/// The columns that not every table has.
+#[derive(Clone, Copy)]
+struct Shown {
+    service: bool,
+    server_id: bool,
+    tier: bool,
+    standing: bool,
+    unknown: bool,
+}
+
+impl Shown {
+    /// Takes out the columns that a table goes without.
+    fn shorten<T>(self, cells: &mut Vec<T>) {
+        for (at, shown) in [
+            (UNKNOWN, self.unknown),
+            (STANDING, self.standing),
+            (TIER, self.tier),
+            (SERVER_ID, self.server_id),
+            (0, self.service),
+        ] {
+            if !shown {
+                cells.remove(at);
+            }
+        }
     }
 }
 
-fn row(service: &Service, backend: &Backend) -> [String; 13] {
+fn row(service: &Service, backend: &Backend) -> [String; 16] {
     let state = match (backend.leaving, backend.state) {
         (true, _) => "leaving",
         (false, Admin::Active) => "active",
         (false, Admin::Draining) => "draining",
+        (false, Admin::Maintenance) => "maintenance",
+        (false, Admin::Down) => "forced down",
+        (false, Admin::Up) => "forced up",
     };
     let condition = match (backend.condition, backend.reachable) {
         (Condition::Up, false) => "up, no route",
@@ -223,17 +295,50 @@ fn row(service: &Service, backend: &Backend) -> [String; 13] {
         backend
             .server_id
             .map_or_else(|| "-".to_owned(), |id| id.to_string()),
+        backend.tier.to_string(),
         with_asked(backend.weight, percent_asked(backend)),
         with_asked(state, backend.asked.and_then(|asked| asked.wants)),
         condition.to_owned(),
+        standing(backend),
         output::percent(backend.slots, service.ring_size),
         backend.traffic.packets.to_string(),
         backend.traffic.flows.to_string(),
         backend.recorded.to_string(),
+        unknown(backend),
         in_progress(backend),
         output::micros(backend.latency_us),
-        backend.last_error.clone().unwrap_or_else(|| "-".to_owned()),
+        reason(backend),
     ]
+}
+
+/// Its state and how long it has been in that.
+fn standing(backend: &Backend) -> String {
+    let Some(standing) = &backend.standing else {
+        return "-".to_owned();
+    };
+    let since = UNIX_EPOCH + Duration::from_millis(standing.since_ms);
+    let passed = SystemTime::now().duration_since(since).unwrap_or_default();
+    let passed = humantime::format_duration(Duration::from_secs(passed.as_secs())).to_string();
+    // The largest unit will do.
+    let passed = passed.split(' ').next().unwrap_or_default();
+    format!("{} {passed}", name_of(standing.state))
+}
+
+/// Why it is in that state.
+fn reason(backend: &Backend) -> String {
+    let standing = backend.standing.as_ref().map(|told| told.reason.clone());
+    let reason = standing.or_else(|| backend.last_error.clone());
+    reason.unwrap_or_else(|| "-".to_owned())
+}
+
+/// Where flows may be that nobody has seen since the backend takes no new ones.
+fn unknown(backend: &Backend) -> String {
+    match backend.drain {
+        None => "-".to_owned(),
+        Some(drain) if drain.ended => "none".to_owned(),
+        Some(drain) if drain.by_id => "by connection id".to_owned(),
+        Some(drain) => format!("{} slots", drain.unknown_slots),
+    }
 }
 
 /// What is configured and what the backend's agent makes of it.

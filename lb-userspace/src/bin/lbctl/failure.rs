@@ -16,6 +16,9 @@ const NOT_FOUND: u8 = 4;
 /// The agent refused the change.
 const REFUSED: u8 = 5;
 
+/// What was waited for did not come in time.
+const DEADLINE: u8 = 6;
+
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
@@ -28,6 +31,9 @@ pub enum Failure {
     /// Arguments that do not go together.
     #[error("{0}")]
     Arguments(String),
+    /// What was waited for did not come in time.
+    #[error("{0}")]
+    Deadline(String),
     /// The answer cannot be shown.
     #[error("cannot write the answer as JSON: {0}")]
     Json(#[from] serde_json::Error),
@@ -39,6 +45,7 @@ impl Failure {
         match self {
             Self::Client(error) => client_exit_code(error),
             Self::Arguments(_) => USAGE,
+            Self::Deadline(_) => DEADLINE,
             Self::Local(_) | Self::Json(_) => INTERNAL,
         }
     }

@@ -18,6 +18,9 @@ use crate::{
 mod args;
 mod backend;
 mod completions;
+mod drain;
+mod events;
+mod failover;
 mod failure;
 mod flows;
 mod output;
@@ -55,6 +58,9 @@ async fn ask(cli: &Cli) -> Result<String, Failure> {
         Noun::Status => status::show(&client, cli.output).await,
         Noun::Service { verb } => service::run(&client, verb, cli.output).await,
         Noun::Backend { verb } => backend::run(&client, verb, cli.output).await,
+        Noun::Failover { id, to } => failover::to(&client, *id, *to, cli.output).await,
+        Noun::Failback { id } => failover::back(&client, *id, cli.output).await,
+        Noun::Events(args) => events::run(&client, args, cli.output).await,
         Noun::Flows(args) => flows::run(&client, args, cli.output).await,
         Noun::Completions { shell } => Ok(completions::script(*shell)),
     }

@@ -59,6 +59,16 @@ pub fn percent(part: u32, whole: u32) -> String {
     }
 }
 
+/// Thousandths in percent.
+pub fn thousandths(value: u64) -> String {
+    format!("{}.{}%", value / 10, value % 10)
+}
+
+/// Thousandths as a ratio.
+pub fn ratio(value: u64) -> String {
+    format!("{}.{:02}", value / 1_000, value % 1_000 / 10)
+}
+
 /// A short time.
 pub fn micros(time: Option<u64>) -> String {
     time.map_or_else(
@@ -73,6 +83,6 @@ pub fn millis(time: u64) -> String {
 }
 
 /// What a backend says ends up on a terminal: nothing in it may move the cursor or end the line.
-fn printable(text: &str) -> String {
+pub fn printable(text: &str) -> String {
     text.replace(char::is_control, " ")
 }

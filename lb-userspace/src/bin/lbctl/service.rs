@@ -5,7 +5,7 @@ use std::time::Duration;
 use lb_userspace::{
     api::{
         client::Client,
-        dto::{Condition, EditService, NewService, Service},
+        dto::{Capacity, Condition, EditService, NewService, Service, Tier},
     },
     model::{Check, Combine, Http, Probe, Quic, name_of},
 };
@@ -93,6 +93,8 @@ fn new_service(args: &AddService) -> Result<NewService, Failure> {
         quic: args.quic.map(quic),
         persistence_ms: settings.persistence_ms,
         persistence_prefix: settings.persistence_prefix,
+        spill_below: settings.spill_below,
+        failback: settings.failback,
         health,
         checks,
         combine: args.health.combine,
@@ -157,6 +159,8 @@ fn edit(args: SettingsArgs) -> EditService {
         dead_after,
         persistence,
         persistence_prefix,
+        spill_below,
+        failback,
     } = args;
     EditService {
         ring_size,
@@ -167,6 +171,8 @@ fn edit(args: SettingsArgs) -> EditService {
         dead_after_ms: dead_after,
         persistence_ms: persistence,
         persistence_prefix,
+        spill_below,
+        failback,
     }
 }
 
@@ -224,6 +230,18 @@ fn show(service: &Service) -> String {
         ("on down", name_of(service.on_down)),
         ("dead after", output::millis(service.dead_after_ms)),
     ];
+    if !service.tiers.is_empty() {
+        let failback = service.failback;
+        let spill = format!(
+            "below {}% of weight; failback {failback}",
+            service.spill_below
+        );
+        fields.push(("tiers", tiers(service)));
+        fields.push(("spill", spill));
+    }
+    if let Some(known) = &service.capacity {
+        fields.push(("capacity", capacity(known)));
+    }
     let checks = checks_of(service);
     if let Some(combine) = service.combine {
         fields.push(("combine", name_of(combine)));
@@ -276,6 +294,44 @@ fn flows(service: &Service) -> String {
         "{} established, {} half-open; so far {} recorded, {} looked up, {} without room",
         flows.established, flows.half_open, flows.recorded, flows.lookups, flows.overflows
     )
+}
+
+/// How loaded the pool is, as far as that is known.
+fn capacity(capacity: &Capacity) -> String {
+    let mut text = match (capacity.most, capacity.utilisation) {
+        (Some(most), Some(used)) => {
+            let percent = output::thousandths(used);
+            format!("{} of {most} flows ({percent})", capacity.load)
+        }
+        _ => format!("{} flows; not every backend has a limit", capacity.load),
+    };
+    if let Some(imbalance) = capacity.imbalance {
+        text += &format!(", imbalance {}", output::ratio(imbalance));
+    }
+    if let Some(headroom) = capacity.headroom {
+        text += &format!(", headroom {headroom} backends");
+    }
+    text
+}
+
+/// The share of each tier, and why it has no more.
+fn tiers(service: &Service) -> String {
+    let tier = |tier: &Tier| {
+        let why = match tier {
+            _ if tier.number < service.from_tier => ", failed over by hand",
+            Tier { waits: true, .. } => ", waits for its failback",
+            _ => "",
+        };
+        format!(
+            "{}: {} of new flows, {} of {} healthy{why}",
+            tier.number,
+            output::percent(tier.share.into(), 1_000),
+            tier.healthy,
+            tier.backends
+        )
+    };
+    let tiers: Vec<String> = service.tiers.iter().map(tier).collect();
+    tiers.join("; ")
 }
 
 fn persistence(service: &Service) -> String {

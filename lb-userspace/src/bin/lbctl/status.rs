@@ -2,7 +2,7 @@
 
 use lb_userspace::api::{
     client::Client,
-    dto::{Status, TableUse},
+    dto::{Of, Status, TableUse, Worst},
 };
 
 use crate::{args::Output, failure::Failure, output};
@@ -30,7 +30,7 @@ fn describe(status: &Status) -> String {
     let drops: Vec<_> = drops
         .map(|(reason, count)| format!("{reason} {count}"))
         .collect();
-    output::fields(&[
+    let mut fields = vec![
         (
             "instance",
             format!("{} (lbd {})", status.instance, status.version),
@@ -38,10 +38,47 @@ fn describe(status: &Status) -> String {
         ("interfaces", or_none(&interfaces)),
         ("services", status.services.to_string()),
         ("backends", backends),
+    ];
+    let worst = worst(&status.worst);
+    if !worst.is_empty() {
+        fields.push(("capacity", worst.join(", ")));
+    }
+    fields.extend([
         ("flow tables", flow_tables(status)),
         ("generation", status.generation.to_string()),
         ("drops", or_none(&drops)),
-    ])
+    ]);
+    output::fields(&fields)
+}
+
+/// Who is worst off, by each figure that is known.
+fn worst(worst: &Worst) -> Vec<String> {
+    let Worst {
+        utilisation,
+        imbalance,
+        headroom,
+    } = worst;
+    let used = |of: &Of| {
+        format!(
+            "at most {} used ({})",
+            output::thousandths(of.value),
+            of.service
+        )
+    };
+    let uneven = |of: &Of| {
+        format!(
+            "imbalance up to {} ({})",
+            output::ratio(of.value),
+            of.service
+        )
+    };
+    let left = |of: &Of| format!("headroom at least {} backends ({})", of.value, of.service);
+    let figures = [
+        utilisation.as_ref().map(used),
+        imbalance.as_ref().map(uneven),
+        headroom.as_ref().map(left),
+    ];
+    figures.into_iter().flatten().collect()
 }
 
 fn flow_tables(status: &Status) -> String {

@@ -25,6 +25,10 @@ fn whatever_differs_from_the_group_is_refused_by_its_field() {
         (|s| s.dead_after = WEEK, "dead_after"),
         (|s| s.persistence = WEEK, "persistence"),
         (|s| s.persistence_prefix = Some(24), "persistence_prefix"),
+        (|s| s.spill_below = 9, "spill_below"),
+        (|s| s.failback = Failback::Manual, "failback"),
+        (|s| s.from_tier = 1, "failover"),
+        (|s| s.backends[1].tier = 1, "backend"),
         (|s| s.health.checks[0].rise = 9, "health"),
         (|s| s.backends[1].weight = 2, "backend"),
         (|s| s.backends.truncate(1), "backend"),
@@ -89,6 +93,7 @@ fn every_change_of_one_is_a_change_of_all() {
             weight: Some(7),
             admin: Some(Admin::Draining),
             max_connections: None,
+            tier: None,
         },
         Change::RemoveBackend(one, address),
         Change::EditService(

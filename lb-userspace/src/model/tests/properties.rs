@@ -28,6 +28,7 @@ fn any_change() -> impl Strategy<Value = Change> {
             admin,
             max_connections,
             server_id: None,
+            tier: 0,
         });
     let mode = prop_oneof![Just(Mode::Nat), Just(Mode::Ipip)];
     let service = (id.clone(), mode, any_settings(), vec(backend.clone(), 0..3)).prop_map(
@@ -55,6 +56,7 @@ fn any_change() -> impl Strategy<Value = Change> {
                 weight: Some(weight),
                 admin: both.then_some(admin),
                 max_connections: (!both).then_some(limit),
+                tier: None,
             },
         );
     prop_oneof![
@@ -84,6 +86,8 @@ fn any_settings() -> impl Strategy<Value = Settings> + Clone {
         time(),
         time(),
         proptest::option::of(prop_oneof![Just(24), Just(33)]),
+        proptest::option::of(prop_oneof![Just(0), Just(101)]),
+        time().prop_map(|time| time.map(Failback::After)),
     )
         .prop_map(
             |(
@@ -95,6 +99,8 @@ fn any_settings() -> impl Strategy<Value = Settings> + Clone {
                 dead_after,
                 persistence,
                 prefix,
+                spill_below,
+                failback,
             )| Settings {
                 ring_size,
                 scheduler,
@@ -104,6 +110,8 @@ fn any_settings() -> impl Strategy<Value = Settings> + Clone {
                 dead_after,
                 persistence,
                 persistence_prefix: prefix,
+                spill_below,
+                failback,
             },
         )
 }

@@ -173,6 +173,7 @@ impl Bench {
             weight: Some(if turn.is_multiple_of(2) { 2 } else { 1 }),
             admin: None,
             max_connections: None,
+            tier: None,
         })?;
         let moving = self.balancer.placed(self.id)?.ring.phases.moving;
         ensure!(moving > 0, "another weight moves no slot");

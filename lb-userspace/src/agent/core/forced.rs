@@ -1,0 +1,128 @@
+//! What people say of backends against their checks: who counts as down, or as up, whatever the checks find,
+//! and who is not checked at all.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+};
+
+use lb_common::tables::Tick;
+
+use super::{Core, Down};
+use crate::{
+    dataplane::Dataplane,
+    health::Target,
+    model::{Admin, OnDown, Service, ServiceId, State},
+    plan::{Liveness, ticks},
+};
+
+/// A backend, under the first service of its group.
+pub(super) type Key = (ServiceId, SocketAddr);
+
+impl<D: Dataplane> Core<D> {
+    /// What an operator asked of a backend.
+    pub(super) fn admin(&self, (id, address): Key) -> Option<Admin> {
+        Some(self.state.service(id)?.backend(address)?.admin)
+    }
+
+    /// Every backend that there is.
+    pub(super) fn keys(&self) -> BTreeSet<Key> {
+        let leads = self.state.services();
+        let leads = leads.filter(|service| self.state.lead(service.id) == service.id);
+        let of = |service: &Service| -> Vec<Key> {
+            let backends = service.backends.iter();
+            backends.map(|b| (service.id, b.address)).collect()
+        };
+        leads.flat_map(of).collect()
+    }
+
+    /// Takes note of who is forced down now, and of who is checked again.
+    pub(super) fn follow_admin(&mut self, before: &State) {
+        let now = self.dataplane.now();
+        let mut forced = BTreeMap::new();
+        for key in self.keys() {
+            let was = before.service(key.0).and_then(|s| s.backend(key.1));
+            let was = was.map(|backend| backend.admin);
+            match (was, self.admin(key)) {
+                (_, Some(Admin::Down)) => {
+                    let since = self.forced.get(&key).map_or(now, |down| down.since);
+                    forced.insert(key, down_since(since));
+                }
+                (Some(Admin::Maintenance), Some(Admin::Maintenance)) => {}
+                (_, Some(Admin::Maintenance)) => self.stop_checking(key),
+                (Some(Admin::Maintenance), Some(_)) => self.distrust(key, now),
+                _ => {}
+            }
+        }
+        self.forced = forced;
+    }
+
+    /// What the checks have said is of the time before.
+    fn stop_checking(&mut self, key @ (service, address): Key) {
+        self.checked.remove(&Target { service, address });
+        self.asked.remove(&key);
+    }
+
+    /// Who comes back from maintenance has to pass its checks first.
+    fn distrust(&mut self, key: Key, now: Tick) {
+        let checked = self.state.service(key.0);
+        if checked.is_some_and(|service| !service.health.is_none()) {
+            self.down.entry(key).or_insert(Down {
+                found: true,
+                ..down_since(now)
+            });
+        }
+    }
+
+    /// What is left of every backend that is not up.
+    pub(super) fn liveness(&self) -> BTreeMap<Key, Liveness> {
+        let keys = self.down.keys().chain(self.forced.keys());
+        keys.filter_map(|&key| Some((key, self.liveness_of(key)?)))
+            .collect()
+    }
+
+    /// What is left of a backend, unless it is up.
+    pub(super) fn liveness_of(&self, key: Key) -> Option<Liveness> {
+        let found = match self.admin(key) {
+            Some(Admin::Up) => None,
+            _ => self.down.get(&key),
+        };
+        let all = [found, self.forced.get(&key)].into_iter().flatten();
+        all.map(|down| self.means(key.0, down)).max()
+    }
+
+    fn means(&self, id: ServiceId, down: &Down) -> Liveness {
+        let service = self.state.service(id);
+        let resteers = service.is_some_and(|service| service.on_down() == OnDown::Resteer);
+        if down.dead || (resteers && !down.found) {
+            Liveness::Dead
+        } else {
+            Liveness::Down
+        }
+    }
+
+    /// Who has been down for as long as it takes to count as dead, and does not yet.
+    pub(super) fn mark_the_long_down(&mut self) -> Vec<Key> {
+        let now = self.dataplane.now();
+        let mut dead = Vec::new();
+        for (&key, down) in self.down.iter_mut().chain(&mut self.forced) {
+            let Some(service) = self.state.service(key.0) else {
+                continue;
+            };
+            let passed = now.wrapping_sub(down.since) >= ticks(service.dead_after);
+            if passed && !down.dead {
+                down.dead = true;
+                dead.push(key);
+            }
+        }
+        dead
+    }
+}
+
+fn down_since(since: Tick) -> Down {
+    Down {
+        since,
+        dead: false,
+        found: false,
+    }
+}

@@ -1,0 +1,232 @@
+//! Lays what agents ask for and what the tiers' state machines decide over what is wanted, so that the plan
+//! sees which backends are to take new flows now, and with which weights.
+//!
+//! Backends of a tier without a share take no new flows and keep those that they have, as drained ones do.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use lb_common::tables::state;
+
+use super::{Core, asked};
+use crate::{
+    agent::tiers::{Machine, Policy, Shares, Weight},
+    dataplane::Dataplane,
+    model::{Admin, Backend, Service, ServiceId, State},
+    plan::Placed,
+    snapshot::TierStatus,
+};
+
+/// Weights are brought up to this where tiers share flows, so that their ratio is that of their shares.
+const FINEST: u64 = 1_000;
+
+/// The tiers of every pool that has more than one, under its first service.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Tiers {
+    machines: BTreeMap<ServiceId, Machine>,
+    shares: BTreeMap<ServiceId, Shares>,
+}
+
+impl Tiers {
+    /// Forgets what waits for its failback.
+    pub(super) fn release(&mut self, lead: ServiceId) {
+        if let Some(machine) = self.machines.get_mut(&lead) {
+            machine.release();
+        }
+    }
+
+    /// A group's first service is another now.
+    pub(super) fn rename(&mut self, leads: &BTreeMap<ServiceId, ServiceId>) {
+        for (before, &now) in leads {
+            if let Some(machine) = self.machines.remove(before) {
+                self.machines.insert(now, machine);
+            }
+        }
+    }
+}
+
+impl<D: Dataplane> Core<D> {
+    /// Has everything laid over the state anew, as it and health are now.
+    pub(super) fn adapt(&mut self) {
+        let asked = asked::lay_over(&self.state, &self.asked);
+        self.turn_tiers(asked.as_ref());
+        let tiers = self.lay_tiers_over(asked.as_ref().unwrap_or(&self.state));
+        self.adapted = tiers.or(asked);
+    }
+
+    /// Whether a tier has waited long enough for its failback.
+    pub(super) fn failback_is_due(&self) -> bool {
+        let now = self.dataplane.now();
+        let mut machines = self.tiers.machines.iter();
+        machines.any(|(&lead, machine)| {
+            let service = self.state.service(lead);
+            service.is_some_and(|service| machine.is_due(service.failback, now))
+        })
+    }
+
+    fn turn_tiers(&mut self, asked: Option<&State>) {
+        let mut before = std::mem::take(&mut self.tiers);
+        let now = self.dataplane.now();
+        let (mut after, mut news) = (Tiers::default(), Vec::new());
+        for service in self.state.services() {
+            let lead = service.id;
+            if self.state.lead(lead) != lead || !has_tiers(service) {
+                continue;
+            }
+            let over = asked.and_then(|asked| asked.service(lead));
+            let weights = self.weights(service, over.unwrap_or(service));
+            let policy = Policy {
+                spill_below: service.spill_below,
+                failback: service.failback,
+                from: service.from_tier,
+            };
+            let mut machine = before.machines.remove(&lead).unwrap_or_default();
+            let shares = machine.turn(&weights, policy, now);
+            news.push((lead, before.shares.remove(&lead), shares.clone()));
+            after.machines.insert(lead, machine);
+            after.shares.insert(lead, shares);
+        }
+        self.tiers = after;
+        for (lead, before, after) in news {
+            self.chronicle.note_shares(lead, before.as_ref(), &after);
+        }
+    }
+
+    /// Why a tier gets no new flows, where it gets none.
+    pub(super) fn stands_by(&self, service: &Service, tier: u8) -> Option<String> {
+        let shares = self.tiers.shares.get(&service.id)?;
+        if shares.get(&tier).is_none_or(|&share| share > 0) {
+            return None;
+        }
+        let machine = self.tiers.machines.get(&service.id);
+        Some(if tier < service.from_tier {
+            format!("failed over to tier {} by hand", service.from_tier)
+        } else if machine.is_some_and(|machine| machine.waits(tier)) {
+            format!("tier {tier} waits for its failback")
+        } else {
+            format!("tier {tier} is not needed")
+        })
+    }
+
+    /// What each tier of a service weighs, and how much of it can take new flows; `over` is the service as
+    /// its backends' agents would have it.
+    fn weights(&self, service: &Service, over: &Service) -> BTreeMap<u8, Weight> {
+        let mut weights: BTreeMap<u8, Weight> = BTreeMap::new();
+        for (backend, now) in service.backends.iter().zip(&over.backends) {
+            let asked = self.asked.get(&(service.id, backend.address));
+            let percent = asked.and_then(|asked| asked.weight).unwrap_or(100).min(100);
+            let own = match backend.weight {
+                0 => 0,
+                _ if service.scheduler.ignores_weights() => 1,
+                weight => u64::from(weight),
+            };
+            let weight = weights.entry(backend.tier).or_default();
+            weight.all += own * 100;
+            if self.is_fit(service, now) {
+                weight.healthy += own * u64::from(percent);
+            }
+        }
+        weights
+    }
+
+    /// Whether a backend could take new flows, its tier left aside.
+    fn is_fit(&self, service: &Service, backend: &Backend) -> bool {
+        let lead = self.state.lead(service.id);
+        backend.is_wanted() && self.liveness_of((lead, backend.address)).is_none()
+    }
+
+    fn lay_tiers_over(&self, state: &State) -> Option<State> {
+        let mut services: BTreeMap<ServiceId, Service> = BTreeMap::new();
+        for service in state.services() {
+            let shares = self.tiers.shares.get(&state.lead(service.id));
+            // Where nobody can take flows, whoever recovers is asked first.
+            let shares = shares.filter(|shares| shares.values().any(|&share| share > 0));
+            if let Some(shares) = shares {
+                let fit = |backend: &Backend| self.is_fit(service, backend);
+                let mut over = service.clone();
+                share_out(&mut over, shares, fit);
+                services.insert(service.id, over);
+            }
+        }
+        (!services.is_empty()).then(|| state.overlaid(services.into_values()))
+    }
+
+    /// A service's tiers, where it has more than one.
+    pub(super) fn tier_status(&self, service: &Service) -> Vec<TierStatus> {
+        let lead = self.state.lead(service.id);
+        let Some(shares) = self.tiers.shares.get(&lead) else {
+            return Vec::new();
+        };
+        let machine = self.tiers.machines.get(&lead);
+        let status = |(&number, &share)| {
+            let backends = service.backends.iter().filter(|b| b.tier == number);
+            let drains = |b: &Backend| {
+                let asked = self.asked.get(&(lead, b.address));
+                asked.is_some_and(|asked| asked.drains())
+            };
+            let fit = |b: &&Backend| self.is_fit(service, b) && !drains(b);
+            TierStatus {
+                number,
+                backends: backends.clone().count(),
+                healthy: backends.filter(fit).count(),
+                share,
+                waits: machine.is_some_and(|machine| machine.waits(number)),
+            }
+        };
+        shares.iter().map(status).collect()
+    }
+}
+
+fn has_tiers(service: &Service) -> bool {
+    let mut tiers = service.backends.iter().map(|backend| backend.tier);
+    let first = tiers.next();
+    tiers.any(|tier| Some(tier) != first)
+}
+
+/// Makes of shares what the plan knows: who takes new flows, and with which weight.
+fn share_out(service: &mut Service, shares: &Shares, fit: impl Fn(&Backend) -> bool) {
+    let share = |tier| u64::from(shares.get(&tier).copied().unwrap_or(0));
+    let several = shares.values().filter(|&&share| share > 0).count() > 1;
+    if several && !service.scheduler.ignores_weights() {
+        let mut healthy: BTreeMap<u8, u64> = BTreeMap::new();
+        for backend in service.backends.iter().filter(|backend| fit(backend)) {
+            *healthy.entry(backend.tier).or_default() += u64::from(backend.weight);
+        }
+        // In parts of a common whole; rounded once, when all are known.
+        let part = |b: &Backend| {
+            let all = healthy.get(&b.tier).copied().unwrap_or(0);
+            ((u64::from(b.weight) * share(b.tier)) << 20).checked_div(all)
+        };
+        let parts: Vec<u64> = service
+            .backends
+            .iter()
+            .map(|b| part(b).unwrap_or(0))
+            .collect();
+        let largest = parts.iter().copied().max().unwrap_or(0).max(1);
+        for (backend, part) in service.backends.iter_mut().zip(parts) {
+            let weight = (part * FINEST).div_ceil(largest);
+            let least = u64::from(backend.weight > 0);
+            backend.weight = u16::try_from(weight.max(least)).unwrap_or(u16::MAX);
+        }
+    }
+    for backend in &mut service.backends {
+        if share(backend.tier) == 0 && backend.is_wanted() {
+            backend.admin = Admin::Draining;
+        }
+    }
+}
+
+/// The tiers behind those that take new flows, in the maps: they were not asked, which says nothing of their
+/// backends.
+pub(super) fn spare(service: &Service, placed: &Placed) -> BTreeSet<u8> {
+    let taking = placed
+        .members()
+        .filter(|(_, member)| member.backend.state & state::TAKES != 0)
+        .filter_map(|(_, member)| Some(service.backend(member.address())?.tier));
+    let Some(last) = taking.max() else {
+        return BTreeSet::new();
+    };
+    let tiers = service.tiers().into_iter();
+    tiers
+        .filter(|&tier| tier > last || tier < service.from_tier)
+        .collect()
+}

@@ -1,0 +1,184 @@
+//! What state each backend is in, since when, and why; and what is told when it turns.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::SystemTime,
+};
+
+use super::{Core, forced::Key};
+use crate::{
+    agent::{journal::Journal, tiers::Shares},
+    dataplane::Dataplane,
+    health::Target,
+    model::{Admin, Backend, Service, ServiceId, name_of},
+    snapshot::{BackendState, Condition, EventFilter, EventList, Happened, Standing},
+};
+
+/// What was told last, and what may be news.
+#[derive(Debug, Default)]
+pub(super) struct Told {
+    standings: BTreeMap<Key, Standing>,
+    journal: Journal,
+    /// Backends that may be in another state now.
+    stale: BTreeSet<Key>,
+    all_stale: bool,
+    /// Services whose tiers have other shares now.
+    tiers: Vec<(ServiceId, String)>,
+}
+
+impl Told {
+    pub(super) fn touch(&mut self, key: Key) {
+        self.stale.insert(key);
+    }
+
+    pub(super) fn touch_all(&mut self) {
+        self.all_stale = true;
+    }
+
+    /// Takes note of other shares of a service's tiers; the first ones are no news.
+    pub(super) fn note_shares(&mut self, id: ServiceId, before: Option<&Shares>, after: &Shares) {
+        if before == Some(after) {
+            return;
+        }
+        self.all_stale = true;
+        if before.is_some() {
+            self.tiers.push((id, in_words(after)));
+        }
+    }
+
+    /// How many events there have been.
+    pub(super) fn events(&self) -> u64 {
+        self.journal.recorded()
+    }
+}
+
+impl<D: Dataplane> Core<D> {
+    /// Records and logs what has turned since the last time; `now` is when.
+    pub fn observe(&mut self, now: SystemTime) {
+        for (service, shares) in std::mem::take(&mut self.chronicle.tiers) {
+            tracing::info!(%service, shares, "new flows by tier");
+            let what = Happened::Tiers;
+            self.chronicle.journal.record(now, service, what, shares);
+        }
+        let mut keys = std::mem::take(&mut self.chronicle.stale);
+        if std::mem::take(&mut self.chronicle.all_stale) {
+            keys = self.keys();
+            let there = &keys;
+            self.chronicle
+                .standings
+                .retain(|key, _| there.contains(key));
+        }
+        for key in keys {
+            self.observe_backend(key, now);
+        }
+    }
+
+    fn observe_backend(&mut self, key @ (service, backend): Key, now: SystemTime) {
+        let Some((state, reason)) = self.state_and_reason(key) else {
+            self.chronicle.standings.remove(&key);
+            return;
+        };
+        let before = self
+            .chronicle
+            .standings
+            .get(&key)
+            .map(|told| (told.state, told.since));
+        let since = match before {
+            Some((was, since)) if was == state => since,
+            _ => now,
+        };
+        if let Some((from, _)) = before.filter(|(was, _)| *was != state) {
+            let (was, is) = (name_of(from), name_of(state));
+            tracing::info!(%service, %backend, from = was, to = is, reason, "backend");
+            let what = Happened::Turned {
+                backend,
+                from,
+                to: state,
+            };
+            let journal = &mut self.chronicle.journal;
+            journal.record(now, service, what, reason.clone());
+        }
+        let standing = Standing {
+            state,
+            reason,
+            since,
+        };
+        self.chronicle.standings.insert(key, standing);
+    }
+
+    /// The state of a backend, as it was observed last.
+    pub(super) fn standing(&self, key: Key) -> Option<Standing> {
+        self.chronicle.standings.get(&key).cloned()
+    }
+
+    /// What has happened lately.
+    pub fn events(&self, filter: &EventFilter) -> EventList {
+        self.chronicle.journal.list(filter)
+    }
+
+    fn state_and_reason(&self, key: Key) -> Option<(BackendState, String)> {
+        let service = self.state.service(key.0)?;
+        let backend = service.backend(key.1)?;
+        let target = Target {
+            service: key.0,
+            address: key.1,
+        };
+        let error = self.checked.get(&target).and_then(|c| c.error.clone());
+        let by_hand = |state| Some((state, "by hand".to_owned()));
+        match backend.admin {
+            Admin::Maintenance => return by_hand(BackendState::Maintenance),
+            Admin::Down => return by_hand(BackendState::Down),
+            _ => {}
+        }
+        if let Some(reason) = self.unusable(service, key.1) {
+            return Some((BackendState::Down, reason));
+        }
+        if self.liveness_of(key).is_some() {
+            let unchecked = "it has to pass its checks first".to_owned();
+            return Some((BackendState::Down, error.unwrap_or(unchecked)));
+        }
+        let drains = self.asked.get(&key).is_some_and(|asked| asked.drains());
+        Some(match backend.admin {
+            Admin::Draining => return by_hand(BackendState::Draining),
+            Admin::Up => {
+                let checks = error.map(|error| format!("; its checks say: {error}"));
+                let checks = checks.unwrap_or_default();
+                (BackendState::Up, format!("by hand{checks}"))
+            }
+            _ if drains => (BackendState::Draining, "its agent asks for it".to_owned()),
+            _ if backend.weight == 0 => (BackendState::Draining, "its weight is 0".to_owned()),
+            _ => self.state_by_checks(service, backend, error),
+        })
+    }
+
+    /// The state of a backend that nobody keeps from taking flows, and that is not down.
+    fn state_by_checks(
+        &self,
+        service: &Service,
+        backend: &Backend,
+        error: Option<String>,
+    ) -> (BackendState, String) {
+        if self.condition(service, backend.address) == Condition::Starting {
+            return (BackendState::Starting, "not checked yet".to_owned());
+        }
+        if let Some(reason) = self.stands_by(service, backend.tier) {
+            return (BackendState::Standby, reason);
+        }
+        match error {
+            Some(error) => (BackendState::Suspect, error),
+            None if service.health.is_none() => (BackendState::Up, "not checked".to_owned()),
+            None => (BackendState::Up, "its checks pass".to_owned()),
+        }
+    }
+}
+
+fn in_words(shares: &Shares) -> String {
+    let parts = shares.iter().filter(|(_, share)| **share > 0);
+    let parts: Vec<String> = parts
+        .map(|(tier, &share)| format!("{}% to tier {tier}", f64::from(share) / 10.0))
+        .collect();
+    match &parts[..] {
+        [] => "no tier can take any".to_owned(),
+        parts => parts.join(", "),
+    }
+}

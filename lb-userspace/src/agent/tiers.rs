@@ -1,0 +1,191 @@
+//! Which tiers of a pool get which share of its new flows. A pure state machine: health and time come in,
+//! shares come out. It knows nothing of backends, rings or maps.
+//!
+//! A tier carries its flows as long as enough of its weight is healthy (`spill_below`). Below that it keeps
+//! what it can carry, and the rest goes to the next: with 70, a tier of which 35% are healthy keeps half
+//! of the flows. That is Envoy's overprovisioning factor, 1 / 0.7 ≈ 1.4, said from the side that operators
+//! think of; 0 is HAProxy's `backup`: the next tier is for when nobody is left.
+
+use std::collections::BTreeMap;
+
+use lb_common::tables::Tick;
+
+use crate::{model::Failback, plan::ticks};
+
+/// All new flows of a pool.
+pub const WHOLE: u16 = 1_000;
+
+/// The weight of a tier's backends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Weight {
+    /// Of all.
+    pub all: u64,
+    /// Of those that can take new flows.
+    pub healthy: u64,
+}
+
+impl Weight {
+    /// The share of all flows that it can carry, of [`WHOLE`].
+    fn carries(self, spill_below: u8) -> u16 {
+        if self.healthy == 0 {
+            return 0;
+        }
+        let enough = self.all * u64::from(spill_below);
+        let carries = (self.healthy * 100 * u64::from(WHOLE)).checked_div(enough);
+        let carries = carries.map_or(WHOLE, |share| share.clamp(1, WHOLE.into()) as u16);
+        carries.min(WHOLE)
+    }
+}
+
+/// What a service says of its tiers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Policy {
+    /// [`crate::model::Service::spill_below`].
+    pub spill_below: u8,
+    /// [`crate::model::Service::failback`].
+    pub failback: Failback,
+    /// [`crate::model::Service::from_tier`].
+    pub from: u8,
+}
+
+/// Shares of new flows by tier, which sum up to [`WHOLE`]; all are 0 where nobody can take any.
+pub type Shares = BTreeMap<u8, u16>;
+
+/// A tier that could not carry its flows, and has not got them back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Held {
+    /// What it may have at most.
+    most: u16,
+    /// Since when it could carry more, without a break.
+    better: Option<Tick>,
+}
+
+/// The memory of a pool's tiers: what waits for its failback.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Machine {
+    held: BTreeMap<u8, Held>,
+}
+
+impl Machine {
+    /// Gives everything back at the next turn.
+    pub fn release(&mut self) {
+        self.held.clear();
+    }
+
+    /// Whether a tier could carry more than it is given, and waits.
+    pub fn waits(&self, tier: u8) -> bool {
+        let held = self.held.get(&tier);
+        held.is_some_and(|held| held.better.is_some())
+    }
+
+    /// Whether a tier's time of waiting is over, so that shares change though health does not.
+    pub fn is_due(&self, failback: Failback, now: Tick) -> bool {
+        let mut held = self.held.values();
+        held.any(|held| held.is_over(failback, now))
+    }
+
+    /// The shares of tiers of these weights.
+    pub fn turn(&mut self, weights: &BTreeMap<u8, Weight>, policy: Policy, now: Tick) -> Shares {
+        let carries: BTreeMap<u8, u16> = weights
+            .iter()
+            .map(|(&tier, weight)| (tier, weight.carries(policy.spill_below)))
+            .collect();
+        self.give_back(&carries, policy.failback, now);
+        let most = |tier: u8| self.held.get(&tier).map_or(WHOLE, |held| held.most);
+        let mut shares = fill(&carries, policy.from, most);
+        // Better those that are to wait than nobody, and better those than who was taken away by hand.
+        for from in [policy.from, 0] {
+            if nobody(&shares) {
+                shares = fill(&carries, from, |_| WHOLE);
+                self.held
+                    .retain(|tier, _| shares.get(tier).is_none_or(|&share| share == 0));
+            }
+        }
+        self.hold(&carries, &shares, policy);
+        level(&mut shares);
+        shares
+    }
+
+    fn give_back(&mut self, carries: &BTreeMap<u8, u16>, failback: Failback, now: Tick) {
+        for (tier, held) in &mut self.held {
+            let more = carries.get(tier).is_some_and(|&c| c > held.most);
+            held.better = more.then(|| held.better.unwrap_or(now));
+        }
+        self.held
+            .retain(|tier, held| carries.contains_key(tier) && !held.is_over(failback, now));
+    }
+
+    /// What a tier had to leave to those after it, it does not get back by itself.
+    fn hold(&mut self, carries: &BTreeMap<u8, u16>, shares: &Shares, policy: Policy) {
+        if policy.failback == Failback::Automatic {
+            return self.held.clear();
+        }
+        let mut left = WHOLE;
+        for (&tier, &carries) in carries.iter().filter(|(tier, _)| **tier >= policy.from) {
+            if left == 0 {
+                break;
+            }
+            left -= shares.get(&tier).copied().unwrap_or(0).min(left);
+            let left_to_others = shares.iter().any(|(&t, &share)| t > tier && share > 0);
+            if carries < WHOLE && left_to_others {
+                let new = Held {
+                    most: carries,
+                    better: None,
+                };
+                let held = self.held.entry(tier).or_insert(new);
+                held.most = held.most.min(carries);
+            }
+        }
+    }
+}
+
+impl Held {
+    fn is_over(&self, failback: Failback, now: Tick) -> bool {
+        match failback {
+            Failback::Automatic => true,
+            Failback::Manual => false,
+            Failback::After(time) => self
+                .better
+                .is_some_and(|since| now.wrapping_sub(since) >= ticks(time)),
+        }
+    }
+}
+
+/// Each tier in turn, from `from` on, takes what it can and may of what is left.
+fn fill(carries: &BTreeMap<u8, u16>, from: u8, most: impl Fn(u8) -> u16) -> Shares {
+    let mut left = WHOLE;
+    let take = |(&tier, &carries): (&u8, &u16)| {
+        let may = if tier < from { 0 } else { most(tier) };
+        let share = carries.min(may).min(left);
+        left -= share;
+        (tier, share)
+    };
+    carries.iter().map(take).collect()
+}
+
+fn nobody(shares: &Shares) -> bool {
+    shares.values().all(|&share| share == 0)
+}
+
+/// What nobody can carry is everybody's, in proportion.
+fn level(shares: &mut Shares) {
+    let sum: u32 = shares.values().map(|&share| u32::from(share)).sum();
+    if sum == 0 || sum == u32::from(WHOLE) {
+        return;
+    }
+    let mut left = WHOLE;
+    let mut last = None;
+    for (&tier, share) in shares.iter_mut().filter(|(_, share)| **share > 0) {
+        let part = u32::from(*share) * u32::from(WHOLE) / sum;
+        *share = u16::try_from(part).unwrap_or(WHOLE).min(left);
+        left -= *share;
+        last = Some(tier);
+    }
+    if let Some(share) = last.and_then(|tier| shares.get_mut(&tier)) {
+        *share += left;
+    }
+}
+
+#[cfg(test)]
+#[path = "tiers_tests.rs"]
+mod tests;

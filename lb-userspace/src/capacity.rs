@@ -1,0 +1,213 @@
+//! What a pool can carry, what it carries, and how many backends it can lose. Pure; it counts nothing itself.
+//!
+//! What a backend can carry is its `max_connections`: a figure that is not enforced could not be relied on, and
+//! flows in progress are known only where the service counts them, as it does for limits.
+
+use std::collections::BTreeMap;
+
+use crate::snapshot::{BackendState, BackendStatus, ServiceStatus};
+
+/// Wholes are in thousandths.
+const WHOLE: u64 = 1_000;
+
+/// How loaded a pool is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capacity {
+    /// Flows in progress of the backends that take new ones.
+    pub load: u64,
+    /// Flows that these may have, where each says how many.
+    pub most: Option<u64>,
+    /// The former as a share of the latter, in thousandths.
+    pub utilisation: Option<u64>,
+    /// The most loaded backend for its weight over the mean of its tier, in thousandths: 1,000 where all are
+    /// equal; the worst tier counts.
+    pub imbalance: Option<u64>,
+    /// How many backends can fail, the largest first, before the others and standbys cannot carry the load.
+    pub headroom: Option<usize>,
+}
+
+/// How loaded a service's pool is, where its flows are counted and a backend takes new ones.
+pub fn of(status: &ServiceStatus) -> Option<Capacity> {
+    let ignores_weights = status.service.scheduler.ignores_weights();
+    let members = status.backends.iter().filter_map(|backend| {
+        let state = backend.standing.as_ref()?.state;
+        Some(Member::of(backend, state, ignores_weights))
+    });
+    assess(&members.collect::<Vec<_>>())
+}
+
+/// A backend as far as it matters here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Member {
+    takes: bool,
+    stands_by: bool,
+    tier: u8,
+    weight: u64,
+    load: Option<u64>,
+    most: Option<u64>,
+}
+
+impl Member {
+    fn of(status: &BackendStatus, state: BackendState, ignores_weights: bool) -> Self {
+        use BackendState::{Standby, Starting, Suspect, Up};
+        Self {
+            takes: matches!(state, Starting | Up | Suspect),
+            stands_by: state == Standby,
+            tier: status.backend.tier,
+            weight: match ignores_weights {
+                true => 1,
+                false => status.backend.weight.into(),
+            },
+            load: status.connections.map(u64::from),
+            most: status.backend.max_connections.map(u64::from),
+        }
+    }
+}
+
+fn assess(members: &[Member]) -> Option<Capacity> {
+    let takers: Vec<Member> = members.iter().copied().filter(|m| m.takes).collect();
+    let load: u64 = takers.iter().map(|m| m.load).sum::<Option<u64>>()?;
+    if takers.is_empty() {
+        return None;
+    }
+    let most = takers.iter().map(|m| m.most).sum::<Option<u64>>();
+    Some(Capacity {
+        load,
+        most,
+        utilisation: most.and_then(|most| (load * WHOLE).checked_div(most)),
+        imbalance: imbalance(&takers),
+        headroom: headroom(members, load),
+    })
+}
+
+fn imbalance(takers: &[Member]) -> Option<u64> {
+    let mut tiers: BTreeMap<u8, Vec<&Member>> = BTreeMap::new();
+    for member in takers {
+        tiers.entry(member.tier).or_default().push(member);
+    }
+    let of_tier = |members: &Vec<&Member>| {
+        let load: u64 = members.iter().filter_map(|m| m.load).sum();
+        let weight: u64 = members.iter().map(|m| m.weight).sum();
+        let over = |m: &&Member| (m.load? * WHOLE * weight).checked_div(m.weight * load);
+        members.iter().filter_map(over).max()
+    };
+    tiers.values().filter_map(of_tier).max()
+}
+
+/// Nothing where somebody does not say how much it carries.
+fn headroom(members: &[Member], load: u64) -> Option<usize> {
+    let usable = members.iter().filter(|m| m.takes || m.stands_by);
+    let mut each = usable.map(|m| m.most).collect::<Option<Vec<u64>>>()?;
+    each.sort_unstable();
+    let mut left: u64 = each.iter().sum();
+    let mut lost = 0;
+    while let Some(largest) = each.pop() {
+        left -= largest;
+        // With nobody left, no flow is carried, be the load as small as it may.
+        if left < load || each.is_empty() {
+            break;
+        }
+        lost += 1;
+    }
+    Some(lost)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn member(load: u64, most: u64) -> Member {
+        Member {
+            takes: true,
+            stands_by: false,
+            tier: 0,
+            weight: 1,
+            load: Some(load),
+            most: Some(most),
+        }
+    }
+
+    #[test]
+    fn utilisation_imbalance_and_headroom_are_of_the_whole_pool() {
+        let pool = [member(30, 100), member(60, 100), member(30, 100)];
+        let expected = Capacity {
+            load: 120,
+            most: Some(300),
+            utilisation: Some(400),
+            imbalance: Some(1_500),
+            headroom: Some(1),
+        };
+        assert_eq!(assess(&pool), Some(expected));
+    }
+
+    #[test]
+    fn the_largest_backends_are_the_ones_to_be_missed() {
+        let pool = [member(10, 1_000), member(10, 30), member(10, 30)];
+        assert_eq!(assess(&pool).unwrap().headroom, Some(2));
+        let pool = [member(50, 1_000), member(10, 30), member(10, 30)];
+        assert_eq!(assess(&pool).unwrap().headroom, Some(0));
+    }
+
+    #[test]
+    fn standbys_count_for_headroom_alone_and_others_not_at_all() {
+        let standby = Member {
+            takes: false,
+            stands_by: true,
+            ..member(0, 100)
+        };
+        let down = Member {
+            stands_by: false,
+            ..standby
+        };
+        let capacity = assess(&[member(80, 100), standby, down]).unwrap();
+        assert_eq!((capacity.most, capacity.headroom), (Some(100), Some(1)));
+        assert_eq!(assess(&[standby, down]), None);
+    }
+
+    #[test]
+    fn weights_are_what_balance_is_measured_by_within_a_tier() {
+        let weighed = |weight, load, tier| Member {
+            weight,
+            tier,
+            ..member(load, 100)
+        };
+        let even = [weighed(3, 30, 0), weighed(1, 10, 0), weighed(1, 2, 1)];
+        assert_eq!(assess(&even).unwrap().imbalance, Some(1_000));
+        assert_eq!(assess(&[member(0, 100)]).unwrap().imbalance, None);
+    }
+
+    #[test]
+    fn what_is_not_said_or_counted_is_not_known() {
+        let unlimited = Member {
+            most: None,
+            ..member(5, 1)
+        };
+        let capacity = assess(&[member(5, 100), unlimited]).unwrap();
+        assert_eq!((capacity.utilisation, capacity.headroom), (None, None));
+        assert_eq!(capacity.imbalance, Some(1_000));
+        let uncounted = Member {
+            load: None,
+            ..member(0, 100)
+        };
+        assert_eq!(assess(&[uncounted]), None);
+    }
+
+    proptest! {
+        #[test]
+        fn after_losing_as_many_as_the_headroom_says_the_rest_carries_the_load(
+            pool in prop::collection::vec((0..100u64, 1..100u64), 1..12),
+        ) {
+            let pool: Vec<Member> = pool.into_iter().map(|(load, most)| member(load, most)).collect();
+            let capacity = assess(&pool).unwrap();
+            let lost = capacity.headroom.unwrap();
+            let mut most: Vec<u64> = pool.iter().filter_map(|m| m.most).collect();
+            most.sort_unstable();
+            let left = |lost: usize| most[..most.len() - lost].iter().sum::<u64>();
+            prop_assert!(lost == 0 || left(lost) >= capacity.load);
+            prop_assert!(lost < most.len());
+            prop_assert!(lost + 1 == most.len() || left(lost + 1) < capacity.load);
+        }
+    }
+}

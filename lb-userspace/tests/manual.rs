@@ -1,0 +1,228 @@
+//! What people say of backends against their checks: the agent's core over tables in memory.
+
+#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+
+mod reach;
+
+use std::{net::SocketAddr, time::Duration};
+
+use lb_common::tables::{HASH_KEY_WORDS, state};
+use lb_userspace::{
+    agent::Core,
+    config::{self, Tunnel},
+    dataplane::memory::MemoryDataplane,
+    health::{Event, Target},
+    model::{Admin, Change, ServiceId},
+    plan::ticks,
+    snapshot::{Condition, DrainStatus},
+};
+
+use crate::reach::reached;
+
+const VIP: &str = "10.0.0.1:80/tcp";
+const TAKES: u32 = state::TAKES | state::HOLDS;
+
+fn id() -> ServiceId {
+    VIP.parse().unwrap()
+}
+
+fn address(n: u8) -> SocketAddr {
+    SocketAddr::from(([10, 1, 0, n], 80))
+}
+
+/// An agent whose service has backends 1 and 2.
+fn start(keys: &str) -> Core<MemoryDataplane> {
+    let mut memory = MemoryDataplane::default();
+    memory.tables.control.lookup_bits = 3;
+    memory.tables.control.hash_key = [0x9e37_79b9_7f4a_7c15; HASH_KEY_WORDS];
+    let mut core = Core::new("manual".to_owned(), Tunnel::default(), memory).unwrap();
+    for n in 1..=2 {
+        core.network(reached(address(n).ip(), 1));
+    }
+    let text = format!(
+        "[[service]]\nvip = \"{VIP}\"\nmode = \"ipip\"\nring_size = 251\n{keys}\nbackend = [\
+         {{ address = \"10.1.0.1:80\" }}, {{ address = \"10.1.0.2:80\" }}]\n"
+    );
+    let services = config::parse(&text, "test").unwrap().services;
+    core.change(Change::Replace(services)).unwrap();
+    core
+}
+
+/// Asks something of backend 1.
+fn ask(core: &mut Core<MemoryDataplane>, admin: Admin) {
+    let change = Change::EditBackend {
+        id: id(),
+        address: address(1),
+        weight: None,
+        admin: Some(admin),
+        max_connections: None,
+        tier: None,
+    };
+    core.change(change).unwrap();
+}
+
+/// A check says this of backend 1.
+fn check(core: &mut Core<MemoryDataplane>, condition: Condition, dead: bool) {
+    let target = Target {
+        service: id(),
+        address: address(1),
+    };
+    let event = Event {
+        changed: true,
+        dead,
+        ..Event::new(target, condition)
+    };
+    if core.health(event) {
+        core.enforce().unwrap();
+    }
+}
+
+/// What backend 1 does in the maps.
+fn state_of(core: &Core<MemoryDataplane>) -> u32 {
+    let placed = core.layout().placed(id()).unwrap();
+    placed.member(address(1)).unwrap().1.backend.state
+}
+
+fn is_checked(core: &Core<MemoryDataplane>) -> bool {
+    core.targets()
+        .keys()
+        .any(|target| target.address == address(1))
+}
+
+fn pass(core: &mut Core<MemoryDataplane>, time: Duration) {
+    let clock = &core.dataplane().tables.time;
+    clock.set(clock.get() + ticks(time) + 1);
+}
+
+fn age(core: &mut Core<MemoryDataplane>) {
+    if core.age() {
+        core.enforce().unwrap();
+    }
+}
+
+fn drain(core: &Core<MemoryDataplane>) -> Option<DrainStatus> {
+    let service = core.service(id()).unwrap();
+    service.backend(address(1)).unwrap().drain
+}
+
+fn sweep(core: &mut Core<MemoryDataplane>) {
+    use lb_userspace::{dataplane::Dataplane as _, plan::census};
+    let now = core.dataplane().now();
+    let layout = core.certain_layout().unwrap();
+    let census = census::sweep(&layout, &mut &core.dataplane().tables, now).unwrap();
+    core.swept(census).unwrap();
+}
+
+#[test]
+fn a_backend_that_is_forced_down_keeps_its_flows_as_on_down_says_whatever_its_checks_do() {
+    let mut core = start("");
+    check(&mut core, Condition::Up, false);
+    ask(&mut core, Admin::Down);
+    assert_eq!(state_of(&core), state::HOLDS);
+    check(&mut core, Condition::Down, false);
+    check(&mut core, Condition::Up, false);
+    assert_eq!(state_of(&core), state::HOLDS);
+    ask(&mut core, Admin::Active);
+    assert_eq!(state_of(&core), TAKES);
+    let mut core = start("on_down = \"resteer\"");
+    ask(&mut core, Admin::Down);
+    assert_eq!(state_of(&core), 0);
+}
+
+#[test]
+fn a_backend_that_is_forced_down_is_dead_in_time_as_any_that_is_down() {
+    let mut core = start("dead_after = \"10s\"");
+    ask(&mut core, Admin::Down);
+    pass(&mut core, Duration::from_secs(9));
+    age(&mut core);
+    assert_eq!(state_of(&core), state::HOLDS);
+    pass(&mut core, Duration::from_secs(1));
+    age(&mut core);
+    assert_eq!(state_of(&core), 0);
+    ask(&mut core, Admin::Active);
+    assert_eq!(state_of(&core), TAKES);
+}
+
+#[test]
+fn a_backend_that_is_forced_up_takes_flows_against_its_checks_until_that_is_undone() {
+    let mut core = start("dead_after = \"10s\"");
+    ask(&mut core, Admin::Up);
+    check(&mut core, Condition::Down, true);
+    assert_eq!(state_of(&core), TAKES);
+    pass(&mut core, Duration::from_secs(20));
+    age(&mut core);
+    assert_eq!(state_of(&core), TAKES);
+    ask(&mut core, Admin::Active);
+    assert_eq!(state_of(&core), 0);
+    ask(&mut core, Admin::Up);
+    assert_eq!(state_of(&core), TAKES);
+}
+
+#[test]
+fn a_backend_in_maintenance_is_not_checked_and_has_to_pass_its_checks_when_it_comes_back() {
+    let mut core = start("");
+    check(&mut core, Condition::Up, false);
+    ask(&mut core, Admin::Maintenance);
+    assert_eq!(state_of(&core), state::HOLDS);
+    assert!(!is_checked(&core));
+    // News that was on its way.
+    check(&mut core, Condition::Down, true);
+    assert_eq!(state_of(&core), state::HOLDS);
+    ask(&mut core, Admin::Active);
+    assert!(is_checked(&core));
+    assert_eq!(state_of(&core), state::HOLDS);
+    check(&mut core, Condition::Up, false);
+    assert_eq!(state_of(&core), TAKES);
+}
+
+#[test]
+fn without_checks_a_backend_comes_back_from_maintenance_at_once() {
+    let mut core = start("health = { type = \"none\" }");
+    ask(&mut core, Admin::Maintenance);
+    ask(&mut core, Admin::Active);
+    assert_eq!(state_of(&core), TAKES);
+}
+
+#[test]
+fn a_refused_change_forces_nobody() {
+    let mut core = start("");
+    let at = core.dataplane().executed;
+    core.dataplane_mut().fail_at = Some(at);
+    let change = Change::EditBackend {
+        id: id(),
+        address: address(1),
+        weight: None,
+        admin: Some(Admin::Down),
+        max_connections: None,
+        tier: None,
+    };
+    core.change(change).unwrap_err();
+    core.enforce().unwrap();
+    assert_eq!(state_of(&core), TAKES);
+}
+
+#[test]
+fn a_drain_has_ended_once_no_slot_leads_to_the_backend_and_a_sweep_has_found_no_record() {
+    let mut core = start("moving_time = \"1m\"");
+    assert_eq!(drain(&core), None);
+    ask(&mut core, Admin::Draining);
+    let begun = drain(&core).unwrap();
+    assert!(begun.unknown_slots > 100 && !begun.ended, "{begun:?}");
+    for _ in 0..4 {
+        pass(&mut core, Duration::from_secs(20));
+        sweep(&mut core);
+    }
+    let moved = drain(&core).unwrap();
+    assert_eq!((moved.unknown_slots, moved.observed), (0, 0));
+    sweep(&mut core);
+    assert!(drain(&core).unwrap().ended);
+    ask(&mut core, Admin::Active);
+    assert_eq!(drain(&core), None);
+}
+
+#[test]
+fn where_flows_are_never_recorded_a_drain_ends_at_once() {
+    let mut core = start("moving_time = \"0s\"");
+    ask(&mut core, Admin::Draining);
+    assert!(drain(&core).unwrap().ended);
+}

@@ -1,0 +1,292 @@
+//! Which tier's backends take new flows: the agent's core over tables in memory.
+
+#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+
+mod reach;
+
+use std::{net::SocketAddr, time::Duration};
+
+use lb_common::tables::{HASH_KEY_WORDS, state};
+use lb_userspace::{
+    agent::Core,
+    config::{self, Tunnel},
+    dataplane::memory::MemoryDataplane,
+    health::{Event, Target},
+    model::{Change, Failback, ModelError, Service, ServiceId, Settings},
+    plan::ticks,
+    snapshot::Condition,
+};
+
+use crate::reach::reached;
+
+const VIP: &str = "10.0.0.1:80/tcp";
+
+fn id() -> ServiceId {
+    VIP.parse().unwrap()
+}
+
+fn address(n: u8) -> SocketAddr {
+    SocketAddr::from(([10, 1, 0, n], 80))
+}
+
+/// A service whose backends 1 and 2 are primary, 3 is standby, and 4 is for when nobody is left.
+fn text(keys: &str) -> String {
+    let backend = |n: u8, tier: u8| format!("{{ address = \"{}\", tier = {tier} }}", address(n));
+    let backends = [(1, 0), (2, 0), (3, 1), (4, 2)].map(|(n, tier)| backend(n, tier));
+    format!(
+        "[[service]]\nvip = \"{VIP}\"\nmode = \"ipip\"\nring_size = 1021\n{keys}\nbackend = [{}]\n",
+        backends.join(", ")
+    )
+}
+
+fn over(memory: MemoryDataplane, keys: &str) -> Core<MemoryDataplane> {
+    with_services(memory, config::parse(&text(keys), "test").unwrap().services)
+}
+
+fn with_services(memory: MemoryDataplane, services: Vec<Service>) -> Core<MemoryDataplane> {
+    let mut core = Core::new("tiers".to_owned(), Tunnel::default(), memory).unwrap();
+    for n in 1..=4 {
+        core.network(reached(address(n).ip(), 1));
+    }
+    core.change(Change::Replace(services)).unwrap();
+    core
+}
+
+fn start(keys: &str) -> Core<MemoryDataplane> {
+    let mut memory = MemoryDataplane::default();
+    memory.tables.control.lookup_bits = 3;
+    memory.tables.control.hash_key = [0x9e37_79b9_7f4a_7c15; HASH_KEY_WORDS];
+    over(memory, keys)
+}
+
+/// Another agent over the same maps.
+fn restart(mut core: Core<MemoryDataplane>, keys: &str) -> Core<MemoryDataplane> {
+    over(std::mem::take(core.dataplane_mut()), keys)
+}
+
+fn check(core: &mut Core<MemoryDataplane>, n: u8, condition: Condition) {
+    let target = Target {
+        service: id(),
+        address: address(n),
+    };
+    if core.health(Event {
+        changed: true,
+        ..Event::new(target, condition)
+    }) {
+        core.enforce().unwrap();
+    }
+}
+
+fn down(core: &mut Core<MemoryDataplane>, n: u8) {
+    check(core, n, Condition::Down);
+}
+
+fn up(core: &mut Core<MemoryDataplane>, n: u8) {
+    check(core, n, Condition::Up);
+}
+
+/// Time passes, and the agent looks at its watch.
+fn pass(core: &mut Core<MemoryDataplane>, time: Duration) {
+    let clock = &core.dataplane().tables.time;
+    clock.set(clock.get() + ticks(time));
+    if core.age() {
+        core.enforce().unwrap();
+    }
+}
+
+/// Percent of the slots whose owner takes new flows, by backends 1 to 4. While anybody takes some, nobody
+/// else owns any; all keep what they have.
+fn shares(core: &Core<MemoryDataplane>) -> [u32; 4] {
+    let placed = core.layout().placed(id()).unwrap();
+    let states = [1, 2, 3, 4].map(|n| {
+        let (local, member) = placed.member(address(n)).unwrap();
+        assert_ne!(member.backend.state & state::HOLDS, 0, "backend {n}");
+        let takes = member.backend.state & state::TAKES != 0;
+        (takes, placed.ring.share(local))
+    });
+    let served = states.iter().any(|(takes, _)| *takes);
+    states.map(|(takes, slots)| {
+        assert!(!served || takes == (slots > 0), "{states:?}");
+        if takes {
+            (slots * 100 + 510) / 1_021
+        } else {
+            0
+        }
+    })
+}
+
+fn fail_over(core: &mut Core<MemoryDataplane>, to: u8) {
+    core.change(Change::FailOver(id(), to)).unwrap();
+}
+
+#[test]
+fn a_standby_takes_what_the_primaries_cannot_carry_and_gives_it_back() {
+    let mut core = start("");
+    assert_eq!(shares(&core), [50, 50, 0, 0]);
+    down(&mut core, 1);
+    // Half of the primary tier is 714 thousandths of what it should be.
+    assert_eq!(shares(&core), [0, 71, 29, 0]);
+    down(&mut core, 2);
+    assert_eq!(shares(&core), [0, 0, 100, 0]);
+    down(&mut core, 3);
+    assert_eq!(shares(&core), [0, 0, 0, 100]);
+    up(&mut core, 1);
+    assert_eq!(shares(&core), [71, 0, 0, 29]);
+    up(&mut core, 2);
+    assert_eq!(shares(&core), [50, 50, 0, 0]);
+}
+
+#[test]
+fn with_everybody_down_whoever_recovers_first_takes_all() {
+    let mut core = start("failback = \"manual\"");
+    (1..=4).for_each(|n| down(&mut core, n));
+    assert_eq!(shares(&core), [0, 0, 0, 0]);
+    up(&mut core, 3);
+    assert_eq!(shares(&core), [0, 0, 100, 0]);
+}
+
+#[test]
+fn a_drained_primary_is_missed_like_one_that_is_down() {
+    let mut core = start("spill_below = 100");
+    let drain = |admin: &str| Change::EditBackend {
+        id: id(),
+        address: address(1),
+        weight: None,
+        admin: serde_json::from_value(admin.into()).unwrap(),
+        max_connections: None,
+        tier: None,
+    };
+    core.change(drain("draining")).unwrap();
+    assert_eq!(shares(&core), [0, 50, 50, 0]);
+    core.change(drain("active")).unwrap();
+    assert_eq!(shares(&core), [50, 50, 0, 0]);
+}
+
+#[test]
+fn where_weights_are_left_aside_a_tier_that_is_needed_joins_whole() {
+    let mut core = start("scheduler = \"least-connections\"");
+    down(&mut core, 1);
+    let takes = |n| {
+        let placed = core.layout().placed(id()).unwrap();
+        let (_, member) = placed.member(address(n)).unwrap();
+        member.backend.state & state::TAKES != 0
+    };
+    assert_eq!([1, 2, 3, 4].map(takes), [false, true, true, false]);
+}
+
+#[test]
+fn manual_failback_waits_for_its_word_across_a_restart() {
+    const MANUAL: &str = "failback = \"manual\"";
+    let mut core = start(MANUAL);
+    down(&mut core, 1);
+    down(&mut core, 2);
+    up(&mut core, 1);
+    up(&mut core, 2);
+    assert_eq!(shares(&core), [0, 0, 100, 0]);
+    let status = core.service(id()).unwrap();
+    assert!(status.tiers[0].waits && status.tiers[0].healthy == 2);
+    let mut core = restart(core, MANUAL);
+    (1..=4).for_each(|n| up(&mut core, n));
+    assert_eq!(shares(&core), [0, 0, 100, 0]);
+    fail_over(&mut core, 0);
+    assert_eq!(shares(&core), [50, 50, 0, 0]);
+}
+
+#[test]
+fn a_restarted_agent_does_not_take_standbys_for_down() {
+    let mut core = restart(start(""), "");
+    let status = core.service(id()).unwrap();
+    let standby = status.backend(address(3)).unwrap();
+    assert_eq!(standby.condition, Condition::Starting);
+    down(&mut core, 1);
+    down(&mut core, 2);
+    assert_eq!(shares(&core), [0, 0, 100, 0]);
+}
+
+#[test]
+fn a_restarted_agent_does_not_take_failed_primaries_for_well() {
+    let mut core = start("");
+    down(&mut core, 1);
+    down(&mut core, 2);
+    let core = restart(core, "");
+    assert_eq!(shares(&core), [0, 0, 100, 0]);
+}
+
+#[test]
+fn delayed_failback_comes_when_its_time_has_passed() {
+    let mut core = start("failback = \"30s\"");
+    down(&mut core, 1);
+    down(&mut core, 2);
+    up(&mut core, 1);
+    up(&mut core, 2);
+    pass(&mut core, Duration::from_secs(29));
+    assert_eq!(shares(&core), [0, 0, 100, 0]);
+    pass(&mut core, Duration::from_secs(2));
+    assert_eq!(shares(&core), [50, 50, 0, 0]);
+}
+
+#[test]
+fn failing_over_by_hand_lasts_until_somebody_fails_back() {
+    let mut core = start("");
+    fail_over(&mut core, 1);
+    assert_eq!(shares(&core), [0, 0, 100, 0]);
+    let services = core.state().services().cloned().collect();
+    let memory = std::mem::take(core.dataplane_mut());
+    let mut core = with_services(memory, services);
+    assert_eq!(shares(&core), [0, 0, 100, 0]);
+    down(&mut core, 3);
+    assert_eq!(shares(&core), [0, 0, 0, 100]);
+    down(&mut core, 4);
+    assert_eq!(shares(&core), [50, 50, 0, 0]);
+    up(&mut core, 3);
+    assert_eq!(shares(&core), [0, 0, 100, 0]);
+    fail_over(&mut core, 0);
+    assert_eq!(shares(&core), [50, 50, 0, 0]);
+}
+
+#[test]
+fn failing_over_to_a_tier_that_is_not_there_is_refused_with_those_that_are() {
+    let mut core = start("");
+    let refused = core.change(Change::FailOver(id(), 9)).unwrap_err();
+    assert!(refused.to_string().contains("of 0, 1, 2"), "{refused}");
+    let unknown = "10.0.0.9:80/tcp".parse().unwrap();
+    let refused = core.change(Change::FailOver(unknown, 1)).unwrap_err();
+    let expected = ModelError::UnknownService { id: unknown };
+    assert_eq!(refused.to_string(), expected.to_string());
+}
+
+#[test]
+fn a_refused_change_leaves_who_waits_as_it_was() {
+    let mut core = start("failback = \"manual\"");
+    down(&mut core, 1);
+    down(&mut core, 2);
+    up(&mut core, 1);
+    up(&mut core, 2);
+    let at = core.dataplane().executed;
+    core.dataplane_mut().fail_at = Some(at);
+    core.change(Change::FailOver(id(), 0)).unwrap_err();
+    core.enforce().unwrap();
+    assert_eq!(shares(&core), [0, 0, 100, 0]);
+}
+
+#[test]
+fn what_spills_over_follows_the_settings() {
+    let mut core = start("");
+    down(&mut core, 1);
+    let settings = |spill_below, failback| {
+        Change::EditService(
+            id(),
+            Settings {
+                spill_below: Some(spill_below),
+                failback: Some(failback),
+                ..Settings::default()
+            },
+        )
+    };
+    core.change(settings(0, Failback::Automatic)).unwrap();
+    assert_eq!(shares(&core), [0, 100, 0, 0]);
+    core.change(settings(100, Failback::Manual)).unwrap();
+    assert_eq!(shares(&core), [0, 50, 50, 0]);
+    up(&mut core, 1);
+    assert_eq!(shares(&core), [25, 25, 50, 0]);
+}
