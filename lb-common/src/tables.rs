@@ -16,7 +16,7 @@ use crate::{
     quic::{self, Start},
     schedule,
     track::{self, Question},
-    verdict::DropReason,
+    verdict::{Answer, DropReason},
 };
 
 /// Version of everything in this file. The pin directory is named after it, so that programs of
@@ -212,8 +212,10 @@ pub struct Endpoint {
 
 /// Programs that the one on the interface goes on with, by their number.
 pub const TAIL_UNUSUAL: u32 = 0;
+/// The next: what nobody takes.
+pub const TAIL_REFUSED: u32 = 1;
 /// How many there are.
-pub const TAILS: u32 = 1;
+pub const TAILS: u32 = 2;
 
 /// Words of the flow hash's key ([`crate::hash`]).
 pub const HASH_KEY_WORDS: usize = 12;
@@ -235,14 +237,34 @@ pub struct Control {
     pub lookup_bits: u32,
     /// UDP port that backends take packets of mode [`mode::GUE`] at, as in [`Endpoint::port`].
     pub gue_port: u16,
+    /// What packets to a port of a VIP get that no service has, one of [`refusal`]; they pass
+    /// without [`feature::UNKNOWN_PORTS`].
+    pub unknown_port: u8,
     /// Always zero.
-    pub zeros: [u16; 3],
+    pub zero: u8,
+    /// Always zero.
+    pub zeros: [u16; 2],
 }
 
 /// Bits of [`Control::features`].
 pub mod feature {
     /// Some service is in `nat` mode: answers are looked for.
     pub const NAT: u32 = 1;
+    /// [`Control::unknown_port`](super::Control::unknown_port) says something else than
+    /// [`PASS`](super::refusal::PASS).
+    pub const UNKNOWN_PORTS: u32 = 2;
+}
+
+/// What becomes of packets to a VIP that nobody takes ([`crate::refuse`]).
+pub mod refusal {
+    /// They are dropped.
+    pub const DROP: u8 = 0;
+    /// TCP is answered by a reset, all else as under [`UNREACHABLE`].
+    pub const RESET: u8 = 1;
+    /// They are answered by an ICMP error.
+    pub const UNREACHABLE: u8 = 2;
+    /// They are the kernel's.
+    pub const PASS: u8 = 3;
 }
 
 /// How packets of a service are forwarded; the values of [`Descriptor::mode`].
@@ -323,6 +345,12 @@ impl Descriptor {
         128 - (self.flags >> service_flag::CLIENT_SHIFT) as u32
     }
 
+    /// What packets get while no backend may take them: one of [`refusal`].
+    #[inline(always)]
+    pub const fn refusal(&self) -> u8 {
+        (self.flags >> service_flag::REFUSAL_SHIFT) as u8 & 3
+    }
+
     /// The port that a packet of mode [`mode::NAT`] has at a backend, given the one that it came to.
     #[inline(always)]
     pub const fn port_at(&self, backend: &Backend, port: u16) -> u16 {
@@ -360,6 +388,9 @@ pub mod service_flag {
     pub const PREVIOUSLY_BY_SOURCE: u16 = 16;
     /// In mode [`NAT`](super::mode::NAT), packets keep their destination port: the pool serves several.
     pub const KEEPS_PORT: u16 = 32;
+    /// From this bit on, two that say what packets get while no backend may take them: one of
+    /// [`refusal`](super::refusal).
+    pub const REFUSAL_SHIFT: u32 = 6;
     /// From this bit on, how many last bits of an address do not make another client of it, 0 to 127.
     pub const CLIENT_SHIFT: u32 = 9;
     /// Those under which even a steady slot looks its flows up.
@@ -809,8 +840,9 @@ pub trait Tables {
     fn backend(&self, index: u32) -> Option<&Backend>;
     /// What the answers of a `nat` backend become.
     fn way_back(&self, key: &Endpoint) -> Option<WayBack>;
-    /// Whether an echo request may be answered now, of those that are allowed in a while.
-    fn may_answer_echo(&self) -> bool;
+    /// Whether an answer of this kind may be given now, of those that are allowed in a second; it
+    /// counts as given then.
+    fn may_answer(&self, answer: Answer) -> bool;
     /// Which backend has a server id.
     fn server(&self, key: &ServerKey) -> Option<Server>;
     /// What an address is to the balancer: bits of [`owned`].
@@ -826,6 +858,8 @@ pub trait Tables {
     fn count_backend(&self, index: u32, bytes: u64, new_flow: bool);
     /// Counts a dropped packet.
     fn count_drop(&self, reason: DropReason);
+    /// Counts an answer, or that there is none.
+    fn count_answer(&self, answer: Answer);
 
     /// The time.
     fn now(&self) -> Tick;

@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use lb_common::verdict::DropReason;
+use lb_common::verdict::{Answer, DropReason};
 use lb_tests::{
     differential::{
         Bench,
@@ -21,6 +21,7 @@ use lb_userspace::{
     health::Target,
     model::{
         Admin, Backend, Change, FlowState, Health, Mode, Scheduler, Service, ServiceId, Settings,
+        Unserved,
     },
     snapshot::Condition,
 };
@@ -91,6 +92,12 @@ fn services() -> Result<Vec<Service>> {
         service("10.0.0.8:80/tcp", Mode::L2, &v6)?,
         service("[fd00::8]:80/udp", Mode::L2, &v6)?,
         service("10.0.0.4:80/tcp", Mode::Ipip, &[])?,
+        refusing("10.0.0.4:443/tcp", Unserved::Reset)?,
+        refusing("10.0.0.4:443/udp", Unserved::Reset)?,
+        refusing("[fd00::4]:443/tcp", Unserved::Reset)?,
+        refusing("[fd00::4]:443/udp", Unserved::Unreachable)?,
+        refusing("10.0.0.9:443/tcp", Unserved::Unreachable)?,
+        refusing("10.0.0.9:443/udp", Unserved::Pass)?,
         service(
             "10.0.0.5:80/tcp",
             Mode::Ipip,
@@ -103,6 +110,14 @@ fn services() -> Result<Vec<Service>> {
         grouped("10.0.0.20:80/tcp")?,
         grouped("10.0.0.20:443/tcp")?,
     ])
+}
+
+/// A service without a backend.
+fn refusing(vip: &str, no_backend: Unserved) -> Result<Service> {
+    Ok(Service {
+        no_backend,
+        ..service(vip, Mode::Ipip, &[])?
+    })
 }
 
 /// A backend of QUIC services, of which each has an id.
@@ -140,12 +155,17 @@ fn run() -> Result<()> {
             .iter()
             .flat_map(|s| s.backends.iter().map(|b| b.address)),
     );
+    // Ports of VIPs that no service has.
+    for vip in ["10.0.0.1:81", "[fd00::1]:81", "10.0.0.8:53", "[fd00::8]:53"] {
+        endpoints.push(vip.parse()?);
+    }
     endpoints.extend(OWN.map(|address| SocketAddr::new(address, 80)));
     // Turns are taken per CPU, on the host as on one.
     let mut cpu = CpuSet::new();
     cpu.set(0)?;
     sched_setaffinity(Pid::from_raw(0), &cpu)?;
     let mut bench = Bench::new(services, &[down], &[unreachable])?;
+    bench.refuse_unknown_ports(Unserved::Unreachable)?;
     let kept = Path::new(env!("CARGO_MANIFEST_DIR")).join("regressions/frames.hex");
     let kept = fs::read_to_string(&kept).with_context(|| kept.display().to_string())?;
     for line in kept.lines().filter(|line| !line.starts_with('#')) {
@@ -174,9 +194,10 @@ fn run() -> Result<()> {
     let recorded = bench.compare_flows()?;
     let counted = bench.compare_counters()?;
     println!(
-        "{packets} frames of seed {seed}: 0 differences in {:?}; [drop, pass, transmit, redirect] = {actions:?}; {:?}; {recorded} flows recorded at the end; {:?}",
+        "{packets} frames of seed {seed}: 0 differences in {:?}; [drop, pass, transmit, redirect] = {actions:?}; {:?}; {:?} answered; {recorded} flows recorded at the end; {:?}",
         start.elapsed(),
         counted.drops,
+        counted.answers,
         counted.flows
     );
     // A generator that no longer reaches a part of the path proves nothing about it.
@@ -193,6 +214,17 @@ fn run() -> Result<()> {
         assert!(
             counted.drops.contains_key(&(reason as u32)),
             "no {reason:?} in {packets} frames"
+        );
+    }
+    for answer in [
+        Answer::Echo,
+        Answer::Reset,
+        Answer::Unreachable,
+        Answer::Withheld,
+    ] {
+        assert!(
+            counted.answers.contains_key(&(answer as u32)),
+            "no {answer:?} in {packets} frames"
         );
     }
     Ok(())
@@ -245,7 +277,7 @@ fn disturb(bench: &mut Bench, random: &mut Random) -> Result<()> {
         max_connections,
     };
     bench.check_rings()?;
-    let change = match random.below(13) {
+    let change = match random.below(14) {
         0 => edit(Some(1 + random.below(5) as u16), None, None),
         1 => edit(None, Some(Admin::Draining), None),
         2 | 3 => edit(None, Some(Admin::Active), Some(None)),
@@ -272,12 +304,20 @@ fn disturb(bench: &mut Bench, random: &mut Random) -> Result<()> {
             let condition = if down { Condition::Down } else { Condition::Up };
             return bench.health(target, condition, dead);
         }
+        12 => return bench.refuse_unknown_ports(UNSERVED[random.below(4)]),
         // Past the moving time of TCP and UDP.
         _ => return bench.sweep(1 << 21),
     };
     let _ = bench.change(change);
     Ok(())
 }
+
+const UNSERVED: [Unserved; 4] = [
+    Unserved::Drop,
+    Unserved::Reset,
+    Unserved::Unreachable,
+    Unserved::Pass,
+];
 
 const SCHEDULERS: [Scheduler; 7] = [
     Scheduler::Maglev,
@@ -290,13 +330,14 @@ const SCHEDULERS: [Scheduler; 7] = [
 ];
 
 /// What frames of this size can be dropped for; the others take giants, or a defect.
-const REACHED: [DropReason; 6] = [
+const REACHED: [DropReason; 7] = [
     DropReason::NoBackend,
     DropReason::Truncated,
     DropReason::BadHeader,
     DropReason::Fragment,
     DropReason::ExtensionHeaders,
     DropReason::TtlExpired,
+    DropReason::UnknownPort,
 ];
 
 #[test]

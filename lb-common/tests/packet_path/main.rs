@@ -14,6 +14,7 @@ mod nat;
 mod persistence;
 mod properties;
 mod quic;
+mod refuse;
 mod scheduling;
 mod steering;
 mod tracking;

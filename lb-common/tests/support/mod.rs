@@ -13,7 +13,7 @@ use lb_common::{
     pipeline,
     tables::{
         Address, Backend, Counters, Descriptor, Endpoint, Member, NoRoute, Route, ServiceEntry,
-        Slot, WayBack, feature, mode, owned, state,
+        Slot, WayBack, feature, mode, owned, service_flag, state,
     },
     verdict::Verdict,
 };
@@ -301,6 +301,20 @@ impl Stage {
         self
     }
 
+    /// What the last service's packets get while no backend may take them, one of [`refusal`].
+    pub fn no_backend(self, refusal: u8) -> Self {
+        self.describe(|descriptor| {
+            descriptor.flags |= u16::from(refusal) << service_flag::REFUSAL_SHIFT;
+        })
+    }
+
+    /// What packets to ports get that no service has, one of [`refusal`].
+    pub fn unknown_port(mut self, refusal: u8) -> Self {
+        self.tables.control.features |= feature::UNKNOWN_PORTS;
+        self.tables.control.unknown_port = refusal;
+        self
+    }
+
     /// An address of the balancer's own.
     pub fn own(mut self, address: &str) -> Self {
         let address: IpAddr = address.parse().expect("an address");
@@ -374,6 +388,7 @@ impl Stage {
                 .map(count(FIRST_COUNTERS))
                 .collect(),
             drops: counted.drops,
+            answers: counted.answers,
         }
     }
 }

@@ -58,6 +58,10 @@ impl Service {
             })
             .or_else(|| differ("dead_after", time(self.dead_after), time(other.dead_after)))
             .or_else(|| {
+                let refusal = |service: &Self| name_of(service.no_backend);
+                differ("no_backend", refusal(self), refusal(other))
+            })
+            .or_else(|| {
                 differ(
                     "persistence",
                     time(self.persistence),

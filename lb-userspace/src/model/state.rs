@@ -8,6 +8,7 @@ use std::{
 
 use super::{
     Admin, Backend, FlowState, Mode, ModelError, OnDown, Protocol, Scheduler, Service, ServiceId,
+    Unserved,
 };
 
 /// Everything that is wanted. Valid by construction.
@@ -64,6 +65,8 @@ pub struct Settings {
     pub moving_time: Option<Duration>,
     /// [`Service::dead_after`].
     pub dead_after: Option<Duration>,
+    /// [`Service::no_backend`].
+    pub no_backend: Option<Unserved>,
     /// [`Service::persistence`].
     pub persistence: Option<Duration>,
     /// [`Service::persistence_prefix`].
@@ -297,6 +300,7 @@ impl Settings {
             on_down,
             moving_time,
             dead_after,
+            no_backend,
             persistence,
             persistence_prefix,
         } = self;
@@ -306,6 +310,7 @@ impl Settings {
         service.on_down = on_down.or(service.on_down);
         service.moving_time = moving_time.or(service.moving_time);
         service.dead_after = dead_after.unwrap_or(service.dead_after);
+        service.no_backend = no_backend.unwrap_or(service.no_backend);
         service.persistence = persistence.unwrap_or(service.persistence);
         service.persistence_prefix = persistence_prefix.or(service.persistence_prefix);
     }

@@ -40,7 +40,7 @@ use self::{
 use crate::{
     config::Tunnel,
     dataplane::{Capacity, Operation},
-    model::{Mode, Service, ServiceId, State},
+    model::{Mode, Service, ServiceId, State, Unserved},
     neighbours::NextHop,
 };
 
@@ -57,6 +57,8 @@ pub struct Inputs<'a> {
     pub own_addresses: &'a BTreeSet<IpAddr>,
     /// Where encapsulated packets come from.
     pub tunnel: Tunnel,
+    /// What packets get to ports of VIPs that no service has.
+    pub unknown_port: Unserved,
     /// The time.
     pub now: Tick,
     /// What a sweep of the flow tables has just found.
@@ -222,6 +224,7 @@ pub fn plan(layout: &Layout, inputs: &Inputs<'_>) -> Result<Plan, PlanError> {
     draft.set_ways_back(inputs.state)?;
     draft.set_servers(inputs.state)?;
     draft.set_owned(inputs)?;
+    draft.set_features(inputs.unknown_port);
     draft.set_gue_port(inputs.tunnel.gue_port);
     draft.before.extend(members);
     Ok(draft.finish(inputs.now))
@@ -323,18 +326,32 @@ impl Draft {
         {
             self.after.push(Operation::ForgetWayBack(key));
         }
-        let features = if wanted.is_empty() { 0 } else { feature::NAT };
-        if features != self.layout.features {
-            let list = if features == 0 {
-                &mut self.after
-            } else {
-                &mut self.before
-            };
-            list.push(Operation::Features(features));
-        }
-        self.layout.features = features;
         self.layout.ways_back = wanted;
         Ok(())
+    }
+
+    /// What of the program is used: from before the first packet that needs it until after the last.
+    fn set_features(&mut self, unknown_port: Unserved) {
+        let number = unknown_port.number();
+        if self.layout.unknown_port != number {
+            self.before.push(Operation::UnknownPort(number));
+            self.layout.unknown_port = number;
+        }
+        let mut wanted = 0;
+        if !self.layout.ways_back.is_empty() {
+            wanted |= feature::NAT;
+        }
+        if unknown_port != Unserved::Pass {
+            wanted |= feature::UNKNOWN_PORTS;
+        }
+        let both = self.layout.features | wanted;
+        if both != self.layout.features {
+            self.before.push(Operation::Features(both));
+        }
+        if wanted != both {
+            self.after.push(Operation::Features(wanted));
+        }
+        self.layout.features = wanted;
     }
 
     /// Before the first packet goes there.

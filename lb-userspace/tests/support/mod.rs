@@ -17,7 +17,7 @@ use lb_userspace::{
         Target,
         reply::{Asked, Wants},
     },
-    model::{Admin, Backend, Change, ModelError, Service, State},
+    model::{Admin, Backend, Change, ModelError, Service, State, Unserved},
     snapshot::{
         BackendStatus, CheckStatus, ClientList, ClientRecord, Condition, FlowFilter, FlowList,
         FlowRecord, FlowStatus, InterfaceStatus, Passed, RecordUses, ServiceStatus, Snapshot,
@@ -176,6 +176,8 @@ fn snapshot(state: &State) -> Snapshot {
             capacity: 65_536,
         },
         drops: vec![("no_backend", 3), ("malformed", 0)],
+        answers: vec![("reset", 2), ("limited", 0)],
+        unknown_port: Unserved::Reset,
     }
 }
 

@@ -90,6 +90,7 @@ fn new_service(args: &AddService) -> Result<NewService, Failure> {
         on_down: settings.on_down,
         moving_time_ms: settings.moving_time_ms,
         dead_after_ms: settings.dead_after_ms,
+        no_backend: settings.no_backend,
         quic: args.quic.map(quic),
         persistence_ms: settings.persistence_ms,
         persistence_prefix: settings.persistence_prefix,
@@ -155,6 +156,7 @@ fn edit(args: SettingsArgs) -> EditService {
         on_down,
         moving_time,
         dead_after,
+        no_backend,
         persistence,
         persistence_prefix,
     } = args;
@@ -165,6 +167,7 @@ fn edit(args: SettingsArgs) -> EditService {
         on_down,
         moving_time_ms: moving_time,
         dead_after_ms: dead_after,
+        no_backend,
         persistence_ms: persistence,
         persistence_prefix,
     }
@@ -223,6 +226,7 @@ fn show(service: &Service) -> String {
         ("persistence", persistence(service)),
         ("on down", name_of(service.on_down)),
         ("dead after", output::millis(service.dead_after_ms)),
+        ("no backend", name_of(service.no_backend)),
     ];
     let checks = checks_of(service);
     if let Some(combine) = service.combine {
