@@ -14,14 +14,14 @@ use crate::{
     hash::FlowHash,
     persist,
     quic::{self, Start},
-    schedule,
+    schedule, steer,
     track::{self, Question},
     verdict::{Answer, DropReason},
 };
 
 /// Version of everything in this file. The pin directory is named after it, so that programs of
 /// different formats never share a map.
-pub const FORMAT: u32 = 4;
+pub const FORMAT: u32 = 5;
 
 /// An IP address as two words of network-order bytes, loaded natively. Two words and not four: they are
 /// compared and moved as they were written, where the processor would otherwise wait for stores
@@ -200,7 +200,8 @@ impl From<Address> for IpAddr {
 pub struct Endpoint {
     /// The address.
     pub address: Address,
-    /// The port's two network-order bytes, loaded natively.
+    /// The port's two network-order bytes, loaded natively; 0: every port that no other endpoint of the
+    /// address has.
     pub port: u16,
     /// IANA protocol number.
     pub protocol: u8,
@@ -253,6 +254,8 @@ pub mod feature {
     /// [`Control::unknown_port`](super::Control::unknown_port) says something else than
     /// [`PASS`](super::refusal::PASS).
     pub const UNKNOWN_PORTS: u32 = 2;
+    /// Some service has every port of its address: what no other service has is looked for once more.
+    pub const ALL_PORTS: u32 = 4;
 }
 
 /// What becomes of packets to a VIP that nobody takes ([`crate::refuse`]).
@@ -557,7 +560,7 @@ pub mod state {
 pub struct WayBack {
     /// The VIP's address.
     pub address: Address,
-    /// The VIP's port, as in [`Endpoint::port`].
+    /// The VIP's port, as in [`Endpoint::port`]; 0: that of the answer.
     pub port: u16,
     /// Always zero.
     pub zero: u16,
@@ -657,7 +660,9 @@ pub struct FlowKey {
     pub kind: u16,
     /// Index of the service, which stands for the other end and the protocol; of a client, the number of
     /// the pool.
-    pub service: u32,
+    pub service: u16,
+    /// The port that it goes to, as in [`Endpoint::port`], of a service that has every port; else 0.
+    pub to: u16,
 }
 
 /// What a [`FlowKey`] stands for.
@@ -882,6 +887,15 @@ pub trait Tables {
     fn add_load(&self, counters: u32, change: i32);
     /// Whose turn it is in a pool's sequence: rises by one with every call on the same CPU.
     fn turn(&self, pool: u32) -> u32;
+
+    /// [`steer::find`] of these tables, perhaps by a call.
+    #[inline(always)]
+    fn find_apart(&self, endpoint: Endpoint, half: u32) -> u32
+    where
+        Self: Sized,
+    {
+        steer::find(self, &endpoint, half)
+    }
 
     /// [`schedule::choose`] of these tables, perhaps by a call.
     #[inline(always)]

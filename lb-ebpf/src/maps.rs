@@ -21,7 +21,7 @@ use lb_common::{
     hash::FlowHash,
     persist,
     quic::{self, Start},
-    schedule,
+    schedule, steer,
     tables::{
         self, Address, Backend, Bucket, Control, Counters, Endpoint, FlowCounters, FlowEvent,
         FlowKey, Member, NoRoute, Record, Recorded, Route, RouteQuery, Server, ServerKey,
@@ -356,6 +356,14 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn find_apart(&self, endpoint: Endpoint, half: u32) -> u32 {
+        let [a, b, c, d] = endpoint.address.words();
+        let word = |first: u32, second: u32| u64::from(second) << 32 | u64::from(first);
+        let rest = u32::from(endpoint.port) << 8 | u32::from(endpoint.protocol);
+        find_service(word(a, b), word(c, d), rest, half)
+    }
+
+    #[inline(always)]
     fn choose(&self, service: u32, half: u32, hash: FlowHash, slot: Slot) -> u32 {
         choose_backend(service, half, hash.word(), slot.0)
     }
@@ -390,6 +398,31 @@ impl Tables for Maps {
     fn confirm(&self, _: &Question, id: u32) {
         confirm_client(id);
     }
+}
+
+/// [`steer::find`] as a function that the verifier takes by itself, for those few packets that a second
+/// look-up is for. Takes the endpoint in words, its protocol in the last byte of `rest`, its port above.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn find_service(first: u64, second: u64, rest: u32, half: u32) -> u32 {
+    let words = [
+        first as u32,
+        (first >> 32) as u32,
+        second as u32,
+        (second >> 32) as u32,
+    ];
+    let endpoint = Endpoint {
+        address: Address::from_words(words),
+        port: (rest >> 8) as u16,
+        protocol: rest as u8,
+        zero: 0,
+        zeros: 0,
+    };
+    let maps = Maps {
+        ctx: core::ptr::null_mut(),
+        control: CONTROL.get_ptr(0),
+    };
+    steer::find(&maps, &endpoint, half)
 }
 
 /// [`schedule::choose`] as a function that the verifier takes by itself, whatever its callers do, so

@@ -107,6 +107,14 @@ fn services() -> Result<Vec<Service>> {
         quic("10.0.0.27:80/udp", Mode::Nat, &[41, 42, 43])?,
         quic("10.0.0.28:80/udp", Mode::Ipip, &[41, 42])?,
         quic("[fd00::27]:80/udp", Mode::Ipip, &[41, 44])?,
+        service(
+            "10.0.0.30:*/tcp",
+            Mode::Nat,
+            &["10.2.0.61:80", "10.2.0.62:80"],
+        )?,
+        service("10.0.0.30:80/tcp", Mode::Nat, &["10.2.0.62:80"])?,
+        service("[fd00::30]:*/tcp", Mode::Ipip, &v6)?,
+        service("10.0.0.30:*/udp", Mode::Gue, &v4)?,
         grouped("10.0.0.20:80/tcp")?,
         grouped("10.0.0.20:443/tcp")?,
     ])
@@ -155,9 +163,19 @@ fn run() -> Result<()> {
             .iter()
             .flat_map(|s| s.backends.iter().map(|b| b.address)),
     );
-    // Ports of VIPs that no service has.
-    for vip in ["10.0.0.1:81", "[fd00::1]:81", "10.0.0.8:53", "[fd00::8]:53"] {
-        endpoints.push(vip.parse()?);
+    // Ports of VIPs that no service has, or one that has every port, and that its backends answer from.
+    for at in [
+        "10.0.0.1:81",
+        "[fd00::1]:81",
+        "10.0.0.8:53",
+        "[fd00::8]:53",
+        "10.0.0.30:5060",
+        "10.0.0.30:65535",
+        "[fd00::30]:5060",
+        "10.2.0.61:5060",
+        "10.2.0.62:5061",
+    ] {
+        endpoints.push(at.parse()?);
     }
     endpoints.extend(OWN.map(|address| SocketAddr::new(address, 80)));
     // Turns are taken per CPU, on the host as on one.
@@ -243,12 +261,13 @@ fn disturb(bench: &mut Bench, random: &mut Random) -> Result<()> {
         "10.0.0.20:443/tcp",
         "10.0.0.27:80/udp",
         "10.0.0.28:80/udp",
+        "10.0.0.30:*/udp",
     ];
     let number = random.below(vips.len() as u64);
     let id: ServiceId = vips[number].parse()?;
     let plain = |addresses: [&str; 4]| addresses.map(|address| json!({ "address": address }));
     let backends = match number {
-        0..4 => plain([
+        0..4 | 7 => plain([
             "10.2.0.11:80",
             "10.2.0.12:8080",
             "10.2.0.13:81",

@@ -4,6 +4,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod all_ports;
 mod decapsulation;
 mod drops;
 mod frames;

@@ -169,7 +169,7 @@ impl Stage {
         self
     }
 
-    /// Adds a service whose ring has one slot for each server, in order.
+    /// Adds a service whose ring has one slot for each server, in order; port 0 is every port.
     pub fn serve(mut self, mode: Mode, vip: &str, protocol: u8, servers: &[Server]) -> Self {
         let vip: SocketAddr = vip.parse().expect("an address and port");
         let members_start = self.tables.members.len() as u32;
@@ -183,7 +183,10 @@ impl Stage {
                     zero: 0,
                     service: index,
                 };
-                let from = endpoint(server.address, protocol);
+                let mut from = endpoint(server.address, protocol);
+                if vip.port() == 0 {
+                    from.port = 0;
+                }
                 self.tables.ways_back.insert(from, way_back);
             }
         }
@@ -204,6 +207,9 @@ impl Stage {
         };
         if mode == Mode::Nat {
             self.tables.control.features |= feature::NAT;
+        }
+        if vip.port() == 0 {
+            self.tables.control.features |= feature::ALL_PORTS;
         }
         let entry = ServiceEntry {
             halves: [descriptor; 2],

@@ -224,7 +224,7 @@ pub fn plan(layout: &Layout, inputs: &Inputs<'_>) -> Result<Plan, PlanError> {
     draft.set_ways_back(inputs.state)?;
     draft.set_servers(inputs.state)?;
     draft.set_owned(inputs)?;
-    draft.set_features(inputs.unknown_port);
+    draft.set_features(inputs.state, inputs.unknown_port);
     draft.set_gue_port(inputs.tunnel.gue_port);
     draft.before.extend(members);
     Ok(draft.finish(inputs.now))
@@ -296,7 +296,8 @@ impl Draft {
             }
         }
         for (key, back, address, other) in left {
-            if wanted.insert(key, back).is_some_and(|taken| taken != back) {
+            let taken = wanted.insert(key, back).is_some_and(|taken| taken != back);
+            if taken || is_confused(&wanted, key, back) {
                 return Err(PlanError::Leaving { address, other });
             }
         }
@@ -331,7 +332,7 @@ impl Draft {
     }
 
     /// What of the program is used: from before the first packet that needs it until after the last.
-    fn set_features(&mut self, unknown_port: Unserved) {
+    fn set_features(&mut self, state: &State, unknown_port: Unserved) {
         let number = unknown_port.number();
         if self.layout.unknown_port != number {
             self.before.push(Operation::UnknownPort(number));
@@ -340,6 +341,9 @@ impl Draft {
         let mut wanted = 0;
         if !self.layout.ways_back.is_empty() {
             wanted |= feature::NAT;
+        }
+        if state.services().any(|service| service.id.has_every_port()) {
+            wanted |= feature::ALL_PORTS;
         }
         if unknown_port != Unserved::Pass {
             wanted |= feature::UNKNOWN_PORTS;
@@ -448,6 +452,32 @@ impl Draft {
             moves: self.moves,
         }
     }
+}
+
+/// Whether answers from an endpoint could be those that another way back is for, since one of the two has
+/// every port of the backend.
+fn is_confused(ways: &BTreeMap<Endpoint, WayBack>, key: Endpoint, back: WayBack) -> bool {
+    let at = |port| Endpoint { port, ..key };
+    let same = |(other, their): (&Endpoint, &WayBack)| {
+        let single = if key.port == 0 {
+            (other, their)
+        } else {
+            (&key, &back)
+        };
+        other.protocol != key.protocol
+            || (other.port == 0) == (key.port == 0)
+            || (their.address == back.address && single.0.port == single.1.port)
+    };
+    // Protocols come last in the order of endpoints.
+    let last = Endpoint {
+        protocol: u8::MAX,
+        ..at(u16::MAX)
+    };
+    let first = Endpoint {
+        protocol: 0,
+        ..at(0)
+    };
+    !ways.range(first..=last).all(same)
 }
 
 /// Whether a table holds what is wanted beside what was there before, which stays until the grace period:
