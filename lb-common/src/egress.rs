@@ -39,12 +39,21 @@ pub fn deliver<P: Packet, T: Tables>(
 /// endpoint by value: what a helper is given the address of stays in memory, and with it all that it is
 /// part of.
 #[inline(always)]
-pub fn way_back<T: Tables>(tables: &T, from: Endpoint) -> Option<WayBack> {
+pub fn way_back<T: Tables>(tables: &T, mut from: Endpoint) -> Option<WayBack> {
     let control = tables.control()?;
     if control.features & feature::NAT == 0 {
         return None;
     }
-    tables.way_back(&from)
+    if let Some(way_back) = tables.way_back(&from) {
+        return Some(way_back);
+    }
+    if control.features & feature::ALL_PORTS == 0 {
+        return None;
+    }
+    let port = from.port;
+    from.port = 0;
+    let every = tables.way_back(&from)?;
+    Some(WayBack { port, ..every })
 }
 
 /// How a packet goes on to a client.

@@ -132,9 +132,13 @@ pub enum Family {
 }
 
 /// What stands where a transport header should.
-struct Transport {
-    protocol: u8,
-    offset: usize,
+pub(crate) struct Transport {
+    /// Its IANA protocol number.
+    pub protocol: u8,
+    /// Where it begins in the frame, in bytes.
+    pub offset: usize,
+    /// Where the number is that says so, in the frame.
+    pub named_at: usize,
 }
 
 /// The family that a frame says it is of.
@@ -228,11 +232,15 @@ pub fn parse_v6<P: Packet>(packet: &P, flow: &mut Flow) -> Result<(), Stop> {
 }
 
 /// Follows IPv6 extension headers (RFC 8200 §4) to the first header that is none.
+///
+/// # Errors
+/// Why it cannot be found.
 #[inline(always)]
-fn skip_extensions<P: Packet>(packet: &P, first: u8) -> Result<Transport, DropReason> {
+pub(crate) fn skip_extensions<P: Packet>(packet: &P, first: u8) -> Result<Transport, DropReason> {
     let mut found = Transport {
         protocol: first,
         offset: wire::ETHERNET + wire::IPV6,
+        named_at: wire::ETHERNET + wire::NEXT_HEADER,
     };
     for _ in 0..MAX_EXTENSION_HEADERS {
         if !is_extension(found.protocol) {
@@ -241,6 +249,8 @@ fn skip_extensions<P: Packet>(packet: &P, first: u8) -> Result<Transport, DropRe
         let header = packet
             .read::<ExtensionHdr>(found.offset)
             .ok_or(DropReason::Truncated)?;
+        // Its first byte.
+        found.named_at = found.offset;
         found.offset += extension_length(found.protocol, &header)?;
         found.protocol = header.next_header;
     }

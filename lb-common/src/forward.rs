@@ -65,12 +65,15 @@ pub fn encapsulate<P: Packet>(
         let length = payload.checked_add(wire::IPV4 as u16);
         let length = length.ok_or(DropReason::TooLong)?;
         grow(packet, wire::IPV4 + between)?;
-        let outer = outer_v4(flow, length, inner, source.low(), destination.low());
+        let class = flow.traffic_class;
+        let outer = header_v4(class, length, inner, source.low(), destination.low());
         write(packet, wire::ETHERNET, &outer)?;
         (wire::ETHER_IPV4, wire::IPV4)
     } else {
         grow(packet, wire::IPV6 + between)?;
-        let outer = outer_v6(flow, payload, inner, source, destination, hash);
+        // The flow label carries entropy for routers on the way (RFC 6438).
+        let first = u32::from(flow.traffic_class) << 20 | (hash.entropy() & 0x000f_ffff);
+        let outer = header_v6(first, payload, inner, source, destination);
         write(packet, wire::ETHERNET, &outer)?;
         (wire::ETHER_IPV6, wire::IPV6)
     };
@@ -173,16 +176,23 @@ fn outer_source(backend: &Backend, hash: FlowHash) -> Address {
     backend.source.with_low(low)
 }
 
+/// An IPv4 header of a packet of ours, which may not be fragmented. Addresses are natively loaded.
 #[inline(always)]
-fn outer_v4(flow: &Flow, length: u16, inner: u8, source: u32, destination: u32) -> Ipv4Hdr {
+pub fn header_v4(
+    traffic_class: u8,
+    length: u16,
+    protocol: u8,
+    source: u32,
+    destination: u32,
+) -> Ipv4Hdr {
     let mut ip = Ipv4Hdr {
         vihl: 0x45,
-        tos: flow.traffic_class,
+        tos: traffic_class,
         tot_len: length.to_be_bytes(),
         id: [0; 2],
         frags: [0x40, 0],
         ttl: OUTER_TTL,
-        proto: inner,
+        proto: protocol,
         check: [0; 2],
         src_addr: source.to_ne_bytes(),
         dst_addr: destination.to_ne_bytes(),
@@ -198,22 +208,20 @@ fn outer_v4(flow: &Flow, length: u16, inner: u8, source: u32, destination: u32) 
     ip
 }
 
+/// An IPv6 header of a packet of ours. `first` is its first word but for the version: traffic class and
+/// flow label.
 #[inline(always)]
-fn outer_v6(
-    flow: &Flow,
+pub fn header_v6(
+    first: u32,
     payload: u16,
-    inner: u8,
+    protocol: u8,
     source: Address,
     destination: Address,
-    hash: FlowHash,
 ) -> Ipv6Hdr {
-    // The flow label carries entropy for routers on the way (RFC 6438).
-    let label = hash.entropy() & 0x000f_ffff;
-    let word = (6 << 28) | (u32::from(flow.traffic_class) << 20) | label;
     Ipv6Hdr {
-        vcf: word.to_be_bytes(),
+        vcf: ((6 << 28) | first).to_be_bytes(),
         payload_len: payload.to_be_bytes(),
-        next_hdr: inner,
+        next_hdr: protocol,
         hop_limit: OUTER_TTL,
         src_addr: source.octets(),
         dst_addr: destination.octets(),

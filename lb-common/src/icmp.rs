@@ -5,7 +5,6 @@
 //! of that flow which says nothing of the connection.
 
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::{
     checksum::Sum,
@@ -14,10 +13,8 @@ use crate::{
     forward,
     packet::Packet,
     steer,
-    tables::{
-        Address, Backend, Endpoint, SECOND, Tables, Tick, WayBack, mode, owned, service_flag,
-    },
-    verdict::{DropReason, Verdict},
+    tables::{Address, Backend, Endpoint, Tables, WayBack, mode, owned, refusal, service_flag},
+    verdict::{Answer, DropReason, Verdict},
     wire::{self, Check, IcmpHdr, Ports, protocol},
 };
 
@@ -36,38 +33,6 @@ mod v6 {
     pub const PARAMETER_PROBLEM: u8 = 4;
     pub const ECHO: u8 = 128;
     pub const ECHO_REPLY: u8 = 129;
-}
-
-/// Echo requests that a CPU answers in a second.
-pub const ECHOES: u32 = 1_000;
-/// How many echo requests were answered; one for each CPU.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
-)]
-#[repr(C)]
-pub struct EchoBudget {
-    /// In this second.
-    answered: u32,
-    /// When that began.
-    since: Tick,
-}
-
-impl EchoBudget {
-    /// Takes one, unless there have been as many as there may be.
-    #[inline(always)]
-    pub fn take(&mut self, now: Tick) -> bool {
-        if now.wrapping_sub(self.since) >= SECOND {
-            *self = Self {
-                answered: 0,
-                since: now,
-            };
-        }
-        let may = self.answered < ECHOES;
-        if may {
-            self.answered += 1;
-        }
-        may
-    }
 }
 
 /// What a message is to the balancer.
@@ -197,7 +162,7 @@ fn answer<P: Packet, T: Tables>(
     tables: &T,
     outer: &Flow,
 ) -> Result<Verdict, DropReason> {
-    if !tables.may_answer_echo() {
+    if !tables.may_answer(Answer::Echo) {
         return Err(DropReason::EchoLimit);
     }
     forward::swap_ends(packet, outer)?;
@@ -213,6 +178,7 @@ fn answer<P: Packet, T: Tables>(
     icmp.kind = reply;
     icmp.check = change.update(u16::from_ne_bytes(icmp.check)).to_ne_bytes();
     forward::write(packet, outer.transport, &icmp)?;
+    tables.count_answer(Answer::Echo);
     Ok(Verdict::Transmit)
 }
 
@@ -310,7 +276,13 @@ fn to_backend<P: Packet, T: Tables>(
     };
     let by_source = service.descriptor.flags & service_flag::BY_SOURCE != 0;
     let hash = steer::hash(tables, &flow, by_source).ok_or(DropReason::Inconsistent)?;
-    let backend = steer::backend(tables, in_force, &flow, hash)?;
+    let backend = match steer::backend(tables, in_force, &flow, hash) {
+        // The kernel has the service's packets, and so what is said of its answers.
+        Err(DropReason::NoBackend) if service.descriptor.refusal() == refusal::PASS => {
+            return Ok(Verdict::Pass);
+        }
+        backend => backend?,
+    };
     if backend.interface == 0 {
         return Err(DropReason::NoNextHop);
     }
@@ -452,18 +424,4 @@ fn readdress<P: Packet>(
     let mut icmp: IcmpHdr = forward::read(packet, outer.transport)?;
     icmp.check = change.update(u16::from_ne_bytes(icmp.check)).to_ne_bytes();
     forward::write(packet, outer.transport, &icmp)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn so_many_echoes_are_answered_in_a_second_and_in_the_next_as_many_again() {
-        let mut budget = EchoBudget::default();
-        for begin in [5_000, 5_000 + SECOND, Tick::MAX - 3, SECOND - 4] {
-            let answered = (0..2 * ECHOES).filter(|n| budget.take(begin.wrapping_add(n % SECOND)));
-            assert_eq!(answered.count() as u32, ECHOES, "from {begin}");
-        }
-    }
 }

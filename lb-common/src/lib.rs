@@ -12,6 +12,8 @@
 //! | [`egress`] | by which way it leaves |
 //! | [`forward`] | what the packet becomes |
 //! | [`icmp`] | messages about flows |
+//! | [`refuse`] | what nobody takes |
+//! | [`budget`] | how many answers there are |
 //! | [`verdict`] | what becomes of it, and why |
 //! | [`tables`] | formats of the maps |
 //! | [`maglev`] | rings |
@@ -26,6 +28,7 @@
 #[cfg(any(test, feature = "std"))]
 extern crate std;
 
+pub mod budget;
 pub mod checksum;
 pub mod decapsulate;
 pub mod egress;
@@ -40,6 +43,7 @@ pub mod packet;
 pub mod persist;
 pub mod pipeline;
 pub mod quic;
+pub mod refuse;
 pub mod schedule;
 pub mod steer;
 pub mod tables;

@@ -7,14 +7,14 @@ use std::{
 };
 
 use crate::{
+    budget::{Budget, KINDS},
     hash,
-    icmp::EchoBudget,
     tables::{
         Address, Backend, Bucket, Control, Counters, Endpoint, FlowCounters, FlowEvent, FlowKey,
         Member, NoRoute, Record, Recorded, Route, RouteQuery, Server, ServerKey, ServiceEntry,
         Table, Tables, Tick, WayBack,
     },
-    verdict::{DROP_COUNTERS, DropReason},
+    verdict::{Answer, DROP_COUNTERS, DropReason},
 };
 
 /// [`Tables`] in memory. Fill the public fields; counters come back through methods.
@@ -44,8 +44,8 @@ pub struct MemoryTables {
     pub flows: RefCell<Flows>,
     /// The time.
     pub time: Cell<Tick>,
-    /// Echo requests that may still be answered.
-    pub echoes: Cell<EchoBudget>,
+    /// Answers that may still be given.
+    pub budgets: Cell<[Budget; KINDS as usize]>,
     counted: RefCell<Counted>,
 }
 
@@ -101,6 +101,8 @@ pub struct Counted {
     pub flows: BTreeMap<u32, FlowCounters>,
     /// Dropped packets by reason.
     pub drops: BTreeMap<u32, u64>,
+    /// Answers by kind.
+    pub answers: BTreeMap<u32, u64>,
 }
 
 impl MemoryTables {
@@ -190,10 +192,11 @@ impl Tables for MemoryTables {
         self.ways_back.get(key).copied()
     }
 
-    fn may_answer_echo(&self) -> bool {
-        let mut budget = self.echoes.get();
-        let may = budget.take(self.now());
-        self.echoes.set(budget);
+    fn may_answer(&self, answer: Answer) -> bool {
+        let mut budgets = self.budgets.get();
+        let budget = budgets.get_mut(answer as usize);
+        let may = budget.is_some_and(|budget| budget.take(self.now()));
+        self.budgets.set(budgets);
         may
     }
 
@@ -236,6 +239,11 @@ impl Tables for MemoryTables {
             .drops
             .entry(reason as u32)
             .or_default() += 1;
+    }
+
+    fn count_answer(&self, answer: Answer) {
+        let mut counted = self.counted.borrow_mut();
+        *counted.answers.entry(answer as u32).or_default() += 1;
     }
 
     fn now(&self) -> Tick {

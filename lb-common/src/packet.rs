@@ -24,6 +24,9 @@ pub trait Packet {
     fn grow_front(&mut self, bytes: usize) -> bool;
     /// Takes `bytes` off the front; false where the frame would be shorter than an Ethernet header.
     fn shrink_front(&mut self, bytes: usize) -> bool;
+    /// Cuts the frame off at `length`, which is at least that of an Ethernet header and no more than it
+    /// has; false where it cannot be.
+    fn truncate(&mut self, length: usize) -> bool;
 }
 
 /// A frame in a buffer with headroom, as XDP has it.
@@ -31,6 +34,7 @@ pub trait Packet {
 pub struct SlicePacket<'a> {
     buffer: &'a mut [u8],
     start: usize,
+    end: usize,
     interface: u32,
 }
 
@@ -44,21 +48,24 @@ impl<'a> SlicePacket<'a> {
             start == buffer.len() || (buffer.as_ptr().addr() + start).is_multiple_of(2),
             "the frame starts at an odd address: give it even headroom"
         );
+        let end = buffer.len();
         Self {
             buffer,
             start,
+            end,
             interface,
         }
     }
 
     /// The frame's bytes.
     pub fn bytes(&self) -> &[u8] {
-        self.buffer.get(self.start..).unwrap_or_default()
+        self.buffer.get(self.start..self.end).unwrap_or_default()
     }
 
     fn range<T>(&self, offset: usize) -> Option<core::ops::Range<usize>> {
         let from = self.start.checked_add(offset)?;
-        Some(from..from.checked_add(size_of::<T>())?)
+        let to = from.checked_add(size_of::<T>())?;
+        (to <= self.end).then_some(from..to)
     }
 }
 
@@ -97,6 +104,14 @@ impl Packet for SlicePacket<'_> {
         let fits = self.length() >= bytes.saturating_add(crate::wire::ETHERNET);
         if fits {
             self.start += bytes;
+        }
+        fits
+    }
+
+    fn truncate(&mut self, length: usize) -> bool {
+        let fits = (crate::wire::ETHERNET..=self.length()).contains(&length);
+        if fits {
+            self.end = self.start + length;
         }
         fits
     }
@@ -166,6 +181,21 @@ mod tests {
         assert_eq!(packet.bytes().first(), Some(&10));
         assert!(packet.read::<EthHdr>(0).is_some());
         assert!(!packet.shrink_front(1));
+    }
+
+    #[test]
+    fn what_is_cut_off_is_no_longer_there() {
+        let mut buffer = counting();
+        let mut packet = SlicePacket::new(&mut buffer.0, 4, 0);
+        for length in [13, 21, usize::MAX] {
+            assert!(!packet.truncate(length), "{length}");
+        }
+        assert_eq!(packet.length(), 20);
+        assert!(packet.truncate(16));
+        assert_eq!(packet.bytes(), &counting().0[4..20]);
+        assert!(packet.read::<UdpHdr>(8).is_some());
+        assert!(packet.read::<UdpHdr>(9).is_none());
+        assert!(!packet.truncate(17));
     }
 
     #[test]

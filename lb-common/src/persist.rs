@@ -25,13 +25,14 @@ fn key(descriptor: &Descriptor, question: &Question) -> FlowKey {
         source: question.key.source.prefix(descriptor.client_bits()),
         port: 0,
         kind: flow_kind::CLIENT,
-        service: descriptor.pool.into(),
+        service: descriptor.pool,
+        to: 0,
     }
 }
 
 #[inline(always)]
 fn service<'t, T: Tables>(tables: &'t T, question: &Question) -> Option<Service<'t>> {
-    Service::at(tables, question.key.service, question.half)
+    Service::at(tables, question.key.service.into(), question.half)
 }
 
 /// A client's record in a table, where there is one that counts.

@@ -10,8 +10,9 @@ use crate::{
     icmp,
     packet::Packet,
     quic::{self, Start},
+    refuse,
     steer::{self, InForce},
-    tables::{Backend, Tables, mode, owned, service_flag},
+    tables::{Address, Backend, Tables, WayBack, feature, mode, owned, refusal, service_flag},
     verdict::{DropReason, Verdict},
 };
 
@@ -19,29 +20,48 @@ use crate::{
 #[inline(always)]
 pub fn process<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
     match usual(packet, tables) {
-        Some(verdict) => verdict,
-        None => unusual(packet, tables),
+        Ok(verdict) => verdict,
+        Err(Rest::Unusual) => unusual(packet, tables),
+        Err(Rest::Refused) => refused(packet, tables),
     }
 }
 
-/// The same for frames as nearly all are; `None`, and nothing done, for others, which are
-/// [`unusual`]'s.
+/// What [`usual`] leaves to others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rest {
+    /// To [`unusual`].
+    Unusual,
+    /// To [`refused`].
+    Refused,
+}
+
+/// The same for frames as nearly all are.
+///
+/// # Errors
+/// It is another's, and nothing is done.
 #[inline(always)]
-pub fn usual<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Option<Verdict> {
+pub fn usual<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<Verdict, Rest> {
     // Once for each family, so that neither carries the other's addresses along.
     let outcome = match flow::family(packet) {
         Some(Family::V4) => follow(packet, tables, flow::parse_v4)?,
         Some(Family::V6) => follow(packet, tables, flow::parse_v6)?,
         None => Ok(Verdict::Pass),
     };
-    Some(counted(tables, outcome))
+    Ok(counted(tables, outcome))
 }
 
-/// The same for frames that take longer to understand, apart from [`usual`] so that the kernel's program
-/// can call it as a function of its own.
+/// The same for frames that take longer to understand, apart from [`usual`] so that the kernel can have it
+/// in a program of its own; so is [`refused`].
 #[inline(always)]
 pub fn unusual<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
     let outcome = icmp::process(packet, tables);
+    counted(tables, outcome)
+}
+
+/// The same for frames that nobody takes.
+#[inline(always)]
+pub fn refused<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
+    let outcome = refuse::process(packet, tables);
     counted(tables, outcome)
 }
 
@@ -59,19 +79,44 @@ fn follow<P: Packet, T: Tables>(
     packet: &mut P,
     tables: &T,
     parse: impl FnOnce(&P, &mut Flow) -> Result<(), Stop>,
-) -> Option<Result<Verdict, DropReason>> {
+) -> Result<Result<Verdict, DropReason>, Rest> {
     let mut flow = Flow::EMPTY;
-    Some(match parse(packet, &mut flow) {
+    Ok(match parse(packet, &mut flow) {
         Ok(()) => match steer::service(tables, &flow.to()) {
-            Some(service) => to_backend(packet, tables, &mut flow, &service),
-            None => to_client(packet, tables, &flow),
+            Some(found) => match to_backend(packet, tables, &mut flow, &found) {
+                Err(DropReason::NoBackend)
+                    if found.service.descriptor.refusal() != refusal::DROP =>
+                {
+                    return Err(Rest::Refused);
+                }
+                outcome => outcome,
+            },
+            None => match egress::way_back(tables, flow.from()) {
+                Some(way_back) => to_client(packet, tables, &flow, way_back),
+                None if is_refused(tables, flow.destination) => return Err(Rest::Refused),
+                None => Ok(Verdict::Pass),
+            },
         },
         Err(Stop::Refused(reason)) if steer::owned(tables, flow.destination) & owned::VIP != 0 => {
             Err(reason)
         }
-        Err(Stop::Unusual) => return None,
+        Err(Stop::Unusual) => return Err(Rest::Unusual),
+        Err(Stop::Foreign) if refuses(tables) => return Err(Rest::Refused),
         Err(_) => Ok(Verdict::Pass),
     })
+}
+
+/// Whether packets to a VIP that no service has are anything but the kernel's.
+#[inline(always)]
+fn refuses<T: Tables>(tables: &T) -> bool {
+    let features = tables.control().map_or(0, |control| control.features);
+    features & feature::UNKNOWN_PORTS != 0
+}
+
+/// Whether those to this address are.
+#[inline(always)]
+fn is_refused<T: Tables>(tables: &T, destination: Address) -> bool {
+    refuses(tables) && refuse::is_vip_alone(steer::owned(tables, destination))
 }
 
 /// A client's packet on its way to a backend.
@@ -138,16 +183,14 @@ fn translate<P: Packet>(
     forward::readdress(packet, backend.source_mac, backend.destination_mac)
 }
 
-/// A `nat` backend's answer on its way to the client; anything else passes untouched.
+/// A `nat` backend's answer on its way to the client.
 #[inline(always)]
 fn to_client<P: Packet, T: Tables>(
     packet: &mut P,
     tables: &T,
     flow: &Flow,
+    way_back: WayBack,
 ) -> Result<Verdict, DropReason> {
-    let Some(way_back) = egress::way_back(tables, flow.from()) else {
-        return Ok(Verdict::Pass);
-    };
     // Answers to our own probes.
     if steer::owned(tables, flow.destination) & owned::LOCAL != 0 {
         return Ok(Verdict::Pass);

@@ -5,8 +5,8 @@ use crate::{
     flow::Flow,
     hash::{self, FlowHash},
     tables::{
-        Address, Backend, Descriptor, Endpoint, FlowKey, Member, Phase, Slot, Tables, flow_kind,
-        service_flag, state,
+        Address, Backend, Descriptor, Endpoint, FlowKey, Member, Phase, Slot, Tables, feature,
+        flow_kind, service_flag, state,
     },
     track::Question,
     verdict::DropReason,
@@ -70,11 +70,35 @@ impl Candidate<'_> {
     }
 }
 
-/// The service at an endpoint, if there is one now.
+/// The service that takes what goes to an endpoint, if there is one now: the one that is there, or the
+/// one that has every port of the address.
 #[inline(always)]
 pub fn service<'t, T: Tables>(tables: &'t T, endpoint: &Endpoint) -> Option<InForce<'t>> {
-    let control = tables.control()?;
     let half = (tables.generation() & 1) as u32;
+    if let Some(service) = at(tables, endpoint, half) {
+        return Some(InForce { service, half });
+    }
+    if tables.control()?.features & feature::ALL_PORTS == 0 {
+        return None;
+    }
+    let every = Endpoint {
+        port: 0,
+        ..*endpoint
+    };
+    let index = tables.find_apart(every, half).checked_sub(1)?;
+    let service = Service::at(tables, index, half)?;
+    Some(InForce { service, half })
+}
+
+/// Index + 1 of the service at an endpoint; 0: none.
+#[inline(always)]
+pub fn find<T: Tables>(tables: &T, endpoint: &Endpoint, half: u32) -> u32 {
+    at(tables, endpoint, half).map_or(0, |service| service.index + 1)
+}
+
+#[inline(always)]
+fn at<'t, T: Tables>(tables: &'t T, endpoint: &Endpoint, half: u32) -> Option<Service<'t>> {
+    let control = tables.control()?;
     let hash = hash::endpoint(&control.hash_key, endpoint);
     for choice in 0..2 {
         let bucket = tables.bucket(hash.bucket(control.lookup_bits, choice))?;
@@ -84,7 +108,7 @@ pub fn service<'t, T: Tables>(tables: &'t T, endpoint: &Endpoint) -> Option<InFo
             }
             let service = Service::at(tables, *place - 1, half)?;
             if service.descriptor.is_at(endpoint) {
-                return Some(InForce { service, half });
+                return Some(service);
             }
         }
     }
@@ -147,7 +171,13 @@ pub fn backend<'t, T: Tables>(
             source: flow.source,
             port: flow.source_port,
             kind: flow_kind::FLOW,
-            service: service.index,
+            service: service.index as u16,
+            // Of one that has a single port, the service stands for it.
+            to: if descriptor.port == 0 {
+                flow.destination_port
+            } else {
+                0
+            },
         },
         hash,
         previous_hash,

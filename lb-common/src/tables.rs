@@ -14,14 +14,14 @@ use crate::{
     hash::FlowHash,
     persist,
     quic::{self, Start},
-    schedule,
+    schedule, steer,
     track::{self, Question},
-    verdict::DropReason,
+    verdict::{Answer, DropReason},
 };
 
 /// Version of everything in this file. The pin directory is named after it, so that programs of
 /// different formats never share a map.
-pub const FORMAT: u32 = 4;
+pub const FORMAT: u32 = 5;
 
 /// An IP address as two words of network-order bytes, loaded natively. Two words and not four: they are
 /// compared and moved as they were written, where the processor would otherwise wait for stores
@@ -200,7 +200,8 @@ impl From<Address> for IpAddr {
 pub struct Endpoint {
     /// The address.
     pub address: Address,
-    /// The port's two network-order bytes, loaded natively.
+    /// The port's two network-order bytes, loaded natively; 0: every port that no other endpoint of the
+    /// address has.
     pub port: u16,
     /// IANA protocol number.
     pub protocol: u8,
@@ -212,8 +213,10 @@ pub struct Endpoint {
 
 /// Programs that the one on the interface goes on with, by their number.
 pub const TAIL_UNUSUAL: u32 = 0;
+/// The next: what nobody takes.
+pub const TAIL_REFUSED: u32 = 1;
 /// How many there are.
-pub const TAILS: u32 = 1;
+pub const TAILS: u32 = 2;
 
 /// Words of the flow hash's key ([`crate::hash`]).
 pub const HASH_KEY_WORDS: usize = 12;
@@ -235,14 +238,36 @@ pub struct Control {
     pub lookup_bits: u32,
     /// UDP port that backends take packets of mode [`mode::GUE`] at, as in [`Endpoint::port`].
     pub gue_port: u16,
+    /// What packets to a port of a VIP get that no service has, one of [`refusal`]; they pass
+    /// without [`feature::UNKNOWN_PORTS`].
+    pub unknown_port: u8,
     /// Always zero.
-    pub zeros: [u16; 3],
+    pub zero: u8,
+    /// Always zero.
+    pub zeros: [u16; 2],
 }
 
 /// Bits of [`Control::features`].
 pub mod feature {
     /// Some service is in `nat` mode: answers are looked for.
     pub const NAT: u32 = 1;
+    /// [`Control::unknown_port`](super::Control::unknown_port) says something else than
+    /// [`PASS`](super::refusal::PASS).
+    pub const UNKNOWN_PORTS: u32 = 2;
+    /// Some service has every port of its address: what no other service has is looked for once more.
+    pub const ALL_PORTS: u32 = 4;
+}
+
+/// What becomes of packets to a VIP that nobody takes ([`crate::refuse`]).
+pub mod refusal {
+    /// They are dropped.
+    pub const DROP: u8 = 0;
+    /// TCP is answered by a reset, all else as under [`UNREACHABLE`].
+    pub const RESET: u8 = 1;
+    /// They are answered by an ICMP error.
+    pub const UNREACHABLE: u8 = 2;
+    /// They are the kernel's.
+    pub const PASS: u8 = 3;
 }
 
 /// How packets of a service are forwarded; the values of [`Descriptor::mode`].
@@ -323,6 +348,12 @@ impl Descriptor {
         128 - (self.flags >> service_flag::CLIENT_SHIFT) as u32
     }
 
+    /// What packets get while no backend may take them: one of [`refusal`].
+    #[inline(always)]
+    pub const fn refusal(&self) -> u8 {
+        (self.flags >> service_flag::REFUSAL_SHIFT) as u8 & 3
+    }
+
     /// The port that a packet of mode [`mode::NAT`] has at a backend, given the one that it came to.
     #[inline(always)]
     pub const fn port_at(&self, backend: &Backend, port: u16) -> u16 {
@@ -360,6 +391,9 @@ pub mod service_flag {
     pub const PREVIOUSLY_BY_SOURCE: u16 = 16;
     /// In mode [`NAT`](super::mode::NAT), packets keep their destination port: the pool serves several.
     pub const KEEPS_PORT: u16 = 32;
+    /// From this bit on, two that say what packets get while no backend may take them: one of
+    /// [`refusal`](super::refusal).
+    pub const REFUSAL_SHIFT: u32 = 6;
     /// From this bit on, how many last bits of an address do not make another client of it, 0 to 127.
     pub const CLIENT_SHIFT: u32 = 9;
     /// Those under which even a steady slot looks its flows up.
@@ -526,7 +560,7 @@ pub mod state {
 pub struct WayBack {
     /// The VIP's address.
     pub address: Address,
-    /// The VIP's port, as in [`Endpoint::port`].
+    /// The VIP's port, as in [`Endpoint::port`]; 0: that of the answer.
     pub port: u16,
     /// Always zero.
     pub zero: u16,
@@ -626,7 +660,9 @@ pub struct FlowKey {
     pub kind: u16,
     /// Index of the service, which stands for the other end and the protocol; of a client, the number of
     /// the pool.
-    pub service: u32,
+    pub service: u16,
+    /// The port that it goes to, as in [`Endpoint::port`], of a service that has every port; else 0.
+    pub to: u16,
 }
 
 /// What a [`FlowKey`] stands for.
@@ -809,8 +845,9 @@ pub trait Tables {
     fn backend(&self, index: u32) -> Option<&Backend>;
     /// What the answers of a `nat` backend become.
     fn way_back(&self, key: &Endpoint) -> Option<WayBack>;
-    /// Whether an echo request may be answered now, of those that are allowed in a while.
-    fn may_answer_echo(&self) -> bool;
+    /// Whether an answer of this kind may be given now, of those that are allowed in a second; it
+    /// counts as given then.
+    fn may_answer(&self, answer: Answer) -> bool;
     /// Which backend has a server id.
     fn server(&self, key: &ServerKey) -> Option<Server>;
     /// What an address is to the balancer: bits of [`owned`].
@@ -826,6 +863,8 @@ pub trait Tables {
     fn count_backend(&self, index: u32, bytes: u64, new_flow: bool);
     /// Counts a dropped packet.
     fn count_drop(&self, reason: DropReason);
+    /// Counts an answer, or that there is none.
+    fn count_answer(&self, answer: Answer);
 
     /// The time.
     fn now(&self) -> Tick;
@@ -848,6 +887,15 @@ pub trait Tables {
     fn add_load(&self, counters: u32, change: i32);
     /// Whose turn it is in a pool's sequence: rises by one with every call on the same CPU.
     fn turn(&self, pool: u32) -> u32;
+
+    /// [`steer::find`] of these tables, perhaps by a call.
+    #[inline(always)]
+    fn find_apart(&self, endpoint: Endpoint, half: u32) -> u32
+    where
+        Self: Sized,
+    {
+        steer::find(self, &endpoint, half)
+    }
 
     /// [`schedule::choose`] of these tables, perhaps by a call.
     #[inline(always)]

@@ -138,7 +138,7 @@ pub fn settle(ask: impl Fn(bool) -> u32) -> u32 {
 /// up.
 #[inline(always)]
 pub fn answer<T: Tables>(tables: &T, question: &Question, over: bool) -> u32 {
-    let Some(service) = Service::at(tables, question.key.service, question.half) else {
+    let Some(service) = Service::at(tables, question.key.service.into(), question.half) else {
         return 0;
     };
     let asked = Asked {

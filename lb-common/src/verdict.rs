@@ -13,18 +13,20 @@ pub enum Verdict {
     Drop(DropReason),
 }
 
-macro_rules! drop_reasons {
-    ($($(#[doc = $doc:literal])+ $variant:ident = $number:literal, $name:literal;)+) => {
-        /// Why a packet addressed to a service was dropped. The number is the counter's index
-        /// and never changes its meaning.
+macro_rules! counted {
+    (
+        $(#[doc = $about:literal])+ $kind:ident:
+        $($(#[doc = $doc:literal])+ $variant:ident = $number:literal, $name:literal;)+
+    ) => {
+        $(#[doc = $about])+
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         #[repr(u32)]
-        pub enum DropReason {
+        pub enum $kind {
             $($(#[doc = $doc])+ $variant = $number,)+
         }
 
-        impl DropReason {
-            /// Every reason, in order of its number.
+        impl $kind {
+            /// All of them, in order of their numbers.
             pub const ALL: &[Self] = &[$(Self::$variant,)+];
 
             /// Its name in the API and in metrics.
@@ -37,7 +39,10 @@ macro_rules! drop_reasons {
     };
 }
 
-drop_reasons! {
+counted! {
+    /// Why a packet addressed to a VIP was not forwarded, though its sender may have been told
+    /// ([`Answer`]). The number is the counter's index and never changes its meaning.
+    DropReason:
     /// The service has no backend that may take the packet.
     NoBackend = 0, "no_backend";
     /// The chosen backend has no known next hop yet.
@@ -60,9 +65,32 @@ drop_reasons! {
     Inconsistent = 9, "inconsistent";
     /// An echo request to a VIP, of more than are answered ([`crate::icmp::ECHOES`]).
     EchoLimit = 10, "echo_limit";
+    /// To a port of a VIP, or of a protocol, that no service has.
+    UnknownPort = 11, "unknown_port";
 }
 
-/// Elements of the drop counters' map: room for reasons to come.
+counted! {
+    /// What was answered in a VIP's name, and why not. Numbers are as those of [`DropReason`].
+    Answer:
+    /// An echo reply.
+    Echo = 0, "echo";
+    /// A TCP reset.
+    Reset = 1, "reset";
+    /// An ICMP error.
+    Unreachable = 2, "unreachable";
+    /// Nothing, since the packet is none to be answered ([`crate::refuse`]).
+    Withheld = 3, "withheld";
+    /// Nothing, of more than are answered in a second ([`crate::budget`]).
+    Limited = 4, "limited";
+}
+
+/// Elements of the map that drops and answers are counted in: room for those to come.
 pub const DROP_COUNTERS: u32 = 64;
 
-const _: () = assert!(DropReason::ALL.len() <= DROP_COUNTERS as usize);
+/// Where the answers begin in it.
+pub const FIRST_ANSWER: u32 = 48;
+
+const _: () = {
+    assert!(DropReason::ALL.len() <= FIRST_ANSWER as usize);
+    assert!(Answer::ALL.len() <= (DROP_COUNTERS - FIRST_ANSWER) as usize);
+};

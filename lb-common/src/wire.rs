@@ -10,6 +10,8 @@ pub const ETHERNET: usize = 14;
 pub const IPV4: usize = 20;
 /// Length of an IPv6 header in bytes.
 pub const IPV6: usize = 40;
+/// Offset in an IPv6 header of the protocol number of what follows.
+pub const NEXT_HEADER: usize = 6;
 /// Length of a TCP header without options in bytes.
 pub const TCP: usize = 20;
 /// Length of a UDP header in bytes.
@@ -47,6 +49,8 @@ pub mod protocol {
     pub const AUTHENTICATION: u8 = 51;
     /// ICMPv6.
     pub const ICMPV6: u8 = 58;
+    /// IPv6 without anything behind.
+    pub const NO_NEXT_HEADER: u8 = 59;
     /// IPv6 destination options.
     pub const DESTINATION_OPTIONS: u8 = 60;
 }
@@ -100,6 +104,18 @@ pub struct Ports {
     /// The destination.
     pub destination: [u8; 2],
 }
+
+/// Four bytes of whatever they are, to be summed.
+#[derive(Debug, Clone, Copy, SchemaRead, SchemaWrite)]
+#[repr(C)]
+#[wincode(assert_zero_copy)]
+pub struct Word(pub [u8; 4]);
+
+/// One byte of them.
+#[derive(Debug, Clone, Copy, SchemaRead, SchemaWrite)]
+#[repr(C)]
+#[wincode(assert_zero_copy)]
+pub struct Byte(pub u8);
 
 /// A checksum by itself, where the header that has it may not be whole.
 #[derive(Debug, Clone, Copy, SchemaRead, SchemaWrite)]

@@ -10,7 +10,11 @@ mod packet;
 
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
 use aya_log_ebpf::{debug, trace};
-use lb_common::{pipeline, tables::TAIL_UNUSUAL, verdict::Verdict};
+use lb_common::{
+    pipeline::{self, Rest},
+    tables::{TAIL_REFUSED, TAIL_UNUSUAL},
+    verdict::Verdict,
+};
 
 use crate::{maps::Maps, packet::XdpPacket};
 
@@ -20,13 +24,12 @@ use crate::{maps::Maps, packet::XdpPacket};
 pub fn lb(ctx: XdpContext) -> u32 {
     let mut packet = XdpPacket::<false>::new(&ctx);
     match pipeline::usual(&mut packet, &Maps::new(&ctx)) {
-        Some(verdict) => act(&ctx, verdict),
-        None => {
-            maps::go_on(&ctx, TAIL_UNUSUAL);
-            // Not there: as if it were not ours.
-            xdp_action::XDP_PASS
-        }
+        Ok(verdict) => return act(&ctx, verdict),
+        Err(Rest::Unusual) => maps::go_on(&ctx, TAIL_UNUSUAL),
+        Err(Rest::Refused) => maps::go_on(&ctx, TAIL_REFUSED),
     }
+    // Not there: as if it were not ours.
+    xdp_action::XDP_PASS
 }
 
 /// What [`lb`] leaves: [`pipeline::unusual`] as a program of its own, so that its stack and budget are its
@@ -36,6 +39,15 @@ pub fn lb(ctx: XdpContext) -> u32 {
 pub fn unusual(ctx: XdpContext) -> u32 {
     let mut packet = XdpPacket::<true>::new(&ctx);
     let verdict = pipeline::unusual(&mut packet, &Maps::new(&ctx));
+    act(&ctx, verdict)
+}
+
+/// The same with [`pipeline::refused`].
+#[xdp]
+#[inline(always)]
+pub fn refused(ctx: XdpContext) -> u32 {
+    let mut packet = XdpPacket::<true>::new(&ctx);
+    let verdict = pipeline::refused(&mut packet, &Maps::new(&ctx));
     act(&ctx, verdict)
 }
 

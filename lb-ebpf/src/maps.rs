@@ -17,18 +17,18 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use lb_common::{
+    budget::{Budget, KINDS},
     hash::FlowHash,
-    icmp::EchoBudget,
     persist,
     quic::{self, Start},
-    schedule,
+    schedule, steer,
     tables::{
         self, Address, Backend, Bucket, Control, Counters, Endpoint, FlowCounters, FlowEvent,
         FlowKey, Member, NoRoute, Record, Recorded, Route, RouteQuery, Server, ServerKey,
         ServiceEntry, Slot, TICK_SHIFT, Table, Tables, Tick, WayBack,
     },
     track::{self, Question},
-    verdict::{DROP_COUNTERS, DropReason},
+    verdict::{Answer, DROP_COUNTERS, DropReason, FIRST_ANSWER},
 };
 
 /// What the kernel says of an element that is there already (`asm-generic/errno-base.h`).
@@ -77,15 +77,16 @@ static MOVED: Array<u64, 1, MMAPABLE> = Array::new();
 /// The programs that others go on with.
 #[btf_map]
 static TAILS: ProgramArray<{ tables::TAILS as usize }> = ProgramArray::new();
-/// Echo requests that may still be answered.
+/// Answers of each kind that may still be given.
 #[btf_map]
-static ECHOES: PerCpuArray<EchoBudget, 1> = PerCpuArray::new();
+static BUDGETS: PerCpuArray<Budget, { KINDS as usize }> = PerCpuArray::new();
 /// What [`track_flow`] is asked, as its caller left it.
 #[btf_map]
 static QUESTION: PerCpuArray<MaybeUninit<Question>, 1> = PerCpuArray::new();
 /// What the kernel's routing table is asked, and its answer: 64 bytes that the stack has no room for.
 #[btf_map]
 static FIB: PerCpuArray<bpf_fib_lookup, 1> = PerCpuArray::new();
+/// Drops by reason, and from [`FIRST_ANSWER`] on answers by kind.
 #[btf_map]
 static DROPS: PerCpuArray<u64, { DROP_COUNTERS as usize }> = PerCpuArray::new();
 
@@ -142,6 +143,15 @@ fn count<const N: usize>(map: &PerCpuArray<Counters, N>, index: u32, bytes: u64,
     }
 }
 
+/// Adds one to this CPU's share of a counter of [`DROPS`].
+#[inline(always)]
+fn count_one(index: u32) {
+    if let Some(counter) = DROPS.get_ptr_mut(index) {
+        // SAFETY: this CPU's element, which nothing else touches while the program runs on it.
+        unsafe { *counter = (*counter).wrapping_add(1) };
+    }
+}
+
 impl Tables for Maps {
     #[inline(always)]
     fn control(&self) -> Option<&Control> {
@@ -193,8 +203,8 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn may_answer_echo(&self) -> bool {
-        match ECHOES.get_ptr_mut(0) {
+    fn may_answer(&self, answer: Answer) -> bool {
+        match BUDGETS.get_ptr_mut(answer as u32) {
             // SAFETY: this CPU's element, which nothing else touches while the program runs on it.
             Some(budget) => unsafe { (*budget).take(self.now()) },
             None => false,
@@ -254,10 +264,12 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn count_drop(&self, reason: DropReason) {
-        if let Some(counter) = DROPS.get_ptr_mut(reason as u32) {
-            // SAFETY: this CPU's element, which nothing else touches while the program runs on it.
-            unsafe { *counter = (*counter).wrapping_add(1) };
-        }
+        count_one(reason as u32);
+    }
+
+    #[inline(always)]
+    fn count_answer(&self, answer: Answer) {
+        count_one(FIRST_ANSWER + answer as u32);
     }
 
     #[inline(always)]
@@ -344,6 +356,14 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn find_apart(&self, endpoint: Endpoint, half: u32) -> u32 {
+        let [a, b, c, d] = endpoint.address.words();
+        let word = |first: u32, second: u32| u64::from(second) << 32 | u64::from(first);
+        let rest = u32::from(endpoint.port) << 8 | u32::from(endpoint.protocol);
+        find_service(word(a, b), word(c, d), rest, half)
+    }
+
+    #[inline(always)]
     fn choose(&self, service: u32, half: u32, hash: FlowHash, slot: Slot) -> u32 {
         choose_backend(service, half, hash.word(), slot.0)
     }
@@ -378,6 +398,31 @@ impl Tables for Maps {
     fn confirm(&self, _: &Question, id: u32) {
         confirm_client(id);
     }
+}
+
+/// [`steer::find`] as a function that the verifier takes by itself, for those few packets that a second
+/// look-up is for. Takes the endpoint in words, its protocol in the last byte of `rest`, its port above.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn find_service(first: u64, second: u64, rest: u32, half: u32) -> u32 {
+    let words = [
+        first as u32,
+        (first >> 32) as u32,
+        second as u32,
+        (second >> 32) as u32,
+    ];
+    let endpoint = Endpoint {
+        address: Address::from_words(words),
+        port: (rest >> 8) as u16,
+        protocol: rest as u8,
+        zero: 0,
+        zeros: 0,
+    };
+    let maps = Maps {
+        ctx: core::ptr::null_mut(),
+        control: CONTROL.get_ptr(0),
+    };
+    steer::find(&maps, &endpoint, half)
 }
 
 /// [`schedule::choose`] as a function that the verifier takes by itself, whatever its callers do, so

@@ -95,6 +95,17 @@ impl<const WANDERS: bool> Packet for XdpPacket<WANDERS> {
     fn shrink_front(&mut self, bytes: usize) -> bool {
         self.length() >= bytes + wire::ETHERNET && self.adjust_head(bytes as i32)
     }
+
+    #[inline(always)]
+    fn truncate(&mut self, length: usize) -> bool {
+        let before = self.length();
+        if length < wire::ETHERNET || length > before {
+            return false;
+        }
+        let delta = length as i32 - before as i32;
+        // SAFETY: no reference into the packet lives on: `self` is borrowed mutably.
+        unsafe { helpers::bpf_xdp_adjust_tail(self.ctx, delta) == 0 }
+    }
 }
 
 /// A header on the stack, where the verifier insists on alignment.

@@ -12,7 +12,10 @@ use std::{
 use ipnet::{Ipv4Net, Ipv6Net};
 use lb_common::wire;
 
-use crate::{instance, model::Service};
+use crate::{
+    instance,
+    model::{Service, Unserved},
+};
 
 mod health;
 mod reader;
@@ -109,6 +112,8 @@ pub struct Config {
     pub metrics: Option<SocketAddr>,
     /// Where backends report by UDP, if anywhere.
     pub heartbeat: Option<SocketAddr>,
+    /// What packets get to ports of VIPs that no service has, where the file says it.
+    pub unknown_port: Option<Unserved>,
     /// Outer addresses of mode `ipip`.
     pub tunnel: Tunnel,
     /// Sizes of the kernel's tables.
@@ -138,6 +143,7 @@ pub fn parse(text: &str, file_name: &str) -> Result<Config, Vec<ConfigError>> {
         "interfaces",
         "metrics",
         "heartbeat",
+        "unknown_port",
         "tunnel",
         "limits",
         "service",
@@ -156,6 +162,9 @@ pub fn parse(text: &str, file_name: &str) -> Result<Config, Vec<ConfigError>> {
             .map(Located::into_inner),
         heartbeat: root
             .value("heartbeat", |text| parse_listener(text, "0.0.0.0:9151"))
+            .map(Located::into_inner),
+        unknown_port: root
+            .choice("unknown_port", "what unknown_port can be")
             .map(Located::into_inner),
         tunnel: root
             .section("tunnel", TUNNEL)

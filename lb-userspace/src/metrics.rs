@@ -120,7 +120,12 @@ impl Scrape {
             .drops
             .iter()
             .map(|(reason, count)| ([("reason", *reason)], *count));
-        counters(encoder, "lb_drops", "Packets dropped", drops)
+        let help = "Packets to VIPs that were not forwarded";
+        counters(encoder, "lb_drops", help, drops)?;
+        let answers = self.0.answers.iter();
+        let answers = answers.map(|(kind, count)| ([("answer", *kind)], *count));
+        let help = "Answers in the names of VIPs, and why there were none";
+        counters(encoder, "lb_answers", help, answers)
     }
 
     fn services(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {

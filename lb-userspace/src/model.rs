@@ -7,6 +7,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use clap::ValueEnum;
+use lb_common::tables::refusal;
 use serde::{Deserialize, Serialize};
 
 mod check;
@@ -123,6 +124,41 @@ pub enum OnDown {
     Keep,
     /// They go to other backends.
     Resteer,
+}
+
+/// What becomes of packets to a VIP that nobody takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Unserved {
+    /// They are dropped.
+    Drop,
+    /// TCP is answered by a reset, all else as by `unreachable`.
+    Reset,
+    /// They are answered by an ICMP error.
+    Unreachable,
+    /// They are the kernel's.
+    Pass,
+}
+
+impl Unserved {
+    /// As the program has it: one of [`lb_common::tables::refusal`].
+    pub fn number(self) -> u8 {
+        match self {
+            Self::Drop => refusal::DROP,
+            Self::Reset => refusal::RESET,
+            Self::Unreachable => refusal::UNREACHABLE,
+            Self::Pass => refusal::PASS,
+        }
+    }
+}
+
+/// What services do while no backend may take their packets, unless said otherwise.
+pub const NO_BACKEND: Unserved = Unserved::Drop;
+/// What packets get to ports of VIPs that no service has, unless said otherwise.
+pub const UNKNOWN_PORT: Unserved = Unserved::Pass;
+
+fn default_no_backend() -> Unserved {
+    NO_BACKEND
 }
 
 /// What an operator asked of a backend.
@@ -243,6 +279,9 @@ pub struct Service {
         with = "millis"
     )]
     pub dead_after: Duration,
+    /// What its packets get while no backend may take them.
+    #[serde(default = "default_no_backend")]
+    pub no_backend: Unserved,
     /// How its connection ids are laid out, where it is QUIC: packets go by them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quic: Option<Quic>,
@@ -287,6 +326,7 @@ impl Service {
             on_down: None,
             moving_time: None,
             dead_after: DEAD_AFTER,
+            no_backend: NO_BACKEND,
             quic: None,
             persistence: Duration::ZERO,
             persistence_prefix: None,

@@ -10,7 +10,7 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use crate::health::reply::Asked;
-use crate::model::{Backend, Service, ServiceId};
+use crate::model::{Backend, Service, ServiceId, Unserved};
 
 /// Cumulative traffic counters, summed over CPUs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -431,6 +431,10 @@ pub struct Snapshot {
     pub half_open: TableUse,
     /// Events since the agent started.
     pub events: u64,
-    /// Packets dropped, by the reason's name; every reason is listed.
+    /// Packets to VIPs that were not forwarded, by the reason's name; every reason is listed.
     pub drops: Vec<(&'static str, u64)>,
+    /// Answers in VIPs' names, and why there were none, by kind; every kind is listed.
+    pub answers: Vec<(&'static str, u64)>,
+    /// What packets get to ports of VIPs that no service has.
+    pub unknown_port: Unserved,
 }

@@ -9,7 +9,7 @@ use lb_userspace::{
     config,
     health::reply::Asked,
     metrics,
-    model::{Admin, Backend, Service},
+    model::{Admin, Backend, Service, Unserved},
     snapshot::{
         BackendState, BackendStatus, CheckStatus, Condition, FlowStatus, Passed, RecordUses,
         ServiceStatus, Snapshot, Standing, TableUse, TierStatus, Traffic,
@@ -126,6 +126,8 @@ fn snapshot() -> Snapshot {
         },
         events: 9,
         drops: vec![("no_backend", 3), ("malformed", 0)],
+        answers: vec![("reset", 2), ("limited", 0)],
+        unknown_port: Unserved::Reset,
     }
 }
 
@@ -184,6 +186,8 @@ fn the_page_holds_every_figure_of_the_snapshot() {
         "lb_generation 7".to_owned(),
         "lb_drops_total{reason=\"no_backend\"} 3".to_owned(),
         "lb_drops_total{reason=\"malformed\"} 0".to_owned(),
+        "lb_answers_total{answer=\"reset\"} 2".to_owned(),
+        "lb_answers_total{answer=\"limited\"} 0".to_owned(),
         format!("lb_service_packets_total{{{service}}} 18446744073709551615"),
         format!("lb_service_bytes_total{{{service}}} 1200"),
         format!("lb_service_flows_total{{{service}}} 4"),

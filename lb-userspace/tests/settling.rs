@@ -14,7 +14,7 @@ use lb_userspace::{
     agent::Core,
     config::{self, Tunnel},
     dataplane::{Dataplane as _, DataplaneError, Operation, memory::MemoryDataplane},
-    model::{Change, ServiceId},
+    model::{Change, ServiceId, UNKNOWN_PORT},
     plan::{self, Inputs, census, ticks},
 };
 
@@ -84,6 +84,7 @@ fn plan_after_the_moving_time(core: &Core<MemoryDataplane>) -> Vec<Operation> {
             next_hops: &next_hops,
             own_addresses: &BTreeSet::new(),
             tunnel: Tunnel::default(),
+            unknown_port: UNKNOWN_PORT,
             now,
             census: Some(&census),
             overflows: &BTreeMap::from([(index(core), 0)]),

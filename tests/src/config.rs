@@ -205,6 +205,8 @@ pub struct Config {
     pub limits: Vec<(&'static str, u32)>,
     /// The UDP port that backends report to, of all addresses.
     pub heartbeat_port: Option<u16>,
+    /// What packets get to ports of VIPs that no service has, where that is written.
+    pub unknown_port: Option<&'static str>,
 }
 
 impl From<Vec<Service>> for Config {
@@ -213,6 +215,7 @@ impl From<Vec<Service>> for Config {
             services,
             limits: Vec::new(),
             heartbeat_port: None,
+            unknown_port: None,
         }
     }
 }
@@ -230,8 +233,12 @@ impl Config {
             .heartbeat_port
             .map(|port| format!("heartbeat = \"0.0.0.0:{port}\"\n"));
         let heartbeat = heartbeat.unwrap_or_default();
+        let unknown_port = self
+            .unknown_port
+            .map(|policy| format!("unknown_port = \"{policy}\"\n"));
+        let unknown_port = unknown_port.unwrap_or_default();
         format!(
-            "name = \"{name}\"\ninterfaces = [\"{INTERFACE}\"]\n{heartbeat}\n[tunnel]\n\
+            "name = \"{name}\"\ninterfaces = [\"{INTERFACE}\"]\n{heartbeat}{unknown_port}\n[tunnel]\n\
              source_v4 = \"10.255.0.0/16\"\nsource_v6 = \"fd00:ffff::/64\"\n\
              [limits]\n{limits}{services}"
         )

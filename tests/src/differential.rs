@@ -19,7 +19,7 @@ use lb_common::{
     packet::SlicePacket,
     pipeline,
     tables::{Counters, FlowCounters, FlowKey, HASH_KEY_WORDS, Record, Slot, Table, Tick},
-    verdict::Verdict,
+    verdict::{FIRST_ANSWER, Verdict},
 };
 use lb_userspace::{
     agent::Core,
@@ -30,7 +30,7 @@ use lb_userspace::{
         memory::MemoryDataplane,
     },
     health::{Event, Target},
-    model::{Change, Service},
+    model::{Change, Service, Unserved},
     neighbours::{NextHop, Update},
     plan::{Ring, census},
     snapshot::Condition,
@@ -196,6 +196,15 @@ impl Bench {
         Ok(self.core.change(change)?)
     }
 
+    /// Says what packets to unknown ports get, on both sides.
+    ///
+    /// # Errors
+    /// The maps cannot be written.
+    pub fn refuse_unknown_ports(&mut self, unserved: Unserved) -> Result<()> {
+        self.core.refuse_unknown_ports(unserved);
+        Ok(self.core.enforce()?)
+    }
+
     /// Takes note of what a check says, on both sides.
     ///
     /// # Errors
@@ -333,9 +342,13 @@ impl Bench {
         for index in 0..256 {
             insert(&mut kernel.backends, index, twin.backend_counters(index)?);
         }
-        for (reason, count) in (0..).zip(twin.drops()?) {
+        for (number, count) in (0..).zip(twin.drops()?) {
+            let (counts, number) = match u32::checked_sub(number, FIRST_ANSWER) {
+                None => (&mut kernel.drops, number),
+                Some(kind) => (&mut kernel.answers, kind),
+            };
             if count > 0 {
-                kernel.drops.insert(reason, count);
+                counts.insert(number, count);
             }
         }
         ensure!(

@@ -203,6 +203,8 @@ pub fn vip(service: &Service) -> Result<SocketAddr> {
         .vip
         .split_once('/')
         .context("a service has a protocol")?;
+    // Of a service that has every port, none.
+    let vip = vip.replace('*', "0");
     vip.parse().with_context(|| service.vip.clone())
 }
 

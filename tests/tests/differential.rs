@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use lb_common::verdict::DropReason;
+use lb_common::verdict::{Answer, DropReason};
 use lb_tests::{
     differential::{
         Bench,
@@ -21,6 +21,7 @@ use lb_userspace::{
     health::Target,
     model::{
         Admin, Backend, Change, FlowState, Health, Mode, Scheduler, Service, ServiceId, Settings,
+        Unserved,
     },
     snapshot::Condition,
 };
@@ -91,6 +92,12 @@ fn services() -> Result<Vec<Service>> {
         service("10.0.0.8:80/tcp", Mode::L2, &v6)?,
         service("[fd00::8]:80/udp", Mode::L2, &v6)?,
         service("10.0.0.4:80/tcp", Mode::Ipip, &[])?,
+        refusing("10.0.0.4:443/tcp", Unserved::Reset)?,
+        refusing("10.0.0.4:443/udp", Unserved::Reset)?,
+        refusing("[fd00::4]:443/tcp", Unserved::Reset)?,
+        refusing("[fd00::4]:443/udp", Unserved::Unreachable)?,
+        refusing("10.0.0.9:443/tcp", Unserved::Unreachable)?,
+        refusing("10.0.0.9:443/udp", Unserved::Pass)?,
         service(
             "10.0.0.5:80/tcp",
             Mode::Ipip,
@@ -100,9 +107,25 @@ fn services() -> Result<Vec<Service>> {
         quic("10.0.0.27:80/udp", Mode::Nat, &[41, 42, 43])?,
         quic("10.0.0.28:80/udp", Mode::Ipip, &[41, 42])?,
         quic("[fd00::27]:80/udp", Mode::Ipip, &[41, 44])?,
+        service(
+            "10.0.0.30:*/tcp",
+            Mode::Nat,
+            &["10.2.0.61:80", "10.2.0.62:80"],
+        )?,
+        service("10.0.0.30:80/tcp", Mode::Nat, &["10.2.0.62:80"])?,
+        service("[fd00::30]:*/tcp", Mode::Ipip, &v6)?,
+        service("10.0.0.30:*/udp", Mode::Gue, &v4)?,
         grouped("10.0.0.20:80/tcp")?,
         grouped("10.0.0.20:443/tcp")?,
     ])
+}
+
+/// A service without a backend.
+fn refusing(vip: &str, no_backend: Unserved) -> Result<Service> {
+    Ok(Service {
+        no_backend,
+        ..service(vip, Mode::Ipip, &[])?
+    })
 }
 
 /// A backend of QUIC services, of which each has an id.
@@ -140,12 +163,27 @@ fn run() -> Result<()> {
             .iter()
             .flat_map(|s| s.backends.iter().map(|b| b.address)),
     );
+    // Ports of VIPs that no service has, or one that has every port, and that its backends answer from.
+    for at in [
+        "10.0.0.1:81",
+        "[fd00::1]:81",
+        "10.0.0.8:53",
+        "[fd00::8]:53",
+        "10.0.0.30:5060",
+        "10.0.0.30:65535",
+        "[fd00::30]:5060",
+        "10.2.0.61:5060",
+        "10.2.0.62:5061",
+    ] {
+        endpoints.push(at.parse()?);
+    }
     endpoints.extend(OWN.map(|address| SocketAddr::new(address, 80)));
     // Turns are taken per CPU, on the host as on one.
     let mut cpu = CpuSet::new();
     cpu.set(0)?;
     sched_setaffinity(Pid::from_raw(0), &cpu)?;
     let mut bench = Bench::new(services, &[down], &[unreachable])?;
+    bench.refuse_unknown_ports(Unserved::Unreachable)?;
     let kept = Path::new(env!("CARGO_MANIFEST_DIR")).join("regressions/frames.hex");
     let kept = fs::read_to_string(&kept).with_context(|| kept.display().to_string())?;
     for line in kept.lines().filter(|line| !line.starts_with('#')) {
@@ -174,9 +212,10 @@ fn run() -> Result<()> {
     let recorded = bench.compare_flows()?;
     let counted = bench.compare_counters()?;
     println!(
-        "{packets} frames of seed {seed}: 0 differences in {:?}; [drop, pass, transmit, redirect] = {actions:?}; {:?}; {recorded} flows recorded at the end; {:?}",
+        "{packets} frames of seed {seed}: 0 differences in {:?}; [drop, pass, transmit, redirect] = {actions:?}; {:?}; {:?} answered; {recorded} flows recorded at the end; {:?}",
         start.elapsed(),
         counted.drops,
+        counted.answers,
         counted.flows
     );
     // A generator that no longer reaches a part of the path proves nothing about it.
@@ -195,6 +234,17 @@ fn run() -> Result<()> {
             "no {reason:?} in {packets} frames"
         );
     }
+    for answer in [
+        Answer::Echo,
+        Answer::Reset,
+        Answer::Unreachable,
+        Answer::Withheld,
+    ] {
+        assert!(
+            counted.answers.contains_key(&(answer as u32)),
+            "no {answer:?} in {packets} frames"
+        );
+    }
     Ok(())
 }
 
@@ -211,12 +261,13 @@ fn disturb(bench: &mut Bench, random: &mut Random) -> Result<()> {
         "10.0.0.20:443/tcp",
         "10.0.0.27:80/udp",
         "10.0.0.28:80/udp",
+        "10.0.0.30:*/udp",
     ];
     let number = random.below(vips.len() as u64);
     let id: ServiceId = vips[number].parse()?;
     let plain = |addresses: [&str; 4]| addresses.map(|address| json!({ "address": address }));
     let backends = match number {
-        0..4 => plain([
+        0..4 | 7 => plain([
             "10.2.0.11:80",
             "10.2.0.12:8080",
             "10.2.0.13:81",
@@ -246,7 +297,7 @@ fn disturb(bench: &mut Bench, random: &mut Random) -> Result<()> {
         tier: None,
     };
     bench.check_rings()?;
-    let change = match random.below(13) {
+    let change = match random.below(14) {
         0 => edit(Some(1 + random.below(5) as u16), None, None),
         1 => edit(None, Some(Admin::Draining), None),
         2 | 3 => edit(None, Some(Admin::Active), Some(None)),
@@ -273,12 +324,20 @@ fn disturb(bench: &mut Bench, random: &mut Random) -> Result<()> {
             let condition = if down { Condition::Down } else { Condition::Up };
             return bench.health(target, condition, dead);
         }
+        12 => return bench.refuse_unknown_ports(UNSERVED[random.below(4)]),
         // Past the moving time of TCP and UDP.
         _ => return bench.sweep(1 << 21),
     };
     let _ = bench.change(change);
     Ok(())
 }
+
+const UNSERVED: [Unserved; 4] = [
+    Unserved::Drop,
+    Unserved::Reset,
+    Unserved::Unreachable,
+    Unserved::Pass,
+];
 
 const SCHEDULERS: [Scheduler; 7] = [
     Scheduler::Maglev,
@@ -291,13 +350,14 @@ const SCHEDULERS: [Scheduler; 7] = [
 ];
 
 /// What frames of this size can be dropped for; the others take giants, or a defect.
-const REACHED: [DropReason; 6] = [
+const REACHED: [DropReason; 7] = [
     DropReason::NoBackend,
     DropReason::Truncated,
     DropReason::BadHeader,
     DropReason::Fragment,
     DropReason::ExtensionHeaders,
     DropReason::TtlExpired,
+    DropReason::UnknownPort,
 ];
 
 #[test]

@@ -1,6 +1,6 @@
 //! Every reason to drop, each produced at least once, and what a drop leaves behind.
 
-use lb_common::verdict::{DropReason, Verdict};
+use lb_common::verdict::{Answer, DropReason, Verdict};
 
 use crate::{
     CLIENT4, CLIENT6, SERVER4, SERVER6, TCP, UDP, VIP4, VIP6,
@@ -63,11 +63,9 @@ fn produced() -> Vec<(DropReason, Stage, Vec<u8>)> {
 fn every_reason_is_given_and_counted_once() {
     let produced = produced();
     let given: Vec<DropReason> = produced.iter().map(|(reason, ..)| *reason).collect();
-    // How echo requests are limited is `icmp`'s to show.
-    assert_eq!(
-        [&given[..], &[DropReason::EchoLimit]].concat(),
-        DropReason::ALL
-    );
+    // How echo requests are limited is `icmp`'s to show, what becomes of unknown ports `refuse`'s.
+    let elsewhere = [DropReason::EchoLimit, DropReason::UnknownPort];
+    assert_eq!([&given[..], &elsewhere].concat(), DropReason::ALL);
     for (reason, stage, frame) in produced {
         let headroom = if reason == DropReason::NoHeadroom {
             18
@@ -158,6 +156,22 @@ fn drops_of_a_kind_add_up() {
 }
 
 #[test]
+fn names_and_numbers_of_answers_stay() {
+    let names: Vec<_> = Answer::ALL
+        .iter()
+        .map(|&kind| (kind as u32, kind.name()))
+        .collect();
+    let expected = [
+        (0, "echo"),
+        (1, "reset"),
+        (2, "unreachable"),
+        (3, "withheld"),
+        (4, "limited"),
+    ];
+    assert_eq!(names, expected);
+}
+
+#[test]
 fn names_and_numbers_of_reasons_stay() {
     let names: Vec<_> = DropReason::ALL
         .iter()
@@ -175,6 +189,7 @@ fn names_and_numbers_of_reasons_stay() {
         (8, "no_headroom"),
         (9, "inconsistent"),
         (10, "echo_limit"),
+        (11, "unknown_port"),
     ];
     assert_eq!(names, expected);
 }

@@ -5,9 +5,9 @@ use std::net::{IpAddr, SocketAddr};
 
 use etherparse::{Icmpv4Header, Icmpv4Type, Icmpv6Header, Icmpv6Type};
 use lb_common::{
-    icmp::ECHOES,
+    budget::LIMIT,
     tables::NoRoute,
-    verdict::{DropReason, Verdict},
+    verdict::{Answer, DropReason, Verdict},
 };
 
 use crate::{
@@ -28,7 +28,13 @@ const ERRORS4: [(u8, u8); 6] = [(3, 0), (3, 3), (3, 4), (11, 0), (11, 1), (12, 0
 const ERRORS6: [(u8, u8); 6] = [(1, 0), (1, 4), (2, 0), (3, 0), (3, 1), (4, 2)];
 
 /// A message of a type and code, with four bytes more and what follows.
-fn message(from: &str, to: &str, (kind, code): (u8, u8), rest: [u8; 4], payload: &[u8]) -> Spec {
+pub fn message(
+    from: &str,
+    to: &str,
+    (kind, code): (u8, u8),
+    rest: [u8; 4],
+    payload: &[u8],
+) -> Spec {
     let (from, to) = (socket(from), socket(to));
     let (number, header) = match (from.ip(), to.ip()) {
         (IpAddr::V4(_), IpAddr::V4(_)) => {
@@ -399,7 +405,7 @@ fn an_echo_request_to_a_vip_is_answered_from_it() {
                 ..ping(vip, client, true)
             };
             let outcome = stage(mode, server(at), family).run(&request.frame());
-            let expected = Outcome::uncounted(Verdict::Transmit, reply.frame());
+            let expected = Outcome::answered(Answer::Echo, reply.frame());
             assert_eq!(outcome, expected, "{vip}");
         }
     }
@@ -416,7 +422,7 @@ fn an_echo_request_without_data_is_answered_and_one_cut_within_its_header_passes
             ttl: 64,
             ..ping_with(b"", vip, client, true)
         };
-        let expected = Outcome::uncounted(Verdict::Transmit, reply.frame());
+        let expected = Outcome::answered(Answer::Echo, reply.frame());
         assert_eq!(outcome, expected, "{vip}");
         for kept in 0..8 {
             let cut = Spec {
@@ -451,7 +457,7 @@ fn more_echo_requests_than_are_answered_in_a_second_are_dropped_and_counted() {
     let stage = stage(Mode::Ipip, server(SERVER4), socket(VIP4).ip());
     stage.at(5_000);
     let request = ping(CLIENT4, VIP4, false).frame();
-    for n in 0..ECHOES {
+    for n in 0..LIMIT {
         assert_eq!(stage.run(&request).verdict, Verdict::Transmit, "{n}");
     }
     assert_eq!(stage.run(&request), Outcome::dropped(DropReason::EchoLimit));

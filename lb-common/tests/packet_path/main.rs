@@ -4,6 +4,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod all_ports;
 mod decapsulation;
 mod drops;
 mod frames;
@@ -14,6 +15,7 @@ mod nat;
 mod persistence;
 mod properties;
 mod quic;
+mod refuse;
 mod scheduling;
 mod steering;
 mod tracking;

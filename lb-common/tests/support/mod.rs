@@ -13,7 +13,7 @@ use lb_common::{
     pipeline,
     tables::{
         Address, Backend, Counters, Descriptor, Endpoint, Member, NoRoute, Route, ServiceEntry,
-        Slot, WayBack, feature, mode, owned, state,
+        Slot, WayBack, feature, mode, owned, service_flag, state,
     },
     verdict::Verdict,
 };
@@ -169,7 +169,7 @@ impl Stage {
         self
     }
 
-    /// Adds a service whose ring has one slot for each server, in order.
+    /// Adds a service whose ring has one slot for each server, in order; port 0 is every port.
     pub fn serve(mut self, mode: Mode, vip: &str, protocol: u8, servers: &[Server]) -> Self {
         let vip: SocketAddr = vip.parse().expect("an address and port");
         let members_start = self.tables.members.len() as u32;
@@ -183,7 +183,10 @@ impl Stage {
                     zero: 0,
                     service: index,
                 };
-                let from = endpoint(server.address, protocol);
+                let mut from = endpoint(server.address, protocol);
+                if vip.port() == 0 {
+                    from.port = 0;
+                }
                 self.tables.ways_back.insert(from, way_back);
             }
         }
@@ -204,6 +207,9 @@ impl Stage {
         };
         if mode == Mode::Nat {
             self.tables.control.features |= feature::NAT;
+        }
+        if vip.port() == 0 {
+            self.tables.control.features |= feature::ALL_PORTS;
         }
         let entry = ServiceEntry {
             halves: [descriptor; 2],
@@ -301,6 +307,20 @@ impl Stage {
         self
     }
 
+    /// What the last service's packets get while no backend may take them, one of [`refusal`].
+    pub fn no_backend(self, refusal: u8) -> Self {
+        self.describe(|descriptor| {
+            descriptor.flags |= u16::from(refusal) << service_flag::REFUSAL_SHIFT;
+        })
+    }
+
+    /// What packets to ports get that no service has, one of [`refusal`].
+    pub fn unknown_port(mut self, refusal: u8) -> Self {
+        self.tables.control.features |= feature::UNKNOWN_PORTS;
+        self.tables.control.unknown_port = refusal;
+        self
+    }
+
     /// An address of the balancer's own.
     pub fn own(mut self, address: &str) -> Self {
         let address: IpAddr = address.parse().expect("an address");
@@ -374,6 +394,7 @@ impl Stage {
                 .map(count(FIRST_COUNTERS))
                 .collect(),
             drops: counted.drops,
+            answers: counted.answers,
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt};
 
-use lb_common::verdict::{DropReason, Verdict};
+use lb_common::verdict::{Answer, DropReason, Verdict};
 
 /// A frame's bytes; shown in hexadecimal.
 #[derive(Clone, PartialEq, Eq)]
@@ -32,6 +32,8 @@ pub struct Counted {
     /// Clients that could not be remembered.
     pub clients: u64,
     pub drops: BTreeMap<u32, u64>,
+    /// Answers in a VIP's name, and why there were none.
+    pub answers: BTreeMap<u32, u64>,
 }
 
 /// What became of a frame; the bytes of a dropped one are nobody's.
@@ -54,6 +56,27 @@ impl Outcome {
             frame: Frame(Vec::new()),
             counted,
         }
+    }
+
+    /// Answered in its VIP's name by `frame`, and counted as that.
+    pub fn answered(answer: Answer, frame: Vec<u8>) -> Self {
+        let mut outcome = Self::uncounted(Verdict::Transmit, frame);
+        outcome.counted.answers.insert(answer as u32, 1);
+        outcome
+    }
+
+    /// The same, of a packet that is not forwarded for a reason.
+    pub fn refused(reason: DropReason, answer: Answer, frame: Vec<u8>) -> Self {
+        let mut outcome = Self::answered(answer, frame);
+        outcome.counted.drops.insert(reason as u32, 1);
+        outcome
+    }
+
+    /// Dropped, and no answer given.
+    pub fn unanswered(reason: DropReason, why: Answer) -> Self {
+        let mut outcome = Self::dropped(reason);
+        outcome.counted.answers.insert(why as u32, 1);
+        outcome
     }
 
     /// Handed to the kernel as `frame`, uncounted.

@@ -25,7 +25,7 @@ use crate::{
     config::Tunnel,
     dataplane::{Capacity, Dataplane, DataplaneError, FlowTables, Operation},
     health::{Event, Target, reply::Asked},
-    model::{Admin, Change, Service, ServiceId, State},
+    model::{Admin, Change, Service, ServiceId, State, UNKNOWN_PORT, Unserved},
     neighbours::{NextHop, Update},
     plan::{
         self, Inputs, Layout, Liveness, Placed, PlacedMember, Plan,
@@ -100,6 +100,7 @@ pub struct Core<D> {
     instance: String,
     interfaces: Vec<InterfaceStatus>,
     tunnel: Tunnel,
+    unknown_port: Unserved,
     dataplane: D,
     layout: Arc<Layout>,
     /// The maps may hold something else than `layout` says.
@@ -136,6 +137,7 @@ impl<D: Dataplane> Core<D> {
             instance,
             interfaces: Vec::new(),
             tunnel,
+            unknown_port: UNKNOWN_PORT,
             layout: Arc::new(Layout::new(dataplane.capacity())),
             unread: true,
             behind: false,
@@ -337,6 +339,7 @@ impl<D: Dataplane> Core<D> {
             next_hops: &self.next_hops,
             own_addresses: &self.own_addresses,
             tunnel: self.tunnel,
+            unknown_port: self.unknown_port,
             now: self.dataplane.now(),
             census,
             overflows: &overflows,
@@ -531,6 +534,11 @@ impl<D: Dataplane> Core<D> {
                 tracing::error!(%error, %service, %address, "cannot mark a backend as down")
             }
         }
+    }
+
+    /// Says what packets get to ports of VIPs that no service has, as of the next change.
+    pub fn refuse_unknown_ports(&mut self, refusal: Unserved) {
+        self.unknown_port = refusal;
     }
 
     /// Takes note of news about the network; true where the maps must follow by [`Core::enforce`].

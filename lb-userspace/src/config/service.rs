@@ -22,6 +22,7 @@ const SERVICE: &[&str] = &[
     "on_down",
     "moving_time",
     "dead_after",
+    "no_backend",
     "quic",
     "persistence",
     "persistence_prefix",
@@ -167,6 +168,7 @@ fn read_settings(
     let on_down = section.choice("on_down", "what on_down can be");
     let moving_time = section.value("moving_time", duration::parse);
     let dead_after = section.value("dead_after", duration::parse);
+    let no_backend = section.choice("no_backend", "what no_backend can be");
     let quic = section.section("quic", QUIC).map(|s| read_quic(&s));
     let persistence = section.value("persistence", duration::parse);
     let prefix = section.integer("persistence_prefix", 1, 128);
@@ -195,6 +197,7 @@ fn read_settings(
         on_down: on_down.map(Located::into_inner),
         moving_time: moving_time.map(Located::into_inner),
         dead_after: dead_after.map(Located::into_inner),
+        no_backend: no_backend.map(Located::into_inner),
         persistence: persistence.map(Located::into_inner),
         persistence_prefix: prefix.map(Located::into_inner),
         spill_below: spill_below.map(Located::into_inner),

@@ -86,6 +86,7 @@ impl MemoryDataplane {
             Operation::Own(address, bits) => drop(tables.owned.insert(*address, *bits)),
             Operation::Disown(address) => drop(tables.owned.remove(address)),
             Operation::Features(bits) => tables.control.features = *bits,
+            Operation::UnknownPort(refusal) => tables.control.unknown_port = *refusal,
             Operation::GuePort(port) => tables.control.gue_port = port.to_be(),
             Operation::Switch(generation) => tables.control.generation = *generation,
             Operation::ZeroService(index) => tables.zero_service(*index),

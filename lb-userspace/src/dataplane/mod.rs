@@ -57,6 +57,8 @@ pub enum Operation {
     Disown(Address),
     /// Bits of [`lb_common::tables::feature`].
     Features(u32),
+    /// What packets to unknown ports of VIPs get: one of [`lb_common::tables::refusal`].
+    UnknownPort(u8),
     /// UDP port that backends take packets of mode `gue` at.
     GuePort(u16),
     /// Sets a service's counters to zero.
@@ -251,7 +253,8 @@ pub trait Dataplane: Send {
     /// The kernel gives no further handles.
     fn flow_tables(&self) -> Result<Box<dyn FlowTables + Send>, DataplaneError>;
 
-    /// Dropped packets, by the number of the reason.
+    /// Dropped packets, by the number of the reason, and answers from
+    /// [`lb_common::verdict::FIRST_ANSWER`] on.
     ///
     /// # Errors
     /// The map cannot be read.

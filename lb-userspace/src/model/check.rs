@@ -25,9 +25,6 @@ impl Service {
         let id = self.id;
         let sizes = lb_common::maglev::RING_SIZES;
         check_address(id.vip, "vip", &id)?;
-        if id.vip.port() == 0 {
-            return invalid(id, "vip", "port 0 is not a port: use 1 to 65535");
-        }
         if let Some(group) = &self.group
             && let Err(problem) = group::parse_name(group)
         {

@@ -9,7 +9,7 @@ use super::{ServerId, ServiceId};
 pub enum ModelError {
     /// Not of the form `ADDRESS:PORT/PROTOCOL`.
     #[error(
-        "`{text}` is not a service: write ADDRESS:PORT/PROTOCOL, such as 10.0.0.1:80/tcp or [2001:db8::1]:443/udp"
+        "`{text}` is not a service: write ADDRESS:PORT/PROTOCOL, such as 10.0.0.1:80/tcp or [2001:db8::1]:443/udp, or * for every port"
     )]
     BadService {
         /// What was given.
@@ -122,7 +122,7 @@ pub enum ModelError {
     },
     /// Two `nat` services would need the same answers rewritten to different VIPs.
     #[error(
-        "backend {address} already serves {other} in nat mode, and its answers cannot be told apart: give {id} another backend port, or use mode \"ipip\""
+        "backend {address} already serves {other} in nat mode, and its answers cannot be told apart: give {id} another backend or port of it, or use mode \"ipip\""
     )]
     SharedNatBackend {
         /// The service refused.

@@ -29,12 +29,18 @@ pub(super) struct Difference {
 }
 
 impl Service {
-    /// Where a backend serves it: in a group a packet keeps its port, and the backend's own is only
-    /// probed.
+    /// Whether a packet has the VIP's port at the backend in every mode, whose own is only probed: in a
+    /// group, and where the service has every port.
+    pub fn keeps_port(&self) -> bool {
+        self.group.is_some() || self.id.has_every_port()
+    }
+
+    /// Where a backend serves it; port 0 stands for every one.
     pub fn served_at(&self, backend: SocketAddr) -> SocketAddr {
-        match self.group {
-            Some(_) => SocketAddr::new(backend.ip(), self.id.vip.port()),
-            None => backend,
+        if self.keeps_port() {
+            SocketAddr::new(backend.ip(), self.id.vip.port())
+        } else {
+            backend
         }
     }
 
@@ -57,6 +63,10 @@ impl Service {
                 differ("moving_time", moving(self), moving(other))
             })
             .or_else(|| differ("dead_after", time(self.dead_after), time(other.dead_after)))
+            .or_else(|| {
+                let refusal = |service: &Self| name_of(service.no_backend);
+                differ("no_backend", refusal(self), refusal(other))
+            })
             .or_else(|| {
                 differ(
                     "persistence",

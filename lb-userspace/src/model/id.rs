@@ -36,18 +36,35 @@ impl fmt::Display for Protocol {
 }
 
 /// What identifies a service: address, port and protocol, written `10.0.0.1:80/tcp` or
-/// `[2001:db8::1]:443/udp`.
+/// `[2001:db8::1]:443/udp`; with every port that no other service of the address has, `10.0.0.1:*/tcp`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ServiceId {
-    /// The virtual address and port.
+    /// The virtual address and port; port 0 stands for every one.
     pub vip: SocketAddr,
     /// The protocol.
     pub protocol: Protocol,
 }
 
+/// What is written for every port.
+const EVERY_PORT: &str = ":*";
+
+impl ServiceId {
+    /// Whether it has every port that no other service of the address has.
+    pub fn has_every_port(&self) -> bool {
+        self.vip.port() == 0
+    }
+}
+
 impl fmt::Display for ServiceId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.vip, self.protocol)
+        if !self.has_every_port() {
+            return write!(f, "{}/{}", self.vip, self.protocol);
+        }
+        match self.vip {
+            SocketAddr::V4(vip) => write!(f, "{}", vip.ip())?,
+            SocketAddr::V6(vip) => write!(f, "[{}]", vip.ip())?,
+        }
+        write!(f, "{EVERY_PORT}/{}", self.protocol)
     }
 }
 
@@ -64,12 +81,15 @@ impl FromStr for ServiceId {
             "udp" => Protocol::Udp,
             _ => return Err(bad()),
         };
-        let vip: SocketAddr = vip.parse().map_err(|_| bad())?;
+        let vip: SocketAddr = match vip.strip_suffix(EVERY_PORT) {
+            Some(ip) => format!("{ip}:0").parse().map_err(|_| bad())?,
+            None => {
+                let vip: SocketAddr = vip.parse().map_err(|_| bad())?;
+                (vip.port() != 0).then_some(vip).ok_or_else(bad)?
+            }
+        };
         let id = Self { vip, protocol };
         check_address(vip, "vip", &id)?;
-        if vip.port() == 0 {
-            return Err(bad());
-        }
         Ok(id)
     }
 }

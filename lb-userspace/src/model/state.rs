@@ -8,7 +8,7 @@ use std::{
 
 use super::{
     Admin, Backend, Failback, FlowState, Mode, ModelError, OnDown, Protocol, Scheduler, Service,
-    ServiceId,
+    ServiceId, Unserved,
 };
 
 /// Everything that is wanted. Valid by construction.
@@ -69,6 +69,8 @@ pub struct Settings {
     pub moving_time: Option<Duration>,
     /// [`Service::dead_after`].
     pub dead_after: Option<Duration>,
+    /// [`Service::no_backend`].
+    pub no_backend: Option<Unserved>,
     /// [`Service::persistence`].
     pub persistence: Option<Duration>,
     /// [`Service::persistence_prefix`].
@@ -279,12 +281,38 @@ impl State {
 
     fn check_ways_back(&self, service: &Service) -> Result<(), ModelError> {
         for way in ways_back(service) {
-            if let Some(other) = self.nat.get(&way) {
-                let (id, other, address) = (service.id, *other, way.1);
+            if let Some(other) = self.in_the_way(service.id, way) {
+                let (id, address) = (service.id, way.1);
                 return Err(ModelError::SharedNatBackend { id, other, address });
             }
         }
         Ok(())
+    }
+
+    /// Whose answers could not be told from those that come by `way`.
+    fn in_the_way(&self, id: ServiceId, way: (Protocol, SocketAddr)) -> Option<ServiceId> {
+        let (protocol, at) = way;
+        if let Some(&other) = self.nat.get(&way) {
+            return Some(other);
+        }
+        let port = |port| (protocol, SocketAddr::new(at.ip(), port));
+        let others = if at.port() == 0 {
+            self.nat.range(port(1)..=port(u16::MAX))
+        } else {
+            self.nat.range(port(0)..=port(0))
+        };
+        let mut others = others.map(|(&(_, other_at), &other)| (other_at, other));
+        let clash = others.find(|&(other_at, other)| {
+            // The one of the two that has a single port.
+            let (single, single_at) = if at.port() == 0 {
+                (other, other_at)
+            } else {
+                (id, at)
+            };
+            // Of one VIP, every port stays itself, and so leads back to it.
+            id.vip.ip() != other.vip.ip() || single.vip.port() != single_at.port()
+        });
+        clash.map(|(_, other)| other)
     }
 }
 
@@ -309,6 +337,7 @@ impl Settings {
             on_down,
             moving_time,
             dead_after,
+            no_backend,
             persistence,
             persistence_prefix,
             spill_below,
@@ -320,6 +349,7 @@ impl Settings {
         service.on_down = on_down.or(service.on_down);
         service.moving_time = moving_time.or(service.moving_time);
         service.dead_after = dead_after.unwrap_or(service.dead_after);
+        service.no_backend = no_backend.unwrap_or(service.no_backend);
         service.persistence = persistence.unwrap_or(service.persistence);
         service.persistence_prefix = persistence_prefix.or(service.persistence_prefix);
         service.spill_below = spill_below.unwrap_or(service.spill_below);

@@ -44,8 +44,14 @@ fn web() -> State {
 
 #[test]
 fn a_service_reads_as_it_is_written() {
-    for text in ["10.0.0.1:80/tcp", "[2001:db8::1]:443/udp"] {
+    for text in [
+        "10.0.0.1:80/tcp",
+        "[2001:db8::1]:443/udp",
+        "10.0.0.1:*/udp",
+        "[2001:db8::1]:*/tcp",
+    ] {
         assert_eq!(id(text).to_string(), text);
+        assert_eq!(id(text).has_every_port(), text.contains('*'), "{text}");
     }
 }
 
@@ -60,6 +66,10 @@ fn what_is_no_service_is_refused() {
         "10.0.0.1:80/TCP",
         "10.0.0.1:80/sctp",
         "10.0.0.1:0/tcp",
+        "10.0.0.1:**/tcp",
+        "10.0.0.1*/tcp",
+        "2001:db8::1:*/tcp",
+        ":*/tcp",
         "10.0.0.1:65536/tcp",
         "2001:db8::1:80/tcp",
         "web:80/tcp",
@@ -190,6 +200,30 @@ fn a_backend_serves_two_nat_services_only_with_different_protocols() {
     assert_eq!(refused, ModelError::SharedNatBackend { id, other, address });
     assert!(with("10.0.0.2:80/udp", Mode::Nat).is_ok());
     assert!(with("10.0.0.2:80/tcp", Mode::Ipip).is_ok());
+}
+
+#[test]
+fn a_nat_service_of_every_port_has_its_backends_alone_but_for_ports_of_its_own_vip() {
+    let every = service("10.0.0.1:*/tcp", Mode::Nat, &["10.1.0.2:80", "10.1.0.3:80"]);
+    let singles = [
+        ("10.0.0.1:80/tcp", "10.1.0.2:80", true),
+        // Who comes to port 8080 would be answered from port 80.
+        ("10.0.0.1:80/tcp", "10.1.0.2:8080", false),
+        ("10.0.0.2:80/tcp", "10.1.0.2:80", false),
+        ("10.0.0.2:80/tcp", "10.1.0.4:80", true),
+        ("10.0.0.2:80/udp", "10.1.0.2:80", true),
+        ("10.0.0.2:*/tcp", "10.1.0.2:80", false),
+        ("10.0.0.2:*/tcp", "10.1.0.4:80", true),
+        ("10.0.0.1:*/udp", "10.1.0.2:80", true),
+    ];
+    for (vip, backend, may) in singles {
+        let single = service(vip, Mode::Nat, &[backend]);
+        for both in [[&every, &single], [&single, &every]] {
+            let refused = State::new(both.map(Clone::clone)).err();
+            let shared = matches!(refused, Some(ModelError::SharedNatBackend { .. }));
+            assert_eq!((refused.is_none(), shared), (may, !may), "{vip} {backend}");
+        }
+    }
 }
 
 #[test]

@@ -116,7 +116,12 @@ fn flow_hash(key: &FlowKey, descriptor: &Descriptor, hash_key: &[u64; HASH_KEY_W
         return hash::source(hash_key, &key.source);
     }
     let destination: Address = descriptor.address;
-    let ports = (u32::from(key.port) << 16) | u32::from(descriptor.port);
+    let to = if descriptor.port == 0 {
+        key.to
+    } else {
+        descriptor.port
+    };
+    let ports = (u32::from(key.port) << 16) | u32::from(to);
     hash::flow(
         hash_key,
         &key.source,
@@ -167,7 +172,7 @@ pub fn sweep(
             let judgement = match key.kind {
                 flow_kind::CLIENT => census.judge_client(layout, key, record, now),
                 _ => {
-                    let found = by_index.get(&key.service).copied();
+                    let found = by_index.get(&key.service.into()).copied();
                     let member = found.and_then(|(_, placed)| backend_of(placed, record));
                     if let Some(member) = member {
                         loads.see(member.holder(), table, key, record);
@@ -186,7 +191,7 @@ pub fn sweep(
                     continue;
                 }
                 let counted = record.flags & record_flag::COUNTED != 0;
-                let found = by_index.get(&key.service).filter(|_| counted);
+                let found = by_index.get(&key.service.into()).filter(|_| counted);
                 if let Some(member) = found.and_then(|(_, placed)| backend_of(placed, record)) {
                     *census.ended.entry(member.holder()).or_default() += 1;
                 }
@@ -309,7 +314,7 @@ impl Census {
         if untouched && certain && (at_owner || (!held && slot.phase() == Phase::Settling)) {
             return Judgement::Remove;
         }
-        let service = self.services.entry(key.service).or_default();
+        let service = self.services.entry(key.service.into()).or_default();
         match table {
             Table::HalfOpen => service.half_open += 1,
             Table::Established => service.established += 1,
@@ -331,7 +336,7 @@ impl Census {
         now: Tick,
     ) -> Judgement {
         let (_, removal) = removal(record, now);
-        let Some(placed) = layout.pools.get(&key.service) else {
+        let Some(placed) = layout.pools.get(&key.service.into()) else {
             return removal;
         };
         if !track::live(record, now, placed.descriptor.persistence) {

@@ -315,6 +315,8 @@ pub struct Layout {
     pub generation: u64,
     /// Bits of [`lb_common::tables::feature`].
     pub features: u32,
+    /// What packets to unknown ports of VIPs get, one of [`lb_common::tables::refusal`].
+    pub unknown_port: u8,
     /// UDP port that backends take packets of mode `gue` at; 0: none has been set.
     pub gue_port: u16,
     /// What the maps were made with.
@@ -377,6 +379,7 @@ impl Layout {
         Self {
             generation: 0,
             features: 0,
+            unknown_port: 0,
             gue_port: 0,
             control,
             capacity,
@@ -426,6 +429,7 @@ impl Layout {
         layout.control = tables.control;
         layout.generation = tables.control.generation;
         layout.features = tables.control.features;
+        layout.unknown_port = tables.control.unknown_port;
         layout.gue_port = u16::from_be(tables.control.gue_port);
         layout.owned.clone_from(&tables.owned);
         layout.ways_back.clone_from(&tables.ways_back);

@@ -54,7 +54,7 @@ pub fn flows(
     let is_flow = |key: &FlowKey| key.kind == flow_kind::FLOW;
     for table in [Table::HalfOpen, Table::Established] {
         tables.scan(table, &mut |key, record| {
-            let found = by_index.get(&key.service).filter(|_| is_flow(key));
+            let found = by_index.get(&key.service.into()).filter(|_| is_flow(key));
             let Some(&(service, placed)) = found else {
                 return;
             };
@@ -118,7 +118,7 @@ pub fn clients(
     for table in [Table::HalfOpen, Table::Established] {
         tables.scan(table, &mut |key, record| {
             let is_client = key.kind == flow_kind::CLIENT;
-            let found = layout.pools.get(&key.service).filter(|_| is_client);
+            let found = layout.pools.get(&key.service.into()).filter(|_| is_client);
             let Some(placed) = found else {
                 return;
             };

@@ -41,7 +41,7 @@ use self::{
 use crate::{
     config::Tunnel,
     dataplane::{Capacity, Operation},
-    model::{Mode, Service, ServiceId, State},
+    model::{Mode, Service, ServiceId, State, Unserved},
     neighbours::NextHop,
 };
 
@@ -58,6 +58,8 @@ pub struct Inputs<'a> {
     pub own_addresses: &'a BTreeSet<IpAddr>,
     /// Where encapsulated packets come from.
     pub tunnel: Tunnel,
+    /// What packets get to ports of VIPs that no service has.
+    pub unknown_port: Unserved,
     /// The time.
     pub now: Tick,
     /// What a sweep of the flow tables has just found.
@@ -223,6 +225,7 @@ pub fn plan(layout: &Layout, inputs: &Inputs<'_>) -> Result<Plan, PlanError> {
     draft.set_ways_back(inputs.state)?;
     draft.set_servers(inputs.state)?;
     draft.set_owned(inputs)?;
+    draft.set_features(inputs.state, inputs.unknown_port);
     draft.set_gue_port(inputs.tunnel.gue_port);
     draft.before.extend(members);
     Ok(draft.finish(inputs.now))
@@ -294,7 +297,8 @@ impl Draft {
             }
         }
         for (key, back, address, other) in left {
-            if wanted.insert(key, back).is_some_and(|taken| taken != back) {
+            let taken = wanted.insert(key, back).is_some_and(|taken| taken != back);
+            if taken || is_confused(&wanted, key, back) {
                 return Err(PlanError::Leaving { address, other });
             }
         }
@@ -324,18 +328,35 @@ impl Draft {
         {
             self.after.push(Operation::ForgetWayBack(key));
         }
-        let features = if wanted.is_empty() { 0 } else { feature::NAT };
-        if features != self.layout.features {
-            let list = if features == 0 {
-                &mut self.after
-            } else {
-                &mut self.before
-            };
-            list.push(Operation::Features(features));
-        }
-        self.layout.features = features;
         self.layout.ways_back = wanted;
         Ok(())
+    }
+
+    /// What of the program is used: from before the first packet that needs it until after the last.
+    fn set_features(&mut self, state: &State, unknown_port: Unserved) {
+        let number = unknown_port.number();
+        if self.layout.unknown_port != number {
+            self.before.push(Operation::UnknownPort(number));
+            self.layout.unknown_port = number;
+        }
+        let mut wanted = 0;
+        if !self.layout.ways_back.is_empty() {
+            wanted |= feature::NAT;
+        }
+        if state.services().any(|service| service.id.has_every_port()) {
+            wanted |= feature::ALL_PORTS;
+        }
+        if unknown_port != Unserved::Pass {
+            wanted |= feature::UNKNOWN_PORTS;
+        }
+        let both = self.layout.features | wanted;
+        if both != self.layout.features {
+            self.before.push(Operation::Features(both));
+        }
+        if wanted != both {
+            self.after.push(Operation::Features(wanted));
+        }
+        self.layout.features = wanted;
     }
 
     /// Before the first packet goes there.
@@ -432,6 +453,32 @@ impl Draft {
             moves: self.moves,
         }
     }
+}
+
+/// Whether answers from an endpoint could be those that another way back is for, since one of the two has
+/// every port of the backend.
+fn is_confused(ways: &BTreeMap<Endpoint, WayBack>, key: Endpoint, back: WayBack) -> bool {
+    let at = |port| Endpoint { port, ..key };
+    let same = |(other, their): (&Endpoint, &WayBack)| {
+        let single = if key.port == 0 {
+            (other, their)
+        } else {
+            (&key, &back)
+        };
+        other.protocol != key.protocol
+            || (other.port == 0) == (key.port == 0)
+            || (their.address == back.address && single.0.port == single.1.port)
+    };
+    // Protocols come last in the order of endpoints.
+    let last = Endpoint {
+        protocol: u8::MAX,
+        ..at(u16::MAX)
+    };
+    let first = Endpoint {
+        protocol: 0,
+        ..at(0)
+    };
+    !ways.range(first..=last).all(same)
 }
 
 /// Whether a table holds what is wanted beside what was there before, which stays until the grace period:

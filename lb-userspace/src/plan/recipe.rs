@@ -47,7 +47,8 @@ impl Settings {
             flags: flag(counted, service_flag::COUNTED)
                 | flag(always, service_flag::ALWAYS)
                 | flag(by_source, service_flag::BY_SOURCE)
-                | flag(service.group.is_some(), service_flag::KEEPS_PORT)
+                | flag(service.keeps_port(), service_flag::KEEPS_PORT)
+                | u16::from(service.no_backend.number()) << service_flag::REFUSAL_SHIFT
                 | u16::from(128 - service.client_bits()) << service_flag::CLIENT_SHIFT,
             moving_time: ticks(service.moving_time()),
             quic: service.quic.map_or(0, |quic| quic.lengths().0),

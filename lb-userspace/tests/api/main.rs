@@ -73,6 +73,8 @@ async fn status_tells_instance_interfaces_tally_and_drops() {
             "half_open": {"entries": 65_536, "capacity": 65_536},
         },
         "drops": {"malformed": 0, "no_backend": 3},
+        "answers": {"limited": 0, "reset": 2},
+        "unknown_port": "reset",
     });
     assert_eq!((status, body), (200, expected));
 }
@@ -91,6 +93,7 @@ async fn a_service_is_told_with_its_health_and_backends() {
         "on_down": "keep",
         "moving_time_ms": 900_000,
         "dead_after_ms": 60_000,
+        "no_backend": "drop",
         "quic": null,
         "persistence_ms": 0,
         "persistence_prefix": null,
@@ -189,7 +192,7 @@ async fn one_patch_changes_several_settings_of_a_service_and_answers_them() {
     let path = "/v1/services/10.0.0.1:80%2Ftcp";
     let settings = json!({
         "ring_size": 251, "scheduler": "power-of-two-choices", "flow_state": "always",
-        "on_down": "resteer", "moving_time_ms": 5000, "dead_after_ms": 0,
+        "on_down": "resteer", "moving_time_ms": 5000, "dead_after_ms": 0, "no_backend": "unreachable",
         "persistence_ms": 300_000, "persistence_prefix": 24,
     });
     let (status, body) = ask(&agent, "PATCH", path, settings.to_string()).await;
@@ -215,7 +218,7 @@ async fn a_service_is_created_with_all_its_settings() {
     let new = json!({
         "id": "10.0.0.2:80/tcp", "mode": "nat", "ring_size": 251, "scheduler": "round-robin",
         "flow_state": "always", "on_down": "resteer", "moving_time_ms": 5000,
-        "dead_after_ms": 7000, "persistence_ms": 90_000, "persistence_prefix": 31,
+        "dead_after_ms": 7000, "no_backend": "pass", "persistence_ms": 90_000, "persistence_prefix": 31,
         "backends": [{"address": "10.2.0.2:80", "max_connections": 12}],
     });
     let (status, body) = ask(&agent, "POST", "/v1/services", new.to_string()).await;
@@ -231,6 +234,7 @@ flow_state = "always"
 on_down = "resteer"
 moving_time = "5s"
 dead_after = "7s"
+no_backend = "pass"
 persistence = "90s"
 persistence_prefix = 31
 backend = [{ address = "10.2.0.2:80", max_connections = 12 }]
@@ -412,6 +416,7 @@ async fn the_client_speaks_every_route() {
         on_down: None,
         moving_time_ms: None,
         dead_after_ms: None,
+        no_backend: None,
         quic: None,
         persistence_ms: None,
         persistence_prefix: None,

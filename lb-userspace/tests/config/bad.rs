@@ -88,6 +88,12 @@ const BAD_FILES: &[Bad] = &[
         "tunnel.source",
         "did you mean `source_v",
     ),
+    (
+        "unknown_port = \"close\"",
+        1,
+        "unknown_port",
+        "`close` is not what unknown_port can be: use \"drop\", \"reset\", \"unreachable\" or \"pass\"",
+    ),
     ("[tunnel]\ngue_port = 0", 2, "tunnel.gue_port", "1 to 65535"),
     (
         "[tunnel]\nsource_v4 = \"10.255.0.1/16\"",
@@ -250,6 +256,12 @@ const BAD_SERVICES: &[Bad] = &[
         4,
         "service[0].on_down",
         "`drop` is not what on_down can be: use \"keep\" or \"resteer\"",
+    ),
+    (
+        "no_backend = \"rst\"",
+        4,
+        "service[0].no_backend",
+        "`rst` is not what no_backend can be: use \"drop\", \"reset\", \"unreachable\" or \"pass\"",
     ),
     (
         "on_dwon = \"keep\"",

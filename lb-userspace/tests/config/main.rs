@@ -11,7 +11,7 @@ use lb_userspace::{
     config::{self, Config, ConfigError, Limits},
     model::{
         Admin, DEAD_AFTER, Failback, FlowState, Health, Http, Mode, OnDown, Probe, Quic, Scheduler,
-        State,
+        State, Unserved,
     },
 };
 
@@ -19,6 +19,7 @@ const GOOD: &str = r#"
 name = "edge-1"
 interfaces = ["eth0", "eth1"]
 metrics = "127.0.0.1:9150"
+unknown_port = "unreachable"
 
 [tunnel]
 source_v4 = "10.255.0.0/16"
@@ -40,6 +41,7 @@ flow_state = "always"
 on_down = "resteer"
 moving_time = "10m"
 dead_after = "0s"
+no_backend = "reset"
 persistence = "5m"
 persistence_prefix = 24
 spill_below = 50
@@ -79,6 +81,7 @@ fn every_key_of_the_format_is_read() {
     assert_eq!(config.name.as_deref(), Some("edge-1"));
     assert_eq!(config.interfaces, ["eth0", "eth1"]);
     assert_eq!(config.metrics, Some("127.0.0.1:9150".parse().unwrap()));
+    assert_eq!(config.unknown_port, Some(Unserved::Unreachable));
     assert_eq!(config.tunnel.source_v4, Some(([10, 255, 0, 0].into(), 16)));
     assert_eq!(
         config.tunnel.source_v6,
@@ -110,6 +113,7 @@ fn every_key_of_the_format_is_read() {
         (first.moving_time, first.dead_after),
         (Some(Duration::from_secs(600)), Duration::ZERO)
     );
+    assert_eq!(first.no_backend, Unserved::Reset);
     assert_eq!(
         (first.persistence, first.persistence_prefix),
         (Duration::from_secs(300), Some(24))

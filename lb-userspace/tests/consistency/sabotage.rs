@@ -15,7 +15,7 @@ use lb_common::{
         WayBack, flow_kind,
     },
     track::Question,
-    verdict::DropReason,
+    verdict::{Answer, DropReason},
 };
 
 use crate::tally::Tally;
@@ -201,8 +201,8 @@ impl Tables for Bent<'_> {
         self.tables.way_back(key)
     }
 
-    fn may_answer_echo(&self) -> bool {
-        self.tables.may_answer_echo()
+    fn may_answer(&self, answer: Answer) -> bool {
+        self.tables.may_answer(answer)
     }
 
     fn server(&self, key: &ServerKey) -> Option<Server> {
@@ -228,6 +228,10 @@ impl Tables for Bent<'_> {
 
     fn count_drop(&self, reason: DropReason) {
         self.tables.count_drop(reason);
+    }
+
+    fn count_answer(&self, answer: Answer) {
+        self.tables.count_answer(answer);
     }
 
     fn now(&self) -> Tick {

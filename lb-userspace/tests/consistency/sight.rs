@@ -52,7 +52,8 @@ impl<'t> Sight<'t> {
             source,
             port,
             kind: flow_kind::FLOW,
-            service,
+            service: service as u16,
+            to: 0,
         };
         let flows = tables.flows.borrow();
         Some(Self {

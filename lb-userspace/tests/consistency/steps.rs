@@ -401,7 +401,7 @@ impl Simulation {
                         let slot = census::slot_of(flow, (id, placed), key);
                         let owner =
                             slot.is_some_and(|(_, s)| s.owner() == u32::from(record.member));
-                        flow.service != index || !owner
+                        u32::from(flow.service) != index || !owner
                     });
                 }
             }

@@ -104,6 +104,10 @@ async fn bad_arguments_exit_with_2_and_one_line() {
             "[possible values: keep, resteer]",
         ),
         (
+            "service set 10.0.0.1:80/tcp --no-backend refuse",
+            "[possible values: drop, reset, unreachable, pass]",
+        ),
+        (
             "service set 10.0.0.1:80/tcp --moving-time 5",
             "such as 500ms, 2s or 1m",
         ),

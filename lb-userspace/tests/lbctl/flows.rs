@@ -1,6 +1,6 @@
 //! Settings of a running service, recorded flows, and backends that leave.
 
-use lb_userspace::model::{FlowState, OnDown, Scheduler, Service};
+use lb_userspace::model::{FlowState, OnDown, Scheduler, Service, Unserved};
 use serde_json::json;
 
 use crate::{WEB, succeed, succeed_json, support::FakeAgent, web};
@@ -22,6 +22,9 @@ async fn each_setting_of_a_service_is_changed_alone() {
         }),
         ("--dead-after 0s", |s| {
             s.dead_after = std::time::Duration::ZERO;
+        }),
+        ("--no-backend unreachable", |s| {
+            s.no_backend = Unserved::Unreachable;
         }),
         ("--persistence 5m", |s| {
             s.persistence = std::time::Duration::from_secs(300);

@@ -79,13 +79,15 @@ fn web(agent: &FakeAgent) -> Service {
 async fn status_is_shown_as_fields() {
     let agent = FakeAgent::start(WEB);
     let expected = format!(
-        "instance     default (lbd {})\n\
-         interfaces   eth0 (native)\n\
-         services     2\n\
-         backends     1 up, 1 down\n\
-         flow tables  established 1200 of 262144 (0.5%), half-open 65536 of 65536 (100.0%)\n\
-         generation   7\n\
-         drops        no_backend 3\n",
+        "instance      default (lbd {})\n\
+         interfaces    eth0 (native)\n\
+         services      2\n\
+         backends      1 up, 1 down\n\
+         flow tables   established 1200 of 262144 (0.5%), half-open 65536 of 65536 (100.0%)\n\
+         generation    7\n\
+         unknown port  reset\n\
+         drops         no_backend 3\n\
+         answers       reset 2\n",
         env!("CARGO_PKG_VERSION")
     );
     assert_eq!(succeed(&agent, "status").await, expected);
@@ -124,6 +126,7 @@ moving time  15m
 persistence  none
 on down      keep
 dead after   1m
+no backend   drop
 check        http:8080 /health every 1000 ms, timeout 500 ms, rise 2, fall 3
 traffic      2468 packets, 113578 bytes, 24 flows
 
@@ -178,7 +181,7 @@ async fn a_service_is_added_with_all_its_options() {
         "service add 10.0.0.1:80/tcp --mode nat --ring-size 251 --health http --health-path /ok \
          --health-host web --health-port 8080 --interval 2s --timeout 250ms --rise 4 --fall 5 \
          --scheduler round-robin --flow-state always --on-down resteer --moving-time 5m \
-         --dead-after 10s --backend 10.1.0.2:80 --backend 10.1.0.3:80,weight=7 \
+         --dead-after 10s --no-backend reset --backend 10.1.0.2:80 --backend 10.1.0.3:80,weight=7 \
          --backend 10.1.0.4:80,max-connections=5 --backend 10.1.0.5:80,max-connections=6,weight=8",
     );
     assert_eq!(
@@ -196,6 +199,7 @@ flow_state = "always"
 on_down = "resteer"
 moving_time = "5m"
 dead_after = "10s"
+no_backend = "reset"
 health = { type = "http", path = "/ok", host = "web", port = 8080, interval = "2s", timeout = "250ms", rise = 4, fall = 5 }
 backend = [{ address = "10.1.0.2:80" }, { address = "10.1.0.3:80", weight = 7 }, { address = "10.1.0.4:80", max_connections = 5 }, { address = "10.1.0.5:80", weight = 8, max_connections = 6 }]
 "#,

@@ -17,7 +17,7 @@ use lb_userspace::{
         Target,
         reply::{Asked, Wants},
     },
-    model::{Admin, Backend, Change, ModelError, Service, State},
+    model::{Admin, Backend, Change, ModelError, Service, State, Unserved},
     snapshot::{
         BackendState, BackendStatus, CheckStatus, ClientList, ClientRecord, Condition, DrainStatus,
         FlowFilter, FlowList, FlowRecord, FlowStatus, Happened, InterfaceStatus, Passed,
@@ -200,6 +200,8 @@ fn snapshot(state: &State) -> Snapshot {
         },
         events: 9,
         drops: vec![("no_backend", 3), ("malformed", 0)],
+        answers: vec![("reset", 2), ("limited", 0)],
+        unknown_port: Unserved::Reset,
     }
 }
 

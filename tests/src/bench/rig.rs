@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use anyhow::{Context as _, Result, ensure};
+use lb_common::verdict::FIRST_ANSWER;
 use lb_userspace::{
     dataplane::{Capacity, Dataplane as _, bpf::LoadOptions},
     model::ServiceId,
@@ -140,7 +141,7 @@ impl Rig {
     pub fn counts(&self) -> Result<Counts> {
         let maps = self.balancer.core.dataplane();
         let mut counts = Counts {
-            drops: maps.drops()?.iter().sum(),
+            drops: maps.drops()?.iter().take(FIRST_ANSWER as usize).sum(),
             ..Counts::default()
         };
         for (_, index, _) in self.balancer.core.layout().services() {

@@ -105,6 +105,7 @@ pub(super) mod tests {
             "id": id, "mode": "nat", "ring_size": 251, "health": {"type": "http"},
             "scheduler": "maglev", "flow_state": "auto", "on_down": "keep",
             "moving_time_ms": 900_000, "dead_after_ms": 60_000,
+            "no_backend": "drop",
             "flows": {
                 "steady": 251, "moving": 0, "settling": 0,
                 "passed": {"moving": 0, "settling": 0, "steady": 0},

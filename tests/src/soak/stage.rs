@@ -113,6 +113,7 @@ fn configuration(pools: &Pools, flow_state: FlowState, flows: Option<u32>) -> Co
         services,
         limits,
         heartbeat_port: None,
+        unknown_port: None,
     }
 }
 

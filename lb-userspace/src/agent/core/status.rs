@@ -7,7 +7,7 @@ use std::{
 
 use lb_common::{
     tables::{Counters, FlowCounters, service_flag},
-    verdict::DropReason,
+    verdict::{Answer, DropReason, FIRST_ANSWER},
 };
 
 use super::Core;
@@ -22,16 +22,15 @@ use crate::{
 impl<D: Dataplane> Core<D> {
     /// The agent at this moment.
     pub fn snapshot(&self) -> Snapshot {
-        let drops = self.dataplane.drops().unwrap_or_else(|error| {
+        let counts = self.dataplane.drops().unwrap_or_else(|error| {
             tracing::error!(%error, "no drop counters");
             Vec::new()
         });
-        let drops = DropReason::ALL.iter().map(|&reason| {
-            (
-                reason.name(),
-                drops.get(reason as usize).copied().unwrap_or(0),
-            )
-        });
+        let count = |number: u32| counts.get(number as usize).copied().unwrap_or(0);
+        let reasons = DropReason::ALL.iter();
+        let drops = reasons.map(|&reason| (reason.name(), count(reason as u32)));
+        let answers = Answer::ALL.iter();
+        let answers = answers.map(|&kind| (kind.name(), count(FIRST_ANSWER + kind as u32)));
         Snapshot {
             instance: self.instance.clone(),
             generation: self.layout.generation,
@@ -51,6 +50,8 @@ impl<D: Dataplane> Core<D> {
             },
             events: self.chronicle.events(),
             drops: drops.collect(),
+            answers: answers.collect(),
+            unknown_port: self.unknown_port,
         }
     }
 

@@ -35,7 +35,7 @@ impl<D: Dataplane> Core<D> {
                     target,
                     TargetConfig {
                         health: Arc::clone(&health),
-                        alone: ports.len() == 1,
+                        alone: ports.len() == 1 && !service.id.has_every_port(),
                         initial,
                     },
                 );

@@ -12,7 +12,7 @@ use crate::{
     health::reply::{self, Wants},
     model::{
         Admin, Check, Combine, Failback, FlowState, Mode, OnDown, Quic, Scheduler, ServerId,
-        ServiceId,
+        ServiceId, Unserved,
     },
     snapshot,
 };
@@ -37,8 +37,13 @@ pub struct Status {
     pub worst: Worst,
     /// How full the flow tables are.
     pub flow_tables: FlowTables,
-    /// Packets dropped, by reason.
+    /// Packets to VIPs that were not forwarded, by reason.
     pub drops: BTreeMap<String, u64>,
+    /// Answers in VIPs' names, by kind: `echo`, `reset`, `unreachable`; and how often there was none,
+    /// where it would have been wrong (`withheld`) or one too many (`limited`).
+    pub answers: BTreeMap<String, u64>,
+    /// What packets get to ports of VIPs that no service has.
+    pub unknown_port: Unserved,
 }
 
 /// An interface the program is attached to.
@@ -85,6 +90,8 @@ pub struct Service {
     pub moving_time_ms: u64,
     /// How long a backend is down before it counts as dead.
     pub dead_after_ms: u64,
+    /// What its packets get while no backend may take them.
+    pub no_backend: Unserved,
     /// How its connection ids are laid out; `null` where it is not QUIC.
     pub quic: Option<Quic>,
     /// How long a client's new flows go where its last new flow went; 0: not at all.
@@ -344,6 +351,7 @@ impl From<&snapshot::Snapshot> for Status {
             mode: i.mode.to_owned(),
         };
         let drops = snapshot.drops.iter();
+        let named = |(name, count): &(&str, u64)| ((*name).to_owned(), *count);
         Self {
             instance: snapshot.instance.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -356,9 +364,9 @@ impl From<&snapshot::Snapshot> for Status {
                 established: snapshot.established.into(),
                 half_open: snapshot.half_open.into(),
             },
-            drops: drops
-                .map(|(reason, count)| ((*reason).to_owned(), *count))
-                .collect(),
+            drops: drops.map(named).collect(),
+            answers: snapshot.answers.iter().map(named).collect(),
+            unknown_port: snapshot.unknown_port,
         }
     }
 }
@@ -380,6 +388,7 @@ impl From<&snapshot::ServiceStatus> for Service {
             on_down: service.on_down(),
             moving_time_ms: millis(service.moving_time()),
             dead_after_ms: millis(service.dead_after),
+            no_backend: service.no_backend,
             quic: service.quic,
             persistence_ms: millis(service.persistence),
             persistence_prefix: service.persistence_prefix,

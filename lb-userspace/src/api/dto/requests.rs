@@ -6,7 +6,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::model::{
     self, Admin, Check, Combine, Failback, FlowState, Health, Mode, ModelError, OnDown, Quic,
-    Scheduler, ServerId, ServiceId, Settings,
+    Scheduler, ServerId, ServiceId, Settings, Unserved,
 };
 
 /// A service to add.
@@ -41,6 +41,9 @@ pub struct NewService {
     /// How long a backend is down before it counts as dead; a minute where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dead_after_ms: Option<u64>,
+    /// What its packets get while no backend may take them; `drop` where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub no_backend: Option<Unserved>,
     /// How its connection ids are laid out, where it is QUIC.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quic: Option<Quic>,
@@ -162,6 +165,9 @@ pub struct EditService {
     /// How long a backend is down before it counts as dead.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dead_after_ms: Option<u64>,
+    /// What its packets get while no backend may take them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub no_backend: Option<Unserved>,
     /// How long a client's new flows go where its last new flow went; 0: not at all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub persistence_ms: Option<u64>,
@@ -185,6 +191,7 @@ impl From<EditService> for Settings {
             on_down: edit.on_down,
             moving_time: edit.moving_time_ms.map(Duration::from_millis),
             dead_after: edit.dead_after_ms.map(Duration::from_millis),
+            no_backend: edit.no_backend,
             persistence: edit.persistence_ms.map(Duration::from_millis),
             persistence_prefix: edit.persistence_prefix,
             spill_below: edit.spill_below,
@@ -219,6 +226,7 @@ impl NewService {
             on_down: self.on_down,
             moving_time_ms: self.moving_time_ms,
             dead_after_ms: self.dead_after_ms,
+            no_backend: self.no_backend,
             persistence_ms: self.persistence_ms,
             persistence_prefix: self.persistence_prefix,
             spill_below: self.spill_below,

@@ -10,7 +10,7 @@ use lb_userspace::{
     config, duration, instance,
     model::{
         self, Admin, Check, Combine, Failback, FlowState, MAX_TIER, MAX_WEIGHT, Mode, ModelError,
-        OnDown, Scheduler, ServerId, ServiceId,
+        OnDown, Scheduler, ServerId, ServiceId, Unserved,
     },
 };
 
@@ -193,13 +193,14 @@ pub struct SetService {
 }
 
 /// The fields of [`SettingsArgs`].
-const SETTINGS: [&str; 10] = [
+const SETTINGS: [&str; 11] = [
     "scheduler",
     "ring_size",
     "flow_state",
     "on_down",
     "moving_time",
     "dead_after",
+    "no_backend",
     "persistence",
     "persistence_prefix",
     "spill_below",
@@ -228,6 +229,9 @@ pub struct SettingsArgs {
     /// How long a backend is down before it counts as dead [default: 1m]
     #[arg(long, value_name = "TIME", value_parser = parse_millis)]
     pub dead_after: Option<u64>,
+    /// What packets get while no backend may take them [default: drop]
+    #[arg(long, value_enum)]
+    pub no_backend: Option<Unserved>,
     /// How long a client's new flows go where its last new flow went; 0s: not at all [default: 0s]
     #[arg(long, value_name = "TIME", value_parser = parse_millis)]
     pub persistence: Option<u64>,

@@ -90,6 +90,7 @@ fn new_service(args: &AddService) -> Result<NewService, Failure> {
         on_down: settings.on_down,
         moving_time_ms: settings.moving_time_ms,
         dead_after_ms: settings.dead_after_ms,
+        no_backend: settings.no_backend,
         quic: args.quic.map(quic),
         persistence_ms: settings.persistence_ms,
         persistence_prefix: settings.persistence_prefix,
@@ -157,6 +158,7 @@ fn edit(args: SettingsArgs) -> EditService {
         on_down,
         moving_time,
         dead_after,
+        no_backend,
         persistence,
         persistence_prefix,
         spill_below,
@@ -169,6 +171,7 @@ fn edit(args: SettingsArgs) -> EditService {
         on_down,
         moving_time_ms: moving_time,
         dead_after_ms: dead_after,
+        no_backend,
         persistence_ms: persistence,
         persistence_prefix,
         spill_below,
@@ -229,6 +232,7 @@ fn show(service: &Service) -> String {
         ("persistence", persistence(service)),
         ("on down", name_of(service.on_down)),
         ("dead after", output::millis(service.dead_after_ms)),
+        ("no backend", name_of(service.no_backend)),
     ];
     if !service.tiers.is_empty() {
         let failback = service.failback;

@@ -1,8 +1,13 @@
 //! `lbctl status`.
 
-use lb_userspace::api::{
-    client::Client,
-    dto::{Of, Status, TableUse, Worst},
+use std::collections::BTreeMap;
+
+use lb_userspace::{
+    api::{
+        client::Client,
+        dto::{Of, Status, TableUse, Worst},
+    },
+    model::name_of,
 };
 
 use crate::{args::Output, failure::Failure, output};
@@ -26,10 +31,6 @@ fn describe(status: &Status) -> String {
     if tally.starting > 0 {
         backends += &format!(", {} not checked yet", tally.starting);
     }
-    let drops = status.drops.iter().filter(|(_, count)| **count > 0);
-    let drops: Vec<_> = drops
-        .map(|(reason, count)| format!("{reason} {count}"))
-        .collect();
     let mut fields = vec![
         (
             "instance",
@@ -46,7 +47,9 @@ fn describe(status: &Status) -> String {
     fields.extend([
         ("flow tables", flow_tables(status)),
         ("generation", status.generation.to_string()),
-        ("drops", or_none(&drops)),
+        ("unknown port", name_of(status.unknown_port)),
+        ("drops", counts(&status.drops)),
+        ("answers", counts(&status.answers)),
     ]);
     output::fields(&fields)
 }
@@ -89,6 +92,15 @@ fn flow_tables(status: &Status) -> String {
     };
     let (established, half_open) = (part(&tables.established), part(&tables.half_open));
     format!("established {established}, half-open {half_open}")
+}
+
+/// Those that are not zero.
+fn counts(counts: &BTreeMap<String, u64>) -> String {
+    let counts = counts.iter().filter(|(_, count)| **count > 0);
+    let counts: Vec<_> = counts
+        .map(|(name, count)| format!("{name} {count}"))
+        .collect();
+    or_none(&counts)
 }
 
 fn or_none(items: &[String]) -> String {

@@ -15,7 +15,7 @@ use lb_userspace::{
     },
     health::{Checker, probes_in_flight},
     instance,
-    model::{Change, Service},
+    model::{Change, Service, UNKNOWN_PORT},
     neighbours::Resolver,
     store,
 };
@@ -197,7 +197,8 @@ fn load(arguments: &Run, config: &Config, name: &str, pins: Pins) -> Result<(Pro
             "the pinned maps keep their size; `lbd detach` first to change [limits]"
         );
     }
-    let core = Core::new(name.to_owned(), config.tunnel, maps)?;
+    let mut core = Core::new(name.to_owned(), config.tunnel, maps)?;
+    core.refuse_unknown_ports(config.unknown_port.unwrap_or(UNKNOWN_PORT));
     Ok((program, core))
 }
 

@@ -178,6 +178,17 @@ impl Mapped<Control> {
         Ok(())
     }
 
+    /// Stores what packets to unknown ports get, in one go.
+    ///
+    /// # Errors
+    /// Never, for a map with its one element.
+    pub fn store_unknown_port(&mut self, refusal: u8) -> Result<(), DataplaneError> {
+        let control = self.at(0)?;
+        // SAFETY: as above.
+        unsafe { (&raw mut (*control).unknown_port).write_volatile(refusal) };
+        Ok(())
+    }
+
     /// Stores the port of `gue` tunnels, in network order, in one go.
     ///
     /// # Errors

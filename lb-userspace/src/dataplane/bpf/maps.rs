@@ -203,6 +203,7 @@ impl Maps {
                 remove(&mut self.owned, key, "an own address")
             }
             Operation::Features(features) => self.control.store_features(*features),
+            Operation::UnknownPort(refusal) => self.control.store_unknown_port(*refusal),
             Operation::GuePort(port) => self.control.store_gue_port(port.to_be()),
             Operation::ZeroService(index) => {
                 zero(&mut self.flow_counters, *index)?;

@@ -17,10 +17,11 @@ use std::{
     collections::BTreeSet,
     fs,
     io::{self, Read as _},
+    iter,
 };
 
 use aya::{Ebpf, EbpfLoader, maps::ProgramArray, programs::Xdp};
-use lb_common::tables::{HASH_KEY_WORDS, TAIL_UNUSUAL};
+use lb_common::tables::{HASH_KEY_WORDS, TAIL_REFUSED, TAIL_UNUSUAL};
 
 use self::links::Links;
 pub use self::{
@@ -36,8 +37,8 @@ pub static LB_OBJECT: &[u8] = aya::include_bytes_aligned!(env!("LB_OBJECT"));
 
 /// The program on the interface.
 const ENTRY: &str = "lb";
-/// The one that it goes on with for frames that take longer.
-const UNUSUAL: &str = "unusual";
+/// Those that it goes on with, and the numbers that it knows them by.
+const OTHERS: [(&str, u32); 2] = [("unusual", TAIL_UNUSUAL), ("refused", TAIL_REFUSED)];
 
 /// A loaded program, and its maps.
 #[derive(Debug)]
@@ -101,7 +102,7 @@ impl Program {
             ebpf,
             pins: options.pins.clone(),
         };
-        for name in [ENTRY, UNUSUAL] {
+        for name in iter::once(ENTRY).chain(OTHERS.map(|(name, _)| name)) {
             let loaded = program.named(name)?.load();
             loaded.map_err(|error| {
                 DataplaneError::new(format!("loading the XDP program {name}"), &chain(&error))
@@ -141,14 +142,16 @@ impl Program {
         let failed = |error: &dyn std::error::Error| {
             DataplaneError::new("joining the XDP programs", &chain(error))
         };
-        let unusual = self.named(UNUSUAL)?.fd().map_err(|error| failed(&error))?;
-        let unusual = unusual.try_clone().map_err(|error| failed(&error))?;
-        let map = self.ebpf.map_mut("TAILS");
-        let map = map.ok_or_else(|| DataplaneError::new("looking for map TAILS", &"none"))?;
-        let mut tails = ProgramArray::try_from(map).map_err(|error| failed(&error))?;
-        tails
-            .set(TAIL_UNUSUAL, &unusual, 0)
-            .map_err(|error| failed(&error))
+        for (name, number) in OTHERS {
+            let program = self.named(name)?.fd().map_err(|error| failed(&error))?;
+            let program = program.try_clone().map_err(|error| failed(&error))?;
+            let map = self.ebpf.map_mut("TAILS");
+            let map = map.ok_or_else(|| DataplaneError::new("looking for map TAILS", &"none"))?;
+            let mut tails = ProgramArray::try_from(map).map_err(|error| failed(&error))?;
+            let set = tails.set(number, &program, 0);
+            set.map_err(|error| failed(&error))?;
+        }
+        Ok(())
     }
 
     /// The loaded object, for its log.

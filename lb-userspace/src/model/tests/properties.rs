@@ -77,11 +77,13 @@ fn any_settings() -> impl Strategy<Value = Settings> + Clone {
     let scheduler = proptest::sample::select(Scheduler::value_variants());
     let flow_state = proptest::sample::select(FlowState::value_variants());
     let on_down = proptest::sample::select(OnDown::value_variants());
+    let no_backend = proptest::sample::select(Unserved::value_variants());
     (
         proptest::option::of(prop_oneof![Just(251), Just(1_021), Just(1_000)]),
         proptest::option::of(scheduler),
         proptest::option::of(flow_state),
         proptest::option::of(on_down),
+        proptest::option::of(no_backend),
         time(),
         time(),
         time(),
@@ -95,6 +97,7 @@ fn any_settings() -> impl Strategy<Value = Settings> + Clone {
                 scheduler,
                 flow_state,
                 on_down,
+                no_backend,
                 moving_time,
                 dead_after,
                 persistence,
@@ -106,6 +109,7 @@ fn any_settings() -> impl Strategy<Value = Settings> + Clone {
                 scheduler,
                 flow_state,
                 on_down,
+                no_backend,
                 moving_time,
                 dead_after,
                 persistence,

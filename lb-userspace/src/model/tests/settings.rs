@@ -68,6 +68,7 @@ fn a_setting_is_written_alike_everywhere() {
     check::<Scheduler>();
     check::<FlowState>();
     check::<OnDown>();
+    check::<Unserved>();
     check::<Admin>();
 }
 
@@ -112,6 +113,10 @@ fn each_setting_is_changed_alone_and_the_rest_stays() {
         (
             |s| s.dead_after = Some(MILLISECOND),
             |s| s.dead_after = MILLISECOND,
+        ),
+        (
+            |s| s.no_backend = Some(Unserved::Pass),
+            |s| s.no_backend = Unserved::Pass,
         ),
         (
             |s| s.persistence = Some(MILLISECOND),

@@ -1,0 +1,410 @@
+//! Packets to a VIP that nobody takes: of a service while no backend may take them, or to a port, or of a
+//! protocol, that no service has. As it was asked for, they are dropped, left to the kernel, or answered in
+//! the VIP's name, by a TCP reset (RFC 9293 §3.10.7.1) or an ICMP error (RFC 792, RFC 4443).
+//!
+//! A port that no service has is *unreachable*, as it is of any host. A service without a backend is not:
+//! its VIP is *the host* that cannot be reached for now, which by RFC 1122 §3.2.2.1 and §4.2.3.9 is no more
+//! than a hint, so that established connections outlive it, while new ones fail at once.
+//!
+//! Never answered is what RFC 1122 §3.2.2 and RFC 4443 §2.4(e) exempt, nor a reset, nor more than
+//! [`crate::budget`] has. The frame alone says what is refused and why: this is called for what
+//! [`crate::pipeline::usual`] left, and chooses no backend.
+
+use network_types::{
+    eth::EthHdr,
+    ip::{Ipv4Hdr, Ipv6Hdr},
+    tcp::TcpHdr,
+};
+
+use crate::{
+    checksum::Sum,
+    flow::{self, Family, Flow, Stop},
+    forward,
+    packet::Packet,
+    steer,
+    tables::{Address, Tables, owned, refusal},
+    verdict::{Answer, DropReason, Verdict},
+    wire::{self, Byte, Check, IcmpHdr, Word, protocol},
+};
+
+/// The longest ICMP error in bytes: what every host can take (RFC 1812 §4.3.2.3).
+const LONGEST_V4: usize = 576;
+/// The longest ICMPv6 error in bytes: the least MTU (RFC 4443 §2.4(c)).
+const LONGEST_V6: usize = 1_280;
+/// Words of the longest quotation.
+const QUOTED_WORDS: usize = (LONGEST_V6 - wire::IPV6 - wire::ICMP) / 4;
+
+/// Whether an address, by its bits of [`owned`], is a VIP and none of this host's own: what comes to one of
+/// those, at a port that no service has, is the host's.
+#[inline(always)]
+pub const fn is_vip_alone(bits: u32) -> bool {
+    bits & (owned::VIP | owned::LOCAL) == owned::VIP
+}
+
+/// Why nobody takes a packet.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Cause {
+    /// Its service has no backend that may.
+    NoBackend,
+    /// No service has its port.
+    Port,
+    /// None is of its protocol, whose number is at this offset of the frame.
+    Protocol(usize),
+}
+
+impl Cause {
+    #[inline(always)]
+    const fn reason(self) -> DropReason {
+        match self {
+            Self::NoBackend => DropReason::NoBackend,
+            Self::Port | Self::Protocol(_) => DropReason::UnknownPort,
+        }
+    }
+
+    /// Type and code of the error, and what stands behind its checksum. Hosts, ports and protocols that
+    /// are unreachable are 1, 3 and 2 of RFC 792; addresses and ports 3 and 4 of RFC 4443 §3.1, where an
+    /// unknown protocol is a parameter problem (§3.4) at an offset of the packet.
+    #[inline(always)]
+    const fn error(self, v4: bool) -> (u8, u8, u32) {
+        match (self, v4) {
+            (Self::NoBackend, true) => (3, 1, 0),
+            (Self::Port, true) => (3, 3, 0),
+            (Self::Protocol(_), true) => (3, 2, 0),
+            (Self::NoBackend, false) => (1, 3, 0),
+            (Self::Port, false) => (1, 4, 0),
+            (Self::Protocol(at), false) => (4, 1, (at - wire::ETHERNET) as u32),
+        }
+    }
+}
+
+/// What is sent in the place of a packet.
+enum Reply {
+    /// A reset with these numbers, in host order; the second only where it acknowledges.
+    Reset(u32, Option<u32>),
+    /// An ICMP error.
+    Unreachable,
+}
+
+/// Decides over a frame that nobody takes, and makes it what it becomes.
+///
+/// # Errors
+/// Why it is dropped.
+#[inline(always)]
+pub fn process<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<Verdict, DropReason> {
+    let mut flow = Flow::EMPTY;
+    let Some(unknown) = read(packet, &mut flow) else {
+        return Ok(Verdict::Pass);
+    };
+    let (cause, policy) = judge(tables, &flow, unknown);
+    if policy == refusal::PASS {
+        return Ok(Verdict::Pass);
+    }
+    if policy != refusal::DROP && answer(packet, tables, &flow, cause, policy)? {
+        tables.count_drop(cause.reason());
+        return Ok(Verdict::Transmit);
+    }
+    Err(cause.reason())
+}
+
+/// Reads the frame; the cause of the refusal, unless there is a service of that protocol and port.
+#[inline(always)]
+fn read<P: Packet>(packet: &P, flow: &mut Flow) -> Option<Cause> {
+    let family = flow::family(packet)?;
+    let parsed = match family {
+        Family::V4 => flow::parse_v4(packet, flow),
+        Family::V6 => flow::parse_v6(packet, flow),
+    };
+    match (parsed, family) {
+        (Ok(()), _) => Some(Cause::Port),
+        (Err(Stop::Foreign), Family::V4) => foreign_v4(packet, flow),
+        (Err(Stop::Foreign), Family::V6) => foreign_v6(packet, flow),
+        (Err(Stop::Unusual | Stop::Refused(_)), _) => None,
+    }
+}
+
+/// Reads what an IPv4 packet of any protocol has. A fragment without the beginning has no length of a whole
+/// one to be quoted, so that [`Flow::transport`] is 0.
+#[inline(always)]
+fn foreign_v4<P: Packet>(packet: &P, flow: &mut Flow) -> Option<Cause> {
+    let ip = packet.read::<Ipv4Hdr>(wire::ETHERNET)?;
+    let header = flow::header_v4(&ip)?;
+    flow.source = Address::v4(u32::from_ne_bytes(ip.src_addr));
+    flow.destination = Address::v4(u32::from_ne_bytes(ip.dst_addr));
+    flow.protocol = ip.proto;
+    flow.length = u16::from_be_bytes(ip.tot_len);
+    flow.v4 = true;
+    flow.transport = if u16::from_be_bytes(ip.frags) & 0x1fff == 0 {
+        wire::ETHERNET + header
+    } else {
+        0
+    };
+    let whole = usize::from(flow.length) >= header
+        && wire::ETHERNET + usize::from(flow.length) <= packet.length();
+    whole.then_some(Cause::Protocol(0))
+}
+
+/// The same for IPv6, where only whole packets have a protocol.
+#[inline(always)]
+fn foreign_v6<P: Packet>(packet: &P, flow: &mut Flow) -> Option<Cause> {
+    let ip = packet.read::<Ipv6Hdr>(wire::ETHERNET)?;
+    let found = flow::skip_extensions(packet, ip.next_hdr).ok()?;
+    flow.source = Address::v6(ip.src_addr);
+    flow.destination = Address::v6(ip.dst_addr);
+    flow.protocol = found.protocol;
+    flow.length = u16::from_be_bytes(ip.payload_len).checked_add(wire::IPV6 as u16)?;
+    flow.transport = found.offset;
+    flow.v4 = false;
+    let whole = wire::ETHERNET + usize::from(flow.length) <= packet.length();
+    // A message behind extension headers is the kernel's, as one that nothing here understands.
+    (whole && found.protocol != protocol::ICMPV6).then_some(Cause::Protocol(found.named_at))
+}
+
+/// Why nobody takes the packet, and which policy it falls under.
+#[inline(always)]
+fn judge<T: Tables>(tables: &T, flow: &Flow, unknown: Cause) -> (Cause, u8) {
+    if unknown == Cause::Port
+        && let Some(found) = steer::service(tables, &flow.to())
+    {
+        return (Cause::NoBackend, found.service.descriptor.refusal());
+    }
+    let policy = match tables.control() {
+        Some(control) if is_vip_alone(steer::owned(tables, flow.destination)) => {
+            control.unknown_port
+        }
+        _ => refusal::PASS,
+    };
+    (unknown, policy)
+}
+
+/// Makes the frame an answer in the VIP's name, unless there must or may be none; whether it did.
+#[inline(always)]
+fn answer<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    flow: &Flow,
+    cause: Cause,
+    policy: u8,
+) -> Result<bool, DropReason> {
+    let reply = match reply(packet, flow, policy) {
+        Some(reply) if is_from_a_host(packet, tables, flow) => reply,
+        _ => {
+            tables.count_answer(Answer::Withheld);
+            return Ok(false);
+        }
+    };
+    let kind = match reply {
+        Reply::Reset(..) => Answer::Reset,
+        Reply::Unreachable => Answer::Unreachable,
+    };
+    if !tables.may_answer(kind) {
+        tables.count_answer(Answer::Limited);
+        return Ok(false);
+    }
+    match reply {
+        Reply::Reset(sequence, acknowledged) => reset(packet, flow, sequence, acknowledged)?,
+        Reply::Unreachable => unreachable(packet, flow, cause)?,
+    }
+    tables.count_answer(kind);
+    Ok(true)
+}
+
+/// What an answer would be; none to what is none to be answered, whoever sent it.
+#[inline(always)]
+fn reply<P: Packet>(packet: &P, flow: &Flow, policy: u8) -> Option<Reply> {
+    // A fragment other than the first, or nothing that could be missed.
+    if flow.transport == 0 || flow.protocol == protocol::NO_NEXT_HEADER {
+        return None;
+    }
+    if flow.protocol != protocol::TCP {
+        return Some(Reply::Unreachable);
+    }
+    let tcp = packet.read::<TcpHdr>(flow.transport)?;
+    let header = usize::from(tcp.doff()) * 4;
+    let segment = wire::ETHERNET + usize::from(flow.length) - flow.transport;
+    if tcp.rst() != 0 || header < wire::TCP || header > segment {
+        return None;
+    }
+    if policy != refusal::RESET {
+        return Some(Reply::Unreachable);
+    }
+    if tcp.ack() != 0 {
+        return Some(Reply::Reset(u32::from_be_bytes(tcp.ack_seq), None));
+    }
+    let length = (segment - header) as u32 + u32::from(tcp.syn()) + u32::from(tcp.fin());
+    let next = u32::from_be_bytes(tcp.seq).wrapping_add(length);
+    Some(Reply::Reset(0, Some(next)))
+}
+
+/// Whether one host sent the packet, and to this one alone: not from a VIP or an address of ours either,
+/// which would be to answer ourselves.
+#[inline(always)]
+fn is_from_a_host<P: Packet, T: Tables>(packet: &P, tables: &T, flow: &Flow) -> bool {
+    const GROUP: u8 = 1;
+    let alone = packet
+        .read::<EthHdr>(0)
+        .is_some_and(|ethernet| ethernet.dst_addr[0] & GROUP == 0);
+    let [first, .., last] = flow.source.octets();
+    let is_host = if flow.v4 {
+        let [first, ..] = flow.source.low().to_ne_bytes();
+        // This network, loopback, multicast and what is reserved (RFC 1122 §3.2.1.3).
+        first != 0 && first != 127 && first < 224
+    } else {
+        // The unspecified address and the loopback, multicast, IPv4 (RFC 4291 §2.4, §2.5.5.2).
+        let low = last <= 1 && flow.source.prefix(127) == Address::v6([0; 16]);
+        !low && first != 0xff && !flow.source.is_v4()
+    };
+    alone && is_host && steer::owned(tables, flow.source) == 0
+}
+
+/// Makes the frame a reset of the connection that its segment is of.
+#[inline(always)]
+fn reset<P: Packet>(
+    packet: &mut P,
+    flow: &Flow,
+    sequence: u32,
+    acknowledged: Option<u32>,
+) -> Result<(), DropReason> {
+    let acks = u16::from(acknowledged.is_some());
+    let mut tcp = TcpHdr {
+        source: flow.destination_port.to_ne_bytes(),
+        dest: flow.source_port.to_ne_bytes(),
+        seq: sequence.to_be_bytes(),
+        ack_seq: acknowledged.unwrap_or(0).to_be_bytes(),
+        _bitfield_align_1: [],
+        _bitfield_1: TcpHdr::new_bitfield_1(0, 5, 0, 0, 1, 0, acks, 0, 0, 0),
+        window: [0; 2],
+        check: [0; 2],
+        urg_ptr: [0; 2],
+    };
+    // Its length, and RST, ACK.
+    let control = [0x50, 0x04 | (acks as u8) << 4];
+    let sum = pseudo_header(flow, protocol::TCP, wire::TCP)
+        .add16(flow.destination_port)
+        .add16(flow.source_port)
+        .add32(u32::from_ne_bytes(tcp.seq))
+        .add32(u32::from_ne_bytes(tcp.ack_seq))
+        .add16(u16::from_ne_bytes(control));
+    tcp.check = sum.checksum().to_ne_bytes();
+    let network = network_length(flow);
+    cut(packet, wire::ETHERNET + network + wire::TCP)?;
+    let EthHdr {
+        dst_addr, src_addr, ..
+    } = forward::read(packet, 0)?;
+    forward::readdress(packet, dst_addr, src_addr)?;
+    write_network(packet, flow, protocol::TCP, wire::TCP)?;
+    forward::write(packet, wire::ETHERNET + network, &tcp)
+}
+
+/// Makes the frame an ICMP error about the packet that it was.
+#[inline(always)]
+fn unreachable<P: Packet>(packet: &mut P, flow: &Flow, cause: Cause) -> Result<(), DropReason> {
+    let network = network_length(flow);
+    let headers = network + wire::ICMP;
+    let longest = if flow.v4 { LONGEST_V4 } else { LONGEST_V6 };
+    let quoted = usize::from(flow.length).min(longest - headers);
+    let ethernet: EthHdr = forward::read(packet, 0)?;
+    cut(packet, wire::ETHERNET + quoted)?;
+    if !packet.grow_front(headers) {
+        return Err(DropReason::NoHeadroom);
+    }
+    let answer = EthHdr {
+        dst_addr: ethernet.src_addr,
+        src_addr: ethernet.dst_addr,
+        ..ethernet
+    };
+    forward::write(packet, 0, &answer)?;
+    let number = if flow.v4 {
+        protocol::ICMP
+    } else {
+        protocol::ICMPV6
+    };
+    write_network(packet, flow, number, wire::ICMP + quoted)?;
+    let (kind, code, rest) = cause.error(flow.v4);
+    let rest = rest.to_be_bytes();
+    // ICMP has no pseudo-header (RFC 792).
+    let sum = if flow.v4 {
+        Sum::new()
+    } else {
+        pseudo_header(flow, number, wire::ICMP + quoted)
+    };
+    let sum = sum
+        .plus(sum_of(packet, wire::ETHERNET + headers, quoted)?)
+        .add16(u16::from_ne_bytes([kind, code]))
+        .add32(u32::from_ne_bytes(rest));
+    let icmp = IcmpHdr {
+        kind,
+        code,
+        check: sum.checksum().to_ne_bytes(),
+        rest,
+    };
+    forward::write(packet, wire::ETHERNET + network, &icmp)
+}
+
+#[inline(always)]
+const fn network_length(flow: &Flow) -> usize {
+    if flow.v4 { wire::IPV4 } else { wire::IPV6 }
+}
+
+/// The IP header of an answer of so many bytes to a packet of `flow`.
+#[inline(always)]
+fn write_network<P: Packet>(
+    packet: &mut P,
+    flow: &Flow,
+    number: u8,
+    length: usize,
+) -> Result<(), DropReason> {
+    let (source, destination) = (flow.destination, flow.source);
+    if flow.v4 {
+        let length = (wire::IPV4 + length) as u16;
+        let ip = forward::header_v4(0, length, number, source.low(), destination.low());
+        forward::write(packet, wire::ETHERNET, &ip)
+    } else {
+        let ip = forward::header_v6(0, length as u16, number, source, destination);
+        forward::write(packet, wire::ETHERNET, &ip)
+    }
+}
+
+/// What checksums cover beside the message (RFC 9293 §3.1, RFC 8200 §8.1), whichever way it goes. The prefix
+/// that stands before IPv4 addresses, 0xffff twice, sums to nothing.
+#[inline(always)]
+fn pseudo_header(flow: &Flow, number: u8, length: usize) -> Sum {
+    Sum::new()
+        .add128(flow.source.words())
+        .add128(flow.destination.words())
+        .add16(u16::from(number).to_be())
+        .add16((length as u16).to_be())
+}
+
+/// The sum of so many bytes from `offset` on, at most [`QUOTED_WORDS`].
+#[inline(always)]
+fn sum_of<P: Packet>(packet: &P, offset: usize, length: usize) -> Result<Sum, DropReason> {
+    let (mut sum, mut at) = (Sum::new(), 0);
+    for _ in 0..QUOTED_WORDS {
+        if at + 4 > length {
+            break;
+        }
+        let Word(word) = forward::read(packet, offset + at)?;
+        sum = sum.add32(u32::from_ne_bytes(word));
+        at += 4;
+    }
+    if length & 2 != 0 {
+        let Check(half) = forward::read(packet, offset + at)?;
+        sum = sum.add16(u16::from_ne_bytes(half));
+        at += 2;
+    }
+    if length & 1 != 0 {
+        // The last byte has a zero behind it (RFC 1071 §1).
+        let Byte(byte) = forward::read(packet, offset + at)?;
+        sum = sum.add16(u16::from_ne_bytes([byte, 0]));
+    }
+    Ok(sum)
+}
+
+#[inline(always)]
+fn cut<P: Packet>(packet: &mut P, length: usize) -> Result<(), DropReason> {
+    if packet.truncate(length) {
+        Ok(())
+    } else {
+        Err(DropReason::Inconsistent)
+    }
+}
