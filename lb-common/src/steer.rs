@@ -185,6 +185,7 @@ pub fn backend<'t, T: Tables>(
         half,
         signal: flow.signal,
         connectionless: flow.protocol == protocol::UDP && descriptor.quic == 0,
+        over: false,
     });
     if index == 0 {
         return Err(DropReason::NoBackend);

@@ -948,7 +948,10 @@ pub trait Tables {
     where
         Self: Sized,
     {
-        track::settle(|over| track::answer(self, question, over))
+        track::settle(|over| {
+            let question = Question { over, ..*question };
+            track::answer(self, &question)
+        })
     }
 }
 

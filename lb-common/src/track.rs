@@ -118,6 +118,9 @@ pub struct Question {
     pub signal: Signal,
     /// Whether no packet of its protocol says that it opens a connection.
     pub connectionless: bool,
+    /// Whether what is recorded for the flow, and was not found when it was looked for, is to be given up:
+    /// set by [`settle`].
+    pub over: bool,
 }
 
 /// Instead of a backend's index: there is a record that was not found, or that has expired.
@@ -126,18 +129,16 @@ const OVERTAKEN: u32 = u32::MAX;
 /// Asks, and once more where another CPU may have recorded the flow meanwhile: what that one chose
 /// stands.
 #[inline(always)]
-pub fn settle(ask: impl Fn(bool) -> u32) -> u32 {
+pub fn settle(mut ask: impl FnMut(bool) -> u32) -> u32 {
     match ask(false) {
         OVERTAKEN => ask(true),
         index => index,
     }
 }
 
-/// Index of the backend that takes a packet; 0 where none does. To be called through [`settle`], which
-/// says whether what is recorded for the flow, and was not found when it was looked for, is to be given
-/// up.
+/// Index of the backend that takes a packet; 0 where none does. To be called through [`settle`].
 #[inline(always)]
-pub fn answer<T: Tables>(tables: &T, question: &Question, over: bool) -> u32 {
+pub fn answer<T: Tables>(tables: &T, question: &Question) -> u32 {
     let Some(service) = Service::at(tables, question.key.service.into(), question.half) else {
         return 0;
     };
@@ -151,10 +152,10 @@ pub fn answer<T: Tables>(tables: &T, question: &Question, over: bool) -> u32 {
         // Stateless: whoever is alive.
         asked.choose()
     } else {
-        if !over {
+        if !question.over {
             tables.count_flow(service.index, FlowEvent::Lookup);
         }
-        match asked.answer(over) {
+        match asked.answer() {
             Ok(candidate) => candidate,
             Err(Overtaken) => return OVERTAKEN,
         }
@@ -175,9 +176,9 @@ struct Asked<'a, 't, T> {
 
 impl<'t, T: Tables> Asked<'_, 't, T> {
     #[inline(always)]
-    fn answer(&self, over: bool) -> Result<Option<Candidate<'t>>, Overtaken> {
+    fn answer(&self) -> Result<Option<Candidate<'t>>, Overtaken> {
         let opens = self.opens();
-        let found = self.find(over)?;
+        let found = self.find()?;
         if found.is_live
             && !found.over
             && let Some(candidate) = self.recorded(&found.record)
@@ -203,7 +204,7 @@ impl<'t, T: Tables> Asked<'_, 't, T> {
             // Over an old record in its own table, where it is looked for first.
             // Where no keeper is left, a connection that opens is better tried again than begun where
             // it could not stay once the ring follows.
-            if !self.record(found.table, &candidate, over || lost)? {
+            if !self.record(found.table, &candidate, lost)? {
                 match place.keeper {
                     Some(keeper) => return Ok(Some(keeper)),
                     None if opens => return Ok(None),
@@ -258,7 +259,7 @@ impl<'t, T: Tables> Asked<'_, 't, T> {
 
     /// The flow's live record, noting this packet in it.
     #[inline(always)]
-    fn find(&self, over: bool) -> Result<Found, Overtaken> {
+    fn find(&self) -> Result<Found, Overtaken> {
         let established = self.look(Table::Established);
         if established.is_live {
             return Ok(established);
@@ -267,7 +268,7 @@ impl<'t, T: Tables> Asked<'_, 't, T> {
         if self.opens() {
             Ok(half_open)
         } else if half_open.is_live {
-            self.promote(half_open, over)
+            self.promote(half_open)
         } else {
             // Another CPU may have promoted it between the two.
             Ok(self.look(Table::Established))
@@ -329,10 +330,10 @@ impl<'t, T: Tables> Asked<'_, 't, T> {
 
     /// A packet after the first: the flow is established, as far as the table has room.
     #[inline(always)]
-    fn promote(&self, found: Found, over: bool) -> Result<Found, Overtaken> {
+    fn promote(&self, found: Found) -> Result<Found, Overtaken> {
         let key = &self.question.key;
         let tables = self.tables;
-        match tables.record(Table::Established, key, &found.record, over) {
+        match tables.record(Table::Established, key, &found.record, self.question.over) {
             Recorded::Done => {}
             // The element that was copied may be another flow's by now: whoever promotes removes it.
             Recorded::Taken => return Err(Overtaken),
@@ -428,7 +429,7 @@ impl<'t, T: Tables> Asked<'_, 't, T> {
         &self,
         table: Table,
         candidate: &Candidate<'_>,
-        over: bool,
+        lost: bool,
     ) -> Result<bool, Overtaken> {
         let mut flags = if self.opens() {
             record_flag::OPENING
@@ -446,6 +447,7 @@ impl<'t, T: Tables> Asked<'_, 't, T> {
             stamp: self.now,
             since: self.now,
         };
+        let over = lost || self.question.over;
         let (done, event) = match self.tables.record(table, &self.question.key, &record, over) {
             Recorded::Done => (true, FlowEvent::Recorded),
             Recorded::Full => (false, FlowEvent::Overflow),

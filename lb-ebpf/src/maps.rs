@@ -379,8 +379,11 @@ impl Tables for Maps {
             return 0;
         };
         // SAFETY: this CPU's element, which nothing else touches while the program runs on it.
-        unsafe { (*place).write(*question) };
-        track::settle(|over| track_flow(over.into()))
+        let asked = unsafe { (*place).write(*question) };
+        track::settle(|over| {
+            asked.over = over;
+            track_flow()
+        })
     }
 
     // The question is the one that `track_flow` was asked.
@@ -457,9 +460,9 @@ pub extern "C" fn route_by_connection_id(
 /// no pointers.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn track_flow(over: u32) -> u32 {
+pub extern "C" fn track_flow() -> u32 {
     match question() {
-        Some(question) => track::answer(&Maps::alone(), question, over != 0),
+        Some(question) => track::answer(&Maps::alone(), question),
         None => 0,
     }
 }
