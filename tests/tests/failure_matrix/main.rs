@@ -1,0 +1,75 @@
+//! What fails, and what of it clients notice: nginx, PostgreSQL and Redis behind the balancer, under load,
+//! are broken in every way of [`fault::Fault`]. For each: how long until it is found, until the last new
+//! connection that met it, what failed meanwhile, and that no connection of another backend breaks.
+//!
+//! `LB_TEST_SECONDS` says for how long; one round of all where it is not set. The table that it prints is
+//! that of docs/failures.md.
+
+mod fault;
+mod figures;
+mod stand;
+mod trial;
+
+use std::{env, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+use lb_tests::{
+    servers,
+    skip::{skip, with_root},
+};
+use tokio::time::Instant;
+
+use crate::{
+    fault::{CASES, Case},
+    figures::Figures,
+    stand::Stand,
+};
+
+#[test]
+fn every_failure_is_found_and_breaks_no_connection_of_a_backend_that_lives() -> Result<()> {
+    const NAME: &str = "every_failure_is_found_and_breaks_no_connection_of_a_backend_that_lives";
+    with_root(NAME, || {
+        if let Some(missing) = servers::missing() {
+            skip(NAME, &format!("needs {missing}"));
+            return Ok(());
+        }
+        let until = Instant::now() + duration()?;
+        let mut stand = Stand::new()?;
+        let mut figures = Figures::default();
+        let mut wrong = Vec::new();
+        loop {
+            for case in CASES.iter().filter(|case| is_wanted(case)) {
+                let tried = trial::run(&mut stand, case, &mut figures);
+                if let Err(error) = tried.context(case.name) {
+                    eprintln!("{error:#}");
+                    wrong.push(format!("{error:#}"));
+                    // What is left of it would be the next one's.
+                    stand = Stand::new()?;
+                }
+            }
+            if Instant::now() >= until {
+                break;
+            }
+        }
+        println!("{figures}");
+        ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
+        Ok(())
+    })
+}
+
+/// By default one round.
+fn duration() -> Result<Duration> {
+    const VARIABLE: &str = "LB_TEST_SECONDS";
+    let Ok(seconds) = env::var(VARIABLE) else {
+        return Ok(Duration::ZERO);
+    };
+    let seconds = seconds
+        .parse()
+        .with_context(|| format!("{VARIABLE}={seconds} is not a number of seconds"))?;
+    Ok(Duration::from_secs(seconds))
+}
+
+/// All, or those whose name has what `LB_FAILURE` says.
+fn is_wanted(case: &Case) -> bool {
+    env::var("LB_FAILURE").map_or(true, |part| case.name.contains(&part))
+}
