@@ -15,6 +15,7 @@ use lb_tests::{
     load::app::App,
     netns::Namespace,
     process::{run, run_with_input},
+    topology::vip_v4,
 };
 use nix::sys::signal::Signal;
 
@@ -47,6 +48,8 @@ pub enum Fault {
     Errors,
     /// Every process runs a tenth of the time.
     Slow,
+    /// The host loses the VIP, which it has to have in modes other than `nat`.
+    NoVip,
 }
 
 /// A row of the matrix.
@@ -64,6 +67,8 @@ pub struct Case {
     pub times: u32,
     /// Whether the agent is killed just before, and started again just after.
     pub without_agent: bool,
+    /// How packets reach the backends.
+    pub mode: &'static str,
 }
 
 const ONE: Case = Case {
@@ -73,6 +78,7 @@ const ONE: Case = Case {
     apps: &App::ALL,
     times: 1,
     without_agent: false,
+    mode: "nat",
 };
 
 const fn one(name: &'static str, fault: Fault) -> Case {
@@ -88,7 +94,7 @@ const fn killed(name: &'static str, victims: &'static [u8]) -> Case {
 }
 
 /// All of them.
-pub const CASES: [Case; 13] = [
+pub const CASES: [Case; 15] = [
     ONE,
     one("SIGSTOP", Fault::Stopped),
     one("port closed", Fault::Closed),
@@ -110,6 +116,14 @@ pub const CASES: [Case; 13] = [
     Case {
         without_agent: true,
         ..killed("agent killed meanwhile", &[2])
+    },
+    Case {
+        mode: "ipip",
+        ..one("VIP missing (ipip)", Fault::NoVip)
+    },
+    Case {
+        mode: "gue",
+        ..one("VIP missing (gue)", Fault::NoVip)
     },
 ];
 
@@ -140,6 +154,7 @@ impl Lasting {
                 Fault::Reset => firewall(host, "reject with tcp reset")?,
                 Fault::Errors => stand.web(n).fail_requests(true)?,
                 Fault::Slow => slowed.push(Slowed::begin(host)),
+                Fault::NoVip => vip(host, "del")?,
             }
         }
         Ok(Self {
@@ -167,10 +182,20 @@ impl Lasting {
                 }
                 Fault::Errors => stand.web(n).fail_requests(false)?,
                 Fault::Slow => {}
+                Fault::NoVip => vip(host, "add")?,
             }
         }
         Ok(())
     }
+}
+
+/// Adds the VIP to a host's loopback, or deletes it there.
+fn vip(host: &Namespace, verb: &str) -> Result<()> {
+    let address = format!("{}/32", vip_v4(1));
+    run(host
+        .command("ip")
+        .args(["addr", verb, &address, "dev", "lo"]))
+    .map(drop)
 }
 
 fn firewall(host: &Namespace, verdict: &str) -> Result<()> {

@@ -32,6 +32,8 @@ const SOON: Duration = Duration::from_secs(30);
 /// The balancer, and everything behind it.
 #[derive(Debug)]
 pub struct Stand {
+    /// How packets reach the backends.
+    pub mode: &'static str,
     /// With the web servers.
     pub stage: Stage,
     /// The others of each host.
@@ -43,7 +45,7 @@ impl Stand {
     ///
     /// # Errors
     /// Something cannot be started.
-    pub fn new() -> Result<Self> {
+    pub fn new(mode: &'static str) -> Result<Self> {
         let topology = Topology::exclusive(BACKENDS)?;
         let template = Template::new()?;
         let mut others = Vec::new();
@@ -52,8 +54,10 @@ impl Stand {
             let database = Server::postgres(host, &name, &template)?;
             others.push([database, Server::redis(host, &name)?]);
         }
-        let services: Result<Vec<Service>> = App::ALL.into_iter().map(service).collect();
+        let services: Result<Vec<Service>> =
+            App::ALL.into_iter().map(|app| service(app, mode)).collect();
         let stand = Self {
+            mode,
             stage: Stage::new(topology, services?)?,
             others,
         };
@@ -119,7 +123,7 @@ pub fn vip(app: App) -> SocketAddr {
 
 /// A service whose check asks what its clients ask, more or less: a server that is stopped still accepts
 /// connections, so that a check of these alone would find nothing wrong.
-fn service(app: App) -> Result<Service> {
+fn service(app: App, mode: &'static str) -> Result<Service> {
     let pool = (1..=BACKENDS).map(|n| SocketAddr::from((backend_v4(n), app.port())));
     let of = |kind: String| {
         format!(
@@ -138,6 +142,12 @@ fn service(app: App) -> Result<Service> {
         // An option behind a command is the command's.
         App::Redis => of(program("redis-cli".to_owned()).replace("6379\"", "6379 ping\"")),
     };
+    let mut checks = vec![check];
+    if mode != "nat" {
+        // The servers answer at their own addresses whether or not they have the VIP.
+        checks.push(of("type = \"vip\"".to_owned()));
+    }
+    let checks: Vec<&str> = checks.iter().map(String::as_str).collect();
     let name = format!("{}/tcp", vip(app));
-    Ok(Service::new(name, "nat", Health::NONE, pool).checked(&[&check]))
+    Ok(Service::new(name, mode, Health::NONE, pool).checked(&checks))
 }
