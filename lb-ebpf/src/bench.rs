@@ -15,13 +15,17 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 
-/// Bytes of an IPv4 frame.
+/// Bytes of an IPv4 frame, but for QUIC.
 const SHORT: usize = 64;
-/// Bytes of an IPv6 frame.
+/// Bytes of an IPv6 frame, and of QUIC over IPv4.
 const LONG: usize = 80;
 
 /// Where the Ethernet header ends.
 const NETWORK: usize = 14;
+/// The first byte of IPv4's EtherType.
+const ETHERTYPE_V4: u8 = 0x08;
+const V4: bool = true;
+const V6: bool = false;
 
 /// The frame, and what it is walked over. The host's half is `lb_tests::bench::harness`.
 #[repr(C)]
@@ -101,20 +105,26 @@ fn prepare(ctx: &XdpContext) -> Option<()> {
         flows => run % u64::from(flows),
     };
     if template.length as usize == SHORT {
-        write::<SHORT>(ctx, template, flow)?;
+        write::<SHORT, V4>(ctx, template, flow)?;
         if template.destinations > 1 {
             redirect(ctx, template, flow)?;
         }
         Some(())
+    } else if template.frame[1][4] == ETHERTYPE_V4 {
+        write::<LONG, V4>(ctx, template, flow)
     } else {
-        write::<LONG>(ctx, template, flow)
+        write::<LONG, V6>(ctx, template, flow)
     }
 }
 
 /// Writes the frame, with the flow in the low 24 bits of its source address and in its source port.
 #[inline(always)]
-fn write<const LENGTH: usize>(ctx: &XdpContext, template: &Template, flow: u64) -> Option<()> {
-    let (address, port) = if LENGTH == SHORT { (12, 20) } else { (20, 40) };
+fn write<const LENGTH: usize, const IS_V4: bool>(
+    ctx: &XdpContext,
+    template: &Template,
+    flow: u64,
+) -> Option<()> {
+    let (address, port) = if IS_V4 { (12, 20) } else { (20, 40) };
     let start = ctx.data();
     if start + LENGTH > ctx.data_end() {
         return None;

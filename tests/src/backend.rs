@@ -25,6 +25,8 @@ pub const OTHER_PORT: u16 = 8080;
 /// Size of the body at `/large`.
 pub const LARGE: usize = 1 << 20;
 
+/// A file beside nginx while it is to fail.
+const FAILING: &str = "failing";
 const START: Duration = Duration::from_secs(5);
 
 /// An nginx in a namespace.
@@ -44,10 +46,6 @@ impl Backend {
     /// nginx is not installed or refuses to start; with its log.
     pub fn start(namespace: &Namespace, name: &str) -> Result<Self> {
         let directory = tempfile::tempdir().context("a directory for nginx")?;
-        fs::write(
-            directory.path().join("nginx.conf"),
-            configuration(directory.path(), name),
-        )?;
         let large: Vec<u8> = (0..LARGE).map(|at| b'a' + (at % 23) as u8).collect();
         fs::write(directory.path().join("large"), large)?;
         let (name, namespace) = (name.to_owned(), namespace.clone());
@@ -82,6 +80,19 @@ impl Backend {
         self.process.as_mut().is_some_and(Process::is_running)
     }
 
+    /// Makes it answer everything with status 500, or as usual again.
+    ///
+    /// # Errors
+    /// The file that says so cannot be written or removed.
+    pub fn fail_requests(&self, fail: bool) -> Result<()> {
+        let file = self.directory.path().join(FAILING);
+        let done = match fail {
+            true => fs::write(&file, ""),
+            false => fs::remove_file(&file),
+        };
+        done.with_context(|| file.display().to_string())
+    }
+
     /// Kills master and workers with SIGKILL; the kernel then refuses connections to it.
     pub fn kill(&mut self) {
         self.process = None;
@@ -92,7 +103,20 @@ impl Backend {
     /// # Errors
     /// It does not accept any soon; with its log.
     pub fn restart(&mut self) -> Result<()> {
+        self.restart_at([PORT, OTHER_PORT])
+    }
+
+    /// The same with other ports, so that the usual ones are closed.
+    ///
+    /// # Errors
+    /// As [`Self::restart`].
+    pub fn restart_at(&mut self, ports: [u16; 2]) -> Result<()> {
         self.kill();
+        let directory = self.directory.path();
+        fs::write(
+            directory.join("nginx.conf"),
+            configuration(directory, &self.name, ports),
+        )?;
         let mut command = self.namespace.command("nginx");
         command
             .arg("-p")
@@ -100,7 +124,7 @@ impl Backend {
             .args(["-c", "nginx.conf", "-e", "stderr"]);
         let process = Process::spawn(&self.name, command)?;
         let process = self.process.insert(process);
-        let own = SocketAddr::from((Ipv4Addr::LOCALHOST, PORT));
+        let own = SocketAddr::from((Ipv4Addr::LOCALHOST, ports[0]));
         wait_ok("nginx accepts connections", START, || {
             ensure!(process.is_running(), "nginx has ended");
             self.namespace
@@ -119,9 +143,9 @@ impl Backend {
 }
 
 /// Connections are held for as long as a test likes; nothing is logged per request.
-fn configuration(directory: &Path, name: &str) -> String {
+fn configuration(directory: &Path, name: &str, ports: [u16; 2]) -> String {
     let directory = directory.display();
-    let listen: String = [PORT, OTHER_PORT]
+    let listen: String = ports
         .map(|port| {
             format!(
                 "    listen {port} backlog=4096;\n    \
@@ -148,7 +172,8 @@ http {{
   uwsgi_temp_path {directory}/uwsgi;
   scgi_temp_path {directory}/scgi;
   server {{
-{listen}    location / {{ return 200 "{name}\n"; }}
+{listen}    if (-e {directory}/{FAILING}) {{ return 500; }}
+    location / {{ return 200 "{name}\n"; }}
     location = /health {{ return 200 "ok\n"; }}
     location = /large {{ root {directory}; }}
   }}

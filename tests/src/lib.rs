@@ -19,6 +19,7 @@ pub mod load;
 pub mod netns;
 pub mod playground;
 pub mod process;
+pub mod servers;
 pub mod skip;
 pub mod soak;
 pub mod stack;

@@ -7,6 +7,7 @@
 //! | [`open_loop`] | new connections at a fixed rate, whether or not earlier ones succeed | [`Report`] |
 //! | [`requests`] | a number of requests, each on a connection or socket of its own | [`Report`] |
 //! | [`held`] | connections kept open, each with an exchange now and then | [`held::HeldReport`] |
+//! | [`app`] | what both of these may talk to: web servers, PostgreSQL, Redis | names |
 //! | [`flood`] | spoofed segments, each from a new source | none: nobody could get them |
 //! | [`numbered`] | UDP datagrams at a fixed rate, each accounted for at the receivers | [`numbered::Delivery`] |
 //!
@@ -19,6 +20,7 @@ use tokio::{runtime::Builder, sync::watch};
 
 use crate::netns::Namespace;
 
+pub mod app;
 pub mod flood;
 pub mod held;
 pub mod http;

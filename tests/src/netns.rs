@@ -134,6 +134,11 @@ impl Namespace {
         })
     }
 
+    /// Sends `signal` to every process whose main thread is inside, this one excepted.
+    pub fn signal(&self, signal: Signal) {
+        signal_inside(&self.0.handle, signal);
+    }
+
     /// Moves the calling thread inside, for good.
     fn enter(&self) {
         setns(&self.0.handle, CloneFlags::CLONE_NEWNET).expect("entering an open namespace");
@@ -142,7 +147,7 @@ impl Namespace {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        kill_inside(&self.handle);
+        signal_inside(&self.handle, Signal::SIGKILL);
         if let Err(error) = delete(&self.name) {
             eprintln!("network namespace {} stays behind: {error:#}", self.name);
         }
@@ -171,7 +176,7 @@ pub fn all() -> Vec<String> {
 pub fn remove(name: &str) -> Result<()> {
     let path = path_of(name);
     let handle = File::open(&path).with_context(|| path.display().to_string())?;
-    kill_inside(&handle);
+    signal_inside(&handle, Signal::SIGKILL);
     delete(name)
 }
 
@@ -209,8 +214,8 @@ pub fn sweep_stale() {
     }
 }
 
-/// Kills every process whose main thread is inside, this one excepted.
-fn kill_inside(handle: &File) {
+/// Sends `signal` to every process whose main thread is inside, this one excepted.
+fn signal_inside(handle: &File, signal: Signal) {
     let Ok(inside) = handle.metadata() else {
         return;
     };
@@ -219,7 +224,7 @@ fn kill_inside(handle: &File) {
             .is_ok_and(|its| (its.dev(), its.ino()) == (inside.dev(), inside.ino()));
         if same && pid != Pid::this() {
             // It may have ended meanwhile.
-            let _ = kill(pid, Signal::SIGKILL);
+            let _ = kill(pid, signal);
         }
     }
 }

@@ -33,7 +33,7 @@ pub const UDP_PORT: u16 = 9_000;
 pub struct Stage {
     /// The balancer.
     pub agent: Agent,
-    _tunnels: Vec<Decapsulator>,
+    tunnels: Vec<Decapsulator>,
     /// `servers[0]` is backend 1's.
     pub servers: Vec<Backend>,
     /// Where all of that runs.
@@ -58,10 +58,20 @@ impl Stage {
         let agent = Agent::start(&topology.balancer, &config)?;
         Ok(Self {
             agent,
-            _tunnels: tunnels,
+            tunnels,
             servers,
             topology,
         })
+    }
+
+    /// Takes the far end of the tunnel away at backend `n`.
+    ///
+    /// # Errors
+    /// There is none, or it does not go.
+    pub fn detach_tunnel(&mut self, n: u8) -> Result<()> {
+        let at = usize::from(n) - 1;
+        ensure!(at < self.tunnels.len(), "backend {n} has no tunnel");
+        self.tunnels.swap_remove(at).detach()
     }
 
     /// How many of `count` requests to `service` each backend answered.

@@ -53,6 +53,7 @@ fn balancer() -> Result<Balancer> {
         log_level: 0,
     })?;
     let kind = Kind {
+        quic: None,
         mode: Mode::Ipip,
         scheduler: Scheduler::Maglev,
         flow_state: FlowState::Auto,

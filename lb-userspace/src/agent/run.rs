@@ -11,6 +11,7 @@ use std::{
 
 use tokio::{
     sync::{mpsc, oneshot},
+    task::{JoinError, JoinSet},
     time::{Instant, sleep_until},
 };
 
@@ -28,8 +29,10 @@ use crate::{
 const RESOLVE: Duration = Duration::from_secs(1);
 /// How often backends that are down are looked at.
 const AGE: Duration = Duration::from_secs(1);
-/// Pause before a plan that the kernel refused is tried again.
+/// Pause before a plan that the kernel refused, or a sweep that came to nothing, is tried again.
 const RETRY: Duration = Duration::from_secs(1);
+/// Sweeps that are tried again that soon, until one comes to something.
+const SWEEP_RETRIES: u32 = 8;
 
 /// Whom the loop listens to, and whom it tells.
 #[derive(Debug)]
@@ -63,7 +66,6 @@ pub async fn run<D: Dataplane>(
     ready: impl FnOnce(),
     shutdown: impl Future<Output = ()>,
 ) {
-    let (swept, censuses) = mpsc::channel(1);
     let mut agent = Running {
         core,
         sources,
@@ -71,8 +73,8 @@ pub async fn run<D: Dataplane>(
         retry: None,
         sweep: Sweeping::Due(Instant::now()),
         age: Instant::now() + AGE,
-        swept,
-        censuses,
+        sweeps: JoinSet::new(),
+        sweep_retries: 0,
     };
     agent.tell_watchers();
     let mut ready = Some(ready);
@@ -95,7 +97,7 @@ pub async fn run<D: Dataplane>(
             Some(event) = agent.sources.health.recv() => agent.on_health(event),
             Some(update) = agent.sources.network.recv() => agent.on_network(update),
             Some(request) = agent.sources.requests.recv() => agent.on_request(request),
-            Some(census) = agent.censuses.recv() => agent.on_swept(census),
+            Some(census) = agent.sweeps.join_next() => agent.on_swept(census),
             () = sleep_until(wake.unwrap_or(start)), if wake.is_some() => {}
         }
         agent.give_turns();
@@ -114,8 +116,10 @@ struct Running<D> {
     sweep: Sweeping,
     /// When backends that are down are looked at next.
     age: Instant,
-    swept: mpsc::Sender<Result<Census, DataplaneError>>,
-    censuses: mpsc::Receiver<Result<Census, DataplaneError>>,
+    /// The one sweep that is under way, if any.
+    sweeps: JoinSet<Result<Census, DataplaneError>>,
+    /// Sweeps that came to nothing in a row and were tried again soon.
+    sweep_retries: u32,
 }
 
 /// The sweep of the flow tables, which runs beside the loop.
@@ -146,7 +150,7 @@ impl<D: Dataplane> Running<D> {
         if let Ok(request) = self.sources.requests.try_recv() {
             self.on_request(request);
         }
-        if let Ok(census) = self.censuses.try_recv() {
+        if let Some(census) = self.sweeps.try_join_next() {
             self.on_swept(census);
         }
     }
@@ -175,26 +179,41 @@ impl<D: Dataplane> Running<D> {
         match self.core.sweep() {
             Ok(sweep) => {
                 self.sweep = Sweeping::UnderWay;
-                let swept = self.swept.clone();
-                // The loop waits for the one before the next begins, so there is room.
-                tokio::task::spawn_blocking(move || drop(swept.blocking_send(sweep.run())));
+                self.sweeps.spawn_blocking(move || sweep.run());
             }
-            Err(error) => self.sweep_failed(&error),
+            Err(error) => self.sweep_failed(&error, "the flow tables cannot be swept"),
         }
     }
 
-    fn on_swept(&mut self, census: Result<Census, DataplaneError>) {
-        self.sweep = Sweeping::Due(Instant::now() + self.core.sweep_interval());
-        match census.map(|census| self.core.swept(census)) {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::error!(%error, "slots cannot settle; trying again"),
-            Err(error) => self.sweep_failed(&error),
+    fn on_swept(&mut self, census: Result<Result<Census, DataplaneError>, JoinError>) {
+        let census = match census {
+            Ok(Ok(census)) => census,
+            Ok(Err(error)) => {
+                return self.sweep_failed(&error, "the flow tables cannot be swept");
+            }
+            Err(error) => return self.sweep_failed(&error, "a sweep of the flow tables broke off"),
+        };
+        // What it found was true when it was made: a plan that failed takes another sweep.
+        if let Err(error) = self.core.swept(census) {
+            if self.core.is_behind() {
+                self.retry = Some(Instant::now() + RETRY);
+            }
+            return self.sweep_failed(&error, "slots cannot settle");
         }
+        self.sweep_retries = 0;
+        self.sweep = Sweeping::Due(Instant::now() + self.core.sweep_interval());
     }
 
-    fn sweep_failed(&mut self, error: &DataplaneError) {
-        tracing::error!(%error, "the flow tables cannot be swept; trying again");
-        self.sweep = Sweeping::Due(Instant::now() + self.core.sweep_interval());
+    /// Soon once more, but not for ever: what goes on failing is as urgent as any sweep.
+    fn sweep_failed(&mut self, error: &dyn std::error::Error, what: &str) {
+        let interval = self.core.sweep_interval();
+        let pause = match self.sweep_retries {
+            SWEEP_RETRIES.. => interval,
+            _ => RETRY.min(interval),
+        };
+        self.sweep_retries = self.sweep_retries.saturating_add(1);
+        tracing::error!(%error, again_in = ?pause, "{what}; trying again");
+        self.sweep = Sweeping::Due(Instant::now() + pause);
     }
 
     /// Answers with what is in the flow tables, beside the loop.

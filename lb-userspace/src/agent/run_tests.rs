@@ -1,16 +1,16 @@
-//! The loop over maps in memory, with more to do than there is time for.
+//! The loop over maps in memory, with more to do than there is time for, or over maps that fail.
 
 use std::{
     net::SocketAddr,
     sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
 };
 
 use lb_common::{
     memory::MemoryTables,
-    tables::{Counters, FlowCounters, Tick},
+    tables::{Counters, FlowCounters, FlowKey, Record, Table, Tick},
 };
 use tokio::time::timeout;
 
@@ -34,6 +34,53 @@ struct Flood {
     event: Event,
     events: mpsc::Sender<Event>,
     over: Arc<AtomicBool>,
+    faults: Arc<Faults>,
+}
+
+/// What is to go wrong, how often, and when sweeps began.
+#[derive(Default)]
+struct Faults {
+    panics: AtomicU32,
+    refusals: AtomicU32,
+    sweeps: Mutex<Vec<Instant>>,
+}
+
+impl Faults {
+    fn is_due(left: &AtomicU32) -> bool {
+        let one_less = |left: u32| left.checked_sub(1);
+        left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less)
+            .is_ok()
+    }
+
+    /// From each sweep to the next.
+    fn pauses(&self) -> Vec<Duration> {
+        let sweeps = self.sweeps.lock().unwrap();
+        sweeps.windows(2).map(|pair| pair[1] - pair[0]).collect()
+    }
+}
+
+/// Flow tables without a record, whose reader may panic.
+struct Empty {
+    is_trap: bool,
+}
+
+impl FlowTables for Empty {
+    fn scan(
+        &mut self,
+        _: Table,
+        _: &mut dyn FnMut(&FlowKey, &Record),
+    ) -> Result<(), DataplaneError> {
+        assert!(!self.is_trap, "the panic of a test");
+        Ok(())
+    }
+
+    fn remove(&mut self, _: Table, _: &FlowKey, _: &Record) -> Result<bool, DataplaneError> {
+        Ok(false)
+    }
+
+    fn load(&self, _: u32) -> Result<i64, DataplaneError> {
+        Ok(0)
+    }
 }
 
 impl Dataplane for Flood {
@@ -50,6 +97,9 @@ impl Dataplane for Flood {
     }
 
     fn execute(&mut self, operations: &[Operation]) -> Result<(), DataplaneError> {
+        if Faults::is_due(&self.faults.refusals) {
+            return Err(DataplaneError::Overtaken(0));
+        }
         self.memory.execute(operations)
     }
 
@@ -78,7 +128,9 @@ impl Dataplane for Flood {
     }
 
     fn flow_tables(&self) -> Result<Box<dyn FlowTables + Send>, DataplaneError> {
-        self.memory.flow_tables()
+        self.faults.sweeps.lock().unwrap().push(Instant::now());
+        let is_trap = Faults::is_due(&self.faults.panics);
+        Ok(Box::new(Empty { is_trap }))
     }
 
     fn drops(&self) -> Result<Vec<u64>, DataplaneError> {
@@ -114,7 +166,7 @@ fn service() -> Service {
 }
 
 /// An agent that never hears the end of a backend that is down.
-fn flooded(requests: mpsc::Receiver<Request>) -> (Core<Flood>, Sources, Dam) {
+fn flooded(requests: mpsc::Receiver<Request>, faults: Arc<Faults>) -> (Core<Flood>, Sources, Dam) {
     let (events, health) = mpsc::channel(8);
     let over = Arc::new(AtomicBool::new(false));
     let target = Target {
@@ -128,6 +180,7 @@ fn flooded(requests: mpsc::Receiver<Request>) -> (Core<Flood>, Sources, Dam) {
         event: Event::new(target, Condition::Down),
         events: events.clone(),
         over: Arc::clone(&over),
+        faults: Arc::clone(&faults),
     };
     let mut core = Core::new("flood".to_owned(), Tunnel::default(), flood).unwrap();
     core.change(Change::AddService(service())).unwrap();
@@ -145,7 +198,7 @@ fn flooded(requests: mpsc::Receiver<Request>) -> (Core<Flood>, Sources, Dam) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flood_of_news_starves_neither_requests_nor_deadlines() {
     let (handle, requests) = Handle::new();
-    let (core, sources, dam) = flooded(requests);
+    let (core, sources, dam) = flooded(requests, Arc::default());
     let (stop, stopped) = oneshot::channel::<()>();
     let running = tokio::spawn(run(core, sources, || {}, async { drop(stopped.await) }));
     let snapshot = timeout(PATIENCE, handle.snapshot()).await;
@@ -158,4 +211,45 @@ async fn a_flood_of_news_starves_neither_requests_nor_deadlines() {
     drop(dam);
     drop(stop);
     timeout(PATIENCE, running).await.expect("an end").unwrap();
+}
+
+/// From each sweep to the next, of an agent at rest to which `prepare` has something go wrong.
+async fn pauses(prepare: impl FnOnce(&Faults)) -> Vec<Duration> {
+    let faults = Arc::new(Faults::default());
+    let (_handle, requests) = Handle::new();
+    let (core, mut sources, dam) = flooded(requests, Arc::clone(&faults));
+    drop(dam);
+    while sources.health.try_recv().is_ok() {}
+    faults.sweeps.lock().unwrap().clear();
+    prepare(&faults);
+    let (stop, stopped) = oneshot::channel::<()>();
+    let running = tokio::spawn(run(core, sources, || {}, async { drop(stopped.await) }));
+    tokio::time::sleep(3 * SWEEP).await;
+    drop(stop);
+    running.await.unwrap();
+    faults.pauses()
+}
+
+/// From one sweep to the next where the shortest moving time is a quarter of an hour.
+const SWEEP: Duration = Duration::from_secs(30);
+
+#[tokio::test(start_paused = true)]
+async fn a_sweep_that_panics_is_followed_by_another_soon_and_then_by_those_that_are_due() {
+    let pauses = pauses(|faults| faults.panics.store(2, Ordering::Relaxed)).await;
+    assert_eq!(pauses[..3], [RETRY, RETRY, SWEEP]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_plan_that_fails_after_a_sweep_is_tried_again_soon_with_another() {
+    // The plan itself, and what is read back then.
+    let pauses = pauses(|faults| faults.refusals.store(2, Ordering::Relaxed)).await;
+    assert_eq!(pauses[..2], [RETRY, SWEEP]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn sweeps_that_always_fail_are_tried_again_soon_so_many_times_and_then_when_due() {
+    let pauses = pauses(|faults| faults.panics.store(u32::MAX, Ordering::Relaxed)).await;
+    let soon = SWEEP_RETRIES as usize;
+    assert!(pauses[..soon].iter().all(|&pause| pause == RETRY));
+    assert_eq!(pauses[soon], SWEEP);
 }

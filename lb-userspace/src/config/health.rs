@@ -34,7 +34,7 @@ const HTTP: &[&str] = &[
     "headers",
     "expect_headers",
 ];
-const KINDS: [Kind; 11] = [
+const KINDS: [Kind; 12] = [
     ("tcp", &[]),
     ("http", HTTP),
     (
@@ -53,6 +53,7 @@ const KINDS: [Kind; 11] = [
     ("udp", &["payload", "expect"]),
     ("dns", &["query", "record", "answer", "transport"]),
     ("icmp", &[]),
+    ("vip", &[]),
     ("grpc", &["service", "tls"]),
     ("exec", &["command"]),
     ("heartbeat", &[]),
@@ -200,6 +201,7 @@ fn read_probe(section: &Section<'_>, kind: &str) -> Option<Probe> {
         }),
         "dns" => Probe::Dns(read_dns(section)?),
         "icmp" => Probe::Icmp {},
+        "vip" => Probe::Vip {},
         "grpc" => Probe::Grpc(Grpc {
             service: text("service")?.unwrap_or_default(),
             tls: read_tls(section)?,

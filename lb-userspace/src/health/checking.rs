@@ -11,7 +11,7 @@ use tokio::{
 
 use crate::{
     health::{
-        Target,
+        Target, Way,
         heartbeat::{Beats, Silence},
         machine::{Machine, Outcome},
         probe::{Answer, ProbeError, Prober, Subject},
@@ -95,6 +95,7 @@ impl<P: Prober> Checking<P> {
                 address,
                 check: name,
                 timeout: check.timeout,
+                way: Way::default(),
             },
             check: check.clone(),
             tools,
@@ -108,6 +109,12 @@ impl<P: Prober> Checking<P> {
     /// Whether the backend's port is the only one that serves: who refuses there is not there at all.
     pub fn alone(self, alone: bool) -> Self {
         Self { alone, ..self }
+    }
+
+    /// How traffic reaches the backend.
+    pub fn by(mut self, way: Way) -> Self {
+        self.subject.way = way;
+        self
     }
 
     /// What is known before the first probe.
@@ -230,6 +237,7 @@ impl<P: Prober> Checking<P> {
     fn probes_what_serves(&self) -> bool {
         let protocol = match &self.check.probe {
             Probe::Tcp {} | Probe::Http(_) | Probe::Https(_) | Probe::Grpc(_) => Protocol::Tcp,
+            Probe::Vip {} => Protocol::Tcp,
             Probe::Udp(_) => Protocol::Udp,
             Probe::Dns(Dns { transport, .. }) => match transport {
                 Transport::Udp => Protocol::Udp,

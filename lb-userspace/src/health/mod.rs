@@ -62,6 +62,18 @@ pub struct Target {
     pub address: SocketAddr,
 }
 
+/// How traffic of a service reaches its backends, for probes that go the same way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Way {
+    /// Not in a tunnel.
+    #[default]
+    Direct,
+    /// In an IP header more.
+    Ipip,
+    /// In UDP to this port.
+    Gue(u16),
+}
+
 /// How a target is checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TargetConfig {
@@ -69,6 +81,8 @@ pub struct TargetConfig {
     pub health: Arc<Health>,
     /// Its port is the only one that serves: who refuses there is not there at all.
     pub alone: bool,
+    /// How traffic reaches it.
+    pub way: Way,
     /// What it counts as before its first probe. Only looked at when the target is new.
     pub initial: Condition,
 }
@@ -78,14 +92,18 @@ pub struct TargetConfig {
 struct Checks {
     health: Arc<Health>,
     alone: bool,
+    way: Way,
 }
 
 impl TargetConfig {
     fn checks(&self) -> Checks {
-        let Self { health, alone, .. } = self;
+        let Self {
+            health, alone, way, ..
+        } = self;
         Checks {
             health: Arc::clone(health),
             alone: *alone,
+            way: *way,
         }
     }
 }

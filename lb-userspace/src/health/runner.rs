@@ -90,7 +90,7 @@ impl<P: Prober> Runner<P> {
     /// Starts all checks. They begin with the target's condition, and its agent with what it has said.
     fn begin(
         &self,
-        Checks { health, alone }: &Checks,
+        Checks { health, alone, way }: &Checks,
     ) -> (
         Vec<Finding>,
         SelectAll<BoxStream<'static, (usize, Finding)>>,
@@ -104,8 +104,9 @@ impl<P: Prober> Runner<P> {
                 _ => Asked::default(),
             };
             let (tools, initial) = (self.tools.clone(), self.reported.condition);
-            let checking =
-                Checking::new(self.target, name, check, tools, initial, asked).alone(*alone);
+            let checking = Checking::new(self.target, name, check, tools, initial, asked)
+                .alone(*alone)
+                .by(*way);
             findings.push(checking.finding().clone());
             let found = move |mut checking: Checking<P>| async move {
                 let finding = checking.next().await.clone();

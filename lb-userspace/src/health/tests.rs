@@ -100,6 +100,7 @@ fn config(health: impl Into<Health>, initial: Condition) -> TargetConfig {
     TargetConfig {
         health: Arc::new(health.into()),
         alone: true,
+        way: Way::default(),
         initial,
     }
 }

@@ -8,8 +8,8 @@ use std::{
 };
 
 use super::{
-    Backend, Failback, FlowState, MAX_BACKENDS, MAX_WEIGHT, Mode, ModelError, Service, ServiceId,
-    group, name_of,
+    Backend, Failback, FlowState, MAX_BACKENDS, MAX_WEIGHT, Mode, ModelError, Protocol, Service,
+    ServiceId, group, name_of,
     tier::{check_spill, check_tier},
 };
 
@@ -43,7 +43,32 @@ impl Service {
         check_flows(self)?;
         check_spill(self)?;
         self.check_quic()?;
-        self.health.check(id)
+        self.health.check(id)?;
+        self.check_probes_by_vip()
+    }
+
+    /// Whether traffic goes a way that probes can go.
+    fn check_probes_by_vip(&self) -> Result<(), ModelError> {
+        if !self.health.probes_vip() {
+            return Ok(());
+        }
+        if self.id.protocol != Protocol::Tcp {
+            let problem = "type \"vip\" opens a connection: a UDP service cannot have it";
+            return invalid(self.id, "checks", problem);
+        }
+        if self.id.has_every_port() {
+            let problem =
+                "type \"vip\" asks the VIP's port, and there is no single one: use another type";
+            return invalid(self.id, "checks", problem);
+        }
+        if !matches!(self.mode, Mode::Ipip | Mode::Gue) {
+            let problem = format!(
+                "type \"vip\" goes through a tunnel, and mode {} has none: use another type, or mode ipip or gue",
+                name_of(self.mode)
+            );
+            return invalid(self.id, "checks", problem);
+        }
+        Ok(())
     }
 
     /// Whether `backend` can serve this service, its other backends left aside.
@@ -75,6 +100,12 @@ impl Service {
         if self.mode == Mode::Nat && address.is_ipv4() != id.vip.is_ipv4() {
             let problem = format!(
                 "{address} is of another address family, which mode \"nat\" cannot reach: use mode \"ipip\""
+            );
+            return invalid(id, "address", problem);
+        }
+        if self.health.probes_vip() && address.is_ipv4() != id.vip.is_ipv4() {
+            let problem = format!(
+                "{address} is of another address family, in which a check of type \"vip\" has no address to be answered at: use another type"
             );
             return invalid(id, "address", problem);
         }

@@ -91,7 +91,7 @@ impl Check {
             Probe::Dns(dns) => check_dns(dns),
             Probe::Grpc(grpc) => grpc.tls.as_ref().map_or(Ok(()), check_tls),
             Probe::Exec(exec) => check_exec(exec),
-            Probe::None {} | Probe::Tcp {} | Probe::Icmp {} => Ok(()),
+            Probe::None {} | Probe::Tcp {} | Probe::Icmp {} | Probe::Vip {} => Ok(()),
             Probe::Heartbeat {} | Probe::Agent(_) => Ok(()),
         }
     }
@@ -152,6 +152,10 @@ impl Check {
         let kind = self.probe.kind();
         match (&self.probe, self.port) {
             (_, Some(0)) => wrong("port", "port 0 is not a port: use 1 to 65535"),
+            (Probe::Vip {}, Some(_)) => wrong(
+                "port",
+                "type \"vip\" asks the VIP's port, where traffic goes: leave it out",
+            ),
             (Probe::Icmp {} | Probe::Heartbeat {} | Probe::None {}, Some(_)) => wrong(
                 "port",
                 format!("type \"{kind}\" asks no port: leave it out"),

@@ -111,6 +111,8 @@ pub enum Probe {
     Dns(Dns),
     /// An ICMP echo request is answered.
     Icmp {},
+    /// A TCP connection to the VIP is accepted, asked for by the way that traffic goes.
+    Vip {},
     /// `grpc.health.v1.Health/Check` answers SERVING.
     Grpc(Grpc),
     /// A program ends with status 0.
@@ -405,6 +407,7 @@ impl Probe {
             Self::Udp(_) => "udp",
             Self::Dns(_) => "dns",
             Self::Icmp {} => "icmp",
+            Self::Vip {} => "vip",
             Self::Grpc(_) => "grpc",
             Self::Exec(_) => "exec",
             Self::Heartbeat {} => "heartbeat",
@@ -468,6 +471,12 @@ impl Health {
     pub fn expects_beats(&self) -> bool {
         let mut probes = self.checks.iter().map(|check| &check.probe);
         probes.any(|probe| *probe == Probe::Heartbeat {})
+    }
+
+    /// Whether probes go the way that traffic does.
+    pub(super) fn probes_vip(&self) -> bool {
+        let mut probes = self.checks.iter().map(|check| &check.probe);
+        probes.any(|probe| *probe == Probe::Vip {})
     }
 
     /// What each check is called: its name, or its type, with a number from the second of its kind on.

@@ -134,3 +134,11 @@ fn checks_that_are_probably_not_meant_are_warned_of() {
         assert_eq!(warnings, Vec::<String>::new());
     }
 }
+
+#[test]
+fn a_check_of_the_vip_is_read_where_there_is_a_tunnel() {
+    let text = below_service("health = { type = \"vip\", interval = \"2s\" }");
+    let text = text.replace("mode = \"nat\"", "mode = \"ipip\"");
+    let health = read(&text).services.remove(0).health;
+    assert_eq!(health.checks[0].probe, Probe::Vip {});
+}

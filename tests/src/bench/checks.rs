@@ -15,7 +15,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use lb_userspace::{
-    health::{Checker, Target, TargetConfig, probes_in_flight},
+    health::{Checker, Target, TargetConfig, Way, probes_in_flight},
     model::{Check, Health, Http, Probe, ServiceId},
     snapshot::Condition,
 };
@@ -149,6 +149,7 @@ fn start(runtime: &Runtime, probe: Probe, port: u16, in_flight: usize) -> Checke
         let config = TargetConfig {
             health: Arc::clone(&health),
             alone: true,
+            way: Way::default(),
             initial: Condition::Starting,
         };
         let target = Target {

@@ -124,7 +124,7 @@ fn forwarded(rig: &Rig, scenario: &Scenario, out: &[u8], expected: &[u8]) -> Res
         );
         return Ok(());
     }
-    ensure!(rig.is_backend(scenario, to), "{to} is no backend");
+    ensure!(rig.is_backend(scenario, to), "{to} is not the backend");
     let ip = if to.is_ipv4() { 20 } else { 40 };
     let overhead = match scenario.mode() {
         "ipip" => ip,

@@ -47,6 +47,8 @@ pub struct Counts {
     pub recorded: u64,
     /// Choices that could not be recorded.
     pub overflows: u64,
+    /// Packets steered by a connection id.
+    pub named: u64,
 }
 
 impl Counts {
@@ -60,6 +62,7 @@ impl Counts {
             lookups: if_(records != Records::Unasked),
             recorded: if_(records == Records::New),
             overflows: if_(records == Records::Full),
+            named: if_(scenario.leads_to.is_some()),
         }
     }
 
@@ -71,6 +74,7 @@ impl Counts {
             lookups: self.lookups - before.lookups,
             recorded: self.recorded - before.recorded,
             overflows: self.overflows - before.overflows,
+            named: self.named - before.named,
         }
     }
 }
@@ -150,14 +154,18 @@ impl Rig {
             counts.lookups += flows.lookups;
             counts.recorded += flows.recorded;
             counts.overflows += flows.overflows;
+            counts.named += flows.named;
         }
         Ok(counts)
     }
 
-    /// Whether an address is of a backend that may get a scenario's packets: of the service's pool, or
-    /// of the one that it moves to.
+    /// Whether an address is of a backend that may get a scenario's packets: the one that their connection
+    /// ids name, or one of the service's pool, or of that which it moves to.
     pub fn is_backend(&self, scenario: &Scenario, address: IpAddr) -> bool {
         let pool = scenario.service.map(|(_, kind)| kind.pool);
+        if let Some(server) = scenario.leads_to {
+            return pool.and_then(|pool| pool.address(server)) == Some(address);
+        }
         pool.is_some_and(|pool| pool.has(address) || pool.other().has(address))
     }
 

@@ -1,6 +1,6 @@
 //! What is measured of the packet path. Pure: a list, and nothing about how.
 
-use lb_userspace::model::{FlowState, Mode, Scheduler, ServiceId};
+use lb_userspace::model::{FlowState, Mode, Quic, Scheduler, ServiceId};
 
 use super::{
     frame::{Frame, Payload, flags},
@@ -82,6 +82,8 @@ pub struct Scenario {
     pub slots: Slots,
     /// What packets find in the flow tables.
     pub records: Records,
+    /// Number of the backend that their connection ids name.
+    pub leads_to: Option<u16>,
     /// The XDP action that each must end in.
     pub action: u32,
 }
@@ -127,11 +129,14 @@ const IPIP: Kind = Kind {
     flow_state: FlowState::Auto,
     ring_size: Some(RING),
     pool: POOL,
+    quic: None,
 };
 const NAT: Kind = Kind {
     mode: Mode::Nat,
     ..IPIP
 };
+/// The server that connection ids name.
+const NAMED: u16 = 3;
 const TCP: Payload = Payload::Tcp(flags::ACK);
 const SYN: Payload = Payload::Tcp(flags::SYN);
 
@@ -149,6 +154,7 @@ pub fn all(quick: bool) -> Vec<Scenario> {
     let recorded: &[u32] = if quick { &QUICK_RECORDED } else { &FLOWS };
     let mut list = vec![baseline()];
     list.extend(stateless());
+    list.extend(quic());
     list.extend(untouched());
     list.extend(moves(recorded));
     list.extend(floods());
@@ -168,6 +174,7 @@ fn steady(name: &str, vip: &str, kind: Kind, payload: Payload, flows: u32) -> Sc
         frame: Frame::new(id.vip, payload, flows, 1),
         slots: Slots::Steady,
         records: Records::Unasked,
+        leads_to: None,
         action: action::TX,
     }
 }
@@ -229,6 +236,26 @@ fn stateless() -> Vec<Scenario> {
     list.push(other("syn-v4", SYN));
     list.push(other("rst-v4", Payload::Tcp(flags::RST)));
     list
+}
+
+/// What begins connections of QUIC services, and what connection ids lead.
+fn quic() -> impl Iterator<Item = Scenario> {
+    let ids = Quic {
+        config_id: 0,
+        server_id_length: 2,
+        nonce_length: 5,
+    };
+    let kind = Kind {
+        quic: Some(ids),
+        ..IPIP
+    };
+    let of = move |name, payload, flows| steady(name, "10.0.0.7:443/udp", kind, payload, flows);
+    let initials = move |flows| of("quic-v4-initial", Payload::Initial, flows);
+    let named = move |flows| Scenario {
+        leads_to: Some(NAMED),
+        ..of("quic-v4-named", Payload::Named(NAMED), flows)
+    };
+    sweep(&FLOWS, initials).chain(sweep(&FLOWS, named))
 }
 
 /// Packets that are not forwarded.

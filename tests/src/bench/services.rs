@@ -5,8 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use anyhow::Result;
 use lb_userspace::{
     model::{
-        Admin, Backend, Change, FlowState, Health, Mode, Protocol, Scheduler, Service, ServiceId,
-        State,
+        Admin, Backend, Change, FlowState, Health, Mode, Protocol, Quic, Scheduler, Service,
+        ServiceId, State,
     },
     neighbours::{NextHop, Update},
 };
@@ -39,6 +39,11 @@ impl Pool {
                 Ipv4Addr::new(10, self.number, high, low).into()
             }
         })
+    }
+
+    /// Where its `n`th backend is, counted from 1.
+    pub fn address(self, n: u16) -> Option<IpAddr> {
+        self.addresses().nth(usize::from(n).checked_sub(1)?)
     }
 
     /// Whose backend an address is.
@@ -79,6 +84,8 @@ pub struct Kind {
     pub ring_size: Option<u32>,
     /// Its backends.
     pub pool: Pool,
+    /// How connection ids are laid out where it is QUIC; backends have their numbers for server ids.
+    pub quic: Option<Quic>,
 }
 
 impl Kind {
@@ -93,6 +100,12 @@ impl Kind {
         service.ring_size = self.ring_size;
         service.health = Health::none();
         service.backends = self.pool.backends();
+        service.quic = self.quic;
+        if self.quic.is_some() {
+            for (n, backend) in (1u16..).zip(&mut service.backends) {
+                backend.server_id = Some(format!("{n:04x}").parse()?);
+            }
+        }
         Ok(service)
     }
 }

@@ -21,7 +21,7 @@ use tokio::{
 
 use super::{
     Background, Failure, Phase, Reason,
-    http::{After, Connection, name_in},
+    app::{App, Session},
     raise_file_limit,
 };
 use crate::{netns::Namespace, wait::wait_until};
@@ -124,8 +124,7 @@ struct Counts {
 }
 
 impl Held {
-    /// Opens `count` connections from `client` to `target` and returns once they stand. Each has
-    /// an exchange every `period` from then on, spread evenly.
+    /// Opens `count` connections from `client` to the web servers at `target`, as [`Self::open_to`] does.
     ///
     /// # Errors
     /// One cannot be opened.
@@ -135,11 +134,26 @@ impl Held {
         count: usize,
         period: Duration,
     ) -> Result<Self> {
+        Self::open_to(App::Web, client, target, count, period)
+    }
+
+    /// Opens `count` connections from `client` to `target` and returns once they stand. Each has
+    /// an exchange every `period` from then on, spread evenly.
+    ///
+    /// # Errors
+    /// One cannot be opened.
+    pub fn open_to(
+        app: App,
+        client: &Namespace,
+        target: SocketAddr,
+        count: usize,
+        period: Duration,
+    ) -> Result<Self> {
         raise_file_limit()?;
         let counts = Arc::new(Counts::default());
         let shared = Arc::clone(&counts);
         let background = Background::start(client, move |stop| {
-            hold_all(target, count, period, shared, stop)
+            hold_all((app, target), count, period, shared, stop)
         })?;
         let held = Self { background, counts };
         wait_until(
@@ -175,7 +189,7 @@ impl Held {
 }
 
 async fn hold_all(
-    target: SocketAddr,
+    (app, target): (App, SocketAddr),
     count: usize,
     period: Duration,
     counts: Arc<Counts>,
@@ -194,7 +208,7 @@ async fn hold_all(
         lives.spawn(async move {
             let opened = {
                 let _turn = opening.acquire().await;
-                open(target).await
+                open(app, target).await
             };
             live(opened, schedule, &counts, stop).await
         });
@@ -209,14 +223,14 @@ struct Schedule {
     period: Duration,
 }
 
-async fn open(target: SocketAddr) -> Result<(Connection, String), Failure> {
-    let mut connection = Connection::open(target).await?;
-    let name = name_in(&connection.get("/", After::Keep).await?);
-    Ok((connection, name))
+async fn open(app: App, target: SocketAddr) -> Result<(Session, String), Failure> {
+    let mut session = app.open(target).await?;
+    let name = session.name().await?;
+    Ok((session, name))
 }
 
 async fn live(
-    opened: Result<(Connection, String), Failure>,
+    opened: Result<(Session, String), Failure>,
     schedule: Schedule,
     counts: &Counts,
     stop: watch::Receiver<bool>,
@@ -254,7 +268,7 @@ async fn live(
 }
 
 async fn exchange_until(
-    mut connection: Connection,
+    mut connection: Session,
     name: &str,
     mut schedule: Schedule,
     exchanges: &mut usize,
@@ -266,7 +280,7 @@ async fn exchange_until(
             () = sleep_until(schedule.next) => {}
         }
         schedule.next += schedule.period;
-        let answered = name_in(&connection.get("/", After::Keep).await?);
+        let answered = connection.name().await?;
         if answered != name {
             let reason = Reason::Other(format!("opened to {name}, answered by {answered}"));
             return Err(Failure {

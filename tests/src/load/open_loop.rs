@@ -10,7 +10,7 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 
-use super::{Attempt, Background, Report, http::ask_name, raise_file_limit, requests::attempt};
+use super::{Attempt, Background, Report, app::App, raise_file_limit, requests::attempt};
 use crate::netns::Namespace;
 
 /// A generator at work; [`Self::stop`] gives its report.
@@ -20,13 +20,22 @@ pub struct OpenLoop {
 }
 
 impl OpenLoop {
-    /// Starts `rate` connections a second from `client` to `target`.
+    /// Starts `rate` connections a second from `client` to the web servers at `target`.
     ///
     /// # Errors
     /// The generator cannot run.
     pub fn start(client: &Namespace, target: SocketAddr, rate: u32) -> Result<Self> {
+        Self::start_to(App::Web, client, target, rate)
+    }
+
+    /// Starts `rate` connections a second from `client` to `target`.
+    ///
+    /// # Errors
+    /// The generator cannot run.
+    pub fn start_to(app: App, client: &Namespace, target: SocketAddr, rate: u32) -> Result<Self> {
         raise_file_limit()?;
-        let background = Background::start(client, move |stop| generate(target, rate, stop))?;
+        let background =
+            Background::start(client, move |stop| generate((app, target), rate, stop))?;
         Ok(Self { background })
     }
 
@@ -54,7 +63,11 @@ pub fn connections_per_second(
     load.stop()
 }
 
-async fn generate(target: SocketAddr, rate: u32, mut stop: watch::Receiver<bool>) -> Report {
+async fn generate(
+    (app, target): (App, SocketAddr),
+    rate: u32,
+    mut stop: watch::Receiver<bool>,
+) -> Report {
     let mut schedule = interval(Duration::from_secs(1) / rate);
     // A late tick is made up for: the rate is what was asked for, in the long run.
     schedule.set_missed_tick_behavior(MissedTickBehavior::Burst);
@@ -64,7 +77,7 @@ async fn generate(target: SocketAddr, rate: u32, mut stop: watch::Receiver<bool>
         tokio::select! {
             biased;
             _ = stop.wait_for(|stop| *stop) => break,
-            _ = schedule.tick() => { under_way.spawn(attempt(ask_name(target))); }
+            _ = schedule.tick() => { under_way.spawn(attempt(app.ask_name(target))); }
             Some(Ok(ended)) = under_way.join_next() => report.attempts.push(ended),
         }
     }

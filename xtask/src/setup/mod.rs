@@ -30,6 +30,8 @@ pub enum Need {
     Bpffs,
     /// Programs of the playground and of the tests in namespaces.
     NetworkTools,
+    /// Further servers, and what breaks them, of the tests.
+    Servers,
     /// The test runner.
     Nextest,
     /// rustfmt and clippy for the host, clippy for the BPF programs.
@@ -48,6 +50,7 @@ pub const LOAD: &[Need] = &[Need::BpfToolchain, Need::Bpffs];
 pub const TEST: &[Need] = &[
     Need::BpfToolchain,
     Need::NetworkTools,
+    Need::Servers,
     Need::Bpffs,
     Need::Nextest,
 ];

@@ -32,11 +32,18 @@ pub const PROGRAMS: [Wanted; 6] = [
     wanted("ping", "iputils-ping"),
 ];
 
+/// What tests run there beside that. PostgreSQL's own programs are in no `PATH`; this one comes with them.
+pub const SERVERS: [Wanted; 3] = [
+    wanted("redis-server", "redis-server"),
+    wanted("pg_ctlcluster", "postgresql"),
+    wanted("nft", "nftables"),
+];
+
 const NEXTEST_VERSION: &str = "0.9.143";
 const DENY_VERSION: &str = "0.19.0";
 
 /// Installs without a service being started: a policy file, present only meanwhile, forbids it, and
-/// nginx is then kept from starting at boot. It is wanted as a program of the tests' own servers.
+/// servers are then kept from starting at boot. They are wanted as programs of the tests' own.
 const QUIET_INSTALL: &str = "\
 policy=/usr/sbin/policy-rc.d
 if [ ! -e $policy ]; then
@@ -46,7 +53,9 @@ if [ ! -e $policy ]; then
     chmod 755 $policy
 fi
 apt-get install -y --no-install-recommends --no-remove -o DPkg::Lock::Timeout=120 \"$@\" || exit
-case \" $* \" in *' nginx '*) update-rc.d nginx disable ;; esac";
+for server in nginx redis-server postgresql; do
+    case \" $* \" in *\" $server \"*) update-rc.d $server disable ;; esac
+done";
 
 /// One step: what it does and why, the line a person would type, and how it is run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -117,7 +126,14 @@ pub fn plan(facts: &Facts, needs: &[Need], tools: &Path) -> Plan {
         .flat_map(|need| match need {
             Need::BpfToolchain => bpf_toolchain(facts, tools),
             Need::Bpffs => bpffs(facts),
-            Need::NetworkTools => network_tools(facts),
+            Need::NetworkTools => {
+                let why = "the playground and the tests in namespaces start them";
+                installed(facts, "apt-network", &PROGRAMS, why)
+            }
+            Need::Servers => {
+                let why = "the tests of failures start them";
+                installed(facts, "apt-servers", &SERVERS, why)
+            }
             Need::Nextest => cargo_tool(
                 facts,
                 tools,
@@ -232,18 +248,17 @@ fn bpffs(facts: &Facts) -> Vec<Step> {
     }]
 }
 
-fn network_tools(facts: &Facts) -> Vec<Step> {
-    let missing: Vec<&Wanted> = PROGRAMS
+fn installed(facts: &Facts, id: &'static str, wanted: &[Wanted], why: &'static str) -> Vec<Step> {
+    let missing: Vec<&Wanted> = wanted
         .iter()
         .filter(|wanted| !facts.has_program(wanted.program))
         .collect();
     if missing.is_empty() {
         return Vec::new();
     }
-    let why = "the playground and the tests in namespaces start them";
     if facts.apt {
         let packages: Vec<&str> = missing.iter().map(|wanted| wanted.package).collect();
-        vec![apt("apt-network", &packages, why)]
+        vec![apt(id, &packages, why)]
     } else {
         let programs: Vec<&str> = missing.iter().map(|wanted| wanted.program).collect();
         vec![advice::programs(&programs, why)]

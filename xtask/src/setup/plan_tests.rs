@@ -49,6 +49,9 @@ fn complete() -> Facts {
         "tcpdump",
         "curl",
         "ping",
+        "redis-server",
+        "pg_ctlcluster",
+        "nft",
         "cargo-nextest",
     ]));
     facts
@@ -75,6 +78,7 @@ fn fresh_debian_gets_compiler_llvm_linker_tools_and_bpffs_after_one_update() {
         "apt-llvm",
         "bpf-linker",
         "apt-network",
+        "apt-servers",
         "bpffs",
         "cargo-nextest",
     ];
@@ -204,7 +208,8 @@ fn machine_without_apt_that_has_nightly_and_llvm_builds_the_linker_with_it() {
 fn installing_never_removes_packages_and_never_starts_services() {
     assert!(QUIET_INSTALL.contains("--no-remove"));
     assert!(QUIET_INSTALL.contains("policy-rc.d"));
-    assert!(QUIET_INSTALL.contains("update-rc.d nginx disable"));
+    assert!(QUIET_INSTALL.contains("for server in nginx redis-server postgresql;"));
+    assert!(QUIET_INSTALL.contains("update-rc.d $server disable"));
 }
 
 #[test]

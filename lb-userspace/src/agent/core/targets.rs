@@ -9,8 +9,8 @@ use std::{
 use super::Core;
 use crate::{
     dataplane::Dataplane,
-    health::{Target, TargetConfig},
-    model::{Admin, Backend, ModelError, Service, ServiceId, State},
+    health::{Target, TargetConfig, Way},
+    model::{Admin, Backend, Mode, ModelError, Service, ServiceId, State},
     snapshot::Condition,
 };
 
@@ -23,6 +23,11 @@ impl<D: Dataplane> Core<D> {
                 continue;
             };
             let health = Arc::new(service.health.clone());
+            let way = match service.mode {
+                Mode::Ipip => Way::Ipip,
+                Mode::Gue => Way::Gue(self.tunnel.gue_port),
+                Mode::Nat | Mode::L2 => Way::Direct,
+            };
             let ports: BTreeSet<u16> = pool.iter().map(|s| s.id.vip.port()).collect();
             let checked = |backend: &&Backend| backend.admin != Admin::Maintenance;
             for backend in service.backends.iter().filter(checked) {
@@ -36,6 +41,7 @@ impl<D: Dataplane> Core<D> {
                     TargetConfig {
                         health: Arc::clone(&health),
                         alone: ports.len() == 1 && !service.id.has_every_port(),
+                        way,
                         initial,
                     },
                 );

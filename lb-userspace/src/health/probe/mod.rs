@@ -10,6 +10,7 @@ mod http;
 mod icmp;
 mod tls;
 mod udp;
+mod vip;
 
 pub use error::ProbeError;
 
@@ -28,7 +29,7 @@ use tokio::{
 };
 
 use crate::{
-    health::{Target, reply::Reply},
+    health::{Target, Way, reply::Reply},
     model::Probe,
 };
 
@@ -46,6 +47,8 @@ pub struct Subject {
     pub check: String,
     /// How long the probe may take.
     pub timeout: Duration,
+    /// How traffic reaches it.
+    pub way: Way,
 }
 
 /// What a success found.
@@ -82,6 +85,7 @@ pub struct Network {
     /// Questions in use, so that all backends of a service share one. Each is made under a lock of its own.
     questions: Arc<std::sync::Mutex<HashMap<Probe, Arc<Place>>>>,
     roots: tls::SystemRoots,
+    answers: vip::Answers,
 }
 
 /// Where a question is, as long as somebody asks it.
@@ -100,6 +104,8 @@ pub enum Question {
     Dns(dns::Question),
     /// An ICMP echo request.
     Icmp,
+    /// A SYN to the VIP, by the way that traffic goes.
+    Vip,
     /// gRPC's health protocol.
     Grpc(grpc::Question),
     /// A program.
@@ -135,6 +141,7 @@ impl Prober for Network {
                 Question::Udp(question) => question.ask(address).await?,
                 Question::Dns(question) => question.ask(address).await?,
                 Question::Icmp => icmp::ask(address.ip()).await?,
+                Question::Vip => self.answers.ask(subject).await?,
                 Question::Grpc(question) => question.ask(address).await?,
                 Question::Exec(question) => question.ask(subject).await?,
                 Question::Agent(question) => reply = Some(question.ask(address).await?),
@@ -172,6 +179,7 @@ impl Network {
             Probe::Udp(udp) => Question::Udp(udp::Question::new(udp)?),
             Probe::Dns(dns) => Question::Dns(dns::Question::new(dns)?),
             Probe::Icmp {} => Question::Icmp,
+            Probe::Vip {} => Question::Vip,
             Probe::Grpc(grpc) => {
                 let tls = match &grpc.tls {
                     Some(tls) => {

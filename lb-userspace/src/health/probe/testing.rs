@@ -51,5 +51,6 @@ pub(super) fn subject(address: SocketAddr, check: &Check) -> Subject {
         address,
         check: check.probe.kind().to_owned(),
         timeout: check.timeout,
+        way: Way::default(),
     }
 }

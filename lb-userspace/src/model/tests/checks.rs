@@ -240,7 +240,12 @@ fn questions_that_cannot_be_put_are_refused() {
 
 #[test]
 fn checks_that_ask_no_port_have_none() {
-    for probe in [Probe::Icmp {}, Probe::Heartbeat {}, Probe::NONE] {
+    for probe in [
+        Probe::Icmp {},
+        Probe::Vip {},
+        Probe::Heartbeat {},
+        Probe::NONE,
+    ] {
         let check = Check {
             port: Some(80),
             ..check(probe)
@@ -341,6 +346,7 @@ fn every_kind_of_check_survives_json_and_refuses_what_it_does_not_know() {
         Probe::Udp(Udp::default()),
         dns("example.org", "SOA"),
         Probe::Icmp {},
+        Probe::Vip {},
         tls(Tls::default()),
         exec(&["/check"]),
         Probe::Heartbeat {},
@@ -359,5 +365,38 @@ fn every_kind_of_check_survives_json_and_refuses_what_it_does_not_know() {
         json["colour"] = "red".into();
         let error = serde_json::from_value::<Check>(json).unwrap_err();
         assert!(error.to_string().contains("colour"), "{full:?}: {error}");
+    }
+}
+
+#[test]
+fn a_check_of_the_vip_is_for_connections_through_a_tunnel_of_the_vips_own_family() {
+    let with = |id: &str, mode, backend: &str| {
+        let mut service = service(id, mode, &[backend]);
+        service.health = check(Probe::Vip {}).into();
+        State::new([service]).map(drop).map_err(|e| e.to_string())
+    };
+    let tcp = "10.0.0.1:80/tcp";
+    for mode in [Mode::Ipip, Mode::Gue] {
+        assert_eq!(with(tcp, mode, "10.1.0.2:80"), Ok(()));
+        assert_eq!(with("[fd00::1]:80/tcp", mode, "[fd00::2]:80"), Ok(()));
+    }
+    for (wrong, part) in [
+        (with(tcp, Mode::Nat, "10.1.0.2:80"), "mode nat has none"),
+        (with(tcp, Mode::L2, "10.1.0.2:80"), "mode l2 has none"),
+        (
+            with("10.0.0.1:80/udp", Mode::Ipip, "10.1.0.2:80"),
+            "a UDP service",
+        ),
+        (
+            with("10.0.0.1:*/tcp", Mode::Ipip, "10.1.0.2:80"),
+            "no single one",
+        ),
+        (
+            with(tcp, Mode::Ipip, "[fd00::2]:80"),
+            "another address family",
+        ),
+    ] {
+        let error = wrong.unwrap_err();
+        assert!(error.contains(part), "{error}");
     }
 }

@@ -25,6 +25,7 @@ pub(super) fn run(effort: Effort) -> Result<Vec<Latency>> {
     let mut latencies = Vec::new();
     for services in SERVICES {
         let kind = Kind {
+            quic: None,
             mode: Mode::Ipip,
             scheduler: Scheduler::Maglev,
             flow_state: FlowState::Auto,

@@ -63,6 +63,7 @@ impl Bench {
             v6: false,
         };
         let kind = Kind {
+            quic: None,
             mode: Mode::Ipip,
             scheduler: Scheduler::Maglev,
             flow_state: FlowState::Auto,

@@ -72,6 +72,7 @@ const POOL: Pool = Pool {
 
 fn wanted(services: u32) -> Result<Vec<Service>> {
     let kind = Kind {
+        quic: None,
         mode: Mode::Ipip,
         scheduler: Scheduler::Maglev,
         flow_state: FlowState::Auto,

@@ -1,0 +1,387 @@
+//! Owns probes that go the way traffic does: a SYN to the VIP, wrapped to the backend as the packet path would
+//! wrap it, which has to be answered from the VIP. A backend without its VIP, or without the far end of its
+//! tunnel, fails. Never completes a connection: what was opened is reset at once, by the same way.
+//!
+//! A socket of TCP's cannot do that: the kernel would need a tunnel device and a route for each backend, which
+//! an agent that dies leaves behind, and takes no answer from an address that is its own, as a VIP may be. So
+//! packets are built here, sent by a raw socket, and answers are read by a packet socket, of whose packets a
+//! filter takes only those to one port. That port is bound, so that nobody else's connections use it.
+
+use std::{
+    collections::HashMap,
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
+use socket2::{Domain, Protocol, SockFilter, Socket, Type};
+use tokio::{
+    sync::{OnceCell, oneshot},
+    task::JoinHandle,
+    time::sleep,
+};
+
+use super::{ProbeError, Subject};
+use crate::health::Way;
+
+/// Hops that a SYN may take inside of its tunnel.
+const HOPS: u8 = 64;
+const WINDOW: u16 = 64_240;
+/// After a packet socket could not be read.
+const PAUSE: Duration = Duration::from_millis(100);
+/// Longer than the headers of any answer.
+const LONGEST: usize = 512;
+
+/// Where answers come in, made with the first probe of each family.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Answers([Arc<OnceCell<Listener>>; 2]);
+
+/// Hears the answers of one family.
+#[derive(Debug)]
+struct Listener {
+    port: u16,
+    waiting: Waiting,
+    task: JoinHandle<()>,
+    _bound: Socket,
+}
+
+/// Who waits, by the sequence number that was sent.
+type Waiting = Arc<Mutex<HashMap<u32, oneshot::Sender<Heard>>>>;
+
+/// An answer to a SYN.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Heard {
+    from: SocketAddr,
+    to_port: u16,
+    /// What was sent, and one.
+    acknowledged: u32,
+    accepts: bool,
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Ends a wait.
+struct Wait<'a>(&'a Waiting, u32);
+
+impl Drop for Wait<'_> {
+    fn drop(&mut self) {
+        lock(self.0).remove(&self.1);
+    }
+}
+
+fn lock(waiting: &Waiting) -> std::sync::MutexGuard<'_, HashMap<u32, oneshot::Sender<Heard>>> {
+    waiting.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Answers {
+    /// Opens a connection to the VIP of `subject` at its backend, and gives it up again.
+    pub(super) async fn ask(&self, subject: &Subject) -> Result<(), ProbeError> {
+        let (vip, backend) = (subject.target.service.vip, subject.target.address.ip());
+        let failed = |error: io::Error| ProbeError::from_connect(&error);
+        let listener = self.0[usize::from(vip.is_ipv6())]
+            .get_or_try_init(|| async { Listener::open(vip.is_ipv6()) })
+            .await
+            .map_err(|error| ProbeError::Local(error.to_string()))?;
+        let source = SocketAddr::new(own_address(backend).map_err(failed)?, listener.port);
+        let sequence = fastrand::u32(..);
+        let (heard, answer) = oneshot::channel();
+        lock(&listener.waiting).insert(sequence, heard);
+        let _wait = Wait(&listener.waiting, sequence);
+        let opens = segment(source, vip, sequence, false);
+        send(subject.way, backend, &opens?).map_err(failed)?;
+        let heard = answer.await;
+        let heard = heard.map_err(|_| ProbeError::Local("nobody hears answers".to_owned()))?;
+        if heard.from != vip {
+            let problem = format!("{} answered in the place of {vip}", heard.from);
+            return Err(ProbeError::Unexpected(problem));
+        }
+        if !heard.accepts {
+            return Err(ProbeError::Refused);
+        }
+        // Else the backend would wait for the rest for a minute.
+        let resets = segment(source, vip, sequence.wrapping_add(1), true);
+        send(subject.way, backend, &resets?).map_err(failed)
+    }
+}
+
+impl Listener {
+    fn open(v6: bool) -> io::Result<Self> {
+        let (domain, any, ethertype): (_, IpAddr, _) = match v6 {
+            false => (Domain::IPV4, Ipv4Addr::UNSPECIFIED.into(), libc::ETH_P_IP),
+            true => (Domain::IPV6, Ipv6Addr::UNSPECIFIED.into(), libc::ETH_P_IPV6),
+        };
+        let bound = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
+        if v6 {
+            bound.set_only_v6(true)?;
+        }
+        bound.bind(&SocketAddr::new(any, 0).into())?;
+        let own = bound.local_addr()?.as_socket();
+        let port = own.map(|own| own.port()).ok_or(io::ErrorKind::Other)?;
+        let ethertype = Protocol::from(i32::from((ethertype as u16).to_be()));
+        let packets = Socket::new(Domain::PACKET, Type::DGRAM, Some(ethertype))?;
+        packets.set_nonblocking(true)?;
+        let filter = filter(v6, port).into_iter();
+        let filter: Vec<SockFilter> = filter
+            .map(|Step { code, jt, jf, k }| SockFilter::new(code, jt, jf, k))
+            .collect();
+        packets.attach_filter(&filter)?;
+        // To the runtime it is what gives datagrams, for which it knows UDP's type alone.
+        let packets = tokio::net::UdpSocket::from_std(packets.into())?;
+        let waiting = Waiting::default();
+        let task = tokio::spawn(hear(packets, port, Arc::clone(&waiting)));
+        Ok(Self {
+            port,
+            waiting,
+            task,
+            _bound: bound,
+        })
+    }
+}
+
+/// Hands answers to whom they are for, for ever.
+async fn hear(packets: tokio::net::UdpSocket, port: u16, waiting: Waiting) {
+    let mut buffer = [0; LONGEST];
+    loop {
+        // Such a socket fails while an interface goes down, and works again after that.
+        let Ok(read) = packets.recv(&mut buffer).await else {
+            sleep(PAUSE).await;
+            continue;
+        };
+        let Some(heard) = parse(&buffer[..read]).filter(|heard| heard.to_port == port) else {
+            continue;
+        };
+        let sequence = heard.acknowledged.wrapping_sub(1);
+        if let Some(waits) = lock(&waiting).remove(&sequence) {
+            // Who waited may have given up.
+            let _ = waits.send(heard);
+        }
+    }
+}
+
+/// What an answer says: a SYN that acknowledges, or a reset.
+fn parse(packet: &[u8]) -> Option<Heard> {
+    let packet = SlicedPacket::from_ip(packet).ok()?;
+    let from: IpAddr = match packet.net? {
+        NetSlice::Ipv4(ip) => ip.header().source_addr().into(),
+        NetSlice::Ipv6(ip) => ip.header().source_addr().into(),
+        _ => return None,
+    };
+    let TransportSlice::Tcp(tcp) = packet.transport? else {
+        return None;
+    };
+    (tcp.ack() && (tcp.syn() || tcp.rst())).then(|| Heard {
+        from: SocketAddr::new(from, tcp.source_port()),
+        to_port: tcp.destination_port(),
+        acknowledged: tcp.acknowledgment_number(),
+        accepts: !tcp.rst(),
+    })
+}
+
+/// One instruction of a filter: what it does, how far it jumps where something holds and where not, and its
+/// argument.
+#[derive(Debug, Clone, Copy)]
+struct Step {
+    code: u16,
+    jt: u8,
+    jf: u8,
+    k: u32,
+}
+
+/// Passes TCP segments to a port. A filter sees packets from their IP header on
+/// (`Documentation/networking/filter.rst`).
+fn filter(v6: bool, port: u16) -> Vec<Step> {
+    const LOAD_BYTE: u16 = 0x30;
+    const LOAD_HALF: u16 = 0x28;
+    const LOAD_HALF_AT_X: u16 = 0x48;
+    const LOAD_X_HEADER_LENGTH: u16 = 0xb1;
+    const JUMP_IF_EQUAL: u16 = 0x15;
+    const JUMP_IF_SET: u16 = 0x45;
+    const RETURN: u16 = 0x06;
+    let step = |code, jt, jf, k| Step { code, jt, jf, k };
+    let port = u32::from(port);
+    let mut steps = match v6 {
+        false => vec![
+            step(LOAD_BYTE, 0, 0, 9),
+            step(JUMP_IF_EQUAL, 0, 6, 6),
+            step(LOAD_HALF, 0, 0, 6),
+            step(JUMP_IF_SET, 4, 0, 0x1fff),
+            step(LOAD_X_HEADER_LENGTH, 0, 0, 0),
+            step(LOAD_HALF_AT_X, 0, 0, 2),
+        ],
+        true => vec![
+            step(LOAD_BYTE, 0, 0, 6),
+            step(JUMP_IF_EQUAL, 0, 3, 6),
+            step(LOAD_HALF, 0, 0, 42),
+        ],
+    };
+    steps.extend([
+        step(JUMP_IF_EQUAL, 0, 1, port),
+        step(RETURN, 0, 0, LONGEST as u32),
+        step(RETURN, 0, 0, 0),
+    ]);
+    steps
+}
+
+/// This host's address on the way to `backend`.
+fn own_address(backend: IpAddr) -> io::Result<IpAddr> {
+    let any: IpAddr = match backend {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let socket = UdpSocket::bind((any, 0))?;
+    // Sends nothing: port 9 is that of discard.
+    socket.connect((backend, 9))?;
+    Ok(socket.local_addr()?.ip())
+}
+
+/// A segment that opens a connection, or one that gives it up.
+fn segment(
+    source: SocketAddr,
+    vip: SocketAddr,
+    sequence: u32,
+    resets: bool,
+) -> Result<Vec<u8>, ProbeError> {
+    let ip = match (source.ip(), vip.ip()) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => PacketBuilder::ipv4(from.octets(), to.octets(), HOPS),
+        (IpAddr::V6(from), IpAddr::V6(to)) => PacketBuilder::ipv6(from.octets(), to.octets(), HOPS),
+        _ => {
+            let problem = "the VIP and the backend are of two families".to_owned();
+            return Err(ProbeError::Unaskable(problem));
+        }
+    };
+    let tcp = ip.tcp(source.port(), vip.port(), sequence, WINDOW);
+    let tcp = if resets { tcp.rst() } else { tcp.syn() };
+    let mut packet = Vec::with_capacity(tcp.size(0));
+    let written = tcp.write(&mut packet, &[]);
+    written.map_err(|error| ProbeError::Unaskable(error.to_string()))?;
+    Ok(packet)
+}
+
+/// Sends a packet to `backend` as traffic goes there.
+fn send(way: Way, backend: IpAddr, packet: &[u8]) -> io::Result<()> {
+    let domain = Domain::for_address(SocketAddr::new(backend, 0));
+    let (socket, port) = match way {
+        Way::Ipip => {
+            // Whose outer header is the kernel's to write.
+            let inner = match backend {
+                IpAddr::V4(_) => libc::IPPROTO_IPIP,
+                IpAddr::V6(_) => libc::IPPROTO_IPV6,
+            };
+            (Socket::new(domain, Type::RAW, Some(inner.into()))?, 0)
+        }
+        Way::Gue(port) => (Socket::new(domain, Type::DGRAM, None)?, port),
+        Way::Direct => return Err(io::ErrorKind::Unsupported.into()),
+    };
+    let sent = socket.send_to(packet, &SocketAddr::new(backend, port).into())?;
+    if sent < packet.len() {
+        return Err(io::ErrorKind::WriteZero.into());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(text: &str) -> SocketAddr {
+        text.parse().unwrap()
+    }
+
+    /// What the other side would answer to `packet`.
+    fn answer(vip: &str, to: &str, acknowledged: u32, accepts: bool) -> Vec<u8> {
+        let (vip, to) = (address(vip), address(to));
+        let ip = match (vip.ip(), to.ip()) {
+            (IpAddr::V4(a), IpAddr::V4(b)) => PacketBuilder::ipv4(a.octets(), b.octets(), 64),
+            (IpAddr::V6(a), IpAddr::V6(b)) => PacketBuilder::ipv6(a.octets(), b.octets(), 64),
+            _ => unreachable!("one family"),
+        };
+        let tcp = ip.tcp(vip.port(), to.port(), 7, 1_000).ack(acknowledged);
+        let tcp = if accepts { tcp.syn() } else { tcp.rst() };
+        let mut packet = Vec::new();
+        tcp.write(&mut packet, &[]).unwrap();
+        packet
+    }
+
+    /// Runs a filter as the kernel does: bytes of the packet that it passes.
+    fn passes(filter: &[Step], packet: &[u8]) -> u32 {
+        let half = |at: usize| u32::from(u16::from_be_bytes([packet[at], packet[at + 1]]));
+        let (mut at, mut a, mut x) = (0, 0, 0);
+        loop {
+            let step = &filter[at];
+            at += 1;
+            let k = step.k as usize;
+            match step.code {
+                0x30 => a = packet[k].into(),
+                0x28 => a = half(k),
+                0x48 => a = half(x + k),
+                0xb1 => x = usize::from(packet[k] & 0xf) * 4,
+                0x15 => at += usize::from(if a == step.k { step.jt } else { step.jf }),
+                0x45 => at += usize::from(if a & step.k != 0 { step.jt } else { step.jf }),
+                0x06 => return step.k,
+                code => panic!("{code:x}"),
+            }
+        }
+    }
+
+    const FAMILIES: [(&str, &str); 2] = [
+        ("10.0.0.1:80", "10.1.0.1:4000"),
+        ("[fd00::1]:80", "[fd00:2::1]:4000"),
+    ];
+
+    #[test]
+    fn an_answer_tells_whether_the_vip_accepts_and_what_it_answers() {
+        for (vip, to) in FAMILIES {
+            for accepts in [true, false] {
+                let heard = parse(&answer(vip, to, 43, accepts)).unwrap();
+                let from = address(vip);
+                assert_eq!(
+                    heard,
+                    Heard {
+                        from,
+                        to_port: 4000,
+                        acknowledged: 43,
+                        accepts
+                    }
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_sent_is_no_answer() {
+        for (vip, from) in FAMILIES {
+            for resets in [true, false] {
+                let sent = segment(address(from), address(vip), 42, resets).unwrap();
+                assert_eq!(parse(&sent), None);
+            }
+        }
+    }
+
+    #[test]
+    fn a_filter_passes_segments_to_its_port_and_nothing_else() {
+        for (vip, to) in FAMILIES {
+            let v6 = address(vip).is_ipv6();
+            let packet = answer(vip, to, 1, true);
+            assert!(passes(&filter(v6, 4_000), &packet) > 0);
+            assert_eq!(passes(&filter(v6, 4_001), &packet), 0);
+            let mut udp = packet.clone();
+            udp[if v6 { 6 } else { 9 }] = 17;
+            assert_eq!(passes(&filter(v6, 4_000), &udp), 0);
+        }
+        let mut fragment = answer(FAMILIES[0].0, FAMILIES[0].1, 1, true);
+        fragment[7] = 1;
+        assert_eq!(passes(&filter(false, 4_000), &fragment), 0);
+    }
+
+    #[test]
+    fn families_that_differ_cannot_be_asked() {
+        let packet = segment(address("10.0.0.1:1"), address("[fd00::1]:80"), 1, false);
+        assert!(matches!(packet, Err(ProbeError::Unaskable(_))));
+    }
+}
