@@ -396,7 +396,7 @@ async fn what_pools_carry_and_can_lose_is_shown() {
     let capacity = "capacity     6 of 16 flows (37.5%), imbalance 1.00, headroom 1 backends\n";
     assert!(shown.contains(capacity), "{shown}");
     let status = succeed(&agent, "status").await;
-    let worst = "capacity     at most 37.5% used (10.0.0.1:80/tcp), imbalance up to 1.00 (10.0.0.1:80/tcp), \
+    let worst = "capacity      at most 37.5% used (10.0.0.1:80/tcp), imbalance up to 1.00 (10.0.0.1:80/tcp), \
                  headroom at least 1 backends (10.0.0.1:80/tcp)\n";
     assert!(status.contains(worst), "{status}");
     let json = succeed_json(&agent, "status").await;
