@@ -31,6 +31,9 @@ pub enum ChangeError {
     /// The tables have no room, or a backend is not free yet; says what would help.
     #[error("{0}")]
     NoRoom(String),
+    /// Flows whose backends live would be forgotten.
+    #[error("{0}")]
+    Forgets(String),
     /// The kernel refused.
     #[error("the kernel refused the change: {0}")]
     Kernel(String),
@@ -41,7 +44,10 @@ pub enum ChangeError {
 
 impl From<PlanError> for ChangeError {
     fn from(error: PlanError) -> Self {
-        Self::NoRoom(error.to_string())
+        match error {
+            PlanError::Forgets { .. } => Self::Forgets(error.to_string()),
+            _ => Self::NoRoom(error.to_string()),
+        }
     }
 }
 

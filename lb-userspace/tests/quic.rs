@@ -21,7 +21,7 @@ use lb_userspace::{
     agent::{ChangeError, Core},
     config::Tunnel,
     dataplane::memory::MemoryDataplane,
-    model::{Change, Service},
+    model::{Change, Quic, Service, Settings},
     plan::{census, ticks},
 };
 use serde_json::{Value, json};
@@ -248,4 +248,95 @@ fn a_restarted_agent_takes_up_the_ids_and_those_that_leave() {
     // Beside what every start writes, nothing is written again.
     let again = balancer.core.dataplane().executed - executed;
     assert!(again < 10, "{again} operations");
+}
+
+fn set(balancer: &mut Balancer, settings: Settings) -> Result<(), ChangeError> {
+    balancer.change(Change::EditService(VIP.parse().unwrap(), settings))
+}
+
+fn layout(config_id: u8, server_id_length: u8, nonce_length: u8) -> Settings {
+    let quic = Quic {
+        config_id,
+        server_id_length,
+        nonce_length,
+    };
+    Settings {
+        quic: Some(Some(quic)),
+        ..Settings::default()
+    }
+}
+
+#[test]
+fn a_service_becomes_quic_while_it_runs_and_its_flows_stay_where_they_were() {
+    let plain: Service = serde_json::from_value(json!({
+        "id": VIP, "mode": "nat", "ring_size": 251,
+        "backends": (1..=4).map(|n| json!({"address": address(n)})).collect::<Vec<_>>(),
+    }))
+    .unwrap();
+    let mut balancer = Balancer::new(plain);
+    // No QUIC server's: no configuration of that number is ever read.
+    let datagram = [0xff; 40];
+    let before: Vec<Option<u8>> = (1..=60)
+        .map(|port| balancer.send(&datagram, port))
+        .collect();
+    assert!(before.iter().all(Option::is_some));
+    let named = Settings {
+        server_ids: (1..=4)
+            .map(|n| (address(n), format!("0a{n:02x}").parse().unwrap()))
+            .collect(),
+        ..layout(0, 2, 5)
+    };
+    set(&mut balancer, named).unwrap();
+    for n in 1..=4 {
+        assert!(balancer.leads(0, n));
+    }
+    let after: Vec<Option<u8>> = (1..=60)
+        .map(|port| balancer.send(&datagram, port))
+        .collect();
+    assert_eq!(before, after);
+}
+
+#[test]
+fn another_configuration_leaves_connections_of_the_former_where_they_are() {
+    let mut balancer = Balancer::new(service(0, &[1, 2, 3, 4]));
+    set(&mut balancer, layout(1, 2, 9)).unwrap();
+    for n in 1..=4 {
+        assert!(balancer.leads(0, n) && balancer.leads(1, n));
+    }
+}
+
+#[test]
+fn what_would_make_connection_ids_unreadable_is_refused_and_changes_nothing() {
+    let mut balancer = Balancer::new(service(0, &[1, 2]));
+    let ids = |bytes: [&str; 2]| {
+        (1..=2)
+            .zip(bytes)
+            .map(|(n, id)| (address(n), id.parse().unwrap()))
+            .collect()
+    };
+    let longer = Settings {
+        server_ids: ids(["0a0101", "0a0201"]),
+        ..layout(0, 3, 5)
+    };
+    let swapped = Settings {
+        server_ids: ids(["0a02", "0a01"]),
+        ..Settings::default()
+    };
+    let none = Settings {
+        quic: Some(None),
+        ..Settings::default()
+    };
+    let before = (balancer.servers().clone(), balancer.core.layout().clone());
+    for settings in [longer, swapped, none.clone()] {
+        match set(&mut balancer, settings) {
+            Err(ChangeError::Forgets(why)) => assert!(why.contains("connection ids"), "{why}"),
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(
+            before,
+            (balancer.servers().clone(), balancer.core.layout().clone())
+        );
+    }
+    let mut unused = Balancer::new(service(0, &[]));
+    set(&mut unused, none).unwrap();
 }

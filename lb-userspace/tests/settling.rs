@@ -89,6 +89,7 @@ fn plan_after_the_moving_time(core: &Core<MemoryDataplane>) -> Vec<Operation> {
             census: Some(&census),
             overflows: &BTreeMap::from([(index(core), 0)]),
             traffic: &BTreeMap::new(),
+            keeps_flows: false,
         },
     );
     plan.unwrap().operations

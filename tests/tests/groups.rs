@@ -3,14 +3,14 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use lb_tests::{
     backend::{OTHER_PORT, PORT},
     config::{Health, Service},
     load::held::Held,
     skip::with_root,
-    stage::{BACKENDS, Stage, v4_pool, vip, web_address_of},
-    topology::{Topology, vip_v4},
+    stage::{BACKENDS, Slots, Stage, v4_pool, vip, web_address, web_address_of},
+    topology::{Topology, backend_name, vip_v4},
 };
 
 /// From one request on each held connection to its next.
@@ -100,6 +100,66 @@ fn a_backend_that_dies_is_left_by_all_services_of_the_group() -> Result<()> {
             let other = stage.only(&second, 20)?;
             assert_ne!(other, one);
             assert_eq!(stage.only(&first, 20)?, other);
+            Ok(())
+        },
+    )
+}
+
+#[test]
+fn a_running_service_changes_its_pool_at_rest_and_keeps_its_connections() -> Result<()> {
+    with_root(
+        "a_running_service_changes_its_pool_at_rest_and_keeps_its_connections",
+        || {
+            let plain = |port| {
+                let address = SocketAddr::new(vip_v4(1).into(), port);
+                Service::new(
+                    format!("{address}/tcp"),
+                    "ipip",
+                    Health::HTTP,
+                    v4_pool(PORT),
+                )
+                .with("moving_time", "2s")
+            };
+            let (first, second) = (plain(PORT).with("group", "web"), plain(OTHER_PORT));
+            let by_turns = plain(OTHER_PORT + 1).with("scheduler", "round-robin");
+            let services = vec![first.clone(), second.clone(), by_turns.clone()];
+            let stage = Stage::new(Topology::new(BACKENDS)?, services)?;
+            // Health checks have taken their first look, and what that moved is at rest.
+            stage.answers(&second, 50)?;
+            for service in [&first, &second] {
+                stage.await_slots(service, Slots::are_steady)?;
+            }
+            let client = &stage.topology.client;
+            let held =
+                [&first, &second].map(|service| Held::open(client, vip(service)?, 30, PERIOD));
+            let set = |what: &str| stage.lbctl(&format!("service set {} {what}", second.vip));
+            set("--group web")?;
+            set("--no-group")?;
+            set("--group web")?;
+            // One pool: a drain through the one is one of the other.
+            stage.lbctl(&format!("backend drain {} {}", second.vip, web_address(1)))?;
+            let answers = stage.answers(&first, 100)?;
+            ensure!(!answers.contains_key(&backend_name(1)), "{answers:?}");
+            let moving = set("--no-group").unwrap_err();
+            ensure!(
+                format!("{moving:#}").contains("slots move or settle"),
+                "{moving:#}"
+            );
+            stage.lbctl(&format!("backend undrain {} {}", first.vip, web_address(1)))?;
+            let recorded = stage.lbctl(&format!(
+                "service set {} --group web --scheduler maglev",
+                by_turns.vip
+            ));
+            let recorded = format!("{:#}", recorded.unwrap_err());
+            ensure!(
+                recorded.contains("every flow of it is recorded"),
+                "{recorded}"
+            );
+            for held in held {
+                let lives = held?.stop()?;
+                assert_eq!(lives.broken_per_backend(), BTreeMap::new());
+                assert_eq!(lives.per_backend().values().sum::<usize>(), 30);
+            }
             Ok(())
         },
     )

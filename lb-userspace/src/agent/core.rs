@@ -225,6 +225,8 @@ impl<D: Dataplane> Core<D> {
             Change::FailOver(id, _) => Some(id),
             _ => None,
         };
+        // A new configuration means what it says; a setting is not worth a connection.
+        let keeps_flows = matches!(change, Change::EditService(..));
         let next = self.state.apply(change)?;
         let before = std::mem::replace(&mut self.state, next);
         let (down, checked) = (self.down.clone(), self.checked.clone());
@@ -236,7 +238,7 @@ impl<D: Dataplane> Core<D> {
         if let Some(id) = released {
             self.tiers.release(self.state.lead(id));
         }
-        if let Err(error) = self.enforce() {
+        if let Err(error) = self.enforce_after(None, keeps_flows) {
             (self.state, self.down, self.checked) = (before, down, checked);
             (self.asked, self.tiers, self.forced) = (asked, tiers, forced);
             self.adapt();
@@ -295,20 +297,24 @@ impl<D: Dataplane> Core<D> {
     /// The maps have no room: nothing has changed then. Or the kernel refuses: what was done until then is
     /// in the maps, and true by itself.
     pub fn enforce(&mut self) -> Result<(), ChangeError> {
-        self.enforce_after(None)
+        self.enforce_after(None, false)
     }
 
-    fn enforce_after(&mut self, census: Option<&Census>) -> Result<(), ChangeError> {
+    fn enforce_after(
+        &mut self,
+        census: Option<&Census>,
+        keeps_flows: bool,
+    ) -> Result<(), ChangeError> {
         if self.unread {
             let adopted = self.adopt();
             adopted.map_err(|error| ChangeError::Kernel(error.to_string()))?;
         }
         self.adapt();
-        let mut done = self.attempt(census)?;
+        let mut done = self.attempt(census, keeps_flows)?;
         if let Err(error @ DataplaneError::Overtaken(_)) = &done {
             tracing::debug!(%error, "slots go on moving");
             // The next plan knows of what came in between, and so waits with what it overtook.
-            done = self.attempt(census)?;
+            done = self.attempt(census, keeps_flows)?;
         }
         done.map_err(|error| ChangeError::Kernel(error.to_string()))
     }
@@ -326,6 +332,7 @@ impl<D: Dataplane> Core<D> {
     fn attempt(
         &mut self,
         census: Option<&Census>,
+        keeps_flows: bool,
     ) -> Result<Result<(), DataplaneError>, ChangeError> {
         let down = self.liveness();
         let (overflows, traffic) = if census.is_some() {
@@ -344,6 +351,7 @@ impl<D: Dataplane> Core<D> {
             census,
             overflows: &overflows,
             traffic: &traffic,
+            keeps_flows,
         };
         let plan = plan::plan(&self.layout, &inputs)?;
         let done = self.carry_out(plan);
@@ -429,7 +437,7 @@ impl<D: Dataplane> Core<D> {
     /// As [`Core::enforce`].
     pub fn swept(&mut self, census: Census) -> Result<(), ChangeError> {
         let taken_off = self.take_off(&census);
-        let done = self.enforce_after(Some(&census));
+        let done = self.enforce_after(Some(&census), false);
         let corrected = self.correct_loads(&census);
         self.census = census;
         done.and(taken_off).and(corrected)

@@ -74,6 +74,7 @@ impl From<ChangeError> for ApiError {
             ChangeError::NoRoom(_) => {
                 Self::new(StatusCode::INSUFFICIENT_STORAGE, "no_room", message)
             }
+            ChangeError::Forgets(_) => Self::new(StatusCode::CONFLICT, "forgets_flows", message),
             ChangeError::Kernel(_) => {
                 Self::new(StatusCode::INTERNAL_SERVER_ERROR, "kernel", message)
             }

@@ -167,10 +167,11 @@ async fn edit_service(
 ) -> Answer<Json<Changed>> {
     if edit == dto::EditService::default() {
         return Err(ApiError::malformed(
-            "nothing to change: give ring_size, scheduler, flow_state, on_down, moving_time_ms, dead_after_ms, no_backend, persistence_ms, persistence_prefix, spill_below or failback",
+            "nothing to change: give ring_size, scheduler, flow_state, on_down, moving_time_ms, dead_after_ms, no_backend, persistence_ms, persistence_prefix, spill_below, failback, group, quic or server_ids",
         ));
     }
-    handle.change(Change::EditService(id, edit.into())).await?;
+    let change = Change::EditService(id, edit.clone().into());
+    handle.change(change).await?;
     let mut answer = changed(Action::Edited, id, None);
     answer.0.changed.settings = Some(edit);
     Ok(answer)

@@ -202,8 +202,9 @@ fn read_settings(
         persistence_prefix: prefix.map(Located::into_inner),
         spill_below: spill_below.map(Located::into_inner),
         failback: failback.map(Located::into_inner),
+        ..Settings::default()
     };
-    settings.apply(&mut service);
+    settings.apply(&mut service).ok()?;
     Some(service)
 }
 

@@ -7,8 +7,8 @@ use std::{
 };
 
 use super::{
-    Admin, Backend, Failback, FlowState, Mode, ModelError, OnDown, Protocol, Scheduler, Service,
-    ServiceId, Unserved,
+    Admin, Backend, Failback, FlowState, Mode, ModelError, OnDown, Protocol, Quic, Scheduler,
+    ServerId, Service, ServiceId, Unserved,
 };
 
 /// Everything that is wanted. Valid by construction.
@@ -48,14 +48,15 @@ pub enum Change {
     },
     /// New flows go to this tier and those after it; 0 fails back, whatever held flows there.
     FailOver(ServiceId, u8),
-    /// Settings of a service; what is absent stays.
+    /// Settings of a service, and with it of all that share its pool; what is absent stays. With a group
+    /// among them it is the service alone that changes, and goes there.
     EditService(ServiceId, Settings),
     /// Everything at once.
     Replace(Vec<Service>),
 }
 
 /// Settings of a service that can be changed while it runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Settings {
     /// [`Service::ring_size`].
     pub ring_size: Option<u32>,
@@ -79,6 +80,12 @@ pub struct Settings {
     pub spill_below: Option<u8>,
     /// [`Service::failback`].
     pub failback: Option<Failback>,
+    /// [`Service::group`]; `Some(None)`: it gets a pool of its own.
+    pub group: Option<Option<String>>,
+    /// [`Service::quic`]; `Some(None)`: it is QUIC no longer, and its backends have no server ids.
+    pub quic: Option<Option<Quic>>,
+    /// [`Backend::server_id`] of these backends.
+    pub server_ids: BTreeMap<SocketAddr, ServerId>,
 }
 
 impl State {
@@ -182,10 +189,14 @@ impl State {
                 backend.tier = tier.unwrap_or(backend.tier);
             })?,
             Change::FailOver(id, tier) => next.edit(id, |service| service.fail_over(tier))?,
-            Change::EditService(id, settings) => next.edit(id, |service| {
-                settings.apply(service);
-                Ok(())
-            })?,
+            Change::EditService(id, settings) => match &settings.group {
+                None => next.edit(id, |service| settings.apply(service))?,
+                Some(_) => {
+                    let mut service = next.take(id)?;
+                    settings.apply(&mut service)?;
+                    next.insert(service)?;
+                }
+            },
             Change::Replace(services) => next = Self::new(services)?,
         }
         Ok(next)
@@ -329,7 +340,10 @@ fn ways_back(service: &Service) -> impl Iterator<Item = (Protocol, SocketAddr)> 
 
 impl Settings {
     /// Makes them a service's own.
-    pub fn apply(self, service: &mut Service) {
+    ///
+    /// # Errors
+    /// A server id of a backend that it has not.
+    pub fn apply(&self, service: &mut Service) -> Result<(), ModelError> {
         let Self {
             ring_size,
             scheduler,
@@ -342,6 +356,9 @@ impl Settings {
             persistence_prefix,
             spill_below,
             failback,
+            group,
+            quic,
+            server_ids,
         } = self;
         service.ring_size = ring_size.or(service.ring_size);
         service.scheduler = scheduler.unwrap_or(service.scheduler);
@@ -354,5 +371,29 @@ impl Settings {
         service.persistence_prefix = persistence_prefix.or(service.persistence_prefix);
         service.spill_below = spill_below.unwrap_or(service.spill_below);
         service.failback = failback.unwrap_or(service.failback);
+        if let Some(group) = group {
+            service.group.clone_from(group);
+        }
+        service.quic = quic.unwrap_or(service.quic);
+        if *quic == Some(None) {
+            service.backends.iter_mut().for_each(|b| b.server_id = None);
+        }
+        service.name_backends(server_ids)
+    }
+}
+
+impl Service {
+    fn name_backends(
+        &mut self,
+        server_ids: &BTreeMap<SocketAddr, ServerId>,
+    ) -> Result<(), ModelError> {
+        let id = self.id;
+        for (&address, &server_id) in server_ids {
+            let mut backends = self.backends.iter_mut();
+            let backend = backends.find(|backend| backend.address == address);
+            let backend = backend.ok_or(ModelError::UnknownBackend { id, address })?;
+            backend.server_id = Some(server_id);
+        }
+        Ok(())
     }
 }

@@ -10,6 +10,7 @@
 //! - A member keeps its local id and its counters for as long as it is in its pool.
 
 pub mod census;
+mod keeps;
 mod layout;
 pub mod listing;
 pub mod loads;
@@ -68,6 +69,8 @@ pub struct Inputs<'a> {
     pub overflows: &'a BTreeMap<u32, u64>,
     /// Packets so far of backends of QUIC services, by index of their counters; as `overflows`.
     pub traffic: &'a BTreeMap<u32, u64>,
+    /// Whether a plan that would forget flows is refused.
+    pub keeps_flows: bool,
 }
 
 /// What is left of a backend that is not up.
@@ -116,6 +119,16 @@ pub enum PlanError {
         address: SocketAddr,
         /// The service that it was removed from.
         other: ServiceId,
+    },
+    /// A service cannot take its flows along, or those of its connections that ids tell.
+    #[error(
+        "service {id} would forget flows: {obstacle}; or remove the service and add it, which breaks them"
+    )]
+    Forgets {
+        /// The service.
+        id: ServiceId,
+        /// What stands in the way.
+        obstacle: String,
     },
 }
 
@@ -228,6 +241,9 @@ pub fn plan(layout: &Layout, inputs: &Inputs<'_>) -> Result<Plan, PlanError> {
     draft.set_features(inputs.state, inputs.unknown_port);
     draft.set_gue_port(inputs.tunnel.gue_port);
     draft.before.extend(members);
+    if inputs.keeps_flows {
+        keeps::check(layout, &draft.layout)?;
+    }
     Ok(draft.finish(inputs.now))
 }
 

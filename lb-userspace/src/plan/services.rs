@@ -32,22 +32,40 @@ impl Draft {
     }
 
     /// Finds the pool in the maps that each wanted one goes on with, and removes everything else. A pool
-    /// goes on as long as one of its services stays; a service that comes from another pool is a new one
-    /// to it, as its flows' records speak of the other's backends.
+    /// goes on as long as one of its services stays, where most of them are; a service that comes from
+    /// another pool is a new one to it, as its flows' records speak of the other's backends.
     pub(super) fn match_pools(&mut self, pools: &[Vec<&Service>]) -> Vec<Option<u32>> {
+        let numbers = self.most_common_numbers(pools);
         let mut wanted: BTreeMap<u32, BTreeSet<ServiceId>> = BTreeMap::new();
-        let mut numbers = Vec::with_capacity(pools.len());
-        for pool in pools {
-            let known = pool.iter().filter_map(|s| self.layout.numbers.get(&s.id));
-            let free = known.copied().find(|number| !wanted.contains_key(number));
-            if let Some(number) = free {
+        for (pool, number) in pools.iter().zip(&numbers) {
+            if let Some(number) = *number {
                 wanted.insert(number, pool.iter().map(|service| service.id).collect());
             }
-            numbers.push(free);
         }
         let placed: Vec<u32> = self.layout.pools.keys().copied().collect();
         for number in placed {
             self.keep_services(number, wanted.get(&number));
+        }
+        numbers
+    }
+
+    /// For each wanted pool, the one in the maps that has most of its services, each given away once.
+    fn most_common_numbers(&self, pools: &[Vec<&Service>]) -> Vec<Option<u32>> {
+        let mut common: BTreeMap<(usize, u32), usize> = BTreeMap::new();
+        for (at, pool) in pools.iter().enumerate() {
+            for number in pool.iter().filter_map(|s| self.layout.numbers.get(&s.id)) {
+                *common.entry((at, *number)).or_default() += 1;
+            }
+        }
+        let mut pairs: Vec<((usize, u32), usize)> = common.into_iter().collect();
+        // Stable: of as many, the first.
+        pairs.sort_by_key(|&(_, services)| std::cmp::Reverse(services));
+        let mut numbers = vec![None; pools.len()];
+        let mut given = BTreeSet::new();
+        for ((at, number), _) in pairs {
+            if numbers[at].is_none() && given.insert(number) {
+                numbers[at] = Some(number);
+            }
         }
         numbers
     }

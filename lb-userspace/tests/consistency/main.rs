@@ -17,6 +17,7 @@ mod random;
 #[path = "../reach/mod.rs"]
 mod reach;
 mod regressions;
+mod regroup;
 mod sabotage;
 mod scenario;
 mod sight;

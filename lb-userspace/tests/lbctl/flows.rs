@@ -3,7 +3,7 @@
 use lb_userspace::model::{FlowState, OnDown, Scheduler, Service, Unserved};
 use serde_json::json;
 
-use crate::{WEB, succeed, succeed_json, support::FakeAgent, web};
+use crate::{WEB, run, succeed, succeed_json, support::FakeAgent, web};
 
 #[tokio::test]
 async fn each_setting_of_a_service_is_changed_alone() {
@@ -158,4 +158,35 @@ async fn a_service_joins_a_group_by_its_name_alone_and_is_shown_with_it() {
     succeed(&agent, "backend drain 10.0.0.1:443/tcp 10.1.0.2:80").await;
     let listed = succeed_json(&agent, "backend list 10.0.0.1:80/tcp").await;
     assert_eq!(listed[0]["state"], "draining");
+}
+
+#[tokio::test]
+async fn a_running_service_joins_a_group_of_the_same_settings_and_leaves_it() {
+    let agent = FakeAgent::start("");
+    let add = |port: u16, more: &str| {
+        format!(
+            "service add 10.0.0.1:{port}/tcp --mode ipip --health none --backend 10.1.0.2:80 {more}"
+        )
+    };
+    succeed(&agent, &add(80, "--group web")).await;
+    succeed(&agent, &add(443, "--scheduler round-robin")).await;
+    let join = "service set 10.0.0.1:443/tcp --group web";
+    let differs = run(&agent.socket, join).await;
+    assert_eq!(differs.code, 5, "{}", differs.stderr);
+    assert!(differs.stderr.contains("scheduler"), "{}", differs.stderr);
+    let group_of = |port: u16| {
+        let id = format!("10.0.0.1:{port}/tcp").parse().unwrap();
+        agent.state().service(id).unwrap().group.clone()
+    };
+    assert_eq!(group_of(443), None);
+    // What it shares is made the same by the same command.
+    succeed(&agent, &format!("{join} --scheduler maglev")).await;
+    assert_eq!(group_of(443).as_deref(), Some("web"));
+    succeed(&agent, "service set 10.0.0.1:80/tcp --no-group").await;
+    assert_eq!((group_of(80), group_of(443).is_some()), (None, true));
+    let both = run(
+        &agent.socket,
+        "service set 10.0.0.1:80/tcp --no-group --group web",
+    );
+    assert_eq!(both.await.code, 2);
 }

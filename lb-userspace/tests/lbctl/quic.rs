@@ -55,3 +55,38 @@ async fn half_of_a_layout_and_bad_ids_are_wrong_usage() {
     assert_eq!(ran.code, 2, "{}", ran.stderr);
     assert!(ran.stderr.contains("hexadecimal"), "{}", ran.stderr);
 }
+
+#[tokio::test]
+async fn a_running_service_becomes_quic_gets_another_configuration_and_ceases_to_be() {
+    let agent = FakeAgent::start("");
+    let add = "service add 10.0.0.1:443/udp --mode ipip --health none --backend 10.1.0.2:443";
+    succeed(&agent, add).await;
+    let set = "service set 10.0.0.1:443/udp --quic-config-id 1 --quic-server-id-length 2 \
+        --quic-nonce-length 6";
+    let without = run(&agent.socket, set).await;
+    assert_eq!(without.code, 5, "{}", without.stderr);
+    assert!(without.stderr.contains("server_id"), "{}", without.stderr);
+    succeed(&agent, &format!("{set} --server-id 10.1.0.2:443=0a01")).await;
+    let shown = succeed(&agent, "service show 10.0.0.1:443/udp").await;
+    let quic = "configuration 1, server ids of 2 bytes, nonces of 6";
+    assert!(
+        shown.contains(quic) && shown.contains("10.1.0.2:443  0a01"),
+        "{shown}"
+    );
+    let stranger = "service set 10.0.0.1:443/udp --server-id 10.1.0.3:443=0a01";
+    assert_eq!(run(&agent.socket, stranger).await.code, 4);
+    succeed(&agent, "service set 10.0.0.1:443/udp --no-quic").await;
+    let list = succeed(&agent, "backend list").await;
+    assert!(!list.contains("SERVER ID"), "{list}");
+}
+
+#[tokio::test]
+async fn quic_and_its_end_together_are_wrong_usage() {
+    let agent = FakeAgent::start("");
+    let both = "service set 10.0.0.1:443/udp --no-quic --server-id 10.1.0.2:443=0a01";
+    assert_eq!(run(&agent.socket, both).await.code, 2);
+    let bad = "service set 10.0.0.1:443/udp --server-id 0a01";
+    let ran = run(&agent.socket, bad).await;
+    assert_eq!(ran.code, 2, "{}", ran.stderr);
+    assert!(ran.stderr.contains("ADDRESS:PORT=HEX"), "{}", ran.stderr);
+}

@@ -34,10 +34,10 @@ impl Tiers {
         }
     }
 
-    /// A group's first service is another now.
-    pub(super) fn rename(&mut self, leads: &BTreeMap<ServiceId, ServiceId>) {
-        for (before, &now) in leads {
-            if let Some(machine) = self.machines.remove(before) {
+    /// Pools have another first service now, by `(before, now)`; those that stay keep theirs.
+    pub(super) fn follow(&mut self, leads: &BTreeSet<(ServiceId, ServiceId)>) {
+        for &(before, now) in leads {
+            if let Some(machine) = self.machines.get(&before).cloned() {
                 self.machines.insert(now, machine);
             }
         }

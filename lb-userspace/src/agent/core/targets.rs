@@ -89,36 +89,38 @@ impl<D: Dataplane> Core<D> {
         }
     }
 
-    /// What is known of a group's backends is known under its first service; that may be another now.
+    /// What is known of a pool's backends is known under its first service; that may be another now, one
+    /// of which nothing is known by itself.
     pub(super) fn follow_leads(&mut self, before: &State) {
-        let lead = |id: ServiceId| {
-            let group = before.service(id)?.group.as_ref()?;
-            let mut services = self.state.services();
-            let now = services.find(|service| service.group.as_ref() == Some(group))?;
-            (before.lead(id) == id && now.id != id).then_some(now.id)
-        };
-        let leads: BTreeMap<ServiceId, ServiceId> = before
+        let leads: BTreeSet<(ServiceId, ServiceId)> = before
             .services()
-            .filter_map(|service| Some((service.id, lead(service.id)?)))
+            .filter(|service| self.state.service(service.id).is_some())
+            .map(|service| (before.lead(service.id), self.state.lead(service.id)))
+            .filter(|&(_, now)| before.service(now).is_none() || before.lead(now) != now)
             .collect();
-        if leads.is_empty() {
-            return;
-        }
-        self.tiers.rename(&leads);
-        for (&(id, address), &down) in &self.down.clone() {
-            if let Some(&lead) = leads.get(&id) {
-                self.down.insert((lead, address), down);
+        self.tiers.follow(&leads);
+        for (lead, now) in leads {
+            for (&(id, address), &down) in &self.down.clone() {
+                if id == lead {
+                    self.down.insert((now, address), down);
+                }
             }
-        }
-        for (&(id, address), &asked) in &self.asked.clone() {
-            if let Some(&lead) = leads.get(&id) {
-                self.asked.insert((lead, address), asked);
+            for (&(id, address), &forced) in &self.forced.clone() {
+                if id == lead {
+                    self.forced.insert((now, address), forced);
+                }
             }
-        }
-        for (&Target { service, address }, checked) in &self.checked.clone() {
-            if let Some(&service) = leads.get(&service) {
-                self.checked
-                    .insert(Target { service, address }, checked.clone());
+            for (&(id, address), &asked) in &self.asked.clone() {
+                if id == lead {
+                    self.asked.insert((now, address), asked);
+                }
+            }
+            for (&Target { service, address }, checked) in &self.checked.clone() {
+                if service == lead {
+                    let service = now;
+                    self.checked
+                        .insert(Target { service, address }, checked.clone());
+                }
             }
         }
     }

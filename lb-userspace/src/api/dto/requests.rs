@@ -1,6 +1,6 @@
 //! What clients ask for.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -144,7 +144,7 @@ pub(super) fn given<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
 }
 
 /// A change of a service's settings; what is absent stays.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EditService {
     /// Slots of the ring.
@@ -180,6 +180,23 @@ pub struct EditService {
     /// When a tier gets back what it could not carry.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failback: Option<Failback>,
+    /// The group that it shares its pool with from now on; `null`: a pool of its own.
+    #[serde(
+        default,
+        deserialize_with = "given",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub group: Option<Option<String>>,
+    /// How its connection ids are laid out; `null`: it is QUIC no longer.
+    #[serde(
+        default,
+        deserialize_with = "given",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub quic: Option<Option<Quic>>,
+    /// What connection ids name its backends by, by `ADDRESS:PORT`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub server_ids: BTreeMap<SocketAddr, ServerId>,
 }
 
 impl From<EditService> for Settings {
@@ -196,6 +213,9 @@ impl From<EditService> for Settings {
             persistence_prefix: edit.persistence_prefix,
             spill_below: edit.spill_below,
             failback: edit.failback,
+            group: edit.group,
+            quic: edit.quic,
+            server_ids: edit.server_ids,
         }
     }
 }
@@ -218,7 +238,6 @@ impl NewService {
         };
         (service.id, service.group) = (self.id, self.group);
         service.mode = self.mode.unwrap_or(service.mode);
-        service.quic = self.quic.or(service.quic);
         let settings = EditService {
             ring_size: self.ring_size,
             scheduler: self.scheduler,
@@ -231,8 +250,10 @@ impl NewService {
             persistence_prefix: self.persistence_prefix,
             spill_below: self.spill_below,
             failback: self.failback,
+            quic: self.quic.map(Some),
+            ..EditService::default()
         };
-        Settings::from(settings).apply(&mut service);
+        Settings::from(settings).apply(&mut service)?;
         service.health = match (self.health, self.checks) {
             (Some(_), Some(_)) => {
                 let (id, field) = (self.id, "health");

@@ -190,10 +190,36 @@ pub struct SetService {
     /// What is to change.
     #[command(flatten)]
     pub settings: SettingsArgs,
+    /// Share pool and ring with the services of this group, whose settings and backends have to be the
+    /// same; refused where flows would be forgotten
+    #[arg(long, value_name = "NAME", value_parser = model::group::parse_name)]
+    pub group: Option<String>,
+    /// Share its pool with nobody; refused where flows would be forgotten
+    #[arg(long, conflicts_with = "group")]
+    pub no_group: bool,
+    /// How its connection ids are laid out from now on.
+    #[command(flatten)]
+    pub quic: Option<QuicArgs>,
+    /// It is QUIC no longer; refused while its backends can be told by connection ids
+    #[arg(long, conflicts_with_all = ["config_id", "server_ids"], help_heading = "QUIC")]
+    pub no_quic: bool,
+    /// What connection ids name a backend by; may be given more than once
+    #[arg(
+        long = "server-id",
+        value_name = "ADDRESS:PORT=HEX",
+        value_parser = parse_server_id,
+        help_heading = "QUIC"
+    )]
+    pub server_ids: Vec<(SocketAddr, ServerId)>,
 }
 
-/// The fields of [`SettingsArgs`].
-const SETTINGS: [&str; 11] = [
+/// What can be changed, by the names of the fields of [`SetService`] and [`SettingsArgs`].
+const SETTINGS: [&str; 16] = [
+    "group",
+    "no_group",
+    "config_id",
+    "no_quic",
+    "server_ids",
     "scheduler",
     "ring_size",
     "flow_state",
@@ -505,6 +531,15 @@ fn parse_limit(text: &str) -> Result<Limit, String> {
             u32::MAX
         )),
     }
+}
+
+fn parse_server_id(text: &str) -> Result<(SocketAddr, ServerId), String> {
+    let (address, server_id) = text
+        .split_once('=')
+        .ok_or_else(|| format!("`{text}` is not a backend's server id: write ADDRESS:PORT=HEX"))?;
+    let address = model::Backend::parse_address(address).map_err(|e: ModelError| e.to_string())?;
+    let server_id = server_id.parse().map_err(|e: ModelError| e.to_string())?;
+    Ok((address, server_id))
 }
 
 fn parse_backend(text: &str) -> Result<NewBackend, String> {

@@ -11,7 +11,7 @@ use lb_userspace::{
 };
 
 use crate::{
-    args::{AddService, HealthArgs, Kind, Output, QuicArgs, ServiceVerb, SettingsArgs},
+    args::{AddService, HealthArgs, Kind, Output, QuicArgs, ServiceVerb, SetService, SettingsArgs},
     backend,
     failure::Failure,
     output,
@@ -46,7 +46,7 @@ pub async fn run(client: &Client, verb: &ServiceVerb, output: Output) -> Result<
             }
         }
         ServiceVerb::Set(args) => {
-            let changed = client.edit_service(args.id, &edit(args.settings)).await?;
+            let changed = client.edit_service(args.id, &changes(args)).await?;
             match output {
                 Output::Json => output::json(&changed),
                 Output::Table => Ok(format!("changed service {}\n", args.id)),
@@ -176,6 +176,17 @@ fn edit(args: SettingsArgs) -> EditService {
         persistence_prefix,
         spill_below,
         failback,
+        ..EditService::default()
+    }
+}
+
+fn changes(args: &SetService) -> EditService {
+    let group = args.group.clone();
+    EditService {
+        group: (group.is_some() || args.no_group).then_some(group),
+        quic: (args.quic.is_some() || args.no_quic).then(|| args.quic.map(quic)),
+        server_ids: args.server_ids.iter().copied().collect(),
+        ..edit(args.settings)
     }
 }
 

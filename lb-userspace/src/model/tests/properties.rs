@@ -34,7 +34,7 @@ fn any_change() -> impl Strategy<Value = Change> {
     let service = (id.clone(), mode, any_settings(), vec(backend.clone(), 0..3)).prop_map(
         |(id, mode, settings, backends)| {
             let mut service = service(&id.to_string(), mode, &[]);
-            settings.apply(&mut service);
+            settings.apply(&mut service).unwrap();
             Service {
                 backends,
                 ..service
@@ -90,6 +90,7 @@ fn any_settings() -> impl Strategy<Value = Settings> + Clone {
         proptest::option::of(prop_oneof![Just(24), Just(33)]),
         proptest::option::of(prop_oneof![Just(0), Just(101)]),
         time().prop_map(|time| time.map(Failback::After)),
+        proptest::option::weighted(0.3, proptest::option::of(Just("web".to_owned()))),
     )
         .prop_map(
             |(
@@ -104,6 +105,7 @@ fn any_settings() -> impl Strategy<Value = Settings> + Clone {
                 prefix,
                 spill_below,
                 failback,
+                group,
             )| Settings {
                 ring_size,
                 scheduler,
@@ -116,6 +118,8 @@ fn any_settings() -> impl Strategy<Value = Settings> + Clone {
                 persistence_prefix: prefix,
                 spill_below,
                 failback,
+                group,
+                ..Settings::default()
             },
         )
 }

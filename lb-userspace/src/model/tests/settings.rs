@@ -130,6 +130,11 @@ fn each_setting_is_changed_alone_and_the_rest_stays() {
             |s| s.persistence = Some(Duration::ZERO),
             |s| s.persistence = Duration::ZERO,
         ),
+        (
+            |s| s.group = Some(Some("web".to_owned())),
+            |s| s.group = Some("web".to_owned()),
+        ),
+        (|s| s.group = Some(None), |s| s.group = None),
     ];
     let mut state = web();
     let mut expected = state.service(id).unwrap().clone();
@@ -154,13 +159,14 @@ fn settings_that_do_not_fit_what_is_there_are_refused() {
         scheduler: Some(Scheduler::RoundRobin),
         ..Settings::default()
     };
-    let one_first = set(&web(), stateless).unwrap();
-    assert!(set(&one_first, by_turns).is_err());
+    let one_first = set(&web(), stateless.clone()).unwrap();
+    assert!(set(&one_first, by_turns.clone()).is_err());
     let other_first = set(&web(), by_turns).unwrap();
     assert!(set(&other_first, stateless).is_err());
     let both_put_right = Settings {
         moving_time: Some(WEEK),
-        ..by_turns
+        scheduler: Some(Scheduler::RoundRobin),
+        ..Settings::default()
     };
     assert!(set(&one_first, both_put_right).is_ok());
 }

@@ -12,7 +12,7 @@ const BAD_SETTINGS: &[(&str, u16, &str, &str)] = &[
         "{}",
         400,
         "malformed",
-        "give ring_size, scheduler, flow_state, on_down, moving_time_ms, dead_after_ms, no_backend, persistence_ms, persistence_prefix, spill_below or failback",
+        "give ring_size, scheduler, flow_state, on_down, moving_time_ms, dead_after_ms, no_backend, persistence_ms, persistence_prefix, spill_below, failback, group, quic or server_ids",
     ),
     (
         r#"{"scheduler":null}"#,
@@ -27,6 +27,19 @@ const BAD_SETTINGS: &[(&str, u16, &str, &str)] = &[
         "unknown field `mode`",
     ),
     (r#"{"ring_size":1000}"#, 400, "invalid", "is not one of"),
+    (r#"{"group":"a b"}"#, 400, "invalid", "not a group's name"),
+    (
+        r#"{"quic":{"config_id":0,"server_id_length":2,"nonce_length":5}}"#,
+        400,
+        "invalid",
+        "is for UDP services",
+    ),
+    (
+        r#"{"server_ids":{"10.9.9.9:80":"0a"}}"#,
+        404,
+        "unknown_backend",
+        "has no backend 10.9.9.9:80",
+    ),
     (
         r#"{"scheduler":"rr"}"#,
         400,
