@@ -115,8 +115,9 @@ impl Facts {
 }
 
 fn programs_found() -> BTreeSet<String> {
-    super::plan::PROGRAMS
-        .iter()
+    let wanted = super::plan::PROGRAMS.iter();
+    wanted
+        .chain(&super::plan::SERVERS)
         .map(|wanted| wanted.program)
         .chain(["cargo-nextest", "cargo-deny", "c++", "rustup"])
         .filter(|name| program::find(name).is_some())
