@@ -390,3 +390,21 @@ fn where_all_are_at_their_limit_a_connection_is_dropped_until_one_has_ended() ->
         },
     )
 }
+
+#[test]
+fn what_a_pool_carries_of_what_it_can_is_told() -> Result<()> {
+    with_root("what_a_pool_carries_of_what_it_can_is_told", || {
+        let service = scheduled("least-connections", [1, 1, 1]);
+        let stage = stage(&service)?;
+        limit(&stage, &service, &[100, 100, 100])?;
+        let held = Held::open(&stage.topology.client, vip(&service)?, 90, PERIOD)?;
+        let told = stage.shown(&service)?["capacity"].clone();
+        held.stop()?;
+        // Of three with room for a hundred each, one is enough.
+        let wanted = serde_json::json!({
+            "load": 90, "most": 300, "utilisation": 300, "imbalance": 1_000, "headroom": 2,
+        });
+        assert_eq!(told, wanted);
+        Ok(())
+    })
+}
