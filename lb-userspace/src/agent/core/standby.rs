@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use lb_common::tables::state;
 
-use super::{Core, asked};
+use super::{Core, asked, forced::Key, targets::inherit};
 use crate::{
     agent::tiers::{Machine, Policy, Shares, Weight},
     dataplane::Dataplane,
@@ -36,11 +36,7 @@ impl Tiers {
 
     /// Pools have another first service now, by `(before, now)`; those that stay keep theirs.
     pub(super) fn follow(&mut self, leads: &BTreeSet<(ServiceId, ServiceId)>) {
-        for &(before, now) in leads {
-            if let Some(machine) = self.machines.get(&before).cloned() {
-                self.machines.insert(now, machine);
-            }
-        }
+        inherit(&mut self.machines, leads, |lead| lead, |_, now| now);
     }
 }
 
@@ -134,6 +130,11 @@ impl<D: Dataplane> Core<D> {
         backend.is_wanted() && self.liveness_of((lead, backend.address)).is_none()
     }
 
+    /// Whether a backend's agent asks that it take no new flows.
+    pub(super) fn drains(&self, key: Key) -> bool {
+        self.asked.get(&key).is_some_and(|asked| asked.drains())
+    }
+
     fn lay_tiers_over(&self, state: &State) -> Option<State> {
         let mut services: BTreeMap<ServiceId, Service> = BTreeMap::new();
         for service in state.services() {
@@ -159,11 +160,7 @@ impl<D: Dataplane> Core<D> {
         let machine = self.tiers.machines.get(&lead);
         let status = |(&number, &share)| {
             let backends = service.backends.iter().filter(|b| b.tier == number);
-            let drains = |b: &Backend| {
-                let asked = self.asked.get(&(lead, b.address));
-                asked.is_some_and(|asked| asked.drains())
-            };
-            let fit = |b: &&Backend| self.is_fit(service, b) && !drains(b);
+            let fit = |b: &&Backend| self.is_fit(service, b) && !self.drains((lead, b.address));
             TierStatus {
                 number,
                 backends: backends.clone().count(),

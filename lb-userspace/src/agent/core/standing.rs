@@ -137,7 +137,6 @@ impl<D: Dataplane> Core<D> {
             let unchecked = "it has to pass its checks first".to_owned();
             return Some((BackendState::Down, error.unwrap_or(unchecked)));
         }
-        let drains = self.asked.get(&key).is_some_and(|asked| asked.drains());
         Some(match backend.admin {
             Admin::Draining => return by_hand(BackendState::Draining),
             Admin::Up => {
@@ -145,7 +144,7 @@ impl<D: Dataplane> Core<D> {
                 let checks = checks.unwrap_or_default();
                 (BackendState::Up, format!("by hand{checks}"))
             }
-            _ if drains => (BackendState::Draining, "its agent asks for it".to_owned()),
+            _ if self.drains(key) => (BackendState::Draining, "its agent asks for it".to_owned()),
             _ if backend.weight == 0 => (BackendState::Draining, "its weight is 0".to_owned()),
             _ => self.state_by_checks(service, backend, error),
         })

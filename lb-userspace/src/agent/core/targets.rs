@@ -99,29 +99,28 @@ impl<D: Dataplane> Core<D> {
             .filter(|&(_, now)| before.service(now).is_none() || before.lead(now) != now)
             .collect();
         self.tiers.follow(&leads);
-        for (lead, now) in leads {
-            for (&(id, address), &down) in &self.down.clone() {
-                if id == lead {
-                    self.down.insert((now, address), down);
-                }
-            }
-            for (&(id, address), &forced) in &self.forced.clone() {
-                if id == lead {
-                    self.forced.insert((now, address), forced);
-                }
-            }
-            for (&(id, address), &asked) in &self.asked.clone() {
-                if id == lead {
-                    self.asked.insert((now, address), asked);
-                }
-            }
-            for (&Target { service, address }, checked) in &self.checked.clone() {
-                if service == lead {
-                    let service = now;
-                    self.checked
-                        .insert(Target { service, address }, checked.clone());
-                }
-            }
-        }
+        let under = |(_, address), now| (now, address);
+        inherit(&mut self.down, &leads, |(lead, _)| lead, under);
+        inherit(&mut self.forced, &leads, |(lead, _)| lead, under);
+        inherit(&mut self.asked, &leads, |(lead, _)| lead, under);
+        let under = |target, service| Target { service, ..target };
+        inherit(&mut self.checked, &leads, |target| target.service, under);
+    }
+}
+
+/// What is known under former leads is known under those of now too, given as `(before, now)`; none of the
+/// latter was one before.
+pub(super) fn inherit<K: Ord + Copy, V: Clone>(
+    known: &mut BTreeMap<K, V>,
+    leads: &BTreeSet<(ServiceId, ServiceId)>,
+    lead_of: impl Fn(K) -> ServiceId,
+    under: impl Fn(K, ServiceId) -> K,
+) {
+    for &(before, now) in leads {
+        let of_lead = known.iter().filter(|&(&key, _)| lead_of(key) == before);
+        let heirs: Vec<(K, V)> = of_lead
+            .map(|(&key, value)| (under(key, now), value.clone()))
+            .collect();
+        known.extend(heirs);
     }
 }
