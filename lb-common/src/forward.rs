@@ -314,6 +314,15 @@ pub fn swap_ends<P: Packet>(packet: &mut P, flow: &Flow) -> Result<(), DropReaso
         ip.hop_limit = OUTER_TTL;
         write(packet, wire::ETHERNET, &ip)?;
     }
+    turn_back(packet)
+}
+
+/// Has the frame's two MAC addresses change places.
+///
+/// # Errors
+/// [`DropReason::Inconsistent`] where there is no Ethernet header.
+#[inline(always)]
+pub fn turn_back<P: Packet>(packet: &mut P) -> Result<(), DropReason> {
     let EthHdr {
         dst_addr, src_addr, ..
     } = read(packet, 0)?;

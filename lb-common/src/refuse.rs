@@ -287,10 +287,7 @@ fn reset<P: Packet>(
     tcp.check = sum.checksum().to_ne_bytes();
     let network = network_length(flow);
     cut(packet, wire::ETHERNET + network + wire::TCP)?;
-    let EthHdr {
-        dst_addr, src_addr, ..
-    } = forward::read(packet, 0)?;
-    forward::readdress(packet, dst_addr, src_addr)?;
+    forward::turn_back(packet)?;
     write_network(packet, flow, protocol::TCP, wire::TCP)?;
     forward::write(packet, wire::ETHERNET + network, &tcp)
 }
