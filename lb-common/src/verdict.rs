@@ -63,7 +63,7 @@ counted! {
     NoHeadroom = 8, "no_headroom";
     /// The tables contradict each other: a defect of ours.
     Inconsistent = 9, "inconsistent";
-    /// An echo request to a VIP, of more than are answered ([`crate::icmp::ECHOES`]).
+    /// An echo request to a VIP, of more than are answered ([`crate::budget::LIMIT`]).
     EchoLimit = 10, "echo_limit";
     /// To a port of a VIP, or of a protocol, that no service has.
     UnknownPort = 11, "unknown_port";
