@@ -6,7 +6,7 @@ mod reach;
 
 use std::{net::SocketAddr, time::Duration};
 
-use lb_common::tables::{HASH_KEY_WORDS, state};
+use lb_common::tables::state;
 use lb_userspace::{
     agent::Core,
     config::{self, Tunnel},
@@ -17,7 +17,7 @@ use lb_userspace::{
     snapshot::{Condition, DrainStatus},
 };
 
-use crate::reach::reached;
+use crate::reach::{asking, memory, reached};
 
 const VIP: &str = "10.0.0.1:80/tcp";
 const TAKES: u32 = state::TAKES | state::HOLDS;
@@ -32,10 +32,7 @@ fn address(n: u8) -> SocketAddr {
 
 /// An agent whose service has backends 1 and 2.
 fn start(keys: &str) -> Core<MemoryDataplane> {
-    let mut memory = MemoryDataplane::default();
-    memory.tables.control.lookup_bits = 3;
-    memory.tables.control.hash_key = [0x9e37_79b9_7f4a_7c15; HASH_KEY_WORDS];
-    let mut core = Core::new("manual".to_owned(), Tunnel::default(), memory).unwrap();
+    let mut core = Core::new("manual".to_owned(), Tunnel::default(), memory()).unwrap();
     for n in 1..=2 {
         core.network(reached(address(n).ip(), 1));
     }
@@ -50,15 +47,7 @@ fn start(keys: &str) -> Core<MemoryDataplane> {
 
 /// Asks something of backend 1.
 fn ask(core: &mut Core<MemoryDataplane>, admin: Admin) {
-    let change = Change::EditBackend {
-        id: id(),
-        address: address(1),
-        weight: None,
-        admin: Some(admin),
-        max_connections: None,
-        tier: None,
-    };
-    core.change(change).unwrap();
+    core.change(asking(id(), address(1), admin)).unwrap();
 }
 
 /// A check says this of backend 1.
@@ -188,15 +177,8 @@ fn a_refused_change_forces_nobody() {
     let mut core = start("");
     let at = core.dataplane().executed;
     core.dataplane_mut().fail_at = Some(at);
-    let change = Change::EditBackend {
-        id: id(),
-        address: address(1),
-        weight: None,
-        admin: Some(Admin::Down),
-        max_connections: None,
-        tier: None,
-    };
-    core.change(change).unwrap_err();
+    core.change(asking(id(), address(1), Admin::Down))
+        .unwrap_err();
     core.enforce().unwrap();
     assert_eq!(state_of(&core), TAKES);
 }

@@ -14,7 +14,7 @@ use std::{
 use lb_common::{
     packet::SlicePacket,
     pipeline,
-    tables::{HASH_KEY_WORDS, Server, ServerKey},
+    tables::{Server, ServerKey},
     verdict::Verdict,
 };
 use lb_userspace::{
@@ -26,7 +26,7 @@ use lb_userspace::{
 };
 use serde_json::{Value, json};
 
-use crate::reach::reached;
+use crate::reach::{memory, reached};
 
 const VIP: &str = "10.0.0.1:443/udp";
 const MOVING_TIME: Duration = Duration::from_secs(30);
@@ -64,10 +64,7 @@ impl Balancer {
     }
 
     fn new(service: Service) -> Self {
-        let mut memory = MemoryDataplane::default();
-        memory.tables.control.lookup_bits = 3;
-        memory.tables.control.hash_key = [0x9e37_79b9_7f4a_7c15; HASH_KEY_WORDS];
-        let mut balancer = Self::over(memory);
+        let mut balancer = Self::over(memory());
         balancer.change(Change::Replace(vec![service])).unwrap();
         balancer
     }

@@ -9,7 +9,7 @@ use std::{
     net::IpAddr,
 };
 
-use lb_common::tables::{FlowEvent, HASH_KEY_WORDS, Phase, Tables as _};
+use lb_common::tables::{FlowEvent, Phase, Tables as _};
 use lb_userspace::{
     agent::Core,
     config::{self, Tunnel},
@@ -18,7 +18,7 @@ use lb_userspace::{
     plan::{self, Inputs, census, ticks},
 };
 
-use crate::reach::{next_hop, reached};
+use crate::reach::{memory, next_hop, reached};
 
 const VIP: &str = "10.0.0.1:80/tcp";
 
@@ -28,10 +28,7 @@ fn addresses() -> impl Iterator<Item = IpAddr> {
 
 /// An agent whose service has just got a third backend, so that a part of its slots moves.
 fn moving() -> Core<MemoryDataplane> {
-    let mut memory = MemoryDataplane::default();
-    memory.tables.control.lookup_bits = 3;
-    memory.tables.control.hash_key = [0x9e37_79b9_7f4a_7c15; HASH_KEY_WORDS];
-    let mut core = Core::new("settling".to_owned(), Tunnel::default(), memory).unwrap();
+    let mut core = Core::new("settling".to_owned(), Tunnel::default(), memory()).unwrap();
     for address in addresses() {
         core.network(reached(address, 1));
     }

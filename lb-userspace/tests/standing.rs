@@ -9,7 +9,6 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use lb_common::tables::HASH_KEY_WORDS;
 use lb_userspace::{
     agent::Core,
     config::{self, Tunnel},
@@ -22,7 +21,7 @@ use lb_userspace::{
     snapshot::{BackendState, Condition, EventFilter, Happened, Standing},
 };
 
-use crate::reach::reached;
+use crate::reach::{asking, memory, reached};
 
 const VIP: &str = "10.0.0.1:80/tcp";
 
@@ -41,10 +40,7 @@ fn at(seconds: u64) -> SystemTime {
 
 /// An agent whose service has a primary backend 1 and a standby 2, both up since second 1.
 fn start() -> Core<MemoryDataplane> {
-    let mut memory = MemoryDataplane::default();
-    memory.tables.control.lookup_bits = 3;
-    memory.tables.control.hash_key = [0x9e37_79b9_7f4a_7c15; HASH_KEY_WORDS];
-    let mut core = Core::new("standing".to_owned(), Tunnel::default(), memory).unwrap();
+    let mut core = Core::new("standing".to_owned(), Tunnel::default(), memory()).unwrap();
     for n in 1..=2 {
         core.network(reached(address(n).ip(), 1));
     }
@@ -81,15 +77,7 @@ fn check(core: &mut Core<MemoryDataplane>, event: Event, second: u64) {
 }
 
 fn ask(core: &mut Core<MemoryDataplane>, admin: Admin, second: u64) {
-    let change = Change::EditBackend {
-        id: id(),
-        address: address(1),
-        weight: None,
-        admin: Some(admin),
-        max_connections: None,
-        tier: None,
-    };
-    core.change(change).unwrap();
+    core.change(asking(id(), address(1), admin)).unwrap();
     core.observe(at(second));
 }
 

@@ -6,18 +6,18 @@ mod reach;
 
 use std::{net::SocketAddr, time::Duration};
 
-use lb_common::tables::{HASH_KEY_WORDS, state};
+use lb_common::tables::state;
 use lb_userspace::{
     agent::Core,
     config::{self, Tunnel},
     dataplane::memory::MemoryDataplane,
     health::{Event, Target},
-    model::{Change, Failback, ModelError, Service, ServiceId, Settings},
+    model::{Admin, Change, Failback, ModelError, Service, ServiceId, Settings},
     plan::ticks,
     snapshot::Condition,
 };
 
-use crate::reach::reached;
+use crate::reach::{asking, memory, reached};
 
 const VIP: &str = "10.0.0.1:80/tcp";
 
@@ -53,10 +53,7 @@ fn with_services(memory: MemoryDataplane, services: Vec<Service>) -> Core<Memory
 }
 
 fn start(keys: &str) -> Core<MemoryDataplane> {
-    let mut memory = MemoryDataplane::default();
-    memory.tables.control.lookup_bits = 3;
-    memory.tables.control.hash_key = [0x9e37_79b9_7f4a_7c15; HASH_KEY_WORDS];
-    over(memory, keys)
+    over(memory(), keys)
 }
 
 /// Another agent over the same maps.
@@ -148,17 +145,10 @@ fn with_everybody_down_whoever_recovers_first_takes_all() {
 #[test]
 fn a_drained_primary_is_missed_like_one_that_is_down() {
     let mut core = start("spill_below = 100");
-    let drain = |admin: &str| Change::EditBackend {
-        id: id(),
-        address: address(1),
-        weight: None,
-        admin: serde_json::from_value(admin.into()).unwrap(),
-        max_connections: None,
-        tier: None,
-    };
-    core.change(drain("draining")).unwrap();
+    let ask = |admin| asking(id(), address(1), admin);
+    core.change(ask(Admin::Draining)).unwrap();
     assert_eq!(shares(&core), [0, 50, 50, 0]);
-    core.change(drain("active")).unwrap();
+    core.change(ask(Admin::Active)).unwrap();
     assert_eq!(shares(&core), [50, 50, 0, 0]);
 }
 

@@ -1,10 +1,36 @@
-//! How backends are reached, as the agent is told of it in tests over maps in memory.
+//! What tests of the agent over maps in memory begin with: the maps, how backends are reached, and what people
+//! ask of them.
 
 #![allow(dead_code, reason = "every test program that includes it uses a part")]
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
-use lb_userspace::neighbours::{NextHop, Update};
+use lb_common::tables::HASH_KEY_WORDS;
+use lb_userspace::{
+    dataplane::memory::MemoryDataplane,
+    model::{Admin, Change, ServiceId},
+    neighbours::{NextHop, Update},
+};
+
+/// Empty maps, with room for a few services.
+pub fn memory() -> MemoryDataplane {
+    let mut memory = MemoryDataplane::default();
+    memory.tables.control.lookup_bits = 3;
+    memory.tables.control.hash_key = [0x9e37_79b9_7f4a_7c15; HASH_KEY_WORDS];
+    memory
+}
+
+/// What somebody asks of a backend, all else left as it is.
+pub fn asking(id: ServiceId, address: SocketAddr, admin: Admin) -> Change {
+    Change::EditBackend {
+        id,
+        address,
+        weight: None,
+        admin: Some(admin),
+        max_connections: None,
+        tier: None,
+    }
+}
 
 /// A next hop of an address, in one of several ways.
 pub fn next_hop(address: IpAddr, way: u8) -> NextHop {
