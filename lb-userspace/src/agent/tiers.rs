@@ -6,7 +6,10 @@
 //! of the flows. That is Envoy's overprovisioning factor, 1 / 0.7 ≈ 1.4, said from the side that operators
 //! think of; 0 is HAProxy's `backup`: the next tier is for when nobody is left.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    ops::Bound::{Excluded, Unbounded},
+};
 
 use lb_common::tables::Tick;
 
@@ -93,13 +96,13 @@ impl Machine {
         self.give_back(&carries, policy.failback, now);
         let most = |tier: u8| self.held.get(&tier).map_or(WHOLE, |held| held.most);
         let mut shares = fill(&carries, policy.from, most);
-        // Better those that are to wait than nobody, and better those than who was taken away by hand.
-        for from in [policy.from, 0] {
-            if nobody(&shares) {
-                shares = fill(&carries, from, |_| WHOLE);
-                self.held
-                    .retain(|tier, _| shares.get(tier).is_none_or(|&share| share == 0));
-            }
+        // Better those that are to wait than too few, and better those who were taken away by hand than
+        // nobody.
+        if sum(&shares) < WHOLE {
+            shares = fill_up(shares, &carries, policy.from);
+        }
+        if sum(&shares) == 0 {
+            shares = fill(&carries, 0, |_| WHOLE);
         }
         self.hold(&carries, &shares, policy);
         level(&mut shares);
@@ -115,25 +118,27 @@ impl Machine {
             .retain(|tier, held| carries.contains_key(tier) && !held.is_over(failback, now));
     }
 
-    /// What a tier had to leave to those after it, it does not get back by itself.
+    /// What a tier had to leave to those after it, it does not get back by itself: as long as one of those
+    /// has any of it. What it was given all the same, it keeps.
     fn hold(&mut self, carries: &BTreeMap<u8, u16>, shares: &Shares, policy: Policy) {
         if policy.failback == Failback::Automatic {
             return self.held.clear();
         }
-        let mut left = WHOLE;
-        for (&tier, &carries) in carries.iter().filter(|(tier, _)| **tier >= policy.from) {
-            if left == 0 {
-                break;
-            }
-            left -= shares.get(&tier).copied().unwrap_or(0).min(left);
-            let left_to_others = shares.iter().any(|(&t, &share)| t > tier && share > 0);
-            if carries < WHOLE && left_to_others {
+        for (&tier, &share) in shares {
+            let carries = carries.get(&tier).copied().unwrap_or(0);
+            let left_to_others = shares
+                .range((Excluded(tier), Unbounded))
+                .any(|(_, &share)| share > 0);
+            if !left_to_others {
+                self.held.remove(&tier);
+            } else if let Some(held) = self.held.get_mut(&tier) {
+                held.most = held.most.min(carries).max(share);
+            } else if tier >= policy.from && carries < WHOLE {
                 let new = Held {
                     most: carries,
                     better: None,
                 };
-                let held = self.held.entry(tier).or_insert(new);
-                held.most = held.most.min(carries);
+                self.held.insert(tier, new);
             }
         }
     }
@@ -163,13 +168,25 @@ fn fill(carries: &BTreeMap<u8, u16>, from: u8, most: impl Fn(u8) -> u16) -> Shar
     carries.iter().map(take).collect()
 }
 
-fn nobody(shares: &Shares) -> bool {
-    shares.values().all(|&share| share == 0)
+/// What is left goes to tiers that could carry more than they have, each in turn.
+fn fill_up(mut shares: Shares, carries: &BTreeMap<u8, u16>, from: u8) -> Shares {
+    let mut left = WHOLE - sum(&shares);
+    for (tier, share) in shares.range_mut(from..) {
+        let carries = carries.get(tier).copied().unwrap_or(0);
+        let more = carries.saturating_sub(*share).min(left);
+        *share += more;
+        left -= more;
+    }
+    shares
+}
+
+fn sum(shares: &Shares) -> u16 {
+    shares.values().sum()
 }
 
 /// What nobody can carry is everybody's, in proportion.
 fn level(shares: &mut Shares) {
-    let sum: u32 = shares.values().map(|&share| u32::from(share)).sum();
+    let sum = u32::from(sum(shares));
     if sum == 0 || sum == u32::from(WHOLE) {
         return;
     }

@@ -91,14 +91,28 @@ fn manual_failback_waits_until_it_is_asked_for() {
 }
 
 #[test]
-fn a_tier_that_waits_gets_flows_only_if_otherwise_nobody_would() {
+fn a_tier_that_waits_gets_what_nobody_else_can_carry_and_keeps_it() {
     let mut machine = Machine::default();
     let manual = policy(MANUAL);
     turn(&mut machine, [0, 10], manual, 0);
-    assert_eq!(turn(&mut machine, [10, 1], manual, 1), [0, 1_000]);
-    assert_eq!(turn(&mut machine, [10, 0], manual, 2), [1_000, 0]);
-    assert_eq!(turn(&mut machine, [10, 10], manual, 3), [1_000, 0]);
-    assert_eq!(turn(&mut machine, [0, 10], manual, 4), [0, 1_000]);
+    assert_eq!(turn(&mut machine, [10, 8], manual, 1), [0, 1_000]);
+    assert_eq!(turn(&mut machine, [10, 1], manual, 2), [858, 142]);
+    assert_eq!(turn(&mut machine, [10, 10], manual, 3), [858, 142]);
+    assert_eq!(turn(&mut machine, [10, 0], manual, 4), [1_000, 0]);
+    assert_eq!(turn(&mut machine, [10, 10], manual, 5), [1_000, 0]);
+    assert_eq!(turn(&mut machine, [0, 10], manual, 6), [0, 1_000]);
+}
+
+#[test]
+fn a_tier_waits_for_nothing_once_nobody_has_what_it_had_to_leave() {
+    let mut machine = Machine::default();
+    let manual = policy(MANUAL);
+    assert_eq!(turn(&mut machine, [0, 5, 10], manual, 0), [0, 714, 286]);
+    machine.release();
+    assert_eq!(turn(&mut machine, [10, 5, 10], manual, 1), [1_000, 0, 0]);
+    // Well again long since when it is asked once more.
+    assert_eq!(turn(&mut machine, [10, 10, 10], manual, 2), [1_000, 0, 0]);
+    assert_eq!(turn(&mut machine, [0, 10, 10], manual, 3), [0, 1_000, 0]);
 }
 
 #[test]
@@ -209,11 +223,11 @@ proptest! {
         let (mut machine, mut before) = (Machine::default(), WHOLE);
         for (first, second) in healthy {
             let shares = turn(&mut machine, [first, second], policy(MANUAL), 0);
-            // What the second cannot carry is levelled out, which is no gain by itself.
+            // What the second cannot carry the first may have, and keep.
             if second >= 7 {
                 prop_assert!(shares[0] <= before, "{} after {before}", shares[0]);
-                before = shares[0];
             }
+            before = shares[0];
         }
     }
 
