@@ -165,6 +165,38 @@ fn a_backend_in_maintenance_is_not_checked_and_has_to_pass_its_checks_when_it_co
 }
 
 #[test]
+fn a_backend_that_comes_back_from_maintenance_by_another_way_has_to_pass_its_checks_too() {
+    let mut core = start("");
+    check(&mut core, Condition::Up, false);
+    for between in [Admin::Down, Admin::Draining] {
+        ask(&mut core, Admin::Maintenance);
+        ask(&mut core, between);
+        ask(&mut core, Admin::Active);
+        assert_eq!(state_of(&core), state::HOLDS, "{between:?}");
+        check(&mut core, Condition::Up, false);
+        assert_eq!(state_of(&core), TAKES, "{between:?}");
+    }
+}
+
+#[test]
+fn the_time_until_a_backend_is_dead_stands_still_in_maintenance_and_begins_anew_after_it() {
+    let mut core = start("dead_after = \"10s\"");
+    check(&mut core, Condition::Down, false);
+    pass(&mut core, Duration::from_secs(9));
+    ask(&mut core, Admin::Maintenance);
+    pass(&mut core, Duration::from_secs(20));
+    age(&mut core);
+    assert_eq!(state_of(&core), state::HOLDS);
+    ask(&mut core, Admin::Active);
+    pass(&mut core, Duration::from_secs(9));
+    age(&mut core);
+    assert_eq!(state_of(&core), state::HOLDS);
+    pass(&mut core, Duration::from_secs(1));
+    age(&mut core);
+    assert_eq!(state_of(&core), 0);
+}
+
+#[test]
 fn without_checks_a_backend_comes_back_from_maintenance_at_once() {
     let mut core = start("health = { type = \"none\" }");
     ask(&mut core, Admin::Maintenance);

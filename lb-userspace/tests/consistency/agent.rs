@@ -13,7 +13,7 @@ use lb_userspace::{
     config::Tunnel,
     dataplane::{Dataplane as _, memory::MemoryDataplane},
     health::{Event, Target},
-    model::{Change, OnDown, Service},
+    model::{Admin, Change, OnDown, Service},
     neighbours::Update,
     plan::ticks,
     snapshot::Condition,
@@ -55,7 +55,7 @@ pub struct Simulation {
     pub pending: bool,
     /// Agents so far.
     pub agents: u64,
-    /// The agent has not heard of all servers since it started.
+    /// The agent has not heard of all servers since it started, or since it began to check one again.
     pub unchecked: bool,
     /// A sweep did not come to its end, and its counts are not right yet.
     pub miscounted: bool,
@@ -164,8 +164,12 @@ impl Simulation {
         }
     }
 
-    /// Tells the agent what a check of a server says; whether the rings must follow.
+    /// Tells the agent what a check of a server says; whether the rings must follow. Nobody checks a server
+    /// in maintenance.
     pub fn tell(&mut self, service: usize, address: SocketAddr, up: bool, dead: bool) -> bool {
+        if self.is_maintained(service, address) {
+            return false;
+        }
         let now = self.stage.world().now;
         let server = self.servers.entry((service, address)).or_default();
         server.down = match up {
@@ -188,6 +192,12 @@ impl Simulation {
         });
         self.stage.world().offers[service].gap = gap || (follows && !up);
         follows
+    }
+
+    /// Whether a server is in maintenance.
+    pub fn is_maintained(&self, service: usize, address: SocketAddr) -> bool {
+        let backend = self.wanted(service).and_then(|s| s.backend(address));
+        backend.is_some_and(|backend| backend.admin == Admin::Maintenance)
     }
 
     /// Nothing is promised any more to flows whose backend the agent may rightly take for dead.

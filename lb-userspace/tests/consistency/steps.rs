@@ -174,6 +174,7 @@ impl Simulation {
             Kind::Tier => tier = Some(step.amount % 3),
             _ => max_connections = Some(Some(u32::from(step.amount)).filter(|limit| limit % 4 > 0)),
         }
+        self.unchecked |= admin.is_some() && self.is_maintained(service, address);
         self.change(Change::EditBackend {
             id,
             address,

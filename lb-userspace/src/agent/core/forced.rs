@@ -43,14 +43,15 @@ impl<D: Dataplane> Core<D> {
         for key in self.keys() {
             let was = before.service(key.0).and_then(|s| s.backend(key.1));
             let was = was.map(|backend| backend.admin);
-            match (was, self.admin(key)) {
-                (_, Some(Admin::Down)) => {
-                    let since = self.forced.get(&key).map_or(now, |down| down.since);
-                    forced.insert(key, down_since(since));
-                }
-                (Some(Admin::Maintenance), Some(Admin::Maintenance)) => {}
-                (_, Some(Admin::Maintenance)) => self.stop_checking(key),
-                (Some(Admin::Maintenance), Some(_)) => self.distrust(key, now),
+            let admin = self.admin(key);
+            if admin == Some(Admin::Down) {
+                let since = self.forced.get(&key).map_or(now, |down| down.since);
+                forced.insert(key, down_since(since));
+            }
+            let maintained = |admin| admin == Some(Admin::Maintenance);
+            match (maintained(was), maintained(admin)) {
+                (false, true) => self.stop_checking(key),
+                (true, false) => self.distrust(key, now),
                 _ => {}
             }
         }
@@ -63,14 +64,16 @@ impl<D: Dataplane> Core<D> {
         self.asked.remove(&key);
     }
 
-    /// Who comes back from maintenance has to pass its checks first.
+    /// Who comes back from maintenance has to pass its checks first. Where it was down already, only the
+    /// time until it counts as dead begins anew.
     fn distrust(&mut self, key: Key, now: Tick) {
         let checked = self.state.service(key.0);
         if checked.is_some_and(|service| !service.health.is_none()) {
-            self.down.entry(key).or_insert(Down {
+            let new = Down {
                 found: true,
                 ..down_since(now)
-            });
+            };
+            self.down.entry(key).or_insert(new).since = now;
         }
     }
 
@@ -109,6 +112,11 @@ impl<D: Dataplane> Core<D> {
             let Some(service) = self.state.service(key.0) else {
                 continue;
             };
+            // Nobody looks whether it still is.
+            let admin = service.backend(key.1).map(|backend| backend.admin);
+            if admin == Some(Admin::Maintenance) {
+                continue;
+            }
             let passed = now.wrapping_sub(down.since) >= ticks(service.dead_after);
             if passed && !down.dead {
                 down.dead = true;
