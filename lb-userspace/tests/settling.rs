@@ -14,8 +14,10 @@ use lb_userspace::{
     agent::Core,
     config::{self, Tunnel},
     dataplane::{Dataplane as _, DataplaneError, Operation, memory::MemoryDataplane},
+    health::{Event, Target},
     model::{Change, ServiceId, UNKNOWN_PORT},
     plan::{self, Inputs, census, ticks},
+    snapshot::Condition,
 };
 
 use crate::reach::{memory, next_hop, reached};
@@ -62,14 +64,17 @@ fn slots_in(core: &Core<MemoryDataplane>, phase: Phase) -> usize {
         .count()
 }
 
+fn pass_the_moving_time(core: &Core<MemoryDataplane>) {
+    let time = &core.dataplane().tables.time;
+    let moving_time = core.state().service(id()).unwrap().moving_time();
+    time.set(time.get() + ticks(moving_time) + 1);
+}
+
 /// Lets the moving time pass, and plans what a sweep then allows.
 fn plan_after_the_moving_time(core: &Core<MemoryDataplane>) -> Vec<Operation> {
-    let tables = &core.dataplane().tables;
-    let moving_time = core.state().service(id()).unwrap().moving_time();
-    let now = tables.time.get() + ticks(moving_time) + 1;
-    tables.time.set(now);
-    let mut flows = tables;
-    let census = census::sweep(core.layout(), &mut flows, now).unwrap();
+    pass_the_moving_time(core);
+    let census = swept(core);
+    let now = core.dataplane().tables.time.get();
     let next_hops = addresses()
         .map(|address| (address, next_hop(address, 1)))
         .collect();
@@ -100,6 +105,44 @@ fn slots_settle_after_the_moving_time() {
     core.dataplane_mut().execute(&operations).unwrap();
     assert_eq!(slots_in(&core, Phase::Moving), 0);
     assert!(slots_in(&core, Phase::Settling) > 50);
+}
+
+/// A sweep of the tables as they are.
+fn swept(core: &Core<MemoryDataplane>) -> census::Census {
+    let tables = &core.dataplane().tables;
+    census::sweep(core.layout(), &mut { tables }, tables.time.get()).unwrap()
+}
+
+/// A check says this of the third backend.
+fn check(core: &mut Core<MemoryDataplane>, condition: Condition) -> bool {
+    let target = Target {
+        service: id(),
+        address: "10.1.0.3:80".parse().unwrap(),
+    };
+    core.health(Event {
+        changed: true,
+        ..Event::new(target, condition)
+    })
+}
+
+#[test]
+fn settling_slots_wait_for_a_sweep_that_began_after_their_owner_woke() {
+    let mut core = moving();
+    pass_the_moving_time(&core);
+    let first = swept(&core);
+    core.swept(first).unwrap();
+    assert!(check(&mut core, Condition::Down));
+    // From here to the wake, flows of its slots begin elsewhere, too late for this sweep to see them.
+    let early = swept(&core);
+    assert!(check(&mut core, Condition::Up));
+    core.enforce().unwrap();
+    let settling = slots_in(&core, Phase::Settling);
+    assert!(settling > 50);
+    core.swept(early).unwrap();
+    assert_eq!(slots_in(&core, Phase::Settling), settling);
+    let late = swept(&core);
+    core.swept(late).unwrap();
+    assert_eq!(slots_in(&core, Phase::Settling), 0);
 }
 
 #[test]

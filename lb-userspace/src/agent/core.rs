@@ -532,7 +532,6 @@ impl<D: Dataplane> Core<D> {
         {
             Ok(()) => {
                 if let Some(placed) = Arc::make_mut(&mut self.layout).placed_mut(service) {
-                    placed.marks += 1;
                     if let Some(Ok(member)) = placed.members.get_mut(usize::from(id)) {
                         member.backend.state = left;
                     }
