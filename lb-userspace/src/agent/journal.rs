@@ -38,16 +38,23 @@ impl Journal {
         self.last
     }
 
-    /// The last events that `filter` lets through, oldest first.
+    /// The last events that `filter` lets through, oldest first. A number that has not been yet is another
+    /// agent's, before this one: nothing of this one was seen then.
     pub fn list(&self, filter: &EventFilter) -> EventList {
+        let after = match filter.after {
+            Some(after) if after > self.last => Some(0),
+            after => after,
+        };
+        let filter = EventFilter { after, ..*filter };
         let forgotten = self.last - self.events.len() as u64;
         let matching = self.events.iter().filter(|event| filter.matches(event));
         let mut events: Vec<EventRecord> = matching.cloned().collect();
-        events.drain(..events.len().saturating_sub(filter.limit));
+        let cut = events.len().saturating_sub(filter.limit);
+        events.drain(..cut);
         EventList {
             events,
             last: self.last,
-            lost: forgotten.saturating_sub(filter.after.unwrap_or(forgotten)),
+            lost: after.map_or(0, |after| forgotten.saturating_sub(after) + cut as u64),
         }
     }
 }
@@ -104,5 +111,33 @@ mod tests {
             journal.list(&EventFilter { after, ..ALL }).lost
         };
         assert_eq!((after(4), after(10), after(500)), (6, 0, 0));
+    }
+
+    #[test]
+    fn what_the_limit_leaves_out_is_lost_to_who_asks_for_all_since() {
+        let journal = journal(10);
+        let list = |after| {
+            let limit = 3;
+            let filter = EventFilter {
+                after,
+                limit,
+                ..ALL
+            };
+            let list = journal.list(&filter);
+            (numbers(&list), list.lost)
+        };
+        assert_eq!(list(Some(4)), (vec![8, 9, 10], 3));
+        assert_eq!(list(Some(7)), (vec![8, 9, 10], 0));
+        assert_eq!(list(None), (vec![8, 9, 10], 0));
+    }
+
+    #[test]
+    fn who_has_followed_another_agent_is_told_all_of_this_one() {
+        let filter = EventFilter {
+            after: Some(300),
+            ..ALL
+        };
+        let list = journal(2).list(&filter);
+        assert_eq!((numbers(&list), list.lost, list.last), (vec![1, 2], 0, 2));
     }
 }

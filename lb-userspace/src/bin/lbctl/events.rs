@@ -41,12 +41,8 @@ pub async fn run(client: &Client, args: &args::Events, output: Output) -> Result
             Output::Json => json_lines(&list)?,
             Output::Table => lines(&list),
         })?;
-        // Another agent counts anew.
-        let again = query.after.is_some_and(|after| after > list.last);
-        query.after = Some(if again { 0 } else { list.last });
-        if !again {
-            sleep(LOOK).await;
-        }
+        query.after = Some(list.last);
+        sleep(LOOK).await;
         list = client.events(&query).await?;
     }
 }
