@@ -93,7 +93,8 @@ fn same_owners(former: &Placed, placed: &Placed) -> bool {
         })
 }
 
-/// A backend that a connection id led to and leads to no longer.
+/// A backend that a connection id led to and leads to no longer. One that the plan has released from the
+/// same pool had no connections any more.
 fn forgotten_server(
     before: &Layout,
     (former, former_index): (&Placed, u32),
@@ -104,6 +105,9 @@ fn forgotten_server(
     let mut of_service = keys.filter(|(key, _)| key.service == former_index);
     of_service.find_map(|(key, server)| {
         let backend = former.member_by_id(server.member)?.address();
+        if former.number == placed.number && placed.member(backend).is_none() {
+            return None;
+        }
         let key = ServerKey {
             service: index,
             ..*key

@@ -16,6 +16,7 @@ pub fn all() -> Vec<Scenario> {
         backend_chosen_just_before_it_is_found_to_be_unwanted(),
         client_forgotten_before_a_longer_persistence(),
         counters_that_change_hands_during_a_sweep(),
+        setting_that_releases_a_backend_without_connections(),
     ]
 }
 
@@ -320,4 +321,21 @@ fn counters_that_change_hands_during_a_sweep() -> Scenario {
         (Kind::Sweep, 0, 0, 1, 525_033_154),
     ];
     scenario(&[6], 20, [2_000, 2_000], 2, &steps)
+}
+
+/// The plan that would have released a removed backend failed, and the next one, of a service that keeps no
+/// records any more, released it with its connection id: which is no connection forgotten.
+fn setting_that_releases_a_backend_without_connections() -> Scenario {
+    let steps = [
+        (Kind::Die, 0, 124, 74, 1_759_216_606),
+        (Kind::RemoveBackend, 0, 0, 0, 0),
+        (Kind::SlowSweep, 0, 8, 0, 0),
+        (Kind::FalseAlarm, 0, 0, 0, 0),
+        (Kind::Traffic, 0, 0, 0, 0),
+        (Kind::SlowSweep, 0, 27, 0, 0),
+        (Kind::Fail, 0, 0, 0, 0),
+        (Kind::Traffic, 0, 0, 0, 0),
+        (Kind::MovingTime, 0, 24, 0, 0),
+    ];
+    scenario(&[9], 20, [2_000, 2_000], 2, &steps)
 }
