@@ -197,6 +197,22 @@ fn the_time_until_a_backend_is_dead_stands_still_in_maintenance_and_begins_anew_
 }
 
 #[test]
+fn a_backend_that_was_drained_under_the_agent_before_takes_flows_once_that_is_undone() {
+    let mut before = start("");
+    ask(&mut before, Admin::Draining);
+    let maps = std::mem::take(before.dataplane_mut());
+    let mut core = Core::new("manual".to_owned(), Tunnel::default(), maps).unwrap();
+    for n in 1..=2 {
+        core.network(reached(address(n).ip(), 1));
+    }
+    let services = before.state().services().cloned().collect();
+    core.change(Change::Replace(services)).unwrap();
+    assert_eq!(state_of(&core), state::HOLDS);
+    ask(&mut core, Admin::Active);
+    assert_eq!(state_of(&core), TAKES);
+}
+
+#[test]
 fn without_checks_a_backend_comes_back_from_maintenance_at_once() {
     let mut core = start("health = { type = \"none\" }");
     ask(&mut core, Admin::Maintenance);

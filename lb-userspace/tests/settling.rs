@@ -7,20 +7,21 @@ mod reach;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    time::Duration,
 };
 
-use lb_common::tables::{FlowEvent, Phase, Tables as _};
+use lb_common::tables::{FlowEvent, Phase, Tables as _, state};
 use lb_userspace::{
     agent::Core,
     config::{self, Tunnel},
     dataplane::{Dataplane as _, DataplaneError, Operation, memory::MemoryDataplane},
     health::{Event, Target},
-    model::{Change, ServiceId, UNKNOWN_PORT},
-    plan::{self, Inputs, census, ticks},
+    model::{Admin, Change, ServiceId, Settings, State, UNKNOWN_PORT},
+    plan::{self, Inputs, Plan, census, ticks},
     snapshot::Condition,
 };
 
-use crate::reach::{memory, next_hop, reached};
+use crate::reach::{asking, memory, next_hop, reached};
 
 const VIP: &str = "10.0.0.1:80/tcp";
 
@@ -28,22 +29,39 @@ fn addresses() -> impl Iterator<Item = IpAddr> {
     (1..4).map(|n| IpAddr::from([10, 1, 0, n]))
 }
 
-/// An agent whose service has just got a third backend, so that a part of its slots moves.
-fn moving() -> Core<MemoryDataplane> {
+/// The service's table, but for its backends.
+fn head() -> String {
+    format!("[[service]]\nvip = \"{VIP}\"\nmode = \"ipip\"\nring_size = 251\n")
+}
+
+fn service(one: &str, other: &str) -> String {
+    let backends = format!("[{{ address = \"{one}\" }}, {{ address = \"{other}\" }}]");
+    format!("{}backend = {backends}\n", head())
+}
+
+/// An agent of these services, which knows the way to these addresses.
+fn serving(text: &str, reachable: &[IpAddr]) -> Core<MemoryDataplane> {
     let mut core = Core::new("settling".to_owned(), Tunnel::default(), memory()).unwrap();
-    for address in addresses() {
+    for &address in reachable {
         core.network(reached(address, 1));
     }
-    let text = format!(
-        "[[service]]\nvip = \"{VIP}\"\nmode = \"ipip\"\nring_size = 251\nbackend = [\
-         {{ address = \"10.1.0.1:80\" }}, {{ address = \"10.1.0.2:80\" }}]\n"
-    );
-    let config = config::parse(&text, "test").unwrap();
-    let services = config.services.clone();
+    let services = config::parse(text, "test").unwrap().services;
     core.change(Change::Replace(services)).unwrap();
-    let backend = serde_json::from_value(serde_json::json!({"address": "10.1.0.3:80"})).unwrap();
-    core.change(Change::AddBackend(id(), backend)).unwrap();
     core
+}
+
+/// An agent whose service has just got a third backend, so that a part of its slots moves.
+fn moving() -> Core<MemoryDataplane> {
+    let reachable: Vec<IpAddr> = addresses().collect();
+    let mut core = serving(&service("10.1.0.1:80", "10.1.0.2:80"), &reachable);
+    core.change(third()).unwrap();
+    core
+}
+
+/// Adds a third backend.
+fn third() -> Change {
+    let backend = serde_json::from_value(serde_json::json!({"address": "10.1.0.3:80"})).unwrap();
+    Change::AddBackend(id(), backend)
 }
 
 fn id() -> ServiceId {
@@ -74,37 +92,28 @@ fn pass_the_moving_time(core: &Core<MemoryDataplane>) {
 fn plan_after_the_moving_time(core: &Core<MemoryDataplane>) -> Vec<Operation> {
     pass_the_moving_time(core);
     let census = swept(core);
-    let now = core.dataplane().tables.time.get();
+    planned(core, core.state(), Some(&census)).operations
+}
+
+/// The plan by which the maps become what `state` wants.
+fn planned(core: &Core<MemoryDataplane>, state: &State, census: Option<&census::Census>) -> Plan {
     let next_hops = addresses()
         .map(|address| (address, next_hop(address, 1)))
         .collect();
-    let plan = plan::plan(
-        core.layout(),
-        &Inputs {
-            state: core.state(),
-            down: &BTreeMap::new(),
-            next_hops: &next_hops,
-            own_addresses: &BTreeSet::new(),
-            tunnel: Tunnel::default(),
-            unknown_port: UNKNOWN_PORT,
-            now,
-            census: Some(&census),
-            overflows: &BTreeMap::from([(index(core), 0)]),
-            traffic: &BTreeMap::new(),
-            keeps_flows: false,
-        },
-    );
-    plan.unwrap().operations
-}
-
-#[test]
-fn slots_settle_after_the_moving_time() {
-    let mut core = moving();
-    assert!(slots_in(&core, Phase::Moving) > 50);
-    let operations = plan_after_the_moving_time(&core);
-    core.dataplane_mut().execute(&operations).unwrap();
-    assert_eq!(slots_in(&core, Phase::Moving), 0);
-    assert!(slots_in(&core, Phase::Settling) > 50);
+    let inputs = Inputs {
+        state,
+        down: &BTreeMap::new(),
+        next_hops: &next_hops,
+        own_addresses: &BTreeSet::new(),
+        tunnel: Tunnel::default(),
+        unknown_port: UNKNOWN_PORT,
+        now: core.dataplane().tables.time.get(),
+        census,
+        overflows: &BTreeMap::from([(index(core), 0)]),
+        traffic: &BTreeMap::new(),
+        keeps_flows: false,
+    };
+    plan::plan(core.layout(), &inputs).unwrap()
 }
 
 /// A sweep of the tables as they are.
@@ -123,6 +132,33 @@ fn check(core: &mut Core<MemoryDataplane>, condition: Condition) -> bool {
         changed: true,
         ..Event::new(target, condition)
     })
+}
+
+#[test]
+fn slots_settle_after_the_moving_time() {
+    let mut core = moving();
+    assert!(slots_in(&core, Phase::Moving) > 50);
+    let operations = plan_after_the_moving_time(&core);
+    core.dataplane_mut().execute(&operations).unwrap();
+    assert_eq!(slots_in(&core, Phase::Moving), 0);
+    assert!(slots_in(&core, Phase::Settling) > 50);
+}
+
+/// Flows begin by the ring before until then.
+#[test]
+fn the_moving_time_begins_once_a_plan_has_taken_effect() {
+    let reachable: Vec<IpAddr> = addresses().collect();
+    let core = serving(&service("10.1.0.1:80", "10.1.0.2:80"), &reachable);
+    let plan = planned(&core, &core.state().apply(third()).unwrap(), None);
+    let done = core.dataplane().tables.time.get() + 500;
+    let (layout, writes) = plan.settle_times(done);
+    let ring = &layout.placed(id()).unwrap().ring;
+    let mut slots = ring.slots.iter().zip(&ring.moved);
+    assert!(ring.phases.moving > 50);
+    assert!(slots.all(|(slot, &moved)| slot.phase() != Phase::Moving || moved == done));
+    assert!(
+        matches!(writes.as_slice(), [Operation::Moved(written)] if written.moved == ring.moved)
+    );
 }
 
 #[test]
@@ -146,6 +182,89 @@ fn settling_slots_wait_for_a_sweep_that_began_after_their_owner_woke() {
 }
 
 #[test]
+fn slots_of_a_service_that_kept_no_records_have_to_show_that_there_are_none() {
+    let reachable: Vec<IpAddr> = addresses().collect();
+    let text = service("10.1.0.1:80", "10.1.0.2:80") + "moving_time = \"0s\"\n";
+    let mut core = serving(&text, &reachable);
+    assert_eq!(slots_in(&core, Phase::Steady), 251);
+    let settings = Settings {
+        moving_time: Some(Duration::from_secs(60)),
+        ..Settings::default()
+    };
+    core.change(Change::EditService(id(), settings)).unwrap();
+    assert_eq!(slots_in(&core, Phase::Settling), 251);
+    let census = swept(&core);
+    core.swept(census).unwrap();
+    assert_eq!(slots_in(&core, Phase::Steady), 251);
+}
+
+/// It may be the last that the ring of before names.
+#[test]
+fn a_backend_that_drains_takes_flows_until_no_packet_sees_a_ring_that_names_it() {
+    let reachable: Vec<IpAddr> = addresses().collect();
+    let core = serving(&service("10.1.0.1:80", "10.1.0.2:80"), &reachable);
+    let address = "10.1.0.1:80".parse().unwrap();
+    let entry = core
+        .layout()
+        .placed(id())
+        .unwrap()
+        .member(address)
+        .unwrap()
+        .1
+        .entry;
+    let drained = core
+        .state()
+        .apply(asking(id(), address, Admin::Draining))
+        .unwrap();
+    let operations = planned(&core, &drained, None).operations;
+    let at = |wanted| operations.iter().position(|operation| *operation == wanted);
+    let (resigns, grace) = (
+        at(Operation::State(entry, state::HOLDS)),
+        at(Operation::Grace),
+    );
+    assert!(grace.is_some() && resigns > grace, "{resigns:?}, {grace:?}");
+}
+
+/// Between the switch to the ring and a wake, flows of a slot begin with whoever is awake.
+#[test]
+fn slots_of_a_first_ring_move_where_their_owners_wake_with_it() {
+    let mut core = serving(&service("10.1.0.1:80", "10.1.0.2:80"), &[]);
+    assert_eq!(core.layout().placed(id()).unwrap().ring.size(), 0);
+    for address in addresses().take(2) {
+        assert!(core.network(reached(address, 1)));
+    }
+    core.enforce().unwrap();
+    assert_eq!(slots_in(&core, Phase::Moving), 251);
+}
+
+#[test]
+fn a_backend_that_took_flows_when_a_sweep_began_is_not_released_by_it() {
+    // Too light for a slot of its own: the ring stays the same without it.
+    let keys = "scheduler = \"weighted-round-robin\"\n";
+    let backends = "[{ address = \"10.1.0.1:80\", weight = 1000 }, { address = \"10.1.0.2:80\" }]";
+    let text = format!("{}{keys}backend = {backends}\n", head());
+    let reachable: Vec<IpAddr> = addresses().collect();
+    let mut core = serving(&text, &reachable);
+    let light = "10.1.0.2:80".parse().unwrap();
+    let placed = |core: &Core<MemoryDataplane>| {
+        let placed = core.layout().placed(id()).unwrap();
+        let found = placed
+            .member(light)
+            .map(|(id, member)| (placed.names(id), member.backend.state));
+        found
+    };
+    assert_eq!(placed(&core), Some((false, state::TAKES | state::HOLDS)));
+    // What begins from here on, this sweep does not see.
+    let early = swept(&core);
+    core.change(Change::RemoveBackend(id(), light)).unwrap();
+    core.swept(early).unwrap();
+    assert_eq!(placed(&core), Some((false, state::HOLDS)));
+    let late = swept(&core);
+    core.swept(late).unwrap();
+    assert_eq!(placed(&core), None);
+}
+
+#[test]
 fn slots_go_on_moving_where_a_choice_could_not_be_recorded_since_the_plan_was_made() {
     let mut core = moving();
     let before = slots_in(&core, Phase::Moving);
@@ -163,7 +282,7 @@ fn slots_go_on_moving_where_a_choice_could_not_be_recorded_since_the_plan_was_ma
 fn a_move_of_the_whole_service_goes_on_where_a_choice_could_not_be_recorded_since_the_plan_was_made()
  {
     let mut core = moving();
-    let settings = lb_userspace::model::Settings {
+    let settings = Settings {
         ring_size: Some(1_021),
         ..Default::default()
     };
