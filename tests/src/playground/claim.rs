@@ -73,8 +73,7 @@ impl Drop for Claim {
             // Which of them were made depends on how far it came.
             drop(fs::remove_file(file));
         }
-        // Agents of other names may have theirs in it.
-        drop(fs::remove_dir(RUN_DIR));
+        // Not the directory, even if it is empty: an agent of another name may be about to use it.
     }
 }
 
