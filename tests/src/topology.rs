@@ -13,6 +13,7 @@
 //! client from a VIP (DSR). Owns addresses, routes and links; never starts a program.
 
 use std::{
+    env,
     fs::{File, OpenOptions},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
@@ -39,6 +40,10 @@ pub const MAX_BACKENDS: usize = 99;
 
 /// Serializes what measures time against everything else, across test binaries.
 const TURN_FILE: &str = "/run/lb-tests.lock";
+/// Where nextest says which of its groups a test is in.
+const GROUP: &str = "NEXTEST_TEST_GROUP";
+/// That of tests beside which nextest starts no other.
+const ALONE: &str = "alone";
 
 /// The VIP `10.0.0.n`.
 pub const fn vip_v4(n: u8) -> Ipv4Addr {
@@ -105,6 +110,17 @@ impl Turn {
     }
 }
 
+/// That a test of nextest's `group` is run alone, or by something else. Tests without namespaces hold no lock.
+fn ensure_alone(group: Option<&str>) -> Result<()> {
+    ensure!(
+        group.is_none_or(|group| group == ALONE),
+        "a test with a topology to itself is in nextest's group `{}`: name it in .config/nextest.toml, \
+         where the group is `{ALONE}`",
+        group.unwrap_or_default()
+    );
+    Ok(())
+}
+
 /// The client, the balancer and the backends, wired up. Everything goes on drop.
 #[derive(Debug)]
 pub struct Topology {
@@ -132,8 +148,9 @@ impl Topology {
     /// With `backends` backends and no other test's topology at the same time; waits for that.
     ///
     /// # Errors
-    /// A namespace or link cannot be made.
+    /// A namespace or link cannot be made, or nextest would run other tests meanwhile.
     pub fn exclusive(backends: u8) -> Result<Self> {
+        ensure_alone(env::var(GROUP).ok().as_deref())?;
         Self::build(backends, Names::Unique, Some(Turn::Exclusive))
     }
 
@@ -257,4 +274,17 @@ fn nodes<'a>(
         .zip(backends)
         .map(|(n, backend)| (backend_name(n), backend));
     fixed.into_iter().chain(backends).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_topology_to_itself_is_refused_where_nextest_runs_other_tests_beside_it() {
+        assert!(ensure_alone(Some(ALONE)).is_ok());
+        assert!(ensure_alone(None).is_ok(), "not by nextest");
+        let refused = ensure_alone(Some("@global")).unwrap_err().to_string();
+        assert!(refused.contains(".config/nextest.toml"), "{refused}");
+    }
 }

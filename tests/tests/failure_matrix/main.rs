@@ -2,8 +2,8 @@
 //! are broken in every way of [`fault::Fault`]. For each: how long until it is found, until the last new
 //! connection that met it, what failed meanwhile, and that no connection of another backend breaks.
 //!
-//! `LB_TEST_SECONDS` says for how long; one round of all where it is not set. The table that it prints is
-//! that of docs/failures.md.
+//! `LB_TEST_SECONDS` says for how long, and that nothing else runs meanwhile; one round of all, beside other
+//! tests, where it is not set. The table that it prints is that of docs/failures.md.
 
 mod fault;
 mod figures;
@@ -16,6 +16,7 @@ use anyhow::{Context as _, Result, ensure};
 use lb_tests::{
     servers,
     skip::{skip, with_root},
+    topology::Turn,
 };
 use tokio::time::Instant;
 
@@ -33,16 +34,21 @@ fn every_failure_is_found_and_breaks_no_connection_of_a_backend_that_lives() -> 
             skip(NAME, &format!("needs {missing}"));
             return Ok(());
         }
-        let until = Instant::now() + duration()?;
+        let (lasts, turn) = match duration()? {
+            None => (Duration::ZERO, Turn::Shared),
+            // For its figures.
+            Some(duration) => (duration, Turn::Exclusive),
+        };
+        let until = Instant::now() + lasts;
         let mut standing: Option<Stand> = None;
         let mut figures = Figures::default();
         let mut wrong = Vec::new();
         loop {
             for case in CASES.iter().filter(|case| is_wanted(case)) {
-                // The one before has to be gone: it lets no other stand beside it.
+                // The one before has to be gone: with a turn to itself, it lets no other stand beside it.
                 let mut stand = match standing.take().filter(|stand| stand.mode == case.mode) {
                     Some(stand) => stand,
-                    None => Stand::new(case.mode)?,
+                    None => Stand::new(case.mode, turn)?,
                 };
                 match trial::run(&mut stand, case, &mut figures).context(case.name) {
                     Ok(()) => standing = Some(stand),
@@ -63,16 +69,16 @@ fn every_failure_is_found_and_breaks_no_connection_of_a_backend_that_lives() -> 
     })
 }
 
-/// By default one round.
-fn duration() -> Result<Duration> {
+/// How long to go on, where somebody says so.
+fn duration() -> Result<Option<Duration>> {
     const VARIABLE: &str = "LB_TEST_SECONDS";
     let Ok(seconds) = env::var(VARIABLE) else {
-        return Ok(Duration::ZERO);
+        return Ok(None);
     };
     let seconds = seconds
         .parse()
         .with_context(|| format!("{VARIABLE}={seconds} is not a number of seconds"))?;
-    Ok(Duration::from_secs(seconds))
+    Ok(Some(Duration::from_secs(seconds)))
 }
 
 /// All, or those whose name has what `LB_FAILURE` says.

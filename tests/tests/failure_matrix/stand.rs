@@ -14,7 +14,7 @@ use lb_tests::{
     load::app::App,
     servers::{Server, Template, postgres},
     stage::Stage,
-    topology::{Topology, backend_name, backend_v4, vip_v4},
+    topology::{Names, Topology, Turn, backend_name, backend_v4, vip_v4},
     wait::wait_until,
 };
 
@@ -45,8 +45,8 @@ impl Stand {
     ///
     /// # Errors
     /// Something cannot be started.
-    pub fn new(mode: &'static str) -> Result<Self> {
-        let topology = Topology::exclusive(BACKENDS)?;
+    pub fn new(mode: &'static str, turn: Turn) -> Result<Self> {
+        let topology = Topology::build(BACKENDS, Names::Unique, Some(turn))?;
         let template = Template::new()?;
         let mut others = Vec::new();
         for (n, host) in (1..).zip(&topology.backends) {

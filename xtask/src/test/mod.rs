@@ -9,7 +9,8 @@ pub mod report;
 
 use std::env;
 use std::fs;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
+use std::thread::available_parallelism;
 
 use anyhow::{Context, Result};
 
@@ -19,6 +20,11 @@ use crate::project::Project;
 use crate::setup::{self, Facts};
 pub use report::Report;
 use report::{Counts, parse_doc_tests, parse_junit, parse_skips};
+
+/// Where nextest reads how many tests run at a time; an argument wins over it.
+const THREADS: &str = "NEXTEST_TEST_THREADS";
+/// For each processor: the longest tests spend most of their time waiting.
+const TESTS_PER_PROCESSOR: usize = 2;
 
 /// The verb's arguments.
 #[derive(clap::Args)]
@@ -54,6 +60,17 @@ pub fn everything(project: &Project, arguments: &[String]) -> Result<Report> {
     Ok(report)
 }
 
+/// Nextest over all packages.
+fn all_tests(project: &Project) -> Command {
+    let mut cargo = project.host_cargo();
+    cargo.args(["nextest", "run", "--workspace"]);
+    if env::var_os(THREADS).is_none() {
+        let processors = available_parallelism().map_or(1, Into::into);
+        cargo.env(THREADS, (TESTS_PER_PROCESSOR * processors).to_string());
+    }
+    cargo
+}
+
 fn doc_tests(project: &Project) -> Result<Counts> {
     let mut cargo = project.host_cargo();
     let output = cargo
@@ -81,9 +98,7 @@ fn nextest(project: &Project, arguments: &[String]) -> Result<Report> {
     {
         return Err(error).with_context(|| format!("cannot remove {}", junit.display()));
     }
-    let status = project
-        .host_cargo()
-        .args(["nextest", "run", "--workspace"])
+    let status = all_tests(project)
         .args(arguments)
         .env("LB_SKIP_FILE", &skips)
         .env("LB_BIN_DIR", project.metadata()?.release_bin()?)
