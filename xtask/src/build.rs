@@ -28,6 +28,11 @@ pub fn run(project: &Project) -> Result<ExitCode> {
 /// Builds the BPF objects and every host program.
 pub fn everything(project: &Project, toolchain: BpfToolchain) -> Result<()> {
     objects(project, toolchain)?;
+    programs(project)
+}
+
+/// Builds every host program, over objects that are there.
+pub fn programs(project: &Project) -> Result<()> {
     // Always the same packages: another selection unifies features differently and rebuilds.
     let mut cargo = project.host_cargo();
     cargo.args([

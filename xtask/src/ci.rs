@@ -1,7 +1,10 @@
 //! The verb `ci`: every check a change has to pass. Each check runs even if one before it failed;
 //! the tests come last, and their counts are the last line.
 
-use std::process::{Command, ExitCode};
+use std::io::{self, Write as _};
+use std::panic::resume_unwind;
+use std::process::{Command, ExitCode, ExitStatus};
+use std::thread;
 
 use anyhow::Result;
 use nix::unistd::geteuid;
@@ -28,6 +31,9 @@ enum Verdict {
     Skipped(&'static str),
 }
 
+/// A check by name, and how it ended.
+type Checked = (&'static str, Verdict);
+
 /// Sets up, builds and checks.
 pub fn run(project: &Project, arguments: &Arguments) -> Result<ExitCode> {
     let mut more = vec![Need::Lints];
@@ -36,14 +42,14 @@ pub fn run(project: &Project, arguments: &Arguments) -> Result<ExitCode> {
     }
     let facts = test::ready(project, &more)?;
     let mut verdicts = vec![("fmt", format(project)?)];
-    // A tree that does not build has no further checks to pass.
-    build::everything(project, setup::toolchain_of(&facts)?)?;
-    verdicts.push(("clippy", host_clippy(project)?));
-    verdicts.push(("clippy of the BPF programs", bpf_clippy(project, &facts)?));
-    verdicts.push((
-        "licences and sources",
-        deny(project, &facts, arguments.full)?,
-    ));
+    // Everything else embeds them. A tree that does not build has no further checks to pass.
+    build::objects(project, setup::toolchain_of(&facts)?)?;
+    let (built, linted) = thread::scope(|scope| {
+        let linted = scope.spawn(|| beside_the_build(project, &facts, arguments.full));
+        (build::programs(project), linted.join())
+    });
+    built?;
+    verdicts.extend(linted.unwrap_or_else(|panicked| resume_unwind(panicked))?);
     for (name, title) in [
         ("packet", "bench packet"),
         ("control", "bench control"),
@@ -59,8 +65,21 @@ pub fn run(project: &Project, arguments: &Arguments) -> Result<ExitCode> {
     Ok(exit_code(ok))
 }
 
+/// The checks that take no finished build, then the build of the tests: in another folder and profile than
+/// the programs, whose build is at times a single compiler's work. Nothing is measured meanwhile.
+fn beside_the_build(project: &Project, facts: &Facts, full: bool) -> Result<Vec<Checked>> {
+    let verdicts = vec![
+        ("clippy", host_clippy(project)?),
+        ("clippy of the BPF programs", bpf_clippy(project, facts)?),
+        ("licences and sources", deny(project, facts, full)?),
+    ];
+    eprintln!("ci: the build of the tests");
+    test::build(project)?;
+    Ok(verdicts)
+}
+
 /// Prints a line for each check; whether none failed, nor was skipped though `expected` does not list it.
-fn summarize(verdicts: &[(&str, Verdict)], expected: Option<&str>) -> bool {
+fn summarize(verdicts: &[Checked], expected: Option<&str>) -> bool {
     let mut ok = true;
     for (name, verdict) in verdicts {
         match verdict {
@@ -82,11 +101,24 @@ fn summarize(verdicts: &[(&str, Verdict)], expected: Option<&str>) -> bool {
 
 fn check(name: &str, command: &mut Command) -> Result<Verdict> {
     eprintln!("ci: {name}");
-    Ok(if command.status()?.success() {
+    Ok(verdict(command.status()?))
+}
+
+/// As [`check`], beside another command: what it prints comes in one piece, once it has ended.
+fn check_beside(name: &str, command: &mut Command) -> Result<Verdict> {
+    let output = command.output()?;
+    let mut said = format!("ci: {name}\n").into_bytes();
+    said.extend([output.stdout, output.stderr].concat());
+    io::stderr().lock().write_all(&said)?;
+    Ok(verdict(output.status))
+}
+
+fn verdict(status: ExitStatus) -> Verdict {
+    if status.success() {
         Verdict::Passed
     } else {
         Verdict::Failed
-    })
+    }
 }
 
 fn format(project: &Project) -> Result<Verdict> {
@@ -113,7 +145,7 @@ fn host_clippy(project: &Project) -> Result<Verdict> {
         "-D",
         "warnings",
     ]);
-    check("clippy", &mut cargo)
+    check_beside("clippy", &mut cargo)
 }
 
 fn bpf_clippy(project: &Project, facts: &Facts) -> Result<Verdict> {
@@ -123,7 +155,7 @@ fn bpf_clippy(project: &Project, facts: &Facts) -> Result<Verdict> {
     }
     let mut clippy = toolchain.clippy(project);
     build::for_bpf(clippy.arg("--release"), project).args(["--", "-D", "warnings"]);
-    check("clippy of the BPF programs", &mut clippy)
+    check_beside("clippy of the BPF programs", &mut clippy)
 }
 
 fn deny(project: &Project, facts: &Facts, full: bool) -> Result<Verdict> {
@@ -145,7 +177,7 @@ fn deny(project: &Project, facts: &Facts, full: bool) -> Result<Verdict> {
         // Needs the network, and fails for changes elsewhere: not for every change here.
         cargo.arg("advisories");
     }
-    check("licences and sources", &mut cargo)
+    check_beside("licences and sources", &mut cargo)
 }
 
 fn quick_bench(project: &Project, name: &str, title: &str) -> Result<Verdict> {
@@ -161,4 +193,16 @@ fn quick_bench(project: &Project, name: &str, title: &str) -> Result<Verdict> {
         title,
         &mut bench::program(project, &metadata, name, &quick)?,
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_check_beside_the_build_passes_and_fails_as_its_command_does() {
+        let ended = |program| check_beside(program, &mut Command::new(program)).unwrap();
+        assert!(matches!(ended("true"), Verdict::Passed));
+        assert!(matches!(ended("false"), Verdict::Failed));
+    }
 }

@@ -60,6 +60,14 @@ pub fn everything(project: &Project, arguments: &[String]) -> Result<Report> {
     Ok(report)
 }
 
+/// Builds what [`everything`] runs, ahead of it. What does not build is printed, and counted, then.
+pub fn build(project: &Project) -> Result<()> {
+    let mut nextest = all_tests(project);
+    nextest.arg("--no-run");
+    nextest.output().context("cannot start cargo nextest")?;
+    Ok(())
+}
+
 /// Nextest over all packages.
 fn all_tests(project: &Project) -> Command {
     let mut cargo = project.host_cargo();
