@@ -156,7 +156,12 @@ fn what_passes_reaches_a_server_of_the_balancers_own() -> Result<()> {
         let (topology, _agent) = balancer(Some("reset"))?;
         for vip in vips(4) {
             let mut ip = topology.balancer.command("ip");
-            run(ip.args(["addr", "add", &vip.to_string(), "dev", "lo"]))?;
+            ip.args(["addr", "add", &vip.to_string(), "dev", "lo"]);
+            if vip.is_ipv6() {
+                // Else it cannot be bound before the kernel has been through duplicate address detection.
+                ip.arg("nodad");
+            }
+            run(&mut ip)?;
             // The port of the service, and one that is the host's, since the address is.
             for port in [PORT, UNKNOWN] {
                 let at = SocketAddr::new(vip, port);
