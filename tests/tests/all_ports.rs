@@ -1,7 +1,7 @@
 //! Services that have every port of their address, over real servers: each port is served as it is asked
 //! for, there and back, but for those that other services have.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use lb_tests::{
@@ -11,8 +11,10 @@ use lb_tests::{
     skip::with_root,
     stage::{BACKENDS, Stage, v4_pool, v6_pool, web_address},
     topology::{Topology, backend_name, vip_v4, vip_v6},
+    wait::wait_until,
 };
 
+const SOON: Duration = Duration::from_secs(30);
 const MODES: [&str; 4] = ["nat", "ipip", "gue", "l2"];
 
 /// One of every mode and family, at a VIP of its own.
@@ -47,6 +49,12 @@ fn answered(stage: &Stage, service: &Service, port: u16) -> Result<Vec<String>> 
     Ok(answers.into_keys().collect())
 }
 
+/// Whether a backend's checks pass, and the way to it is known.
+fn is_usable(stage: &Stage, service: &Service, address: SocketAddr) -> bool {
+    let backend = stage.backend(service, address).ok().flatten();
+    backend.is_some_and(|backend| backend["condition"] == "up" && backend["reachable"] == true)
+}
+
 #[test]
 fn every_port_is_served_in_every_mode_also_by_an_agent_that_starts_again() -> Result<()> {
     with_root(
@@ -78,14 +86,18 @@ fn a_service_of_one_port_comes_and_goes_beside_one_of_every_port() -> Result<()>
                 let pool = v4_pool(PORT).take(2);
                 let every = Service::new(format!("{vip}:*/tcp"), mode, Health::HTTP, pool);
                 let stage = Stage::new(Topology::new(BACKENDS)?, vec![every.clone()])?;
-                let single = SocketAddr::from((vip, PORT));
                 let at = web_address(3);
-                let add = format!("service add {single}/tcp --mode {mode} --backend {at}");
+                let name = format!("{}/tcp", SocketAddr::from((vip, PORT)));
+                let single = Service::new(name, mode, Health::TCP, [at]);
+                let add = format!("service add {} --mode {mode} --backend {at}", single.vip);
                 stage.lbctl(&add)?;
+                wait_until("its backend can take flows", SOON, || {
+                    is_usable(&stage, &single, at)
+                })?;
                 let third = vec![backend_name(3)];
                 ensure!(answered(&stage, &every, PORT)? == third, "{mode}");
                 ensure!(answered(&stage, &every, OTHER_PORT)?.len() == 2, "{mode}");
-                stage.lbctl(&format!("service remove {single}/tcp"))?;
+                stage.lbctl(&format!("service remove {}", single.vip))?;
                 ensure!(
                     !answered(&stage, &every, PORT)?.contains(&third[0]),
                     "{mode}"
