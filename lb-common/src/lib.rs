@@ -11,6 +11,7 @@
 //! | [`persist`] | which one its client has |
 //! | [`egress`] | by which way it leaves |
 //! | [`forward`] | what the packet becomes |
+//! | [`mtu`] | how long it may be |
 //! | [`icmp`] | messages about flows |
 //! | [`refuse`] | what nobody takes |
 //! | [`budget`] | how many answers there are |
@@ -39,6 +40,7 @@ pub mod icmp;
 pub mod maglev;
 #[cfg(feature = "std")]
 pub mod memory;
+pub mod mtu;
 pub mod packet;
 pub mod persist;
 pub mod pipeline;

@@ -21,7 +21,7 @@ use crate::{
 
 /// Version of everything in this file. The pin directory is named after it, so that programs of
 /// different formats never share a map.
-pub const FORMAT: u32 = 5;
+pub const FORMAT: u32 = 6;
 
 /// An IP address as two words of network-order bytes, loaded natively. Two words and not four: they are
 /// compared and moved as they were written, where the processor would otherwise wait for stores
@@ -527,7 +527,11 @@ pub struct Backend {
     /// Bits of the source's last word (network order) that the flow hash sets.
     pub source_mask: u32,
     /// Bits of [`state`].
-    pub state: u32,
+    pub state: u8,
+    /// IANA protocol number of its service.
+    pub protocol: u8,
+    /// The longest IP packet, in bytes and as it arrives, that can be sent to it ([`crate::mtu::room`]).
+    pub mtu: u16,
     /// Interface of its next hop.
     pub interface: u32,
     /// Index in the backend counters.
@@ -538,18 +542,16 @@ pub struct Backend {
     pub source_mac: [u8; 6],
     /// Port, as in [`Endpoint::port`].
     pub port: u16,
-    /// IANA protocol number of its service.
-    pub protocol: u8,
     /// Always zero.
-    pub zero: u8,
+    pub zero: u16,
 }
 
 /// Bits of [`Backend::state`]. Neither: it is dead, and its flows go elsewhere.
 pub mod state {
     /// Takes new flows.
-    pub const TAKES: u32 = 1;
+    pub const TAKES: u8 = 1;
     /// Keeps the flows that it has.
-    pub const HOLDS: u32 = 2;
+    pub const HOLDS: u8 = 2;
 }
 
 /// What a `nat` backend's answers become.

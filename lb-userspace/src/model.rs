@@ -7,7 +7,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use clap::ValueEnum;
-use lb_common::tables::refusal;
+use lb_common::tables::{mode, refusal};
 use serde::{Deserialize, Serialize};
 
 mod check;
@@ -58,6 +58,18 @@ pub enum Mode {
     /// Destination MAC address rewritten, on a link that both are on; the backend answers the client
     /// directly.
     L2,
+}
+
+impl Mode {
+    /// As the program has it: one of [`lb_common::tables::mode`].
+    pub fn number(self) -> u8 {
+        match self {
+            Self::Nat => mode::NAT,
+            Self::Ipip => mode::IPIP,
+            Self::Gue => mode::GUE,
+            Self::L2 => mode::L2,
+        }
+    }
 }
 
 /// How a new flow's backend is chosen.

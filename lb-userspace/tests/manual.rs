@@ -20,7 +20,7 @@ use lb_userspace::{
 use crate::reach::{asking, memory, reached};
 
 const VIP: &str = "10.0.0.1:80/tcp";
-const TAKES: u32 = state::TAKES | state::HOLDS;
+const TAKES: u8 = state::TAKES | state::HOLDS;
 
 fn id() -> ServiceId {
     VIP.parse().unwrap()
@@ -67,7 +67,7 @@ fn check(core: &mut Core<MemoryDataplane>, condition: Condition, dead: bool) {
 }
 
 /// What backend 1 does in the maps.
-fn state_of(core: &Core<MemoryDataplane>) -> u32 {
+fn state_of(core: &Core<MemoryDataplane>) -> u8 {
     let placed = core.layout().placed(id()).unwrap();
     placed.member(address(1)).unwrap().1.backend.state
 }

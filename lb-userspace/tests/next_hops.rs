@@ -32,13 +32,18 @@ fn core(mode: &str, tunnel: Tunnel, on_link: bool) -> Core<MemoryDataplane> {
 }
 
 fn way(on_link: bool) -> Update {
+    way_of(1_500, on_link)
+}
+
+/// A way to the backend that takes packets of so many bytes.
+fn way_of(mtu: u32, on_link: bool) -> Update {
     let address: IpAddr = "10.2.0.11".parse().expect("what is valid");
     let next_hop = NextHop {
         interface: 7,
         source_mac: [2; 6],
         destination_mac: [4; 6],
         source_address: "10.2.0.1".parse().expect("what is valid"),
-        mtu: 1_500,
+        mtu,
         on_link,
     };
     Update::NextHop {
@@ -99,6 +104,33 @@ fn only_ipip_has_sources_that_vary_with_the_flow() {
         );
         assert_eq!(u32::from_be(entry.source_mask), mask, "{mode}");
     }
+}
+
+#[test]
+fn an_entry_has_what_the_mode_leaves_of_the_ways_mtu_and_follows_it() {
+    for (mode, overhead) in [("nat", 0), ("l2", 0), ("ipip", 20), ("gue", 28)] {
+        let mut core = core(mode, Tunnel::default(), true);
+        for mtu in [1_400, 9_000, 1_500] {
+            core.network(way_of(mtu, true));
+            core.enforce().unwrap();
+            assert_eq!(entry_of(&core).mtu, mtu as u16 - overhead, "{mode}");
+        }
+        let unknown = Update::NextHop {
+            address: "10.2.0.11".parse().unwrap(),
+            next_hop: None,
+            reason: None,
+        };
+        core.network(unknown);
+        core.enforce().unwrap();
+        assert_eq!(entry_of(&core).mtu, 1_500 - overhead, "{mode}: kept");
+    }
+}
+
+/// What packets find of the one backend.
+fn entry_of(core: &Core<MemoryDataplane>) -> lb_common::tables::Backend {
+    let placed = core.layout().pools.values().next().expect("a pool");
+    let (_, member) = placed.members().next().expect("a backend");
+    core.dataplane().tables.backends[member.entry as usize]
 }
 
 #[test]

@@ -63,7 +63,7 @@ pub enum Condition {
 }
 
 impl Condition {
-    const fn state(self) -> u32 {
+    const fn state(self) -> u8 {
         match self {
             Self::Takes => state::TAKES | state::HOLDS,
             Self::Drains => state::HOLDS,
@@ -231,12 +231,13 @@ impl Stage {
             source: source.into(),
             source_mask: mask.to_be(),
             state: server.condition.state(),
+            protocol,
+            mtu: u16::MAX,
             interface: server.interface,
             counters: FIRST_COUNTERS + position,
             destination_mac,
             source_mac,
             port: server.address.port().to_be(),
-            protocol,
             zero: 0,
         });
         self.tables.members.push(Member {

@@ -30,8 +30,8 @@ pub enum Operation {
     Member(u32, Member),
     /// A backend that no member names yet.
     Backend(u32, Backend),
-    /// The state word of a backend, in one store.
-    State(u32, u32),
+    /// The state of a backend, in one store.
+    State(u32, u8),
     /// A service's descriptor in one half (0 or 1).
     Descriptor(u32, usize, Descriptor),
     /// A place of a bucket of the look-up table, in one store: a service's index + 1, or 0.

@@ -241,7 +241,8 @@ impl Table {
         let destination_mac = known.and_then(|known| known.mac).ok_or_else(|| {
             format!("{neighbour} has not told its hardware address on {name} (ARP or NDP) yet")
         })?;
-        let mtu = route.mtu.unwrap_or(link.mtu);
+        // A route may claim more than its interface can send.
+        let mtu = route.mtu.map_or(link.mtu, |mtu| mtu.min(link.mtu));
         let interface = route.interface;
         Ok(NextHop {
             interface,

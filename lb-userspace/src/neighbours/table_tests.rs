@@ -78,6 +78,19 @@ fn address_behind_a_gateway_resolves_to_the_gateway_of_any_family() {
 }
 
 #[test]
+fn a_way_takes_no_more_than_its_interface_whatever_the_route_says() {
+    let mut table = table();
+    for (of_route, mtu) in [(None, 1500), (Some(1280), 1280), (Some(9000), 1500)] {
+        let route = Route {
+            mtu: of_route,
+            ..route()
+        };
+        table.set_route(ip("10.0.0.2"), Ok(route));
+        assert_eq!(table.resolve(ip("10.0.0.2")).unwrap().mtu, mtu);
+    }
+}
+
+#[test]
 fn every_missing_piece_is_named() {
     assert_eq!(
         Table::default().resolve(ip("10.0.0.2")).unwrap_err(),

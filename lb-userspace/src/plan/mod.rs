@@ -28,7 +28,7 @@ use std::{
     sync::Arc,
 };
 
-use lb_common::tables::{Address, Descriptor, Endpoint, Tick, WayBack, feature, mode, owned};
+use lb_common::tables::{Address, Descriptor, Endpoint, Tick, WayBack, feature, owned};
 
 pub use self::layout::{Layout, Placed, PlacedMember, Ring, endpoint, endpoint_at, half};
 pub use self::lookup::BUCKETS_PER_SERVICE;
@@ -267,12 +267,7 @@ impl Draft {
             placed.overflows.seen = None;
         }
         placed.descriptor.pool = placed.number as u16;
-        placed.descriptor.mode = match service.mode {
-            Mode::Nat => mode::NAT,
-            Mode::Ipip => mode::IPIP,
-            Mode::Gue => mode::GUE,
-            Mode::L2 => mode::L2,
-        };
+        placed.descriptor.mode = service.mode.number();
         note_overflows(&mut placed, inputs);
         servers::note_traffic(&mut placed, inputs);
         let mut dead = Dead::new();

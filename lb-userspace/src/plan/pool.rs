@@ -6,7 +6,10 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use lb_common::tables::{Address, Backend, Member, Slot, state};
+use lb_common::{
+    mtu,
+    tables::{Address, Backend, Member, Slot, state},
+};
 
 use super::{
     Draft, Inputs, Liveness, NoRoom,
@@ -316,7 +319,7 @@ impl Wanted {
 }
 
 /// The state of a backend, less new flows while nobody knows how to reach it.
-fn reachable(entry: &Backend) -> u32 {
+fn reachable(entry: &Backend) -> u8 {
     match entry.interface {
         0 => entry.state & !state::TAKES,
         _ => entry.state,
@@ -346,6 +349,7 @@ fn set_next_hop(wanted: &mut Backend, mode: Mode, address: IpAddr, inputs: &Inpu
     wanted.interface = next_hop.interface;
     wanted.source_mac = next_hop.source_mac;
     wanted.destination_mac = next_hop.destination_mac;
+    wanted.mtu = mtu::room(next_hop.mtu, mode.number(), address.is_ipv4());
     (wanted.source, wanted.source_mask) = outer_source(next_hop.source_address, tunnel);
 }
 
@@ -353,6 +357,7 @@ fn keep_next_hop(wanted: &mut Backend, current: &Backend) {
     wanted.interface = current.interface;
     wanted.source_mac = current.source_mac;
     wanted.destination_mac = current.destination_mac;
+    wanted.mtu = current.mtu;
     (wanted.source, wanted.source_mask) = (current.source, current.source_mask);
 }
 

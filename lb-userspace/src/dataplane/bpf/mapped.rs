@@ -219,11 +219,11 @@ impl Mapped<Member> {
 }
 
 impl Mapped<Backend> {
-    /// Stores the state word of a backend in one go.
+    /// Stores the state of a backend in one go.
     ///
     /// # Errors
     /// The index is out of bounds.
-    pub fn store_state(&mut self, index: u32, state: u32) -> Result<(), DataplaneError> {
+    pub fn store_state(&mut self, index: u32, state: u8) -> Result<(), DataplaneError> {
         let backend = self.at(index)?;
         // SAFETY: a field of a valid element, aligned; the program reads it whole.
         unsafe { (&raw mut (*backend).state).write_volatile(state) };
