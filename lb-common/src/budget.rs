@@ -8,8 +8,8 @@ use crate::tables::{SECOND, Tick};
 /// Answers of a kind that a CPU gives in a second.
 pub const LIMIT: u32 = 1_000;
 
-/// Kinds of answers that have a budget: the first so many of [`crate::verdict::Answer`].
-pub const KINDS: u32 = 3;
+/// Budgets: one for each of [`crate::verdict::Answer`] by its number, though what is no answer takes none.
+pub const KINDS: u32 = 6;
 
 /// How many answers were given; one for each kind and CPU.
 #[derive(

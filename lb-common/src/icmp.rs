@@ -286,6 +286,10 @@ fn to_backend<P: Packet, T: Tables>(
     if backend.interface == 0 {
         return Err(DropReason::NoNextHop);
     }
+    // No error is sent about one (RFC 1122 §3.2.2, RFC 4443 §2.4(e)).
+    if outer.length > backend.mtu {
+        return Err(DropReason::PacketTooBig);
+    }
     let bytes = packet.length() as u64;
     match service.descriptor.mode {
         mode::NAT => {

@@ -11,8 +11,8 @@ use crate::{
     hash,
     tables::{
         Address, Backend, Bucket, Control, Counters, Endpoint, FlowCounters, FlowEvent, FlowKey,
-        Member, NoRoute, Record, Recorded, Route, RouteQuery, Server, ServerKey, ServiceEntry,
-        Table, Tables, Tick, WayBack,
+        Handover, Member, NoRoute, Record, Recorded, Route, RouteQuery, Server, ServerKey,
+        ServiceEntry, Table, Tables, Tick, WayBack,
     },
     verdict::{Answer, DROP_COUNTERS, DropReason},
 };
@@ -46,6 +46,8 @@ pub struct MemoryTables {
     pub time: Cell<Tick>,
     /// Answers that may still be given.
     pub budgets: Cell<[Budget; KINDS as usize]>,
+    /// What one program has left for the next.
+    pub handover: Cell<Handover>,
     counted: RefCell<Counted>,
 }
 
@@ -198,6 +200,14 @@ impl Tables for MemoryTables {
         let may = budget.is_some_and(|budget| budget.take(self.now()));
         self.budgets.set(budgets);
         may
+    }
+
+    fn hand_over(&self, handover: Handover) {
+        self.handover.set(handover);
+    }
+
+    fn handed_over(&self) -> Handover {
+        self.handover.get()
     }
 
     fn server(&self, key: &ServerKey) -> Option<Server> {

@@ -12,7 +12,9 @@ use crate::{
     quic::{self, Start},
     refuse,
     steer::{self, InForce},
-    tables::{Address, Backend, Tables, WayBack, feature, mode, owned, refusal, service_flag},
+    tables::{
+        Address, Backend, Handover, Tables, WayBack, feature, mode, owned, refusal, service_flag,
+    },
     verdict::{DropReason, Verdict},
 };
 
@@ -23,6 +25,7 @@ pub fn process<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
         Ok(verdict) => verdict,
         Err(Rest::Unusual) => unusual(packet, tables),
         Err(Rest::Refused) => refused(packet, tables),
+        Err(Rest::TooBig) => too_big(packet, tables),
     }
 }
 
@@ -33,6 +36,8 @@ pub enum Rest {
     Unusual,
     /// To [`refused`].
     Refused,
+    /// To [`too_big`].
+    TooBig,
 }
 
 /// The same for frames as nearly all are.
@@ -51,7 +56,7 @@ pub fn usual<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<Verdict
 }
 
 /// The same for frames that take longer to understand, apart from [`usual`] so that the kernel can have it
-/// in a program of its own; so is [`refused`].
+/// in a program of its own; so are those that follow.
 #[inline(always)]
 pub fn unusual<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
     let outcome = icmp::process(packet, tables);
@@ -62,6 +67,14 @@ pub fn unusual<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
 #[inline(always)]
 pub fn refused<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
     let outcome = refuse::process(packet, tables);
+    counted(tables, outcome)
+}
+
+/// The same for frames that are too long for the way to their backend, which
+/// [`Handover::mtu`] says.
+#[inline(always)]
+pub fn too_big<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
+    let outcome = refuse::too_big(packet, tables);
     counted(tables, outcome)
 }
 
@@ -89,6 +102,7 @@ fn follow<P: Packet, T: Tables>(
                 {
                     return Err(Rest::Refused);
                 }
+                Err(DropReason::PacketTooBig) => return Err(Rest::TooBig),
                 outcome => outcome,
             },
             None => match egress::way_back(tables, flow.from()) {
@@ -133,6 +147,11 @@ fn to_backend<P: Packet, T: Tables>(
     let backend = backend(packet, tables, flow, in_force, hash)?;
     if backend.interface == 0 {
         return Err(DropReason::NoNextHop);
+    }
+    if flow.length > backend.mtu {
+        let mtu = u32::from(backend.mtu);
+        tables.hand_over(Handover { mtu });
+        return Err(DropReason::PacketTooBig);
     }
     let bytes = packet.length() as u64;
     match service.descriptor.mode {

@@ -2,6 +2,11 @@
 //! protocol, that no service has. As it was asked for, they are dropped, left to the kernel, or answered in
 //! the VIP's name, by a TCP reset (RFC 9293 §3.10.7.1) or an ICMP error (RFC 792, RFC 4443).
 //!
+//! So are packets that are longer than the way to their backend takes, with what the mode puts in front of
+//! them: their sender is told what length would do (RFC 1191 §4, RFC 4443 §3.2), as a router tells it before
+//! a tunnel (RFC 4459 §3.2). One of IPv4 that might be fragmented is no exception: nothing here can cut it in
+//! two, and a sender that heeds the error does so itself.
+//!
 //! A port that no service has is *unreachable*, as it is of any host. A service without a backend is not:
 //! its VIP is *the host* that cannot be reached for now, which by RFC 1122 §3.2.2.1 and §4.2.3.9 is no more
 //! than a hint, so that established connections outlive it, while new ones fail at once.
@@ -19,7 +24,7 @@ use network_types::{
 use crate::{
     checksum::Sum,
     flow::{self, Family, Flow, Stop},
-    forward,
+    forward, mtu,
     packet::Packet,
     steer,
     tables::{Address, Tables, owned, refusal},
@@ -50,6 +55,8 @@ enum Cause {
     Port,
     /// None is of its protocol, whose number is at this offset of the frame.
     Protocol(usize),
+    /// The way to its backend takes no more than so many bytes.
+    TooBig(u16),
 }
 
 impl Cause {
@@ -58,12 +65,14 @@ impl Cause {
         match self {
             Self::NoBackend => DropReason::NoBackend,
             Self::Port | Self::Protocol(_) => DropReason::UnknownPort,
+            Self::TooBig(_) => DropReason::PacketTooBig,
         }
     }
 
     /// Type and code of the error, and what stands behind its checksum. Hosts, ports and protocols that
     /// are unreachable are 1, 3 and 2 of RFC 792; addresses and ports 3 and 4 of RFC 4443 §3.1, where an
-    /// unknown protocol is a parameter problem (§3.4) at an offset of the packet.
+    /// unknown protocol is a parameter problem (§3.4) at an offset of the packet. An MTU is of RFC 1191 §4
+    /// and RFC 4443 §3.2.
     #[inline(always)]
     const fn error(self, v4: bool) -> (u8, u8, u32) {
         match (self, v4) {
@@ -73,6 +82,8 @@ impl Cause {
             (Self::NoBackend, false) => (1, 3, 0),
             (Self::Port, false) => (1, 4, 0),
             (Self::Protocol(at), false) => (4, 1, (at - wire::ETHERNET) as u32),
+            (Self::TooBig(mtu), true) => (3, 4, mtu as u32),
+            (Self::TooBig(mtu), false) => (2, 0, mtu as u32),
         }
     }
 }
@@ -100,6 +111,28 @@ pub fn process<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<Verdi
         return Ok(Verdict::Pass);
     }
     if policy != refusal::DROP && answer(packet, tables, &flow, cause, policy)? {
+        tables.count_drop(cause.reason());
+        return Ok(Verdict::Transmit);
+    }
+    Err(cause.reason())
+}
+
+/// Answers a packet that is longer than the way to its backend takes.
+///
+/// # Errors
+/// It is dropped without an answer.
+#[inline(always)]
+pub fn too_big<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<Verdict, DropReason> {
+    let mut flow = Flow::EMPTY;
+    if read(packet, &mut flow).is_none() {
+        return Err(DropReason::Inconsistent);
+    }
+    let mtu = mtu::told(tables.handed_over().mtu as u16, flow.v4);
+    let cause = Cause::TooBig(mtu);
+    // What is no longer than that could not be sent any shorter.
+    if flow.length <= mtu {
+        tables.count_answer(Answer::Withheld);
+    } else if answer(packet, tables, &flow, cause, refusal::UNREACHABLE)? {
         tables.count_drop(cause.reason());
         return Ok(Verdict::Transmit);
     }
@@ -192,9 +225,10 @@ fn answer<P: Packet, T: Tables>(
             return Ok(false);
         }
     };
-    let kind = match reply {
-        Reply::Reset(..) => Answer::Reset,
-        Reply::Unreachable => Answer::Unreachable,
+    let kind = match (&reply, cause) {
+        (Reply::Reset(..), _) => Answer::Reset,
+        (Reply::Unreachable, Cause::TooBig(_)) => Answer::TooBig,
+        (Reply::Unreachable, _) => Answer::Unreachable,
     };
     if !tables.may_answer(kind) {
         tables.count_answer(Answer::Limited);

@@ -215,8 +215,20 @@ pub struct Endpoint {
 pub const TAIL_UNUSUAL: u32 = 0;
 /// The next: what nobody takes.
 pub const TAIL_REFUSED: u32 = 1;
+/// The next: what is too long for the way to its backend.
+pub const TAIL_TOO_BIG: u32 = 2;
 /// How many there are.
-pub const TAILS: u32 = 2;
+pub const TAILS: u32 = 3;
+
+/// What the program on the interface tells the one that it goes on with.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct Handover {
+    /// The longest IP packet, in bytes and as it arrives, that can be sent to its backend.
+    pub mtu: u32,
+}
 
 /// Words of the flow hash's key ([`crate::hash`]).
 pub const HASH_KEY_WORDS: usize = 12;
@@ -850,6 +862,10 @@ pub trait Tables {
     /// Whether an answer of this kind may be given now, of those that are allowed in a second; it
     /// counts as given then.
     fn may_answer(&self, answer: Answer) -> bool;
+    /// Leaves word for the program that goes on with the packet.
+    fn hand_over(&self, handover: Handover);
+    /// What was left for this one.
+    fn handed_over(&self) -> Handover;
     /// Which backend has a server id.
     fn server(&self, key: &ServerKey) -> Option<Server>;
     /// What an address is to the balancer: bits of [`owned`].

@@ -67,6 +67,8 @@ counted! {
     EchoLimit = 10, "echo_limit";
     /// To a port of a VIP, or of a protocol, that no service has.
     UnknownPort = 11, "unknown_port";
+    /// Longer than the way to its backend takes, with what the mode puts in front of it.
+    PacketTooBig = 12, "packet_too_big";
 }
 
 counted! {
@@ -82,6 +84,8 @@ counted! {
     Withheld = 3, "withheld";
     /// Nothing, of more than are answered in a second ([`crate::budget`]).
     Limited = 4, "limited";
+    /// An ICMP error that says what length the way to a backend takes.
+    TooBig = 5, "too_big";
 }
 
 /// Elements of the map that drops and answers are counted in: room for those to come.

@@ -24,7 +24,7 @@ use lb_common::{
     schedule, steer,
     tables::{
         self, Address, Backend, Bucket, Control, Counters, Endpoint, FlowCounters, FlowEvent,
-        FlowKey, Member, NoRoute, Record, Recorded, Route, RouteQuery, Server, ServerKey,
+        FlowKey, Handover, Member, NoRoute, Record, Recorded, Route, RouteQuery, Server, ServerKey,
         ServiceEntry, Slot, TICK_SHIFT, Table, Tables, Tick, WayBack,
     },
     track::{self, Question},
@@ -80,6 +80,10 @@ static TAILS: ProgramArray<{ tables::TAILS as usize }> = ProgramArray::new();
 /// Answers of each kind that may still be given.
 #[btf_map]
 static BUDGETS: PerCpuArray<Budget, { KINDS as usize }> = PerCpuArray::new();
+/// What the program on the interface tells the next. Pinned, so that an agent's own programs find what a
+/// former one's has left there while that is still attached.
+#[btf_map]
+static HANDOVER: PerCpuArray<Handover, 1> = PerCpuArray::new();
 /// What [`track_flow`] is asked, as its caller left it.
 #[btf_map]
 static QUESTION: PerCpuArray<MaybeUninit<Question>, 1> = PerCpuArray::new();
@@ -208,6 +212,23 @@ impl Tables for Maps {
             // SAFETY: this CPU's element, which nothing else touches while the program runs on it.
             Some(budget) => unsafe { (*budget).take(self.now()) },
             None => false,
+        }
+    }
+
+    #[inline(always)]
+    fn hand_over(&self, handover: Handover) {
+        if let Some(place) = HANDOVER.get_ptr_mut(0) {
+            // SAFETY: this CPU's element, which nothing else touches while a packet is processed on it.
+            unsafe { *place = handover };
+        }
+    }
+
+    #[inline(always)]
+    fn handed_over(&self) -> Handover {
+        match HANDOVER.get_ptr(0) {
+            // SAFETY: as above; any bytes are a `Handover`.
+            Some(place) => unsafe { *place },
+            None => Handover::default(),
         }
     }
 

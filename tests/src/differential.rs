@@ -389,7 +389,8 @@ fn next_hop(address: IpAddr) -> Update {
             source_mac: [2, 0, 0, 0, 1, last],
             destination_mac: [2, 0, 0, 0, 2, last],
             source_address: source.ip(),
-            mtu: 1_500,
+            // Every fifth takes little.
+            mtu: if last % 5 == 2 { 90 } else { 1_500 },
             on_link: true,
         }),
         reason: None,

@@ -239,6 +239,7 @@ fn run() -> Result<()> {
         Answer::Reset,
         Answer::Unreachable,
         Answer::Withheld,
+        Answer::TooBig,
     ] {
         assert!(
             counted.answers.contains_key(&(answer as u32)),
@@ -350,7 +351,7 @@ const SCHEDULERS: [Scheduler; 7] = [
 ];
 
 /// What frames of this size can be dropped for; the others take giants, or a defect.
-const REACHED: [DropReason; 7] = [
+const REACHED: [DropReason; 8] = [
     DropReason::NoBackend,
     DropReason::Truncated,
     DropReason::BadHeader,
@@ -358,6 +359,7 @@ const REACHED: [DropReason; 7] = [
     DropReason::ExtensionHeaders,
     DropReason::TtlExpired,
     DropReason::UnknownPort,
+    DropReason::PacketTooBig,
 ];
 
 #[test]

@@ -63,8 +63,13 @@ fn produced() -> Vec<(DropReason, Stage, Vec<u8>)> {
 fn every_reason_is_given_and_counted_once() {
     let produced = produced();
     let given: Vec<DropReason> = produced.iter().map(|(reason, ..)| *reason).collect();
-    // How echo requests are limited is `icmp`'s to show, what becomes of unknown ports `refuse`'s.
-    let elsewhere = [DropReason::EchoLimit, DropReason::UnknownPort];
+    // How echo requests are limited is `icmp`'s to show, what becomes of unknown ports `refuse`'s, of what
+    // is too long `too_big`'s.
+    let elsewhere = [
+        DropReason::EchoLimit,
+        DropReason::UnknownPort,
+        DropReason::PacketTooBig,
+    ];
     assert_eq!([&given[..], &elsewhere].concat(), DropReason::ALL);
     for (reason, stage, frame) in produced {
         let headroom = if reason == DropReason::NoHeadroom {
@@ -167,6 +172,7 @@ fn names_and_numbers_of_answers_stay() {
         (2, "unreachable"),
         (3, "withheld"),
         (4, "limited"),
+        (5, "too_big"),
     ];
     assert_eq!(names, expected);
 }
@@ -190,6 +196,7 @@ fn names_and_numbers_of_reasons_stay() {
         (9, "inconsistent"),
         (10, "echo_limit"),
         (11, "unknown_port"),
+        (12, "packet_too_big"),
     ];
     assert_eq!(names, expected);
 }

@@ -18,6 +18,7 @@ mod quic;
 mod refuse;
 mod scheduling;
 mod steering;
+mod too_big;
 mod tracking;
 mod tunnels;
 mod untouched;

@@ -94,7 +94,7 @@ fn reset(from: &str, to: &str, sequence: u32, acknowledged: Option<u32>) -> Vec<
 }
 
 /// The error about a packet, with as much of it as fits.
-fn error(about: &Spec, kind: (u8, u8), rest: [u8; 4]) -> Vec<u8> {
+pub fn error(about: &Spec, kind: (u8, u8), rest: [u8; 4]) -> Vec<u8> {
     let most = if about.from.is_ipv4() {
         576 - 28
     } else {

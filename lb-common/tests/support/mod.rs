@@ -81,6 +81,8 @@ pub struct Server {
     pub condition: Condition,
     /// Source of the tunnel, and how many of its last bits the flow hash sets.
     pub tunnel: (IpAddr, u32),
+    /// The longest packet that can be sent to it, as it arrives.
+    pub room: u16,
 }
 
 /// A live server behind [`EGRESS`].
@@ -95,12 +97,17 @@ pub fn server(address: &str) -> Server {
         interface: EGRESS,
         condition: Condition::Takes,
         tunnel,
+        room: u16::MAX,
     }
 }
 
 impl Server {
     pub fn behind(self, interface: u32) -> Self {
         Self { interface, ..self }
+    }
+
+    pub fn within(self, room: u16) -> Self {
+        Self { room, ..self }
     }
 
     pub fn dead(self) -> Self {
@@ -232,7 +239,7 @@ impl Stage {
             source_mask: mask.to_be(),
             state: server.condition.state(),
             protocol,
-            mtu: u16::MAX,
+            mtu: server.room,
             interface: server.interface,
             counters: FIRST_COUNTERS + position,
             destination_mac,

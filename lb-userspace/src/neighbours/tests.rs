@@ -218,6 +218,24 @@ fn changed_routes_are_followed() {
 }
 
 #[test]
+fn changed_mtus_of_links_are_followed() {
+    needs_root!("changed_mtus_of_links_are_followed");
+    let (lb, _peer) = world();
+    lb.enter(|| async {
+        let ips = ["10.99.0.2", "fd99::2"];
+        let mut watches = ips.map(|ip| Watch::new(&[ip]));
+        for mtu in [1500, 1400, 9000] {
+            lb.ip(&format!("link set v0 mtu {mtu}"));
+            for (watch, ip) in watches.iter_mut().zip(ips) {
+                watch.next_hop(ip, |hop| hop.mtu == mtu).await;
+            }
+        }
+        lb.ip("route add 10.99.0.2 dev v0 mtu 8000");
+        watches[0].next_hop(ips[0], |hop| hop.mtu == 8000).await;
+    });
+}
+
+#[test]
 fn own_addresses_are_reported_at_first_and_when_they_change() {
     needs_root!("own_addresses_are_reported_at_first_and_when_they_change");
     let (lb, _peer) = world();

@@ -10,9 +10,9 @@ use lb_common::{
     persist,
     schedule::NOBODY,
     tables::{
-        Address, Backend, Bucket, Control, Endpoint, FlowEvent, FlowKey, Member, NoRoute, Record,
-        Recorded, Route, RouteQuery, Server, ServerKey, ServiceEntry, Slot, Table, Tables, Tick,
-        WayBack, flow_kind,
+        Address, Backend, Bucket, Control, Endpoint, FlowEvent, FlowKey, Handover, Member, NoRoute,
+        Record, Recorded, Route, RouteQuery, Server, ServerKey, ServiceEntry, Slot, Table, Tables,
+        Tick, WayBack, flow_kind,
     },
     track::Question,
     verdict::{Answer, DropReason},
@@ -203,6 +203,14 @@ impl Tables for Bent<'_> {
 
     fn may_answer(&self, answer: Answer) -> bool {
         self.tables.may_answer(answer)
+    }
+
+    fn hand_over(&self, handover: Handover) {
+        self.tables.hand_over(handover);
+    }
+
+    fn handed_over(&self) -> Handover {
+        self.tables.handed_over()
     }
 
     fn server(&self, key: &ServerKey) -> Option<Server> {

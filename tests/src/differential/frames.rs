@@ -134,7 +134,12 @@ impl Generator {
                 }
             }
         }
-        let payload = self.random.below(48);
+        // Some are longer than ways are wide.
+        let payload = if self.random.once_in(32) {
+            1_200 + self.random.below(400)
+        } else {
+            self.random.below(48)
+        };
         bytes.extend((0..payload).map(|_| self.random.byte()));
         bytes
     }

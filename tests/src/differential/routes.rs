@@ -13,6 +13,8 @@ use crate::{netns::Namespace, process::run_with_input};
 
 /// The longest IPv4 packet on the narrow one of the routes, in bytes.
 const NARROW: u16 = 80;
+/// The same on the others, whose interface is what bounds it.
+const WIDE: u16 = 1_500;
 /// What the routes lead to: the interface, its MAC address, its neighbour's.
 const ROUTE: Route = Route {
     interface: 9,
@@ -56,6 +58,7 @@ pub fn of(frame: &[u8]) -> Option<(Address, Result<Route, NoRoute>)> {
             let octets: [u8; 4] = frame.get(30..34)?.try_into().ok()?;
             let length = u16::from_be_bytes(frame.get(16..18)?.try_into().ok()?);
             let route = match octets {
+                [192, 0..192, ..] if length > WIDE => Err(NoRoute::TooLong),
                 [192, 0..128, ..] => Ok(ROUTE),
                 [192, 128..192, ..] => Err(NoRoute::Kernels),
                 [192, 192..224, ..] if length <= NARROW => Ok(ROUTE),
@@ -66,7 +69,11 @@ pub fn of(frame: &[u8]) -> Option<(Address, Result<Route, NoRoute>)> {
         }
         [0x86, 0xdd] => {
             let octets: [u8; 16] = frame.get(38..54)?.try_into().ok()?;
+            let length = u16::from_be_bytes(frame.get(18..20)?.try_into().ok()?);
             let route = match Ipv6Addr::from(octets).segments() {
+                [0x2001, 0xdb8, 0, 0, 0, 0..0xc0, ..] if length > WIDE - 40 => {
+                    Err(NoRoute::TooLong)
+                }
                 [0x2001, 0xdb8, 0, 0, 0, 0..0x80, ..] => Ok(ROUTE),
                 [0x2001, 0xdb8, 0, 0, 0, 0x80..0xc0, ..] => Err(NoRoute::Kernels),
                 _ => Err(NoRoute::Refused),

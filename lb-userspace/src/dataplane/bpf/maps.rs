@@ -47,8 +47,9 @@ pub struct Maps {
 }
 
 /// Names of the maps in the object, and of their pins.
-pub const NAMES: [&str; 19] = [
+pub const NAMES: [&str; 20] = [
     "TAILS",
+    "HANDOVER",
     "CONTROL",
     "LOOKUP",
     "SERVICE_ENTRIES",

@@ -1,0 +1,218 @@
+//! Ways to backends that take less than clients think, as real hosts see them: a sender is told by the
+//! balancer what length would do, and its transfer is completed.
+//!
+//! The link to a backend is narrow at its port of the switch, which drops longer frames without a word, as
+//! links do; the balancer knows by its routes.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
+    process::Command,
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use lb_tests::{
+    config::{Health, Service},
+    netns::Namespace,
+    process::{run, run_with_input},
+    skip::with_root,
+    stage::{BACKENDS, Stage, every_mode, vip},
+    topology::{Topology, backend_name, backend_v4, backend_v6},
+    wait::wait_ok,
+};
+use serde_json::Value;
+
+/// What the narrow link takes: enough for an IPv6 packet of the least MTU in every tunnel.
+const NARROW: u16 = 1_400;
+/// Bytes of a transfer.
+const LARGE: usize = 1 << 20;
+/// Those sent before the link is narrow.
+const BEFORE: usize = 1 << 18;
+/// Where backends take transfers.
+const PORT: u16 = 9_001;
+/// A transfer that makes no progress is given up after so long.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The services of [`every_mode`], at [`PORT`].
+fn services() -> Result<Vec<Service>> {
+    let of = |service: Service| {
+        let at = SocketAddr::new(vip(&service)?.ip(), PORT);
+        let backends = service.backends.iter();
+        let backends = backends.map(|(address, _)| SocketAddr::new(address.ip(), PORT));
+        let (name, mode) = (format!("{at}/tcp"), service.mode);
+        Ok(Service::new(name, mode, Health::NONE, backends))
+    };
+    every_mode().into_iter().map(of).collect()
+}
+
+/// A balancer of `services`, with a server of transfers at every backend.
+fn stage(services: Vec<Service>) -> Result<Stage> {
+    let stage = Stage::new(Topology::new(BACKENDS)?, services.clone())?;
+    for backend in &stage.topology.backends {
+        let listener = backend.run(|| TcpListener::bind(("::", PORT)))?;
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                thread::spawn(move || serve(stream));
+            }
+        });
+    }
+    for service in &services {
+        let at = vip(service)?;
+        let name = || format!("{} {} takes transfers", service.mode, service.vip);
+        wait_ok(&name(), PATIENCE, || {
+            let mut stream = connect(&stage.topology.client, at)?;
+            ensure!(heard(&mut stream)? == 0);
+            Ok(())
+        })
+        .with_context(|| stage.agent.log())?;
+    }
+    Ok(stage)
+}
+
+/// Takes all that comes, and says how much it was.
+fn serve(mut stream: TcpStream) -> Result<()> {
+    let mut buffer = vec![0; 1 << 16];
+    let mut taken = 0u64;
+    loop {
+        match stream.read(&mut buffer)? {
+            0 => break,
+            bytes => taken += bytes as u64,
+        }
+    }
+    Ok(stream.write_all(&taken.to_be_bytes())?)
+}
+
+fn connect(client: &Namespace, to: SocketAddr) -> Result<TcpStream> {
+    let stream = client.run(|| TcpStream::connect_timeout(&to, PATIENCE))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    Ok(stream)
+}
+
+/// Ends what is sent; how much of it the other end has taken.
+fn heard(stream: &mut TcpStream) -> Result<u64> {
+    stream.shutdown(std::net::Shutdown::Write)?;
+    let mut taken = [0; 8];
+    stream.read_exact(&mut taken)?;
+    Ok(u64::from_be_bytes(taken))
+}
+
+fn batch(namespace: &Namespace, lines: &str) -> Result<()> {
+    let mut ip = Command::new("ip");
+    run_with_input(ip.args(["-n", namespace.name(), "-batch", "-"]), lines).map(drop)
+}
+
+/// What the links to all backends take, from now on.
+fn set_links(topology: &Topology, mtu: u16) -> Result<()> {
+    let lines: String = (1..=BACKENDS)
+        .map(|n| format!("link set {} mtu {mtu}\n", backend_name(n)))
+        .collect();
+    batch(&topology.switch, &lines)
+}
+
+/// Has the balancer know by its routes.
+fn set_routes(topology: &Topology, mtu: u16) -> Result<()> {
+    let lines: String = (1..=BACKENDS)
+        .flat_map(|n| [IpAddr::from(backend_v4(n)), backend_v6(n).into()])
+        .map(|backend| format!("route replace {backend} dev eth0 mtu {mtu}\n"))
+        .collect();
+    batch(&topology.balancer, &lines)
+}
+
+/// Answers of a kind that the balancer has given.
+fn answers(stage: &Stage, kind: &str) -> Result<u64> {
+    let status = stage.agent.lbctl_json(&["status"])?;
+    status["answers"][kind]
+        .as_u64()
+        .with_context(|| status.to_string())
+}
+
+/// Has clients find the whole way wide again.
+fn forget_paths(stage: &Stage) -> Result<()> {
+    set_links(&stage.topology, 1_500)?;
+    set_routes(&stage.topology, 1_500)?;
+    for family in ["-4", "-6"] {
+        let mut ip = stage.topology.client.command("ip");
+        run(ip.args([family, "route", "flush", "cache"]))?;
+    }
+    Ok(())
+}
+
+/// Sends a transfer to `service`, whose way is narrow after its first part.
+fn transfer(stage: &Stage, service: &Service) -> Result<()> {
+    let mut stream = connect(&stage.topology.client, vip(service)?)?;
+    let data = vec![0x5a; LARGE];
+    let (before, after) = data.split_at(BEFORE);
+    stream.write_all(before)?;
+    set_links(&stage.topology, NARROW)?;
+    set_routes(&stage.topology, NARROW)?;
+    stream.write_all(after)?;
+    let taken = heard(&mut stream)?;
+    ensure!(taken == LARGE as u64, "{taken} of {LARGE} bytes");
+    Ok(())
+}
+
+#[test]
+fn a_transfer_is_completed_when_the_way_to_its_backend_becomes_narrower_in_every_mode() -> Result<()>
+{
+    with_root(
+        "a_transfer_is_completed_when_the_way_to_its_backend_becomes_narrower_in_every_mode",
+        || {
+            let services = services()?;
+            let stage = stage(services.clone())?;
+            let mut told = 0;
+            for service in &services {
+                forget_paths(&stage)?;
+                let name = format!("{} {}", service.mode, service.vip);
+                transfer(&stage, service)
+                    .with_context(|| format!("{name}: {}", stage.agent.log()))?;
+                let before = told;
+                told = answers(&stage, "too_big")?;
+                println!("{name}: told {} times", told - before);
+                ensure!(told > before, "{name}: the client was not told");
+            }
+            let drops = stage.agent.lbctl_json(&["status"])?["drops"]["packet_too_big"].take();
+            ensure!(
+                drops.as_u64() >= Some(told),
+                "{drops} drops, {told} answers"
+            );
+            Ok(())
+        },
+    )
+}
+
+/// What `ip route get` says of the MTU to `to`, where the kernel has learnt one.
+fn learnt(client: &Namespace, to: IpAddr) -> Result<Option<u64>> {
+    let to = to.to_string();
+    let said = run(client.command("ip").args(["-json", "route", "get", &to]))?;
+    let routes: Value = serde_json::from_str(&said)?;
+    Ok(routes[0]["metrics"][0]["mtu"].as_u64())
+}
+
+#[test]
+fn a_client_learns_the_mtu_that_each_modes_headers_leave() -> Result<()> {
+    with_root(
+        "a_client_learns_the_mtu_that_each_modes_headers_leave",
+        || {
+            let services = services()?;
+            let stage = stage(services.clone())?;
+            for service in &services {
+                forget_paths(&stage)?;
+                transfer(&stage, service)?;
+                let (backend, _) = service.backends[0];
+                let outer = if backend.is_ipv4() { 20 } else { 40 };
+                let overhead = match service.mode {
+                    "ipip" => outer,
+                    "gue" => outer + 8,
+                    _ => 0,
+                };
+                let (expected, to) = (u64::from(NARROW) - overhead, vip(service)?.ip());
+                let found = learnt(&stage.topology.client, to)?;
+                ensure!(found == Some(expected), "{} {to}: {found:?}", service.mode);
+            }
+            Ok(())
+        },
+    )
+}
