@@ -12,6 +12,7 @@
 //! | [`egress`] | by which way it leaves |
 //! | [`forward`] | what the packet becomes |
 //! | [`mtu`] | how long it may be |
+//! | [`mss`] | how long a segment may be |
 //! | [`icmp`] | messages about flows |
 //! | [`refuse`] | what nobody takes |
 //! | [`budget`] | how many answers there are |
@@ -40,6 +41,7 @@ pub mod icmp;
 pub mod maglev;
 #[cfg(feature = "std")]
 pub mod memory;
+pub mod mss;
 pub mod mtu;
 pub mod packet;
 pub mod persist;

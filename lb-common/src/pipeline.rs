@@ -7,7 +7,7 @@ use crate::{
     flow::{self, Family, Flow, Signal, Stop},
     forward::{self, End},
     hash::FlowHash,
-    icmp,
+    icmp, mss, mtu,
     packet::Packet,
     quic::{self, Start},
     refuse,
@@ -16,6 +16,7 @@ use crate::{
         Address, Backend, Handover, Tables, WayBack, feature, mode, owned, refusal, service_flag,
     },
     verdict::{DropReason, Verdict},
+    wire::protocol,
 };
 
 /// Decides over a frame and makes it what it becomes.
@@ -26,6 +27,7 @@ pub fn process<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
         Err(Rest::Unusual) => unusual(packet, tables),
         Err(Rest::Refused) => refused(packet, tables),
         Err(Rest::TooBig) => too_big(packet, tables),
+        Err(Rest::Syn) => syn(packet, tables),
     }
 }
 
@@ -38,12 +40,14 @@ pub enum Rest {
     Refused,
     /// To [`too_big`].
     TooBig,
+    /// To [`syn`].
+    Syn,
 }
 
 /// The same for frames as nearly all are.
 ///
 /// # Errors
-/// It is another's, and nothing is done.
+/// It is another's, and nothing is done, or all but the rest.
 #[inline(always)]
 pub fn usual<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<Verdict, Rest> {
     // Once for each family, so that neither carries the other's addresses along.
@@ -70,11 +74,18 @@ pub fn refused<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
     counted(tables, outcome)
 }
 
-/// The same for frames that are too long for the way to their backend, which
-/// [`Handover::mtu`] says.
+/// The same for frames that are too long for the way to their backend, as
+/// [`Handover`] says.
 #[inline(always)]
 pub fn too_big<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
     let outcome = refuse::too_big(packet, tables);
+    counted(tables, outcome)
+}
+
+/// The end of the way of SYNs whose MSS is lowered.
+#[inline(always)]
+pub fn syn<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
+    let outcome = mss::process(packet, tables);
     counted(tables, outcome)
 }
 
@@ -97,16 +108,28 @@ fn follow<P: Packet, T: Tables>(
     Ok(match parse(packet, &mut flow) {
         Ok(()) => match steer::service(tables, &flow.to()) {
             Some(found) => match to_backend(packet, tables, &mut flow, &found) {
+                Ok(backend) if opens_with_mss(&flow, backend) => {
+                    let mode = found.service.descriptor.mode;
+                    leave_syn(tables, &flow, mode, backend);
+                    return Err(Rest::Syn);
+                }
+                Ok(backend) => Ok(egress::by(packet, backend.interface)),
                 Err(DropReason::NoBackend)
                     if found.service.descriptor.refusal() != refusal::DROP =>
                 {
                     return Err(Rest::Refused);
                 }
                 Err(DropReason::PacketTooBig) => return Err(Rest::TooBig),
-                outcome => outcome,
+                Err(reason) => Err(reason),
             },
             None => match egress::way_back(tables, flow.from()) {
-                Some(way_back) => to_client(packet, tables, &flow, way_back),
+                Some(way_back) => match to_client(packet, tables, &flow, way_back) {
+                    Ok(onward) if answers_with_mss(packet, &flow, &way_back, onward) => {
+                        leave_answer(tables, &flow, &way_back, onward);
+                        return Err(Rest::Syn);
+                    }
+                    outcome => outcome.map(|onward| egress::leave(packet, onward)),
+                },
                 None if is_refused(tables, flow.destination) => return Err(Rest::Refused),
                 None => Ok(Verdict::Pass),
             },
@@ -133,14 +156,55 @@ fn is_refused<T: Tables>(tables: &T, destination: Address) -> bool {
     refuses(tables) && refuse::is_vip_alone(steer::owned(tables, destination))
 }
 
-/// A client's packet on its way to a backend.
+/// Whether a packet that goes to a backend has an MSS that may have to be lowered.
 #[inline(always)]
-fn to_backend<P: Packet, T: Tables>(
+fn opens_with_mss(flow: &Flow, backend: &Backend) -> bool {
+    flow.opens() && backend.mss != mss::OFF && flow.protocol == protocol::TCP
+}
+
+/// Leaves it to [`syn`], in the frame that `mode` has made of it.
+#[inline(always)]
+fn leave_syn<T: Tables>(tables: &T, flow: &Flow, mode: u8, backend: &Backend) {
+    let before = mtu::overhead(mode, backend.address.is_v4());
+    tables.hand_over(Handover {
+        interface: backend.interface,
+        offset: flow.transport as u16 + before,
+        limit: mss::limit(backend.mss, backend.mtu, flow.v4),
+    });
+}
+
+/// Whether a `nat` backend's answer has one.
+#[inline(always)]
+fn answers_with_mss<P: Packet>(
+    packet: &P,
+    flow: &Flow,
+    way_back: &WayBack,
+    onward: Onward,
+) -> bool {
+    way_back.mss != mss::OFF && !matches!(onward, Onward::Ends) && mss::is_told_by(packet, flow)
+}
+
+/// Leaves that to [`syn`].
+#[inline(always)]
+fn leave_answer<T: Tables>(tables: &T, flow: &Flow, way_back: &WayBack, onward: Onward) {
+    tables.hand_over(Handover {
+        interface: match onward {
+            Onward::Sent(interface) => interface,
+            Onward::Kernels | Onward::Ends => 0,
+        },
+        offset: flow.transport as u16,
+        limit: way_back.mss,
+    });
+}
+
+/// A client's packet on its way to a backend, which is whose it has become.
+#[inline(always)]
+fn to_backend<'t, P: Packet, T: Tables>(
     packet: &mut P,
-    tables: &T,
+    tables: &'t T,
     flow: &mut Flow,
-    in_force: &InForce<'_>,
-) -> Result<Verdict, DropReason> {
+    in_force: &InForce<'t>,
+) -> Result<&'t Backend, DropReason> {
     let service = &in_force.service;
     let by_source = service.descriptor.flags & service_flag::BY_SOURCE != 0;
     let hash = steer::hash(tables, flow, by_source).ok_or(DropReason::Inconsistent)?;
@@ -149,8 +213,10 @@ fn to_backend<P: Packet, T: Tables>(
         return Err(DropReason::NoNextHop);
     }
     if flow.length > backend.mtu {
-        let mtu = u32::from(backend.mtu);
-        tables.hand_over(Handover { mtu });
+        tables.hand_over(Handover {
+            limit: backend.mtu,
+            ..Handover::default()
+        });
         return Err(DropReason::PacketTooBig);
     }
     let bytes = packet.length() as u64;
@@ -163,7 +229,7 @@ fn to_backend<P: Packet, T: Tables>(
     }
     tables.count_service(service.index, bytes, flow.opens());
     tables.count_backend(backend.counters, bytes, flow.opens());
-    Ok(egress::by(packet, backend.interface))
+    Ok(backend)
 }
 
 /// Who takes a client's packet. Of a QUIC service, its connection id may say so, and what it opens.
@@ -209,15 +275,14 @@ fn to_client<P: Packet, T: Tables>(
     tables: &T,
     flow: &Flow,
     way_back: WayBack,
-) -> Result<Verdict, DropReason> {
+) -> Result<Onward, DropReason> {
     // Answers to our own probes.
     if steer::owned(tables, flow.destination) & owned::LOCAL != 0 {
-        return Ok(Verdict::Pass);
+        return Ok(Onward::Ends);
     }
     let onward = egress::onward(packet, tables, flow, way_back.address)?;
-    if let Onward::Ends = onward {
-        return Ok(Verdict::Pass);
+    if !matches!(onward, Onward::Ends) {
+        forward::rewrite(packet, flow, End::Source, way_back.address, way_back.port)?;
     }
-    forward::rewrite(packet, flow, End::Source, way_back.address, way_back.port)?;
-    Ok(egress::leave(packet, onward))
+    Ok(onward)
 }

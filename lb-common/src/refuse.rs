@@ -127,7 +127,7 @@ pub fn too_big<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<Verdi
     if read(packet, &mut flow).is_none() {
         return Err(DropReason::Inconsistent);
     }
-    let mtu = mtu::told(tables.handed_over().mtu as u16, flow.v4);
+    let mtu = mtu::told(tables.handed_over().limit, flow.v4);
     let cause = Cause::TooBig(mtu);
     // What is no longer than that could not be sent any shorter.
     if flow.length <= mtu {

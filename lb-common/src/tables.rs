@@ -217,8 +217,10 @@ pub const TAIL_UNUSUAL: u32 = 0;
 pub const TAIL_REFUSED: u32 = 1;
 /// The next: what is too long for the way to its backend.
 pub const TAIL_TOO_BIG: u32 = 2;
+/// The next: SYNs whose MSS is lowered.
+pub const TAIL_SYN: u32 = 3;
 /// How many there are.
-pub const TAILS: u32 = 3;
+pub const TAILS: u32 = 4;
 
 /// What the program on the interface tells the one that it goes on with.
 #[derive(
@@ -226,8 +228,12 @@ pub const TAILS: u32 = 3;
 )]
 #[repr(C)]
 pub struct Handover {
-    /// The longest IP packet, in bytes and as it arrives, that can be sent to its backend.
-    pub mtu: u32,
+    /// Interface that the frame is to leave by; 0: it is the kernel's.
+    pub interface: u32,
+    /// Offset of its TCP header, in bytes.
+    pub offset: u16,
+    /// What may not be exceeded, in bytes: the MTU that [`Backend::mtu`] gives, or an MSS.
+    pub limit: u16,
 }
 
 /// Words of the flow hash's key ([`crate::hash`]).
@@ -554,8 +560,9 @@ pub struct Backend {
     pub source_mac: [u8; 6],
     /// Port, as in [`Endpoint::port`].
     pub port: u16,
-    /// Always zero.
-    pub zero: u16,
+    /// What the MSS of SYNs to it is lowered to: bytes, [`mss::AUTO`](crate::mss::AUTO) or
+    /// [`mss::OFF`](crate::mss::OFF).
+    pub mss: u16,
 }
 
 /// Bits of [`Backend::state`]. Neither: it is dead, and its flows go elsewhere.
@@ -576,8 +583,8 @@ pub struct WayBack {
     pub address: Address,
     /// The VIP's port, as in [`Endpoint::port`]; 0: that of the answer.
     pub port: u16,
-    /// Always zero.
-    pub zero: u16,
+    /// What the MSS of its SYNs is lowered to, in bytes; 0: it is not.
+    pub mss: u16,
     /// Index of the service.
     pub service: u32,
 }
@@ -981,6 +988,7 @@ const _: () = {
     assert!(size_of::<Member>() == 16);
     assert!(size_of::<Backend>() == 64, "one cache line");
     assert!(size_of::<WayBack>() == 24);
+    assert!(size_of::<Handover>() == 8);
     assert!(size_of::<Counters>() == 24);
     assert!(size_of::<Control>() == 120);
     assert!(size_of::<FlowKey>() == 24);

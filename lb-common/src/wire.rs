@@ -94,6 +94,19 @@ pub struct IcmpHdr {
     pub rest: [u8; 4],
 }
 
+/// What every TCP option begins with that is longer than a byte, and the value of one of four bytes.
+#[derive(Debug, Clone, Copy, SchemaRead, SchemaWrite)]
+#[repr(C)]
+#[wincode(assert_zero_copy)]
+pub struct TcpOption {
+    /// Its kind.
+    pub kind: u8,
+    /// Its length in bytes, these two included.
+    pub length: u8,
+    /// The rest.
+    pub value: [u8; 2],
+}
+
 /// The ports that TCP and UDP headers begin with.
 #[derive(Debug, Clone, Copy, SchemaRead, SchemaWrite)]
 #[repr(C)]
@@ -117,7 +130,7 @@ pub struct Word(pub [u8; 4]);
 #[wincode(assert_zero_copy)]
 pub struct Byte(pub u8);
 
-/// A checksum by itself, where the header that has it may not be whole.
+/// A 16-bit word by itself, such as a checksum where the header that has it may not be whole.
 #[derive(Debug, Clone, Copy, SchemaRead, SchemaWrite)]
 #[repr(C)]
 #[wincode(assert_zero_copy)]

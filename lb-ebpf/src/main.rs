@@ -12,7 +12,7 @@ use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
 use aya_log_ebpf::{debug, trace};
 use lb_common::{
     pipeline::{self, Rest},
-    tables::{TAIL_REFUSED, TAIL_TOO_BIG, TAIL_UNUSUAL},
+    tables::{TAIL_REFUSED, TAIL_SYN, TAIL_TOO_BIG, TAIL_UNUSUAL},
     verdict::Verdict,
 };
 
@@ -28,6 +28,7 @@ pub fn lb(ctx: XdpContext) -> u32 {
         Err(Rest::Unusual) => maps::go_on(&ctx, TAIL_UNUSUAL),
         Err(Rest::Refused) => maps::go_on(&ctx, TAIL_REFUSED),
         Err(Rest::TooBig) => maps::go_on(&ctx, TAIL_TOO_BIG),
+        Err(Rest::Syn) => maps::go_on(&ctx, TAIL_SYN),
     }
     // Not there: as if it were not ours.
     xdp_action::XDP_PASS
@@ -58,6 +59,15 @@ pub fn refused(ctx: XdpContext) -> u32 {
 pub fn too_big(ctx: XdpContext) -> u32 {
     let mut packet = XdpPacket::<true>::new(&ctx);
     let verdict = pipeline::too_big(&mut packet, &Maps::new(&ctx));
+    act(&ctx, verdict)
+}
+
+/// The same with [`pipeline::syn`].
+#[xdp]
+#[inline(always)]
+pub fn syn(ctx: XdpContext) -> u32 {
+    let mut packet = XdpPacket::<true>::new(&ctx);
+    let verdict = pipeline::syn(&mut packet, &Maps::new(&ctx));
     act(&ctx, verdict)
 }
 

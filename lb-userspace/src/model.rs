@@ -17,6 +17,7 @@ pub mod group;
 mod health;
 mod id;
 mod millis;
+mod mss;
 mod quic;
 mod state;
 #[cfg(test)]
@@ -30,6 +31,7 @@ pub use health::{
     Transport, Udp, Unreachable,
 };
 pub use id::{Protocol, ServiceId};
+pub use mss::MssClamp;
 pub use quic::{Quic, ServerId};
 pub use state::{Change, Settings, State};
 pub use tier::{Failback, MAX_TIER, SPILL_BELOW};
@@ -294,6 +296,9 @@ pub struct Service {
     /// What its packets get while no backend may take them.
     #[serde(default = "default_no_backend")]
     pub no_backend: Unserved,
+    /// What the MSS of its SYNs is lowered to, where it is higher.
+    #[serde(default, skip_serializing_if = "MssClamp::is_off")]
+    pub mss_clamp: MssClamp,
     /// How its connection ids are laid out, where it is QUIC: packets go by them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quic: Option<Quic>,
@@ -339,6 +344,7 @@ impl Service {
             moving_time: None,
             dead_after: DEAD_AFTER,
             no_backend: NO_BACKEND,
+            mss_clamp: MssClamp::Off,
             quic: None,
             persistence: Duration::ZERO,
             persistence_prefix: None,

@@ -99,6 +99,8 @@ pub struct BackendStatus {
     pub asked: Asked,
     /// Whether the agent knows how to reach it (route and neighbour resolved).
     pub reachable: bool,
+    /// The longest IP packet that can be sent to it, in bytes and as it arrives, where the way is known.
+    pub mtu: Option<u16>,
     /// Whether it still has flows, or may have, although it was removed: it is not in the pool.
     pub leaving: bool,
     /// Slots of the ring that it owns.

@@ -2,17 +2,29 @@
 
 use std::net::IpAddr;
 
+use lb_common::mss;
 use lb_userspace::{
     agent::Core,
     config::{self, Tunnel},
     dataplane::memory::MemoryDataplane,
-    model::Change,
+    model::{Change, MssClamp, Settings},
     neighbours::{NextHop, Update},
     snapshot::BackendStatus,
 };
 
 /// A core with one service of `mode`, whose one backend is reached like this.
 fn core(mode: &str, tunnel: Tunnel, on_link: bool) -> Core<MemoryDataplane> {
+    let mut core = core_without_a_way_of(mode, tunnel);
+    core.network(way(on_link));
+    core.enforce().expect("room enough");
+    core
+}
+
+fn core_without_a_way() -> Core<MemoryDataplane> {
+    core_without_a_way_of("gue", Tunnel::default())
+}
+
+fn core_without_a_way_of(mode: &str, tunnel: Tunnel) -> Core<MemoryDataplane> {
     let text = format!(
         "[[service]]\nvip = \"10.0.0.1:80/tcp\"\nmode = \"{mode}\"\nhealth = {{ type = \"none\" }}\n\
          [[service.backend]]\naddress = \"10.2.0.11:80\"\n"
@@ -20,7 +32,6 @@ fn core(mode: &str, tunnel: Tunnel, on_link: bool) -> Core<MemoryDataplane> {
     let mut dataplane = MemoryDataplane::default();
     dataplane.tables.control.lookup_bits = 2;
     let mut core = Core::new("test".to_owned(), tunnel, dataplane).expect("what is valid");
-    core.network(way(on_link));
     for service in config::parse(&text, "lb.toml")
         .expect("what is valid")
         .services
@@ -124,6 +135,47 @@ fn an_entry_has_what_the_mode_leaves_of_the_ways_mtu_and_follows_it() {
         core.enforce().unwrap();
         assert_eq!(entry_of(&core).mtu, 1_500 - overhead, "{mode}: kept");
     }
+}
+
+/// What an MSS is lowered to on the way there, as the program has it, and on the way back.
+fn mss_of(core: &Core<MemoryDataplane>) -> (u16, Option<u16>) {
+    let ways_back = &core.dataplane().tables.ways_back;
+    let back = ways_back.values().next().map(|back| back.mss);
+    (entry_of(core).mss, back)
+}
+
+#[test]
+fn a_services_mss_clamp_is_in_entries_and_ways_back_and_follows_the_ways_mtu() {
+    for (mode, back) in [("nat", true), ("ipip", false)] {
+        let mut core = core(mode, Tunnel::default(), true);
+        let id = core.state().services().next().unwrap().id;
+        let of_back = |mss: u16| back.then_some(mss);
+        assert_eq!(mss_of(&core), (mss::OFF, of_back(0)), "{mode}");
+        let clamp = |core: &mut Core<_>, clamp| {
+            let settings = Settings {
+                mss_clamp: Some(clamp),
+                ..Settings::default()
+            };
+            core.change(Change::EditService(id, settings)).unwrap();
+        };
+        clamp(&mut core, MssClamp::Auto);
+        assert_eq!(mss_of(&core), (mss::AUTO, of_back(1_460)), "{mode}");
+        core.network(way_of(1_400, true));
+        core.enforce().unwrap();
+        assert_eq!(mss_of(&core), (mss::AUTO, of_back(1_360)), "{mode}");
+        clamp(&mut core, MssClamp::To(1_200));
+        assert_eq!(mss_of(&core), (1_200, of_back(1_200)), "{mode}");
+        clamp(&mut core, MssClamp::Off);
+        assert_eq!(mss_of(&core), (mss::OFF, of_back(0)), "{mode}");
+    }
+}
+
+#[test]
+fn the_longest_packet_is_told_while_the_way_is_known() {
+    let core = core("gue", Tunnel::default(), true);
+    assert_eq!(backend(&core).mtu, Some(1_472));
+    let core = core_without_a_way();
+    assert_eq!(backend(&core).mtu, None);
 }
 
 /// What packets find of the one backend.

@@ -20,8 +20,8 @@ use lb_tests::{
 use lb_userspace::{
     health::Target,
     model::{
-        Admin, Backend, Change, FlowState, Health, Mode, Scheduler, Service, ServiceId, Settings,
-        Unserved,
+        Admin, Backend, Change, FlowState, Health, Mode, MssClamp, Scheduler, Service, ServiceId,
+        Settings, Unserved,
     },
     snapshot::Condition,
 };
@@ -74,18 +74,24 @@ fn services() -> Result<Vec<Service>> {
             ..service
         })
     };
+    let clamping = |vip, mode, backends: &[&str], mss_clamp| {
+        service(vip, mode, backends).map(|service| Service {
+            mss_clamp,
+            ..service
+        })
+    };
     Ok(vec![
-        service("10.0.0.1:80/tcp", Mode::Nat, &v4)?,
+        clamping("10.0.0.1:80/tcp", Mode::Nat, &v4, MssClamp::To(1_400))?,
         service("10.0.0.1:80/udp", Mode::Nat, &v4)?,
-        service("[fd00::1]:80/tcp", Mode::Nat, &v6)?,
+        clamping("[fd00::1]:80/tcp", Mode::Nat, &v6, MssClamp::Auto)?,
         service("[fd00::1]:80/udp", Mode::Nat, &v6)?,
         service("10.0.0.2:80/tcp", Mode::Ipip, &v4)?,
         persistent("10.0.0.2:80/udp", Mode::Ipip, &v4)?,
         persistent("[fd00::2]:80/tcp", Mode::Ipip, &v6)?,
         service("[fd00::2]:80/udp", Mode::Ipip, &v6)?,
         service("10.0.0.3:80/tcp", Mode::Ipip, &v6)?,
-        service("[fd00::3]:80/tcp", Mode::Ipip, &v4)?,
-        service("10.0.0.7:80/tcp", Mode::Gue, &v4)?,
+        clamping("[fd00::3]:80/tcp", Mode::Ipip, &v4, MssClamp::Auto)?,
+        clamping("10.0.0.7:80/tcp", Mode::Gue, &v4, MssClamp::Auto)?,
         service("10.0.0.7:80/udp", Mode::Gue, &v6)?,
         service("[fd00::7]:80/tcp", Mode::Gue, &v4)?,
         service("[fd00::7]:80/udp", Mode::Gue, &v6)?,
@@ -298,7 +304,7 @@ fn disturb(bench: &mut Bench, random: &mut Random) -> Result<()> {
         tier: None,
     };
     bench.check_rings()?;
-    let change = match random.below(14) {
+    let change = match random.below(15) {
         0 => edit(Some(1 + random.below(5) as u16), None, None),
         1 => edit(None, Some(Admin::Draining), None),
         2 | 3 => edit(None, Some(Admin::Active), Some(None)),
@@ -325,13 +331,19 @@ fn disturb(bench: &mut Bench, random: &mut Random) -> Result<()> {
             let condition = if down { Condition::Down } else { Condition::Up };
             return bench.health(target, condition, dead);
         }
-        12 => return bench.refuse_unknown_ports(UNSERVED[random.below(4)]),
+        12 => settings(Settings {
+            mss_clamp: Some(MSS_CLAMPS[random.below(3)]),
+            ..Settings::default()
+        }),
+        13 => return bench.refuse_unknown_ports(UNSERVED[random.below(4)]),
         // Past the moving time of TCP and UDP.
         _ => return bench.sweep(1 << 21),
     };
     let _ = bench.change(change);
     Ok(())
 }
+
+const MSS_CLAMPS: [MssClamp; 3] = [MssClamp::Off, MssClamp::Auto, MssClamp::To(536)];
 
 const UNSERVED: [Unserved; 4] = [
     Unserved::Drop,

@@ -11,6 +11,7 @@ mod frames;
 mod headers;
 mod icmp;
 mod l2;
+mod mss;
 mod nat;
 mod persistence;
 mod properties;

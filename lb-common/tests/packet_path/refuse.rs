@@ -46,7 +46,7 @@ fn reasons<'a>(vip: &'a str, unknown: &'a str) -> [(DropReason, &'a str); 2] {
 }
 
 /// A segment of these fields.
-fn tcp(from: &str, to: &str, change: impl Fn(&mut TcpHeader), payload: &[u8]) -> Spec {
+pub fn tcp(from: &str, to: &str, change: impl Fn(&mut TcpHeader), payload: &[u8]) -> Spec {
     let ends = (socket(from), socket(to));
     let mut header = TcpHeader::new(ends.0.port(), ends.1.port(), 0, 0);
     change(&mut header);

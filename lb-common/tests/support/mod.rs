@@ -9,6 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use lb_common::{
     memory::MemoryTables,
+    mss,
     packet::SlicePacket,
     pipeline,
     tables::{
@@ -83,6 +84,8 @@ pub struct Server {
     pub tunnel: (IpAddr, u32),
     /// The longest packet that can be sent to it, as it arrives.
     pub room: u16,
+    /// What the MSS of SYNs to it is lowered to, as the tables have it.
+    pub mss: u16,
 }
 
 /// A live server behind [`EGRESS`].
@@ -98,6 +101,7 @@ pub fn server(address: &str) -> Server {
         condition: Condition::Takes,
         tunnel,
         room: u16::MAX,
+        mss: mss::OFF,
     }
 }
 
@@ -108,6 +112,11 @@ impl Server {
 
     pub fn within(self, room: u16) -> Self {
         Self { room, ..self }
+    }
+
+    /// SYNs have their MSS lowered.
+    pub fn lowering(self, mss: u16) -> Self {
+        Self { mss, ..self }
     }
 
     pub fn dead(self) -> Self {
@@ -187,7 +196,10 @@ impl Stage {
                 let way_back = WayBack {
                     address: vip.ip().into(),
                     port: vip.port().to_be(),
-                    zero: 0,
+                    mss: match server.mss {
+                        mss::OFF => 0,
+                        setting => mss::limit(setting, server.room, vip.is_ipv4()),
+                    },
                     service: index,
                 };
                 let mut from = endpoint(server.address, protocol);
@@ -245,7 +257,7 @@ impl Stage {
             destination_mac,
             source_mac,
             port: server.address.port().to_be(),
-            zero: 0,
+            mss: server.mss,
         });
         self.tables.members.push(Member {
             backend: position + 1,

@@ -195,6 +195,28 @@ impl<'t> Section<'t> {
         }
     }
 
+    /// The string or the whole number at `key`, as decimal digits, through `parse`.
+    pub(super) fn text_or_number<T>(
+        &self,
+        key: &str,
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Option<Located<T>> {
+        let value = self.table.get(key)?;
+        let text = match (value.get_ref().as_str(), value.get_ref().as_integer()) {
+            (Some(text), _) => text.to_owned(),
+            (None, Some(number)) => i128::from_str_radix(number.as_str(), number.radix())
+                .map_or_else(|_| number.as_str().to_owned(), |number| number.to_string()),
+            (None, None) => return self.wrong_type(key, value, "a string in quotes or a number"),
+        };
+        match parse(&text) {
+            Ok(parsed) => Some(Located::new(value.span(), parsed)),
+            Err(problem) => {
+                self.error(value.span(), key, problem);
+                None
+            }
+        }
+    }
+
     /// The string at `key`, whatever it says.
     pub(super) fn text(&self, key: &str) -> Option<Located<String>> {
         self.value(key, |text| Ok(text.to_owned()))

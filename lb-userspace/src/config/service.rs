@@ -23,6 +23,7 @@ const SERVICE: &[&str] = &[
     "moving_time",
     "dead_after",
     "no_backend",
+    "mss_clamp",
     "quic",
     "persistence",
     "persistence_prefix",
@@ -169,6 +170,7 @@ fn read_settings(
     let moving_time = section.value("moving_time", duration::parse);
     let dead_after = section.value("dead_after", duration::parse);
     let no_backend = section.choice("no_backend", "what no_backend can be");
+    let mss_clamp = section.text_or_number("mss_clamp", str::parse);
     let quic = section.section("quic", QUIC).map(|s| read_quic(&s));
     let persistence = section.value("persistence", duration::parse);
     let prefix = section.integer("persistence_prefix", 1, 128);
@@ -198,6 +200,7 @@ fn read_settings(
         moving_time: moving_time.map(Located::into_inner),
         dead_after: dead_after.map(Located::into_inner),
         no_backend: no_backend.map(Located::into_inner),
+        mss_clamp: mss_clamp.map(Located::into_inner),
         persistence: persistence.map(Located::into_inner),
         persistence_prefix: prefix.map(Located::into_inner),
         spill_below: spill_below.map(Located::into_inner),

@@ -9,7 +9,9 @@ use std::{
 
 use super::{
     Backend, Failback, FlowState, MAX_BACKENDS, MAX_WEIGHT, Mode, ModelError, Protocol, Service,
-    ServiceId, group, name_of,
+    ServiceId, group,
+    mss::check_clamp,
+    name_of,
     tier::{check_spill, check_tier},
 };
 
@@ -42,6 +44,7 @@ impl Service {
         }
         check_flows(self)?;
         check_spill(self)?;
+        check_clamp(self)?;
         self.check_quic()?;
         self.health.check(id)?;
         self.check_probes_by_vip()

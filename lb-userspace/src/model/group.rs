@@ -68,6 +68,10 @@ impl Service {
                 differ("no_backend", refusal(self), refusal(other))
             })
             .or_else(|| {
+                let (here, there) = (self.mss_clamp, other.mss_clamp);
+                differ("mss_clamp", here.to_string(), there.to_string())
+            })
+            .or_else(|| {
                 differ(
                     "persistence",
                     time(self.persistence),

@@ -7,8 +7,8 @@ use std::{
 };
 
 use super::{
-    Admin, Backend, Failback, FlowState, Mode, ModelError, OnDown, Protocol, Quic, Scheduler,
-    ServerId, Service, ServiceId, Unserved,
+    Admin, Backend, Failback, FlowState, Mode, ModelError, MssClamp, OnDown, Protocol, Quic,
+    Scheduler, ServerId, Service, ServiceId, Unserved,
 };
 
 /// Everything that is wanted. Valid by construction.
@@ -72,6 +72,8 @@ pub struct Settings {
     pub dead_after: Option<Duration>,
     /// [`Service::no_backend`].
     pub no_backend: Option<Unserved>,
+    /// [`Service::mss_clamp`].
+    pub mss_clamp: Option<MssClamp>,
     /// [`Service::persistence`].
     pub persistence: Option<Duration>,
     /// [`Service::persistence_prefix`].
@@ -352,6 +354,7 @@ impl Settings {
             moving_time,
             dead_after,
             no_backend,
+            mss_clamp,
             persistence,
             persistence_prefix,
             spill_below,
@@ -367,6 +370,7 @@ impl Settings {
         service.moving_time = moving_time.or(service.moving_time);
         service.dead_after = dead_after.unwrap_or(service.dead_after);
         service.no_backend = no_backend.unwrap_or(service.no_backend);
+        service.mss_clamp = mss_clamp.unwrap_or(service.mss_clamp);
         service.persistence = persistence.unwrap_or(service.persistence);
         service.persistence_prefix = persistence_prefix.or(service.persistence_prefix);
         service.spill_below = spill_below.unwrap_or(service.spill_below);

@@ -28,7 +28,10 @@ use std::{
     sync::Arc,
 };
 
-use lb_common::tables::{Address, Descriptor, Endpoint, Tick, WayBack, feature, owned};
+use lb_common::{
+    mss,
+    tables::{Address, Backend, Descriptor, Endpoint, Tick, WayBack, feature, owned},
+};
 
 pub use self::layout::{Layout, Placed, PlacedMember, Ring, endpoint, endpoint_at, half};
 pub use self::lookup::BUCKETS_PER_SERVICE;
@@ -42,7 +45,7 @@ use self::{
 use crate::{
     config::Tunnel,
     dataplane::{Capacity, Operation},
-    model::{Mode, Service, ServiceId, State, Unserved},
+    model::{Mode, MssClamp, Protocol, Service, ServiceId, State, Unserved},
     neighbours::NextHop,
 };
 
@@ -294,11 +297,15 @@ impl Draft {
             let back = WayBack {
                 address: vip.address,
                 port: vip.port,
-                zero: 0,
+                mss: 0,
                 service: placed.services[&service.id],
             };
             for (_, member) in placed.members() {
                 let address = member.address();
+                let back = WayBack {
+                    mss: answered_mss(service, &member.backend),
+                    ..back
+                };
                 let key = endpoint_at(service.served_at(address), service.id.protocol);
                 if service.backend(address).is_some() {
                     wanted.insert(key, back);
@@ -308,7 +315,13 @@ impl Draft {
             }
         }
         for (key, back, address, other) in left {
-            let taken = wanted.insert(key, back).is_some_and(|taken| taken != back);
+            let differs = |taken: WayBack| {
+                WayBack {
+                    mss: back.mss,
+                    ..taken
+                } != back
+            };
+            let taken = wanted.insert(key, back).is_some_and(differs);
             if taken || is_confused(&wanted, key, back) {
                 return Err(PlanError::Leaving { address, other });
             }
@@ -490,6 +503,17 @@ fn is_confused(ways: &BTreeMap<Endpoint, WayBack>, key: Endpoint, back: WayBack)
         ..at(0)
     };
     !ways.range(first..=last).all(same)
+}
+
+/// What the MSS of the SYNs that a backend answers with is lowered to; 0 where it is not, or its way is
+/// not known.
+fn answered_mss(service: &Service, entry: &Backend) -> u16 {
+    let is_off = service.mss_clamp == MssClamp::Off || service.id.protocol != Protocol::Tcp;
+    if is_off || entry.interface == 0 {
+        return 0;
+    }
+    let v4 = service.id.vip.is_ipv4();
+    mss::limit(service.mss_clamp.number(), entry.mtu, v4)
 }
 
 /// Whether a table holds what is wanted beside what was there before, which stays until the grace period:

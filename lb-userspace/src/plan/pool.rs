@@ -70,6 +70,7 @@ impl Draft {
         };
         let mut entry = member.backend;
         entry.state &= state::HOLDS;
+        entry.mss = service.mss_clamp.number();
         set_next_hop(&mut entry, service.mode, address, inputs);
         let wanted = Wanted {
             entry,
@@ -297,6 +298,7 @@ impl Wanted {
             address: backend.address.ip().into(),
             port: backend.address.port().to_be(),
             protocol: service.id.protocol.number(),
+            mss: service.mss_clamp.number(),
             state: match liveness {
                 Some(Liveness::Dead) => 0,
                 Some(Liveness::Down) => state::HOLDS,

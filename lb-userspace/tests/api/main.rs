@@ -83,6 +83,24 @@ async fn status_tells_instance_interfaces_tally_and_drops() {
 async fn a_service_is_told_with_its_health_and_backends() {
     let agent = FakeAgent::start(WEB);
     let (status, body) = ask(&agent, "GET", "/v1/services/10.0.0.1:80%2Ftcp", "").await;
+    let backends = json!([
+        {
+            "address": "10.1.0.2:80", "weight": 1, "state": "active", "max_connections": null,
+            "server_id": null, "tier": 0,
+            "leaving": false, "condition": "up",
+            "last_error": null, "latency_us": 250, "reachable": true, "mtu": 1480, "slots": 502,
+            "recorded": 5, "connections": null,
+            "traffic": {"packets": 1234, "bytes": 56789, "flows": 12},
+        },
+        {
+            "address": "10.1.0.3:81", "weight": 3, "state": "active", "max_connections": 9,
+            "server_id": null, "tier": 0,
+            "leaving": false, "condition": "down",
+            "last_error": "connection refused", "latency_us": null, "reachable": true, "mtu": 1460, "slots": 0,
+            "recorded": 5, "connections": 3,
+            "traffic": {"packets": 1234, "bytes": 56789, "flows": 12},
+        },
+    ]);
     let expected = json!({
         "id": "10.0.0.1:80/tcp",
         "group": null,
@@ -94,6 +112,7 @@ async fn a_service_is_told_with_its_health_and_backends() {
         "moving_time_ms": 900_000,
         "dead_after_ms": 60_000,
         "no_backend": "drop",
+        "mss_clamp": "off",
         "quic": null,
         "persistence_ms": 0,
         "persistence_prefix": null,
@@ -107,24 +126,7 @@ async fn a_service_is_told_with_its_health_and_backends() {
             "clients": 7, "client_overflows": 1,
         },
         "traffic": {"packets": 2468, "bytes": 113578, "flows": 24},
-        "backends": [
-            {
-                "address": "10.1.0.2:80", "weight": 1, "state": "active", "max_connections": null,
-                "server_id": null, "tier": 0,
-                "leaving": false, "condition": "up",
-                "last_error": null, "latency_us": 250, "reachable": true, "slots": 502,
-                "recorded": 5, "connections": null,
-                "traffic": {"packets": 1234, "bytes": 56789, "flows": 12},
-            },
-            {
-                "address": "10.1.0.3:81", "weight": 3, "state": "active", "max_connections": 9,
-                "server_id": null, "tier": 0,
-                "leaving": false, "condition": "down",
-                "last_error": "connection refused", "latency_us": null, "reachable": true, "slots": 0,
-                "recorded": 5, "connections": 3,
-                "traffic": {"packets": 1234, "bytes": 56789, "flows": 12},
-            },
-        ],
+        "backends": backends,
     });
     assert_eq!((status, &body), (200, &expected));
     assert_eq!(
@@ -193,6 +195,7 @@ async fn one_patch_changes_several_settings_of_a_service_and_answers_them() {
     let settings = json!({
         "ring_size": 251, "scheduler": "power-of-two-choices", "flow_state": "always",
         "on_down": "resteer", "moving_time_ms": 5000, "dead_after_ms": 0, "no_backend": "unreachable",
+        "mss_clamp": 1400,
         "persistence_ms": 300_000, "persistence_prefix": 24,
     });
     let (status, body) = ask(&agent, "PATCH", path, settings.to_string()).await;
@@ -218,7 +221,7 @@ async fn a_service_is_created_with_all_its_settings() {
     let new = json!({
         "id": "10.0.0.2:80/tcp", "mode": "nat", "ring_size": 251, "scheduler": "round-robin",
         "flow_state": "always", "on_down": "resteer", "moving_time_ms": 5000,
-        "dead_after_ms": 7000, "no_backend": "pass", "persistence_ms": 90_000, "persistence_prefix": 31,
+        "dead_after_ms": 7000, "no_backend": "pass", "mss_clamp": "auto", "persistence_ms": 90_000, "persistence_prefix": 31,
         "backends": [{"address": "10.2.0.2:80", "max_connections": 12}],
     });
     let (status, body) = ask(&agent, "POST", "/v1/services", new.to_string()).await;
@@ -235,6 +238,7 @@ on_down = "resteer"
 moving_time = "5s"
 dead_after = "7s"
 no_backend = "pass"
+mss_clamp = "auto"
 persistence = "90s"
 persistence_prefix = 31
 backend = [{ address = "10.2.0.2:80", max_connections = 12 }]
@@ -417,6 +421,7 @@ async fn the_client_speaks_every_route() {
         moving_time_ms: None,
         dead_after_ms: None,
         no_backend: None,
+        mss_clamp: None,
         quic: None,
         persistence_ms: None,
         persistence_prefix: None,

@@ -264,6 +264,30 @@ const BAD_SERVICES: &[Bad] = &[
         "`rst` is not what no_backend can be: use \"drop\", \"reset\", \"unreachable\" or \"pass\"",
     ),
     (
+        "mss_clamp = \"on\"",
+        4,
+        "service[0].mss_clamp",
+        "`on` is nothing to lower an MSS to: \"off\", \"auto\", or 536 to 65495 bytes",
+    ),
+    (
+        "mss_clamp = 535",
+        4,
+        "service[0].mss_clamp",
+        "535 is out of range: 536 to 65495 bytes",
+    ),
+    (
+        "mss_clamp = -1",
+        4,
+        "service[0].mss_clamp",
+        "`-1` is nothing to lower an MSS to",
+    ),
+    (
+        "mss_clamp = true",
+        4,
+        "service[0].mss_clamp",
+        "expected a string in quotes or a number, found true or false",
+    ),
+    (
         "on_dwon = \"keep\"",
         4,
         "service[0].on_dwon",

@@ -10,8 +10,8 @@ use std::time::Duration;
 use lb_userspace::{
     config::{self, Config, ConfigError, Limits},
     model::{
-        Admin, DEAD_AFTER, Failback, FlowState, Health, Http, Mode, OnDown, Probe, Quic, Scheduler,
-        State, Unserved,
+        Admin, DEAD_AFTER, Failback, FlowState, Health, Http, Mode, MssClamp, OnDown, Probe, Quic,
+        Scheduler, State, Unserved,
     },
 };
 
@@ -42,6 +42,7 @@ on_down = "resteer"
 moving_time = "10m"
 dead_after = "0s"
 no_backend = "reset"
+mss_clamp = 1_360
 persistence = "5m"
 persistence_prefix = 24
 spill_below = 50
@@ -114,6 +115,10 @@ fn every_key_of_the_format_is_read() {
         (Some(Duration::from_secs(600)), Duration::ZERO)
     );
     assert_eq!(first.no_backend, Unserved::Reset);
+    assert_eq!(
+        (first.mss_clamp, second.mss_clamp),
+        (MssClamp::To(1_360), MssClamp::Off)
+    );
     assert_eq!(
         (first.persistence, first.persistence_prefix),
         (Duration::from_secs(300), Some(24))

@@ -1,6 +1,6 @@
 //! Settings of a running service, recorded flows, and backends that leave.
 
-use lb_userspace::model::{FlowState, OnDown, Scheduler, Service, Unserved};
+use lb_userspace::model::{FlowState, MssClamp, OnDown, Scheduler, Service, Unserved};
 use serde_json::json;
 
 use crate::{WEB, run, succeed, succeed_json, support::FakeAgent, web};
@@ -26,6 +26,9 @@ async fn each_setting_of_a_service_is_changed_alone() {
         ("--no-backend unreachable", |s| {
             s.no_backend = Unserved::Unreachable;
         }),
+        ("--mss-clamp auto", |s| s.mss_clamp = MssClamp::Auto),
+        ("--mss-clamp 1400", |s| s.mss_clamp = MssClamp::To(1_400)),
+        ("--mss-clamp off", |s| s.mss_clamp = MssClamp::Off),
         ("--persistence 5m", |s| {
             s.persistence = std::time::Duration::from_secs(300);
         }),

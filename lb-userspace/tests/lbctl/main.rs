@@ -127,6 +127,8 @@ persistence  none
 on down      keep
 dead after   1m
 no backend   drop
+mtu          1460 to 1480 bytes, by backend
+mss clamp    off
 check        http:8080 /health every 1000 ms, timeout 500 ms, rise 2, fall 3
 traffic      2468 packets, 113578 bytes, 24 flows
 
@@ -181,7 +183,7 @@ async fn a_service_is_added_with_all_its_options() {
         "service add 10.0.0.1:80/tcp --mode nat --ring-size 251 --health http --health-path /ok \
          --health-host web --health-port 8080 --interval 2s --timeout 250ms --rise 4 --fall 5 \
          --scheduler round-robin --flow-state always --on-down resteer --moving-time 5m \
-         --dead-after 10s --no-backend reset --backend 10.1.0.2:80 --backend 10.1.0.3:80,weight=7 \
+         --dead-after 10s --no-backend reset --mss-clamp 1360 --backend 10.1.0.2:80 --backend 10.1.0.3:80,weight=7 \
          --backend 10.1.0.4:80,max-connections=5 --backend 10.1.0.5:80,max-connections=6,weight=8",
     );
     assert_eq!(
@@ -200,6 +202,7 @@ on_down = "resteer"
 moving_time = "5m"
 dead_after = "10s"
 no_backend = "reset"
+mss_clamp = 1360
 health = { type = "http", path = "/ok", host = "web", port = 8080, interval = "2s", timeout = "250ms", rise = 4, fall = 5 }
 backend = [{ address = "10.1.0.2:80" }, { address = "10.1.0.3:80", weight = 7 }, { address = "10.1.0.4:80", max_connections = 5 }, { address = "10.1.0.5:80", weight = 8, max_connections = 6 }]
 "#,

@@ -122,8 +122,10 @@ impl Generator {
                 let flags = self
                     .random
                     .pick(&[0x02, 0x10, 0x12, 0x18, 0x04, 0x11, 0x42]);
-                bytes.extend([0x50, flags]);
+                let options = self.options();
+                bytes.extend([0x50 + 4 * options.len() as u8, flags]);
                 bytes.extend((0..6).map(|_| self.random.byte()));
+                bytes.extend(options);
             }
             _ => {
                 let check = self.random.pick(&[0, 0xffff, 0x1234, 0xfffe]);
@@ -142,6 +144,25 @@ impl Generator {
         };
         bytes.extend((0..payload).map(|_| self.random.byte()));
         bytes
+    }
+
+    /// TCP options, of whole words: mostly none, else often with an MSS somewhere.
+    fn options(&mut self) -> Vec<u8> {
+        let mut options = Vec::new();
+        if self.random.once_in(2) {
+            return options;
+        }
+        for _ in 0..=self.random.below(5) {
+            match self.random.below(8) {
+                0..=2 => options.extend([2, 4, self.random.pick(&[0, 1, 5, 5, 35]), 180]),
+                3 | 4 => options.push(1),
+                5 => options.extend([3, 3, 7]),
+                6 => options.extend([8, 10, 0, 0, 0, 1, 0, 0, 0, 2]),
+                _ => options.push(self.random.byte()),
+            }
+        }
+        options.resize(options.len().next_multiple_of(4).min(40), 0);
+        options
     }
 
     /// An ICMP message, about a packet that went the other way where it is an error.

@@ -142,6 +142,9 @@ impl<D: Dataplane> Core<D> {
                 .copied()
                 .unwrap_or_default(),
             reachable: member.is_some_and(|member| member.backend.interface != 0),
+            mtu: member
+                .filter(|member| member.backend.interface != 0)
+                .map(|member| member.backend.mtu),
             leaving,
             slots: placed.map_or(0, |(placed, (id, _))| placed.ring.share(id)),
             recorded: placed.map_or(0, |(placed, (id, _))| self.census.records_of(placed, id)),

@@ -11,8 +11,8 @@ use crate::{
     capacity,
     health::reply::{self, Wants},
     model::{
-        Admin, Check, Combine, Failback, FlowState, Mode, OnDown, Quic, Scheduler, ServerId,
-        ServiceId, Unserved,
+        Admin, Check, Combine, Failback, FlowState, Mode, MssClamp, OnDown, Quic, Scheduler,
+        ServerId, ServiceId, Unserved,
     },
     snapshot,
 };
@@ -92,6 +92,9 @@ pub struct Service {
     pub dead_after_ms: u64,
     /// What its packets get while no backend may take them.
     pub no_backend: Unserved,
+    /// What the MSS of its SYNs is lowered to: bytes, `auto` or `off`.
+    #[serde(default)]
+    pub mss_clamp: MssClamp,
     /// How its connection ids are laid out; `null` where it is not QUIC.
     pub quic: Option<Quic>,
     /// How long a client's new flows go where its last new flow went; 0: not at all.
@@ -182,6 +185,10 @@ pub struct Backend {
     pub asked: Option<Asked>,
     /// Whether route and neighbour are known.
     pub reachable: bool,
+    /// The longest IP packet that can be sent to it, in bytes and as it arrives; `null` while the way is
+    /// not known.
+    #[serde(default)]
+    pub mtu: Option<u16>,
     /// Slots of the ring that it owns.
     pub slots: u32,
     /// Flows recorded for it.
@@ -389,6 +396,7 @@ impl From<&snapshot::ServiceStatus> for Service {
             moving_time_ms: millis(service.moving_time()),
             dead_after_ms: millis(service.dead_after),
             no_backend: service.no_backend,
+            mss_clamp: service.mss_clamp,
             quic: service.quic,
             persistence_ms: millis(service.persistence),
             persistence_prefix: service.persistence_prefix,
@@ -424,6 +432,7 @@ impl From<&snapshot::BackendStatus> for Backend {
             checks: status.checks.iter().map(Into::into).collect(),
             asked: (status.asked != reply::Asked::default()).then(|| status.asked.into()),
             reachable: status.reachable,
+            mtu: status.mtu,
             slots: status.slots,
             recorded: status.recorded,
             drain: status.drain.map(Into::into),

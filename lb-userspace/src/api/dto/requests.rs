@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::model::{
-    self, Admin, Check, Combine, Failback, FlowState, Health, Mode, ModelError, OnDown, Quic,
-    Scheduler, ServerId, ServiceId, Settings, Unserved,
+    self, Admin, Check, Combine, Failback, FlowState, Health, Mode, ModelError, MssClamp, OnDown,
+    Quic, Scheduler, ServerId, ServiceId, Settings, Unserved,
 };
 
 /// A service to add.
@@ -44,6 +44,9 @@ pub struct NewService {
     /// What its packets get while no backend may take them; `drop` where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub no_backend: Option<Unserved>,
+    /// What the MSS of its SYNs is lowered to: bytes, `auto` or, where absent, `off`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mss_clamp: Option<MssClamp>,
     /// How its connection ids are laid out, where it is QUIC.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quic: Option<Quic>,
@@ -168,6 +171,9 @@ pub struct EditService {
     /// What its packets get while no backend may take them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub no_backend: Option<Unserved>,
+    /// What the MSS of its SYNs is lowered to: bytes, `auto` or `off`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mss_clamp: Option<MssClamp>,
     /// How long a client's new flows go where its last new flow went; 0: not at all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub persistence_ms: Option<u64>,
@@ -209,6 +215,7 @@ impl From<EditService> for Settings {
             moving_time: edit.moving_time_ms.map(Duration::from_millis),
             dead_after: edit.dead_after_ms.map(Duration::from_millis),
             no_backend: edit.no_backend,
+            mss_clamp: edit.mss_clamp,
             persistence: edit.persistence_ms.map(Duration::from_millis),
             persistence_prefix: edit.persistence_prefix,
             spill_below: edit.spill_below,
@@ -246,6 +253,7 @@ impl NewService {
             moving_time_ms: self.moving_time_ms,
             dead_after_ms: self.dead_after_ms,
             no_backend: self.no_backend,
+            mss_clamp: self.mss_clamp,
             persistence_ms: self.persistence_ms,
             persistence_prefix: self.persistence_prefix,
             spill_below: self.spill_below,

@@ -10,7 +10,7 @@ use lb_userspace::{
     config, duration, instance,
     model::{
         self, Admin, Check, Combine, Failback, FlowState, MAX_TIER, MAX_WEIGHT, Mode, ModelError,
-        OnDown, Scheduler, ServerId, ServiceId, Unserved,
+        MssClamp, OnDown, Scheduler, ServerId, ServiceId, Unserved,
     },
 };
 
@@ -214,7 +214,7 @@ pub struct SetService {
 }
 
 /// What can be changed, by the names of the fields of [`SetService`] and [`SettingsArgs`].
-const SETTINGS: [&str; 16] = [
+const SETTINGS: [&str; 17] = [
     "group",
     "no_group",
     "config_id",
@@ -227,6 +227,7 @@ const SETTINGS: [&str; 16] = [
     "moving_time",
     "dead_after",
     "no_backend",
+    "mss_clamp",
     "persistence",
     "persistence_prefix",
     "spill_below",
@@ -258,6 +259,9 @@ pub struct SettingsArgs {
     /// What packets get while no backend may take them [default: drop]
     #[arg(long, value_enum)]
     pub no_backend: Option<Unserved>,
+    /// What the MSS of TCP SYNs is lowered to: off, auto (what fits the way to the backend), or bytes [default: off]
+    #[arg(long, value_name = "BYTES", value_parser = parse_mss_clamp)]
+    pub mss_clamp: Option<MssClamp>,
     /// How long a client's new flows go where its last new flow went; 0s: not at all [default: 0s]
     #[arg(long, value_name = "TIME", value_parser = parse_millis)]
     pub persistence: Option<u64>,
@@ -503,6 +507,10 @@ fn weight() -> clap::builder::RangedI64ValueParser<u16> {
 
 fn tier() -> clap::builder::RangedI64ValueParser<u8> {
     clap::value_parser!(u8).range(0..=i64::from(MAX_TIER))
+}
+
+fn parse_mss_clamp(text: &str) -> Result<MssClamp, String> {
+    text.parse()
 }
 
 fn parse_failback(text: &str) -> Result<Failback, String> {

@@ -91,6 +91,7 @@ fn new_service(args: &AddService) -> Result<NewService, Failure> {
         moving_time_ms: settings.moving_time_ms,
         dead_after_ms: settings.dead_after_ms,
         no_backend: settings.no_backend,
+        mss_clamp: settings.mss_clamp,
         quic: args.quic.map(quic),
         persistence_ms: settings.persistence_ms,
         persistence_prefix: settings.persistence_prefix,
@@ -159,6 +160,7 @@ fn edit(args: SettingsArgs) -> EditService {
         moving_time,
         dead_after,
         no_backend,
+        mss_clamp,
         persistence,
         persistence_prefix,
         spill_below,
@@ -172,6 +174,7 @@ fn edit(args: SettingsArgs) -> EditService {
         moving_time_ms: moving_time,
         dead_after_ms: dead_after,
         no_backend,
+        mss_clamp,
         persistence_ms: persistence,
         persistence_prefix,
         spill_below,
@@ -225,6 +228,18 @@ fn list(services: &[Service]) -> String {
     output::table(&header, &["UP", "RING", "PACKETS", "BYTES", "FLOWS"], rows)
 }
 
+/// The longest packets that can be sent to its backends.
+fn mtu(service: &Service) -> String {
+    let known = || service.backends.iter().filter_map(|backend| backend.mtu);
+    match (known().min(), known().max()) {
+        (Some(least), Some(most)) if least != most => {
+            format!("{least} to {most} bytes, by backend")
+        }
+        (Some(all), _) => format!("{all} bytes"),
+        (None, _) => "not known".to_owned(),
+    }
+}
+
 fn show(service: &Service) -> String {
     let traffic = &service.traffic;
     let mut fields = vec![
@@ -244,6 +259,8 @@ fn show(service: &Service) -> String {
         ("on down", name_of(service.on_down)),
         ("dead after", output::millis(service.dead_after_ms)),
         ("no backend", name_of(service.no_backend)),
+        ("mtu", mtu(service)),
+        ("mss clamp", service.mss_clamp.to_string()),
     ];
     if !service.tiers.is_empty() {
         let failback = service.failback;

@@ -21,7 +21,7 @@ use std::{
 };
 
 use aya::{Ebpf, EbpfLoader, maps::ProgramArray, programs::Xdp};
-use lb_common::tables::{HASH_KEY_WORDS, TAIL_REFUSED, TAIL_TOO_BIG, TAIL_UNUSUAL};
+use lb_common::tables::{HASH_KEY_WORDS, TAIL_REFUSED, TAIL_SYN, TAIL_TOO_BIG, TAIL_UNUSUAL};
 
 use self::links::Links;
 pub use self::{
@@ -38,10 +38,11 @@ pub static LB_OBJECT: &[u8] = aya::include_bytes_aligned!(env!("LB_OBJECT"));
 /// The program on the interface.
 const ENTRY: &str = "lb";
 /// Those that it goes on with, and the numbers that it knows them by.
-const OTHERS: [(&str, u32); 3] = [
+const OTHERS: [(&str, u32); 4] = [
     ("unusual", TAIL_UNUSUAL),
     ("refused", TAIL_REFUSED),
     ("too_big", TAIL_TOO_BIG),
+    ("syn", TAIL_SYN),
 ];
 
 /// A loaded program, and its maps.

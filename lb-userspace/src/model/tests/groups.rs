@@ -22,6 +22,7 @@ fn whatever_differs_from_the_group_is_refused_by_its_field() {
         (|s| s.flow_state = FlowState::Always, "flow_state"),
         (|s| s.on_down = Some(OnDown::Resteer), "on_down"),
         (|s| s.no_backend = Unserved::Reset, "no_backend"),
+        (|s| s.mss_clamp = MssClamp::Auto, "mss_clamp"),
         (|s| s.moving_time = Some(WEEK), "moving_time"),
         (|s| s.dead_after = WEEK, "dead_after"),
         (|s| s.persistence = WEEK, "persistence"),

@@ -119,6 +119,10 @@ fn each_setting_is_changed_alone_and_the_rest_stays() {
             |s| s.no_backend = Unserved::Pass,
         ),
         (
+            |s| s.mss_clamp = Some(MssClamp::Auto),
+            |s| s.mss_clamp = MssClamp::Auto,
+        ),
+        (
             |s| s.persistence = Some(MILLISECOND),
             |s| s.persistence = MILLISECOND,
         ),
@@ -145,6 +149,31 @@ fn each_setting_is_changed_alone_and_the_rest_stays() {
         state = state.apply(Change::EditService(id, settings)).unwrap();
         assert_eq!(state.service(id), Some(&expected));
     }
+}
+
+#[test]
+fn an_mss_is_not_lowered_where_there_is_none() {
+    let clamp = |text, group: Option<&str>| Service {
+        mss_clamp: MssClamp::Auto,
+        group: group.map(str::to_owned),
+        ..service(text, Mode::Ipip, &["10.1.0.2:80"])
+    };
+    let refused = State::new([clamp("10.0.0.1:80/udp", None)]).unwrap_err();
+    let text = refused.to_string();
+    assert!(text.contains("mss_clamp: is about TCP"), "{text}");
+    // One beside it may have some.
+    let both = [
+        clamp("10.0.0.1:80/tcp", Some("web")),
+        clamp("10.0.0.1:80/udp", Some("web")),
+    ];
+    assert!(
+        State::new(both.map(|service| Service {
+            on_down: Some(OnDown::Keep),
+            moving_time: Some(WEEK),
+            ..service
+        }))
+        .is_ok()
+    );
 }
 
 #[test]
