@@ -20,7 +20,7 @@ use lb_tests::{
     skip::with_root,
     stage::{BACKENDS, Stage, every_mode, vip},
     topology::{Topology, backend_name, backend_v4, backend_v6},
-    wait::wait_ok,
+    wait::{wait_ok, wait_until},
 };
 use serde_json::Value;
 
@@ -32,8 +32,10 @@ const LARGE: usize = 1 << 20;
 const BEFORE: usize = 1 << 18;
 /// Where backends take transfers.
 const PORT: u16 = 9_001;
+/// What asks a backend for one.
+const SEND: u8 = b'?';
 /// A transfer that makes no progress is given up after so long.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The services of [`every_mode`], at [`PORT`].
 fn services() -> Result<Vec<Service>> {
@@ -71,13 +73,14 @@ fn stage(services: Vec<Service>) -> Result<Stage> {
     Ok(stage)
 }
 
-/// Takes all that comes, and says how much it was.
+/// Takes all that comes, and says how much it was; or sends a transfer where it is asked for one.
 fn serve(mut stream: TcpStream) -> Result<()> {
     let mut buffer = vec![0; 1 << 16];
     let mut taken = 0u64;
     loop {
         match stream.read(&mut buffer)? {
             0 => break,
+            _ if buffer[0] == SEND => return Ok(stream.write_all(&vec![0; LARGE])?),
             bytes => taken += bytes as u64,
         }
     }
@@ -212,6 +215,95 @@ fn a_client_learns_the_mtu_that_each_modes_headers_leave() -> Result<()> {
                 let found = learnt(&stage.topology.client, to)?;
                 ensure!(found == Some(expected), "{} {to}: {found:?}", service.mode);
             }
+            Ok(())
+        },
+    )
+}
+
+/// Has a host hear no ICMP of either family but what finds neighbours, as where a firewall takes the errors.
+fn deafen(host: &Namespace) -> Result<()> {
+    let rules = "table inet deaf {\n\
+                 chain input {\n\
+                 type filter hook input priority 0;\n\
+                 meta l4proto icmp drop\n\
+                 icmpv6 type { destination-unreachable, packet-too-big, time-exceeded } drop\n\
+                 }\n\
+                 }\n";
+    run_with_input(host.command("nft").args(["-f", "-"]), rules).map(drop)
+}
+
+/// Sends a transfer to `service`, whose way is as wide as it is.
+fn deliver(stage: &Stage, service: &Service) -> Result<()> {
+    let mut stream = connect(&stage.topology.client, vip(service)?)?;
+    stream.write_all(&vec![0x5a; LARGE])?;
+    let taken = heard(&mut stream)?;
+    ensure!(taken == LARGE as u64, "{taken} of {LARGE} bytes");
+    Ok(())
+}
+
+#[test]
+fn a_client_that_hears_no_errors_is_kept_within_the_way_by_the_mss_of_nat_services() -> Result<()> {
+    with_root(
+        "a_client_that_hears_no_errors_is_kept_within_the_way_by_the_mss_of_nat_services",
+        || {
+            let nat = |service: &Service| service.mode == "nat";
+            let services: Vec<Service> = services()?.into_iter().filter(nat).collect();
+            let stage = stage(services.clone())?;
+            deafen(&stage.topology.client)?;
+            set_links(&stage.topology, NARROW)?;
+            set_routes(&stage.topology, NARROW)?;
+            wait_until("the balancer knows the way", PATIENCE, || {
+                services.iter().all(|service| {
+                    stage.shown(service).is_ok_and(|shown| {
+                        let backends = shown["backends"].as_array();
+                        backends.is_some_and(|all| all.iter().all(|b| b["mtu"] == NARROW))
+                    })
+                })
+            })?;
+            for service in &services {
+                let heard = deliver(&stage, service);
+                ensure!(heard.is_err(), "{}: {heard:?}", service.vip);
+                stage.lbctl(&format!("service set {} --mss-clamp auto", service.vip))?;
+                deliver(&stage, service)
+                    .with_context(|| format!("{}: {}", service.vip, stage.agent.log()))?;
+            }
+            Ok(())
+        },
+    )
+}
+
+/// Gets a transfer from a backend of `service`.
+fn fetch(stage: &Stage, service: &Service) -> Result<()> {
+    let mut stream = connect(&stage.topology.client, vip(service)?)?;
+    stream.write_all(&[SEND])?;
+    let mut taken = Vec::new();
+    stream.read_to_end(&mut taken)?;
+    ensure!(taken.len() == LARGE, "{} of {LARGE} bytes", taken.len());
+    Ok(())
+}
+
+#[test]
+fn a_backend_that_answers_directly_is_kept_within_its_way_to_the_client_by_a_lower_mss()
+-> Result<()> {
+    with_root(
+        "a_backend_that_answers_directly_is_kept_within_its_way_to_the_client_by_a_lower_mss",
+        || {
+            let direct = |service: &Service| service.mode != "nat";
+            let services: Vec<Service> = services()?.into_iter().filter(direct).collect();
+            let stage = stage(services.clone())?;
+            batch(&stage.topology.switch, "link set client mtu 1280\n")?;
+            let fetched = fetch(&stage, &services[0]);
+            ensure!(fetched.is_err(), "{fetched:?}: its way is not narrow");
+            for service in &services {
+                stage.lbctl(&format!("service set {} --mss-clamp 1200", service.vip))?;
+                fetch(&stage, service)
+                    .with_context(|| format!("{} {}", service.mode, service.vip))?;
+            }
+            let shown = stage.shown(&services[0])?;
+            ensure!(shown["mss_clamp"] == 1_200, "{shown}");
+            stage.lbctl(&format!("service set {} --mss-clamp off", services[0].vip))?;
+            let fetched = fetch(&stage, &services[0]);
+            ensure!(fetched.is_err(), "{fetched:?}: it is not off");
             Ok(())
         },
     )
