@@ -11,6 +11,12 @@ pub const LIMIT: u32 = 1_000;
 /// Budgets: one for each of [`crate::verdict::Answer`] by its number, though what is no answer takes none.
 pub const KINDS: u32 = 6;
 
+/// Number of one more budget, which those kinds leave: that of fragments that are held ([`crate::fragment`]).
+pub const HELD: u32 = KINDS;
+
+/// How many budgets there are.
+pub const BUDGETS: u32 = KINDS + 1;
+
 /// How many answers were given; one for each kind and CPU.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout,

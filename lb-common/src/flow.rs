@@ -31,7 +31,8 @@ pub struct Flow {
     pub source_port: u16,
     /// Its destination port.
     pub destination_port: u16,
-    /// [`protocol::TCP`] or [`protocol::UDP`].
+    /// [`protocol::TCP`] or [`protocol::UDP`]; of a fragment that is forwarded as it is,
+    /// [`protocol::FRAGMENT`].
     pub protocol: u8,
     /// Type of service or traffic class.
     pub traffic_class: u8,
@@ -261,7 +262,7 @@ pub(crate) fn skip_extensions<P: Packet>(packet: &P, first: u8) -> Result<Transp
 }
 
 #[inline(always)]
-const fn is_extension(protocol: u8) -> bool {
+pub(crate) const fn is_extension(protocol: u8) -> bool {
     matches!(
         protocol,
         protocol::HOP_BY_HOP
@@ -274,7 +275,7 @@ const fn is_extension(protocol: u8) -> bool {
 
 /// Length in bytes of an extension header that may be skipped.
 #[inline(always)]
-fn extension_length(protocol: u8, header: &ExtensionHdr) -> Result<usize, DropReason> {
+pub(crate) fn extension_length(protocol: u8, header: &ExtensionHdr) -> Result<usize, DropReason> {
     let [third, fourth] = header.data;
     match protocol {
         // An atomic fragment is a whole packet (RFC 6946); the two bits between are reserved.
@@ -303,7 +304,7 @@ fn signal(tcp: &TcpHdr) -> Signal {
 
 /// Adds the ports, which must lie within the IP packet.
 #[inline(always)]
-fn transport<P: Packet>(packet: &P, flow: &mut Flow) -> Result<(), Stop> {
+pub(crate) fn transport<P: Packet>(packet: &P, flow: &mut Flow) -> Result<(), Stop> {
     let truncated = Stop::Refused(DropReason::Truncated);
     let end = wire::ETHERNET + usize::from(flow.length);
     if flow.protocol == protocol::TCP {

@@ -130,6 +130,9 @@ fn outer_udp(
 /// that it is. `None` where they do not cover all of it.
 #[inline(always)]
 fn inner_sum<P: Packet>(packet: &P, flow: &Flow) -> Option<Sum> {
+    if flow.protocol == protocol::FRAGMENT {
+        return None;
+    }
     let header = flow.transport - wire::ETHERNET;
     if flow.protocol == protocol::UDP && packet.read::<UdpHdr>(flow.transport)?.check == [0; 2] {
         return None;

@@ -13,6 +13,7 @@
 //! | [`forward`] | what the packet becomes |
 //! | [`mtu`] | how long it may be |
 //! | [`mss`] | how long a segment may be |
+//! | [`fragment`] | datagrams in fragments |
 //! | [`icmp`] | messages about flows |
 //! | [`refuse`] | what nobody takes |
 //! | [`budget`] | how many answers there are |
@@ -36,6 +37,7 @@ pub mod decapsulate;
 pub mod egress;
 pub mod flow;
 pub mod forward;
+pub mod fragment;
 pub mod hash;
 pub mod icmp;
 pub mod maglev;

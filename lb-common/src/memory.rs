@@ -7,14 +7,15 @@ use std::{
 };
 
 use crate::{
-    budget::{Budget, KINDS},
-    hash,
+    budget::{BUDGETS, Budget, HELD},
+    fragment, hash,
+    packet::Packet,
     tables::{
-        Address, Backend, Bucket, Control, Counters, Endpoint, FlowCounters, FlowEvent, FlowKey,
-        Handover, Member, NoRoute, Record, Recorded, Route, RouteQuery, Server, ServerKey,
-        ServiceEntry, Table, Tables, Tick, WayBack,
+        Address, Backend, Bucket, Control, Counters, Datagram, Endpoint, FlowCounters, FlowEvent,
+        FlowKey, FragmentKey, Handover, Member, NoRoute, Record, Recorded, Route, RouteQuery,
+        Server, ServerKey, ServiceEntry, Table, Tables, Tick, WayBack,
     },
-    verdict::{Answer, DROP_COUNTERS, DropReason},
+    verdict::{Answer, DROP_COUNTERS, DropReason, Piece},
 };
 
 /// [`Tables`] in memory. Fill the public fields; counters come back through methods.
@@ -42,13 +43,30 @@ pub struct MemoryTables {
     pub routes: BTreeMap<Address, Result<Route, NoRoute>>,
     /// The flow tables.
     pub flows: RefCell<Flows>,
+    /// What is known of datagrams in fragments.
+    pub datagrams: RefCell<BTreeMap<FragmentKey, Datagram>>,
+    /// Fragments that are held.
+    pub held: RefCell<Vec<HeldFrame>>,
     /// The time.
     pub time: Cell<Tick>,
     /// Answers that may still be given.
-    pub budgets: Cell<[Budget; KINDS as usize]>,
+    pub budgets: Cell<[Budget; BUDGETS as usize]>,
     /// What one program has left for the next.
     pub handover: Cell<Handover>,
     counted: RefCell<Counted>,
+}
+
+/// A fragment that is held.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeldFrame {
+    /// Its datagram.
+    pub key: FragmentKey,
+    /// Where it belongs there, in bytes.
+    pub offset: u32,
+    /// The interface that it came in by.
+    pub interface: u32,
+    /// The frame.
+    pub frame: Vec<u8>,
 }
 
 /// Flow tables, and what schedulers keep, as the program left them.
@@ -105,6 +123,8 @@ pub struct Counted {
     pub drops: BTreeMap<u32, u64>,
     /// Answers by kind.
     pub answers: BTreeMap<u32, u64>,
+    /// Fragments by what they came to.
+    pub pieces: BTreeMap<u32, u64>,
 }
 
 impl MemoryTables {
@@ -157,6 +177,16 @@ impl MemoryTables {
     }
 }
 
+impl MemoryTables {
+    fn take_of_budget(&self, number: u32) -> bool {
+        let mut budgets = self.budgets.get();
+        let budget = budgets.get_mut(number as usize);
+        let may = budget.is_some_and(|budget| budget.take(self.now()));
+        self.budgets.set(budgets);
+        may
+    }
+}
+
 fn at<T>(list: &[T], index: u32) -> Option<&T> {
     list.get(usize::try_from(index).ok()?)
 }
@@ -195,11 +225,7 @@ impl Tables for MemoryTables {
     }
 
     fn may_answer(&self, answer: Answer) -> bool {
-        let mut budgets = self.budgets.get();
-        let budget = budgets.get_mut(answer as usize);
-        let may = budget.is_some_and(|budget| budget.take(self.now()));
-        self.budgets.set(budgets);
-        may
+        self.take_of_budget(answer as u32)
     }
 
     fn hand_over(&self, handover: Handover) {
@@ -254,6 +280,44 @@ impl Tables for MemoryTables {
     fn count_answer(&self, answer: Answer) {
         let mut counted = self.counted.borrow_mut();
         *counted.answers.entry(answer as u32).or_default() += 1;
+    }
+
+    fn count_piece(&self, piece: Piece) {
+        let mut counted = self.counted.borrow_mut();
+        *counted.pieces.entry(piece as u32).or_default() += 1;
+    }
+
+    fn visit_datagram<R>(
+        &self,
+        key: &FragmentKey,
+        visit: impl FnOnce(&mut Datagram) -> R,
+    ) -> Option<R> {
+        self.datagrams.borrow_mut().get_mut(key).map(visit)
+    }
+
+    fn note_datagram(&self, key: &FragmentKey, fill: impl FnOnce(&mut Datagram)) {
+        let mut datagram = Datagram::default();
+        fill(&mut datagram);
+        self.datagrams.borrow_mut().insert(*key, datagram);
+    }
+
+    fn hold<P: Packet>(&self, packet: &P, key: &FragmentKey, offset: u32) -> bool {
+        if !self.take_of_budget(HELD) {
+            return false;
+        }
+        let mut frame = Vec::new();
+        let length = fragment::copy(packet, |_, word| frame.extend(word.to_ne_bytes()));
+        let Some(length) = length else {
+            return false;
+        };
+        frame.truncate(length as usize);
+        self.held.borrow_mut().push(HeldFrame {
+            key: *key,
+            offset,
+            interface: packet.interface(),
+            frame,
+        });
+        true
     }
 
     fn now(&self) -> Tick {

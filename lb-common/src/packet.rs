@@ -20,6 +20,11 @@ pub trait Packet {
     fn read<T: Header>(&self, offset: usize) -> Option<T>;
     /// Writes the header at `offset`; `None`, and nothing written, where the frame ends before it does.
     fn write<T: Header>(&mut self, offset: usize, header: &T) -> Option<()>;
+    /// The same number below 4,096, of which the kernel's verifier forgets how it came about: what follows a loop
+    /// is then looked at once, not for every way through it.
+    fn forget(&self, number: usize) -> usize {
+        number & 0xfff
+    }
     /// Makes room for `bytes` in front, of unspecified content; false where there is none.
     fn grow_front(&mut self, bytes: usize) -> bool;
     /// Takes `bytes` off the front; false where the frame would be shorter than an Ethernet header.

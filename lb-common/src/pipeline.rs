@@ -6,6 +6,7 @@ use crate::{
     egress::{self, Onward},
     flow::{self, Family, Flow, Signal, Stop},
     forward::{self, End},
+    fragment::{self, Early, Fragment},
     hash::FlowHash,
     icmp, mss, mtu,
     packet::Packet,
@@ -28,6 +29,10 @@ pub fn process<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
         Err(Rest::Refused) => refused(packet, tables),
         Err(Rest::TooBig) => too_big(packet, tables),
         Err(Rest::Syn) => syn(packet, tables),
+        Err(Rest::Fragment) => {
+            let mut place = Fragment::EMPTY;
+            fragment(packet, tables, &mut place)
+        }
     }
 }
 
@@ -42,6 +47,8 @@ pub enum Rest {
     TooBig,
     /// To [`syn`].
     Syn,
+    /// To [`fragment`].
+    Fragment,
 }
 
 /// The same for frames as nearly all are.
@@ -86,6 +93,20 @@ pub fn too_big<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
 #[inline(always)]
 pub fn syn<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
     let outcome = mss::process(packet, tables);
+    counted(tables, outcome)
+}
+
+/// The same for fragments of datagrams.
+#[inline(always)]
+pub fn fragment<P: Packet, T: Tables>(packet: &mut P, tables: &T, place: &mut Fragment) -> Verdict {
+    let outcome = fragment::process(packet, tables, place, Early::Held);
+    counted(tables, outcome)
+}
+
+/// The same for fragments that have been [held](Verdict::Held).
+#[inline(always)]
+pub fn held<P: Packet, T: Tables>(packet: &mut P, tables: &T, place: &mut Fragment) -> Verdict {
+    let outcome = fragment::process(packet, tables, place, Early::Dropped);
     counted(tables, outcome)
 }
 
@@ -134,6 +155,7 @@ fn follow<P: Packet, T: Tables>(
                 None => Ok(Verdict::Pass),
             },
         },
+        Err(Stop::Refused(DropReason::Fragment)) => return Err(Rest::Fragment),
         Err(Stop::Refused(reason)) if steer::owned(tables, flow.destination) & owned::VIP != 0 => {
             Err(reason)
         }
@@ -233,8 +255,11 @@ fn to_backend<'t, P: Packet, T: Tables>(
 }
 
 /// Who takes a client's packet. Of a QUIC service, its connection id may say so, and what it opens.
+///
+/// # Errors
+/// As [`steer::backend`].
 #[inline(always)]
-fn backend<'t, P: Packet, T: Tables>(
+pub(crate) fn backend<'t, P: Packet, T: Tables>(
     packet: &P,
     tables: &'t T,
     flow: &mut Flow,

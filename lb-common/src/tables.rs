@@ -12,14 +12,19 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::{
     hash::FlowHash,
+    packet::Packet,
     persist,
     quic::{self, Start},
     schedule, steer,
     track::{self, Question},
-    verdict::{Answer, DropReason},
+    verdict::{Answer, DropReason, Piece},
 };
 
-/// Version of everything in this file. The pin directory is named after it, so that programs of
+mod fragments;
+
+pub use fragments::{Datagram, Early, FragmentKey, HELD_WORDS, fate};
+
+/// Version of everything in this module. The pin directory is named after it, so that programs of
 /// different formats never share a map.
 pub const FORMAT: u32 = 6;
 
@@ -219,8 +224,10 @@ pub const TAIL_REFUSED: u32 = 1;
 pub const TAIL_TOO_BIG: u32 = 2;
 /// The next: SYNs whose MSS is lowered.
 pub const TAIL_SYN: u32 = 3;
+/// The next: fragments.
+pub const TAIL_FRAGMENT: u32 = 4;
 /// How many there are.
-pub const TAILS: u32 = 4;
+pub const TAILS: u32 = 5;
 
 /// What the program on the interface tells the one that it goes on with.
 #[derive(
@@ -890,6 +897,22 @@ pub trait Tables {
     fn count_drop(&self, reason: DropReason);
     /// Counts an answer, or that there is none.
     fn count_answer(&self, answer: Answer);
+
+    /// Counts a fragment.
+    fn count_piece(&self, piece: Piece);
+
+    /// Lets `visit` read and change what is known of a datagram in place, where there is anything.
+    fn visit_datagram<R>(
+        &self,
+        key: &FragmentKey,
+        visit: impl FnOnce(&mut Datagram) -> R,
+    ) -> Option<R>;
+    /// Remembers what the first fragment of a datagram came to, as `fill` makes it of nothing, whatever was known
+    /// before; perhaps at the cost of what another one of long ago came to.
+    fn note_datagram(&self, key: &FragmentKey, fill: impl FnOnce(&mut Datagram));
+    /// Keeps the frame of a fragment of `key` that belongs at `offset`, until the agent gives it back; false where
+    /// it cannot be, or there have been more in this second than may be.
+    fn hold<P: Packet>(&self, packet: &P, key: &FragmentKey, offset: u32) -> bool;
 
     /// The time.
     fn now(&self) -> Tick;

@@ -9,6 +9,8 @@ pub enum Verdict {
     Transmit,
     /// Out of another interface, by index.
     Redirect(u32),
+    /// Kept for a moment, to come again as if from the network.
+    Held,
     /// Gone, and counted.
     Drop(DropReason),
 }
@@ -51,7 +53,7 @@ counted! {
     Truncated = 2, "truncated";
     /// An IP header that contradicts itself or the frame (RFC 791 §3.1, RFC 8200 §3).
     BadHeader = 3, "bad_header";
-    /// A fragment addressed to a VIP.
+    /// A fragment of a datagram whose first one was dropped.
     Fragment = 4, "fragment";
     /// More IPv6 extension headers than are followed, or one that must not be skipped.
     ExtensionHeaders = 5, "extension_headers";
@@ -69,6 +71,15 @@ counted! {
     UnknownPort = 11, "unknown_port";
     /// Longer than the way to its backend takes, with what the mode puts in front of it.
     PacketTooBig = 12, "packet_too_big";
+    /// A first fragment without all of its headers, or one that would write over them
+    /// (RFC 1858, RFC 3128, RFC 8200 §4.5).
+    FragmentTiny = 13, "fragment_tiny";
+    /// A fragment of what has come before, or of a datagram of which two overlapped (RFC 5722).
+    FragmentOverlap = 14, "fragment_overlap";
+    /// A fragment that is empty, ends where none may follow, or makes its datagram too long.
+    FragmentMalformed = 15, "fragment_malformed";
+    /// A fragment whose first one has not come in time, or that could not be held until then.
+    FragmentBeforeFirst = 16, "fragment_before_first";
 }
 
 counted! {
@@ -88,13 +99,31 @@ counted! {
     TooBig = 5, "too_big";
 }
 
+counted! {
+    /// What fragments of datagrams to VIPs, and of answers to their clients, came to. Numbers are as those of
+    /// [`DropReason`].
+    Piece:
+    /// A first one, by which the others will be steered.
+    First = 0, "first";
+    /// One that followed its first one.
+    Later = 1, "later";
+    /// One that came before it, and was held.
+    Held = 2, "held";
+    /// One that was held, and followed.
+    Released = 3, "released";
+}
+
 /// Elements of the map that drops and answers are counted in: room for those to come.
 pub const DROP_COUNTERS: u32 = 64;
+
+/// Where the fragments begin in it.
+pub const FIRST_PIECE: u32 = 40;
 
 /// Where the answers begin in it.
 pub const FIRST_ANSWER: u32 = 48;
 
 const _: () = {
-    assert!(DropReason::ALL.len() <= FIRST_ANSWER as usize);
+    assert!(DropReason::ALL.len() <= FIRST_PIECE as usize);
+    assert!(Piece::ALL.len() <= (FIRST_ANSWER - FIRST_PIECE) as usize);
     assert!(Answer::ALL.len() <= (DROP_COUNTERS - FIRST_ANSWER) as usize);
 };

@@ -12,6 +12,8 @@ pub const IPV4: usize = 20;
 pub const IPV6: usize = 40;
 /// Offset in an IPv6 header of the protocol number of what follows.
 pub const NEXT_HEADER: usize = 6;
+/// Length of an IPv6 fragment header in bytes.
+pub const FRAGMENT: usize = 8;
 /// Length of a TCP header without options in bytes.
 pub const TCP: usize = 20;
 /// Length of a UDP header in bytes.

@@ -12,7 +12,7 @@ use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
 use aya_log_ebpf::{debug, trace};
 use lb_common::{
     pipeline::{self, Rest},
-    tables::{TAIL_REFUSED, TAIL_SYN, TAIL_TOO_BIG, TAIL_UNUSUAL},
+    tables::{TAIL_FRAGMENT, TAIL_REFUSED, TAIL_SYN, TAIL_TOO_BIG, TAIL_UNUSUAL},
     verdict::Verdict,
 };
 
@@ -29,6 +29,7 @@ pub fn lb(ctx: XdpContext) -> u32 {
         Err(Rest::Refused) => maps::go_on(&ctx, TAIL_REFUSED),
         Err(Rest::TooBig) => maps::go_on(&ctx, TAIL_TOO_BIG),
         Err(Rest::Syn) => maps::go_on(&ctx, TAIL_SYN),
+        Err(Rest::Fragment) => maps::go_on(&ctx, TAIL_FRAGMENT),
     }
     // Not there: as if it were not ours.
     xdp_action::XDP_PASS
@@ -71,6 +72,30 @@ pub fn syn(ctx: XdpContext) -> u32 {
     act(&ctx, verdict)
 }
 
+/// The same with [`pipeline::fragment`].
+#[xdp]
+#[inline(always)]
+pub fn fragment(ctx: XdpContext) -> u32 {
+    let mut packet = XdpPacket::<true>::new(&ctx);
+    let Some(place) = maps::fragment_place() else {
+        return xdp_action::XDP_PASS;
+    };
+    let verdict = pipeline::fragment(&mut packet, &Maps::new(&ctx), place);
+    act(&ctx, verdict)
+}
+
+/// [`pipeline::held`], by which the agent gives back what [`fragment()`] has handed to it. On no interface.
+#[xdp]
+#[inline(always)]
+pub fn held(ctx: XdpContext) -> u32 {
+    let mut packet = XdpPacket::<true, true>::new(&ctx);
+    let Some(place) = maps::fragment_place() else {
+        return xdp_action::XDP_PASS;
+    };
+    let verdict = pipeline::held(&mut packet, &Maps::new(&ctx), place);
+    act(&ctx, verdict)
+}
+
 #[inline(always)]
 fn act(ctx: &XdpContext, verdict: Verdict) -> u32 {
     match verdict {
@@ -82,6 +107,10 @@ fn act(ctx: &XdpContext, verdict: Verdict) -> u32 {
         Verdict::Redirect(interface) => {
             trace!(ctx, "redirected to interface {}", interface);
             maps::redirect(interface)
+        }
+        Verdict::Held => {
+            trace!(ctx, "held");
+            xdp_action::XDP_DROP
         }
         Verdict::Drop(reason) => {
             debug!(ctx, "dropped: {}", reason.name());

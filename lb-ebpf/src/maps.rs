@@ -11,24 +11,27 @@ use aya_ebpf::{
         BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LKUP_RET_UNSUPP_LWT,
         BPF_NOEXIST, bpf_fib_lookup, xdp_md,
     },
-    btf_maps::{Array, HashMap, PerCpuArray, ProgramArray},
+    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray, RingBuf},
     helpers,
     macros::btf_map,
     programs::XdpContext,
 };
 use lb_common::{
-    budget::{Budget, KINDS},
+    budget::{self, BUDGETS as HOW_MANY, Budget},
+    fragment::{self, Fragment},
     hash::FlowHash,
+    packet::Packet,
     persist,
     quic::{self, Start},
     schedule, steer,
     tables::{
-        self, Address, Backend, Bucket, Control, Counters, Endpoint, FlowCounters, FlowEvent,
-        FlowKey, Handover, Member, NoRoute, Record, Recorded, Route, RouteQuery, Server, ServerKey,
-        ServiceEntry, Slot, TICK_SHIFT, Table, Tables, Tick, WayBack,
+        self, Address, Backend, Bucket, Control, Counters, Datagram, Early, Endpoint, FlowCounters,
+        FlowEvent, FlowKey, FragmentKey, Handover, Member, NoRoute, Record, Recorded, Route,
+        RouteQuery, Server, ServerKey, ServiceEntry, Slot, TICK_SHIFT, Table, Tables, Tick,
+        WayBack,
     },
     track::{self, Question},
-    verdict::{Answer, DROP_COUNTERS, DropReason, FIRST_ANSWER},
+    verdict::{Answer, DROP_COUNTERS, DropReason, FIRST_ANSWER, FIRST_PIECE, Piece},
 };
 
 /// What the kernel says of an element that is there already (`asm-generic/errno-base.h`).
@@ -77,9 +80,9 @@ static MOVED: Array<u64, 1, MMAPABLE> = Array::new();
 /// The programs that others go on with.
 #[btf_map]
 static TAILS: ProgramArray<{ tables::TAILS as usize }> = ProgramArray::new();
-/// Answers of each kind that may still be given.
+/// Answers of each kind that may still be given, and fragments that may still be held.
 #[btf_map]
-static BUDGETS: PerCpuArray<Budget, { KINDS as usize }> = PerCpuArray::new();
+static BUDGETS: PerCpuArray<Budget, { HOW_MANY as usize }> = PerCpuArray::new();
 /// What the program on the interface tells the next. Pinned, so that an agent's own programs find what a
 /// former one's has left there while that is still attached.
 #[btf_map]
@@ -90,7 +93,20 @@ static QUESTION: PerCpuArray<MaybeUninit<Question>, 1> = PerCpuArray::new();
 /// What the kernel's routing table is asked, and its answer: 64 bytes that the stack has no room for.
 #[btf_map]
 static FIB: PerCpuArray<bpf_fib_lookup, 1> = PerCpuArray::new();
-/// Drops by reason, and from [`FIRST_ANSWER`] on answers by kind.
+/// Datagrams in fragments. With eviction: what it costs is one datagram, while a table that is full would cost
+/// all those of the next seconds.
+#[btf_map]
+static DATAGRAMS: LruHashMap<FragmentKey, Datagram, 1> = LruHashMap::new();
+/// What is put there, as it is made: the stack has no room for it.
+#[btf_map]
+static DATAGRAM: PerCpuArray<Datagram, 1> = PerCpuArray::new();
+/// The fragment that is being decided over, likewise.
+#[btf_map]
+static FRAGMENT: PerCpuArray<MaybeUninit<Fragment>, 1> = PerCpuArray::new();
+/// Fragments on their way to the agent, which holds them: some 240.
+#[btf_map]
+static EARLY: RingBuf<MaybeUninit<Early>, { 1 << 19 }> = RingBuf::new();
+/// Drops by reason, from [`FIRST_PIECE`] on fragments and from [`FIRST_ANSWER`] on answers by kind.
 #[btf_map]
 static DROPS: PerCpuArray<u64, { DROP_COUNTERS as usize }> = PerCpuArray::new();
 
@@ -109,6 +125,14 @@ pub fn go_on(ctx: &XdpContext, program: u32) {
 pub fn redirect(interface: u32) -> u32 {
     // SAFETY: takes no pointers.
     unsafe { helpers::bpf_redirect(interface, 0) as u32 }
+}
+
+/// Where a fragment is read into.
+#[inline(always)]
+pub fn fragment_place<'a>() -> Option<&'a mut Fragment> {
+    let place = FRAGMENT.get_ptr_mut(0)?;
+    // SAFETY: this CPU's element, which nothing else touches while the program runs on it.
+    Some(unsafe { (*place).write(Fragment::EMPTY) })
 }
 
 /// The maps, as seen while one packet is processed.
@@ -291,6 +315,72 @@ impl Tables for Maps {
     #[inline(always)]
     fn count_answer(&self, answer: Answer) {
         count_one(FIRST_ANSWER + answer as u32);
+    }
+
+    #[inline(always)]
+    fn count_piece(&self, piece: Piece) {
+        count_one(FIRST_PIECE + piece as u32);
+    }
+
+    #[inline(always)]
+    fn visit_datagram<R>(
+        &self,
+        key: &FragmentKey,
+        visit: impl FnOnce(&mut Datagram) -> R,
+    ) -> Option<R> {
+        let datagram = DATAGRAMS.get_ptr_mut(key)?;
+        // SAFETY: an element of a preallocated map is never freed, though it may become another datagram's once
+        // it is evicted, of which a fragment then goes astray. Another CPU may write the same fields at the same
+        // time; each is written whole.
+        Some(visit(unsafe { &mut *datagram }))
+    }
+
+    #[inline(always)]
+    fn note_datagram(&self, key: &FragmentKey, fill: impl FnOnce(&mut Datagram)) {
+        let Some(datagram) = DATAGRAM.get_ptr_mut(0) else {
+            return;
+        };
+        // SAFETY: this CPU's element, which nothing else touches while the program runs on it.
+        let datagram = unsafe { &mut *datagram };
+        *datagram = Datagram::default();
+        fill(datagram);
+        // Without it, the other fragments are as those that came too early.
+        let _ = DATAGRAMS.insert(key, &*datagram, BPF_ANY.into());
+    }
+
+    #[inline(always)]
+    fn hold<P: Packet>(&self, packet: &P, key: &FragmentKey, offset: u32) -> bool {
+        let Some(budget) = BUDGETS.get_ptr_mut(budget::HELD) else {
+            return false;
+        };
+        // SAFETY: this CPU's element, which nothing else touches while the program runs on it.
+        if !unsafe { (*budget).take(self.now()) } {
+            return false;
+        }
+        let Some(mut place) = EARLY.reserve(0) else {
+            return false;
+        };
+        let early: *mut Early = place.as_mut_ptr().cast();
+        // SAFETY: the place is an `Early`'s, and this program's alone until it is submitted.
+        let words: *mut u64 = unsafe { (&raw mut (*early).frame).cast() };
+        let copied = fragment::copy(packet, |number, word| {
+            // SAFETY: as above; no more words come than it has.
+            unsafe { words.add(number).write(word) };
+        });
+        let Some(length) = copied else {
+            place.discard(0);
+            return false;
+        };
+        // SAFETY: as above.
+        unsafe {
+            (*early).key = *key;
+            (*early).interface = packet.interface();
+            (*early).length = length;
+            (*early).offset = offset;
+            (*early).zero = 0;
+        }
+        place.submit(0);
+        true
     }
 
     #[inline(always)]

@@ -8,14 +8,18 @@ use lb_common::{
     wire,
 };
 
+/// More bytes than any frame has.
+const LONGEST: usize = 0x3fff;
+
 /// The frame that the program was called with. Where its headers are at offsets that were read from it,
 /// `WANDERS` keeps the compiler from finding a place a second time, since the verifier knows of the first
-/// one only that it is within bounds.
-pub struct XdpPacket<const WANDERS: bool = false> {
+/// one only that it is within bounds. `AGAIN` tells the frames of one program from those of another that does the same,
+/// since what two programs have in common is not inlined.
+pub struct XdpPacket<const WANDERS: bool = false, const AGAIN: bool = false> {
     ctx: *mut xdp_md,
 }
 
-impl<const WANDERS: bool> XdpPacket<WANDERS> {
+impl<const WANDERS: bool, const AGAIN: bool> XdpPacket<WANDERS, AGAIN> {
     /// The frame of `ctx`.
     #[inline(always)]
     pub fn new(ctx: &XdpContext) -> Self {
@@ -36,7 +40,14 @@ impl<const WANDERS: bool> XdpPacket<WANDERS> {
 
     /// The bounds check that the verifier looks for.
     #[inline(always)]
-    fn at<T>(&self, offset: usize) -> Option<*mut T> {
+    fn at<T>(&self, mut offset: usize) -> Option<*mut T> {
+        if WANDERS {
+            // SAFETY: as below. The verifier needs a bound for what was read from memory; no frame is longer.
+            unsafe { asm!("{0} = {0}", inout(reg) offset, options(nomem, nostack)) };
+            if offset > LONGEST {
+                return None;
+            }
+        }
         let mut start = self.data() + offset;
         if WANDERS {
             // SAFETY: a move to itself; without an instruction, its line would have no place.
@@ -55,7 +66,7 @@ impl<const WANDERS: bool> XdpPacket<WANDERS> {
     }
 }
 
-impl<const WANDERS: bool> Packet for XdpPacket<WANDERS> {
+impl<const WANDERS: bool, const AGAIN: bool> Packet for XdpPacket<WANDERS, AGAIN> {
     #[inline(always)]
     fn length(&self) -> usize {
         self.data_end() - self.data()
@@ -87,6 +98,11 @@ impl<const WANDERS: bool> Packet for XdpPacket<WANDERS> {
     }
 
     #[inline(always)]
+    fn forget(&self, number: usize) -> usize {
+        forget_number(number as u64) as usize & 0xfff
+    }
+
+    #[inline(always)]
     fn grow_front(&mut self, bytes: usize) -> bool {
         self.adjust_head(-(bytes as i32))
     }
@@ -106,6 +122,16 @@ impl<const WANDERS: bool> Packet for XdpPacket<WANDERS> {
         // SAFETY: no reference into the packet lives on: `self` is borrowed mutably.
         unsafe { helpers::bpf_xdp_adjust_tail(self.ctx, delta) == 0 }
     }
+}
+
+/// A function that the verifier takes by itself, so that it knows nothing of what comes back.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn forget_number(number: u64) -> u64 {
+    let mut same = number;
+    // SAFETY: a move to itself, which keeps the compiler from seeing that as well.
+    unsafe { asm!("{0} = {0}", inout(reg) same, options(nomem, nostack)) };
+    same
 }
 
 /// A header on the stack, where the verifier insists on alignment.

@@ -87,6 +87,8 @@ pub struct Limits {
     pub flows: u32,
     /// Records of half-open flows at most, which a SYN flood can fill.
     pub half_open: u32,
+    /// Datagrams in fragments at most that are remembered at once.
+    pub fragments: u32,
 }
 
 impl Default for Limits {
@@ -97,6 +99,7 @@ impl Default for Limits {
             ring_slots: 8_388_608,
             flows: 262_144,
             half_open: 65_536,
+            fragments: 16_384,
         }
     }
 }
@@ -181,7 +184,14 @@ pub fn parse(text: &str, file_name: &str) -> Result<Config, Vec<ConfigError>> {
 }
 
 const TUNNEL: &[&str] = &["source_v4", "source_v6", "gue_port"];
-const LIMITS: &[&str] = &["services", "backends", "ring_slots", "flows", "half_open"];
+const LIMITS: &[&str] = &[
+    "services",
+    "backends",
+    "ring_slots",
+    "flows",
+    "half_open",
+    "fragments",
+];
 
 fn read_limits(section: &Section<'_>) -> Limits {
     let default = Limits::default();
@@ -196,6 +206,8 @@ fn read_limits(section: &Section<'_>) -> Limits {
         // The kernel sets all of their memory aside, some 100 bytes a record.
         flows: size("flows", 1 << 24, default.flows),
         half_open: size("half_open", 1 << 24, default.half_open),
+        // Some 200 bytes each.
+        fragments: size("fragments", 1 << 22, default.fragments),
     }
 }
 

@@ -125,7 +125,12 @@ impl Scrape {
         let answers = self.0.answers.iter();
         let answers = answers.map(|(kind, count)| ([("answer", *kind)], *count));
         let help = "Answers in the names of VIPs, and why there were none";
-        counters(encoder, "lb_answers", help, answers)
+        counters(encoder, "lb_answers", help, answers)?;
+        let fragments = self.0.fragments.iter();
+        let fragments = fragments.map(|(kind, count)| ([("fragment", *kind)], *count));
+        let help =
+            "Fragments of datagrams to VIPs and of answers to their clients, by what they came to";
+        counters(encoder, "lb_fragments", help, fragments)
     }
 
     fn services(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {

@@ -437,6 +437,8 @@ pub struct Snapshot {
     pub drops: Vec<(&'static str, u64)>,
     /// Answers in VIPs' names, and why there were none, by kind; every kind is listed.
     pub answers: Vec<(&'static str, u64)>,
+    /// Fragments by what they came to; each kind is listed.
+    pub fragments: Vec<(&'static str, u64)>,
     /// What packets get to ports of VIPs that no service has.
     pub unknown_port: Unserved,
 }

@@ -128,6 +128,7 @@ fn snapshot() -> Snapshot {
         events: 9,
         drops: vec![("no_backend", 3), ("malformed", 0)],
         answers: vec![("reset", 2), ("limited", 0)],
+        fragments: vec![("first", 4), ("held", 0)],
         unknown_port: Unserved::Reset,
     }
 }
@@ -190,6 +191,8 @@ fn the_page_holds_every_figure_of_the_snapshot() {
         "lb_drops_total{reason=\"malformed\"} 0".to_owned(),
         "lb_answers_total{answer=\"reset\"} 2".to_owned(),
         "lb_answers_total{answer=\"limited\"} 0".to_owned(),
+        "lb_fragments_total{fragment=\"first\"} 4".to_owned(),
+        "lb_fragments_total{fragment=\"held\"} 0".to_owned(),
         format!("lb_service_packets_total{{{service}}} 18446744073709551615"),
         format!("lb_service_bytes_total{{{service}}} 1200"),
         format!("lb_service_flows_total{{{service}}} 4"),

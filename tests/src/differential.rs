@@ -2,6 +2,7 @@
 //! both executions of `lb_common::pipeline`. `frames` makes the frames, `routes` their ways back; the
 //! judging is here.
 
+mod fragments;
 pub mod frames;
 pub mod routes;
 
@@ -13,20 +14,21 @@ use std::{
 
 use crate::wait::wait_until;
 use anyhow::{Context as _, Result, ensure};
-use aya::programs::{TestRun as _, TestRunOptions};
+use aya::programs::{TestRun as _, TestRunOptions, Xdp};
 use lb_common::{
-    memory::{Counted, MemoryTables},
+    fragment::Fragment,
+    memory::{Counted, HeldFrame, MemoryTables},
     packet::SlicePacket,
     pipeline,
     tables::{Counters, FlowCounters, FlowKey, HASH_KEY_WORDS, Record, Slot, Table, Tick},
-    verdict::{FIRST_ANSWER, Verdict},
+    verdict::{FIRST_ANSWER, FIRST_PIECE, Verdict},
 };
 use lb_userspace::{
     agent::Core,
     config::Tunnel,
     dataplane::{
         Capacity, Dataplane, DataplaneError, FlowTables, Operation,
-        bpf::{LoadOptions, Maps, Program},
+        bpf::{EarlyFragments, LoadOptions, Maps, Program},
         memory::MemoryDataplane,
     },
     health::{Event, Target},
@@ -39,6 +41,8 @@ use lb_userspace::{
 /// Records that the flow tables have room for: few, so that they overflow.
 const FLOWS: u32 = 512;
 const HALF_OPEN: u32 = 256;
+/// Datagrams in fragments: more than there are, since the kernel evicts and the host does not.
+const FRAGMENTS: u32 = 1 << 18;
 /// What XDP leaves in front of a frame, in a test run as on a NIC.
 const HEADROOM: usize = 256;
 /// The interface that a test run's frames come in by: the loopback.
@@ -99,6 +103,24 @@ impl Dataplane for Twin {
     }
 }
 
+/// How a frame comes to the program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// As every frame does.
+    Network,
+    /// As a fragment that was held.
+    Held,
+}
+
+impl Way {
+    fn program(self) -> &'static str {
+        match self {
+            Self::Network => "lb",
+            Self::Held => "held",
+        }
+    }
+}
+
 /// What one side made of a frame.
 #[derive(Debug, PartialEq, Eq)]
 struct Outcome {
@@ -112,6 +134,7 @@ struct Outcome {
 /// [`routes::lay`].
 pub struct Bench {
     program: Program,
+    early: EarlyFragments,
     core: Core<Twin>,
 }
 
@@ -128,13 +151,14 @@ impl Bench {
             slots: 131_072,
             flows: FLOWS,
             half_open: HALF_OPEN,
+            fragments: FRAGMENTS,
         };
         let options = LoadOptions {
             pins: None,
             capacity,
             log_level: 0,
         };
-        let (program, mut maps) = Program::load(&options)?;
+        let (mut program, mut maps) = Program::load(&options)?;
         let mut key = [0; HASH_KEY_WORDS];
         for (word, seed) in key.iter_mut().zip(1u64..) {
             *word = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
@@ -170,7 +194,12 @@ impl Bench {
                 ..Event::new(target, Condition::Down)
             });
         }
-        Ok(Self { program, core })
+        let early = program.early_fragments()?;
+        Ok(Self {
+            program,
+            early,
+            core,
+        })
     }
 
     /// Runs a frame (at least 14 bytes, which the kernel insists on) through both; the XDP action's
@@ -179,13 +208,35 @@ impl Bench {
     /// # Errors
     /// They differ, or the kernel refuses the run.
     pub fn compare(&mut self, frame: &[u8]) -> Result<u32> {
-        let (host, kernel) = (self.host(frame), self.kernel(frame)?);
+        self.compare_by(frame, Way::Network)
+    }
+
+    /// The same by another way.
+    ///
+    /// # Errors
+    /// As [`Self::compare`].
+    pub fn compare_by(&mut self, frame: &[u8], way: Way) -> Result<u32> {
+        let (host, kernel) = (self.host(frame, way), self.kernel(frame, way)?);
         ensure!(
             host == kernel,
             "differs: {}\n host   {host:?}\n kernel {kernel:?}",
             hex(frame)
         );
         Ok(host.action)
+    }
+
+    /// Takes the fragments that both sides hold, which must be the same.
+    ///
+    /// # Errors
+    /// They differ.
+    pub fn take_held(&mut self) -> Result<Vec<HeldFrame>> {
+        let host = self.core.dataplane().memory.tables.held.take();
+        let kernel: Vec<_> = std::iter::from_fn(|| self.early.next()).collect();
+        ensure!(
+            host == kernel,
+            "held frames differ:\n host   {host:?}\n kernel {kernel:?}"
+        );
+        Ok(host)
     }
 
     /// Changes what is wanted, on both sides.
@@ -294,7 +345,7 @@ impl Bench {
         Ok(total)
     }
 
-    fn host(&mut self, frame: &[u8]) -> Outcome {
+    fn host(&mut self, frame: &[u8], way: Way) -> Outcome {
         let routes = &mut self.core.dataplane_mut().memory.tables.routes;
         *routes = routes::of(frame).into_iter().collect();
         let twin = self.core.dataplane();
@@ -302,9 +353,15 @@ impl Bench {
         let mut buffer = vec![0; HEADROOM];
         buffer.extend_from_slice(frame);
         let mut packet = SlicePacket::new(&mut buffer, HEADROOM, INGRESS);
-        let verdict = pipeline::process(&mut packet, &twin.memory.tables);
+        let verdict = match way {
+            Way::Network => pipeline::process(&mut packet, &twin.memory.tables),
+            Way::Held => {
+                let mut place = Fragment::EMPTY;
+                pipeline::held(&mut packet, &twin.memory.tables, &mut place)
+            }
+        };
         let action = match verdict {
-            Verdict::Drop(_) => 1,
+            Verdict::Drop(_) | Verdict::Held => 1,
             Verdict::Pass => 2,
             Verdict::Transmit => 3,
             Verdict::Redirect(_) => 4,
@@ -312,11 +369,11 @@ impl Bench {
         outcome(action, packet.bytes())
     }
 
-    fn kernel(&mut self, frame: &[u8]) -> Result<Outcome> {
+    fn kernel(&mut self, frame: &[u8], way: Way) -> Result<Outcome> {
         let mut out = vec![0; frame.len() + 64];
-        let result = self
-            .program
-            .xdp()?
+        let program = self.program.ebpf().program_mut(way.program());
+        let program: &mut Xdp = program.context("no such program")?.try_into()?;
+        let result = program
             .test_run(TestRunOptions {
                 data_in: Some(frame),
                 data_out: Some(&mut out),
@@ -343,9 +400,10 @@ impl Bench {
             insert(&mut kernel.backends, index, twin.backend_counters(index)?);
         }
         for (number, count) in (0..).zip(twin.drops()?) {
-            let (counts, number) = match u32::checked_sub(number, FIRST_ANSWER) {
-                None => (&mut kernel.drops, number),
-                Some(kind) => (&mut kernel.answers, kind),
+            let (counts, number) = match number {
+                FIRST_ANSWER.. => (&mut kernel.answers, number - FIRST_ANSWER),
+                FIRST_PIECE.. => (&mut kernel.pieces, number - FIRST_PIECE),
+                _ => (&mut kernel.drops, number),
             };
             if count > 0 {
                 counts.insert(number, count);

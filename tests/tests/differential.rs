@@ -7,10 +7,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use lb_common::verdict::{Answer, DropReason};
+use lb_common::verdict::{Answer, DropReason, Piece};
 use lb_tests::{
     differential::{
-        Bench,
+        Bench, Way,
         frames::{CONFIG_ID, Generator, NONCE, OWN, Random, server_id},
         routes, unhex,
     },
@@ -199,10 +199,12 @@ fn run() -> Result<()> {
     let mut generator = Generator {
         random: Random(seed),
         endpoints,
+        open: Vec::new(),
     };
     #[expect(clippy::disallowed_methods, reason = "only printed")]
     let start = Instant::now();
     let mut actions = [0u64; 4];
+    let mut held = Vec::new();
     let mut changes = Random(seed ^ 0x5eed);
     for done in 0..packets {
         if done % CHANGE_EVERY == CHANGE_EVERY - 1 {
@@ -214,14 +216,23 @@ fn run() -> Result<()> {
             format!("frame {done} of seed {seed}; keep it in tests/regressions/frames.hex")
         })?;
         actions[(action - 1) as usize] += 1;
+        held.extend(bench.take_held()?);
+        // Sooner and later than the first fragment.
+        while held.len() > HELD {
+            let frame = held.remove(changes.below(held.len() as u64)).frame;
+            bench
+                .compare_by(&frame, Way::Held)
+                .with_context(|| format!("held, after frame {done} of seed {seed}"))?;
+        }
     }
     let recorded = bench.compare_flows()?;
     let counted = bench.compare_counters()?;
     println!(
-        "{packets} frames of seed {seed}: 0 differences in {:?}; [drop, pass, transmit, redirect] = {actions:?}; {:?}; {:?} answered; {recorded} flows recorded at the end; {:?}",
+        "{packets} frames of seed {seed}: 0 differences in {:?}; [drop, pass, transmit, redirect] = {actions:?}; {:?}; {:?} answered; {:?} in fragments; {recorded} flows recorded at the end; {:?}",
         start.elapsed(),
         counted.drops,
         counted.answers,
+        counted.pieces,
         counted.flows
     );
     // A generator that no longer reaches a part of the path proves nothing about it.
@@ -240,6 +251,12 @@ fn run() -> Result<()> {
             "no {reason:?} in {packets} frames"
         );
     }
+    for &piece in Piece::ALL {
+        assert!(
+            counted.pieces.contains_key(&(piece as u32)),
+            "no {piece:?} in {packets} frames"
+        );
+    }
     for answer in [
         Answer::Echo,
         Answer::Reset,
@@ -255,6 +272,8 @@ fn run() -> Result<()> {
     Ok(())
 }
 
+/// Fragments that are held at a time.
+const HELD: usize = 16;
 /// Frames between two changes of rings, schedulers and health.
 const CHANGE_EVERY: u64 = 250;
 
@@ -363,7 +382,7 @@ const SCHEDULERS: [Scheduler; 7] = [
 ];
 
 /// What frames of this size can be dropped for; the others take giants, or a defect.
-const REACHED: [DropReason; 8] = [
+const REACHED: [DropReason; 12] = [
     DropReason::NoBackend,
     DropReason::Truncated,
     DropReason::BadHeader,
@@ -372,6 +391,10 @@ const REACHED: [DropReason; 8] = [
     DropReason::TtlExpired,
     DropReason::UnknownPort,
     DropReason::PacketTooBig,
+    DropReason::FragmentTiny,
+    DropReason::FragmentOverlap,
+    DropReason::FragmentMalformed,
+    DropReason::FragmentBeforeFirst,
 ];
 
 #[test]

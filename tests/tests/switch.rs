@@ -49,6 +49,7 @@ fn balancer() -> Result<Balancer> {
             slots: 4 * SERVICES * (RING + 1),
             flows: 1_024,
             half_open: 1_024,
+            fragments: 1_024,
         },
         log_level: 0,
     })?;

@@ -240,7 +240,8 @@ impl Spec {
         header
     }
 
-    fn number(&self) -> IpNumber {
+    /// The protocol number of what stands behind the IP headers.
+    pub fn number(&self) -> IpNumber {
         match self.transport {
             Transport::Tcp(..) => ip_number::TCP,
             Transport::Udp(_) => ip_number::UDP,
@@ -248,7 +249,8 @@ impl Spec {
         }
     }
 
-    fn transport(&self) -> Vec<u8> {
+    /// What stands behind the IP headers.
+    pub fn transport(&self) -> Vec<u8> {
         let (from, to) = (self.from.port(), self.to.port());
         let mut header = match self.transport {
             Transport::Tcp(flags) => {

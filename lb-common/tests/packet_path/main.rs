@@ -7,6 +7,7 @@ mod support;
 mod all_ports;
 mod decapsulation;
 mod drops;
+mod fragments;
 mod frames;
 mod headers;
 mod icmp;

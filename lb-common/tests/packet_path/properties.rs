@@ -2,7 +2,10 @@
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
-use lb_common::{decapsulate::Fate, verdict::Verdict};
+use lb_common::{
+    decapsulate::Fate,
+    verdict::{Piece, Verdict},
+};
 use proptest::{
     prelude::*,
     sample::{Index, select},
@@ -256,6 +259,7 @@ proptest! {
         let outcome = stage.run_with(&frame, headroom * 2);
         let answer = mode == Mode::Nat && from_a_server(&frame);
         match outcome.verdict {
+            Verdict::Held => prop_assert_eq!(outcome.counted.pieces, [(Piece::Held as u32, 1)].into()),
             Verdict::Drop(reason) => prop_assert_eq!(outcome, Outcome::dropped(reason)),
             Verdict::Pass if !answer => prop_assert_eq!(outcome, Outcome::passed(frame)),
             Verdict::Pass => prop_assert_eq!(outcome.frame.0.len(), frame.len()),

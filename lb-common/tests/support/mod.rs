@@ -8,6 +8,7 @@ mod quic;
 use std::net::{IpAddr, SocketAddr};
 
 use lb_common::{
+    fragment::Fragment,
     memory::MemoryTables,
     mss,
     packet::SlicePacket,
@@ -373,12 +374,35 @@ impl Stage {
 
     /// Runs a frame through the pipeline with so much room in front, poisoned.
     pub fn run_with(&self, frame: &[u8], headroom: usize) -> Outcome {
+        self.run_by(frame, headroom, |packet| {
+            pipeline::process(packet, &self.tables)
+        })
+    }
+
+    /// Runs the fragments that are held, in the order in which they came, as the agent gives them back.
+    pub fn give_back(&self) -> Vec<Outcome> {
+        let held = self.tables.held.take();
+        let run = |packet: &mut SlicePacket<'_>| {
+            let mut place = Fragment::EMPTY;
+            pipeline::held(packet, &self.tables, &mut place)
+        };
+        held.iter()
+            .map(|held| self.run_by(&held.frame, HEADROOM, run))
+            .collect()
+    }
+
+    fn run_by(
+        &self,
+        frame: &[u8],
+        headroom: usize,
+        run: impl Fn(&mut SlicePacket<'_>) -> Verdict,
+    ) -> Outcome {
         let mut buffer = vec![POISON; headroom];
         buffer.extend_from_slice(frame);
         let mut packet = SlicePacket::new(&mut buffer, headroom, INGRESS);
-        let verdict = pipeline::process(&mut packet, &self.tables);
+        let verdict = run(&mut packet);
         let bytes = match verdict {
-            Verdict::Drop(_) => Vec::new(),
+            Verdict::Drop(_) | Verdict::Held => Vec::new(),
             _ => packet.bytes().to_vec(),
         };
         Outcome {
@@ -415,6 +439,7 @@ impl Stage {
                 .collect(),
             drops: counted.drops,
             answers: counted.answers,
+            pieces: counted.pieces,
         }
     }
 }

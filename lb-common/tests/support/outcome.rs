@@ -34,6 +34,8 @@ pub struct Counted {
     pub drops: BTreeMap<u32, u64>,
     /// Answers in a VIP's name, and why there were none.
     pub answers: BTreeMap<u32, u64>,
+    /// Fragments by what they came to.
+    pub pieces: BTreeMap<u32, u64>,
 }
 
 /// What became of a frame; the bytes of a dropped one are nobody's.

@@ -92,6 +92,8 @@ pub struct Capacity {
     pub flows: u32,
     /// Records of flows of which one packet was seen.
     pub half_open: u32,
+    /// Datagrams in fragments.
+    pub fragments: u32,
 }
 
 impl Capacity {
@@ -123,6 +125,7 @@ impl Default for Capacity {
             slots: 16_777_216,
             flows: 262_144,
             half_open: 65_536,
+            fragments: 16_384,
         }
     }
 }

@@ -74,6 +74,7 @@ async fn status_tells_instance_interfaces_tally_and_drops() {
         },
         "drops": {"malformed": 0, "no_backend": 3},
         "answers": {"limited": 0, "reset": 2},
+        "fragments": {"first": 4, "held": 0},
         "unknown_port": "reset",
     });
     assert_eq!((status, body), (200, expected));

@@ -147,9 +147,15 @@ const BAD_FILES: &[Bad] = &[
         "[limits]\nslots = 1",
         2,
         "limits.slots",
-        "here can be services, backends, ring_slots, flows, half_open",
+        "here can be services, backends, ring_slots, flows, half_open, fragments",
     ),
     ("[limits]\nflows = 0", 2, "limits.flows", "1 to 16777216"),
+    (
+        "[limits]\nfragments = 4194305",
+        2,
+        "limits.fragments",
+        "1 to 4194304",
+    ),
     (
         "[limits]\nhalf_open = 16777217",
         2,

@@ -31,6 +31,7 @@ backends = 100
 ring_slots = 1000000
 flows = 1000
 half_open = 500
+fragments = 250
 
 [[service]]
 vip = "10.0.0.1:80/tcp"
@@ -94,6 +95,7 @@ fn every_key_of_the_format_is_read() {
         ring_slots: 1_000_000,
         flows: 1_000,
         half_open: 500,
+        fragments: 250,
     };
     assert_eq!(config.limits, limits);
     assert!(config.warnings.is_empty(), "{:?}", config.warnings);

@@ -7,15 +7,16 @@ use std::cell::Cell;
 
 use lb_common::{
     memory::MemoryTables,
+    packet::Packet,
     persist,
     schedule::NOBODY,
     tables::{
-        Address, Backend, Bucket, Control, Endpoint, FlowEvent, FlowKey, Handover, Member, NoRoute,
-        Record, Recorded, Route, RouteQuery, Server, ServerKey, ServiceEntry, Slot, Table, Tables,
-        Tick, WayBack, flow_kind,
+        Address, Backend, Bucket, Control, Datagram, Endpoint, FlowEvent, FlowKey, FragmentKey,
+        Handover, Member, NoRoute, Record, Recorded, Route, RouteQuery, Server, ServerKey,
+        ServiceEntry, Slot, Table, Tables, Tick, WayBack, flow_kind,
     },
     track::Question,
-    verdict::{Answer, DropReason},
+    verdict::{Answer, DropReason, Piece},
 };
 
 use crate::tally::Tally;
@@ -307,6 +308,26 @@ impl Tables for Bent<'_> {
         if !(known && self.is(Sabotage::ClientsStayWhereTheyWere)) {
             persist::remember(self, question, id);
         }
+    }
+
+    fn count_piece(&self, piece: Piece) {
+        self.tables.count_piece(piece);
+    }
+
+    fn visit_datagram<R>(
+        &self,
+        key: &FragmentKey,
+        visit: impl FnOnce(&mut Datagram) -> R,
+    ) -> Option<R> {
+        self.tables.visit_datagram(key, visit)
+    }
+
+    fn note_datagram(&self, key: &FragmentKey, fill: impl FnOnce(&mut Datagram)) {
+        self.tables.note_datagram(key, fill);
+    }
+
+    fn hold<P: Packet>(&self, packet: &P, key: &FragmentKey, offset: u32) -> bool {
+        self.tables.hold(packet, key, offset)
     }
 
     fn confirm(&self, question: &Question, id: u32) {

@@ -87,7 +87,8 @@ async fn status_is_shown_as_fields() {
          generation    7\n\
          unknown port  reset\n\
          drops         no_backend 3\n\
-         answers       reset 2\n",
+         answers       reset 2\n\
+         fragments     first 4\n",
         env!("CARGO_PKG_VERSION")
     );
     assert_eq!(succeed(&agent, "status").await, expected);

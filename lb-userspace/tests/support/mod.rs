@@ -201,6 +201,7 @@ fn snapshot(state: &State) -> Snapshot {
         events: 9,
         drops: vec![("no_backend", 3), ("malformed", 0)],
         answers: vec![("reset", 2), ("limited", 0)],
+        fragments: vec![("first", 4), ("held", 0)],
         unknown_port: Unserved::Reset,
     }
 }

@@ -176,7 +176,12 @@ fn ipv4(bytes: &mut Vec<u8>, destination: Ipv4Addr, payload: Payload, length: us
     } else {
         [8, 0]
     });
-    bytes.extend([0x45, 0, 0, (length - ETHERNET) as u8, 0, 0]);
+    let length = match payload {
+        // Of units of eight bytes, as every fragment but the last one.
+        Payload::FirstFragment => 44,
+        _ => (length - ETHERNET) as u8,
+    };
+    bytes.extend([0x45, 0, 0, length, 0, 0]);
     bytes.extend(payload.fragment().to_be_bytes());
     bytes.extend([64, payload.protocol(), 0, 0]);
     bytes.extend(FIRST_SOURCE.to_be_bytes());

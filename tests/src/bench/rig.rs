@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use anyhow::{Context as _, Result, ensure};
-use lb_common::verdict::FIRST_ANSWER;
+use lb_common::verdict::{FIRST_PIECE, Piece};
 use lb_userspace::{
     dataplane::{Capacity, Dataplane as _, bpf::LoadOptions},
     model::ServiceId,
@@ -39,7 +39,7 @@ const FILLERS: u64 = 1 << 31;
 pub struct Counts {
     /// Packets forwarded.
     pub packets: u64,
-    /// Packets dropped.
+    /// Packets dropped, or held: fragments without a first one.
     pub drops: u64,
     /// Packets that looked their flow up.
     pub lookups: u64,
@@ -144,8 +144,10 @@ impl Rig {
     /// The maps cannot be read.
     pub fn counts(&self) -> Result<Counts> {
         let maps = self.balancer.core.dataplane();
+        let (counted, held) = (maps.drops()?, FIRST_PIECE + Piece::Held as u32);
+        let drops: u64 = counted.iter().take(FIRST_PIECE as usize).sum();
         let mut counts = Counts {
-            drops: maps.drops()?.iter().take(FIRST_ANSWER as usize).sum(),
+            drops: drops + counted.get(held as usize).unwrap_or(&0),
             ..Counts::default()
         };
         for (_, index, _) in self.balancer.core.layout().services() {
@@ -344,6 +346,7 @@ fn capacity(fleet: Fleet) -> Capacity {
         slots: 1 << 21,
         flows: FLOWS,
         half_open: HALF_OPEN,
+        fragments: 16_384,
     };
     match fleet {
         Fleet::Varied => base,

@@ -269,7 +269,6 @@ fn untouched() -> Vec<Scenario> {
         }
     };
     let vip = "10.0.0.2:80/tcp";
-    let fragment = |name, payload| to(name, vip, payload, action::DROP, true);
     vec![
         to(
             "pass-v4-no-vip",
@@ -294,8 +293,16 @@ fn untouched() -> Vec<Scenario> {
             false,
         ),
         to("pass-non-ip", vip, Payload::Arp, action::PASS, true),
-        fragment("frag-v4-first", Payload::FirstFragment),
-        fragment("frag-v4-later", Payload::LaterFragment),
+        // Each of a datagram of its own.
+        steady("frag-v4-first", vip, IPIP, Payload::FirstFragment, 0),
+        // Without a first one.
+        to(
+            "frag-v4-later",
+            vip,
+            Payload::LaterFragment,
+            action::DROP,
+            true,
+        ),
     ]
 }
 

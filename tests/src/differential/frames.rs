@@ -3,6 +3,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use super::fragments::Open;
+
 /// Addresses of the balancer itself.
 pub const OWN: [IpAddr; 2] = [
     IpAddr::V4(Ipv4Addr::new(10, 2, 0, 1)),
@@ -53,7 +55,7 @@ impl Random {
         self.word() as u8
     }
 
-    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+    pub(super) fn pick<T: Copy>(&mut self, from: &[T]) -> T {
         from[self.below(from.len() as u64)]
     }
 }
@@ -65,11 +67,16 @@ pub struct Generator {
     pub random: Random,
     /// Addresses worth sending to and from.
     pub endpoints: Vec<SocketAddr>,
+    /// Datagrams of which fragments are still to come.
+    pub open: Vec<Open>,
 }
 
 impl Generator {
     /// The next frame, of 14 bytes or more.
     pub fn frame(&mut self) -> Vec<u8> {
+        if self.random.once_in(8) {
+            return self.fragment();
+        }
         let interesting = self.random.pick(&self.endpoints);
         let stranger = self.stranger(interesting);
         let (from, to) = match self.random.below(8) {
@@ -89,7 +96,7 @@ impl Generator {
         frame
     }
 
-    fn stranger(&mut self, like: SocketAddr) -> SocketAddr {
+    pub(super) fn stranger(&mut self, like: SocketAddr) -> SocketAddr {
         // Half of them come again, as packets of a connection do.
         let word = if self.random.once_in(2) {
             Random(self.random.word() % 64).word()
@@ -109,7 +116,7 @@ impl Generator {
             .pick(&[6, 6, 6, 17, 17, 17, 1, 58, 132, 47, 4, 41])
     }
 
-    fn transport(&mut self, protocol: u8, from: SocketAddr, to: SocketAddr) -> Vec<u8> {
+    pub(super) fn transport(&mut self, protocol: u8, from: SocketAddr, to: SocketAddr) -> Vec<u8> {
         if let 1 | 58 = protocol {
             return self.message(protocol == 1, from, to);
         }
@@ -337,7 +344,7 @@ impl Generator {
     }
 }
 
-fn ethernet(ether_type: u16) -> Vec<u8> {
+pub(super) fn ethernet(ether_type: u16) -> Vec<u8> {
     let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
     frame.extend(ether_type.to_be_bytes());
     frame

@@ -7,7 +7,7 @@ use std::{
 
 use lb_common::{
     tables::{Counters, FlowCounters, service_flag},
-    verdict::{Answer, DropReason, FIRST_ANSWER},
+    verdict::{Answer, DropReason, FIRST_ANSWER, FIRST_PIECE, Piece},
 };
 
 use super::Core;
@@ -31,6 +31,8 @@ impl<D: Dataplane> Core<D> {
         let drops = reasons.map(|&reason| (reason.name(), count(reason as u32)));
         let answers = Answer::ALL.iter();
         let answers = answers.map(|&kind| (kind.name(), count(FIRST_ANSWER + kind as u32)));
+        let fragments = Piece::ALL.iter();
+        let fragments = fragments.map(|&piece| (piece.name(), count(FIRST_PIECE + piece as u32)));
         Snapshot {
             instance: self.instance.clone(),
             generation: self.layout.generation,
@@ -51,6 +53,7 @@ impl<D: Dataplane> Core<D> {
             events: self.chronicle.events(),
             drops: drops.collect(),
             answers: answers.collect(),
+            fragments: fragments.collect(),
             unknown_port: self.unknown_port,
         }
     }

@@ -42,6 +42,10 @@ pub struct Status {
     /// Answers in VIPs' names, by kind: `echo`, `reset`, `unreachable`; and how often there was none,
     /// where it would have been wrong (`withheld`) or one too many (`limited`).
     pub answers: BTreeMap<String, u64>,
+    /// Fragments: those that were the first of their datagram, those that followed it (`later`), those that came
+    /// before it (`held`), and of these those that followed in the end (`released`).
+    #[serde(default)]
+    pub fragments: BTreeMap<String, u64>,
     /// What packets get to ports of VIPs that no service has.
     pub unknown_port: Unserved,
 }
@@ -373,6 +377,7 @@ impl From<&snapshot::Snapshot> for Status {
             },
             drops: drops.map(named).collect(),
             answers: snapshot.answers.iter().map(named).collect(),
+            fragments: snapshot.fragments.iter().map(named).collect(),
             unknown_port: snapshot.unknown_port,
         }
     }

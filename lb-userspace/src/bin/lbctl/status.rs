@@ -50,6 +50,7 @@ fn describe(status: &Status) -> String {
         ("unknown port", name_of(status.unknown_port)),
         ("drops", counts(&status.drops)),
         ("answers", counts(&status.answers)),
+        ("fragments", counts(&status.fragments)),
     ]);
     output::fields(&fields)
 }

@@ -183,6 +183,7 @@ fn load(arguments: &Run, config: &Config, name: &str, pins: Pins) -> Result<(Pro
             slots: limits.ring_slots,
             flows: limits.flows,
             half_open: limits.half_open,
+            fragments: limits.fragments,
         },
         log_level: arguments.bpf_log as u8,
     };

@@ -44,6 +44,8 @@ pub struct Maps {
     established: FlowMap,
     half_open: FlowMap,
     drops: PerCpuArray<MapData, u64>,
+    /// Datagrams in fragments that the program has room for.
+    fragments: u32,
 }
 
 /// Names of the maps in the object, and of their pins.
@@ -79,7 +81,10 @@ fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, DataplaneError> {
     })
 }
 
-fn typed<T: TryFrom<Map>>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, DataplaneError>
+pub(super) fn typed<T: TryFrom<Map>>(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+) -> Result<T, DataplaneError>
 where
     T::Error: std::fmt::Display,
 {
@@ -101,6 +106,21 @@ where
         .info()
         .map_err(|error| DataplaneError::new(format!("asking about map {name}"), &error))?;
     Mapped::new(data.fd(), info.max_entries(), name)
+}
+
+/// How many elements a map has that is left where it is.
+fn elements(ebpf: &Ebpf, name: &'static str) -> Result<u32, DataplaneError> {
+    let Some(Map::LruHashMap(data)) = ebpf.map(name) else {
+        let cause = "the object has no LRU hash of that name";
+        return Err(DataplaneError::new(
+            format!("looking for map {name}"),
+            &cause,
+        ));
+    };
+    let info = data.info();
+    let info =
+        info.map_err(|error| DataplaneError::new(format!("asking about map {name}"), &error))?;
+    Ok(info.max_entries())
 }
 
 fn flow_map(ebpf: &mut Ebpf, name: &'static str) -> Result<FlowMap, DataplaneError> {
@@ -137,6 +157,7 @@ impl Maps {
             established: flow_map(ebpf, "ESTABLISHED")?,
             half_open: flow_map(ebpf, "HALF_OPEN")?,
             drops: typed(ebpf, "DROPS")?,
+            fragments: elements(ebpf, "DATAGRAMS")?,
         })
     }
 
@@ -305,6 +326,7 @@ impl Dataplane for Maps {
             slots: self.slots.length().saturating_mul(2),
             flows: self.established.capacity(),
             half_open: self.half_open.capacity(),
+            fragments: self.fragments,
         }
     }
 

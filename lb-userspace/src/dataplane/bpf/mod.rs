@@ -6,6 +6,7 @@
 
 pub mod decap;
 mod detach;
+mod early;
 mod flows;
 mod grace;
 mod links;
@@ -17,14 +18,16 @@ use std::{
     collections::BTreeSet,
     fs,
     io::{self, Read as _},
-    iter,
 };
 
 use aya::{Ebpf, EbpfLoader, maps::ProgramArray, programs::Xdp};
-use lb_common::tables::{HASH_KEY_WORDS, TAIL_REFUSED, TAIL_SYN, TAIL_TOO_BIG, TAIL_UNUSUAL};
+use lb_common::tables::{
+    HASH_KEY_WORDS, TAIL_FRAGMENT, TAIL_REFUSED, TAIL_SYN, TAIL_TOO_BIG, TAIL_UNUSUAL,
+};
 
 use self::links::Links;
 pub use self::{
+    early::EarlyFragments,
     links::Mode,
     maps::Maps,
     pins::{Claim, Pins},
@@ -38,11 +41,12 @@ pub static LB_OBJECT: &[u8] = aya::include_bytes_aligned!(env!("LB_OBJECT"));
 /// The program on the interface.
 const ENTRY: &str = "lb";
 /// Those that it goes on with, and the numbers that it knows them by.
-const OTHERS: [(&str, u32); 4] = [
+const OTHERS: [(&str, u32); 5] = [
     ("unusual", TAIL_UNUSUAL),
     ("refused", TAIL_REFUSED),
     ("too_big", TAIL_TOO_BIG),
     ("syn", TAIL_SYN),
+    ("fragment", TAIL_FRAGMENT),
 ];
 
 /// A loaded program, and its maps.
@@ -88,7 +92,8 @@ impl Program {
             .map_max_entries("BACKEND_COUNTERS", capacity.backends)
             .map_max_entries("WAYS_BACK", capacity.ways_back())
             .map_max_entries("SERVERS", capacity.servers())
-            .map_max_entries("OWNED", capacity.owned());
+            .map_max_entries("OWNED", capacity.owned())
+            .map_max_entries("DATAGRAMS", capacity.fragments);
         let mut taken_up = false;
         if let Some(pins) = &options.pins {
             let directory = pins.maps();
@@ -107,7 +112,8 @@ impl Program {
             ebpf,
             pins: options.pins.clone(),
         };
-        for name in iter::once(ENTRY).chain(OTHERS.map(|(name, _)| name)) {
+        let others = OTHERS.map(|(name, _)| name);
+        for name in [ENTRY, early::HELD].into_iter().chain(others) {
             let loaded = program.named(name)?.load();
             loaded.map_err(|error| {
                 DataplaneError::new(format!("loading the XDP program {name}"), &chain(&error))

@@ -86,6 +86,7 @@ fn options(services: u32) -> LoadOptions {
             slots: 4 * (RING + 1) * services.max(16),
             flows: 1 << 16,
             half_open: 1 << 16,
+            fragments: 1_024,
         },
         log_level: 0,
     }

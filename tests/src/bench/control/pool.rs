@@ -79,6 +79,7 @@ impl Bench {
                 slots: 1 << 22,
                 flows: 1 << 16,
                 half_open: 1 << 16,
+                fragments: 1_024,
             },
             log_level: 0,
         })?;

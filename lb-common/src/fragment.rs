@@ -1,0 +1,446 @@
+//! Datagrams that come in fragments, of both families: the first fragment, which has the ports, says where
+//! all of them go (RFC 791 §3.2, RFC 8200 §4.5). Nothing is reassembled.
+//!
+//! What the first one came to is remembered for [`LIFETIME`] in a table of its own, and the others follow it
+//! by addresses, protocol and identification. They are not steered anew by its ports: a scheduler, a
+//! connection id or a ring that moves could choose another backend for them, which none of the two could
+//! make anything of. A fragment that comes before its first one is [held](Tables::hold), where there is
+//! somebody to hold it.
+//!
+//! Dropped, with a reason of their own: first fragments without all of the transport header and what would
+//! write over it later (RFC 1858, RFC 3128, RFC 8200 §4.5), lengths that nothing can be made of, and overlaps
+//! as far as [`Seen`] tells them, after which the whole datagram is lost (RFC 5722).
+
+use crate::{
+    egress::{self, Onward},
+    flow::Flow,
+    forward::{self, End},
+    hash::FlowHash,
+    packet::Packet,
+    pipeline, refuse,
+    steer::{self, InForce},
+    tables::{
+        Address, Backend, Datagram, HELD_WORDS, SECOND, Tables, Tick, WayBack, fate, feature, mode,
+        owned, refusal, service_flag,
+    },
+    verdict::{Answer, DropReason, Piece, Verdict},
+    wire::{self, Byte, Word, protocol},
+};
+
+mod read;
+mod seen;
+
+use read::Found;
+pub use read::Fragment;
+pub use seen::{Overlap, Part, Seen};
+
+/// How long the fragments of a datagram are waited for after the last one that came. Those of one datagram
+/// are sent one after the other; hosts that reassemble wait longer, 15 s and more (RFC 791 §3.2), but they
+/// need not keep apart what all hosts behind a balancer are sent under 16 bits of identification.
+pub const LIFETIME: Tick = 2 * SECOND;
+/// What becomes of a fragment that comes before its first one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Early {
+    /// It is held, if it can be.
+    Held,
+    /// It is dropped: it has been held.
+    Dropped,
+}
+
+/// Decides over a frame that carries a fragment, and makes it what it becomes. The fragment is read into an empty
+/// place, which the kernel's program has off its stack.
+///
+/// # Errors
+/// Why it is dropped.
+#[inline(always)]
+pub fn process<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    fragment: &mut Fragment,
+    early: Early,
+) -> Result<Verdict, DropReason> {
+    if read::read(packet, fragment).is_none() {
+        return Ok(Verdict::Pass);
+    }
+    let is_vip = steer::owned(tables, fragment.flow.destination) & owned::VIP != 0;
+    let features = tables.control().map_or(0, |control| control.features);
+    if !is_vip && features & feature::NAT == 0 {
+        return Ok(Verdict::Pass);
+    }
+    let sound = fragment.check();
+    if !is_vip && sound.is_err() {
+        return Ok(Verdict::Pass);
+    }
+    sound?;
+    let now = tables.now();
+    if fragment.offset == 0 {
+        first(packet, tables, fragment, is_vip, now)
+    } else {
+        later(packet, tables, fragment, is_vip, early, now)
+    }
+}
+
+/// Whether what is known of a datagram counts for a fragment that comes now. What is whole has been of another
+/// one: identifications come again.
+#[inline(always)]
+pub fn counts(datagram: &Datagram, now: Tick) -> bool {
+    // Signed: another CPU may be a tick ahead.
+    let age = now.wrapping_sub(datagram.stamp) as i32;
+    age < LIFETIME as i32 && !Seen::from_word(datagram.seen).is_whole()
+}
+
+/// What is to be remembered of a first fragment.
+struct Note<'t> {
+    fate: u8,
+    way: Way<'t>,
+    /// The VIP, of an answer.
+    address: Address,
+}
+
+/// How a datagram gets to its backend.
+#[derive(Clone, Copy)]
+struct Way<'t> {
+    backend: Option<&'t Backend>,
+    /// Its port, or the VIP's.
+    port: u16,
+    hash: FlowHash,
+    service: u32,
+    mode: u8,
+}
+
+#[inline(always)]
+fn first<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    fragment: &mut Fragment,
+    is_vip: bool,
+    now: Tick,
+) -> Result<Verdict, DropReason> {
+    let part = fragment.part();
+    let found = match read::ports(packet, &mut fragment.flow) {
+        Ok(found) => found,
+        // Whose it is cannot be told.
+        Err(_) if !is_vip => return Ok(Verdict::Pass),
+        Err(reason) => return Err(reason),
+    };
+    let overlaps = tables.visit_datagram(&fragment.key, |before| {
+        let overlaps = counts(before, now) && !matches!(before.fate, fate::PASSES | fate::DROPPED);
+        if overlaps {
+            // It has a first fragment.
+            let _ = add(before, part, now);
+        }
+        overlaps
+    });
+    if overlaps == Some(true) {
+        return Err(DropReason::FragmentOverlap);
+    }
+    let mut note = Note {
+        fate: fate::PASSES,
+        way: Way {
+            backend: None,
+            port: 0,
+            hash: FlowHash::from_word(0),
+            service: 0,
+            mode: 0,
+        },
+        address: Address::v6([0; 16]),
+    };
+    let outcome = match found {
+        Found::Flow => found_flow(packet, tables, &mut fragment.flow, &mut note),
+        Found::Foreign if fragment.flow.protocol == protocol::ICMPV6 => Ok(Verdict::Pass),
+        Found::Foreign => unserved(tables, fragment.flow.destination),
+    };
+    // Of what is neither to a VIP nor from a backend, nothing is remembered.
+    if is_vip || note.fate != fate::PASSES {
+        if outcome.is_err() {
+            note.fate = fate::DROPPED;
+        } else if note.fate != fate::PASSES {
+            tables.count_piece(Piece::First);
+        }
+        tables.note_datagram(&fragment.key, |datagram| {
+            match note.way.backend {
+                Some(backend) => datagram.backend = *backend,
+                None => datagram.backend.address = note.address,
+            }
+            datagram.backend.port = note.way.port;
+            datagram.hash = note.way.hash.word();
+            datagram.service = note.way.service;
+            datagram.mode = note.way.mode;
+            datagram.fate = note.fate;
+            datagram.seen = Seen::default().add(part).map_or(0, Seen::word);
+            datagram.stamp = now;
+        });
+    }
+    outcome
+}
+
+/// Where a first fragment with ports goes.
+#[inline(always)]
+fn found_flow<'t, P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &'t T,
+    flow: &mut Flow,
+    note: &mut Note<'t>,
+) -> Result<Verdict, DropReason> {
+    if let Some(found) = steer::service(tables, &flow.to()) {
+        return match to_backend(packet, tables, flow, &found, note) {
+            Err(DropReason::NoBackend) => {
+                let policy = found.service.descriptor.refusal();
+                refused(tables, DropReason::NoBackend, policy)
+            }
+            outcome => outcome,
+        };
+    }
+    match egress::way_back(tables, flow.from()) {
+        Some(WayBack { address, port, .. }) => {
+            note.fate = fate::TO_CLIENT;
+            note.address = address;
+            note.way.port = port;
+            to_client(packet, tables, flow, address, Some(port))
+        }
+        None => unserved(tables, flow.destination),
+    }
+}
+
+/// What a fragment gets that no service is addressed by.
+#[inline(always)]
+fn unserved<T: Tables>(tables: &T, destination: Address) -> Result<Verdict, DropReason> {
+    match tables.control() {
+        Some(control)
+            if control.features & feature::UNKNOWN_PORTS != 0
+                && refuse::is_vip_alone(steer::owned(tables, destination)) =>
+        {
+            refused(tables, DropReason::UnknownPort, control.unknown_port)
+        }
+        _ => Ok(Verdict::Pass),
+    }
+}
+
+/// The same where a policy, one of [`refusal`], is set for it. No fragment is answered.
+#[inline(always)]
+fn refused<T: Tables>(tables: &T, reason: DropReason, policy: u8) -> Result<Verdict, DropReason> {
+    match policy {
+        refusal::PASS => return Ok(Verdict::Pass),
+        refusal::DROP => {}
+        _ => tables.count_answer(Answer::Withheld),
+    }
+    Err(reason)
+}
+
+#[inline(always)]
+fn later<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    fragment: &mut Fragment,
+    is_vip: bool,
+    early: Early,
+    now: Tick,
+) -> Result<Verdict, DropReason> {
+    let part = fragment.part();
+    let flow = &mut fragment.flow;
+    let known = tables.visit_datagram(&fragment.key, |datagram| {
+        counts(datagram, now).then(|| follow(packet, tables, flow, part, datagram, now))
+    });
+    match known {
+        Some(Some(outcome)) => {
+            if let Ok((verdict, true)) = outcome {
+                tables.count_piece(match early {
+                    Early::Held => Piece::Later,
+                    Early::Dropped => Piece::Released,
+                });
+                return Ok(verdict);
+            }
+            outcome.map(|(verdict, _)| verdict)
+        }
+        _ if !is_vip => Ok(Verdict::Pass),
+        _ => {
+            let offset = fragment.offset as u32;
+            if early == Early::Held && tables.hold(packet, &fragment.key, offset) {
+                tables.count_piece(Piece::Held);
+                return Ok(Verdict::Held);
+            }
+            Err(DropReason::FragmentBeforeFirst)
+        }
+    }
+}
+
+/// Sends a fragment where its first one went; and whether that was anywhere but to the kernel as it came.
+#[inline(always)]
+fn follow<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    flow: &mut Flow,
+    part: Part,
+    datagram: &mut Datagram,
+    now: Tick,
+) -> Result<(Verdict, bool), DropReason> {
+    match datagram.fate {
+        fate::PASSES => return Ok((Verdict::Pass, false)),
+        fate::DROPPED => return Err(DropReason::Fragment),
+        fate::OVERLAPS => return Err(DropReason::FragmentOverlap),
+        _ => add(datagram, part, now)?,
+    }
+    let verdict = if datagram.fate == fate::TO_CLIENT {
+        to_client(packet, tables, flow, datagram.backend.address, None)?
+    } else {
+        let way = Way {
+            backend: None,
+            port: 0,
+            hash: FlowHash::from_word(datagram.hash),
+            service: datagram.service,
+            mode: datagram.mode,
+        };
+        forward(packet, tables, flow, &datagram.backend, &way, None)?
+    };
+    Ok((verdict, true))
+}
+
+/// Notes that a part has come. A datagram of which one contradicts what has come before is given up; what comes
+/// twice is dropped alone, since networks may send things twice.
+#[inline(always)]
+fn add(datagram: &mut Datagram, part: Part, now: Tick) -> Result<(), DropReason> {
+    datagram.stamp = now;
+    match Seen::from_word(datagram.seen).add(part) {
+        Ok(seen) => {
+            datagram.seen = seen.word();
+            return Ok(());
+        }
+        Err(Overlap::Contradicts) => datagram.fate = fate::OVERLAPS,
+        Err(Overlap::Again) => {}
+    }
+    Err(DropReason::FragmentOverlap)
+}
+
+/// A client's datagram on its way to a backend, by its first fragment.
+#[inline(always)]
+fn to_backend<'t, P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &'t T,
+    flow: &mut Flow,
+    in_force: &InForce<'t>,
+    note: &mut Note<'t>,
+) -> Result<Verdict, DropReason> {
+    let service = &in_force.service;
+    let by_source = service.descriptor.flags & service_flag::BY_SOURCE != 0;
+    let hash = steer::hash(tables, flow, by_source).ok_or(DropReason::Inconsistent)?;
+    let backend = pipeline::backend(packet, tables, flow, in_force, hash)?;
+    if backend.interface == 0 {
+        return Err(DropReason::NoNextHop);
+    }
+    note.fate = fate::TO_BACKEND;
+    note.way = Way {
+        backend: Some(backend),
+        port: service.descriptor.port_at(backend, flow.destination_port),
+        hash,
+        service: service.index,
+        mode: service.descriptor.mode,
+    };
+    let port = Some(note.way.port);
+    forward(packet, tables, flow, backend, &note.way, port)
+}
+
+/// Sends a fragment to its datagram's backend; a first one to a port there.
+#[inline(always)]
+fn forward<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    flow: &mut Flow,
+    backend: &Backend,
+    way: &Way<'_>,
+    port: Option<u16>,
+) -> Result<Verdict, DropReason> {
+    // Not answered: no error is sent about any but the first (RFC 1122 §3.2.2).
+    if flow.length > backend.mtu {
+        return Err(DropReason::PacketTooBig);
+    }
+    let bytes = packet.length() as u64;
+    let opens = port.is_some() && flow.opens();
+    match way.mode {
+        mode::NAT => {
+            forward::decrement_ttl(packet, flow)?;
+            rewrite(packet, flow, End::Destination, backend.address, port)?;
+            forward::readdress(packet, backend.source_mac, backend.destination_mac)?;
+        }
+        mode => {
+            // Its checksums are not over this packet, whatever they are over.
+            flow.protocol = protocol::FRAGMENT;
+            egress::deliver(packet, tables, flow, mode, backend, way.hash)?;
+        }
+    }
+    tables.count_service(way.service, bytes, opens);
+    tables.count_backend(backend.counters, bytes, opens);
+    Ok(egress::by(packet, backend.interface))
+}
+
+/// Sends a fragment of a `nat` backend's answer to the client, from the VIP.
+#[inline(always)]
+fn to_client<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    flow: &Flow,
+    vip: Address,
+    port: Option<u16>,
+) -> Result<Verdict, DropReason> {
+    // An answer to our own probes.
+    if steer::owned(tables, flow.destination) & owned::LOCAL != 0 {
+        return Ok(Verdict::Pass);
+    }
+    let onward = egress::onward(packet, tables, flow, vip)?;
+    if let Onward::Ends = onward {
+        return Ok(Verdict::Pass);
+    }
+    rewrite(packet, flow, End::Source, vip, port)?;
+    Ok(egress::leave(packet, onward))
+}
+
+/// Rewrites one end of a fragment. A first one has the port, and the checksum of all of the datagram, in which the
+/// address counts once; the others have nothing but the IP header to be changed.
+#[inline(always)]
+fn rewrite<P: Packet>(
+    packet: &mut P,
+    flow: &Flow,
+    end: End,
+    address: Address,
+    port: Option<u16>,
+) -> Result<(), DropReason> {
+    if let Some(port) = port {
+        return forward::rewrite(packet, flow, end, address, port);
+    }
+    if flow.v4 != address.is_v4() {
+        return Err(DropReason::Inconsistent);
+    }
+    forward::set_address(packet, wire::ETHERNET, flow.v4, end, address).map(drop)
+}
+
+/// Copies a frame to where it is held: `put` gets the number of each word and what it is. How many bytes it
+/// has; `None` where it is too long.
+#[inline(always)]
+pub fn copy<P: Packet>(packet: &P, mut put: impl FnMut(usize, u64)) -> Option<u32> {
+    let length = packet.length();
+    if length > 8 * HELD_WORDS {
+        return None;
+    }
+    let mut at = 0;
+    for number in 0..HELD_WORDS {
+        if at >= length {
+            break;
+        }
+        let mut word = [0; 8];
+        if at + 8 <= length {
+            let Word(low) = packet.read(at)?;
+            let Word(high) = packet.read(at + 4)?;
+            let ([a, b, c, d], [e, f, g, h]) = (low, high);
+            word = [a, b, c, d, e, f, g, h];
+        } else {
+            for (place, to) in word.iter_mut().enumerate() {
+                if at + place < length {
+                    let Byte(byte) = packet.read(at + place)?;
+                    *to = byte;
+                }
+            }
+        }
+        put(number, u64::from_ne_bytes(word));
+        at += 8;
+    }
+    Some(length as u32)
+}
