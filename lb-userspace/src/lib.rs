@@ -10,6 +10,7 @@ pub mod capacity;
 pub mod config;
 pub mod dataplane;
 pub mod duration;
+pub mod fragments;
 pub mod health;
 mod http;
 pub mod instance;

@@ -5,7 +5,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::mpsc::{self, RecvTimeoutError, Sender},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        mpsc::{self, RecvTimeoutError, Sender},
+    },
     thread,
     time::Duration,
 };
@@ -41,7 +44,7 @@ pub fn check(interfaces: &BTreeSet<String>) -> Result<()> {
 
 /// Holds the program, and sees to it that every interface has it.
 pub struct Attendant {
-    program: Program,
+    program: Arc<Mutex<Program>>,
     mode: Attach,
     /// The index that each interface was attached to by; none while it is not attached to.
     indices: BTreeMap<String, Option<u32>>,
@@ -53,12 +56,16 @@ pub struct Watch {
 }
 
 impl Attendant {
-    pub fn new(program: Program, mode: Attach) -> Self {
+    pub fn new(program: Arc<Mutex<Program>>, mode: Attach) -> Self {
         Self {
             program,
             mode,
             indices: BTreeMap::new(),
         }
+    }
+
+    fn program(&self) -> MutexGuard<'_, Program> {
+        self.program.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Attaches to the interfaces, and changes the services in between: a new interface may refuse the
@@ -72,7 +79,7 @@ impl Attendant {
         let mut attached = BTreeMap::new();
         let mut held = Vec::new();
         for interface in interfaces {
-            if self.program.was_attached(interface)? {
+            if self.program().was_attached(interface)? {
                 held.push(interface);
             } else {
                 attached.insert(interface, self.attach(interface, Program::attach)?);
@@ -82,7 +89,7 @@ impl Attendant {
         for interface in held {
             attached.insert(interface, self.attach(interface, Program::attach)?);
         }
-        self.program.keep_only(interfaces)?;
+        self.program().keep_only(interfaces)?;
         let status = |(name, mode): (&String, Mode)| InterfaceStatus {
             name: name.clone(),
             mode: mode.name(),
@@ -94,7 +101,7 @@ impl Attendant {
         // Asked before: if it is replaced meanwhile, the next look will tell.
         let index = if_nametoindex(interface)
             .with_context(|| format!("there is no interface {interface}"))?;
-        let got = attach(&mut self.program, interface, modes(self.mode))?;
+        let got = attach(&mut self.program(), interface, modes(self.mode))?;
         self.indices.insert(interface.to_owned(), Some(index));
         if got == Mode::Generic && self.mode == Attach::Auto {
             tracing::warn!(%interface, "no native XDP: attached in generic mode, which is several times slower");

@@ -3,7 +3,11 @@
 //! What can be refused without touching the kernel is asked first, and services change once every
 //! new interface has the program; so a start that fails leaves things as they were.
 
-use std::{collections::BTreeSet, path::Path};
+use std::{
+    collections::BTreeSet,
+    path::Path,
+    sync::{Arc, Mutex},
+};
 
 use anyhow::{Context as _, Result};
 use lb_userspace::{
@@ -13,6 +17,7 @@ use lb_userspace::{
         Capacity, Dataplane as _,
         bpf::{Claim, LoadOptions, Maps, Pins, Program, draw_hash_key},
     },
+    fragments::{self, Keeper},
     health::{Checker, probes_in_flight},
     instance,
     model::{Change, Service, UNKNOWN_PORT},
@@ -91,6 +96,8 @@ struct Started {
     sources: Sources,
     handle: Handle,
     listeners: Listeners,
+    /// Holds fragments.
+    keeper: Keeper,
 }
 
 impl Started {
@@ -118,6 +125,10 @@ impl Started {
         if !matches!(arguments.bpf_log, LogLevel::Off) {
             forward_log(&mut program)?;
         }
+        let early = program.early_fragments()?;
+        let program = Arc::new(Mutex::new(program));
+        let keeper = fragments::keep(early, program.clone())
+            .context("watching for fragments that come too early")?;
         let mut attendant = Attendant::new(program, arguments.mode);
         let attached = attendant.bring_up(interfaces, || Ok(core.change(change)?))?;
         core.set_interfaces(attached);
@@ -136,6 +147,7 @@ impl Started {
             sources,
             handle,
             listeners,
+            keeper,
         })
     }
 
@@ -145,7 +157,7 @@ impl Started {
         let watch = self.attendant.watch();
         agent::run(self.core, self.sources, ready, signalled()).await;
         tracing::info!("stopping; the program goes on forwarding");
-        drop((running, watch));
+        drop((running, watch, self.keeper));
     }
 }
 
