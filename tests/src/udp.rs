@@ -9,7 +9,7 @@ use tokio::{net::UdpSocket, sync::watch, task::JoinSet};
 use crate::{load::Background, netns::Namespace};
 
 /// Largest datagram that is echoed whole.
-const MAX_DATAGRAM: usize = 2048;
+const MAX_DATAGRAM: usize = 65_535;
 
 /// An echo server on a thread inside a namespace; stops on drop.
 #[derive(Debug)]
@@ -54,7 +54,7 @@ async fn serve(sockets: Vec<std::net::UdpSocket>, name: String, mut stop: watch:
 }
 
 async fn echo(socket: UdpSocket, name: String) {
-    let mut buffer = [0; MAX_DATAGRAM];
+    let mut buffer = vec![0; MAX_DATAGRAM];
     loop {
         // Errors belong to single datagrams, such as a client that is gone: the next may be fine.
         let Ok((length, client)) = socket.recv_from(&mut buffer).await else {
