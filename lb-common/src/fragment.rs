@@ -167,7 +167,7 @@ fn first<P: Packet, T: Tables>(
             datagram.service = note.way.service;
             datagram.mode = note.way.mode;
             datagram.fate = note.fate;
-            datagram.seen = Seen::default().add(part).map_or(0, Seen::word);
+            datagram.seen = Seen::default().with(part).map_or(0, Seen::word);
             datagram.stamp = now;
         });
     }
@@ -300,7 +300,7 @@ fn follow<P: Packet, T: Tables>(
 #[inline(always)]
 fn add(datagram: &mut Datagram, part: Part, now: Tick) -> Result<(), DropReason> {
     datagram.stamp = now;
-    match Seen::from_word(datagram.seen).add(part) {
+    match Seen::from_word(datagram.seen).with(part) {
         Ok(seen) => {
             datagram.seen = seen.word();
             return Ok(());

@@ -345,6 +345,10 @@ impl Tables for Maps {
         *datagram = Datagram::default();
         fill(datagram);
         // Without it, the other fragments are as those that came too early.
+        #[expect(
+            clippy::needless_borrows_for_generic_args,
+            reason = "by value, it would be copied to the stack, which has no room for it"
+        )]
         let _ = DATAGRAMS.insert(key, &*datagram, BPF_ANY.into());
     }
 

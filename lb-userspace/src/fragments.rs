@@ -85,7 +85,7 @@ impl Keeping {
         loop {
             let mut taken = 0;
             while taken < BATCH
-                && let Some(frame) = self.early.get_mut().next()
+                && let Some(frame) = self.early.get_mut().take_frame()
             {
                 taken += 1;
                 if let Some(refused) = self.holder.hold(Instant::now(), frame) {

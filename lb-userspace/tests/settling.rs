@@ -248,10 +248,9 @@ fn a_backend_that_took_flows_when_a_sweep_began_is_not_released_by_it() {
     let light = "10.1.0.2:80".parse().unwrap();
     let placed = |core: &Core<MemoryDataplane>| {
         let placed = core.layout().placed(id()).unwrap();
-        let found = placed
+        placed
             .member(light)
-            .map(|(id, member)| (placed.names(id), member.backend.state));
-        found
+            .map(|(id, member)| (placed.names(id), member.backend.state))
     };
     assert_eq!(placed(&core), Some((false, state::TAKES | state::HOLDS)));
     // What begins from here on, this sweep does not see.

@@ -148,7 +148,8 @@ impl Bench {
             services: 64,
             backends: 256,
             members: 1_024,
-            slots: 131_072,
+            // The rings of all services, each twice while it moves as a whole, and once more in a plan.
+            slots: 1 << 19,
             flows: FLOWS,
             half_open: HALF_OPEN,
             fragments: FRAGMENTS,
@@ -231,7 +232,7 @@ impl Bench {
     /// They differ.
     pub fn take_held(&mut self) -> Result<Vec<HeldFrame>> {
         let host = self.core.dataplane().memory.tables.held.take();
-        let kernel: Vec<_> = std::iter::from_fn(|| self.early.next()).collect();
+        let kernel: Vec<_> = std::iter::from_fn(|| self.early.take_frame()).collect();
         ensure!(
             host == kernel,
             "held frames differ:\n host   {host:?}\n kernel {kernel:?}"

@@ -68,7 +68,7 @@ impl Seen {
     /// # Errors
     /// It overlaps what is noted, or lies beyond the end, or there is another end.
     #[inline(always)]
-    pub fn add(self, part: Part) -> Result<Self, Overlap> {
+    pub fn with(self, part: Part) -> Result<Self, Overlap> {
         let Part { from, to, last } = part;
         let runs = self.from < self.to;
         if to <= self.end || (runs && from >= self.from && to <= self.to) {
@@ -120,7 +120,7 @@ mod tests {
     }
 
     fn all(parts: &[Part]) -> Result<Seen, Overlap> {
-        let add = |seen: Seen, part: &Part| seen.add(*part);
+        let add = |seen: Seen, part: &Part| seen.with(*part);
         parts.iter().try_fold(Seen::default(), add)
     }
 
@@ -153,7 +153,7 @@ mod tests {
         let noted = [part(0, 10), part(20, 30)];
         let noted = all(&noted).unwrap();
         for again in [part(0, 10), part(3, 4), part(20, 30), part(21, 30)] {
-            assert_eq!(noted.add(again), Err(Overlap::Again), "{again:?}");
+            assert_eq!(noted.with(again), Err(Overlap::Again), "{again:?}");
         }
         for other in [
             part(0, 11),
@@ -164,7 +164,7 @@ mod tests {
             part(5, 25),
             last(12, 14),
         ] {
-            assert_eq!(noted.add(other), Err(Overlap::Contradicts), "{other:?}");
+            assert_eq!(noted.with(other), Err(Overlap::Contradicts), "{other:?}");
         }
     }
 
@@ -172,9 +172,9 @@ mod tests {
     fn a_datagram_has_one_end_and_nothing_behind_it() {
         let noted = all(&[part(0, 10), last(20, 30)]).unwrap();
         for other in [part(30, 31), last(12, 20), last(30, 40)] {
-            assert_eq!(noted.add(other), Err(Overlap::Contradicts), "{other:?}");
+            assert_eq!(noted.with(other), Err(Overlap::Contradicts), "{other:?}");
         }
-        assert!(noted.add(part(10, 20)).unwrap().is_whole());
+        assert!(noted.with(part(10, 20)).unwrap().is_whole());
     }
 
     proptest! {
@@ -199,7 +199,7 @@ mod tests {
             let noted = all(&parts).unwrap();
             let end = parts.last().map_or(0, |part| part.to);
             prop_assume!(from < end);
-            prop_assert!(noted.add(part(from, from + length)).is_err());
+            prop_assert!(noted.with(part(from, from + length)).is_err());
         }
 
         #[test]

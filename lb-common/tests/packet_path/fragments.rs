@@ -92,14 +92,14 @@ fn assert_follow(stage: &Stage, before: &[Spec], after: &[Vec<u8>], position: u8
         let opens = if place == 0 { opens } else { 0 };
         forwarded(piece, &before[place], after[place].clone(), position, opens)
     };
-    for place in 0..before.len() {
+    for (place, spec) in before.iter().enumerate() {
         let piece = if place == 0 {
             Piece::First
         } else {
             Piece::Later
         };
-        let run = stage.run(&before[place].frame());
-        assert_eq!(run, outcome(place, piece), "{place}: {:?}", before[place]);
+        let run = stage.run(&spec.frame());
+        assert_eq!(run, outcome(place, piece), "{place}: {spec:?}");
     }
     // The same datagram again, the other way round.
     let last = before.len() - 1;

@@ -531,10 +531,10 @@ impl<D: Dataplane> Core<D> {
             .execute(&[Operation::State(member.entry, left)])
         {
             Ok(()) => {
-                if let Some(placed) = Arc::make_mut(&mut self.layout).placed_mut(service) {
-                    if let Some(Ok(member)) = placed.members.get_mut(usize::from(id)) {
-                        member.backend.state = left;
-                    }
+                let placed = Arc::make_mut(&mut self.layout).placed_mut(service);
+                let member = placed.and_then(|placed| placed.members.get_mut(usize::from(id)));
+                if let Some(Ok(member)) = member {
+                    member.backend.state = left;
                 }
             }
             Err(error) => {

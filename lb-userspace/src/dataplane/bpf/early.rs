@@ -48,7 +48,7 @@ impl EarlyFragments {
     }
 
     /// The next fragment, if there is one.
-    pub fn next(&mut self) -> Option<HeldFrame> {
+    pub fn take_frame(&mut self) -> Option<HeldFrame> {
         loop {
             let item = self.ring.next()?;
             // One of another size is a defect of ours, and nobody's frame.
