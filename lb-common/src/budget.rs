@@ -3,13 +3,16 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::tables::{SECOND, Tick};
+use crate::{
+    tables::{SECOND, Tick},
+    verdict::Answer,
+};
 
 /// Answers of a kind that a CPU gives in a second.
 pub const LIMIT: u32 = 1_000;
 
-/// Budgets: one for each of [`crate::verdict::Answer`] by its number, though what is no answer takes none.
-pub const KINDS: u32 = 6;
+/// Budgets: one for each of [`Answer`] by its number, though what is no answer takes none.
+pub const KINDS: u32 = Answer::ALL.len() as u32;
 
 /// Number of one more budget, which those kinds leave: that of fragments that are held ([`crate::fragment`]).
 pub const HELD: u32 = KINDS;
