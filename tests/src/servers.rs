@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use nix::unistd::User;
 use tempfile::TempDir;
 
@@ -137,23 +137,27 @@ impl Server {
     /// It does not soon; with its log.
     pub fn start_at(&mut self, port: u16) -> Result<()> {
         self.kill();
-        let command = match self.app {
-            App::Postgres => self.postgres_command(port)?,
-            _ => self.redis_command(port),
-        };
-        let process = Process::spawn(self.app.name(), command)?;
-        let process = self.process.insert(process);
         let own = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        let namespace = &self.namespace;
-        let (app, name) = (self.app, &self.name);
         wait_ok("a server is ready", START, || {
-            ensure!(process.is_running(), "it has ended");
-            namespace
+            if !self.process.as_mut().is_some_and(Process::is_running) {
+                // Perhaps again: a PostgreSQL whose predecessor's children, each of a group of its own, have
+                // not noticed its end yet finds its memory in use.
+                let command = match self.app {
+                    App::Postgres => self.postgres_command(port)?,
+                    _ => self.redis_command(port),
+                };
+                self.process = Some(Process::spawn(self.app.name(), command)?);
+            }
+            self.namespace
                 .run(|| TcpStream::connect(own))
                 .context("connecting")?;
-            ready(app, namespace, name, port)
+            ready(self.app, &self.namespace, &self.name, port)
         })
-        .with_context(|| process.log_tail())
+        .with_context(|| {
+            self.process
+                .as_ref()
+                .map_or_else(String::new, Process::log_tail)
+        })
     }
 
     fn postgres_command(&self, port: u16) -> Result<Command> {
