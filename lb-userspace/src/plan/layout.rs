@@ -158,20 +158,20 @@ impl Ring {
     }
 }
 
-/// A counter that is read from time to time, to tell whether it has risen of late.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Watched {
-    /// The counter when it was read last.
-    pub seen: Option<u64>,
+/// What is counted, read from time to time to tell whether it has risen of late.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Watched<C> {
+    /// The count when it was read last.
+    pub seen: Option<C>,
     /// When it had risen; nothing once that is long over.
     pub at: Option<Tick>,
 }
 
-impl Watched {
+impl<C: Default + PartialEq> Watched<C> {
     /// Takes note of a reading; `within` is how long a rise matters, in ticks.
-    pub(super) fn note(&mut self, count: u64, now: Tick, within: Tick) {
+    pub(super) fn note(&mut self, count: C, now: Tick, within: Tick) {
         // Unknown before: whatever there was may have been just now.
-        if self.seen.unwrap_or(0) != count {
+        if self.seen.take().unwrap_or_default() != count {
             self.at = Some(now);
         } else if self
             .at
@@ -206,10 +206,10 @@ pub struct Placed {
     pub previous: Option<Arc<Ring>>,
     /// Local ids in the order in which a scheduler takes them; empty unless it takes turns or draws.
     pub sequence: Vec<u16>,
-    /// Choices that could not be recorded.
-    pub overflows: Watched,
+    /// Choices that could not be recorded, by index of the service, where there were any.
+    pub overflows: Watched<BTreeMap<u32, u64>>,
     /// Packets of backends that leave, by local id, where connection ids lead to them.
-    pub traffic: BTreeMap<u16, Watched>,
+    pub traffic: BTreeMap<u16, Watched<u64>>,
     /// Slots that have entered each phase.
     pub passed: Passed,
     /// How often backends were marked between plans; flows may have been recorded elsewhere each time.
@@ -470,7 +470,7 @@ impl Layout {
         for (number, placed) in &mut self.pools {
             let before = before.pools.get(number);
             if let Some(same) = before.filter(|before| before.services == placed.services) {
-                placed.overflows = same.overflows;
+                placed.overflows.clone_from(&same.overflows);
                 placed.traffic.clone_from(&same.traffic);
                 placed.passed = same.passed;
             }

@@ -264,11 +264,6 @@ impl Draft {
         let placed = number.and_then(|number| self.layout.pools.remove(&number));
         let before = placed.as_ref().map(Placed::descriptors).unwrap_or_default();
         let mut placed = self.place_services(pool, placed)?;
-        let indices: BTreeSet<u32> = placed.services.values().copied().collect();
-        if !before.keys().eq(&indices) {
-            // A sum of other counters.
-            placed.overflows.seen = None;
-        }
         placed.descriptor.pool = placed.number as u16;
         placed.descriptor.mode = service.mode.number();
         note_overflows(&mut placed, inputs);
@@ -537,10 +532,12 @@ fn check_room<K: Ord, V>(
 /// Takes note of choices that could not be recorded since the last sweep, for whichever service.
 fn note_overflows(placed: &mut Placed, inputs: &Inputs<'_>) {
     let indices = placed.services.values();
-    let counts = indices.map(|index| inputs.overflows.get(index).copied());
-    if let Some(count) = counts.sum() {
+    let counts = indices.map(|index| Some((*index, *inputs.overflows.get(index)?)));
+    // Not their sum, which may stay the same where one service takes another's place in a group.
+    if let Some(mut counts) = counts.collect::<Option<BTreeMap<_, _>>>() {
+        counts.retain(|_, count| *count > 0);
         let within = placed.descriptor.moving_time;
-        placed.overflows.note(count, inputs.now, within);
+        placed.overflows.note(counts, inputs.now, within);
     }
 }
 
