@@ -35,7 +35,7 @@ fn service<'t, T: Tables>(tables: &'t T, question: &Question) -> Option<Service<
     Service::at(tables, question.key.service.into(), question.half)
 }
 
-/// A client's record in a table, where there is one that counts.
+/// A client's record in a table, where there is one that counts; any other is given up for good.
 #[inline(always)]
 fn find<T: Tables>(
     tables: &T,
@@ -47,18 +47,13 @@ fn find<T: Tables>(
     let visited = tables.visit(table, key, |record| {
         let is_live = track::live(record, now, persistence);
         if !is_live {
-            forget(record, now);
+            // Out of reach of a longer persistence, since its client is about to go elsewhere.
+            record.stamp = now.wrapping_sub(track::LONG_AGO);
         }
         (*record, is_live)
     });
     let (record, is_live) = visited?;
     is_live.then_some(record)
-}
-
-/// Puts a record out of reach of a longer persistence: its client has been elsewhere since.
-#[inline(always)]
-fn forget(record: &mut Record, now: Tick) {
-    record.stamp = now.wrapping_sub(track::LONG_AGO);
 }
 
 /// Local id of the backend that a client has, while that takes one more flow; else
@@ -108,8 +103,6 @@ pub fn remember<T: Tables>(tables: &T, question: &Question, id: u32) {
             record.member = id as u16;
             record.generation = generation;
             record.stamp = now;
-        } else {
-            forget(record, now);
         }
         is_live
     });

@@ -94,6 +94,17 @@ fn it_lasts_from_the_last_new_connection_on_and_no_longer() {
 }
 
 #[test]
+fn where_it_has_ended_a_longer_one_does_not_bring_it_back() {
+    let stage = stage();
+    let first = connect(&stage, 1, 1);
+    stage.at(PERSISTENCE);
+    let second = taken_by(&stage, &opening(1, 2));
+    assert_ne!(second, Some(first));
+    let stage = stage.persisting(10 * PERSISTENCE, 128);
+    assert_eq!(taken_by(&stage, &opening(1, 3)), second);
+}
+
+#[test]
 fn a_client_that_only_opens_is_remembered_as_long_as_what_it_opens() {
     let stage = stage();
     let first = taken_by(&stage, &opening(1, 1));

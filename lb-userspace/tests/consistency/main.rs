@@ -9,6 +9,7 @@
 mod agent;
 mod bend;
 mod clients;
+mod clients_at_once;
 mod flow;
 mod frame;
 mod grace;
