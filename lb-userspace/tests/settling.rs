@@ -144,6 +144,33 @@ fn slots_settle_after_the_moving_time() {
     assert!(slots_in(&core, Phase::Settling) > 50);
 }
 
+#[test]
+fn the_next_sweep_is_due_when_slots_can_settle_and_at_once_for_those_that_have() {
+    let mut core = moving();
+    let rare = core.sweep_interval();
+    let second = Duration::from_secs(1);
+    assert_eq!(core.next_sweep(Duration::ZERO), rare);
+    let moving_time = ticks(core.state().service(id()).unwrap().moving_time());
+    let time = |core: &Core<MemoryDataplane>| core.dataplane().tables.time.get();
+    let until = time(&core).wrapping_add(moving_time);
+    let set = |core: &Core<MemoryDataplane>, at| core.dataplane().tables.time.set(at);
+    set(&core, until.wrapping_sub(ticks(2 * second)));
+    let next = core.next_sweep(Duration::ZERO);
+    assert_eq!(next.as_secs_f64().round(), 2.0, "{next:?}");
+    // Most of the time is for others.
+    assert_eq!(core.next_sweep(second), 4 * second);
+    assert_eq!(core.next_sweep(rare), rare);
+    set(&core, until);
+    let sweep = swept(&core);
+    core.swept(sweep).unwrap();
+    assert!(slots_in(&core, Phase::Settling) > 50);
+    assert!(core.next_sweep(Duration::ZERO) < second / 10);
+    let sweep = swept(&core);
+    core.swept(sweep).unwrap();
+    assert_eq!(slots_in(&core, Phase::Steady), 251);
+    assert_eq!(core.next_sweep(Duration::ZERO), rare);
+}
+
 /// Flows begin by the ring before until then.
 #[test]
 fn the_moving_time_begins_once_a_plan_has_taken_effect() {

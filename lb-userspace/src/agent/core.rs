@@ -40,6 +40,10 @@ const SWEEPS: u32 = 8;
 /// Bounds of the time between sweeps.
 const SHORTEST_SWEEP: Duration = Duration::from_millis(500);
 const LONGEST_SWEEP: Duration = Duration::from_secs(30);
+/// Where the next sweep is wanted as soon as can be: at least so long after the last, and so many times as
+/// long as that took, so that no more than a fifth of a processor's time goes into sweeps.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
+const PAUSES: u32 = 4;
 
 /// What the checks have said of a backend last.
 #[derive(Debug, Clone)]
@@ -123,6 +127,8 @@ pub struct Core<D> {
     /// Backends that somebody has forced down.
     forced: BTreeMap<(ServiceId, SocketAddr), Down>,
     census: Census,
+    /// The plan after the last sweep has settled slots.
+    has_settled: bool,
     next_hops: BTreeMap<IpAddr, NextHop>,
     own_addresses: BTreeSet<IpAddr>,
 }
@@ -152,6 +158,7 @@ impl<D: Dataplane> Core<D> {
             down: BTreeMap::new(),
             forced: BTreeMap::new(),
             census: Census::default(),
+            has_settled: false,
             next_hops: BTreeMap::new(),
             own_addresses: BTreeSet::new(),
         };
@@ -407,6 +414,20 @@ impl<D: Dataplane> Core<D> {
         })
     }
 
+    /// The same after a sweep that took so long: sooner where slots can settle then, or have just done so
+    /// and can come to rest.
+    pub fn next_sweep(&self, took: Duration) -> Duration {
+        let now = self.dataplane.now();
+        let pools = self.layout.pools.values();
+        let wanted = match self.has_settled {
+            true => Some(0),
+            false => pools.filter_map(|placed| placed.moves_for(now)).min(),
+        };
+        let soonest = SHORTEST_PAUSE.max(took * PAUSES);
+        let wanted = wanted.map_or(Duration::MAX, plan::duration);
+        wanted.max(soonest).min(self.sweep_interval())
+    }
+
     /// What a sweep of the flow tables goes by: what the maps hold, read once more where a plan came to
     /// an unknown end. A sweep by less would take records of backends that it does not know for stale.
     ///
@@ -437,10 +458,18 @@ impl<D: Dataplane> Core<D> {
     /// As [`Core::enforce`].
     pub fn swept(&mut self, census: Census) -> Result<(), ChangeError> {
         let taken_off = self.take_off(&census);
+        let before = self.slots_settled();
         let done = self.enforce_after(Some(&census), false);
+        self.has_settled = self.slots_settled() != before;
         let corrected = self.correct_loads(&census);
         self.census = census;
         done.and(taken_off).and(corrected)
+    }
+
+    /// Slots that have ever settled, of all pools.
+    fn slots_settled(&self) -> u64 {
+        let pools = self.layout.pools.values();
+        pools.map(|placed| placed.passed.settling).sum()
     }
 
     /// Takes backends for dead that have been down for too long, and sees who has waited long enough for

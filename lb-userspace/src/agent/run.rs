@@ -125,14 +125,14 @@ struct Running<D> {
 /// The sweep of the flow tables, which runs beside the loop.
 enum Sweeping {
     Due(Instant),
-    UnderWay,
+    UnderWay(Instant),
 }
 
 impl<D: Dataplane> Running<D> {
     fn next_deadline(&self, start: Option<Instant>) -> Option<Instant> {
         let sweep = match self.sweep {
             Sweeping::Due(due) => Some(due),
-            Sweeping::UnderWay => None,
+            Sweeping::UnderWay(_) => None,
         };
         let waiting = self.waiting.iter().map(|waiting| waiting.until);
         let own = [self.retry, sweep, Some(self.age), start];
@@ -178,7 +178,7 @@ impl<D: Dataplane> Running<D> {
     fn start_sweep(&mut self) {
         match self.core.sweep() {
             Ok(sweep) => {
-                self.sweep = Sweeping::UnderWay;
+                self.sweep = Sweeping::UnderWay(Instant::now());
                 self.sweeps.spawn_blocking(move || sweep.run());
             }
             Err(error) => self.sweep_failed(&error, "the flow tables cannot be swept"),
@@ -201,7 +201,11 @@ impl<D: Dataplane> Running<D> {
             return self.sweep_failed(&error, "slots cannot settle");
         }
         self.sweep_retries = 0;
-        self.sweep = Sweeping::Due(Instant::now() + self.core.sweep_interval());
+        let took = match self.sweep {
+            Sweeping::UnderWay(since) => since.elapsed(),
+            Sweeping::Due(_) => Duration::ZERO,
+        };
+        self.sweep = Sweeping::Due(Instant::now() + self.core.next_sweep(took));
     }
 
     /// Soon once more, but not for ever: what goes on failing is as urgent as any sweep.

@@ -77,6 +77,8 @@ pub struct Ring {
     shares: Vec<u32>,
     /// Slots in each phase.
     pub phases: Phases,
+    /// When the first of those that move did.
+    pub moving_since: Option<Tick>,
 }
 
 /// Slots in each phase.
@@ -88,6 +90,15 @@ pub struct Phases {
     pub moving: u32,
     /// Settling ones.
     pub settling: u32,
+}
+
+/// The earlier of two ticks, which are less than half of all apart.
+fn earlier(one: Tick, other: Tick) -> Tick {
+    if (one.wrapping_sub(other) as i32) < 0 {
+        one
+    } else {
+        other
+    }
 }
 
 impl Ring {
@@ -104,12 +115,16 @@ impl Ring {
                 Phase::Settling => phases.settling += 1,
             }
         }
+        let moving = slots.iter().zip(&moved);
+        let moving = moving.filter(|(slot, _)| slot.phase() == Phase::Moving);
+        let moving_since = moving.map(|(_, &when)| when).reduce(earlier);
         Self {
             start,
             slots,
             moved,
             shares,
             phases,
+            moving_since,
         }
     }
 
@@ -120,10 +135,10 @@ impl Ring {
 
     /// The same ring, whose slots that moved at `from` moved at `to`.
     pub(super) fn restamped(&self, from: Tick, to: Tick) -> Self {
-        let times = self.moved.iter();
-        let moved = times.map(|&time| if time == from { to } else { time });
+        let restamped = |time| if time == from { to } else { time };
         Self {
-            moved: moved.collect(),
+            moved: self.moved.iter().copied().map(restamped).collect(),
+            moving_since: self.moving_since.map(restamped),
             ..self.clone()
         }
     }
@@ -228,6 +243,13 @@ pub struct Vacant {
 }
 
 impl Placed {
+    /// How much longer the first of its slots that move has to, where a sweep would be too early now.
+    pub fn moves_for(&self, now: Tick) -> Option<Tick> {
+        let passed = now.wrapping_sub(self.ring.moving_since?);
+        let left = self.descriptor.moving_time.wrapping_sub(passed);
+        (left as i32 > 0).then_some(left)
+    }
+
     /// A pool that is not in the maps yet.
     pub fn new(number: u32) -> Self {
         Self {

@@ -8,15 +8,14 @@ use std::{
 };
 
 use lb_common::{
-    tables::{
-        FlowKey, Phase, Record, TICK_SHIFT, Table, Tick, flow_kind, record_flag, service_flag,
-    },
+    tables::{FlowKey, Phase, Record, Table, Tick, flow_kind, record_flag, service_flag},
     track,
 };
 
 use super::{
     Layout, Placed, PlacedMember,
     census::{backend_of, slot_of},
+    duration,
 };
 use crate::{
     dataplane::{DataplaneError, FlowTables},
@@ -24,13 +23,9 @@ use crate::{
     snapshot::{ClientList, ClientRecord, FlowFilter, FlowList, FlowRecord},
 };
 
-fn time(ticks: Tick) -> Duration {
-    Duration::from_nanos(u64::from(ticks) << TICK_SHIFT)
-}
-
 /// Since a time, which another CPU may have told a little later.
 fn since(tick: Tick, now: Tick) -> Duration {
-    time(match now.wrapping_sub(tick) {
+    duration(match now.wrapping_sub(tick) {
         passed if passed as i32 >= 0 => passed,
         _ => 0,
     })
@@ -164,6 +159,6 @@ fn client(
         backend: backend_of(placed, record)?.address(),
         half_open: table == Table::HalfOpen,
         idle: since(record.stamp, now),
-        left: time(left.try_into().unwrap_or(0)),
+        left: duration(left.try_into().unwrap_or(0)),
     })
 }

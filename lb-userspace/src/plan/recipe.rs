@@ -82,6 +82,11 @@ pub fn ticks(duration: std::time::Duration) -> Tick {
         .min(i32::MAX as Tick)
 }
 
+/// Ticks as a duration.
+pub fn duration(ticks: Tick) -> std::time::Duration {
+    std::time::Duration::from_nanos(u64::from(ticks) << TICK_SHIFT)
+}
+
 /// A backend takes new flows while it is active, has weight, is up and can be reached: the last two are in its state.
 pub(super) fn takes(service: &Service, member: &PlacedMember) -> bool {
     service
