@@ -14,7 +14,7 @@ use lb_userspace::{
     health::{Event, Target},
     model::{Admin, Change, ServiceId},
     plan::ticks,
-    snapshot::{Condition, DrainStatus},
+    snapshot::{CheckStatus, Condition, DrainStatus},
 };
 
 use crate::reach::{asking, memory, reached};
@@ -87,6 +87,59 @@ fn age(core: &mut Core<MemoryDataplane>) {
     if core.age() {
         core.enforce().unwrap();
     }
+}
+
+/// So many of backend 1's probes have passed and failed, and it is not up.
+fn probed(core: &mut Core<MemoryDataplane>, passed: u64, failed: u64) {
+    let target = Target {
+        service: id(),
+        address: address(1),
+    };
+    let status = CheckStatus {
+        passed,
+        failed,
+        ..CheckStatus::new("tcp".to_owned(), Condition::Down)
+    };
+    let event = Event {
+        changed: true,
+        checks: vec![status],
+        ..Event::new(target, Condition::Down)
+    };
+    if core.health(event) {
+        core.enforce().unwrap();
+    }
+}
+
+#[test]
+fn a_backend_that_has_yet_to_pass_enough_checks_keeps_its_flows() {
+    let mut core = start("on_down = \"resteer\"\ndead_after = \"60s\"");
+    check(&mut core, Condition::Up, false);
+    ask(&mut core, Admin::Maintenance);
+    ask(&mut core, Admin::Active);
+    assert_eq!(state_of(&core), state::HOLDS);
+    probed(&mut core, 1, 0);
+    assert_eq!(state_of(&core), state::HOLDS, "its first probe passed");
+    pass(&mut core, Duration::from_secs(61));
+    age(&mut core);
+    assert_eq!(state_of(&core), state::HOLDS, "nothing has failed yet");
+    probed(&mut core, 1, 1);
+    assert_eq!(state_of(&core), 0);
+}
+
+#[test]
+fn the_time_until_a_backend_counts_as_dead_begins_with_its_first_failure() {
+    let mut core = start("on_down = \"keep\"\ndead_after = \"60s\"");
+    check(&mut core, Condition::Up, false);
+    ask(&mut core, Admin::Maintenance);
+    ask(&mut core, Admin::Active);
+    pass(&mut core, Duration::from_secs(59));
+    probed(&mut core, 0, 1);
+    pass(&mut core, Duration::from_secs(59));
+    age(&mut core);
+    assert_eq!(state_of(&core), state::HOLDS);
+    pass(&mut core, Duration::from_secs(2));
+    age(&mut core);
+    assert_eq!(state_of(&core), 0);
 }
 
 fn drain(core: &Core<MemoryDataplane>) -> Option<DrainStatus> {

@@ -212,8 +212,25 @@ fn what_the_resolver_has_forgotten_is_forgotten_unless_it_is_wanted_again() {
     assert!(core.unresolved().is_empty(), "its news are yet to come");
     core.change(Change::RemoveBackend(service.id, address))
         .unwrap();
+    // For as long as it may have flows.
+    assert!(core.watched().contains(&address.ip()));
     core.network(forgotten());
-    core.change(Change::AddBackend(service.id, service.backends[0].clone()))
-        .unwrap();
+    let mut other = Update::clone(&way(true));
+    if let Update::NextHop {
+        next_hop: Some(next_hop),
+        ..
+    } = &mut other
+    {
+        next_hop.destination_mac = [6; 6];
+    }
+    assert!(core.network(other));
+    core.enforce().unwrap();
+    let placed = core.layout().placed(service.id).unwrap();
+    let (_, member) = placed.member(address).unwrap();
+    assert_eq!(member.backend.destination_mac, [6; 6]);
+    core.change(Change::RemoveService(service.id)).unwrap();
+    assert!(core.watched().is_empty());
+    core.network(forgotten());
+    core.change(Change::AddService(service)).unwrap();
     assert_eq!(core.unresolved(), [address.ip()].into());
 }

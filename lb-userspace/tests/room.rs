@@ -1,6 +1,8 @@
 //! What the agent does when the maps have no room, or the kernel refuses half-way: the change is refused
 //! by name, and nothing of it stays.
 
+mod reach;
+
 use std::net::IpAddr;
 
 use lb_common::{
@@ -16,6 +18,8 @@ use lb_userspace::{
     plan::half,
 };
 use serde_json::{Value, json};
+
+use crate::reach::reached;
 
 /// Maps for so many backends.
 fn core(backends: u32) -> Core<MemoryDataplane> {
@@ -88,11 +92,12 @@ fn services_of_a_group_need_a_way_back_from_each_backend_each() {
 
 #[test]
 fn ways_back_of_former_backends_count_until_they_are_forgotten() {
-    let mut core = core(9);
+    // One entry stands for nobody, and one is for those whose next hops change.
+    let mut core = core(10);
     core.change(Change::AddService(service(80, 4, false)))
-        .expect("4 of 9");
+        .expect("4 of 10");
     core.change(Change::AddService(service(81, 4, false)))
-        .expect("8 of 9");
+        .expect("8 of 10");
     // All eight would be replaced in one step, and are needed until the grace period.
     let others = [82, 83].map(|port| service(port, 4, false));
     let text = no_room(&mut core, Change::Replace(others.into()));
@@ -101,8 +106,29 @@ fn ways_back_of_former_backends_count_until_they_are_forgotten() {
 
 #[test]
 fn services_of_a_group_need_a_server_id_of_each_backend_each() {
-    let mut core = core(6);
-    third_that_does_not_fit(&mut core, true, ["15 server ids", "12 fit"]);
+    let mut core = core(7);
+    third_that_does_not_fit(&mut core, true, ["15 server ids", "14 fit"]);
+}
+
+#[test]
+fn next_hops_that_change_are_followed_one_after_the_other_where_there_is_room_for_one_more() {
+    let mut core = core(7);
+    core.change(Change::AddService(service(80, 5, false)))
+        .expect("5 of 7, of which one stands for nobody");
+    let text = no_room(&mut core, Change::AddService(service(443, 5, false)));
+    assert!(text.contains("`backends`"), "{text}");
+    for way in [1, 2] {
+        for n in 1..=5 {
+            core.network(reached(IpAddr::from([10, 1, 0, n]), way));
+        }
+        core.enforce().expect("as far as there is room");
+        let placed = core
+            .layout()
+            .placed("10.0.0.1:80/tcp".parse().expect("an id"));
+        let members = placed.expect("a service").members();
+        let followed = members.filter(|(_, m)| m.backend.destination_mac[5] == way);
+        assert_eq!(followed.count(), 5, "way {way}");
+    }
 }
 
 #[test]

@@ -176,10 +176,10 @@ fn the_next_sweep_is_due_when_slots_can_settle_and_at_once_for_those_that_have()
 fn the_moving_time_begins_once_a_plan_has_taken_effect() {
     let reachable: Vec<IpAddr> = addresses().collect();
     let core = serving(&service("10.1.0.1:80", "10.1.0.2:80"), &reachable);
-    let plan = planned(&core, &core.state().apply(third()).unwrap(), None);
+    let mut plan = planned(&core, &core.state().apply(third()).unwrap(), None);
     let done = core.dataplane().tables.time.get() + 500;
-    let (layout, writes) = plan.settle_times(done);
-    let ring = &layout.placed(id()).unwrap().ring;
+    let writes = plan.restamp(done);
+    let ring = &plan.layout.placed(id()).unwrap().ring;
     let mut slots = ring.slots.iter().zip(&ring.moved);
     assert!(ring.phases.moving > 50);
     assert!(slots.all(|(slot, &moved)| slot.phase() != Phase::Moving || moved == done));
@@ -325,4 +325,40 @@ fn a_move_of_the_whole_service_goes_on_where_a_choice_could_not_be_recorded_sinc
         generation,
         "no switch"
     );
+}
+
+/// Else a packet that has read the ring before could go to a backend that was dead when others of its flow came.
+#[test]
+fn an_owner_wakes_once_no_packet_goes_by_a_previous_ring_that_still_names_it() {
+    let mut core = moving();
+    pass_the_moving_time(&core);
+    for _ in 0..2 {
+        let sweep = swept(&core);
+        core.swept(sweep).unwrap();
+    }
+    assert_eq!(slots_in(&core, Phase::Steady), 251);
+    let resize = Settings {
+        ring_size: Some(1_021),
+        ..Settings::default()
+    };
+    core.change(Change::EditService(id(), resize)).unwrap();
+    let third = Target {
+        service: id(),
+        address: "10.1.0.3:80".parse().unwrap(),
+    };
+    let died = Event {
+        changed: true,
+        dead: true,
+        ..Event::new(third, Condition::Down)
+    };
+    assert!(core.health(died));
+    let operations = planned(&core, core.state(), None).operations;
+    let place = |wanted: &dyn Fn(&Operation) -> bool| operations.iter().position(wanted);
+    let buried = operations
+        .iter()
+        .rposition(|op| matches!(op, Operation::Slots(_)))
+        .unwrap();
+    let wakes = place(&|op| matches!(op, Operation::State(_, s) if s & state::TAKES != 0)).unwrap();
+    assert!(buried < wakes, "{operations:?}");
+    assert!(operations[buried..wakes].contains(&Operation::Grace));
 }

@@ -4,7 +4,10 @@
 
 mod reach;
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::SocketAddr,
+    time::{Duration, SystemTime},
+};
 
 use lb_common::tables::state;
 use lb_userspace::{
@@ -14,7 +17,7 @@ use lb_userspace::{
     health::{Event, Target},
     model::{Admin, Change, Failback, ModelError, Service, ServiceId, Settings},
     plan::ticks,
-    snapshot::Condition,
+    snapshot::{Condition, EventFilter},
 };
 
 use crate::reach::{asking, memory, reached};
@@ -254,9 +257,20 @@ fn a_refused_change_leaves_who_waits_as_it_was() {
     up(&mut core, 2);
     let at = core.dataplane().executed;
     core.dataplane_mut().fail_at = Some(at);
+    let news = |core: &mut Core<MemoryDataplane>| {
+        core.observe(SystemTime::UNIX_EPOCH);
+        let all = EventFilter {
+            service: None,
+            after: None,
+            limit: 1,
+        };
+        core.events(&all).last
+    };
+    let told = news(&mut core);
     core.change(Change::FailOver(id(), 0)).unwrap_err();
     core.enforce().unwrap();
     assert_eq!(shares(&core), [0, 0, 100, 0]);
+    assert_eq!(news(&mut core), told, "nothing has come about");
 }
 
 #[test]

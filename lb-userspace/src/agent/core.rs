@@ -65,6 +65,17 @@ struct Down {
     found: bool,
 }
 
+/// Plans in a row by which backends get new entries where there is room for few at a time.
+const MOST_PLANS: usize = 16;
+
+/// How far a plan goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    Whole,
+    /// Some backends keep their entries until others are given up.
+    Partly,
+}
+
 /// A sweep of the flow tables, to be run beside the loop.
 pub struct Sweep {
     layout: Arc<Layout>,
@@ -164,11 +175,14 @@ impl<D: Dataplane> Core<D> {
         };
         core.adopt()?;
         // Flows of services that the former agent removed last, before their indices are used again.
-        if let Ok(sweep) = core.sweep() {
-            let census = sweep.run()?;
-            if let Err(error) = core.take_off(&census) {
-                tracing::warn!(%error, "flows in progress are counted too high until sweeps correct it");
+        match core.sweep() {
+            Ok(sweep) => {
+                let census = sweep.run()?;
+                if let Err(error) = core.take_off(&census) {
+                    tracing::warn!(%error, "flows in progress are counted too high until sweeps correct it");
+                }
             }
+            Err(error) => tracing::warn!(%error, "the flow tables cannot be swept yet"),
         }
         let since = core.dataplane.now();
         for (id, _, placed) in core.layout.services() {
@@ -238,7 +252,7 @@ impl<D: Dataplane> Core<D> {
         let before = std::mem::replace(&mut self.state, next);
         let (down, checked) = (self.down.clone(), self.checked.clone());
         let (asked, tiers) = (self.asked.clone(), self.tiers.clone());
-        let forced = self.forced.clone();
+        let (forced, untold) = (self.forced.clone(), self.chronicle.untold());
         self.follow_leads(&before);
         self.forget_drained(&before);
         self.follow_admin(&before);
@@ -249,6 +263,7 @@ impl<D: Dataplane> Core<D> {
             (self.state, self.down, self.checked) = (before, down, checked);
             (self.asked, self.tiers, self.forced) = (asked, tiers, forced);
             self.adapt();
+            self.chronicle.unsay(untold);
             self.put_back();
             return Err(error);
         }
@@ -323,7 +338,23 @@ impl<D: Dataplane> Core<D> {
             // The next plan knows of what came in between, and so waits with what it overtook.
             done = self.attempt(census, keeps_flows)?;
         }
-        done.map_err(|error| ChangeError::Kernel(error.to_string()))
+        for _ in 0..MOST_PLANS {
+            match done {
+                Ok(Outcome::Partly) => done = self.attempt(None, keeps_flows)?,
+                _ => break,
+            }
+        }
+        match done {
+            Ok(Outcome::Whole) => Ok(()),
+            Ok(Outcome::Partly) => {
+                // More of it with every plan that is made anyway, such as after a sweep.
+                tracing::warn!(
+                    "not all backends have their new next hops yet for want of room: raise `backends` under [limits]"
+                );
+                Ok(())
+            }
+            Err(error) => Err(ChangeError::Kernel(error.to_string())),
+        }
     }
 
     /// After a plan that failed: how far it came is in the maps themselves.
@@ -340,7 +371,7 @@ impl<D: Dataplane> Core<D> {
         &mut self,
         census: Option<&Census>,
         keeps_flows: bool,
-    ) -> Result<Result<(), DataplaneError>, ChangeError> {
+    ) -> Result<Result<Outcome, DataplaneError>, ChangeError> {
         let down = self.liveness();
         let (overflows, traffic) = if census.is_some() {
             (self.overflows()?, self.traffic()?)
@@ -368,14 +399,26 @@ impl<D: Dataplane> Core<D> {
         Ok(done)
     }
 
-    fn carry_out(&mut self, plan: Plan) -> Result<(), DataplaneError> {
+    fn carry_out(&mut self, mut plan: Plan) -> Result<Outcome, DataplaneError> {
         self.behind = true;
-        self.dataplane.execute(&plan.operations)?;
-        let (layout, times) = plan.settle_times(self.dataplane.now());
-        self.dataplane.execute(&times)?;
-        self.layout = Arc::new(layout);
+        let (aside, rest) = plan.steps();
+        let rest = rest.to_vec();
+        self.dataplane.execute(aside)?;
+        // Planning and writing have taken their time, and this may be the last that the agent does.
+        self.restamp(&mut plan)?;
+        self.dataplane.execute(&rest)?;
+        self.restamp(&mut plan)?;
+        self.layout = Arc::new(plan.layout);
         self.behind = false;
-        Ok(())
+        Ok(match plan.put_off {
+            0 => Outcome::Whole,
+            _ => Outcome::Partly,
+        })
+    }
+
+    fn restamp(&mut self, plan: &mut Plan) -> Result<(), DataplaneError> {
+        let writes = plan.restamp(self.dataplane.now());
+        self.dataplane.execute(&writes)
     }
 
     fn overflows(&self) -> Result<BTreeMap<u32, u64>, ChangeError> {
@@ -498,6 +541,7 @@ impl<D: Dataplane> Core<D> {
         }
         self.chronicle.touch((service, address));
         let asked = self.hear(service, address, event.asked);
+        let failed = event.checks.is_empty() || event.checks.iter().any(|c| c.failed > 0);
         let checked = Checked {
             condition: event.condition,
             error: event.error,
@@ -505,7 +549,7 @@ impl<D: Dataplane> Core<D> {
             checks: event.checks,
         };
         self.checked.insert(event.target, checked);
-        self.follow(event.target, event.condition, event.dead) | asked
+        self.follow(event.target, event.condition, event.dead, failed) | asked
     }
 
     /// Takes note of what a backend's agent asks for; whether that is news.
@@ -519,8 +563,9 @@ impl<D: Dataplane> Core<D> {
         before.unwrap_or_default() != asked
     }
 
-    /// Makes a backend's condition take effect; true where the rings must follow.
-    fn follow(&mut self, target: Target, condition: Condition, dead: bool) -> bool {
+    /// Makes a backend's condition take effect; true where the rings must follow. One that is not up only
+    /// since it has passed too few checks yet, and has failed none, loses nothing by it.
+    fn follow(&mut self, target: Target, condition: Condition, dead: bool, failed: bool) -> bool {
         let Target { service, address } = target;
         let key = (service, address);
         let live = self.liveness_of(key);
@@ -529,10 +574,11 @@ impl<D: Dataplane> Core<D> {
         }
         let now = self.dataplane.now();
         let before = self.down.get(&key).copied();
+        let proving = before.is_some_and(|before| before.found);
         let down = Down {
-            since: before.map_or(now, |before| before.since),
+            since: before.map_or(now, |before| if proving { now } else { before.since }),
             dead: dead || before.is_some_and(|before| before.dead),
-            found: false,
+            found: proving && !failed,
         };
         self.down.insert(key, down);
         if self.liveness_of(key) == live {
@@ -609,7 +655,7 @@ impl<D: Dataplane> Core<D> {
             }
             Update::Forgotten(addresses) => {
                 // One that is wanted again is about to be told anew.
-                let wanted = self.addresses();
+                let wanted = self.watched();
                 for address in addresses.difference(&wanted) {
                     self.next_hops.remove(address);
                 }
@@ -618,7 +664,17 @@ impl<D: Dataplane> Core<D> {
         }
     }
 
-    /// Every backend's address.
+    /// Whose next hops matter: every backend's address, also of those that leave and have flows left.
+    pub fn watched(&self) -> BTreeSet<IpAddr> {
+        let placed = self.layout.pools.values();
+        let members = placed.flat_map(|placed| placed.members());
+        let mut watched: BTreeSet<IpAddr> =
+            members.map(|(_, member)| member.address().ip()).collect();
+        watched.extend(self.addresses());
+        watched
+    }
+
+    /// Every wanted backend's address.
     pub fn addresses(&self) -> BTreeSet<IpAddr> {
         let backends = self.state.services().flat_map(|service| &service.backends);
         backends.map(|backend| backend.address.ip()).collect()

@@ -201,6 +201,8 @@ impl<D: Dataplane> Running<D> {
             return self.sweep_failed(&error, "slots cannot settle");
         }
         self.sweep_retries = 0;
+        // Some that have left may be gone for good.
+        self.sources.resolver.watch(self.core.watched());
         let took = match self.sweep {
             Sweeping::UnderWay(since) => since.elapsed(),
             Sweeping::Due(_) => Duration::ZERO,
@@ -340,7 +342,7 @@ impl<D: Dataplane> Running<D> {
     }
 
     fn tell_watchers(&mut self) {
-        self.sources.resolver.watch(self.core.addresses());
+        self.sources.resolver.watch(self.core.watched());
         self.sources.checker.set(self.core.targets());
     }
 

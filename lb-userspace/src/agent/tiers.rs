@@ -13,7 +13,10 @@ use std::{
 
 use lb_common::tables::Tick;
 
-use crate::{model::Failback, plan::ticks};
+use crate::{
+    model::Failback,
+    plan::{has_passed, ticks},
+};
 
 /// All new flows of a pool.
 pub const WHOLE: u16 = 1_000;
@@ -151,7 +154,7 @@ impl Held {
             Failback::Manual => false,
             Failback::After(time) => self
                 .better
-                .is_some_and(|since| now.wrapping_sub(since) >= ticks(time)),
+                .is_some_and(|since| has_passed(ticks(time), since, now)),
         }
     }
 }

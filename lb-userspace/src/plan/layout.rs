@@ -11,11 +11,12 @@ use lb_common::{
     memory::MemoryTables,
     tables::{
         Address, Backend, Control, Descriptor, Endpoint, Member, Phase, Server, ServerKey, Slot,
-        Tick, WayBack,
+        Tick, WayBack, service_flag,
     },
 };
 
 use super::{
+    has_passed,
     loads::Holder,
     lookup::Lookup,
     space::{Indices, Spans},
@@ -77,8 +78,8 @@ pub struct Ring {
     shares: Vec<u32>,
     /// Slots in each phase.
     pub phases: Phases,
-    /// When the first of those that move did.
-    pub moving_since: Option<Tick>,
+    /// When the first and the last of those that move did.
+    pub moving_since: Option<[Tick; 2]>,
 }
 
 /// Slots in each phase.
@@ -92,13 +93,9 @@ pub struct Phases {
     pub settling: u32,
 }
 
-/// The earlier of two ticks, which are less than half of all apart.
-fn earlier(one: Tick, other: Tick) -> Tick {
-    if (one.wrapping_sub(other) as i32) < 0 {
-        one
-    } else {
-        other
-    }
+/// Whether a tick is before another, from which it is less than half of all away.
+fn is_before(one: Tick, other: Tick) -> bool {
+    (one.wrapping_sub(other) as i32) < 0
 }
 
 impl Ring {
@@ -117,7 +114,12 @@ impl Ring {
         }
         let moving = slots.iter().zip(&moved);
         let moving = moving.filter(|(slot, _)| slot.phase() == Phase::Moving);
-        let moving_since = moving.map(|(_, &when)| when).reduce(earlier);
+        let moving = moving.map(|(_, &when)| [when; 2]);
+        let moving_since = moving.reduce(|[first, last], [when, _]| match is_before(when, first) {
+            true => [when, last],
+            false if is_before(last, when) => [first, when],
+            false => [first, last],
+        });
         Self {
             start,
             slots,
@@ -138,7 +140,7 @@ impl Ring {
         let restamped = |time| if time == from { to } else { time };
         Self {
             moved: self.moved.iter().copied().map(restamped).collect(),
-            moving_since: self.moving_since.map(restamped),
+            moving_since: self.moving_since.map(|both| both.map(restamped)),
             ..self.clone()
         }
     }
@@ -188,10 +190,7 @@ impl<C: Default + PartialEq> Watched<C> {
         // Unknown before: whatever there was may have been just now.
         if self.seen.take().unwrap_or_default() != count {
             self.at = Some(now);
-        } else if self
-            .at
-            .is_some_and(|at| now.wrapping_sub(at) as i32 >= within as i32)
-        {
+        } else if self.at.is_some_and(|at| has_passed(within, at, now)) {
             // Not to be taken for yet to come once ticks have wrapped.
             self.at = None;
         }
@@ -243,9 +242,12 @@ pub struct Vacant {
 }
 
 impl Placed {
-    /// How much longer the first of its slots that move has to, where a sweep would be too early now.
+    /// How much longer the first of its slots that move has to, where a sweep would be too early now; the
+    /// last, while all do together.
     pub fn moves_for(&self, now: Tick) -> Option<Tick> {
-        let passed = now.wrapping_sub(self.ring.moving_since?);
+        let [first, last] = self.ring.moving_since?;
+        let together = self.descriptor.flags & service_flag::MOVING != 0;
+        let passed = now.wrapping_sub(if together { last } else { first });
         let left = self.descriptor.moving_time.wrapping_sub(passed);
         (left as i32 > 0).then_some(left)
     }

@@ -36,7 +36,7 @@ use lb_common::{
 pub use self::layout::{Layout, Placed, PlacedMember, Ring, endpoint, endpoint_at, half};
 pub use self::lookup::BUCKETS_PER_SERVICE;
 pub use self::pool::next_hop;
-pub use self::recipe::{duration, ticks};
+pub use self::recipe::{duration, has_passed, ticks};
 pub use self::servers::still_named;
 use self::{
     census::Census,
@@ -146,28 +146,34 @@ pub struct Plan {
     now: Tick,
     /// Pools whose slots move by it.
     moves: BTreeSet<u32>,
+    /// Backends whose entries stay as they are for want of room: the next plan has what this one gives up.
+    pub put_off: usize,
 }
 
 impl Plan {
-    /// The layout once the plan was carried out, at `done`, and the writes that this takes: slots have not
-    /// moved before every packet saw it, however long that took.
-    pub fn settle_times(self, done: Tick) -> (Layout, Vec<Operation>) {
-        let Self {
-            mut layout,
-            now,
-            moves,
-            ..
-        } = self;
+    /// What may be written before any packet sees it, and the rest: what the switch depends on, and the switch.
+    pub fn steps(&self) -> (&[Operation], &[Operation]) {
+        let is_switch = |operation: &Operation| matches!(operation, Operation::Switch(_));
+        let mut at = self.operations.iter().position(is_switch).unwrap_or(0);
+        let is_condition = |operation: &Operation| matches!(operation, Operation::Overflows(..));
+        while at > 0 && is_condition(&self.operations[at - 1]) {
+            at -= 1;
+        }
+        self.operations.split_at(at)
+    }
+
+    /// The writes by which slots of this plan have moved at `now`: they have not before every packet saw it,
+    /// however long that took.
+    pub fn restamp(&mut self, now: Tick) -> Vec<Operation> {
+        let before = std::mem::replace(&mut self.now, now);
         let mut writes = Vec::new();
-        if done != now {
-            for number in moves {
-                if let Some(placed) = layout.pools.get_mut(&number) {
-                    placed.ring = Arc::new(placed.ring.restamped(now, done));
-                    writes.push(Operation::Moved(Arc::clone(&placed.ring)));
-                }
+        for number in self.moves.iter().filter(|_| before != now) {
+            if let Some(placed) = self.layout.pools.get_mut(number) {
+                placed.ring = Arc::new(placed.ring.restamped(before, now));
+                writes.push(Operation::Moved(Arc::clone(&placed.ring)));
             }
         }
-        (layout, writes)
+        writes
     }
 }
 
@@ -196,6 +202,8 @@ struct Draft {
     after: Vec<Operation>,
     /// Room that the next plan may use again.
     released: Released,
+    /// Backends that would need a new entry, and found none.
+    put_off: usize,
 }
 
 /// Room that packets in flight can still lead to, until the grace period.
@@ -226,6 +234,7 @@ pub fn plan(layout: &Layout, inputs: &Inputs<'_>) -> Result<Plan, PlanError> {
         woken: BTreeMap::new(),
         after: Vec::new(),
         released: Released::default(),
+        put_off: 0,
     };
     if let Some(census) = inputs.census {
         draft.release_indices(census);
@@ -431,9 +440,14 @@ impl Draft {
             || !self.buried.is_empty()
             || !self.released.entries.is_empty();
         let mut operations = self.before;
+        let in_place = !self.in_place.is_empty();
         operations.extend(self.in_place);
+        // A packet that has read a slot may see only now in what state is whom it names.
+        let stale = |slots: bool| slots && !self.wakes.is_empty();
+        let buried = !self.buried.is_empty();
         if self.descriptors.is_empty() {
             operations.extend(self.buried);
+            operations.extend(stale(in_place || buried).then_some(Operation::Grace));
             operations.extend(self.wakes);
             if waits {
                 operations.push(Operation::Grace);
@@ -451,6 +465,7 @@ impl Draft {
             operations.push(Operation::Grace);
             // Only now does every packet know that their slots move, and that a ring is the one before.
             operations.extend(self.buried);
+            operations.extend(stale(buried).then_some(Operation::Grace));
             operations.extend(self.wakes);
             operations.extend(write(1 - half(generation)));
             self.layout.generation = generation;
@@ -470,6 +485,7 @@ impl Draft {
             layout: self.layout,
             now,
             moves: self.moves,
+            put_off: self.put_off,
         }
     }
 }

@@ -40,14 +40,14 @@ impl Draft {
             match current.get(&backend.address) {
                 Some(&id) => {
                     let wanted = Wanted::of(service, backend, inputs);
-                    self.refresh_member(service, placed, id, wanted)?;
+                    self.refresh_member(placed, id, wanted);
                 }
                 None => self.add_member(service, backend, placed, inputs)?,
             }
         }
         let wanted: BTreeSet<SocketAddr> = service.backends.iter().map(|b| b.address).collect();
         for (&address, &id) in current.iter().filter(|(at, _)| !wanted.contains(at)) {
-            self.leave(service, placed, id, address.ip(), inputs)?;
+            self.leave(service, placed, id, address.ip(), inputs);
         }
         if placed.members.len() > placed.members_room as usize {
             self.move_members(service, placed)?;
@@ -64,9 +64,9 @@ impl Draft {
         id: u16,
         address: IpAddr,
         inputs: &Inputs<'_>,
-    ) -> Result<(), NoRoom> {
+    ) {
         let Some(Ok(member)) = placed.members.get(usize::from(id)) else {
-            return Ok(());
+            return;
         };
         let mut entry = member.backend;
         entry.state &= state::HOLDS;
@@ -78,22 +78,16 @@ impl Draft {
             limit: member.member.limit,
             resigns: true,
         };
-        self.refresh_member(service, placed, id, wanted)
+        self.refresh_member(placed, id, wanted);
     }
 
     /// What a state loses is one store, at once; but where the backend is fit to take new flows and only
     /// should not, it takes them until no packet sees a ring that names it: it may be the last there. What
     /// a state gains must wait until the ring knows: flows were recorded elsewhere while the backend took
     /// none. Anything else is a new entry, put in place by one store.
-    fn refresh_member(
-        &mut self,
-        service: &Service,
-        placed: &mut Placed,
-        id: u16,
-        wanted: Wanted,
-    ) -> Result<(), NoRoom> {
+    fn refresh_member(&mut self, placed: &mut Placed, id: u16, wanted: Wanted) {
         let Some(Ok(member)) = placed.members.get_mut(usize::from(id)) else {
-            return Ok(());
+            return;
         };
         let mut entry = Backend {
             counters: member.backend.counters,
@@ -104,6 +98,20 @@ impl Draft {
         }
         entry.state = reachable(&entry);
         let before = member.backend.state;
+        let aside = Backend {
+            state: before,
+            ..entry
+        };
+        let renewed = aside != member.backend;
+        let index = renewed.then(|| self.layout.entries.take()).flatten();
+        if renewed && index.is_none() {
+            // Better late than that nobody else's failure is followed. What it may no longer do, it does not.
+            self.put_off += 1;
+            entry = Backend {
+                state: before & entry.state,
+                ..member.backend
+            };
+        }
         let (mut lasting, gained) = (before & entry.state, entry.state & !before);
         let resigns = wanted.resigns && before & !entry.state == state::TAKES;
         if resigns {
@@ -112,27 +120,22 @@ impl Draft {
         if lasting != before {
             self.before.push(Operation::State(member.entry, lasting));
         }
-        let renewed = Backend {
-            state: before,
-            ..entry
-        } != member.backend;
         let (weight, limit) = (wanted.weight, wanted.limit);
         let revalued = (member.member.weight, member.member.limit) != (weight, limit);
         (member.member.weight, member.member.limit) = (weight, limit);
         member.backend = entry;
-        if renewed {
+        if let Some(index) = index {
             let aside = Backend {
                 state: lasting,
                 ..entry
             };
-            let index = self.take_entry(service)?;
             self.before.push(Operation::Backend(index, aside));
             self.released.entries.push(member.entry);
             member.entry = index;
             member.member.backend = index;
         }
         let place = member.entry;
-        if renewed || revalued {
+        if index.is_some() || revalued {
             self.before.push(write(placed, id));
         }
         if gained & state::TAKES != 0 {
@@ -146,7 +149,6 @@ impl Draft {
         if resigns {
             self.after.push(Operation::State(place, entry.state));
         }
-        Ok(())
     }
 
     fn add_member(
@@ -252,11 +254,11 @@ impl Draft {
         }
     }
 
+    /// An entry for one more backend. The last one is left for those that are there: their next hops change.
     fn take_entry(&mut self, service: &Service) -> Result<u32, NoRoom> {
-        self.layout
-            .entries
-            .take()
-            .ok_or_else(|| no_backends(service))
+        let entries = &mut self.layout.entries;
+        let index = (entries.left() > 1).then(|| entries.take()).flatten();
+        index.ok_or_else(|| no_backends(service))
     }
 }
 

@@ -82,6 +82,15 @@ pub fn ticks(duration: std::time::Duration) -> Tick {
         .min(i32::MAX as Tick)
 }
 
+/// Another CPU, or a clock that was read before, may be so many ticks ahead: less than twenty minutes.
+const AHEAD: Tick = 1 << 20;
+
+/// Whether a time has passed since a tick, up to 52 days ago.
+pub fn has_passed(time: Tick, since: Tick, now: Tick) -> bool {
+    let age = now.wrapping_sub(since);
+    age >= time && age < Tick::MAX - AHEAD
+}
+
 /// Ticks as a duration.
 pub fn duration(ticks: Tick) -> std::time::Duration {
     std::time::Duration::from_nanos(u64::from(ticks) << TICK_SHIFT)
@@ -213,6 +222,20 @@ mod tests {
             "{}",
             sequence.len()
         );
+    }
+
+    #[test]
+    fn a_time_has_passed_however_long_ago_it_was_and_not_where_it_is_to_come() {
+        for since in [0, 5, Tick::MAX - 3] {
+            for (age, has) in [(99, false), (100, true), (1 << 31, true), (3 << 30, true)] {
+                assert_eq!(
+                    has_passed(100, since, since.wrapping_add(age)),
+                    has,
+                    "{age}"
+                );
+            }
+            assert!(!has_passed(100, since, since.wrapping_sub(1_000)));
+        }
     }
 
     #[test]

@@ -50,6 +50,12 @@ impl Indices {
         self.used.remove(&index);
     }
 
+    /// How many are free.
+    pub fn left(&self) -> u32 {
+        self.limit
+            .saturating_sub(self.first + self.used.len() as u32)
+    }
+
     /// How many are used.
     #[cfg(test)]
     pub fn used(&self) -> usize {

@@ -13,7 +13,7 @@ use crate::{
     dataplane::Dataplane,
     health::Target,
     model::{Admin, OnDown, Service, ServiceId, State},
-    plan::{Liveness, ticks},
+    plan::{Liveness, has_passed, ticks},
 };
 
 /// A backend, under the first service of its group.
@@ -117,8 +117,8 @@ impl<D: Dataplane> Core<D> {
             if admin == Some(Admin::Maintenance) {
                 continue;
             }
-            let passed = now.wrapping_sub(down.since) >= ticks(service.dead_after);
-            if passed && !down.dead {
+            let passed = has_passed(ticks(service.dead_after), down.since, now);
+            if passed && !down.dead && !down.found {
                 down.dead = true;
                 dead.push(key);
             }

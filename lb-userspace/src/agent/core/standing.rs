@@ -46,6 +46,16 @@ impl Told {
         }
     }
 
+    /// How much news of shares waits to be told.
+    pub(super) fn untold(&self) -> usize {
+        self.tiers.len()
+    }
+
+    /// Forgets what has come to more than that: it has not come about.
+    pub(super) fn unsay(&mut self, untold: usize) {
+        self.tiers.truncate(untold);
+    }
+
     /// How many events there have been.
     pub(super) fn events(&self) -> u64 {
         self.journal.recorded()
