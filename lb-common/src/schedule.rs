@@ -10,40 +10,81 @@ use crate::{
 /// take flows, so that few are passed over.
 const TURNS: u32 = 4;
 /// Backends compared for the fewest flows. Larger pools are compared in windows of this size, one
-/// window a flow, which comes as close for pools in which every window is loaded alike.
+/// window a flow as long as it has somebody who takes it, which comes as close for pools in which every
+/// window is loaded alike.
 pub const COMPARED: u32 = 64;
+/// Windows of the largest pool that local ids allow.
+const WINDOWS: u32 = (Slot::MAX_ID + 1).div_ceil(COMPARED);
 
-/// What [`choose`] says where no backend takes new flows: larger than any local id.
+/// What is said where no backend takes new flows: larger than any local id.
 pub const NOBODY: u32 = u32::MAX;
 
 /// Local id of the backend that a new flow gets, or [`NOBODY`]. `half` is the half of the service in
 /// force, `slot` the flow's own.
 #[inline(always)]
 pub fn choose<T: Tables>(tables: &T, service: u32, half: u32, hash: FlowHash, slot: Slot) -> u32 {
+    // Few may take one more, because of limits or since the others have just died, and those must be
+    // found: a flow that finds none is lost, as all its packets lead to the same few.
+    match tables.pick(service, half, hash, slot) {
+        NOBODY => tables.least(service, half),
+        picked => picked,
+    }
+}
+
+/// Local id of the backend that the scheduler picks, or the ring where it does not; [`NOBODY`] where those
+/// few decline that are asked, or all are to be compared.
+#[inline(always)]
+pub fn pick<T: Tables>(tables: &T, service: u32, half: u32, hash: FlowHash, slot: Slot) -> u32 {
     let Some(service) = Service::at(tables, service, half) else {
         return NOBODY;
     };
     // Ids alone are carried on: the kernel gives its functions little room.
-    let id = |candidate: Option<Candidate<'_>>| candidate.map_or(NOBODY, |candidate| candidate.id);
-    let descriptor = service.descriptor;
-    let picked = match descriptor.scheduler {
+    let picked = match service.descriptor.scheduler {
         scheduler::TURNS => id(next(tables, &service)),
         scheduler::TWO_CHOICES => id(two_choices(tables, &service, hash)),
+        scheduler::LEAST => return NOBODY,
         _ => NOBODY,
     };
-    let picked = match picked {
+    match picked {
         NOBODY => id(ring(tables, &service, hash, slot)),
         picked => picked,
+    }
+}
+
+/// Local id of the backend that has the fewest flows for its weight of a window, or of the next one that
+/// has anybody who takes a flow; [`NOBODY`] where nobody of the pool does, which all of it is asked for.
+#[inline(always)]
+pub fn least<T: Tables>(tables: &T, service: u32, half: u32) -> u32 {
+    let Some(Service { descriptor, .. }) = Service::at(tables, service, half) else {
+        return NOBODY;
     };
-    // Few may take one more, because of limits or since the others have just died, and those must be
-    // found: a flow that finds none is lost, as all its packets lead to the same few.
-    if descriptor.scheduler != scheduler::LEAST && picked != NOBODY {
-        return picked;
+    let members = u32::from(descriptor.members_len);
+    if members == 0 {
+        return NOBODY;
     }
-    match id(least(tables, &service)) {
-        NOBODY => picked,
-        least => least,
+    // Starting elsewhere every time shares ties out.
+    let turn = tables.turn(descriptor.pool.into());
+    let step = if members > COMPARED { COMPARED } else { 1 };
+    let mut start = turn.wrapping_mul(step) % members;
+    for window in 0..WINDOWS {
+        if window * COMPARED >= members {
+            break;
+        }
+        let lightest = tables.lightest(service, half, start);
+        if lightest != NOBODY {
+            return lightest;
+        }
+        start += COMPARED;
+        if start >= members {
+            start -= members;
+        }
     }
+    NOBODY
+}
+
+#[inline(always)]
+fn id(candidate: Option<Candidate<'_>>) -> u32 {
+    candidate.map_or(NOBODY, |candidate| candidate.id)
 }
 
 /// Whether a backend takes one more flow.
@@ -127,29 +168,27 @@ impl Share {
     }
 }
 
+/// Local id of the backend that has the fewest flows for its weight of the [`COMPARED`] from `start` on,
+/// which is a local id, or of all where those are fewer; [`NOBODY`] where none of them takes one more.
 #[inline(always)]
-fn least<'t, T: Tables>(tables: &'t T, service: &Service<'t>) -> Option<Candidate<'t>> {
+pub fn lightest<T: Tables>(tables: &T, service: u32, half: u32, start: u32) -> u32 {
+    let Some(service) = Service::at(tables, service, half) else {
+        return NOBODY;
+    };
     let members = u32::from(service.descriptor.members_len);
-    if members == 0 {
-        return None;
-    }
-    // Starting elsewhere every time shares ties out.
-    let turn = tables.turn(service.descriptor.pool.into());
-    let step = if members > COMPARED { COMPARED } else { 1 };
-    let start = turn.wrapping_mul(step) % members;
     // Plain numbers: a reference that is carried through the loop is one more state to verify.
     let mut best = Share {
         flows: u32::MAX,
         weight: 0,
     };
-    let mut best_id = members;
+    let mut best_id = NOBODY;
     for step in 0..COMPARED {
         if step >= members {
             break;
         }
-        let place = start + step;
+        let place = start.wrapping_add(step);
         let id = if place >= members {
-            place - members
+            place.wrapping_sub(members)
         } else {
             place
         };
@@ -157,12 +196,12 @@ fn least<'t, T: Tables>(tables: &'t T, service: &Service<'t>) -> Option<Candidat
             continue;
         };
         let share = Share::of(tables, &candidate);
-        if eligible(tables, &candidate) && (best_id == members || share.is_lighter_than(best)) {
+        if eligible(tables, &candidate) && (best_id == NOBODY || share.is_lighter_than(best)) {
             best = share;
             best_id = id;
         }
     }
-    steer::candidate(tables, service.descriptor, best_id)
+    best_id
 }
 
 #[inline(always)]

@@ -945,13 +945,31 @@ pub trait Tables {
         steer::find(self, &endpoint, half)
     }
 
-    /// [`schedule::choose`] of these tables, perhaps by a call.
+    /// [`schedule::pick`] of these tables, perhaps by a call; so are the two that follow.
     #[inline(always)]
-    fn choose(&self, service: u32, half: u32, hash: FlowHash, slot: Slot) -> u32
+    fn pick(&self, service: u32, half: u32, hash: FlowHash, slot: Slot) -> u32
     where
         Self: Sized,
     {
-        schedule::choose(self, service, half, hash, slot)
+        schedule::pick(self, service, half, hash, slot)
+    }
+
+    /// [`schedule::least`] of these tables.
+    #[inline(always)]
+    fn least(&self, service: u32, half: u32) -> u32
+    where
+        Self: Sized,
+    {
+        schedule::least(self, service, half)
+    }
+
+    /// [`schedule::lightest`] of these tables.
+    #[inline(always)]
+    fn lightest(&self, service: u32, half: u32, start: u32) -> u32
+    where
+        Self: Sized,
+    {
+        schedule::lightest(self, service, half, start)
     }
 
     /// [`quic::route`] of these tables, perhaps by a call.

@@ -11,7 +11,7 @@
 use crate::{
     flow::Signal,
     hash::FlowHash,
-    schedule::NOBODY,
+    schedule::{self, NOBODY},
     steer::{self, Candidate, Service},
     tables::{
         FlowEvent, FlowKey, Phase, Record, Recorded, SECOND, Slot, Table, Tables, Tick,
@@ -231,7 +231,7 @@ impl<'t, T: Tables> Asked<'_, 't, T> {
             id = self.tables.recall(self.question);
         }
         if id == NOBODY {
-            id = self.tables.choose(self.service.index, half, hash, slot);
+            id = schedule::choose(self.tables, self.service.index, half, hash, slot);
         }
         steer::candidate(self.tables, self.service.descriptor, id)
     }

@@ -479,8 +479,18 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn choose(&self, service: u32, half: u32, hash: FlowHash, slot: Slot) -> u32 {
-        choose_backend(service, half, hash.word(), slot.0)
+    fn pick(&self, service: u32, half: u32, hash: FlowHash, slot: Slot) -> u32 {
+        pick_backend(service, half, hash.word(), slot.0)
+    }
+
+    #[inline(always)]
+    fn least(&self, service: u32, half: u32) -> u32 {
+        least_backend(service, half)
+    }
+
+    #[inline(always)]
+    fn lightest(&self, service: u32, half: u32, start: u32) -> u32 {
+        lightest_backend(service, half, start)
     }
 
     #[inline(always)]
@@ -543,18 +553,33 @@ pub extern "C" fn find_service(first: u64, second: u64, rest: u32, half: u32) ->
     steer::find(&maps, &endpoint, half)
 }
 
-/// [`schedule::choose`] as a function that the verifier takes by itself, whatever its callers do, so
+/// [`schedule::pick`] as a function that the verifier takes by itself, whatever its callers do, so
 /// that the program stays within its budget.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn choose_backend(service: u32, half: u32, hash: u64, slot: u32) -> u32 {
-    schedule::choose(
+pub extern "C" fn pick_backend(service: u32, half: u32, hash: u64, slot: u32) -> u32 {
+    schedule::pick(
         &Maps::alone(),
         service,
         half,
         FlowHash::from_word(hash),
         Slot(slot),
     )
+}
+
+/// [`schedule::least`] likewise: a loop around the one of [`lightest_backend`], which the verifier would
+/// follow as often as this one turns.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn least_backend(service: u32, half: u32) -> u32 {
+    schedule::least(&Maps::alone(), service, half)
+}
+
+/// [`schedule::lightest`] likewise.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn lightest_backend(service: u32, half: u32, start: u32) -> u32 {
+    schedule::lightest(&Maps::alone(), service, half, start)
 }
 
 /// [`quic::route`] as another such function, out of the way of services that are not QUIC.

@@ -116,18 +116,22 @@ fn a_full_owners_new_flows_go_to_their_next_choices() {
 
 #[test]
 fn whoever_takes_one_more_is_found_however_many_are_full() {
-    let every: Vec<u32> = (0..8).collect();
-    for scheduler in [
-        Scheduler::Turns(&every),
-        Scheduler::TwoChoices(&every),
-        Scheduler::Least,
-        Scheduler::Unknown,
-    ] {
-        let full = (0..8).filter(|&server| server != 5);
-        let stage = full.fold(stage(scheduler).hashing(), |stage, server| {
-            stage.weigh(server, 1, 1).busy(server, 1)
-        });
-        assert_eq!(order(&stage, 40), [5; 40], "{scheduler:?}");
+    // Of pools that are compared at once, and window by window.
+    for (servers, free) in [(8, 5), (64, 63), (65, 64), (150, 140), (200, 0)] {
+        let every: Vec<u32> = (0..servers).collect();
+        for scheduler in [
+            Scheduler::Turns(&every),
+            Scheduler::TwoChoices(&every),
+            Scheduler::Least,
+            Scheduler::Unknown,
+        ] {
+            let full = (0..servers).filter(|&server| server != free);
+            let stage = stage_of(TCP, servers, scheduler).hashing();
+            let stage = full.fold(stage, |stage, server| {
+                stage.weigh(server, 1, 1).busy(server, 1)
+            });
+            assert_eq!(order(&stage, 40), [free; 40], "{servers} {scheduler:?}");
+        }
     }
 }
 
