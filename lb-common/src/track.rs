@@ -268,7 +268,11 @@ impl<'t, T: Tables> Asked<'_, 't, T> {
         if self.opens() {
             Ok(half_open)
         } else if half_open.is_live {
-            self.promote(half_open)
+            match self.question.signal {
+                // What follows a forged SYN is a RST, of the host whose address it bore.
+                Signal::Resets => Ok(half_open),
+                _ => self.promote(half_open),
+            }
         } else {
             // Another CPU may have promoted it between the two.
             Ok(self.look(Table::Established))
@@ -328,7 +332,7 @@ impl<'t, T: Tables> Asked<'_, 't, T> {
         }
     }
 
-    /// A packet after the first: the flow is established, as far as the table has room.
+    /// A packet after the first that is no RST: the flow is established, as far as the table has room.
     #[inline(always)]
     fn promote(&self, found: Found) -> Result<Found, Overtaken> {
         let key = &self.question.key;

@@ -4,7 +4,7 @@ use lb_common::track::OPENING_LIFETIME;
 
 use crate::{
     TCP, UDP, VIP4, VIP6,
-    frames::{Spec, datagram, segment, syn},
+    frames::{Flags, Spec, Transport, datagram, segment, syn},
     support::{Condition, Mode, Move, Scheduler, Stage, server},
     tracking::taken_by,
 };
@@ -177,6 +177,18 @@ fn openings_alone_fill_no_table_but_that_of_half_open_flows() {
     assert_eq!(forgotten, 1);
     // Who was known before the flood is still, as far as its flow finds room.
     assert_eq!(taken_by(&stage.room(4, 8), &opening(1, 2)), Some(known));
+}
+
+#[test]
+fn a_reset_of_an_opening_establishes_no_client() {
+    let stage = stage();
+    let first = taken_by(&stage, &opening(1, 1));
+    let reset = Spec {
+        transport: Transport::Tcp(Flags::RST),
+        ..later(1, 1)
+    };
+    assert_eq!(taken_by(&stage, &reset), first);
+    assert_eq!(stage.clients(), (0, 1));
 }
 
 #[test]

@@ -295,6 +295,25 @@ fn a_reset_is_taken_back_by_what_follows_and_a_fin_is_not() {
 }
 
 #[test]
+fn a_reset_of_an_opening_promotes_nothing() {
+    let stage = moving();
+    for port in 1..9 {
+        assert_eq!(taken_by(&stage, &opening(port)), Some(NEW));
+        // Twice: that it is noted already makes no difference.
+        for _ in 0..2 {
+            assert_eq!(taken_by(&stage, &ending(port, Flags::RST)), Some(NEW));
+            assert_eq!(stage.recorded(), (0, port.into()));
+        }
+    }
+    // It is noted where the opening is, and taken back by what follows.
+    assert_eq!(taken_by(&stage, &later(1)), Some(NEW));
+    assert_eq!(stage.recorded(), (1, 7));
+    stage.at(RESET_LIFETIME);
+    assert_eq!(taken_by(&stage, &later(1)), Some(NEW));
+    assert_eq!(taken_by(&stage, &later(2)), Some(OLD));
+}
+
+#[test]
 fn an_opening_that_comes_again_stays_and_one_after_an_end_is_new() {
     let onwards = Move::Moving(NEXT, OLD);
     for (flags, server) in [

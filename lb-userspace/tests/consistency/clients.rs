@@ -20,7 +20,7 @@ use crate::flow::{Flow, Time};
 struct Expected {
     backend: IpAddr,
     at: Time,
-    /// More than opening packets has come.
+    /// More than packets that open or reset has come.
     confirmed: bool,
 }
 
@@ -76,14 +76,15 @@ impl Clients {
         }
     }
 
-    /// Another packet of the client's reached a backend, as far as that is certain.
-    pub fn went_on(&mut self, flow: &Flow, reached: Option<IpAddr>, opens: bool) {
+    /// Another packet of the client's reached a backend, as far as that is certain, and established a flow, or
+    /// not.
+    pub fn went_on(&mut self, flow: &Flow, reached: Option<IpAddr>, establishes: bool) {
         let key = (flow.service, flow.client.ip());
         let Some(expected) = self.expected.get_mut(&key) else {
             return;
         };
         if reached == Some(expected.backend) {
-            expected.confirmed |= !opens;
+            expected.confirmed |= establishes;
         } else {
             self.expected.remove(&key);
         }

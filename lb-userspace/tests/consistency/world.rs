@@ -263,7 +263,7 @@ impl World {
         let certain = self.tally.overflows.get() == overflows;
         let sure = reached.filter(|_| certain);
         if !tells {
-            self.clients.went_on(&flow, sure, !udp);
+            self.clients.went_on(&flow, sure, udp);
             return reached;
         }
         self.tally.returned += u64::from(expected.is_some());
@@ -341,7 +341,10 @@ impl World {
         let reached = self.send(number, sent);
         // A client is there for certain once a flow of it has been established.
         let sure = reached.ok().filter(|_| uncertain(&self.tally) == misses);
-        self.clients.went_on(&before, sure, false);
+        // A RST establishes none; of what is no TCP, nothing is one.
+        let tcp = self.offers[before.service].id.protocol == Protocol::Tcp;
+        let establishes = !(tcp && bits & control::RST != 0);
+        self.clients.went_on(&before, sure, establishes);
         if before.loose {
             self.flows[number].backend = self.alive(number, reached.ok());
         } else if reached.ok() != before.backend {
