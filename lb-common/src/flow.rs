@@ -58,6 +58,8 @@ pub enum Signal {
     Finishes,
     /// It ends at once: RST.
     Resets,
+    /// It is not of the connection, but says that it is about it, as anybody may: an ICMP error.
+    Hearsay,
 }
 
 impl Flow {

@@ -2,7 +2,7 @@
 //! are answered here (RFC 792, RFC 4443). Everything else passes.
 //!
 //! An error quotes the packet that it is about, and only that says whose it is. It is steered as a packet
-//! of that flow which says nothing of the connection.
+//! of that flow, but is none: anybody may forge one, so it leaves no trace where flows are recorded.
 
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
@@ -271,7 +271,7 @@ fn to_backend<P: Packet, T: Tables>(
         source_port: quoted.to.port,
         destination_port: quoted.from.port,
         protocol: quoted.from.protocol,
-        signal: Signal::None,
+        signal: Signal::Hearsay,
         ..*outer
     };
     let by_source = service.descriptor.flags & service_flag::BY_SOURCE != 0;

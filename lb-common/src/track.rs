@@ -6,7 +6,7 @@
 //!
 //! The one place that reads and writes flow tables. What must hold: a recorded flow stays with its
 //! backend while that holds flows; an unrecorded one belongs to `origin` while its slot moves and to
-//! `owner` otherwise; a choice that cannot be recorded is not made.
+//! `owner` otherwise; a choice that cannot be recorded is not made; hearsay changes nothing.
 
 use crate::{
     flow::Signal,
@@ -155,9 +155,13 @@ pub fn answer<T: Tables>(tables: &T, question: &Question) -> u32 {
         if !question.over {
             tables.count_flow(service.index, FlowEvent::Lookup);
         }
-        match asked.answer() {
-            Ok(candidate) => candidate,
-            Err(Overtaken) => return OVERTAKEN,
+        if question.signal == Signal::Hearsay {
+            asked.whose()
+        } else {
+            match asked.answer() {
+                Ok(candidate) => candidate,
+                Err(Overtaken) => return OVERTAKEN,
+            }
         }
     };
     candidate.map_or(0, |candidate| candidate.member.backend)
@@ -218,6 +222,23 @@ impl<'t, T: Tables> Asked<'_, 't, T> {
             self.tables.remember(self.question, candidate.id);
         }
         Ok(Some(candidate))
+    }
+
+    /// Who has the flow that somebody speaks of, who may be anybody: the tables are read, and left as they
+    /// are.
+    #[inline(always)]
+    fn whose(&self) -> Option<Candidate<'t>> {
+        let moving_time = self.service.descriptor.moving_time;
+        let look = |table| {
+            let read = |record: &mut Record| live(record, self.now, moving_time).then_some(*record);
+            self.tables.visit(table, &self.question.key, read).flatten()
+        };
+        look(Table::Established)
+            .or_else(|| look(Table::HalfOpen))
+            // Another CPU may have promoted it between the two.
+            .or_else(|| look(Table::Established))
+            .and_then(|record| self.recorded(&record))
+            .or_else(|| self.place().keeper)
     }
 
     /// The backend that a new flow gets.
@@ -477,7 +498,7 @@ fn closed(flags: u16) -> bool {
 fn noted(flags: u16, signal: Signal) -> u16 {
     const CLOSED: u16 = record_flag::COUNTED | record_flag::OPENING;
     match signal {
-        Signal::Opens => flags,
+        Signal::Opens | Signal::Hearsay => flags,
         Signal::None => flags & !(record_flag::OPENING | record_flag::RESET),
         Signal::Finishes => flags & !(CLOSED | record_flag::RESET) | record_flag::FINISHED,
         Signal::Resets => flags & !CLOSED | record_flag::RESET,

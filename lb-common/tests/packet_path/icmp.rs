@@ -72,7 +72,7 @@ pub fn message(
 }
 
 /// The packet that an error is about, between these ends.
-fn about(udp: bool, from: &str, to: &str) -> Spec {
+pub fn about(udp: bool, from: &str, to: &str) -> Spec {
     let packet = if udp {
         datagram(from, to)
     } else {
@@ -85,7 +85,7 @@ fn about(udp: bool, from: &str, to: &str) -> Spec {
 }
 
 /// As much of it as an error quotes: all, or its IP header and so many bytes.
-fn quote(packet: &Spec, bytes: Option<usize>) -> Vec<u8> {
+pub fn quote(packet: &Spec, bytes: Option<usize>) -> Vec<u8> {
     let mut quoted = packet.ip();
     let header = if packet.from.is_ipv4() { 20 } else { 40 };
     quoted.truncate(bytes.map_or(usize::MAX, |bytes| header + bytes));
@@ -93,7 +93,7 @@ fn quote(packet: &Spec, bytes: Option<usize>) -> Vec<u8> {
 }
 
 /// An error from a router about a packet from a VIP to a client.
-fn error(kind: (u8, u8), quoted: &[u8]) -> Spec {
+pub fn error(kind: (u8, u8), quoted: &[u8]) -> Spec {
     let (router, vip) = if quoted[0] >> 4 == 4 {
         (ROUTER4, VIP4)
     } else {

@@ -10,6 +10,7 @@ mod drops;
 mod fragments;
 mod frames;
 mod headers;
+mod hearsay;
 mod icmp;
 mod l2;
 mod mss;

@@ -1,7 +1,10 @@
 //! Stages on which flows are remembered: moves of slots and services, schedulers, time. All of it
 //! concerns the last service added.
 
-use lb_common::tables::{Phase, Slot, Table, Tick, flow_kind, scheduler, service_flag};
+use lb_common::{
+    memory::Flows,
+    tables::{Phase, Slot, Table, Tick, flow_kind, scheduler, service_flag},
+};
 
 use super::{Condition, FIRST_COUNTERS, FIRST_MEMBER, Stage};
 
@@ -143,6 +146,11 @@ impl Stage {
         let mut flows = self.tables.flows.borrow_mut();
         let established = flows.table(Table::Established).records.len();
         (established, flows.table(Table::HalfOpen).records.len())
+    }
+
+    /// All that is remembered of flows.
+    pub fn flows(&self) -> Flows {
+        self.tables.flows.borrow().clone()
     }
 
     /// A server's flows in progress.
