@@ -21,7 +21,7 @@ use crate::{
     steer::{self, InForce},
     tables::{
         Address, Backend, Datagram, HELD_WORDS, SECOND, Tables, Tick, WayBack, fate, feature, mode,
-        owned, refusal, service_flag,
+        owned, refusal,
     },
     verdict::{Answer, DropReason, Piece, Verdict},
     wire::{self, Byte, Word, protocol},
@@ -321,8 +321,7 @@ fn to_backend<'t, P: Packet, T: Tables>(
     note: &mut Note<'t>,
 ) -> Result<Verdict, DropReason> {
     let service = &in_force.service;
-    let by_source = service.descriptor.flags & service_flag::BY_SOURCE != 0;
-    let hash = steer::hash(tables, flow, by_source).ok_or(DropReason::Inconsistent)?;
+    let hash = steer::place(tables, service, flow).ok_or(DropReason::Inconsistent)?;
     let backend = pipeline::backend(packet, tables, flow, in_force, hash)?;
     if backend.interface == 0 {
         return Err(DropReason::NoNextHop);

@@ -13,7 +13,7 @@ use crate::{
     forward,
     packet::Packet,
     steer,
-    tables::{Address, Backend, Endpoint, Tables, WayBack, mode, owned, refusal, service_flag},
+    tables::{Address, Backend, Endpoint, Tables, WayBack, mode, owned, refusal},
     verdict::{Answer, DropReason, Verdict},
     wire::{self, Check, IcmpHdr, Ports, protocol},
 };
@@ -274,8 +274,7 @@ fn to_backend<P: Packet, T: Tables>(
         signal: Signal::Hearsay,
         ..*outer
     };
-    let by_source = service.descriptor.flags & service_flag::BY_SOURCE != 0;
-    let hash = steer::hash(tables, &flow, by_source).ok_or(DropReason::Inconsistent)?;
+    let hash = steer::place(tables, service, &flow).ok_or(DropReason::Inconsistent)?;
     let backend = match steer::backend(tables, in_force, &flow, hash) {
         // The kernel has the service's packets, and so what is said of its answers.
         Err(DropReason::NoBackend) if service.descriptor.refusal() == refusal::PASS => {

@@ -13,9 +13,7 @@ use crate::{
     quic::{self, Start},
     refuse,
     steer::{self, InForce},
-    tables::{
-        Address, Backend, Handover, Tables, WayBack, feature, mode, owned, refusal, service_flag,
-    },
+    tables::{Address, Backend, Handover, Tables, WayBack, feature, mode, owned, refusal},
     verdict::{DropReason, Verdict},
     wire::protocol,
 };
@@ -228,8 +226,7 @@ fn to_backend<'t, P: Packet, T: Tables>(
     in_force: &InForce<'t>,
 ) -> Result<&'t Backend, DropReason> {
     let service = &in_force.service;
-    let by_source = service.descriptor.flags & service_flag::BY_SOURCE != 0;
-    let hash = steer::hash(tables, flow, by_source).ok_or(DropReason::Inconsistent)?;
+    let hash = steer::place(tables, service, flow).ok_or(DropReason::Inconsistent)?;
     let backend = backend(packet, tables, flow, in_force, hash)?;
     if backend.interface == 0 {
         return Err(DropReason::NoNextHop);

@@ -139,6 +139,13 @@ pub fn hash<T: Tables>(tables: &T, flow: &Flow, by_source: bool) -> Option<FlowH
     })
 }
 
+/// The hash that places a flow on a service's ring.
+#[inline(always)]
+pub fn place<T: Tables>(tables: &T, service: &Service<'_>, flow: &Flow) -> Option<FlowHash> {
+    let by_source = service.descriptor.flags & service_flag::BY_SOURCE != 0;
+    hash(tables, flow, by_source)
+}
+
 /// The backend that takes a flow.
 ///
 /// # Errors

@@ -14,6 +14,7 @@ use crate::{
     CLIENT4, CLIENT6, SERVER4, SERVER6, TCP, UDP, VIP4, VIP6,
     frames::{Extension, Flags, Outer, Spec, Transport, datagram, segment, socket, syn},
     support::{CLIENT_MACS, EGRESS, GUE_PORT, INGRESS, Mode, Outcome, Stage, macs, server},
+    tracking::taken_by,
 };
 
 const ID: u16 = 0x4321;
@@ -268,6 +269,23 @@ fn fragments_of_other_datagrams_come_in_between() {
     assert!(chosen[0].contains(&Some(0)) && chosen[0].contains(&Some(1)));
     assert_eq!(chosen[0], chosen[1]);
     assert_eq!(chosen[0], chosen[2]);
+}
+
+#[test]
+fn a_first_fragment_goes_where_its_clients_packets_go_where_they_are_hashed_by_source() {
+    let servers: Vec<_> = (1..=8).map(|n| server(&format!("10.1.0.{n}:80"))).collect();
+    let stage = Stage::new()
+        .hashing()
+        .serve(Mode::L2, VIP4, UDP, &servers)
+        .by_source();
+    for port in 1_000..1_032 {
+        let mut request = large(datagram(CLIENT4, VIP4));
+        request.from.set_port(port);
+        request.identification = port;
+        let first = &cut(&request, &CUTS)[0];
+        let whole = taken_by(&stage, &request);
+        assert_eq!(taken_by(&stage, first), whole, "{port}");
+    }
 }
 
 #[test]
