@@ -17,6 +17,11 @@ use lb_common::{
 use super::{Layout, Placed};
 use crate::dataplane::{DataplaneError, FlowTables};
 
+/// How far beyond the beginning of a sweep lies what happened during it: 18 minutes, in which every sweep
+/// ends. What lies further is of the past, as a tick wraps: half its range would make flows begun of all
+/// that are 26 to 52 days old.
+const SWEEP_MOST: Tick = 1 << 20;
+
 /// A backend whose flows are counted, as one of several that had its counters in turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Holder {
@@ -102,7 +107,7 @@ impl Tally {
         let Some(count) = self.counts.get_mut(&holder) else {
             return;
         };
-        let begun = |tick: Tick| tick.wrapping_sub(self.now) as i32 >= 0;
+        let begun = |tick: Tick| tick.wrapping_sub(self.now) < SWEEP_MOST;
         let counts = record.flags & record_flag::COUNTED != 0;
         // One that a packet has found expired was taken off, and its time put back: just so far, if
         // that was since.
@@ -151,6 +156,8 @@ pub fn corrections(before: &Excess, now: &Excess) -> BTreeMap<Holder, i64> {
 
 #[cfg(test)]
 mod tests {
+    use lb_common::tables::SECOND;
+
     use super::*;
 
     const NOW: Tick = 1_000;
@@ -230,6 +237,17 @@ mod tests {
         assert_eq!(excess(2, &[COUNTED, new]), 0);
         assert_eq!(excess(3, &[COUNTED, new]), 1);
         assert_eq!(excess(0, &[COUNTED, new]), -1);
+    }
+
+    #[test]
+    fn flows_of_any_age_began_before() {
+        const DAY: Tick = 24 * 3_600 * SECOND;
+        for days in [1, 25, 26, 27, 40, 51] {
+            let old = record(record_flag::COUNTED, NOW.wrapping_sub(days * DAY), 900);
+            assert_eq!(excess(2, &[COUNTED, old]), 0, "{days} days");
+            assert_eq!(excess(3, &[COUNTED, old]), 1, "{days} days");
+            assert_eq!(excess(1, &[COUNTED, old]), -1, "{days} days");
+        }
     }
 
     #[test]
