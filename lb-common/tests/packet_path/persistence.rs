@@ -127,9 +127,7 @@ fn a_server_that_takes_no_more_is_replaced_and_the_other_remembered() {
         let first = connect(&stage, 1, 1);
         let stage = condition(stage, first);
         let second = taken_by(&stage, &opening(1, 2)).expect("a server");
-        if n < 3 {
-            assert_ne!(second, first, "{n}");
-        }
+        assert_ne!(second, first, "{n}");
         assert_eq!(connect(&stage, 1, 3), second, "{n}");
         let stage = stage.condition(first, Condition::Takes).weigh(first, 1, 0);
         assert_eq!(connect(&stage, 1, 4), second, "{n}");
@@ -189,6 +187,19 @@ fn a_reset_of_an_opening_establishes_no_client() {
     };
     assert_eq!(taken_by(&stage, &reset), first);
     assert_eq!(stage.clients(), (0, 1));
+}
+
+#[test]
+fn a_connection_that_is_established_late_leaves_its_client_where_a_newer_one_went() {
+    let stage = stage();
+    let first = taken_by(&stage, &opening(1, 1)).expect("a server");
+    let stage = stage.condition(first, Condition::Drains);
+    let second = taken_by(&stage, &opening(1, 2)).expect("a server");
+    assert_ne!(second, first);
+    let stage = stage.condition(first, Condition::Takes);
+    assert_eq!(taken_by(&stage, &later(1, 1)), Some(first));
+    assert_eq!(stage.clients(), (1, 0));
+    assert_eq!(taken_by(&stage, &opening(1, 3)), Some(second));
 }
 
 #[test]
