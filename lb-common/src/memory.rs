@@ -78,7 +78,7 @@ pub struct Flows {
     pub half_open: FlowTable,
     /// Flows in progress, by the index of a backend's counters.
     pub loads: BTreeMap<u32, i32>,
-    /// Turns taken, by service.
+    /// Turns taken, by number of the pool.
     pub turns: BTreeMap<u32, u32>,
 }
 
@@ -367,9 +367,9 @@ impl Tables for MemoryTables {
         *self.flows.borrow_mut().loads.entry(counters).or_default() += change;
     }
 
-    fn turn(&self, service: u32) -> u32 {
+    fn turn(&self, pool: u32) -> u32 {
         let mut flows = self.flows.borrow_mut();
-        let turn = flows.turns.entry(service).or_default();
+        let turn = flows.turns.entry(pool).or_default();
         *turn = turn.wrapping_add(1);
         *turn
     }

@@ -64,7 +64,7 @@ struct Found {
     is_live: bool,
     /// What it says.
     record: Record,
-    /// Where it is.
+    /// Where it is; where there is none, where one is to be made.
     table: Table,
     /// It stands for a connection that has ended, and this packet opens another.
     over: bool,
@@ -215,7 +215,7 @@ impl<'t, T: Tables> Asked<'_, 't, T> {
                     None => {}
                 }
             }
-            // In an old record's place there is always room.
+            // In an old record's place there is room, unless the sweep has just taken that out.
             self.recount(&found.record, found.record.flags, 0);
         }
         if begins && self.persists() {

@@ -62,7 +62,8 @@ static OWNED: HashMap<Address, u32, 1> = HashMap::new();
 static SERVICE_COUNTERS: PerCpuArray<Counters, 1> = PerCpuArray::new();
 #[btf_map]
 static BACKEND_COUNTERS: PerCpuArray<Counters, 1> = PerCpuArray::new();
-/// Preallocated and without eviction: a record goes only by its own expiry.
+/// Preallocated and without eviction: a record leaves its table for the other one, for a newer one of its
+/// flow, or by the sweep, which takes out what says nothing any more.
 #[btf_map]
 static ESTABLISHED: HashMap<FlowKey, Record, 1> = HashMap::new();
 #[btf_map]
@@ -401,10 +402,11 @@ impl Tables for Maps {
         visit: impl FnOnce(&mut Record) -> R,
     ) -> Option<R> {
         let record = flow_table(table).get_ptr_mut(key)?;
-        // SAFETY: an element of a preallocated map is never freed, though it may become another
-        // flow's once it is removed, which happens to expired ones only. Another CPU may write the
-        // same flow's fields at the same time; each is written whole, and any mix of them is one
-        // that the flow's packets in another order would have left.
+        // SAFETY: an element of a preallocated map is never freed, and any bytes are a `Record`. Another
+        // CPU may write the same flow's fields at the same time; each is written whole, and any mix of
+        // them is one that the flow's packets in another order would have left. An element that is
+        // removed meanwhile (by a promotion, by the sweep, for a record in its place) may become another
+        // flow's, of which this then reads or writes a field (docs/consistency.md, "Its limits").
         Some(visit(unsafe { &mut *record }))
     }
 
