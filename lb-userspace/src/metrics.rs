@@ -364,6 +364,15 @@ impl Scrape {
             let samples = self.pool().map(|(labels, b)| (labels, read(b)));
             gauges(encoder, name, help, None, samples)?;
         }
+        let effective = self.pool().map(|(labels, b)| (labels, effective_weight(b)));
+        let help = "Its weight as it counts now: what its agent asks for, and how far it has grown";
+        gauges(
+            encoder,
+            "lb_backend_effective_weight",
+            help,
+            None,
+            effective,
+        )?;
         self.standings(encoder)?;
         let latencies = self
             .pool()
@@ -459,6 +468,18 @@ impl Scrape {
             })
         })
     }
+}
+
+fn effective_weight(backend: &BackendStatus) -> f64 {
+    let percent = [
+        backend.asked.weight,
+        backend.slow_start.map(|slow| slow.percent.into()),
+    ];
+    let parts = percent
+        .into_iter()
+        .flatten()
+        .map(|part| f64::from(part) / 100.0);
+    f64::from(backend.backend.weight) * parts.product::<f64>()
 }
 
 fn service_labels(service: &ServiceStatus) -> [(&'static str, String); 1] {

@@ -19,6 +19,7 @@ mod id;
 mod millis;
 mod mss;
 mod quic;
+mod recovery;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -33,6 +34,7 @@ pub use health::{
 pub use id::{Protocol, ServiceId};
 pub use mss::MssClamp;
 pub use quic::{Quic, ServerId};
+pub use recovery::{SLOW_START_FROM, SlowStart};
 pub use state::{Change, Settings, State};
 pub use tier::{Failback, MAX_TIER, SPILL_BELOW};
 
@@ -319,6 +321,9 @@ pub struct Service {
     /// When a tier gets back what it could not carry.
     #[serde(default)]
     pub failback: Failback,
+    /// How a backend that comes up gets its weight by and by.
+    #[serde(default, skip_serializing_if = "SlowStart::is_off")]
+    pub slow_start: SlowStart,
     /// The tier that somebody has failed over to: those before it get no flows while another can take them.
     #[serde(default)]
     pub from_tier: u8,
@@ -350,6 +355,7 @@ impl Service {
             persistence_prefix: None,
             spill_below: SPILL_BELOW,
             failback: Failback::default(),
+            slow_start: SlowStart::default(),
             from_tier: 0,
             health: Health::default(),
             backends: Vec::new(),

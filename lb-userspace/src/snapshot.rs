@@ -97,6 +97,8 @@ pub struct BackendStatus {
     pub checks: Vec<CheckStatus>,
     /// What the backend's agent asks for.
     pub asked: Asked,
+    /// How far its weight has grown, while it does.
+    pub slow_start: Option<SlowStartStatus>,
     /// Whether the agent knows how to reach it (route and neighbour resolved).
     pub reachable: bool,
     /// The longest IP packet that can be sent to it, in bytes and as it arrives, where the way is known.
@@ -113,6 +115,15 @@ pub struct BackendStatus {
     pub connections: Option<u32>,
     /// Its traffic.
     pub traffic: Traffic,
+}
+
+/// How far a backend is that gets its weight by and by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SlowStartStatus {
+    /// Percent of its weight that it has.
+    pub percent: u8,
+    /// How long until it has all.
+    pub left: Duration,
 }
 
 /// What a backend is at present, all considered.

@@ -12,7 +12,7 @@ use lb_userspace::{
     model::{Admin, Backend, Service, Unserved},
     snapshot::{
         BackendState, BackendStatus, CheckStatus, Condition, FlowStatus, Passed, RecordUses,
-        ServiceStatus, Snapshot, Standing, TableUse, TierStatus, Traffic,
+        ServiceStatus, SlowStartStatus, Snapshot, Standing, TableUse, TierStatus, Traffic,
     },
 };
 use tokio::{
@@ -76,6 +76,10 @@ fn snapshot() -> Snapshot {
             ..CheckStatus::new("web".to_owned(), condition)
         }],
         asked: Asked::default(),
+        slow_start: (index == 1).then_some(SlowStartStatus {
+            percent: 50,
+            left: Duration::from_secs(9),
+        }),
         reachable: true,
         mtu: None,
         leaving: false,
@@ -161,6 +165,7 @@ fn leaving() -> BackendStatus {
         latency: None,
         checks: Vec::new(),
         asked: Asked::default(),
+        slow_start: None,
         reachable: true,
         mtu: None,
         leaving: true,
@@ -240,6 +245,8 @@ fn the_page_holds_every_figure_of_the_snapshot() {
         format!("lb_tier_healthy_backends{{{service},tier=\"0\"}} 1"),
         format!("lb_backend_recorded_flows{{{first}}} 6"),
         format!("lb_backend_connections{{{second}}} 4"),
+        format!("lb_backend_weight{{{second}}} 3"),
+        format!("lb_backend_effective_weight{{{second}}} 1.5"),
         format!("lb_backend_recorded_flows{{{leaving}}} 7"),
         format!("lb_backend_packets_total{{{leaving}}} 11"),
     ] {

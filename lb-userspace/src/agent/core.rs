@@ -5,6 +5,7 @@ mod asked;
 mod drain;
 mod forced;
 mod loads;
+mod slow_start;
 mod standby;
 mod standing;
 mod status;
@@ -19,7 +20,7 @@ use std::{
 
 use lb_common::tables::{Tick, state};
 
-use self::{asked::AllAsked, standby::Tiers, standing::Told};
+use self::{asked::AllAsked, slow_start::SlowStarts, standby::Tiers, standing::Told};
 use super::ChangeError;
 use crate::{
     config::Tunnel,
@@ -116,7 +117,9 @@ pub struct Core<D> {
     chronicle: Told,
     /// Who takes which share of new flows.
     tiers: Tiers,
-    /// The state as both would have it, where that is another.
+    /// Whose weight grows.
+    slow: SlowStarts,
+    /// The state as all of these would have it, where that is another.
     adapted: Option<State>,
     checked: BTreeMap<Target, Checked>,
     down: BTreeMap<(ServiceId, SocketAddr), Down>,
@@ -147,6 +150,7 @@ impl<D: Dataplane> Core<D> {
             asked: AllAsked::new(),
             chronicle: Told::default(),
             tiers: Tiers::default(),
+            slow: SlowStarts::default(),
             adapted: None,
             checked: BTreeMap::new(),
             down: BTreeMap::new(),
@@ -231,7 +235,7 @@ impl<D: Dataplane> Core<D> {
         let before = std::mem::replace(&mut self.state, next);
         let (down, checked) = (self.down.clone(), self.checked.clone());
         let (asked, tiers) = (self.asked.clone(), self.tiers.clone());
-        let forced = self.forced.clone();
+        let (forced, slow) = (self.forced.clone(), self.slow.clone());
         self.follow_leads(&before);
         self.forget_drained(&before);
         self.follow_admin(&before);
@@ -240,7 +244,8 @@ impl<D: Dataplane> Core<D> {
         }
         if let Err(error) = self.enforce_after(None, keeps_flows) {
             (self.state, self.down, self.checked) = (before, down, checked);
-            (self.asked, self.tiers, self.forced) = (asked, tiers, forced);
+            (self.asked, self.tiers) = (asked, tiers);
+            (self.forced, self.slow) = (forced, slow);
             self.adapt();
             self.put_back();
             return Err(error);

@@ -87,6 +87,10 @@ impl Service {
                 differ("failback", here.to_string(), there.to_string())
             })
             .or_else(|| {
+                let (here, there) = (self.slow_start, other.slow_start);
+                differ("slow_start", here.to_string(), there.to_string())
+            })
+            .or_else(|| {
                 let tier = |service: &Self| format!("tier {} first", service.from_tier);
                 differ("failover", tier(self), tier(other))
             })

@@ -8,7 +8,7 @@ use std::{
 
 use super::{
     Admin, Backend, Failback, FlowState, Mode, ModelError, MssClamp, OnDown, Protocol, Quic,
-    Scheduler, ServerId, Service, ServiceId, Unserved,
+    Scheduler, ServerId, Service, ServiceId, SlowStart, Unserved,
 };
 
 /// Everything that is wanted. Valid by construction.
@@ -82,6 +82,8 @@ pub struct Settings {
     pub spill_below: Option<u8>,
     /// [`Service::failback`].
     pub failback: Option<Failback>,
+    /// [`Service::slow_start`].
+    pub slow_start: Option<SlowStart>,
     /// [`Service::group`]; `Some(None)`: it gets a pool of its own.
     pub group: Option<Option<String>>,
     /// [`Service::quic`]; `Some(None)`: it is QUIC no longer, and its backends have no server ids.
@@ -359,6 +361,7 @@ impl Settings {
             persistence_prefix,
             spill_below,
             failback,
+            slow_start,
             group,
             quic,
             server_ids,
@@ -375,6 +378,7 @@ impl Settings {
         service.persistence_prefix = persistence_prefix.or(service.persistence_prefix);
         service.spill_below = spill_below.unwrap_or(service.spill_below);
         service.failback = failback.unwrap_or(service.failback);
+        service.slow_start = slow_start.unwrap_or(service.slow_start);
         if let Some(group) = group {
             service.group.clone_from(group);
         }

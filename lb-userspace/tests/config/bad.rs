@@ -545,6 +545,24 @@ const BAD_SERVICES: &[Bad] = &[
         "service[0].failback",
         "0s to 1 week",
     ),
+    (
+        "slow_start = \"30s from 0%\"",
+        4,
+        "service[0].slow_start",
+        "from 1% to 100%",
+    ),
+    (
+        "slow_start = \"15days\"",
+        4,
+        "service[0].slow_start",
+        "0s to 1 week",
+    ),
+    (
+        "scheduler = \"round-robin\"\nslow_start = \"30s\"",
+        5,
+        "service[0].slow_start",
+        "use the weighted one",
+    ),
     ("spill_below = 101", 4, "service[0].spill_below", "0 to 100"),
     (
         "moving_time = \"0s\"\n[[service.backend]]\naddress = \"10.1.0.2:80\"\nmax_connections = 1",

@@ -11,7 +11,7 @@ use lb_userspace::{
     config::{self, Config, ConfigError, Limits},
     model::{
         Admin, DEAD_AFTER, Failback, FlowState, Health, Http, Mode, MssClamp, OnDown, Probe, Quic,
-        Scheduler, State, Unserved,
+        Scheduler, Service, State, Unserved,
     },
 };
 
@@ -48,6 +48,7 @@ persistence = "5m"
 persistence_prefix = 24
 spill_below = 50
 failback = "30s"
+slow_start = "45s from 20%"
 health = { type = "http", path = "/health", host = "x", port = 8080, interval = "1s", timeout = "500ms", rise = 2, fall = 4 }
 [[service.backend]]
 address = "10.1.0.2:80"
@@ -132,6 +133,11 @@ fn every_key_of_the_format_is_read() {
     assert_eq!(
         (second.spill_below, second.failback, second.tiers()),
         (70, Failback::Automatic, vec![0])
+    );
+    let slow = |service: &Service| service.slow_start.to_string();
+    assert_eq!(
+        (slow(first), slow(second)),
+        ("45s from 20%".to_owned(), "off".to_owned())
     );
     let http = Probe::Http(Http {
         path: "/health".to_owned(),

@@ -14,7 +14,7 @@ use std::{path::Path, process::Stdio, time::Duration};
 
 use lb_userspace::model::{Admin, Failback, Service};
 use serde_json::{Value, json};
-use support::{FakeAgent, WEIGHT_OF_A_DRAINED, WEIGHT_OF_ONE_THAT_IS_UP};
+use support::{FakeAgent, WEIGHT_OF_A_DRAINED, WEIGHT_OF_ONE_THAT_GROWS, WEIGHT_OF_ONE_THAT_IS_UP};
 use tokio::{io::AsyncReadExt as _, process::Command, time::timeout};
 
 const WEB: &str = r#"
@@ -301,6 +301,27 @@ async fn tiers_are_given_shown_and_failed_over() {
     );
     succeed(&agent, "service set 10.0.0.1:80/tcp --failback 1m").await;
     assert_eq!(web().failback.to_string(), "1m");
+}
+
+#[tokio::test]
+async fn how_backends_come_back_is_set_and_shown() {
+    let agent = FakeAgent::start(WEB);
+    succeed(&agent, "service set 10.0.0.1:80/tcp --slow-start 30s").await;
+    let shown = succeed(&agent, "service show 10.0.0.1:80/tcp").await;
+    assert!(shown.contains("30s from 10%"), "{shown}");
+    succeed(&agent, "service set 10.0.0.1:80/tcp --slow-start off").await;
+    assert!(web(&agent).slow_start.is_off());
+    let grows = format!("10.1.0.9:80 --weight {WEIGHT_OF_ONE_THAT_GROWS}");
+    succeed(&agent, &format!("backend add 10.0.0.1:80/tcp {grows}")).await;
+    let list = succeed(&agent, "backend list 10.0.0.1:80/tcp").await;
+    assert!(list.contains("44 (grown: 35%)"), "{list}");
+    let json = succeed_json(&agent, "backend list 10.0.0.1:80/tcp").await;
+    let backends = json.as_array().unwrap();
+    let grown = backends
+        .iter()
+        .find(|b| b["weight"] == WEIGHT_OF_ONE_THAT_GROWS);
+    let expected = json!({"weight_percent": 35, "left_ms": 20_000});
+    assert_eq!(grown.unwrap()["slow_start"], expected);
 }
 
 #[tokio::test]

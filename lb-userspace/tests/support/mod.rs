@@ -21,7 +21,8 @@ use lb_userspace::{
     snapshot::{
         BackendState, BackendStatus, CheckStatus, ClientList, ClientRecord, Condition, DrainStatus,
         FlowFilter, FlowList, FlowRecord, FlowStatus, Happened, InterfaceStatus, Passed,
-        RecordUses, ServiceStatus, Snapshot, Standing, TableUse, TierStatus, Traffic,
+        RecordUses, ServiceStatus, SlowStartStatus, Snapshot, Standing, TableUse, TierStatus,
+        Traffic,
     },
 };
 use tempfile::TempDir;
@@ -39,6 +40,8 @@ pub const WEIGHT_OF_AN_AGENT: u16 = 77;
 pub const WEIGHT_OF_A_DRAINED: u16 = 66;
 /// Backends of this weight are known to be up.
 pub const WEIGHT_OF_ONE_THAT_IS_UP: u16 = 55;
+/// Backends of this weight have 35% of it so far.
+pub const WEIGHT_OF_ONE_THAT_GROWS: u16 = 44;
 /// Backends on this port fail their checks.
 pub const PORT_DOWN: u16 = 81;
 
@@ -224,6 +227,7 @@ fn leaving() -> BackendStatus {
         latency: None,
         checks: Vec::new(),
         asked: Asked::default(),
+        slow_start: None,
         reachable: true,
         mtu: None,
         leaving: true,
@@ -313,6 +317,10 @@ fn describe(service: &Service) -> ServiceStatus {
                 wants: (backend.weight == WEIGHT_OF_AN_AGENT).then_some(Wants::Drain),
                 max_connections: None,
             },
+            slow_start: (backend.weight == WEIGHT_OF_ONE_THAT_GROWS).then_some(SlowStartStatus {
+                percent: 35,
+                left: Duration::from_secs(20),
+            }),
             reachable: true,
             mtu: Some(if down { 1_460 } else { 1_480 }),
             leaving: false,

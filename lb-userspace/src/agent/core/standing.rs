@@ -165,8 +165,17 @@ impl<D: Dataplane> Core<D> {
         }
         match error {
             Some(error) => (BackendState::Suspect, error),
-            None if service.health.is_none() => (BackendState::Up, "not checked".to_owned()),
-            None => (BackendState::Up, "its checks pass".to_owned()),
+            None => {
+                let checks = match service.health.is_none() {
+                    true => "not checked",
+                    false => "its checks pass",
+                };
+                let slow = self
+                    .slow
+                    .has((self.state.lead(service.id), backend.address));
+                let slow = if slow { "; its weight grows" } else { "" };
+                (BackendState::Up, format!("{checks}{slow}"))
+            }
         }
     }
 }

@@ -144,6 +144,7 @@ impl<D: Dataplane> Core<D> {
                 .get(&(lead, address))
                 .copied()
                 .unwrap_or_default(),
+            slow_start: self.slow_start_status(service, (lead, address)),
             reachable: member.is_some_and(|member| member.backend.interface != 0),
             mtu: member
                 .filter(|member| member.backend.interface != 0)

@@ -12,7 +12,7 @@ use crate::{
     health::reply::{self, Wants},
     model::{
         Admin, Check, Combine, Failback, FlowState, Mode, MssClamp, OnDown, Quic, Scheduler,
-        ServerId, ServiceId, Unserved,
+        ServerId, ServiceId, SlowStart, Unserved,
     },
     snapshot,
 };
@@ -113,6 +113,9 @@ pub struct Service {
     /// When a tier gets back what it could not carry.
     #[serde(default)]
     pub failback: Failback,
+    /// How a backend that comes up gets its weight by and by: `off`, or as `30s from 20%`.
+    #[serde(default)]
+    pub slow_start: SlowStart,
     /// The tier that somebody has failed over to; 0: none.
     #[serde(default)]
     pub from_tier: u8,
@@ -187,6 +190,9 @@ pub struct Backend {
     /// What the backend's agent asks for, where it does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub asked: Option<Asked>,
+    /// How far its weight has grown, while it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slow_start: Option<Growing>,
     /// Whether route and neighbour are known.
     pub reachable: bool,
     /// The longest IP packet that can be sent to it, in bytes and as it arrives; `null` while the way is
@@ -204,6 +210,15 @@ pub struct Backend {
     pub connections: Option<u32>,
     /// Its traffic.
     pub traffic: Traffic,
+}
+
+/// How far a backend is that gets its weight by and by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Growing {
+    /// Percent of its weight that it has.
+    pub weight_percent: u8,
+    /// How long until it has all.
+    pub left_ms: u64,
 }
 
 /// What a backend that takes no new flows still has.
@@ -407,6 +422,7 @@ impl From<&snapshot::ServiceStatus> for Service {
             persistence_prefix: service.persistence_prefix,
             spill_below: service.spill_below,
             failback: service.failback,
+            slow_start: service.slow_start,
             from_tier: service.from_tier,
             tiers: status.tiers.iter().copied().map(Into::into).collect(),
             health,
@@ -436,6 +452,10 @@ impl From<&snapshot::BackendStatus> for Backend {
             latency_us: status.latency.and_then(micros),
             checks: status.checks.iter().map(Into::into).collect(),
             asked: (status.asked != reply::Asked::default()).then(|| status.asked.into()),
+            slow_start: status.slow_start.map(|slow| Growing {
+                weight_percent: slow.percent,
+                left_ms: millis(slow.left),
+            }),
             reachable: status.reachable,
             mtu: status.mtu,
             slots: status.slots,

@@ -6,7 +6,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::model::{
     self, Admin, Check, Combine, Failback, FlowState, Health, Mode, ModelError, MssClamp, OnDown,
-    Quic, Scheduler, ServerId, ServiceId, Settings, Unserved,
+    Quic, Scheduler, ServerId, ServiceId, Settings, SlowStart, Unserved,
 };
 
 /// A service to add.
@@ -62,6 +62,10 @@ pub struct NewService {
     /// When a tier gets back what it could not carry: `automatic`, where absent, `manual`, or a time as `30s`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failback: Option<Failback>,
+    /// What part of its weight a backend that comes up begins with, and how long until it has all, as `30s` or `30s from 20%`;
+    /// `off` where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slow_start: Option<SlowStart>,
     /// How backends are checked, where there is one check; by TCP connection where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health: Option<Check>,
@@ -186,6 +190,9 @@ pub struct EditService {
     /// When a tier gets back what it could not carry.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failback: Option<Failback>,
+    /// How a backend that comes up gets its weight by and by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slow_start: Option<SlowStart>,
     /// The group that it shares its pool with from now on; `null`: a pool of its own.
     #[serde(
         default,
@@ -220,6 +227,7 @@ impl From<EditService> for Settings {
             persistence_prefix: edit.persistence_prefix,
             spill_below: edit.spill_below,
             failback: edit.failback,
+            slow_start: edit.slow_start,
             group: edit.group,
             quic: edit.quic,
             server_ids: edit.server_ids,
@@ -258,6 +266,7 @@ impl NewService {
             persistence_prefix: self.persistence_prefix,
             spill_below: self.spill_below,
             failback: self.failback,
+            slow_start: self.slow_start,
             quic: self.quic.map(Some),
             ..EditService::default()
         };

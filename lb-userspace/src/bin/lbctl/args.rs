@@ -10,7 +10,7 @@ use lb_userspace::{
     config, duration, instance,
     model::{
         self, Admin, Check, Combine, Failback, FlowState, MAX_TIER, MAX_WEIGHT, Mode, ModelError,
-        MssClamp, OnDown, Scheduler, ServerId, ServiceId, Unserved,
+        MssClamp, OnDown, Scheduler, ServerId, ServiceId, SlowStart, Unserved,
     },
 };
 
@@ -214,7 +214,7 @@ pub struct SetService {
 }
 
 /// What can be changed, by the names of the fields of [`SetService`] and [`SettingsArgs`].
-const SETTINGS: [&str; 17] = [
+const SETTINGS: [&str; 18] = [
     "group",
     "no_group",
     "config_id",
@@ -232,6 +232,7 @@ const SETTINGS: [&str; 17] = [
     "persistence_prefix",
     "spill_below",
     "failback",
+    "slow_start",
 ];
 
 /// How a service's flows are spread and kept.
@@ -274,6 +275,9 @@ pub struct SettingsArgs {
     /// When a tier that could not carry its flows gets them back: automatic, manual, or after a time as 30s [default: automatic]
     #[arg(long, value_name = "WHEN", value_parser = parse_failback)]
     pub failback: Option<Failback>,
+    /// Over which time a backend that comes up gets its weight, from 10% or as '30s from 20%'; off: at once [default: off]
+    #[arg(long, value_name = "TIME", value_parser = parse_slow_start)]
+    pub slow_start: Option<SlowStart>,
 }
 
 /// Which events to show.
@@ -514,6 +518,10 @@ fn parse_mss_clamp(text: &str) -> Result<MssClamp, String> {
 }
 
 fn parse_failback(text: &str) -> Result<Failback, String> {
+    text.parse()
+}
+
+fn parse_slow_start(text: &str) -> Result<SlowStart, String> {
     text.parse()
 }
 

@@ -97,6 +97,7 @@ fn new_service(args: &AddService) -> Result<NewService, Failure> {
         persistence_prefix: settings.persistence_prefix,
         spill_below: settings.spill_below,
         failback: settings.failback,
+        slow_start: settings.slow_start,
         health,
         checks,
         combine: args.health.combine,
@@ -165,6 +166,7 @@ fn edit(args: SettingsArgs) -> EditService {
         persistence_prefix,
         spill_below,
         failback,
+        slow_start,
     } = args;
     EditService {
         ring_size,
@@ -179,6 +181,7 @@ fn edit(args: SettingsArgs) -> EditService {
         persistence_prefix,
         spill_below,
         failback,
+        slow_start,
         ..EditService::default()
     }
 }
@@ -262,6 +265,9 @@ fn show(service: &Service) -> String {
         ("mtu", mtu(service)),
         ("mss clamp", service.mss_clamp.to_string()),
     ];
+    if !service.slow_start.is_off() {
+        fields.push(("slow start", service.slow_start.to_string()));
+    }
     if !service.tiers.is_empty() {
         let failback = service.failback;
         let spill = format!(

@@ -1,0 +1,131 @@
+//! How backends that were away come back: with a part of their weight first. Names and bounds alone; what a
+//! backend gets now is decided elsewhere.
+
+use std::{fmt, str::FromStr, time::Duration};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::{ModelError, Service, check::invalid, name_of};
+use crate::duration;
+
+/// Percent of its weight that a backend begins with, unless said otherwise. As Envoy's `min_weight_percent`.
+pub const SLOW_START_FROM: u8 = 10;
+
+/// How a backend that begins to take new flows gets its weight: a part at first, and all of it once the time is
+/// over, in a straight line between (HAProxy's `slowstart`, nginx's `slow_start`, Envoy's slow start window).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct SlowStart {
+    /// How long until it has all; zero: from the start.
+    pub window: Duration,
+    /// Percent of its weight that it begins with, 1 to 100.
+    pub from: u8,
+}
+
+impl SlowStart {
+    /// Whether all of the weight is there from the start.
+    pub fn is_off(&self) -> bool {
+        self.window.is_zero()
+    }
+}
+
+impl Default for SlowStart {
+    fn default() -> Self {
+        Self {
+            window: Duration::ZERO,
+            from: SLOW_START_FROM,
+        }
+    }
+}
+
+impl fmt::Display for SlowStart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_off() {
+            return f.write_str("off");
+        }
+        let window = humantime::format_duration(self.window);
+        write!(f, "{window} from {}%", self.from)
+    }
+}
+
+impl FromStr for SlowStart {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let read = || -> Option<Self> {
+            let (window, from) = match text.split_once(" from ") {
+                Some((window, from)) => (window, from.strip_suffix('%')?.parse().ok()?),
+                None => (text, SLOW_START_FROM),
+            };
+            let window = duration::parse(window).ok()?;
+            (1..=100).contains(&from).then_some(Self { window, from })
+        };
+        match text {
+            "off" => Ok(Self::default()),
+            // Its part does not matter.
+            _ => read().map(|read| if read.is_off() { Self::default() } else { read }).ok_or_else(|| {
+                let shown = text.escape_debug();
+                format!("`{shown}` is no slow start: \"off\", a time such as \"30s\", or a time and the percent of the weight at its beginning, from 1% to 100%, as \"30s from 20%\"")
+            }),
+        }
+    }
+}
+
+impl Serialize for SlowStart {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for SlowStart {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// Whether there are weights that a backend could get by and by.
+pub(super) fn check_slow_start(service: &Service) -> Result<(), ModelError> {
+    if service.slow_start.is_off() || !service.scheduler.ignores_weights() {
+        return Ok(());
+    }
+    let problem = format!(
+        "goes by weights, which scheduler \"{}\" leaves aside: use the weighted one of that name, or leave slow_start out",
+        name_of(service.scheduler)
+    );
+    invalid(service.id, "slow_start", problem)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slow_starts_are_read_as_they_are_written() {
+        let over = |seconds, from| SlowStart {
+            window: Duration::from_secs(seconds),
+            from,
+        };
+        for (text, slow, written) in [
+            ("off", SlowStart::default(), "off"),
+            ("0s from 7%", SlowStart::default(), "off"),
+            ("30s", over(30, 10), "30s from 10%"),
+            ("1m from 25%", over(60, 25), "1m from 25%"),
+            ("1m 30s from 100%", over(90, 100), "1m 30s from 100%"),
+        ] {
+            assert_eq!(text.parse(), Ok(slow), "{text}");
+            assert_eq!(slow.to_string(), written);
+            assert_eq!(written.parse(), Ok(slow));
+        }
+        for text in [
+            "",
+            "soon",
+            "30s from 0%",
+            "30s from 101%",
+            "30s from 20",
+            "from 20%",
+        ] {
+            let refused = text.parse::<SlowStart>().unwrap_err();
+            assert!(refused.contains("\"30s from 20%\""), "{refused}");
+        }
+    }
+}
