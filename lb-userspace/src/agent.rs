@@ -5,6 +5,7 @@
 
 mod core;
 pub mod journal;
+pub mod panic;
 pub mod ramp;
 mod run;
 pub mod tiers;

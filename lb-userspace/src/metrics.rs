@@ -87,6 +87,7 @@ impl Collector for Scrape {
         self.record_uses(&mut encoder)?;
         self.slots(&mut encoder)?;
         self.tiers(&mut encoder)?;
+        self.panics(&mut encoder)?;
         self.capacity(&mut encoder)?;
         self.backend_traffic(&mut encoder)?;
         self.backend_flows(&mut encoder)?;
@@ -309,6 +310,15 @@ impl Scrape {
         let healthy = tiers().map(|(labels, tier)| (labels, tier.healthy as u64));
         let help = "Backends of a tier that can take new flows";
         gauges(encoder, "lb_tier_healthy_backends", help, None, healthy)
+    }
+
+    fn panics(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let panics = self
+            .pools()
+            .filter(|service| service.service.panic_below > 0);
+        let panics = panics.map(|s| (service_labels(s), u64::from(s.panic.is_some())));
+        let help = "1 while so few backends are healthy that the others are used as well";
+        gauges(encoder, "lb_service_panic", help, None, panics)
     }
 
     fn backend_traffic(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {

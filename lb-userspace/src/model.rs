@@ -324,6 +324,9 @@ pub struct Service {
     /// How a backend that comes up gets its weight by and by.
     #[serde(default, skip_serializing_if = "SlowStart::is_off")]
     pub slow_start: SlowStart,
+    /// Percent of the pool's weight that is healthy below which those that are down are used as well; 0: never.
+    #[serde(default)]
+    pub panic_below: u8,
     /// The tier that somebody has failed over to: those before it get no flows while another can take them.
     #[serde(default)]
     pub from_tier: u8,
@@ -356,6 +359,7 @@ impl Service {
             spill_below: SPILL_BELOW,
             failback: Failback::default(),
             slow_start: SlowStart::default(),
+            panic_below: 0,
             from_tier: 0,
             health: Health::default(),
             backends: Vec::new(),
@@ -385,6 +389,15 @@ impl Service {
         match self.id.vip {
             SocketAddr::V4(_) => 96 + self.persistence_prefix.unwrap_or(32).min(32),
             SocketAddr::V6(_) => self.persistence_prefix.unwrap_or(128).min(128),
+        }
+    }
+
+    /// What a backend counts for in its pool: its weight, or 1 where the scheduler leaves weights aside.
+    pub fn counted_weight(&self, backend: &Backend) -> u64 {
+        match backend.weight {
+            0 => 0,
+            _ if self.scheduler.ignores_weights() => 1,
+            weight => weight.into(),
         }
     }
 

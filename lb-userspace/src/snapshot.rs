@@ -171,6 +171,8 @@ pub enum Happened {
     },
     /// New flows go to tiers in other shares.
     Tiers,
+    /// A pool's panic has begun or ended.
+    Panic,
 }
 
 /// An event.
@@ -392,6 +394,15 @@ pub struct TierStatus {
     pub waits: bool,
 }
 
+/// A pool of which so few are healthy that those which are not are used as well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PanicStatus {
+    /// Percent of a tier's weight that is healthy, the tiers added up.
+    pub healthy_percent: u8,
+    /// Backends that take new flows although their checks fail.
+    pub used: usize,
+}
+
 /// A service as it stands.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ServiceStatus {
@@ -407,6 +418,8 @@ pub struct ServiceStatus {
     pub traffic: Traffic,
     /// Its tiers in order, where there is more than one.
     pub tiers: Vec<TierStatus>,
+    /// Its panic, while it is in one.
+    pub panic: Option<PanicStatus>,
     /// Its backends, in the order of `service.backends`.
     pub backends: Vec<BackendStatus>,
 }

@@ -11,8 +11,9 @@ use lb_userspace::{
     metrics,
     model::{Admin, Backend, Service, Unserved},
     snapshot::{
-        BackendState, BackendStatus, CheckStatus, Condition, FlowStatus, Passed, RecordUses,
-        ServiceStatus, SlowStartStatus, Snapshot, Standing, TableUse, TierStatus, Traffic,
+        BackendState, BackendStatus, CheckStatus, Condition, FlowStatus, PanicStatus, Passed,
+        RecordUses, ServiceStatus, SlowStartStatus, Snapshot, Standing, TableUse, TierStatus,
+        Traffic,
     },
 };
 use tokio::{
@@ -23,7 +24,7 @@ use tokio::{
 };
 
 fn service() -> Service {
-    let text = "[[service]]\nvip = \"10.0.0.1:80/tcp\"\nmode = \"nat\"\n\
+    let text = "[[service]]\nvip = \"10.0.0.1:80/tcp\"\nmode = \"nat\"\npanic_below = 40\n\
         backend = [{ address = \"10.1.0.2:80\" }, { address = \"10.1.0.3:80\", weight = 3, state = \"draining\" }]";
     config::parse(text, "test").unwrap().services.remove(0)
 }
@@ -115,6 +116,7 @@ fn snapshot() -> Snapshot {
         services: vec![ServiceStatus {
             lead: service.id,
             tiers: tiers(),
+            panic: panic(),
             service,
             ring_size: 251,
             flows: flows(),
@@ -135,6 +137,13 @@ fn snapshot() -> Snapshot {
         fragments: vec![("first", 4), ("held", 0)],
         unknown_port: Unserved::Reset,
     }
+}
+
+fn panic() -> Option<PanicStatus> {
+    Some(PanicStatus {
+        healthy_percent: 25,
+        used: 1,
+    })
 }
 
 fn tiers() -> Vec<TierStatus> {
@@ -242,6 +251,7 @@ fn the_page_holds_every_figure_of_the_snapshot() {
         format!("lb_backend_state_since_seconds{{{first}}} 1.5"),
         "lb_events_total 9".to_owned(),
         format!("lb_tier_share_ratios{{{service},tier=\"1\"}} 0.25"),
+        format!("lb_service_panic{{{service}}} 1"),
         format!("lb_tier_healthy_backends{{{service},tier=\"0\"}} 1"),
         format!("lb_backend_recorded_flows{{{first}}} 6"),
         format!("lb_backend_connections{{{second}}} 4"),

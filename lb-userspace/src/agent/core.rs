@@ -5,6 +5,7 @@ mod asked;
 mod drain;
 mod forced;
 mod loads;
+mod panic;
 mod slow_start;
 mod standby;
 mod standing;
@@ -20,7 +21,9 @@ use std::{
 
 use lb_common::tables::{Tick, state};
 
-use self::{asked::AllAsked, slow_start::SlowStarts, standby::Tiers, standing::Told};
+use self::{
+    asked::AllAsked, panic::Panics, slow_start::SlowStarts, standby::Tiers, standing::Told,
+};
 use super::ChangeError;
 use crate::{
     config::Tunnel,
@@ -55,8 +58,10 @@ struct Checked {
 #[derive(Debug, Clone, Copy)]
 struct Down {
     since: Tick,
-    /// Nobody is there.
+    /// It counts as dead.
     dead: bool,
+    /// Nobody is there: its own port refuses, or its host does not answer.
+    gone: bool,
     /// It was found in the maps to hold flows and to take none, whatever the reason: no check has
     /// failed yet.
     found: bool,
@@ -117,6 +122,8 @@ pub struct Core<D> {
     chronicle: Told,
     /// Who takes which share of new flows.
     tiers: Tiers,
+    /// Which pools are in panic.
+    panics: Panics,
     /// Whose weight grows.
     slow: SlowStarts,
     /// The state as all of these would have it, where that is another.
@@ -150,6 +157,7 @@ impl<D: Dataplane> Core<D> {
             asked: AllAsked::new(),
             chronicle: Told::default(),
             tiers: Tiers::default(),
+            panics: Panics::default(),
             slow: SlowStarts::default(),
             adapted: None,
             checked: BTreeMap::new(),
@@ -176,6 +184,7 @@ impl<D: Dataplane> Core<D> {
                     let down = Down {
                         since,
                         dead: !found,
+                        gone: false,
                         found,
                     };
                     core.down.insert((id, member.address()), down);
@@ -236,6 +245,7 @@ impl<D: Dataplane> Core<D> {
         let (down, checked) = (self.down.clone(), self.checked.clone());
         let (asked, tiers) = (self.asked.clone(), self.tiers.clone());
         let (forced, slow) = (self.forced.clone(), self.slow.clone());
+        let panics = self.panics.clone();
         self.follow_leads(&before);
         self.forget_drained(&before);
         self.follow_admin(&before);
@@ -245,7 +255,7 @@ impl<D: Dataplane> Core<D> {
         if let Err(error) = self.enforce_after(None, keeps_flows) {
             (self.state, self.down, self.checked) = (before, down, checked);
             (self.asked, self.tiers) = (asked, tiers);
-            (self.forced, self.slow) = (forced, slow);
+            (self.forced, self.slow, self.panics) = (forced, slow, panics);
             self.adapt();
             self.put_back();
             return Err(error);
@@ -505,14 +515,17 @@ impl<D: Dataplane> Core<D> {
         }
         let now = self.dataplane.now();
         let before = self.down.get(&key).copied();
+        let gone = dead || before.is_some_and(|before| before.gone);
         let down = Down {
             since: before.map_or(now, |before| before.since),
-            dead: dead || before.is_some_and(|before| before.dead),
+            dead: gone || before.is_some_and(|before| before.dead),
+            gone,
             found: false,
         };
         self.down.insert(key, down);
+        let turned = self.judge(service);
         if self.liveness_of(key) == live {
-            return false;
+            return turned;
         }
         self.mark(service, address);
         true

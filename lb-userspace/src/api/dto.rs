@@ -16,7 +16,7 @@ pub use answers::{
 };
 pub use capacity::{Capacity, Of, Worst};
 pub use clients::{Client, ClientQuery, Clients};
-pub use events::{DEFAULT_EVENTS, Event, EventQuery, Events, Standing};
+pub use events::{DEFAULT_EVENTS, Event, EventKind, EventQuery, Events, Standing};
 pub use flows::{
     DEFAULT_FLOWS, Flow, FlowQuery, FlowTables, Flows, MAX_FLOWS, Passed, Phase, ServiceFlows,
     TableUse,

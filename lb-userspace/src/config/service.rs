@@ -30,6 +30,7 @@ const SERVICE: &[&str] = &[
     "spill_below",
     "failback",
     "slow_start",
+    "panic_below",
     "health",
     "checks",
     "combine",
@@ -178,6 +179,7 @@ fn read_settings(
     let spill_below = section.integer("spill_below", 0, 100);
     let failback = section.value("failback", str::parse);
     let slow_start = section.value("slow_start", str::parse);
+    let panic_below = section.integer("panic_below", 0, 100);
     let health = health::read(section);
     // Backends cannot be judged by what is not known of it.
     let quic = match quic {
@@ -208,6 +210,7 @@ fn read_settings(
         spill_below: spill_below.map(Located::into_inner),
         failback: failback.map(Located::into_inner),
         slow_start: slow_start.map(Located::into_inner),
+        panic_below: panic_below.map(Located::into_inner),
         ..Settings::default()
     };
     settings.apply(&mut service).ok()?;

@@ -12,7 +12,7 @@ use super::{
     ServiceId, group,
     mss::check_clamp,
     name_of,
-    recovery::check_slow_start,
+    recovery::{check_panic, check_slow_start},
     tier::{check_spill, check_tier},
 };
 
@@ -46,6 +46,7 @@ impl Service {
         check_flows(self)?;
         check_spill(self)?;
         check_slow_start(self)?;
+        check_panic(self)?;
         check_clamp(self)?;
         self.check_quic()?;
         self.health.check(id)?;

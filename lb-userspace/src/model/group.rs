@@ -91,6 +91,10 @@ impl Service {
                 differ("slow_start", here.to_string(), there.to_string())
             })
             .or_else(|| {
+                let (here, there) = (self.panic_below, other.panic_below);
+                differ("panic_below", here.to_string(), there.to_string())
+            })
+            .or_else(|| {
                 let tier = |service: &Self| format!("tier {} first", service.from_tier);
                 differ("failover", tier(self), tier(other))
             })

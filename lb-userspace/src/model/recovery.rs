@@ -1,4 +1,4 @@
-//! How backends that were away come back: with a part of their weight first. Names and bounds alone; what a
+//! How backends that were away come back, and when those are used that are down. Names and bounds alone; what a
 //! backend gets now is decided elsewhere.
 
 use std::{fmt, str::FromStr, time::Duration};
@@ -93,6 +93,16 @@ pub(super) fn check_slow_start(service: &Service) -> Result<(), ModelError> {
         name_of(service.scheduler)
     );
     invalid(service.id, "slow_start", problem)
+}
+
+pub(super) fn check_panic(service: &Service) -> Result<(), ModelError> {
+    match service.panic_below {
+        0..=100 => Ok(()),
+        percent => {
+            let problem = format!("{percent} is too large: 0 to 100 percent");
+            invalid(service.id, "panic_below", problem)
+        }
+    }
 }
 
 #[cfg(test)]

@@ -84,6 +84,8 @@ pub struct Settings {
     pub failback: Option<Failback>,
     /// [`Service::slow_start`].
     pub slow_start: Option<SlowStart>,
+    /// [`Service::panic_below`].
+    pub panic_below: Option<u8>,
     /// [`Service::group`]; `Some(None)`: it gets a pool of its own.
     pub group: Option<Option<String>>,
     /// [`Service::quic`]; `Some(None)`: it is QUIC no longer, and its backends have no server ids.
@@ -362,6 +364,7 @@ impl Settings {
             spill_below,
             failback,
             slow_start,
+            panic_below,
             group,
             quic,
             server_ids,
@@ -379,6 +382,7 @@ impl Settings {
         service.spill_below = spill_below.unwrap_or(service.spill_below);
         service.failback = failback.unwrap_or(service.failback);
         service.slow_start = slow_start.unwrap_or(service.slow_start);
+        service.panic_below = panic_below.unwrap_or(service.panic_below);
         if let Some(group) = group {
             service.group.clone_from(group);
         }

@@ -563,6 +563,7 @@ const BAD_SERVICES: &[Bad] = &[
         "service[0].slow_start",
         "use the weighted one",
     ),
+    ("panic_below = 101", 4, "service[0].panic_below", "0 to 100"),
     ("spill_below = 101", 4, "service[0].spill_below", "0 to 100"),
     (
         "moving_time = \"0s\"\n[[service.backend]]\naddress = \"10.1.0.2:80\"\nmax_connections = 1",

@@ -49,6 +49,7 @@ persistence_prefix = 24
 spill_below = 50
 failback = "30s"
 slow_start = "45s from 20%"
+panic_below = 40
 health = { type = "http", path = "/health", host = "x", port = 8080, interval = "1s", timeout = "500ms", rise = 2, fall = 4 }
 [[service.backend]]
 address = "10.1.0.2:80"
@@ -134,6 +135,7 @@ fn every_key_of_the_format_is_read() {
         (second.spill_below, second.failback, second.tiers()),
         (70, Failback::Automatic, vec![0])
     );
+    assert_eq!((first.panic_below, second.panic_below), (40, 0));
     let slow = |service: &Service| service.slow_start.to_string();
     assert_eq!(
         (slow(first), slow(second)),

@@ -14,7 +14,9 @@ use std::{path::Path, process::Stdio, time::Duration};
 
 use lb_userspace::model::{Admin, Failback, Service};
 use serde_json::{Value, json};
-use support::{FakeAgent, WEIGHT_OF_A_DRAINED, WEIGHT_OF_ONE_THAT_GROWS, WEIGHT_OF_ONE_THAT_IS_UP};
+use support::{
+    FakeAgent, PANICS, WEIGHT_OF_A_DRAINED, WEIGHT_OF_ONE_THAT_GROWS, WEIGHT_OF_ONE_THAT_IS_UP,
+};
 use tokio::{io::AsyncReadExt as _, process::Command, time::timeout};
 
 const WEB: &str = r#"
@@ -322,6 +324,28 @@ async fn how_backends_come_back_is_set_and_shown() {
         .find(|b| b["weight"] == WEIGHT_OF_ONE_THAT_GROWS);
     let expected = json!({"weight_percent": 35, "left_ms": 20_000});
     assert_eq!(grown.unwrap()["slow_start"], expected);
+}
+
+#[tokio::test]
+async fn a_panic_is_shown_by_its_service_and_by_the_status() {
+    let agent = FakeAgent::start(WEB);
+    let set = |percent| format!("service set 10.0.0.1:80/tcp --panic-below {percent}");
+    succeed(&agent, &set(50)).await;
+    let shown = succeed(&agent, "service show 10.0.0.1:80/tcp").await;
+    assert!(shown.contains("below 50% of weight\n"), "{shown}");
+    assert!(!succeed(&agent, "status").await.contains("panic"));
+    succeed(&agent, &set(PANICS)).await;
+    let shown = succeed(&agent, "service show 10.0.0.1:80/tcp").await;
+    let panic =
+        "below 99% of weight; in panic, with 25%: 3 backends that are down are used as well\n";
+    assert!(shown.contains(panic), "{shown}");
+    let status = succeed(&agent, "status").await;
+    assert!(
+        status.contains("in panic      10.0.0.1:80/tcp\n"),
+        "{status}"
+    );
+    let json = succeed_json(&agent, "status").await;
+    assert_eq!(json["panic"], json!(["10.0.0.1:80/tcp"]));
 }
 
 #[tokio::test]

@@ -20,9 +20,9 @@ use lb_userspace::{
     model::{Admin, Backend, Change, ModelError, Service, State, Unserved},
     snapshot::{
         BackendState, BackendStatus, CheckStatus, ClientList, ClientRecord, Condition, DrainStatus,
-        FlowFilter, FlowList, FlowRecord, FlowStatus, Happened, InterfaceStatus, Passed,
-        RecordUses, ServiceStatus, SlowStartStatus, Snapshot, Standing, TableUse, TierStatus,
-        Traffic,
+        FlowFilter, FlowList, FlowRecord, FlowStatus, Happened, InterfaceStatus, PanicStatus,
+        Passed, RecordUses, ServiceStatus, SlowStartStatus, Snapshot, Standing, TableUse,
+        TierStatus, Traffic,
     },
 };
 use tempfile::TempDir;
@@ -42,6 +42,8 @@ pub const WEIGHT_OF_A_DRAINED: u16 = 66;
 pub const WEIGHT_OF_ONE_THAT_IS_UP: u16 = 55;
 /// Backends of this weight have 35% of it so far.
 pub const WEIGHT_OF_ONE_THAT_GROWS: u16 = 44;
+/// Services with this `panic_below` are in panic.
+pub const PANICS: u8 = 99;
 /// Backends on this port fail their checks.
 pub const PORT_DOWN: u16 = 81;
 
@@ -288,6 +290,14 @@ fn tiers(service: &Service) -> Vec<TierStatus> {
     numbers.into_iter().enumerate().map(status).collect()
 }
 
+/// Who panics early does so.
+fn panic(service: &Service) -> Option<PanicStatus> {
+    (service.panic_below == PANICS).then_some(PanicStatus {
+        healthy_percent: 25,
+        used: 3,
+    })
+}
+
 fn standing(weight: u16) -> Option<Standing> {
     let state = match weight {
         WEIGHT_OF_A_DRAINED => BackendState::Draining,
@@ -344,6 +354,7 @@ fn describe(service: &Service) -> ServiceStatus {
         service: service.clone(),
         lead: service.id,
         tiers: tiers(service),
+        panic: panic(service),
         ring_size: 1_004,
         flows: FlowStatus {
             steady: 1_000,

@@ -88,6 +88,7 @@ impl<D: Dataplane> Core<D> {
     pub(super) fn liveness_of(&self, key: Key) -> Option<Liveness> {
         let found = match self.admin(key) {
             Some(Admin::Up) => None,
+            _ if self.panics.uses(key) => None,
             _ => self.down.get(&key),
         };
         let all = [found, self.forced.get(&key)].into_iter().flatten();
@@ -112,9 +113,9 @@ impl<D: Dataplane> Core<D> {
             let Some(service) = self.state.service(key.0) else {
                 continue;
             };
-            // Nobody looks whether it still is.
+            // Nobody looks whether it still is; or it takes flows all the same.
             let admin = service.backend(key.1).map(|backend| backend.admin);
-            if admin == Some(Admin::Maintenance) {
+            if admin == Some(Admin::Maintenance) || self.panics.uses(key) {
                 continue;
             }
             let passed = now.wrapping_sub(down.since) >= ticks(service.dead_after);
@@ -131,6 +132,7 @@ fn down_since(since: Tick) -> Down {
     Down {
         since,
         dead: false,
+        gone: false,
         found: false,
     }
 }

@@ -2,7 +2,7 @@
 //! weight by and by ([`crate::agent::ramp`]).
 //!
 //! The first backends of a service have all of theirs at once, as there is nobody whose flows they could leave
-//! to others; so has one that somebody has forced up.
+//! to others; so has one that somebody has forced up, and everybody in a pool in panic.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -112,6 +112,9 @@ impl<D: Dataplane> Core<D> {
         let (slow, now) = (service.slow_start, self.dataplane.now());
         let were = before.pools.get(&service.id);
         let was = |address| were.and_then(|were| were.get(&address).copied());
+        if self.panics.has(service.id) {
+            return;
+        }
         let served = were.is_some_and(|were| were.values().any(|&fit| fit));
         for backend in &service.backends {
             let key = (service.id, backend.address);

@@ -44,6 +44,7 @@ impl<D: Dataplane> Core<D> {
     /// Has everything laid over the state anew, as it and health are now.
     pub(super) fn adapt(&mut self) {
         let asked = asked::lay_over(&self.state, &self.asked);
+        self.judge_all();
         self.turn_ramps(asked.as_ref());
         self.turn_tiers(asked.as_ref());
         let grown = self.lay_ramps_over(asked.as_ref().unwrap_or(&self.state));
@@ -80,6 +81,7 @@ impl<D: Dataplane> Core<D> {
             };
             let mut machine = before.machines.remove(&lead).unwrap_or_default();
             let shares = machine.turn(&weights, policy, now);
+            let shares = self.panics.shares(lead).cloned().unwrap_or(shares);
             news.push((lead, before.shares.remove(&lead), shares.clone()));
             after.machines.insert(lead, machine);
             after.shares.insert(lead, shares);
@@ -114,14 +116,10 @@ impl<D: Dataplane> Core<D> {
             let key = (service.id, backend.address);
             let asked = self.asked.get(&key);
             let percent = asked.and_then(|asked| asked.weight).unwrap_or(100).min(100);
-            let own = match backend.weight {
-                0 => 0,
-                _ if service.scheduler.ignores_weights() => 1,
-                weight => u64::from(weight),
-            };
+            let own = service.counted_weight(backend);
             let weight = weights.entry(backend.tier).or_default();
             weight.all += own * 100 * u64::from(self.slow.counted(key));
-            if self.is_fit(service, now) {
+            if self.is_healthy(service, now) {
                 let grown = u64::from(self.slow.percent(key));
                 weight.healthy += own * u64::from(percent) * grown;
             }
@@ -133,6 +131,12 @@ impl<D: Dataplane> Core<D> {
     pub(super) fn is_fit(&self, service: &Service, backend: &Backend) -> bool {
         let lead = self.state.lead(service.id);
         backend.is_wanted() && self.liveness_of((lead, backend.address)).is_none()
+    }
+
+    /// The same, where nobody is used against what its checks say.
+    fn is_healthy(&self, service: &Service, backend: &Backend) -> bool {
+        let lead = self.state.lead(service.id);
+        self.is_fit(service, backend) && !self.panics.uses((lead, backend.address))
     }
 
     /// Whether a backend's agent asks that it take no new flows.
@@ -165,7 +169,7 @@ impl<D: Dataplane> Core<D> {
         let machine = self.tiers.machines.get(&lead);
         let status = |(&number, &share)| {
             let backends = service.backends.iter().filter(|b| b.tier == number);
-            let fit = |b: &&Backend| self.is_fit(service, b) && !self.drains((lead, b.address));
+            let fit = |b: &&Backend| self.is_healthy(service, b) && !self.drains((lead, b.address));
             TierStatus {
                 number,
                 backends: backends.clone().count(),

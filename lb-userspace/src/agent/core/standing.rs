@@ -22,8 +22,8 @@ pub(super) struct Told {
     /// Backends that may be in another state now.
     stale: BTreeSet<Key>,
     all_stale: bool,
-    /// Services whose tiers have other shares now.
-    tiers: Vec<(ServiceId, String)>,
+    /// What has turned of services as a whole.
+    pools: Vec<(ServiceId, Happened, String)>,
 }
 
 impl Told {
@@ -42,8 +42,14 @@ impl Told {
         }
         self.all_stale = true;
         if before.is_some() {
-            self.tiers.push((id, in_words(after)));
+            self.pools.push((id, Happened::Tiers, in_words(after)));
         }
+    }
+
+    /// Takes note of a panic that has begun or ended.
+    pub(super) fn note_panic(&mut self, id: ServiceId, what: String) {
+        self.all_stale = true;
+        self.pools.push((id, Happened::Panic, what));
     }
 
     /// How many events there have been.
@@ -55,10 +61,12 @@ impl Told {
 impl<D: Dataplane> Core<D> {
     /// Records and logs what has turned since the last time; `now` is when.
     pub fn observe(&mut self, now: SystemTime) {
-        for (service, shares) in std::mem::take(&mut self.chronicle.tiers) {
-            tracing::info!(%service, shares, "new flows by tier");
-            let what = Happened::Tiers;
-            self.chronicle.journal.record(now, service, what, shares);
+        for (service, what, reason) in std::mem::take(&mut self.chronicle.pools) {
+            match what {
+                Happened::Panic => tracing::warn!(%service, "{reason}"),
+                _ => tracing::info!(%service, shares = reason, "new flows by tier"),
+            }
+            self.chronicle.journal.record(now, service, what, reason);
         }
         let mut keys = std::mem::take(&mut self.chronicle.stale);
         if std::mem::take(&mut self.chronicle.all_stale) {
@@ -133,9 +141,12 @@ impl<D: Dataplane> Core<D> {
         if let Some(reason) = self.unusable(service, key.1) {
             return Some((BackendState::Down, reason));
         }
-        if self.liveness_of(key).is_some() {
+        let used = self.panics.uses(key);
+        if used || self.liveness_of(key).is_some() {
             let unchecked = "it has to pass its checks first".to_owned();
-            return Some((BackendState::Down, error.unwrap_or(unchecked)));
+            let used = if used { "; takes flows in panic" } else { "" };
+            let reason = error.unwrap_or(unchecked) + used;
+            return Some((BackendState::Down, reason));
         }
         Some(match backend.admin {
             Admin::Draining => return by_hand(BackendState::Draining),

@@ -100,6 +100,7 @@ impl<D: Dataplane> Core<D> {
                 }),
             lead: self.state.lead(service.id),
             tiers: self.tier_status(service),
+            panic: self.panics.status(self.state.lead(service.id)),
             traffic: traffic(counters),
             backends,
         }

@@ -32,6 +32,9 @@ pub struct Status {
     pub services: usize,
     /// How many backends of all pools are in which condition.
     pub backends: Tally,
+    /// Services in panic; of a group the first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub panic: Vec<ServiceId>,
     /// The pools that are worst off.
     #[serde(default)]
     pub worst: Worst,
@@ -116,12 +119,18 @@ pub struct Service {
     /// How a backend that comes up gets its weight by and by: `off`, or as `30s from 20%`.
     #[serde(default)]
     pub slow_start: SlowStart,
+    /// Percent of the pool's weight that is healthy below which those that are down are used as well; 0: never.
+    #[serde(default)]
+    pub panic_below: u8,
     /// The tier that somebody has failed over to; 0: none.
     #[serde(default)]
     pub from_tier: u8,
     /// Its tiers in order, where there is more than one.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tiers: Vec<Tier>,
+    /// Its panic, while it is in one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub panic: Option<Panic>,
     /// How backends are checked, where there is one check.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health: Option<Check>,
@@ -155,6 +164,15 @@ pub struct Tier {
     pub share: u16,
     /// Whether it could carry more than that, and waits for its failback.
     pub waits: bool,
+}
+
+/// A pool of which so few are healthy that those which are not are used as well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Panic {
+    /// Percent of a tier's weight that is healthy, the tiers added up.
+    pub healthy_percent: u8,
+    /// Backends that take new flows although their checks fail.
+    pub used: usize,
 }
 
 /// A backend as it stands.
@@ -363,6 +381,8 @@ impl From<&snapshot::Snapshot> for Status {
         let mut backends = Tally::default();
         // The backends of a group once, though all its services show them.
         let leads = snapshot.services.iter().filter(|s| s.lead == s.service.id);
+        let panics = leads.clone().filter(|s| s.panic.is_some());
+        let panic = panics.map(|s| s.service.id).collect();
         let pools = leads.flat_map(|s| &s.backends);
         for backend in pools.filter(|b| !b.leaving) {
             backends.total += 1;
@@ -385,6 +405,7 @@ impl From<&snapshot::Snapshot> for Status {
             interfaces: snapshot.interfaces.iter().map(interface).collect(),
             services: snapshot.services.len(),
             backends,
+            panic,
             worst: snapshot.into(),
             flow_tables: FlowTables {
                 established: snapshot.established.into(),
@@ -423,7 +444,12 @@ impl From<&snapshot::ServiceStatus> for Service {
             spill_below: service.spill_below,
             failback: service.failback,
             slow_start: service.slow_start,
+            panic_below: service.panic_below,
             from_tier: service.from_tier,
+            panic: status.panic.map(|panic| Panic {
+                healthy_percent: panic.healthy_percent,
+                used: panic.used,
+            }),
             tiers: status.tiers.iter().copied().map(Into::into).collect(),
             health,
             checks,

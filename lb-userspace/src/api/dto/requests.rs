@@ -66,6 +66,9 @@ pub struct NewService {
     /// `off` where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slow_start: Option<SlowStart>,
+    /// Percent of the pool's weight that is healthy below which those that are down are used as well; 0, or absent: never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub panic_below: Option<u8>,
     /// How backends are checked, where there is one check; by TCP connection where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health: Option<Check>,
@@ -193,6 +196,9 @@ pub struct EditService {
     /// How a backend that comes up gets its weight by and by.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slow_start: Option<SlowStart>,
+    /// Percent of the pool's weight that is healthy below which those that are down are used as well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub panic_below: Option<u8>,
     /// The group that it shares its pool with from now on; `null`: a pool of its own.
     #[serde(
         default,
@@ -228,6 +234,7 @@ impl From<EditService> for Settings {
             spill_below: edit.spill_below,
             failback: edit.failback,
             slow_start: edit.slow_start,
+            panic_below: edit.panic_below,
             group: edit.group,
             quic: edit.quic,
             server_ids: edit.server_ids,
@@ -267,6 +274,7 @@ impl NewService {
             spill_below: self.spill_below,
             failback: self.failback,
             slow_start: self.slow_start,
+            panic_below: self.panic_below,
             quic: self.quic.map(Some),
             ..EditService::default()
         };

@@ -214,7 +214,7 @@ pub struct SetService {
 }
 
 /// What can be changed, by the names of the fields of [`SetService`] and [`SettingsArgs`].
-const SETTINGS: [&str; 18] = [
+const SETTINGS: [&str; 19] = [
     "group",
     "no_group",
     "config_id",
@@ -233,6 +233,7 @@ const SETTINGS: [&str; 18] = [
     "spill_below",
     "failback",
     "slow_start",
+    "panic_below",
 ];
 
 /// How a service's flows are spread and kept.
@@ -278,6 +279,9 @@ pub struct SettingsArgs {
     /// Over which time a backend that comes up gets its weight, from 10% or as '30s from 20%'; off: at once [default: off]
     #[arg(long, value_name = "TIME", value_parser = parse_slow_start)]
     pub slow_start: Option<SlowStart>,
+    /// Percent of the pool's weight that is healthy below which backends that are down are used as well; 0: never [default: 0]
+    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub panic_below: Option<u8>,
 }
 
 /// Which events to show.

@@ -98,6 +98,7 @@ fn new_service(args: &AddService) -> Result<NewService, Failure> {
         spill_below: settings.spill_below,
         failback: settings.failback,
         slow_start: settings.slow_start,
+        panic_below: settings.panic_below,
         health,
         checks,
         combine: args.health.combine,
@@ -167,6 +168,7 @@ fn edit(args: SettingsArgs) -> EditService {
         spill_below,
         failback,
         slow_start,
+        panic_below,
     } = args;
     EditService {
         ring_size,
@@ -182,6 +184,7 @@ fn edit(args: SettingsArgs) -> EditService {
         spill_below,
         failback,
         slow_start,
+        panic_below,
         ..EditService::default()
     }
 }
@@ -268,6 +271,9 @@ fn show(service: &Service) -> String {
     if !service.slow_start.is_off() {
         fields.push(("slow start", service.slow_start.to_string()));
     }
+    if service.panic_below > 0 {
+        fields.push(("panic", panic(service)));
+    }
     if !service.tiers.is_empty() {
         let failback = service.failback;
         let spill = format!(
@@ -332,6 +338,18 @@ fn flows(service: &Service) -> String {
         "{} established, {} half-open; so far {} recorded, {} looked up, {} without room",
         flows.established, flows.half_open, flows.recorded, flows.lookups, flows.overflows
     )
+}
+
+/// When the pool panics, and whether it does.
+fn panic(service: &Service) -> String {
+    let below = format!("below {}% of weight", service.panic_below);
+    match &service.panic {
+        None => below,
+        Some(panic) => format!(
+            "{below}; in panic, with {}%: {} backends that are down are used as well",
+            panic.healthy_percent, panic.used
+        ),
+    }
 }
 
 /// How loaded the pool is, as far as that is known.
