@@ -4,6 +4,7 @@
 //! who is listened to, and in which order.
 
 mod core;
+pub mod damping;
 pub mod journal;
 pub mod panic;
 pub mod ramp;

@@ -24,8 +24,8 @@ use crate::{
     http,
     model::{Admin, name_of},
     snapshot::{
-        BackendStatus, CheckStatus, Condition, FlowStatus, RecordUses, ServiceStatus, Snapshot,
-        TableUse, Traffic,
+        BackendStatus, CheckStatus, Condition, DampingStatus, FlowStatus, RecordUses,
+        ServiceStatus, Snapshot, TableUse, Traffic,
     },
 };
 
@@ -383,6 +383,7 @@ impl Scrape {
             None,
             effective,
         )?;
+        self.damping(encoder)?;
         self.standings(encoder)?;
         let latencies = self
             .pool()
@@ -395,6 +396,29 @@ impl Scrape {
             Some(&Unit::Seconds),
             latencies,
         )
+    }
+
+    fn damping(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        type Gauge = (&'static str, &'static str, fn(&DampingStatus) -> u64);
+        let figures: [Gauge; 2] = [
+            (
+                "lb_backend_failures",
+                "Failures that are not forgotten yet, where flaps are damped",
+                |d| d.failures.into(),
+            ),
+            (
+                "lb_backend_held",
+                "1 while it is kept out though its checks pass, for having failed too often",
+                |d| d.left.is_some().into(),
+            ),
+        ];
+        for (name, help, read) in figures {
+            let pools = self.pools().filter(|s| !s.service.flap_damping.is_off());
+            let damped = pools.flat_map(|s| Self::backends_of(s).filter(|(_, b)| !b.leaving));
+            let samples = damped.map(|(labels, b)| (labels, read(&b.damping)));
+            gauges(encoder, name, help, None, samples)?;
+        }
+        Ok(())
     }
 
     fn standings(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
@@ -468,14 +492,18 @@ impl Scrape {
     }
 
     fn backends(&self) -> impl Iterator<Item = ([(&'static str, String); 2], &BackendStatus)> {
-        self.pools().flat_map(|service| {
-            service.backends.iter().map(|backend| {
-                let [id] = service_labels(service);
-                (
-                    [id, ("backend", backend.backend.address.to_string())],
-                    backend,
-                )
-            })
+        self.pools().flat_map(Self::backends_of)
+    }
+
+    fn backends_of(
+        service: &ServiceStatus,
+    ) -> impl Iterator<Item = ([(&'static str, String); 2], &BackendStatus)> {
+        service.backends.iter().map(|backend| {
+            let [id] = service_labels(service);
+            (
+                [id, ("backend", backend.backend.address.to_string())],
+                backend,
+            )
         })
     }
 }

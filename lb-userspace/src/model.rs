@@ -34,7 +34,7 @@ pub use health::{
 pub use id::{Protocol, ServiceId};
 pub use mss::MssClamp;
 pub use quic::{Quic, ServerId};
-pub use recovery::{SLOW_START_FROM, SlowStart};
+pub use recovery::{DAMPED_AT_MOST, FlapDamping, SLOW_START_FROM, SlowStart};
 pub use state::{Change, Settings, State};
 pub use tier::{Failback, MAX_TIER, SPILL_BELOW};
 
@@ -324,6 +324,9 @@ pub struct Service {
     /// How a backend that comes up gets its weight by and by.
     #[serde(default, skip_serializing_if = "SlowStart::is_off")]
     pub slow_start: SlowStart,
+    /// How long a backend that goes down again and again has to pass its checks first.
+    #[serde(default, skip_serializing_if = "FlapDamping::is_off")]
+    pub flap_damping: FlapDamping,
     /// Percent of the pool's weight that is healthy below which those that are down are used as well; 0: never.
     #[serde(default)]
     pub panic_below: u8,
@@ -359,6 +362,7 @@ impl Service {
             spill_below: SPILL_BELOW,
             failback: Failback::default(),
             slow_start: SlowStart::default(),
+            flap_damping: FlapDamping::default(),
             panic_below: 0,
             from_tier: 0,
             health: Health::default(),

@@ -97,6 +97,8 @@ pub struct BackendStatus {
     pub checks: Vec<CheckStatus>,
     /// What the backend's agent asks for.
     pub asked: Asked,
+    /// What is held against it for having failed.
+    pub damping: DampingStatus,
     /// How far its weight has grown, while it does.
     pub slow_start: Option<SlowStartStatus>,
     /// Whether the agent knows how to reach it (route and neighbour resolved).
@@ -115,6 +117,15 @@ pub struct BackendStatus {
     pub connections: Option<u32>,
     /// Its traffic.
     pub traffic: Traffic,
+}
+
+/// What is held against a backend for having failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct DampingStatus {
+    /// Failures that are not forgotten yet.
+    pub failures: u32,
+    /// How long it is kept out although its checks pass, where it is.
+    pub left: Option<Duration>,
 }
 
 /// How far a backend is that gets its weight by and by.
@@ -173,6 +184,11 @@ pub enum Happened {
     Tiers,
     /// A pool's panic has begun or ended.
     Panic,
+    /// A backend is kept out though its checks pass, for having failed too often.
+    Damped {
+        /// Which.
+        backend: SocketAddr,
+    },
 }
 
 /// An event.

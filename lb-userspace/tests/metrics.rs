@@ -11,9 +11,9 @@ use lb_userspace::{
     metrics,
     model::{Admin, Backend, Service, Unserved},
     snapshot::{
-        BackendState, BackendStatus, CheckStatus, Condition, FlowStatus, PanicStatus, Passed,
-        RecordUses, ServiceStatus, SlowStartStatus, Snapshot, Standing, TableUse, TierStatus,
-        Traffic,
+        BackendState, BackendStatus, CheckStatus, Condition, DampingStatus, FlowStatus,
+        PanicStatus, Passed, RecordUses, ServiceStatus, SlowStartStatus, Snapshot, Standing,
+        TableUse, TierStatus, Traffic,
     },
 };
 use tokio::{
@@ -24,7 +24,7 @@ use tokio::{
 };
 
 fn service() -> Service {
-    let text = "[[service]]\nvip = \"10.0.0.1:80/tcp\"\nmode = \"nat\"\npanic_below = 40\n\
+    let text = "[[service]]\nvip = \"10.0.0.1:80/tcp\"\nmode = \"nat\"\npanic_below = 40\nflap_damping = \"10s\"\n\
         backend = [{ address = \"10.1.0.2:80\" }, { address = \"10.1.0.3:80\", weight = 3, state = \"draining\" }]";
     config::parse(text, "test").unwrap().services.remove(0)
 }
@@ -77,6 +77,10 @@ fn snapshot() -> Snapshot {
             ..CheckStatus::new("web".to_owned(), condition)
         }],
         asked: Asked::default(),
+        damping: DampingStatus {
+            failures: index as u32 + 2,
+            left: (index == 1).then_some(Duration::from_secs(7)),
+        },
         slow_start: (index == 1).then_some(SlowStartStatus {
             percent: 50,
             left: Duration::from_secs(9),
@@ -174,6 +178,7 @@ fn leaving() -> BackendStatus {
         latency: None,
         checks: Vec::new(),
         asked: Asked::default(),
+        damping: DampingStatus::default(),
         slow_start: None,
         reachable: true,
         mtu: None,
@@ -219,6 +224,9 @@ fn the_page_holds_every_figure_of_the_snapshot() {
         format!("lb_backend_reachable{{{second}}} 1"),
         format!("lb_backend_draining{{{first}}} 0"),
         format!("lb_backend_draining{{{second}}} 1"),
+        format!("lb_backend_failures{{{second}}} 3"),
+        format!("lb_backend_held{{{first}}} 0"),
+        format!("lb_backend_held{{{second}}} 1"),
         format!("lb_backend_weight{{{second}}} 3"),
         format!("lb_backend_slots{{{first}}} 251"),
         format!("lb_check_up{{{first},check=\"web\"}} 1"),

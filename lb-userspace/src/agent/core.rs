@@ -2,6 +2,7 @@
 //! only then is it what the agent knows. Synchronous; the dataplane tells the time.
 
 mod asked;
+mod damping;
 mod drain;
 mod forced;
 mod loads;
@@ -22,7 +23,8 @@ use std::{
 use lb_common::tables::{Tick, state};
 
 use self::{
-    asked::AllAsked, panic::Panics, slow_start::SlowStarts, standby::Tiers, standing::Told,
+    asked::AllAsked, damping::Damped, panic::Panics, slow_start::SlowStarts, standby::Tiers,
+    standing::Told,
 };
 use super::ChangeError;
 use crate::{
@@ -122,6 +124,8 @@ pub struct Core<D> {
     chronicle: Told,
     /// Who takes which share of new flows.
     tiers: Tiers,
+    /// Who is kept out for failing too often.
+    damped: Damped,
     /// Which pools are in panic.
     panics: Panics,
     /// Whose weight grows.
@@ -157,6 +161,7 @@ impl<D: Dataplane> Core<D> {
             asked: AllAsked::new(),
             chronicle: Told::default(),
             tiers: Tiers::default(),
+            damped: Damped::default(),
             panics: Panics::default(),
             slow: SlowStarts::default(),
             adapted: None,
@@ -245,7 +250,7 @@ impl<D: Dataplane> Core<D> {
         let (down, checked) = (self.down.clone(), self.checked.clone());
         let (asked, tiers) = (self.asked.clone(), self.tiers.clone());
         let (forced, slow) = (self.forced.clone(), self.slow.clone());
-        let panics = self.panics.clone();
+        let (panics, damped) = (self.panics.clone(), self.damped.clone());
         self.follow_leads(&before);
         self.forget_drained(&before);
         self.follow_admin(&before);
@@ -255,7 +260,8 @@ impl<D: Dataplane> Core<D> {
         if let Err(error) = self.enforce_after(None, keeps_flows) {
             (self.state, self.down, self.checked) = (before, down, checked);
             (self.asked, self.tiers) = (asked, tiers);
-            (self.forced, self.slow, self.panics) = (forced, slow, panics);
+            (self.forced, self.slow) = (forced, slow);
+            (self.panics, self.damped) = (panics, damped);
             self.adapt();
             self.put_back();
             return Err(error);
@@ -266,6 +272,7 @@ impl<D: Dataplane> Core<D> {
         self.checked
             .retain(|target, _| keys.contains(&(target.service, target.address)));
         self.down.retain(|key, _| keys.contains(key));
+        self.damped.retain(&keys);
         self.asked.retain(|key, _| keys.contains(key));
         Ok(())
     }
@@ -458,8 +465,8 @@ impl<D: Dataplane> Core<D> {
         done.and(taken_off).and(corrected)
     }
 
-    /// Takes backends for dead that have been down for too long, and sees who has waited long enough for
-    /// their failback; true where the maps must follow by
+    /// Takes backends for dead that have been down for too long, lets those in that were kept out for long enough, and
+    /// sees who has waited long enough for their failback; true where the maps must follow by
     /// [`Core::enforce`].
     pub fn age(&mut self) -> bool {
         let dead = self.mark_the_long_down();
@@ -467,7 +474,8 @@ impl<D: Dataplane> Core<D> {
             self.chronicle.touch((id, address));
             self.mark(id, address);
         }
-        !dead.is_empty() || self.failback_is_due()
+        let released = self.release();
+        released || !dead.is_empty() || self.failback_is_due()
     }
 
     /// Takes note of what a check says. A failure takes effect in the maps before this returns, in
@@ -511,10 +519,15 @@ impl<D: Dataplane> Core<D> {
         let key = (service, address);
         let live = self.liveness_of(key);
         if condition != Condition::Down {
-            return self.down.remove(&key).is_some();
+            let down = self.down.remove(&key);
+            if down.is_some_and(|down| !down.found) {
+                self.count_recovery(key);
+            }
+            return down.is_some();
         }
         let now = self.dataplane.now();
         let before = self.down.get(&key).copied();
+        self.count_failure(key, before.is_some());
         let gone = dead || before.is_some_and(|before| before.gone);
         let down = Down {
             since: before.map_or(now, |before| before.since),

@@ -30,6 +30,7 @@ const SERVICE: &[&str] = &[
     "spill_below",
     "failback",
     "slow_start",
+    "flap_damping",
     "panic_below",
     "health",
     "checks",
@@ -179,6 +180,7 @@ fn read_settings(
     let spill_below = section.integer("spill_below", 0, 100);
     let failback = section.value("failback", str::parse);
     let slow_start = section.value("slow_start", str::parse);
+    let flap_damping = section.value("flap_damping", str::parse);
     let panic_below = section.integer("panic_below", 0, 100);
     let health = health::read(section);
     // Backends cannot be judged by what is not known of it.
@@ -210,6 +212,7 @@ fn read_settings(
         spill_below: spill_below.map(Located::into_inner),
         failback: failback.map(Located::into_inner),
         slow_start: slow_start.map(Located::into_inner),
+        flap_damping: flap_damping.map(Located::into_inner),
         panic_below: panic_below.map(Located::into_inner),
         ..Settings::default()
     };

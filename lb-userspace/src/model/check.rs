@@ -12,7 +12,7 @@ use super::{
     ServiceId, group,
     mss::check_clamp,
     name_of,
-    recovery::{check_panic, check_slow_start},
+    recovery::{check_damping, check_panic, check_slow_start},
     tier::{check_spill, check_tier},
 };
 
@@ -46,6 +46,7 @@ impl Service {
         check_flows(self)?;
         check_spill(self)?;
         check_slow_start(self)?;
+        check_damping(self)?;
         check_panic(self)?;
         check_clamp(self)?;
         self.check_quic()?;
@@ -168,6 +169,7 @@ fn check_flows(service: &Service) -> Result<(), ModelError> {
         ("persistence", service.persistence),
         ("failback", failback),
         ("slow_start", service.slow_start.window),
+        ("flap_damping", service.flap_damping.most),
     ] {
         if time > WEEK {
             let time = humantime::format_duration(time);

@@ -91,6 +91,10 @@ impl Service {
                 differ("slow_start", here.to_string(), there.to_string())
             })
             .or_else(|| {
+                let (here, there) = (self.flap_damping, other.flap_damping);
+                differ("flap_damping", here.to_string(), there.to_string())
+            })
+            .or_else(|| {
                 let (here, there) = (self.panic_below, other.panic_below);
                 differ("panic_below", here.to_string(), there.to_string())
             })

@@ -1,4 +1,4 @@
-//! How backends that were away come back, and when those are used that are down. Names and bounds alone; what a
+//! How backends that were away come back, how long those are kept out that fail too often, and when those are used that are down. Names and bounds alone; what a
 //! backend gets now is decided elsewhere.
 
 use std::{fmt, str::FromStr, time::Duration};
@@ -83,6 +83,99 @@ impl<'de> Deserialize<'de> for SlowStart {
     }
 }
 
+/// The longest that a backend is kept out, unless said otherwise.
+pub const DAMPED_AT_MOST: Duration = Duration::from_secs(5 * 60);
+
+/// How long a backend that goes down again and again is kept out once its checks pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct FlapDamping {
+    /// From its second failure on, and twice as long with each that follows; zero: not at all.
+    pub hold: Duration,
+    /// The longest; a failure is forgotten for each such time of being well.
+    pub most: Duration,
+}
+
+impl FlapDamping {
+    /// Whether nobody is kept out.
+    pub fn is_off(&self) -> bool {
+        self.hold.is_zero()
+    }
+}
+
+impl Default for FlapDamping {
+    fn default() -> Self {
+        Self {
+            hold: Duration::ZERO,
+            most: DAMPED_AT_MOST,
+        }
+    }
+}
+
+impl fmt::Display for FlapDamping {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_off() {
+            return f.write_str("off");
+        }
+        let [hold, most] = [self.hold, self.most].map(humantime::format_duration);
+        write!(f, "{hold} to {most}")
+    }
+}
+
+impl FromStr for FlapDamping {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let read = || -> Option<Self> {
+            let (hold, most) = match text.split_once(" to ") {
+                Some((hold, most)) => (hold, Some(duration::parse(most).ok()?)),
+                None => (text, None),
+            };
+            let hold = duration::parse(hold).ok()?;
+            let most = most.unwrap_or(DAMPED_AT_MOST.max(hold));
+            Some(Self { hold, most })
+        };
+        match text {
+            "off" => Ok(Self::default()),
+            // The longest does not matter.
+            _ => read().map(|read| if read.is_off() { Self::default() } else { read }).ok_or_else(|| {
+                let shown = text.escape_debug();
+                format!("`{shown}` is no flap damping: \"off\", a time such as \"10s\", or that and the longest, as \"10s to 2m\"")
+            }),
+        }
+    }
+}
+
+impl Serialize for FlapDamping {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for FlapDamping {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// The shortest time that a backend can be kept out for.
+const LEAST_HOLD: Duration = Duration::from_secs(1);
+
+pub(super) fn check_damping(service: &Service) -> Result<(), ModelError> {
+    let FlapDamping { hold, most } = service.flap_damping;
+    let [shown, longest] = [hold, most].map(humantime::format_duration);
+    let problem = if service.flap_damping.is_off() {
+        return Ok(());
+    } else if hold < LEAST_HOLD {
+        format!("{shown} is too short: 1s or more, or \"off\"")
+    } else if most < hold {
+        format!("{longest} is shorter than {shown}: the longest time comes last")
+    } else {
+        return Ok(());
+    };
+    invalid(service.id, "flap_damping", problem)
+}
+
 /// Whether there are weights that a backend could get by and by.
 pub(super) fn check_slow_start(service: &Service) -> Result<(), ModelError> {
     if service.slow_start.is_off() || !service.scheduler.ignores_weights() {
@@ -108,6 +201,31 @@ pub(super) fn check_panic(service: &Service) -> Result<(), ModelError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn flap_dampings_are_read_as_they_are_written() {
+        let damping = |hold, most| FlapDamping {
+            hold: Duration::from_secs(hold),
+            most: Duration::from_secs(most),
+        };
+        for (text, read, written) in [
+            ("off", FlapDamping::default(), "off"),
+            ("0s to 1m", FlapDamping::default(), "off"),
+            ("10s", damping(10, 300), "10s to 5m"),
+            ("10m", damping(600, 600), "10m to 10m"),
+            ("10s to 2m", damping(10, 120), "10s to 2m"),
+        ] {
+            assert_eq!(text.parse(), Ok(read), "{text}");
+            assert_eq!(read.to_string(), written);
+            assert_eq!(written.parse(), Ok(read));
+        }
+        for text in ["", "long", "10s to", "10s to ever", "10s 2m"] {
+            let refused = text.parse::<FlapDamping>();
+            assert!(
+                refused.is_err_and(|refused| refused.contains("\"10s to 2m\"")) || text == "10s 2m"
+            );
+        }
+    }
 
     #[test]
     fn slow_starts_are_read_as_they_are_written() {

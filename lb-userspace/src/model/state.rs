@@ -7,8 +7,8 @@ use std::{
 };
 
 use super::{
-    Admin, Backend, Failback, FlowState, Mode, ModelError, MssClamp, OnDown, Protocol, Quic,
-    Scheduler, ServerId, Service, ServiceId, SlowStart, Unserved,
+    Admin, Backend, Failback, FlapDamping, FlowState, Mode, ModelError, MssClamp, OnDown, Protocol,
+    Quic, Scheduler, ServerId, Service, ServiceId, SlowStart, Unserved,
 };
 
 /// Everything that is wanted. Valid by construction.
@@ -84,6 +84,8 @@ pub struct Settings {
     pub failback: Option<Failback>,
     /// [`Service::slow_start`].
     pub slow_start: Option<SlowStart>,
+    /// [`Service::flap_damping`].
+    pub flap_damping: Option<FlapDamping>,
     /// [`Service::panic_below`].
     pub panic_below: Option<u8>,
     /// [`Service::group`]; `Some(None)`: it gets a pool of its own.
@@ -364,6 +366,7 @@ impl Settings {
             spill_below,
             failback,
             slow_start,
+            flap_damping,
             panic_below,
             group,
             quic,
@@ -382,6 +385,7 @@ impl Settings {
         service.spill_below = spill_below.unwrap_or(service.spill_below);
         service.failback = failback.unwrap_or(service.failback);
         service.slow_start = slow_start.unwrap_or(service.slow_start);
+        service.flap_damping = flap_damping.unwrap_or(service.flap_damping);
         service.panic_below = panic_below.unwrap_or(service.panic_below);
         if let Some(group) = group {
             service.group.clone_from(group);

@@ -563,6 +563,30 @@ const BAD_SERVICES: &[Bad] = &[
         "service[0].slow_start",
         "use the weighted one",
     ),
+    (
+        "flap_damping = \"sometimes\"",
+        4,
+        "service[0].flap_damping",
+        "as \"10s to 2m\"",
+    ),
+    (
+        "flap_damping = \"500ms\"",
+        4,
+        "service[0].flap_damping",
+        "1s or more",
+    ),
+    (
+        "flap_damping = \"10m to 5m\"",
+        4,
+        "service[0].flap_damping",
+        "5m is shorter than 10m",
+    ),
+    (
+        "flap_damping = \"1s to 15days\"",
+        4,
+        "service[0].flap_damping",
+        "0s to 1 week",
+    ),
     ("panic_below = 101", 4, "service[0].panic_below", "0 to 100"),
     ("spill_below = 101", 4, "service[0].spill_below", "0 to 100"),
     (

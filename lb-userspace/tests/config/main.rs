@@ -49,6 +49,7 @@ persistence_prefix = 24
 spill_below = 50
 failback = "30s"
 slow_start = "45s from 20%"
+flap_damping = "10s to 2m"
 panic_below = 40
 health = { type = "http", path = "/health", host = "x", port = 8080, interval = "1s", timeout = "500ms", rise = 2, fall = 4 }
 [[service.backend]]
@@ -136,6 +137,11 @@ fn every_key_of_the_format_is_read() {
         (70, Failback::Automatic, vec![0])
     );
     assert_eq!((first.panic_below, second.panic_below), (40, 0));
+    let damping = |service: &Service| service.flap_damping.to_string();
+    assert_eq!(
+        (damping(first), damping(second)),
+        ("10s to 2m".to_owned(), "off".to_owned())
+    );
     let slow = |service: &Service| service.slow_start.to_string();
     assert_eq!(
         (slow(first), slow(second)),

@@ -15,7 +15,8 @@ use std::{path::Path, process::Stdio, time::Duration};
 use lb_userspace::model::{Admin, Failback, Service};
 use serde_json::{Value, json};
 use support::{
-    FakeAgent, PANICS, WEIGHT_OF_A_DRAINED, WEIGHT_OF_ONE_THAT_GROWS, WEIGHT_OF_ONE_THAT_IS_UP,
+    FakeAgent, PANICS, WEIGHT_OF_A_DRAINED, WEIGHT_OF_ONE_THAT_GROWS, WEIGHT_OF_ONE_THAT_IS_HELD,
+    WEIGHT_OF_ONE_THAT_IS_UP,
 };
 use tokio::{io::AsyncReadExt as _, process::Command, time::timeout};
 
@@ -324,6 +325,27 @@ async fn how_backends_come_back_is_set_and_shown() {
         .find(|b| b["weight"] == WEIGHT_OF_ONE_THAT_GROWS);
     let expected = json!({"weight_percent": 35, "left_ms": 20_000});
     assert_eq!(grown.unwrap()["slow_start"], expected);
+}
+
+#[tokio::test]
+async fn who_is_kept_out_is_shown() {
+    let agent = FakeAgent::start(WEB);
+    let set = "service set 10.0.0.1:80/tcp --flap-damping";
+    succeed(&agent, &format!("{set} 20s")).await;
+    let shown = succeed(&agent, "service show 10.0.0.1:80/tcp").await;
+    assert!(shown.contains("20s to 5m\n"), "{shown}");
+    let held = format!("10.1.0.9:80 --weight {WEIGHT_OF_ONE_THAT_IS_HELD}");
+    succeed(&agent, &format!("backend add 10.0.0.1:80/tcp {held}")).await;
+    let json = succeed_json(&agent, "backend list 10.0.0.1:80/tcp").await;
+    let backends = json.as_array().unwrap();
+    let held = backends
+        .iter()
+        .find(|b| b["weight"] == WEIGHT_OF_ONE_THAT_IS_HELD);
+    let expected = json!({"failures": 3, "left_ms": 20_000});
+    assert_eq!(held.unwrap()["damping"], expected);
+    assert!(backends[0].get("damping").is_none(), "{json}");
+    succeed(&agent, &format!("{set} off")).await;
+    assert!(web(&agent).flap_damping.is_off());
 }
 
 #[tokio::test]

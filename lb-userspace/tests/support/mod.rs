@@ -19,10 +19,10 @@ use lb_userspace::{
     },
     model::{Admin, Backend, Change, ModelError, Service, State, Unserved},
     snapshot::{
-        BackendState, BackendStatus, CheckStatus, ClientList, ClientRecord, Condition, DrainStatus,
-        FlowFilter, FlowList, FlowRecord, FlowStatus, Happened, InterfaceStatus, PanicStatus,
-        Passed, RecordUses, ServiceStatus, SlowStartStatus, Snapshot, Standing, TableUse,
-        TierStatus, Traffic,
+        BackendState, BackendStatus, CheckStatus, ClientList, ClientRecord, Condition,
+        DampingStatus, DrainStatus, FlowFilter, FlowList, FlowRecord, FlowStatus, Happened,
+        InterfaceStatus, PanicStatus, Passed, RecordUses, ServiceStatus, SlowStartStatus, Snapshot,
+        Standing, TableUse, TierStatus, Traffic,
     },
 };
 use tempfile::TempDir;
@@ -40,6 +40,8 @@ pub const WEIGHT_OF_AN_AGENT: u16 = 77;
 pub const WEIGHT_OF_A_DRAINED: u16 = 66;
 /// Backends of this weight are known to be up.
 pub const WEIGHT_OF_ONE_THAT_IS_UP: u16 = 55;
+/// Backends of this weight have failed three times and are kept out.
+pub const WEIGHT_OF_ONE_THAT_IS_HELD: u16 = 33;
 /// Backends of this weight have 35% of it so far.
 pub const WEIGHT_OF_ONE_THAT_GROWS: u16 = 44;
 /// Services with this `panic_below` are in panic.
@@ -229,6 +231,7 @@ fn leaving() -> BackendStatus {
         latency: None,
         checks: Vec::new(),
         asked: Asked::default(),
+        damping: DampingStatus::default(),
         slow_start: None,
         reachable: true,
         mtu: None,
@@ -298,6 +301,17 @@ fn panic(service: &Service) -> Option<PanicStatus> {
     })
 }
 
+/// What is held against the one that is held.
+fn damping(weight: u16) -> DampingStatus {
+    match weight {
+        WEIGHT_OF_ONE_THAT_IS_HELD => DampingStatus {
+            failures: 3,
+            left: Some(Duration::from_secs(20)),
+        },
+        _ => DampingStatus::default(),
+    }
+}
+
 fn standing(weight: u16) -> Option<Standing> {
     let state = match weight {
         WEIGHT_OF_A_DRAINED => BackendState::Draining,
@@ -327,6 +341,7 @@ fn describe(service: &Service) -> ServiceStatus {
                 wants: (backend.weight == WEIGHT_OF_AN_AGENT).then_some(Wants::Drain),
                 max_connections: None,
             },
+            damping: damping(backend.weight),
             slow_start: (backend.weight == WEIGHT_OF_ONE_THAT_GROWS).then_some(SlowStartStatus {
                 percent: 35,
                 left: Duration::from_secs(20),

@@ -54,6 +54,10 @@ impl<D: Dataplane> Core<D> {
                 (true, false) => self.distrust(key, now),
                 _ => {}
             }
+            // Somebody has looked after it.
+            if was != admin && (admin == Some(Admin::Up) || maintained(admin)) {
+                self.damped.forget(key);
+            }
         }
         self.forced = forced;
     }
@@ -80,6 +84,7 @@ impl<D: Dataplane> Core<D> {
     /// What is left of every backend that is not up.
     pub(super) fn liveness(&self) -> BTreeMap<Key, Liveness> {
         let keys = self.down.keys().chain(self.forced.keys());
+        let keys = keys.chain(self.damped.keys());
         keys.filter_map(|&key| Some((key, self.liveness_of(key)?)))
             .collect()
     }
@@ -92,7 +97,9 @@ impl<D: Dataplane> Core<D> {
             _ => self.down.get(&key),
         };
         let all = [found, self.forced.get(&key)].into_iter().flatten();
-        all.map(|down| self.means(key.0, down)).max()
+        let held = self.damped.holds(key) && self.admin(key) != Some(Admin::Up);
+        let held = held.then_some(Liveness::Down);
+        all.map(|down| self.means(key.0, down)).chain(held).max()
     }
 
     fn means(&self, id: ServiceId, down: &Down) -> Liveness {

@@ -1,5 +1,8 @@
 //! Which pools are in panic, and who is used there although its checks fail ([`crate::agent::panic`]).
 //!
+//! Before a pool panics, it lets those in who are kept out for having failed too often ([`super::damping`]) and whose
+//! checks pass; and so does any pool of which nobody else is healthy.
+//!
 //! Never used are those that somebody keeps out (drain, maintenance, down by hand, weight 0, an agent that asks for
 //! it), and those whose own port refuses or whose host is not there: a flow that goes there is lost for certain.
 
@@ -69,25 +72,34 @@ impl<D: Dataplane> Core<D> {
     /// Judges every pool anew.
     pub(super) fn judge_all(&mut self) {
         let services = self.state.services();
-        let may = services.filter(|s| s.panic_below > 0 || self.panics.has(s.id));
+        let may = services
+            .filter(|s| s.panic_below > 0 || self.panics.has(s.id) || self.damped.has(s.id));
         let leads = may.map(|service| service.id);
         let leads: BTreeSet<_> = leads.filter(|&id| self.state.lead(id) == id).collect();
         self.panics.0.retain(|lead, _| leads.contains(lead));
+        self.damped.spared.retain(|lead| leads.contains(lead));
         for lead in leads {
             self.judge(lead);
         }
     }
 
-    /// Judges a pool by what is known now; whether its panic has begun or ended.
+    /// Judges a pool by what is known now; whether other backends are used than before.
     pub(super) fn judge(&mut self, lead: ServiceId) -> bool {
         let Some(service) = self.state.service(lead) else {
             return false;
         };
         let below = service.panic_below;
-        let after = match below {
-            0 => None,
-            _ => self.panic_of(service),
+        if below == 0 && !self.panics.has(lead) && !self.damped.has(lead) {
+            return false;
+        }
+        let (spares, after) = self.verdict(service);
+        let spared = match spares {
+            true => self.damped.spared.insert(lead),
+            false => self.damped.spared.remove(&lead),
         };
+        if spared {
+            self.chronicle.touch_all();
+        }
         let before = match after {
             Some(after) => self.panics.0.insert(lead, after),
             None => self.panics.0.remove(&lead),
@@ -107,11 +119,37 @@ impl<D: Dataplane> Core<D> {
                 self.chronicle.note_panic(lead, text);
                 true
             }
-            _ => false,
+            _ => spared,
         }
     }
 
-    fn panic_of(&self, service: &Service) -> Option<Panic> {
+    /// Whether nobody is kept out of a pool for having failed too often, and its panic.
+    fn verdict(&self, service: &Service) -> (bool, Option<Panic>) {
+        let below = service.panic_below;
+        let (weights, _) = self.weigh(service, false);
+        let healthy = panic::healthy(&weights, service.from_tier);
+        let suffices = |healthy: Healthy| healthy.parts > 0 && !healthy.is_below(below);
+        if healthy.is_none_or(suffices) {
+            return (false, None);
+        }
+        let (weights, used) = self.weigh(service, true);
+        let healthy = panic::healthy(&weights, service.from_tier);
+        let panic = healthy.filter(|healthy| healthy.is_below(below));
+        let panic = panic.map(|healthy| Panic {
+            healthy,
+            used,
+            shares: panic::shares(&weights, healthy.from),
+        });
+        (self.damped.has(service.id), panic)
+    }
+
+    /// The weights of a pool's tiers, with those who wait for having failed too often or without, and who of it is
+    /// down and could be used all the same.
+    fn weigh(
+        &self,
+        service: &Service,
+        with_held: bool,
+    ) -> (BTreeMap<u8, Weight>, BTreeSet<SocketAddr>) {
         let mut weights: BTreeMap<u8, Weight> = BTreeMap::new();
         let mut used = BTreeSet::new();
         for backend in &service.backends {
@@ -122,21 +160,16 @@ impl<D: Dataplane> Core<D> {
             let weight = weights.entry(backend.tier).or_default();
             let own = service.counted_weight(backend);
             weight.all += own;
-            match self.down.get(&key) {
-                Some(down) if backend.admin != Admin::Up => {
-                    if !down.gone {
-                        used.insert(backend.address);
-                    }
+            match self.down.get(&key).filter(|_| backend.admin != Admin::Up) {
+                Some(down) if down.gone => {}
+                Some(_) => {
+                    used.insert(backend.address);
                 }
-                _ => weight.healthy += own,
+                None if with_held || !self.damped.waits(key) => weight.healthy += own,
+                None => {}
             }
         }
-        let healthy = panic::healthy(&weights, service.from_tier)?;
-        healthy.is_below(service.panic_below).then(|| Panic {
-            healthy,
-            used,
-            shares: panic::shares(&weights, healthy.from),
-        })
+        (weights, used)
     }
 
     /// Whether nobody keeps a backend out, neither people nor its agent.

@@ -44,6 +44,7 @@ impl<D: Dataplane> Core<D> {
     /// Has everything laid over the state anew, as it and health are now.
     pub(super) fn adapt(&mut self) {
         let asked = asked::lay_over(&self.state, &self.asked);
+        self.stop_damping();
         self.judge_all();
         self.turn_ramps(asked.as_ref());
         self.turn_tiers(asked.as_ref());

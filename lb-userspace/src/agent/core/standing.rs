@@ -22,7 +22,7 @@ pub(super) struct Told {
     /// Backends that may be in another state now.
     stale: BTreeSet<Key>,
     all_stale: bool,
-    /// What has turned of services as a whole.
+    /// What is to be told beside states that turn.
     pools: Vec<(ServiceId, Happened, String)>,
 }
 
@@ -52,6 +52,11 @@ impl Told {
         self.pools.push((id, Happened::Panic, what));
     }
 
+    /// Takes note that a backend is kept out though its checks pass.
+    pub(super) fn note_damped(&mut self, (id, backend): Key, why: String) {
+        self.pools.push((id, Happened::Damped { backend }, why));
+    }
+
     /// How many events there have been.
     pub(super) fn events(&self) -> u64 {
         self.journal.recorded()
@@ -64,6 +69,9 @@ impl<D: Dataplane> Core<D> {
         for (service, what, reason) in std::mem::take(&mut self.chronicle.pools) {
             match what {
                 Happened::Panic => tracing::warn!(%service, "{reason}"),
+                Happened::Damped { backend } => {
+                    tracing::info!(%service, %backend, reason, "kept out")
+                }
                 _ => tracing::info!(%service, shares = reason, "new flows by tier"),
             }
             self.chronicle.journal.record(now, service, what, reason);
@@ -139,6 +147,9 @@ impl<D: Dataplane> Core<D> {
             _ => {}
         }
         if let Some(reason) = self.unusable(service, key.1) {
+            return Some((BackendState::Down, reason));
+        }
+        if let Some(reason) = self.kept_out(key).filter(|_| backend.admin != Admin::Up) {
             return Some((BackendState::Down, reason));
         }
         let used = self.panics.uses(key);

@@ -145,6 +145,7 @@ impl<D: Dataplane> Core<D> {
                 .get(&(lead, address))
                 .copied()
                 .unwrap_or_default(),
+            damping: self.damping_status((lead, address)),
             slow_start: self.slow_start_status(service, (lead, address)),
             reachable: member.is_some_and(|member| member.backend.interface != 0),
             mtu: member

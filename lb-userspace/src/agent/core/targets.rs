@@ -101,6 +101,7 @@ impl<D: Dataplane> Core<D> {
         self.tiers.follow(&leads);
         self.slow.follow(&leads);
         self.panics.follow(&leads);
+        self.damped.follow(&leads);
         let under = |(_, address), now| (now, address);
         inherit(&mut self.down, &leads, |(lead, _)| lead, under);
         inherit(&mut self.forced, &leads, |(lead, _)| lead, under);

@@ -11,8 +11,8 @@ use crate::{
     capacity,
     health::reply::{self, Wants},
     model::{
-        Admin, Check, Combine, Failback, FlowState, Mode, MssClamp, OnDown, Quic, Scheduler,
-        ServerId, ServiceId, SlowStart, Unserved,
+        Admin, Check, Combine, Failback, FlapDamping, FlowState, Mode, MssClamp, OnDown, Quic,
+        Scheduler, ServerId, ServiceId, SlowStart, Unserved,
     },
     snapshot,
 };
@@ -119,6 +119,9 @@ pub struct Service {
     /// How a backend that comes up gets its weight by and by: `off`, or as `30s from 20%`.
     #[serde(default)]
     pub slow_start: SlowStart,
+    /// How long a backend that goes down again and again has to pass its checks first: `off`, or as `10s to 2m`.
+    #[serde(default)]
+    pub flap_damping: FlapDamping,
     /// Percent of the pool's weight that is healthy below which those that are down are used as well; 0: never.
     #[serde(default)]
     pub panic_below: u8,
@@ -208,6 +211,9 @@ pub struct Backend {
     /// What the backend's agent asks for, where it does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub asked: Option<Asked>,
+    /// What is held against it for having failed, where something is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub damping: Option<Damping>,
     /// How far its weight has grown, while it does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slow_start: Option<Growing>,
@@ -228,6 +234,16 @@ pub struct Backend {
     pub connections: Option<u32>,
     /// Its traffic.
     pub traffic: Traffic,
+}
+
+/// What is held against a backend for having failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Damping {
+    /// Failures that are not forgotten yet.
+    pub failures: u32,
+    /// How long it is kept out although its checks pass, where it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub left_ms: Option<u64>,
 }
 
 /// How far a backend is that gets its weight by and by.
@@ -444,6 +460,7 @@ impl From<&snapshot::ServiceStatus> for Service {
             spill_below: service.spill_below,
             failback: service.failback,
             slow_start: service.slow_start,
+            flap_damping: service.flap_damping,
             panic_below: service.panic_below,
             from_tier: service.from_tier,
             panic: status.panic.map(|panic| Panic {
@@ -478,6 +495,10 @@ impl From<&snapshot::BackendStatus> for Backend {
             latency_us: status.latency.and_then(micros),
             checks: status.checks.iter().map(Into::into).collect(),
             asked: (status.asked != reply::Asked::default()).then(|| status.asked.into()),
+            damping: (status.damping.failures > 0).then(|| Damping {
+                failures: status.damping.failures,
+                left_ms: status.damping.left.map(millis),
+            }),
             slow_start: status.slow_start.map(|slow| Growing {
                 weight_percent: slow.percent,
                 left_ms: millis(slow.left),

@@ -86,6 +86,8 @@ pub enum EventKind {
     Tiers,
     /// A pool's panic has begun or ended.
     Panic,
+    /// A backend is kept out though its checks pass, for having failed too often.
+    Damped,
 }
 
 impl From<EventQuery> for EventFilter {
@@ -112,6 +114,7 @@ impl From<EventRecord> for Event {
     fn from(event: EventRecord) -> Self {
         let (backend, from, to) = match event.what {
             Happened::Turned { backend, from, to } => (Some(backend), Some(from), Some(to)),
+            Happened::Damped { backend } => (Some(backend), None, None),
             Happened::Tiers | Happened::Panic => (None, None, None),
         };
         Self {
@@ -121,6 +124,7 @@ impl From<EventRecord> for Event {
                 Happened::Turned { .. } => EventKind::Backend,
                 Happened::Tiers => EventKind::Tiers,
                 Happened::Panic => EventKind::Panic,
+                Happened::Damped { .. } => EventKind::Damped,
             },
             service: event.service,
             backend,

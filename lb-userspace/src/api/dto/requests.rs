@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::model::{
-    self, Admin, Check, Combine, Failback, FlowState, Health, Mode, ModelError, MssClamp, OnDown,
-    Quic, Scheduler, ServerId, ServiceId, Settings, SlowStart, Unserved,
+    self, Admin, Check, Combine, Failback, FlapDamping, FlowState, Health, Mode, ModelError,
+    MssClamp, OnDown, Quic, Scheduler, ServerId, ServiceId, Settings, SlowStart, Unserved,
 };
 
 /// A service to add.
@@ -66,6 +66,10 @@ pub struct NewService {
     /// `off` where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slow_start: Option<SlowStart>,
+    /// How long a backend that goes down again and again has to pass its checks before it gets flows, doubled each time, as
+    /// `10s` or `10s to 5m`; `off` where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flap_damping: Option<FlapDamping>,
     /// Percent of the pool's weight that is healthy below which those that are down are used as well; 0, or absent: never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub panic_below: Option<u8>,
@@ -196,6 +200,9 @@ pub struct EditService {
     /// How a backend that comes up gets its weight by and by.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slow_start: Option<SlowStart>,
+    /// How long a backend that goes down again and again has to pass its checks first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flap_damping: Option<FlapDamping>,
     /// Percent of the pool's weight that is healthy below which those that are down are used as well.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub panic_below: Option<u8>,
@@ -234,6 +241,7 @@ impl From<EditService> for Settings {
             spill_below: edit.spill_below,
             failback: edit.failback,
             slow_start: edit.slow_start,
+            flap_damping: edit.flap_damping,
             panic_below: edit.panic_below,
             group: edit.group,
             quic: edit.quic,
@@ -274,6 +282,7 @@ impl NewService {
             spill_below: self.spill_below,
             failback: self.failback,
             slow_start: self.slow_start,
+            flap_damping: self.flap_damping,
             panic_below: self.panic_below,
             quic: self.quic.map(Some),
             ..EditService::default()

@@ -68,6 +68,7 @@ fn line(event: &Event) -> String {
             name_of(from),
             name_of(to)
         ),
+        (Some(backend), ..) => format!("{at}  {service}  {backend}  kept out: {reason}\n"),
         _ if event.kind == EventKind::Panic => format!("{at}  {service}  {reason}\n"),
         _ => format!("{at}  {service}  new flows: {reason}\n"),
     }

@@ -98,6 +98,7 @@ fn new_service(args: &AddService) -> Result<NewService, Failure> {
         spill_below: settings.spill_below,
         failback: settings.failback,
         slow_start: settings.slow_start,
+        flap_damping: settings.flap_damping,
         panic_below: settings.panic_below,
         health,
         checks,
@@ -168,6 +169,7 @@ fn edit(args: SettingsArgs) -> EditService {
         spill_below,
         failback,
         slow_start,
+        flap_damping,
         panic_below,
     } = args;
     EditService {
@@ -184,6 +186,7 @@ fn edit(args: SettingsArgs) -> EditService {
         spill_below,
         failback,
         slow_start,
+        flap_damping,
         panic_below,
         ..EditService::default()
     }
@@ -270,6 +273,9 @@ fn show(service: &Service) -> String {
     ];
     if !service.slow_start.is_off() {
         fields.push(("slow start", service.slow_start.to_string()));
+    }
+    if !service.flap_damping.is_off() {
+        fields.push(("damping", service.flap_damping.to_string()));
     }
     if service.panic_below > 0 {
         fields.push(("panic", panic(service)));
