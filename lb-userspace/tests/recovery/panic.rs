@@ -138,6 +138,28 @@ fn nobody_is_dead_by_time_in_panic_and_the_time_begins_anew_after_it() {
 }
 
 #[test]
+fn who_is_drained_in_panic_keeps_what_it_was_given_however_long_it_had_been_down() {
+    let mut pool = failing(PANIC, &[""; 4], [1, 2]);
+    pool.pass(11);
+    pool.down(3);
+    assert!(pool.takes(1));
+    pool.ask(1, Admin::Draining);
+    assert_eq!((pool.state(1), pool.takes(2)), (state::HOLDS, true));
+    pool.ask(1, Admin::Active);
+    assert!(pool.takes(1));
+}
+
+#[test]
+fn where_nobody_could_be_used_beside_those_who_are_healthy_there_is_no_panic() {
+    let mut pool = failing(PANIC, &[""; 4], []);
+    (1..=3).for_each(|n| pool.refuses(n));
+    assert_eq!(pool.shares(), [0, 0, 0, 100]);
+    assert_eq!((panic(&pool), told(&pool)), (None, Vec::new()));
+    pool.refuses(4);
+    assert_eq!(panic(&pool), None);
+}
+
+#[test]
 fn standbys_come_first_and_in_panic_tiers_are_left_aside() {
     let tiers = ["", "", ", tier = 1", ", tier = 1, weight = 2"];
     let mut pool = failing(PANIC, &tiers, [1, 2]);
@@ -160,9 +182,12 @@ fn standbys_come_first_and_in_panic_tiers_are_left_aside() {
 fn a_tier_that_was_failed_over_from_is_not_used_in_panic_either() {
     let mut pool = failing(PANIC, &["", ", tier = 1", ", tier = 1", ", tier = 1"], []);
     pool.change(Change::FailOver(id(), 1));
+    pool.down(1);
     pool.down(2);
     pool.down(3);
     assert_eq!(pool.shares(), [0, 33, 33, 33]);
+    assert_eq!(panic(&pool).map(|panic| panic.used), Some(2));
+    pool.up(1);
     pool.down(4);
     assert_eq!(pool.shares(), [100, 0, 0, 0], "nobody else is left");
 }

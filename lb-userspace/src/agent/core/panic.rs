@@ -104,6 +104,9 @@ impl<D: Dataplane> Core<D> {
             Some(after) => self.panics.0.insert(lead, after),
             None => self.panics.0.remove(&lead),
         };
+        if let Some(before) = &before {
+            self.leave(lead, &before.used);
+        }
         match (&before, self.panics.0.get(&lead)) {
             (None, Some(panic)) => {
                 let (healthy, used) = (panic.healthy.percent(), panic.used.len());
@@ -113,8 +116,7 @@ impl<D: Dataplane> Core<D> {
                 self.chronicle.note_panic(lead, text);
                 true
             }
-            (Some(panic), None) => {
-                self.leave(lead, &panic.used);
+            (Some(_), None) => {
                 let text = "panic is over: backends that are down are used no more".to_owned();
                 self.chronicle.note_panic(lead, text);
                 true
@@ -132,26 +134,31 @@ impl<D: Dataplane> Core<D> {
         if healthy.is_none_or(suffices) {
             return (false, None);
         }
-        let (weights, used) = self.weigh(service, true);
+        let (weights, mut down) = self.weigh(service, true);
         let healthy = panic::healthy(&weights, service.from_tier);
         let panic = healthy.filter(|healthy| healthy.is_below(below));
         let panic = panic.map(|healthy| Panic {
             healthy,
-            used,
+            used: down
+                .split_off(&healthy.from)
+                .into_values()
+                .flatten()
+                .collect(),
             shares: panic::shares(&weights, healthy.from),
         });
+        let panic = panic.filter(|panic| !panic.used.is_empty());
         (self.damped.has(service.id), panic)
     }
 
-    /// The weights of a pool's tiers, with those who wait for having failed too often or without, and who of it is
+    /// The weights of a pool's tiers, with those who wait for having failed too often or without, and who of each is
     /// down and could be used all the same.
     fn weigh(
         &self,
         service: &Service,
         with_held: bool,
-    ) -> (BTreeMap<u8, Weight>, BTreeSet<SocketAddr>) {
+    ) -> (BTreeMap<u8, Weight>, BTreeMap<u8, Vec<SocketAddr>>) {
         let mut weights: BTreeMap<u8, Weight> = BTreeMap::new();
-        let mut used = BTreeSet::new();
+        let mut used: BTreeMap<u8, Vec<SocketAddr>> = BTreeMap::new();
         for backend in &service.backends {
             let key = (service.id, backend.address);
             if !self.is_eligible(key, backend) {
@@ -162,9 +169,7 @@ impl<D: Dataplane> Core<D> {
             weight.all += own;
             match self.down.get(&key).filter(|_| backend.admin != Admin::Up) {
                 Some(down) if down.gone => {}
-                Some(_) => {
-                    used.insert(backend.address);
-                }
+                Some(_) => used.entry(backend.tier).or_default().push(backend.address),
                 None if with_held || !self.damped.waits(key) => weight.healthy += own,
                 None => {}
             }
@@ -179,11 +184,14 @@ impl<D: Dataplane> Core<D> {
         backend.is_wanted() && (backend.admin == Admin::Up || !drains)
     }
 
-    /// Those who were used are down as of now: what they were given meanwhile is theirs for as long as that of
-    /// anybody who goes down.
+    /// Those who were used and are no more are down as of now: what they were given meanwhile is theirs for as long
+    /// as that of anybody who goes down.
     fn leave(&mut self, lead: ServiceId, used: &BTreeSet<SocketAddr>) {
         let now = self.dataplane.now();
         for &address in used {
+            if self.panics.uses((lead, address)) {
+                continue;
+            }
             if let Some(down) = self.down.get_mut(&(lead, address)) {
                 (down.since, down.dead) = (now, down.gone);
             }
