@@ -426,7 +426,7 @@ backend = [{ address = "10.1.0.2:80", weight = 3 }, { address = "10.1.0.3:80" }]
     };
     assert_eq!(others.len(), 2);
     for other in others {
-        let same = lb_userspace::model::Service {
+        let same = Service {
             id: other.id,
             ..first.clone()
         };

@@ -68,7 +68,7 @@ fn adapt(service: &mut Service, lead: ServiceId, asked: &AllAsked) {
 
 /// The weights that `shares` (weight, percent of it) come to, in a ratio as close as they go.
 fn weights(shares: &[(u16, u16)]) -> Vec<u16> {
-    match shares.iter().all(|share| parts(share) % 100 == 0) {
+    match shares.iter().all(|share| parts(share).is_multiple_of(100)) {
         true => scaled(shares, 1),
         false => in_hundredths(shares),
     }

@@ -126,7 +126,7 @@ pub enum ServiceVerb {
     /// Add a service
     Add(Box<AddService>),
     /// Change settings of a service; what is not given stays
-    Set(SetService),
+    Set(Box<SetService>),
     /// Remove a service and its backends
     Remove {
         /// ADDRESS:PORT/PROTOCOL
