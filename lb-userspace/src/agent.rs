@@ -4,7 +4,10 @@
 //! who is listened to, and in which order.
 
 mod core;
+pub mod damping;
 pub mod journal;
+pub mod panic;
+pub mod ramp;
 mod run;
 pub mod tiers;
 

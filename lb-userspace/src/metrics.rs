@@ -1,7 +1,9 @@
 //! Prometheus metrics: a snapshot as text, and the server that Prometheus asks. It counts nothing
 //! itself.
 
-use std::{fmt, time::UNIX_EPOCH};
+mod backends;
+
+use std::fmt;
 
 use axum::{
     Router,
@@ -22,11 +24,7 @@ use crate::{
     agent::Handle,
     capacity::{self, Capacity},
     http,
-    model::{Admin, name_of},
-    snapshot::{
-        BackendStatus, CheckStatus, Condition, FlowStatus, RecordUses, ServiceStatus, Snapshot,
-        TableUse, Traffic,
-    },
+    snapshot::{BackendStatus, FlowStatus, RecordUses, ServiceStatus, Snapshot, TableUse, Traffic},
 };
 
 /// The media type of what [`render`] returns.
@@ -87,6 +85,7 @@ impl Collector for Scrape {
         self.record_uses(&mut encoder)?;
         self.slots(&mut encoder)?;
         self.tiers(&mut encoder)?;
+        self.panics(&mut encoder)?;
         self.capacity(&mut encoder)?;
         self.backend_traffic(&mut encoder)?;
         self.backend_flows(&mut encoder)?;
@@ -311,132 +310,13 @@ impl Scrape {
         gauges(encoder, "lb_tier_healthy_backends", help, None, healthy)
     }
 
-    fn backend_traffic(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        for (name, help, read) in TRAFFIC {
-            let samples = self
-                .backends()
-                .map(|(labels, b)| (labels, read(&b.traffic)));
-            counters(encoder, &format!("lb_backend_{name}"), help, samples)?;
-        }
-        Ok(())
-    }
-
-    fn backend_flows(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let recorded = self.backends().map(|(l, b)| (l, u64::from(b.recorded)));
-        let name = "lb_backend_recorded_flows";
-        gauges(encoder, name, "Flows recorded for it", None, recorded)?;
-        let unknown = self.backends();
-        let unknown = unknown.filter_map(|(l, b)| Some((l, u64::from(b.drain?.unknown_slots))));
-        let name = "lb_backend_unknown_slots";
-        let help = "Slots that still lead to a backend that takes no new flows";
-        gauges(encoder, name, help, None, unknown)?;
-        let counted = self.backends();
-        let counted = counted.filter_map(|(l, b)| Some((l, u64::from(b.connections?))));
-        let help = "Flows in progress, where the service counts them";
-        gauges(encoder, "lb_backend_connections", help, None, counted)
-    }
-
-    /// Those of backends that were removed are not there: nobody waits for them to come up.
-    fn backend_state(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        type Gauge = (&'static str, &'static str, fn(&BackendStatus) -> u64);
-        let states: [Gauge; 5] = [
-            ("lb_backend_up", "0 while its checks fail", |b| {
-                (b.condition != Condition::Down).into()
-            }),
-            (
-                "lb_backend_reachable",
-                "1 if route and neighbour are known",
-                |b| b.reachable.into(),
-            ),
-            (
-                "lb_backend_draining",
-                "1 if it takes no new flows on request",
-                |b| matches!(b.backend.admin, Admin::Draining | Admin::Maintenance).into(),
-            ),
-            ("lb_backend_weight", "Its weight", |b| {
-                b.backend.weight.into()
-            }),
-            ("lb_backend_slots", "Slots of the ring that it owns", |b| {
-                b.slots.into()
-            }),
-        ];
-        for (name, help, read) in states {
-            let samples = self.pool().map(|(labels, b)| (labels, read(b)));
-            gauges(encoder, name, help, None, samples)?;
-        }
-        self.standings(encoder)?;
-        let latencies = self
-            .pool()
-            .filter_map(|(labels, b)| Some((labels, b.latency?.as_secs_f64())));
-        let help = "Duration of the last successful check";
-        gauges(
-            encoder,
-            "lb_backend_probe_latency",
-            help,
-            Some(&Unit::Seconds),
-            latencies,
-        )
-    }
-
-    fn standings(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let stood = || {
-            self.pool()
-                .filter_map(|(l, b)| Some((l, b.standing.as_ref()?)))
-        };
-        let states = stood().map(|([service, backend], standing)| {
-            let state = ("state", name_of(standing.state));
-            ([service, backend, state], 1_u64)
-        });
-        let help = "1, with the state that it is in";
-        gauges(encoder, "lb_backend_state", help, None, states)?;
-        let since = stood().map(|(labels, standing)| {
-            let since = standing.since.duration_since(UNIX_EPOCH);
-            (labels, since.unwrap_or_default().as_secs_f64())
-        });
-        let help = "Since when it is in that state, in Unix time";
-        let name = "lb_backend_state_since";
-        gauges(encoder, name, help, Some(&Unit::Seconds), since)?;
-        let help = "Backends that turned and tiers that took over, since the agent started";
-        encoder
-            .encode_descriptor("lb_events", help, None, MetricType::Counter)?
-            .encode_counter::<NoLabelSet, _, u64>(&self.0.events, None)
-    }
-
-    fn checks(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let up = self.each_check();
-        let up = up.map(|(l, c)| (l, u64::from(c.condition != Condition::Down)));
-        gauges(encoder, "lb_check_up", "0 while the check fails", None, up)?;
-        let probes = self.each_check().flat_map(|(labels, check)| {
-            let results = [
-                ("passed", check.passed),
-                ("failed", check.failed),
-                ("undecided", check.undecided),
-            ];
-            results.map(|(result, count)| {
-                let [service, backend, name] = labels.clone();
-                (
-                    [service, backend, name, ("result", result.to_owned())],
-                    count,
-                )
-            })
-        });
-        let help = "Probes by what they found; undecided ones say nothing about the backend";
-        counters(encoder, "lb_check_probes", help, probes)?;
-        let latencies = self
-            .each_check()
-            .filter_map(|(labels, check)| Some((labels, check.latency?.as_secs_f64())));
-        let help = "Duration of the check's last probe, where it succeeded";
-        let unit = Some(&Unit::Seconds);
-        gauges(encoder, "lb_check_latency", help, unit, latencies)
-    }
-
-    fn each_check(&self) -> impl Iterator<Item = ([(&'static str, String); 3], &CheckStatus)> {
-        self.pool().flat_map(|([service, backend], status)| {
-            status.checks.iter().map(move |check| {
-                let name = ("check", check.name.clone());
-                ([service.clone(), backend.clone(), name], check)
-            })
-        })
+    fn panics(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let panics = self
+            .pools()
+            .filter(|service| service.service.panic_below > 0);
+        let panics = panics.map(|s| (service_labels(s), u64::from(s.panic.is_some())));
+        let help = "1 while so few backends are healthy that the others are used as well";
+        gauges(encoder, "lb_service_panic", help, None, panics)
     }
 
     fn pool(&self) -> impl Iterator<Item = ([(&'static str, String); 2], &BackendStatus)> {
@@ -449,14 +329,18 @@ impl Scrape {
     }
 
     fn backends(&self) -> impl Iterator<Item = ([(&'static str, String); 2], &BackendStatus)> {
-        self.pools().flat_map(|service| {
-            service.backends.iter().map(|backend| {
-                let [id] = service_labels(service);
-                (
-                    [id, ("backend", backend.backend.address.to_string())],
-                    backend,
-                )
-            })
+        self.pools().flat_map(Self::backends_of)
+    }
+
+    fn backends_of(
+        service: &ServiceStatus,
+    ) -> impl Iterator<Item = ([(&'static str, String); 2], &BackendStatus)> {
+        service.backends.iter().map(|backend| {
+            let [id] = service_labels(service);
+            (
+                [id, ("backend", backend.backend.address.to_string())],
+                backend,
+            )
         })
     }
 }

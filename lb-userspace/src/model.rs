@@ -19,6 +19,7 @@ mod id;
 mod millis;
 mod mss;
 mod quic;
+mod recovery;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -33,6 +34,7 @@ pub use health::{
 pub use id::{Protocol, ServiceId};
 pub use mss::MssClamp;
 pub use quic::{Quic, ServerId};
+pub use recovery::{DAMPED_AT_MOST, FlapDamping, SLOW_START_FROM, SlowStart};
 pub use state::{Change, Settings, State};
 pub use tier::{Failback, MAX_TIER, SPILL_BELOW};
 
@@ -319,6 +321,15 @@ pub struct Service {
     /// When a tier gets back what it could not carry.
     #[serde(default)]
     pub failback: Failback,
+    /// How a backend that comes up gets its weight by and by.
+    #[serde(default, skip_serializing_if = "SlowStart::is_off")]
+    pub slow_start: SlowStart,
+    /// How long a backend that goes down again and again has to pass its checks first.
+    #[serde(default, skip_serializing_if = "FlapDamping::is_off")]
+    pub flap_damping: FlapDamping,
+    /// Percent of the pool's weight that is healthy below which those that are down are used as well; 0: never.
+    #[serde(default)]
+    pub panic_below: u8,
     /// The tier that somebody has failed over to: those before it get no flows while another can take them.
     #[serde(default)]
     pub from_tier: u8,
@@ -350,6 +361,9 @@ impl Service {
             persistence_prefix: None,
             spill_below: SPILL_BELOW,
             failback: Failback::default(),
+            slow_start: SlowStart::default(),
+            flap_damping: FlapDamping::default(),
+            panic_below: 0,
             from_tier: 0,
             health: Health::default(),
             backends: Vec::new(),
@@ -379,6 +393,15 @@ impl Service {
         match self.id.vip {
             SocketAddr::V4(_) => 96 + self.persistence_prefix.unwrap_or(32).min(32),
             SocketAddr::V6(_) => self.persistence_prefix.unwrap_or(128).min(128),
+        }
+    }
+
+    /// What a backend counts for in its pool: its weight, or 1 where the scheduler leaves weights aside.
+    pub fn counted_weight(&self, backend: &Backend) -> u64 {
+        match backend.weight {
+            0 => 0,
+            _ if self.scheduler.ignores_weights() => 1,
+            weight => weight.into(),
         }
     }
 

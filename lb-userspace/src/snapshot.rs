@@ -97,6 +97,10 @@ pub struct BackendStatus {
     pub checks: Vec<CheckStatus>,
     /// What the backend's agent asks for.
     pub asked: Asked,
+    /// What is held against it for having failed.
+    pub damping: DampingStatus,
+    /// How far its weight has grown, while it does.
+    pub slow_start: Option<SlowStartStatus>,
     /// Whether the agent knows how to reach it (route and neighbour resolved).
     pub reachable: bool,
     /// The longest IP packet that can be sent to it, in bytes and as it arrives, where the way is known.
@@ -113,6 +117,24 @@ pub struct BackendStatus {
     pub connections: Option<u32>,
     /// Its traffic.
     pub traffic: Traffic,
+}
+
+/// What is held against a backend for having failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct DampingStatus {
+    /// Failures that are not forgotten yet.
+    pub failures: u32,
+    /// How long it is kept out although its checks pass, where it is.
+    pub left: Option<Duration>,
+}
+
+/// How far a backend is that gets its weight by and by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SlowStartStatus {
+    /// Percent of its weight that it has.
+    pub percent: u8,
+    /// How long until it has all.
+    pub left: Duration,
 }
 
 /// What a backend is at present, all considered.
@@ -160,6 +182,13 @@ pub enum Happened {
     },
     /// New flows go to tiers in other shares.
     Tiers,
+    /// A pool's panic has begun or ended.
+    Panic,
+    /// A backend is kept out though its checks pass, for having failed too often.
+    Damped {
+        /// Which.
+        backend: SocketAddr,
+    },
 }
 
 /// An event.
@@ -381,6 +410,15 @@ pub struct TierStatus {
     pub waits: bool,
 }
 
+/// A pool of which so few are healthy that those which are not are used as well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PanicStatus {
+    /// Percent of a tier's weight that is healthy, the tiers added up.
+    pub healthy_percent: u8,
+    /// Backends that take new flows although their checks fail.
+    pub used: usize,
+}
+
 /// A service as it stands.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ServiceStatus {
@@ -396,6 +434,8 @@ pub struct ServiceStatus {
     pub traffic: Traffic,
     /// Its tiers in order, where there is more than one.
     pub tiers: Vec<TierStatus>,
+    /// Its panic, while it is in one.
+    pub panic: Option<PanicStatus>,
     /// Its backends, in the order of `service.backends`.
     pub backends: Vec<BackendStatus>,
 }

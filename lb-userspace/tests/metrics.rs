@@ -11,8 +11,9 @@ use lb_userspace::{
     metrics,
     model::{Admin, Backend, Service, Unserved},
     snapshot::{
-        BackendState, BackendStatus, CheckStatus, Condition, FlowStatus, Passed, RecordUses,
-        ServiceStatus, Snapshot, Standing, TableUse, TierStatus, Traffic,
+        BackendState, BackendStatus, CheckStatus, Condition, DampingStatus, FlowStatus,
+        PanicStatus, Passed, RecordUses, ServiceStatus, SlowStartStatus, Snapshot, Standing,
+        TableUse, TierStatus, Traffic,
     },
 };
 use tokio::{
@@ -23,7 +24,7 @@ use tokio::{
 };
 
 fn service() -> Service {
-    let text = "[[service]]\nvip = \"10.0.0.1:80/tcp\"\nmode = \"nat\"\n\
+    let text = "[[service]]\nvip = \"10.0.0.1:80/tcp\"\nmode = \"nat\"\npanic_below = 40\nflap_damping = \"10s\"\n\
         backend = [{ address = \"10.1.0.2:80\" }, { address = \"10.1.0.3:80\", weight = 3, state = \"draining\" }]";
     config::parse(text, "test").unwrap().services.remove(0)
 }
@@ -76,6 +77,14 @@ fn snapshot() -> Snapshot {
             ..CheckStatus::new("web".to_owned(), condition)
         }],
         asked: Asked::default(),
+        damping: DampingStatus {
+            failures: index as u32 + 2,
+            left: (index == 1).then_some(Duration::from_secs(7)),
+        },
+        slow_start: (index == 1).then_some(SlowStartStatus {
+            percent: 50,
+            left: Duration::from_secs(9),
+        }),
         reachable: true,
         mtu: None,
         leaving: false,
@@ -111,6 +120,7 @@ fn snapshot() -> Snapshot {
         services: vec![ServiceStatus {
             lead: service.id,
             tiers: tiers(),
+            panic: panic(),
             service,
             ring_size: 251,
             flows: flows(),
@@ -131,6 +141,13 @@ fn snapshot() -> Snapshot {
         fragments: vec![("first", 4), ("held", 0)],
         unknown_port: Unserved::Reset,
     }
+}
+
+fn panic() -> Option<PanicStatus> {
+    Some(PanicStatus {
+        healthy_percent: 25,
+        used: 1,
+    })
 }
 
 fn tiers() -> Vec<TierStatus> {
@@ -161,6 +178,8 @@ fn leaving() -> BackendStatus {
         latency: None,
         checks: Vec::new(),
         asked: Asked::default(),
+        damping: DampingStatus::default(),
+        slow_start: None,
         reachable: true,
         mtu: None,
         leaving: true,
@@ -205,6 +224,9 @@ fn the_page_holds_every_figure_of_the_snapshot() {
         format!("lb_backend_reachable{{{second}}} 1"),
         format!("lb_backend_draining{{{first}}} 0"),
         format!("lb_backend_draining{{{second}}} 1"),
+        format!("lb_backend_failures{{{second}}} 3"),
+        format!("lb_backend_held{{{first}}} 0"),
+        format!("lb_backend_held{{{second}}} 1"),
         format!("lb_backend_weight{{{second}}} 3"),
         format!("lb_backend_slots{{{first}}} 251"),
         format!("lb_check_up{{{first},check=\"web\"}} 1"),
@@ -237,9 +259,12 @@ fn the_page_holds_every_figure_of_the_snapshot() {
         format!("lb_backend_state_since_seconds{{{first}}} 1.5"),
         "lb_events_total 9".to_owned(),
         format!("lb_tier_share_ratios{{{service},tier=\"1\"}} 0.25"),
+        format!("lb_service_panic{{{service}}} 1"),
         format!("lb_tier_healthy_backends{{{service},tier=\"0\"}} 1"),
         format!("lb_backend_recorded_flows{{{first}}} 6"),
         format!("lb_backend_connections{{{second}}} 4"),
+        format!("lb_backend_weight{{{second}}} 3"),
+        format!("lb_backend_effective_weight{{{second}}} 1.5"),
         format!("lb_backend_recorded_flows{{{leaving}}} 7"),
         format!("lb_backend_packets_total{{{leaving}}} 11"),
     ] {

@@ -111,7 +111,7 @@ fn told(core: &Core<MemoryDataplane>) -> Vec<String> {
     };
     let events = core.events(&all).events.into_iter();
     let line = |event: lb_userspace::snapshot::EventRecord| match event.what {
-        Happened::Tiers => event.reason,
+        Happened::Tiers | Happened::Panic | Happened::Damped { .. } => event.reason,
         Happened::Turned { backend, from, to } => format!("{backend} {from:?} {to:?}"),
     };
     events.map(line).collect()

@@ -213,7 +213,9 @@ impl Agent {
             UnixStream::connect(socket).with_context(|| socket.display().to_string())
         })
         .with_context(|| process.log_tail())?;
-        self.lbctl(&["status"])?.succeeded().map(drop)
+        let said = self.lbctl(&["status"])?.succeeded();
+        let log = || self.process.as_ref().map(Process::log_tail);
+        said.map(drop).with_context(|| log().unwrap_or_default())
     }
 
     /// Kills it with SIGKILL; its program goes on forwarding.

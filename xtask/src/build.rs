@@ -85,6 +85,8 @@ pub fn for_bpf<'a>(command: &'a mut Command, project: &Project) -> &'a mut Comma
             "build-std=core",
         ])
         .env("CARGO_TARGET_DIR", project.bpf_target())
+        // Whatever the caller's is: in several units, code comes out that the verifier rejects.
+        .env("CARGO_INCREMENTAL", "0")
         .env("CARGO_ENCODED_RUSTFLAGS", flags(&project.tools_bin()))
 }
 

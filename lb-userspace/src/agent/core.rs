@@ -2,9 +2,12 @@
 //! only then is it what the agent knows. Synchronous; the dataplane tells the time.
 
 mod asked;
+mod damping;
 mod drain;
 mod forced;
 mod loads;
+mod panic;
+mod slow_start;
 mod standby;
 mod standing;
 mod status;
@@ -19,7 +22,10 @@ use std::{
 
 use lb_common::tables::{Tick, state};
 
-use self::{asked::AllAsked, standby::Tiers, standing::Told};
+use self::{
+    asked::AllAsked, damping::Damped, panic::Panics, slow_start::SlowStarts, standby::Tiers,
+    standing::Told,
+};
 use super::ChangeError;
 use crate::{
     config::Tunnel,
@@ -58,8 +64,10 @@ struct Checked {
 #[derive(Debug, Clone, Copy)]
 struct Down {
     since: Tick,
-    /// Nobody is there.
+    /// It counts as dead.
     dead: bool,
+    /// Nobody is there: its own port refuses, or its host does not answer.
+    gone: bool,
     /// It was found in the maps to hold flows and to take none, whatever the reason: no check has
     /// failed yet.
     found: bool,
@@ -131,7 +139,13 @@ pub struct Core<D> {
     chronicle: Told,
     /// Who takes which share of new flows.
     tiers: Tiers,
-    /// The state as both would have it, where that is another.
+    /// Who is kept out for failing too often.
+    damped: Damped,
+    /// Which pools are in panic.
+    panics: Panics,
+    /// Whose weight grows.
+    slow: SlowStarts,
+    /// The state as all of these would have it, where that is another.
     adapted: Option<State>,
     checked: BTreeMap<Target, Checked>,
     down: BTreeMap<(ServiceId, SocketAddr), Down>,
@@ -164,6 +178,9 @@ impl<D: Dataplane> Core<D> {
             asked: AllAsked::new(),
             chronicle: Told::default(),
             tiers: Tiers::default(),
+            damped: Damped::default(),
+            panics: Panics::default(),
+            slow: SlowStarts::default(),
             adapted: None,
             checked: BTreeMap::new(),
             down: BTreeMap::new(),
@@ -193,6 +210,7 @@ impl<D: Dataplane> Core<D> {
                     let down = Down {
                         since,
                         dead: !found,
+                        gone: false,
                         found,
                     };
                     core.down.insert((id, member.address()), down);
@@ -252,7 +270,9 @@ impl<D: Dataplane> Core<D> {
         let before = std::mem::replace(&mut self.state, next);
         let (down, checked) = (self.down.clone(), self.checked.clone());
         let (asked, tiers) = (self.asked.clone(), self.tiers.clone());
-        let (forced, untold) = (self.forced.clone(), self.chronicle.untold());
+        let (forced, slow) = (self.forced.clone(), self.slow.clone());
+        let (panics, damped) = (self.panics.clone(), self.damped.clone());
+        let untold = self.chronicle.untold();
         self.follow_leads(&before);
         self.forget_drained(&before);
         self.follow_admin(&before);
@@ -261,7 +281,9 @@ impl<D: Dataplane> Core<D> {
         }
         if let Err(error) = self.enforce_after(None, keeps_flows) {
             (self.state, self.down, self.checked) = (before, down, checked);
-            (self.asked, self.tiers, self.forced) = (asked, tiers, forced);
+            (self.asked, self.tiers) = (asked, tiers);
+            (self.forced, self.slow) = (forced, slow);
+            (self.panics, self.damped) = (panics, damped);
             self.adapt();
             self.chronicle.unsay(untold);
             self.put_back();
@@ -273,6 +295,7 @@ impl<D: Dataplane> Core<D> {
         self.checked
             .retain(|target, _| keys.contains(&(target.service, target.address)));
         self.down.retain(|key, _| keys.contains(key));
+        self.damped.retain(&keys);
         self.asked.retain(|key, _| keys.contains(key));
         Ok(())
     }
@@ -515,8 +538,8 @@ impl<D: Dataplane> Core<D> {
         pools.map(|placed| placed.passed.settling).sum()
     }
 
-    /// Takes backends for dead that have been down for too long, and sees who has waited long enough for
-    /// their failback; true where the maps must follow by
+    /// Takes backends for dead that have been down for too long, lets those in that were kept out for long enough, and
+    /// sees who has waited long enough for their failback; true where the maps must follow by
     /// [`Core::enforce`].
     pub fn age(&mut self) -> bool {
         let dead = self.mark_the_long_down();
@@ -524,7 +547,8 @@ impl<D: Dataplane> Core<D> {
             self.chronicle.touch((id, address));
             self.mark(id, address);
         }
-        !dead.is_empty() || self.failback_is_due()
+        let released = self.release();
+        released || !dead.is_empty() || self.failback_is_due()
     }
 
     /// Takes note of what a check says. A failure takes effect in the maps before this returns, in
@@ -570,19 +594,29 @@ impl<D: Dataplane> Core<D> {
         let key = (service, address);
         let live = self.liveness_of(key);
         if condition != Condition::Down {
-            return self.down.remove(&key).is_some();
+            let down = self.down.remove(&key);
+            if down.is_some_and(|down| !down.found) {
+                self.count_recovery(key);
+            }
+            return down.is_some();
         }
         let now = self.dataplane.now();
         let before = self.down.get(&key).copied();
         let proving = before.is_some_and(|before| before.found);
+        if !proving || failed {
+            self.count_failure(key, before.is_some());
+        }
+        let gone = dead || before.is_some_and(|before| before.gone);
         let down = Down {
             since: before.map_or(now, |before| if proving { now } else { before.since }),
-            dead: dead || before.is_some_and(|before| before.dead),
+            dead: gone || before.is_some_and(|before| before.dead),
+            gone,
             found: proving && !failed,
         };
         self.down.insert(key, down);
+        let turned = self.judge(service);
         if self.liveness_of(key) == live {
-            return false;
+            return turned;
         }
         self.mark(service, address);
         true

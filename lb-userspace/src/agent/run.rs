@@ -29,6 +29,8 @@ use crate::{
 const RESOLVE: Duration = Duration::from_secs(1);
 /// How often backends that are down are looked at.
 const AGE: Duration = Duration::from_secs(1);
+/// How often weights that grow are looked at: all that have a step to make make it at once.
+const STEP: Duration = Duration::from_millis(200);
 /// Pause before a plan that the kernel refused, or a sweep that came to nothing, is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 /// Sweeps that are tried again that soon, until one comes to something.
@@ -73,6 +75,7 @@ pub async fn run<D: Dataplane>(
         retry: None,
         sweep: Sweeping::Due(Instant::now()),
         age: Instant::now() + AGE,
+        step: Instant::now(),
         sweeps: JoinSet::new(),
         sweep_retries: 0,
     };
@@ -116,6 +119,8 @@ struct Running<D> {
     sweep: Sweeping,
     /// When backends that are down are looked at next.
     age: Instant,
+    /// When weights that grow are looked at next, if any do.
+    step: Instant,
     /// The one sweep that is under way, if any.
     sweeps: JoinSet<Result<Census, DataplaneError>>,
     /// Sweeps that came to nothing in a row and were tried again soon.
@@ -135,7 +140,8 @@ impl<D: Dataplane> Running<D> {
             Sweeping::UnderWay(_) => None,
         };
         let waiting = self.waiting.iter().map(|waiting| waiting.until);
-        let own = [self.retry, sweep, Some(self.age), start];
+        let step = self.core.is_ramping().then_some(self.step);
+        let own = [self.retry, sweep, Some(self.age), step, start];
         waiting.chain(own.into_iter().flatten()).min()
     }
 
@@ -163,6 +169,12 @@ impl<D: Dataplane> Running<D> {
         if self.age <= now {
             self.age = now + AGE;
             if self.core.age() {
+                self.enforce();
+            }
+        }
+        if self.core.is_ramping() && self.step <= now {
+            self.step = now + STEP;
+            if self.core.step() {
                 self.enforce();
             }
         }

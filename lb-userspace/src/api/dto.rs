@@ -4,6 +4,7 @@
 //! them, so that an older client understands a newer agent.
 
 mod answers;
+mod backends;
 mod capacity;
 mod clients;
 mod events;
@@ -11,12 +12,13 @@ mod flows;
 mod requests;
 
 pub use answers::{
-    Action, Asked, Backend, Changed, CheckStatus, Condition, Drain, Heard, Interface, Refusal,
-    Service, Status, Subject, Tally, Tier, Traffic,
+    Action, Changed, Heard, Interface, Panic, Refusal, Service, Status, Subject, Tally, Tier,
+    Traffic,
 };
+pub use backends::{Asked, Backend, CheckStatus, Condition, Damping, Drain, Growing};
 pub use capacity::{Capacity, Of, Worst};
 pub use clients::{Client, ClientQuery, Clients};
-pub use events::{DEFAULT_EVENTS, Event, EventQuery, Events, Standing};
+pub use events::{DEFAULT_EVENTS, Event, EventKind, EventQuery, Events, Standing};
 pub use flows::{
     DEFAULT_FLOWS, Flow, FlowQuery, FlowTables, Flows, MAX_FLOWS, Passed, Phase, ServiceFlows,
     TableUse,

@@ -167,7 +167,7 @@ async fn edit_service(
 ) -> Answer<Json<Changed>> {
     if edit == dto::EditService::default() {
         return Err(ApiError::malformed(
-            "nothing to change: give ring_size, scheduler, flow_state, on_down, moving_time_ms, dead_after_ms, no_backend, mss_clamp, persistence_ms, persistence_prefix, spill_below, failback, group, quic or server_ids",
+            "nothing to change: give ring_size, scheduler, flow_state, on_down, moving_time_ms, dead_after_ms, no_backend, mss_clamp, persistence_ms, persistence_prefix, spill_below, failback, slow_start, flap_damping, panic_below, group, quic or server_ids",
         ));
     }
     let change = Change::EditService(id, edit.clone().into());

@@ -29,6 +29,9 @@ const SERVICE: &[&str] = &[
     "persistence_prefix",
     "spill_below",
     "failback",
+    "slow_start",
+    "flap_damping",
+    "panic_below",
     "health",
     "checks",
     "combine",
@@ -176,6 +179,9 @@ fn read_settings(
     let prefix = section.integer("persistence_prefix", 1, 128);
     let spill_below = section.integer("spill_below", 0, 100);
     let failback = section.value("failback", str::parse);
+    let slow_start = section.value("slow_start", str::parse);
+    let flap_damping = section.value("flap_damping", str::parse);
+    let panic_below = section.integer("panic_below", 0, 100);
     let health = health::read(section);
     // Backends cannot be judged by what is not known of it.
     let quic = match quic {
@@ -205,6 +211,9 @@ fn read_settings(
         persistence_prefix: prefix.map(Located::into_inner),
         spill_below: spill_below.map(Located::into_inner),
         failback: failback.map(Located::into_inner),
+        slow_start: slow_start.map(Located::into_inner),
+        flap_damping: flap_damping.map(Located::into_inner),
+        panic_below: panic_below.map(Located::into_inner),
         ..Settings::default()
     };
     settings.apply(&mut service).ok()?;

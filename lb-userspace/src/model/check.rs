@@ -12,6 +12,7 @@ use super::{
     ServiceId, group,
     mss::check_clamp,
     name_of,
+    recovery::{check_damping, check_panic, check_slow_start},
     tier::{check_spill, check_tier},
 };
 
@@ -44,6 +45,9 @@ impl Service {
         }
         check_flows(self)?;
         check_spill(self)?;
+        check_slow_start(self)?;
+        check_damping(self)?;
+        check_panic(self)?;
         check_clamp(self)?;
         self.check_quic()?;
         self.health.check(id)?;
@@ -164,6 +168,8 @@ fn check_flows(service: &Service) -> Result<(), ModelError> {
         ("dead_after", service.dead_after),
         ("persistence", service.persistence),
         ("failback", failback),
+        ("slow_start", service.slow_start.window),
+        ("flap_damping", service.flap_damping.most),
     ] {
         if time > WEEK {
             let time = humantime::format_duration(time);

@@ -87,6 +87,18 @@ impl Service {
                 differ("failback", here.to_string(), there.to_string())
             })
             .or_else(|| {
+                let (here, there) = (self.slow_start, other.slow_start);
+                differ("slow_start", here.to_string(), there.to_string())
+            })
+            .or_else(|| {
+                let (here, there) = (self.flap_damping, other.flap_damping);
+                differ("flap_damping", here.to_string(), there.to_string())
+            })
+            .or_else(|| {
+                let (here, there) = (self.panic_below, other.panic_below);
+                differ("panic_below", here.to_string(), there.to_string())
+            })
+            .or_else(|| {
                 let tier = |service: &Self| format!("tier {} first", service.from_tier);
                 differ("failover", tier(self), tier(other))
             })

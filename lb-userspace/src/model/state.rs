@@ -7,8 +7,8 @@ use std::{
 };
 
 use super::{
-    Admin, Backend, Failback, FlowState, Mode, ModelError, MssClamp, OnDown, Protocol, Quic,
-    Scheduler, ServerId, Service, ServiceId, Unserved,
+    Admin, Backend, Failback, FlapDamping, FlowState, Mode, ModelError, MssClamp, OnDown, Protocol,
+    Quic, Scheduler, ServerId, Service, ServiceId, SlowStart, Unserved,
 };
 
 /// Everything that is wanted. Valid by construction.
@@ -82,6 +82,12 @@ pub struct Settings {
     pub spill_below: Option<u8>,
     /// [`Service::failback`].
     pub failback: Option<Failback>,
+    /// [`Service::slow_start`].
+    pub slow_start: Option<SlowStart>,
+    /// [`Service::flap_damping`].
+    pub flap_damping: Option<FlapDamping>,
+    /// [`Service::panic_below`].
+    pub panic_below: Option<u8>,
     /// [`Service::group`]; `Some(None)`: it gets a pool of its own.
     pub group: Option<Option<String>>,
     /// [`Service::quic`]; `Some(None)`: it is QUIC no longer, and its backends have no server ids.
@@ -359,6 +365,9 @@ impl Settings {
             persistence_prefix,
             spill_below,
             failback,
+            slow_start,
+            flap_damping,
+            panic_below,
             group,
             quic,
             server_ids,
@@ -375,6 +384,9 @@ impl Settings {
         service.persistence_prefix = persistence_prefix.or(service.persistence_prefix);
         service.spill_below = spill_below.unwrap_or(service.spill_below);
         service.failback = failback.unwrap_or(service.failback);
+        service.slow_start = slow_start.unwrap_or(service.slow_start);
+        service.flap_damping = flap_damping.unwrap_or(service.flap_damping);
+        service.panic_below = panic_below.unwrap_or(service.panic_below);
         if let Some(group) = group {
             service.group.clone_from(group);
         }

@@ -117,7 +117,7 @@ async fn a_service_is_told_with_its_health_and_backends() {
         "quic": null,
         "persistence_ms": 0,
         "persistence_prefix": null,
-        "spill_below": 70, "failback": "automatic", "from_tier": 0,
+        "spill_below": 70, "failback": "automatic", "slow_start": "off", "flap_damping": "off", "panic_below": 0, "from_tier": 0,
         "health": {"type": "http", "path": "/health", "interval_ms": 1000, "timeout_ms": 500, "rise": 2, "fall": 3},
         "flows": {
             "steady": 1000, "moving": 3, "settling": 1,
@@ -428,6 +428,9 @@ async fn the_client_speaks_every_route() {
         persistence_prefix: None,
         spill_below: Some(50),
         failback: Some(Failback::Manual),
+        slow_start: Some("1m".parse().unwrap()),
+        flap_damping: Some("10s".parse().unwrap()),
+        panic_below: Some(30),
         health: None,
         checks: None,
         combine: None,
@@ -476,6 +479,9 @@ async fn the_client_speaks_every_route() {
         (edited.spill_below, edited.failback),
         (50, Failback::Manual)
     );
+    assert_eq!(edited.slow_start.to_string(), "1m from 10%");
+    assert_eq!((edited.panic_below, edited.panic), (30, None));
+    assert_eq!(edited.flap_damping.to_string(), "10s to 5m");
     let edit = EditBackend {
         tier: Some(2),
         ..EditBackend::default()

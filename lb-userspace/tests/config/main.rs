@@ -11,7 +11,7 @@ use lb_userspace::{
     config::{self, Config, ConfigError, Limits},
     model::{
         Admin, DEAD_AFTER, Failback, FlowState, Health, Http, Mode, MssClamp, OnDown, Probe, Quic,
-        Scheduler, State, Unserved,
+        Scheduler, Service, State, Unserved,
     },
 };
 
@@ -48,6 +48,9 @@ persistence = "5m"
 persistence_prefix = 24
 spill_below = 50
 failback = "30s"
+slow_start = "45s from 20%"
+flap_damping = "10s to 2m"
+panic_below = 40
 health = { type = "http", path = "/health", host = "x", port = 8080, interval = "1s", timeout = "500ms", rise = 2, fall = 4 }
 [[service.backend]]
 address = "10.1.0.2:80"
@@ -132,6 +135,17 @@ fn every_key_of_the_format_is_read() {
     assert_eq!(
         (second.spill_below, second.failback, second.tiers()),
         (70, Failback::Automatic, vec![0])
+    );
+    assert_eq!((first.panic_below, second.panic_below), (40, 0));
+    let damping = |service: &Service| service.flap_damping.to_string();
+    assert_eq!(
+        (damping(first), damping(second)),
+        ("10s to 2m".to_owned(), "off".to_owned())
+    );
+    let slow = |service: &Service| service.slow_start.to_string();
+    assert_eq!(
+        (slow(first), slow(second)),
+        ("45s from 20%".to_owned(), "off".to_owned())
     );
     let http = Probe::Http(Http {
         path: "/health".to_owned(),
@@ -412,7 +426,7 @@ backend = [{ address = "10.1.0.2:80", weight = 3 }, { address = "10.1.0.3:80" }]
     };
     assert_eq!(others.len(), 2);
     for other in others {
-        let same = lb_userspace::model::Service {
+        let same = Service {
             id: other.id,
             ..first.clone()
         };

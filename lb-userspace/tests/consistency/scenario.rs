@@ -86,6 +86,8 @@ pub enum Kind {
     FailOver,
     /// When flows spill over, and when they are given back.
     Spill,
+    /// How backends come back, and when those are used that are down.
+    Recovery,
     RemoveService,
     AddService,
     Restart,
@@ -155,6 +157,7 @@ fn kind() -> impl Strategy<Value = Kind> {
         3 => Just(Kind::Tier),
         2 => Just(Kind::FailOver),
         2 => Just(Kind::Spill),
+        3 => Just(Kind::Recovery),
         1 => Just(Kind::RemoveService),
         2 => Just(Kind::AddService),
         4 => Just(Kind::Restart),

@@ -3,7 +3,9 @@
 use std::{net::SocketAddr, time::Duration};
 
 use lb_userspace::{
-    model::{Admin, Change, Failback, FlowState, OnDown, Scheduler, Settings},
+    model::{
+        Admin, Change, Failback, FlapDamping, FlowState, OnDown, Scheduler, Settings, SlowStart,
+    },
     plan::{self, census},
 };
 
@@ -81,7 +83,8 @@ impl Simulation {
             | Kind::MovingTime
             | Kind::OnDown
             | Kind::Persistence
-            | Kind::Spill => {
+            | Kind::Spill
+            | Kind::Recovery => {
                 self.edit_settings(service, step);
             }
             Kind::FailOver => self.change(Change::FailOver(id, step.choice % 3)),
@@ -108,6 +111,9 @@ impl Simulation {
         let scale = Time::from(plan::ticks(self.moving_time));
         let ticks = scale * (Time::from(step.amount % 32) + 1) / 16;
         self.stage.world().advance(ticks);
+        if self.core.step() {
+            self.enforce();
+        }
     }
 
     fn flood(&mut self, service: usize, step: Step, sent: Sent) {
@@ -264,6 +270,18 @@ impl Simulation {
             Kind::Spill => {
                 settings.spill_below = Some([0, 70, 100][usize::from(step.choice % 3)]);
                 settings.failback = Some(self.some_failback(step));
+            }
+            Kind::Recovery => {
+                let (window, hold) = (step.choice % 3, step.choice / 3 % 3);
+                settings.slow_start = Some(SlowStart {
+                    window: self.moving_time * u32::from(window) / 2,
+                    from: step.amount % 100 + 1,
+                });
+                settings.flap_damping = Some(FlapDamping {
+                    hold: Duration::from_secs(hold.into()),
+                    most: Duration::from_secs(60),
+                });
+                settings.panic_below = Some([0, 50, 100][usize::from(step.amount % 3)]);
             }
             _ if step.choice.is_multiple_of(2) => settings.on_down = Some(OnDown::Keep),
             _ => settings.on_down = Some(OnDown::Resteer),

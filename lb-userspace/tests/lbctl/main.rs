@@ -14,7 +14,10 @@ use std::{path::Path, process::Stdio, time::Duration};
 
 use lb_userspace::model::{Admin, Failback, Service};
 use serde_json::{Value, json};
-use support::{FakeAgent, WEIGHT_OF_A_DRAINED, WEIGHT_OF_ONE_THAT_IS_UP};
+use support::{
+    FakeAgent, PANICS, WEIGHT_OF_A_DRAINED, WEIGHT_OF_ONE_THAT_GROWS, WEIGHT_OF_ONE_THAT_IS_HELD,
+    WEIGHT_OF_ONE_THAT_IS_UP,
+};
 use tokio::{io::AsyncReadExt as _, process::Command, time::timeout};
 
 const WEB: &str = r#"
@@ -301,6 +304,70 @@ async fn tiers_are_given_shown_and_failed_over() {
     );
     succeed(&agent, "service set 10.0.0.1:80/tcp --failback 1m").await;
     assert_eq!(web().failback.to_string(), "1m");
+}
+
+#[tokio::test]
+async fn how_backends_come_back_is_set_and_shown() {
+    let agent = FakeAgent::start(WEB);
+    succeed(&agent, "service set 10.0.0.1:80/tcp --slow-start 30s").await;
+    let shown = succeed(&agent, "service show 10.0.0.1:80/tcp").await;
+    assert!(shown.contains("30s from 10%"), "{shown}");
+    succeed(&agent, "service set 10.0.0.1:80/tcp --slow-start off").await;
+    assert!(web(&agent).slow_start.is_off());
+    let grows = format!("10.1.0.9:80 --weight {WEIGHT_OF_ONE_THAT_GROWS}");
+    succeed(&agent, &format!("backend add 10.0.0.1:80/tcp {grows}")).await;
+    let list = succeed(&agent, "backend list 10.0.0.1:80/tcp").await;
+    assert!(list.contains("44 (grown: 35%)"), "{list}");
+    let json = succeed_json(&agent, "backend list 10.0.0.1:80/tcp").await;
+    let backends = json.as_array().unwrap();
+    let grown = backends
+        .iter()
+        .find(|b| b["weight"] == WEIGHT_OF_ONE_THAT_GROWS);
+    let expected = json!({"weight_percent": 35, "left_ms": 20_000});
+    assert_eq!(grown.unwrap()["slow_start"], expected);
+}
+
+#[tokio::test]
+async fn who_is_kept_out_is_shown() {
+    let agent = FakeAgent::start(WEB);
+    let set = "service set 10.0.0.1:80/tcp --flap-damping";
+    succeed(&agent, &format!("{set} 20s")).await;
+    let shown = succeed(&agent, "service show 10.0.0.1:80/tcp").await;
+    assert!(shown.contains("20s to 5m\n"), "{shown}");
+    let held = format!("10.1.0.9:80 --weight {WEIGHT_OF_ONE_THAT_IS_HELD}");
+    succeed(&agent, &format!("backend add 10.0.0.1:80/tcp {held}")).await;
+    let json = succeed_json(&agent, "backend list 10.0.0.1:80/tcp").await;
+    let backends = json.as_array().unwrap();
+    let held = backends
+        .iter()
+        .find(|b| b["weight"] == WEIGHT_OF_ONE_THAT_IS_HELD);
+    let expected = json!({"failures": 3, "left_ms": 20_000});
+    assert_eq!(held.unwrap()["damping"], expected);
+    assert!(backends[0].get("damping").is_none(), "{json}");
+    succeed(&agent, &format!("{set} off")).await;
+    assert!(web(&agent).flap_damping.is_off());
+}
+
+#[tokio::test]
+async fn a_panic_is_shown_by_its_service_and_by_the_status() {
+    let agent = FakeAgent::start(WEB);
+    let set = |percent| format!("service set 10.0.0.1:80/tcp --panic-below {percent}");
+    succeed(&agent, &set(50)).await;
+    let shown = succeed(&agent, "service show 10.0.0.1:80/tcp").await;
+    assert!(shown.contains("below 50% of weight\n"), "{shown}");
+    assert!(!succeed(&agent, "status").await.contains("panic"));
+    succeed(&agent, &set(PANICS)).await;
+    let shown = succeed(&agent, "service show 10.0.0.1:80/tcp").await;
+    let panic =
+        "below 99% of weight; in panic, with 25%: 3 backends that are down are used as well\n";
+    assert!(shown.contains(panic), "{shown}");
+    let status = succeed(&agent, "status").await;
+    assert!(
+        status.contains("in panic      10.0.0.1:80/tcp\n"),
+        "{status}"
+    );
+    let json = succeed_json(&agent, "status").await;
+    assert_eq!(json["panic"], json!(["10.0.0.1:80/tcp"]));
 }
 
 #[tokio::test]

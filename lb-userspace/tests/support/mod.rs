@@ -19,9 +19,10 @@ use lb_userspace::{
     },
     model::{Admin, Backend, Change, ModelError, Service, State, Unserved},
     snapshot::{
-        BackendState, BackendStatus, CheckStatus, ClientList, ClientRecord, Condition, DrainStatus,
-        FlowFilter, FlowList, FlowRecord, FlowStatus, Happened, InterfaceStatus, Passed,
-        RecordUses, ServiceStatus, Snapshot, Standing, TableUse, TierStatus, Traffic,
+        BackendState, BackendStatus, CheckStatus, ClientList, ClientRecord, Condition,
+        DampingStatus, DrainStatus, FlowFilter, FlowList, FlowRecord, FlowStatus, Happened,
+        InterfaceStatus, PanicStatus, Passed, RecordUses, ServiceStatus, SlowStartStatus, Snapshot,
+        Standing, TableUse, TierStatus, Traffic,
     },
 };
 use tempfile::TempDir;
@@ -39,6 +40,12 @@ pub const WEIGHT_OF_AN_AGENT: u16 = 77;
 pub const WEIGHT_OF_A_DRAINED: u16 = 66;
 /// Backends of this weight are known to be up.
 pub const WEIGHT_OF_ONE_THAT_IS_UP: u16 = 55;
+/// Backends of this weight have failed three times and are kept out.
+pub const WEIGHT_OF_ONE_THAT_IS_HELD: u16 = 33;
+/// Backends of this weight have 35% of it so far.
+pub const WEIGHT_OF_ONE_THAT_GROWS: u16 = 44;
+/// Services with this `panic_below` are in panic.
+pub const PANICS: u8 = 99;
 /// Backends on this port fail their checks.
 pub const PORT_DOWN: u16 = 81;
 
@@ -224,6 +231,8 @@ fn leaving() -> BackendStatus {
         latency: None,
         checks: Vec::new(),
         asked: Asked::default(),
+        damping: DampingStatus::default(),
+        slow_start: None,
         reachable: true,
         mtu: None,
         leaving: true,
@@ -284,6 +293,25 @@ fn tiers(service: &Service) -> Vec<TierStatus> {
     numbers.into_iter().enumerate().map(status).collect()
 }
 
+/// Who panics early does so.
+fn panic(service: &Service) -> Option<PanicStatus> {
+    (service.panic_below == PANICS).then_some(PanicStatus {
+        healthy_percent: 25,
+        used: 3,
+    })
+}
+
+/// What is held against the one that is held.
+fn damping(weight: u16) -> DampingStatus {
+    match weight {
+        WEIGHT_OF_ONE_THAT_IS_HELD => DampingStatus {
+            failures: 3,
+            left: Some(Duration::from_secs(20)),
+        },
+        _ => DampingStatus::default(),
+    }
+}
+
 fn standing(weight: u16) -> Option<Standing> {
     let state = match weight {
         WEIGHT_OF_A_DRAINED => BackendState::Draining,
@@ -313,6 +341,11 @@ fn describe(service: &Service) -> ServiceStatus {
                 wants: (backend.weight == WEIGHT_OF_AN_AGENT).then_some(Wants::Drain),
                 max_connections: None,
             },
+            damping: damping(backend.weight),
+            slow_start: (backend.weight == WEIGHT_OF_ONE_THAT_GROWS).then_some(SlowStartStatus {
+                percent: 35,
+                left: Duration::from_secs(20),
+            }),
             reachable: true,
             mtu: Some(if down { 1_460 } else { 1_480 }),
             leaving: false,
@@ -336,6 +369,7 @@ fn describe(service: &Service) -> ServiceStatus {
         service: service.clone(),
         lead: service.id,
         tiers: tiers(service),
+        panic: panic(service),
         ring_size: 1_004,
         flows: FlowStatus {
             steady: 1_000,

@@ -68,14 +68,25 @@ fn adapt(service: &mut Service, lead: ServiceId, asked: &AllAsked) {
 
 /// The weights that `shares` (weight, percent of it) come to, in a ratio as close as they go.
 fn weights(shares: &[(u16, u16)]) -> Vec<u16> {
-    let parts = |&(weight, percent): &(u16, u16)| u32::from(weight) * u32::from(percent);
-    let whole = shares.iter().all(|share| parts(share) % 100 == 0);
+    match shares.iter().all(|share| parts(share).is_multiple_of(100)) {
+        true => scaled(shares, 1),
+        false => in_hundredths(shares),
+    }
+}
+
+/// The same, whether they are whole or not: as fine as can be with the largest still within its type.
+pub(super) fn in_hundredths(shares: &[(u16, u16)]) -> Vec<u16> {
     let largest = shares.iter().map(parts).max().unwrap_or(0);
-    // As fine as it can be with the largest still within its type.
-    let scale = match whole {
-        true => 1,
-        false => (u32::from(u16::MAX) * 100 / largest.max(1)).clamp(1, SCALE.into()),
-    };
+    let scale = u32::from(u16::MAX) * 100 / largest.max(1);
+    scaled(shares, scale.clamp(1, SCALE.into()))
+}
+
+/// Hundredths of a weight.
+fn parts(&(weight, percent): &(u16, u16)) -> u32 {
+    u32::from(weight) * u32::from(percent)
+}
+
+fn scaled(shares: &[(u16, u16)], scale: u32) -> Vec<u16> {
     let scaled = |share: &(u16, u16)| {
         let weight = u64::from(parts(share)) * u64::from(scale);
         let weight = weight.div_ceil(100);

@@ -54,6 +54,10 @@ impl<D: Dataplane> Core<D> {
                 (true, false) => self.distrust(key, now),
                 _ => {}
             }
+            // Somebody has looked after it.
+            if was != admin && (admin == Some(Admin::Up) || maintained(admin)) {
+                self.damped.forget(key);
+            }
         }
         self.forced = forced;
     }
@@ -80,6 +84,7 @@ impl<D: Dataplane> Core<D> {
     /// What is left of every backend that is not up.
     pub(super) fn liveness(&self) -> BTreeMap<Key, Liveness> {
         let keys = self.down.keys().chain(self.forced.keys());
+        let keys = keys.chain(self.damped.keys());
         keys.filter_map(|&key| Some((key, self.liveness_of(key)?)))
             .collect()
     }
@@ -88,10 +93,13 @@ impl<D: Dataplane> Core<D> {
     pub(super) fn liveness_of(&self, key: Key) -> Option<Liveness> {
         let found = match self.admin(key) {
             Some(Admin::Up) => None,
+            _ if self.panics.uses(key) => None,
             _ => self.down.get(&key),
         };
         let all = [found, self.forced.get(&key)].into_iter().flatten();
-        all.map(|down| self.means(key.0, down)).max()
+        let held = self.damped.holds(key) && self.admin(key) != Some(Admin::Up);
+        let held = held.then_some(Liveness::Down);
+        all.map(|down| self.means(key.0, down)).chain(held).max()
     }
 
     fn means(&self, id: ServiceId, down: &Down) -> Liveness {
@@ -112,9 +120,9 @@ impl<D: Dataplane> Core<D> {
             let Some(service) = self.state.service(key.0) else {
                 continue;
             };
-            // Nobody looks whether it still is.
+            // Nobody looks whether it still is; or it takes flows all the same.
             let admin = service.backend(key.1).map(|backend| backend.admin);
-            if admin == Some(Admin::Maintenance) {
+            if admin == Some(Admin::Maintenance) || self.panics.uses(key) {
                 continue;
             }
             let passed = has_passed(ticks(service.dead_after), down.since, now);
@@ -131,6 +139,7 @@ fn down_since(since: Tick) -> Down {
     Down {
         since,
         dead: false,
+        gone: false,
         found: false,
     }
 }

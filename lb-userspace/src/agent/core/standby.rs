@@ -44,9 +44,14 @@ impl<D: Dataplane> Core<D> {
     /// Has everything laid over the state anew, as it and health are now.
     pub(super) fn adapt(&mut self) {
         let asked = asked::lay_over(&self.state, &self.asked);
+        self.stop_damping();
+        self.judge_all();
+        self.turn_ramps(asked.as_ref());
         self.turn_tiers(asked.as_ref());
-        let tiers = self.lay_tiers_over(asked.as_ref().unwrap_or(&self.state));
-        self.adapted = tiers.or(asked);
+        let grown = self.lay_ramps_over(asked.as_ref().unwrap_or(&self.state));
+        let grown = grown.or(asked);
+        let tiers = self.lay_tiers_over(grown.as_ref().unwrap_or(&self.state));
+        self.adapted = tiers.or(grown);
     }
 
     /// Whether a tier has waited long enough for its failback.
@@ -77,6 +82,7 @@ impl<D: Dataplane> Core<D> {
             };
             let mut machine = before.machines.remove(&lead).unwrap_or_default();
             let shares = machine.turn(&weights, policy, now);
+            let shares = self.panics.shares(lead).cloned().unwrap_or(shares);
             news.push((lead, before.shares.remove(&lead), shares.clone()));
             after.machines.insert(lead, machine);
             after.shares.insert(lead, shares);
@@ -103,31 +109,35 @@ impl<D: Dataplane> Core<D> {
         })
     }
 
-    /// What each tier of a service weighs, and how much of it can take new flows; `over` is the service as
-    /// its backends' agents would have it.
+    /// What each tier of a service weighs, and how much of it can take new flows, which is as much as has grown of
+    /// those that start slowly; `over` is the service as its backends' agents would have it.
     fn weights(&self, service: &Service, over: &Service) -> BTreeMap<u8, Weight> {
         let mut weights: BTreeMap<u8, Weight> = BTreeMap::new();
         for (backend, now) in service.backends.iter().zip(&over.backends) {
-            let asked = self.asked.get(&(service.id, backend.address));
+            let key = (service.id, backend.address);
+            let asked = self.asked.get(&key);
             let percent = asked.and_then(|asked| asked.weight).unwrap_or(100).min(100);
-            let own = match backend.weight {
-                0 => 0,
-                _ if service.scheduler.ignores_weights() => 1,
-                weight => u64::from(weight),
-            };
+            let own = service.counted_weight(backend);
             let weight = weights.entry(backend.tier).or_default();
-            weight.all += own * 100;
-            if self.is_fit(service, now) {
-                weight.healthy += own * u64::from(percent);
+            weight.all += own * 100 * u64::from(self.slow.counted(key));
+            if self.is_healthy(service, now) {
+                let grown = u64::from(self.slow.percent(key));
+                weight.healthy += own * u64::from(percent) * grown;
             }
         }
         weights
     }
 
     /// Whether a backend could take new flows, its tier left aside.
-    fn is_fit(&self, service: &Service, backend: &Backend) -> bool {
+    pub(super) fn is_fit(&self, service: &Service, backend: &Backend) -> bool {
         let lead = self.state.lead(service.id);
         backend.is_wanted() && self.liveness_of((lead, backend.address)).is_none()
+    }
+
+    /// The same, where nobody is used against what its checks say.
+    fn is_healthy(&self, service: &Service, backend: &Backend) -> bool {
+        let lead = self.state.lead(service.id);
+        self.is_fit(service, backend) && !self.panics.uses((lead, backend.address))
     }
 
     /// Whether a backend's agent asks that it take no new flows.
@@ -160,7 +170,7 @@ impl<D: Dataplane> Core<D> {
         let machine = self.tiers.machines.get(&lead);
         let status = |(&number, &share)| {
             let backends = service.backends.iter().filter(|b| b.tier == number);
-            let fit = |b: &&Backend| self.is_fit(service, b) && !self.drains((lead, b.address));
+            let fit = |b: &&Backend| self.is_healthy(service, b) && !self.drains((lead, b.address));
             TierStatus {
                 number,
                 backends: backends.clone().count(),

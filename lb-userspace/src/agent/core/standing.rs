@@ -22,8 +22,8 @@ pub(super) struct Told {
     /// Backends that may be in another state now.
     stale: BTreeSet<Key>,
     all_stale: bool,
-    /// Services whose tiers have other shares now.
-    tiers: Vec<(ServiceId, String)>,
+    /// What is to be told beside states that turn.
+    pools: Vec<(ServiceId, Happened, String)>,
 }
 
 impl Told {
@@ -42,18 +42,29 @@ impl Told {
         }
         self.all_stale = true;
         if before.is_some() {
-            self.tiers.push((id, in_words(after)));
+            self.pools.push((id, Happened::Tiers, in_words(after)));
         }
     }
 
-    /// How much news of shares waits to be told.
+    /// How much news of pools waits to be told.
     pub(super) fn untold(&self) -> usize {
-        self.tiers.len()
+        self.pools.len()
     }
 
     /// Forgets what has come to more than that: it has not come about.
     pub(super) fn unsay(&mut self, untold: usize) {
-        self.tiers.truncate(untold);
+        self.pools.truncate(untold);
+    }
+
+    /// Takes note of a panic that has begun or ended.
+    pub(super) fn note_panic(&mut self, id: ServiceId, what: String) {
+        self.all_stale = true;
+        self.pools.push((id, Happened::Panic, what));
+    }
+
+    /// Takes note that a backend is kept out though its checks pass.
+    pub(super) fn note_damped(&mut self, (id, backend): Key, why: String) {
+        self.pools.push((id, Happened::Damped { backend }, why));
     }
 
     /// How many events there have been.
@@ -65,10 +76,15 @@ impl Told {
 impl<D: Dataplane> Core<D> {
     /// Records and logs what has turned since the last time; `now` is when.
     pub fn observe(&mut self, now: SystemTime) {
-        for (service, shares) in std::mem::take(&mut self.chronicle.tiers) {
-            tracing::info!(%service, shares, "new flows by tier");
-            let what = Happened::Tiers;
-            self.chronicle.journal.record(now, service, what, shares);
+        for (service, what, reason) in std::mem::take(&mut self.chronicle.pools) {
+            match what {
+                Happened::Panic => tracing::warn!(%service, "{reason}"),
+                Happened::Damped { backend } => {
+                    tracing::info!(%service, %backend, reason, "kept out")
+                }
+                _ => tracing::info!(%service, shares = reason, "new flows by tier"),
+            }
+            self.chronicle.journal.record(now, service, what, reason);
         }
         let mut keys = std::mem::take(&mut self.chronicle.stale);
         if std::mem::take(&mut self.chronicle.all_stale) {
@@ -143,9 +159,15 @@ impl<D: Dataplane> Core<D> {
         if let Some(reason) = self.unusable(service, key.1) {
             return Some((BackendState::Down, reason));
         }
-        if self.liveness_of(key).is_some() {
+        if let Some(reason) = self.kept_out(key).filter(|_| backend.admin != Admin::Up) {
+            return Some((BackendState::Down, reason));
+        }
+        let used = self.panics.uses(key);
+        if used || self.liveness_of(key).is_some() {
             let unchecked = "it has to pass its checks first".to_owned();
-            return Some((BackendState::Down, error.unwrap_or(unchecked)));
+            let used = if used { "; takes flows in panic" } else { "" };
+            let reason = error.unwrap_or(unchecked) + used;
+            return Some((BackendState::Down, reason));
         }
         Some(match backend.admin {
             Admin::Draining => return by_hand(BackendState::Draining),
@@ -175,8 +197,17 @@ impl<D: Dataplane> Core<D> {
         }
         match error {
             Some(error) => (BackendState::Suspect, error),
-            None if service.health.is_none() => (BackendState::Up, "not checked".to_owned()),
-            None => (BackendState::Up, "its checks pass".to_owned()),
+            None => {
+                let checks = match service.health.is_none() {
+                    true => "not checked",
+                    false => "its checks pass",
+                };
+                let slow = self
+                    .slow
+                    .has((self.state.lead(service.id), backend.address));
+                let slow = if slow { "; its weight grows" } else { "" };
+                (BackendState::Up, format!("{checks}{slow}"))
+            }
         }
     }
 }

@@ -100,6 +100,7 @@ impl<D: Dataplane> Core<D> {
                 }),
             lead: self.state.lead(service.id),
             tiers: self.tier_status(service),
+            panic: self.panics.status(self.state.lead(service.id)),
             traffic: traffic(counters),
             backends,
         }
@@ -144,6 +145,8 @@ impl<D: Dataplane> Core<D> {
                 .get(&(lead, address))
                 .copied()
                 .unwrap_or_default(),
+            damping: self.damping_status((lead, address)),
+            slow_start: self.slow_start_status(service, (lead, address)),
             reachable: member.is_some_and(|member| member.backend.interface != 0),
             mtu: member
                 .filter(|member| member.backend.interface != 0)

@@ -99,6 +99,9 @@ impl<D: Dataplane> Core<D> {
             .filter(|&(_, now)| before.service(now).is_none() || before.lead(now) != now)
             .collect();
         self.tiers.follow(&leads);
+        self.slow.follow(&leads);
+        self.panics.follow(&leads);
+        self.damped.follow(&leads);
         let under = |(_, address), now| (now, address);
         inherit(&mut self.down, &leads, |(lead, _)| lead, under);
         inherit(&mut self.forced, &leads, |(lead, _)| lead, under);

@@ -1,18 +1,17 @@
 //! What the agent answers.
 
-use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Capacity, EditService, FlowTables, ServiceFlows, Standing, Worst, millis, requests::given,
+    Backend, Capacity, EditService, FlowTables, ServiceFlows, Worst, millis, requests::given,
 };
 use crate::{
     capacity,
-    health::reply::{self, Wants},
     model::{
-        Admin, Check, Combine, Failback, FlowState, Mode, MssClamp, OnDown, Quic, Scheduler,
-        ServerId, ServiceId, Unserved,
+        Admin, Check, Combine, Failback, FlapDamping, FlowState, Mode, MssClamp, OnDown, Quic,
+        Scheduler, ServiceId, SlowStart, Unserved,
     },
     snapshot,
 };
@@ -32,6 +31,9 @@ pub struct Status {
     pub services: usize,
     /// How many backends of all pools are in which condition.
     pub backends: Tally,
+    /// Services in panic; of a group the first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub panic: Vec<ServiceId>,
     /// The pools that are worst off.
     #[serde(default)]
     pub worst: Worst,
@@ -113,12 +115,24 @@ pub struct Service {
     /// When a tier gets back what it could not carry.
     #[serde(default)]
     pub failback: Failback,
+    /// How a backend that comes up gets its weight by and by: `off`, or as `30s from 20%`.
+    #[serde(default)]
+    pub slow_start: SlowStart,
+    /// How long a backend that goes down again and again has to pass its checks first: `off`, or as `10s to 2m`.
+    #[serde(default)]
+    pub flap_damping: FlapDamping,
+    /// Percent of the pool's weight that is healthy below which those that are down are used as well; 0: never.
+    #[serde(default)]
+    pub panic_below: u8,
     /// The tier that somebody has failed over to; 0: none.
     #[serde(default)]
     pub from_tier: u8,
     /// Its tiers in order, where there is more than one.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tiers: Vec<Tier>,
+    /// Its panic, while it is in one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub panic: Option<Panic>,
     /// How backends are checked, where there is one check.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health: Option<Check>,
@@ -154,114 +168,13 @@ pub struct Tier {
     pub waits: bool,
 }
 
-/// A backend as it stands.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Backend {
-    /// `ADDRESS:PORT`.
-    pub address: SocketAddr,
-    /// Its share relative to the others.
-    pub weight: u16,
-    /// What the operator asked of it.
-    pub state: Admin,
-    /// Flows in progress at which it takes no new ones.
-    pub max_connections: Option<u32>,
-    /// What connection ids name it by, where the service is QUIC.
-    pub server_id: Option<ServerId>,
-    /// Its tier.
-    #[serde(default)]
-    pub tier: u8,
-    /// Whether it was removed, and is here only for the flows that it may still have.
-    pub leaving: bool,
-    /// What the checks say.
-    pub condition: Condition,
-    /// Its state, all considered.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub standing: Option<Standing>,
-    /// Why the last check failed, where it did.
-    pub last_error: Option<String>,
-    /// How long the last successful check took.
-    pub latency_us: Option<u64>,
-    /// What each check says; empty before the first.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub checks: Vec<CheckStatus>,
-    /// What the backend's agent asks for, where it does.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub asked: Option<Asked>,
-    /// Whether route and neighbour are known.
-    pub reachable: bool,
-    /// The longest IP packet that can be sent to it, in bytes and as it arrives; `null` while the way is
-    /// not known.
-    #[serde(default)]
-    pub mtu: Option<u16>,
-    /// Slots of the ring that it owns.
-    pub slots: u32,
-    /// Flows recorded for it.
-    pub recorded: u32,
-    /// What it still has, where it takes no new flows.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub drain: Option<Drain>,
-    /// Flows in progress, where the service counts them.
-    pub connections: Option<u32>,
-    /// Its traffic.
-    pub traffic: Traffic,
-}
-
-/// What a backend that takes no new flows still has.
+/// A pool of which so few are healthy that those which are not are used as well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Drain {
-    /// Flows recorded for it at the last sweep.
-    pub observed: u32,
-    /// Slots that still lead to it: flows in them that have not spoken since are unknown.
-    pub unknown_slots: u32,
-    /// Whether connection ids may still lead packets to it.
-    pub by_id: bool,
-    /// Whether it has no flow any more, for certain.
-    pub ended: bool,
-}
-
-/// What one check says of a backend.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CheckStatus {
-    /// What the check is called.
-    pub name: String,
-    /// Whether the backend passes it.
-    pub condition: Condition,
-    /// Why the last probe failed, where it did.
-    pub last_error: Option<String>,
-    /// How long the last probe took, where it succeeded.
-    pub latency_us: Option<u64>,
-    /// Probes that succeeded, since the check began.
-    pub passed: u64,
-    /// Probes that failed.
-    pub failed: u64,
-    /// Probes that say nothing about the backend.
-    pub undecided: u64,
-}
-
-/// What a backend's agent asks for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Asked {
-    /// Share of the configured weight.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub weight_percent: Option<u16>,
-    /// Whether it wants new flows.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub wants: Option<Wants>,
-    /// Flows in progress at which it wants no more.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub max_connections: Option<u32>,
-}
-
-/// What the checks say of a backend.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Condition {
-    /// Not checked yet; treated as up.
-    Starting,
-    /// Passing, or not checked.
-    Up,
-    /// Failing.
-    Down,
+pub struct Panic {
+    /// Percent of a tier's weight that is healthy, the tiers added up.
+    pub healthy_percent: u8,
+    /// Backends that take new flows although their checks fail.
+    pub used: usize,
 }
 
 /// Counters since the tables were created.
@@ -348,6 +261,8 @@ impl From<&snapshot::Snapshot> for Status {
         let mut backends = Tally::default();
         // The backends of a group once, though all its services show them.
         let leads = snapshot.services.iter().filter(|s| s.lead == s.service.id);
+        let panics = leads.clone().filter(|s| s.panic.is_some());
+        let panic = panics.map(|s| s.service.id).collect();
         let pools = leads.flat_map(|s| &s.backends);
         for backend in pools.filter(|b| !b.leaving) {
             backends.total += 1;
@@ -370,6 +285,7 @@ impl From<&snapshot::Snapshot> for Status {
             interfaces: snapshot.interfaces.iter().map(interface).collect(),
             services: snapshot.services.len(),
             backends,
+            panic,
             worst: snapshot.into(),
             flow_tables: FlowTables {
                 established: snapshot.established.into(),
@@ -407,7 +323,14 @@ impl From<&snapshot::ServiceStatus> for Service {
             persistence_prefix: service.persistence_prefix,
             spill_below: service.spill_below,
             failback: service.failback,
+            slow_start: service.slow_start,
+            flap_damping: service.flap_damping,
+            panic_below: service.panic_below,
             from_tier: service.from_tier,
+            panic: status.panic.map(|panic| Panic {
+                healthy_percent: panic.healthy_percent,
+                used: panic.used,
+            }),
             tiers: status.tiers.iter().copied().map(Into::into).collect(),
             health,
             checks,
@@ -416,76 +339,6 @@ impl From<&snapshot::ServiceStatus> for Service {
             capacity: capacity::of(status).map(Into::into),
             traffic: status.traffic.into(),
             backends: status.backends.iter().map(Into::into).collect(),
-        }
-    }
-}
-
-impl From<&snapshot::BackendStatus> for Backend {
-    fn from(status: &snapshot::BackendStatus) -> Self {
-        Self {
-            address: status.backend.address,
-            weight: status.backend.weight,
-            state: status.backend.admin,
-            max_connections: status.backend.max_connections,
-            server_id: status.backend.server_id,
-            tier: status.backend.tier,
-            leaving: status.leaving,
-            condition: status.condition.into(),
-            standing: status.standing.as_ref().map(Into::into),
-            last_error: status.last_error.clone(),
-            latency_us: status.latency.and_then(micros),
-            checks: status.checks.iter().map(Into::into).collect(),
-            asked: (status.asked != reply::Asked::default()).then(|| status.asked.into()),
-            reachable: status.reachable,
-            mtu: status.mtu,
-            slots: status.slots,
-            recorded: status.recorded,
-            drain: status.drain.map(Into::into),
-            connections: status.connections,
-            traffic: status.traffic.into(),
-        }
-    }
-}
-
-fn micros(time: Duration) -> Option<u64> {
-    u64::try_from(time.as_micros()).ok()
-}
-
-impl From<&snapshot::CheckStatus> for CheckStatus {
-    fn from(status: &snapshot::CheckStatus) -> Self {
-        Self {
-            name: status.name.clone(),
-            condition: status.condition.into(),
-            last_error: status.last_error.clone(),
-            latency_us: status.latency.and_then(micros),
-            passed: status.passed,
-            failed: status.failed,
-            undecided: status.undecided,
-        }
-    }
-}
-
-impl From<reply::Asked> for Asked {
-    fn from(asked: reply::Asked) -> Self {
-        let reply::Asked {
-            weight,
-            wants,
-            max_connections,
-        } = asked;
-        Self {
-            weight_percent: weight,
-            wants,
-            max_connections,
-        }
-    }
-}
-
-impl From<snapshot::Condition> for Condition {
-    fn from(condition: snapshot::Condition) -> Self {
-        match condition {
-            snapshot::Condition::Starting => Self::Starting,
-            snapshot::Condition::Up => Self::Up,
-            snapshot::Condition::Down => Self::Down,
         }
     }
 }
@@ -505,23 +358,6 @@ impl From<snapshot::TierStatus> for Tier {
             healthy,
             share,
             waits,
-        }
-    }
-}
-
-impl From<snapshot::DrainStatus> for Drain {
-    fn from(status: snapshot::DrainStatus) -> Self {
-        let snapshot::DrainStatus {
-            observed,
-            unknown_slots,
-            by_id,
-            ended,
-        } = status;
-        Self {
-            observed,
-            unknown_slots,
-            by_id,
-            ended,
         }
     }
 }

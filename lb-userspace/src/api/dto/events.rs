@@ -50,13 +50,16 @@ pub struct Events {
     pub lost: u64,
 }
 
-/// An event: a backend turned, or, where none is named, new flows go to tiers in other shares.
+/// An event.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
     /// Counted from 1, since the agent started.
     pub number: u64,
     /// When it was noticed, in milliseconds of Unix time.
     pub at_ms: u64,
+    /// What it is about.
+    #[serde(default)]
+    pub kind: EventKind,
     /// The service, or the first of its group.
     pub service: ServiceId,
     /// The backend that turned.
@@ -70,6 +73,21 @@ pub struct Event {
     pub to: Option<BackendState>,
     /// Why, or which tiers have which share.
     pub reason: String,
+}
+
+/// What an event is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EventKind {
+    /// A backend turned.
+    #[default]
+    Backend,
+    /// New flows go to tiers in other shares.
+    Tiers,
+    /// A pool's panic has begun or ended.
+    Panic,
+    /// A backend is kept out though its checks pass, for having failed too often.
+    Damped,
 }
 
 impl From<EventQuery> for EventFilter {
@@ -96,11 +114,18 @@ impl From<EventRecord> for Event {
     fn from(event: EventRecord) -> Self {
         let (backend, from, to) = match event.what {
             Happened::Turned { backend, from, to } => (Some(backend), Some(from), Some(to)),
-            Happened::Tiers => (None, None, None),
+            Happened::Damped { backend } => (Some(backend), None, None),
+            Happened::Tiers | Happened::Panic => (None, None, None),
         };
         Self {
             number: event.number,
             at_ms: unix_millis(event.at),
+            kind: match event.what {
+                Happened::Turned { .. } => EventKind::Backend,
+                Happened::Tiers => EventKind::Tiers,
+                Happened::Panic => EventKind::Panic,
+                Happened::Damped { .. } => EventKind::Damped,
+            },
             service: event.service,
             backend,
             from,

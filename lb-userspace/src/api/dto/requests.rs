@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::model::{
-    self, Admin, Check, Combine, Failback, FlowState, Health, Mode, ModelError, MssClamp, OnDown,
-    Quic, Scheduler, ServerId, ServiceId, Settings, Unserved,
+    self, Admin, Check, Combine, Failback, FlapDamping, FlowState, Health, Mode, ModelError,
+    MssClamp, OnDown, Quic, Scheduler, ServerId, ServiceId, Settings, SlowStart, Unserved,
 };
 
 /// A service to add.
@@ -62,6 +62,17 @@ pub struct NewService {
     /// When a tier gets back what it could not carry: `automatic`, where absent, `manual`, or a time as `30s`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failback: Option<Failback>,
+    /// What part of its weight a backend that comes up begins with, and how long until it has all, as `30s` or `30s from 20%`;
+    /// `off` where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slow_start: Option<SlowStart>,
+    /// How long a backend that goes down again and again has to pass its checks before it gets flows, doubled each time, as
+    /// `10s` or `10s to 5m`; `off` where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flap_damping: Option<FlapDamping>,
+    /// Percent of the pool's weight that is healthy below which those that are down are used as well; 0, or absent: never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub panic_below: Option<u8>,
     /// How backends are checked, where there is one check; by TCP connection where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health: Option<Check>,
@@ -186,6 +197,15 @@ pub struct EditService {
     /// When a tier gets back what it could not carry.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failback: Option<Failback>,
+    /// How a backend that comes up gets its weight by and by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slow_start: Option<SlowStart>,
+    /// How long a backend that goes down again and again has to pass its checks first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flap_damping: Option<FlapDamping>,
+    /// Percent of the pool's weight that is healthy below which those that are down are used as well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub panic_below: Option<u8>,
     /// The group that it shares its pool with from now on; `null`: a pool of its own.
     #[serde(
         default,
@@ -220,6 +240,9 @@ impl From<EditService> for Settings {
             persistence_prefix: edit.persistence_prefix,
             spill_below: edit.spill_below,
             failback: edit.failback,
+            slow_start: edit.slow_start,
+            flap_damping: edit.flap_damping,
+            panic_below: edit.panic_below,
             group: edit.group,
             quic: edit.quic,
             server_ids: edit.server_ids,
@@ -258,6 +281,9 @@ impl NewService {
             persistence_prefix: self.persistence_prefix,
             spill_below: self.spill_below,
             failback: self.failback,
+            slow_start: self.slow_start,
+            flap_damping: self.flap_damping,
+            panic_below: self.panic_below,
             quic: self.quic.map(Some),
             ..EditService::default()
         };

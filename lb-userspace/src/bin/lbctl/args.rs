@@ -9,8 +9,8 @@ use lb_userspace::{
     api::dto::{DEFAULT_EVENTS, DEFAULT_FLOWS, MAX_FLOWS, NewBackend, Phase},
     config, duration, instance,
     model::{
-        self, Admin, Check, Combine, Failback, FlowState, MAX_TIER, MAX_WEIGHT, Mode, ModelError,
-        MssClamp, OnDown, Scheduler, ServerId, ServiceId, Unserved,
+        self, Admin, Check, Combine, Failback, FlapDamping, FlowState, MAX_TIER, MAX_WEIGHT, Mode,
+        ModelError, MssClamp, OnDown, Scheduler, ServerId, ServiceId, SlowStart, Unserved,
     },
 };
 
@@ -126,7 +126,7 @@ pub enum ServiceVerb {
     /// Add a service
     Add(Box<AddService>),
     /// Change settings of a service; what is not given stays
-    Set(SetService),
+    Set(Box<SetService>),
     /// Remove a service and its backends
     Remove {
         /// ADDRESS:PORT/PROTOCOL
@@ -214,7 +214,7 @@ pub struct SetService {
 }
 
 /// What can be changed, by the names of the fields of [`SetService`] and [`SettingsArgs`].
-const SETTINGS: [&str; 17] = [
+const SETTINGS: [&str; 20] = [
     "group",
     "no_group",
     "config_id",
@@ -232,6 +232,9 @@ const SETTINGS: [&str; 17] = [
     "persistence_prefix",
     "spill_below",
     "failback",
+    "slow_start",
+    "flap_damping",
+    "panic_below",
 ];
 
 /// How a service's flows are spread and kept.
@@ -274,6 +277,15 @@ pub struct SettingsArgs {
     /// When a tier that could not carry its flows gets them back: automatic, manual, or after a time as 30s [default: automatic]
     #[arg(long, value_name = "WHEN", value_parser = parse_failback)]
     pub failback: Option<Failback>,
+    /// Over which time a backend that comes up gets its weight, from 10% or as '30s from 20%'; off: at once [default: off]
+    #[arg(long, value_name = "TIME", value_parser = parse_slow_start)]
+    pub slow_start: Option<SlowStart>,
+    /// How long a backend that goes down again has to pass its checks first, doubled each time up to 5m or as in '10s to 2m'; off: not at all [default: off]
+    #[arg(long, value_name = "TIME", value_parser = parse_flap_damping)]
+    pub flap_damping: Option<FlapDamping>,
+    /// Percent of the pool's weight that is healthy below which backends that are down are used as well; 0: never [default: 0]
+    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub panic_below: Option<u8>,
 }
 
 /// Which events to show.
@@ -514,6 +526,14 @@ fn parse_mss_clamp(text: &str) -> Result<MssClamp, String> {
 }
 
 fn parse_failback(text: &str) -> Result<Failback, String> {
+    text.parse()
+}
+
+fn parse_slow_start(text: &str) -> Result<SlowStart, String> {
+    text.parse()
+}
+
+fn parse_flap_damping(text: &str) -> Result<FlapDamping, String> {
     text.parse()
 }
 

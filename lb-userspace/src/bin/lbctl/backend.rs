@@ -296,7 +296,7 @@ fn row(service: &Service, backend: &Backend) -> [String; 16] {
             .server_id
             .map_or_else(|| "-".to_owned(), |id| id.to_string()),
         backend.tier.to_string(),
-        with_asked(backend.weight, percent_asked(backend)),
+        weight(backend),
         with_asked(state, backend.asked.and_then(|asked| asked.wants)),
         condition.to_owned(),
         standing(backend),
@@ -346,6 +346,15 @@ fn with_asked(own: impl Display, asked: Option<impl Display>) -> String {
     match asked {
         Some(asked) => format!("{own} (agent: {asked})"),
         None => own.to_string(),
+    }
+}
+
+/// What is configured, what the agent makes of it, and how much of it is there already.
+fn weight(backend: &Backend) -> String {
+    let own = with_asked(backend.weight, percent_asked(backend));
+    match &backend.slow_start {
+        Some(slow) => format!("{own} (grown: {}%)", slow.weight_percent),
+        None => own,
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use lb_userspace::{
     api::{
         client::Client,
-        dto::{Event, EventQuery, Events},
+        dto::{Event, EventKind, EventQuery, Events},
     },
     model::name_of,
 };
@@ -68,6 +68,8 @@ fn line(event: &Event) -> String {
             name_of(from),
             name_of(to)
         ),
+        (Some(backend), ..) => format!("{at}  {service}  {backend}  kept out: {reason}\n"),
+        _ if event.kind == EventKind::Panic => format!("{at}  {service}  {reason}\n"),
         _ => format!("{at}  {service}  new flows: {reason}\n"),
     }
 }

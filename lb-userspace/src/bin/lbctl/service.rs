@@ -97,6 +97,9 @@ fn new_service(args: &AddService) -> Result<NewService, Failure> {
         persistence_prefix: settings.persistence_prefix,
         spill_below: settings.spill_below,
         failback: settings.failback,
+        slow_start: settings.slow_start,
+        flap_damping: settings.flap_damping,
+        panic_below: settings.panic_below,
         health,
         checks,
         combine: args.health.combine,
@@ -165,6 +168,9 @@ fn edit(args: SettingsArgs) -> EditService {
         persistence_prefix,
         spill_below,
         failback,
+        slow_start,
+        flap_damping,
+        panic_below,
     } = args;
     EditService {
         ring_size,
@@ -179,6 +185,9 @@ fn edit(args: SettingsArgs) -> EditService {
         persistence_prefix,
         spill_below,
         failback,
+        slow_start,
+        flap_damping,
+        panic_below,
         ..EditService::default()
     }
 }
@@ -262,6 +271,15 @@ fn show(service: &Service) -> String {
         ("mtu", mtu(service)),
         ("mss clamp", service.mss_clamp.to_string()),
     ];
+    if !service.slow_start.is_off() {
+        fields.push(("slow start", service.slow_start.to_string()));
+    }
+    if !service.flap_damping.is_off() {
+        fields.push(("damping", service.flap_damping.to_string()));
+    }
+    if service.panic_below > 0 {
+        fields.push(("panic", panic(service)));
+    }
     if !service.tiers.is_empty() {
         let failback = service.failback;
         let spill = format!(
@@ -326,6 +344,18 @@ fn flows(service: &Service) -> String {
         "{} established, {} half-open; so far {} recorded, {} looked up, {} without room",
         flows.established, flows.half_open, flows.recorded, flows.lookups, flows.overflows
     )
+}
+
+/// When the pool panics, and whether it does.
+fn panic(service: &Service) -> String {
+    let below = format!("below {}% of weight", service.panic_below);
+    match &service.panic {
+        None => below,
+        Some(panic) => format!(
+            "{below}; in panic, with {}%: {} backends that are down are used as well",
+            panic.healthy_percent, panic.used
+        ),
+    }
 }
 
 /// How loaded the pool is, as far as that is known.

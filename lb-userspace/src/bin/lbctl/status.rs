@@ -40,6 +40,10 @@ fn describe(status: &Status) -> String {
         ("services", status.services.to_string()),
         ("backends", backends),
     ];
+    if !status.panic.is_empty() {
+        let services: Vec<String> = status.panic.iter().map(ToString::to_string).collect();
+        fields.push(("in panic", services.join(", ")));
+    }
     let worst = worst(&status.worst);
     if !worst.is_empty() {
         fields.push(("capacity", worst.join(", ")));

@@ -29,6 +29,12 @@ fn whatever_differs_from_the_group_is_refused_by_its_field() {
         (|s| s.persistence_prefix = Some(24), "persistence_prefix"),
         (|s| s.spill_below = 9, "spill_below"),
         (|s| s.failback = Failback::Manual, "failback"),
+        (|s| s.slow_start.window = WEEK, "slow_start"),
+        (
+            |s| s.flap_damping.hold = s.flap_damping.most,
+            "flap_damping",
+        ),
+        (|s| s.panic_below = 1, "panic_below"),
         (|s| s.from_tier = 1, "failover"),
         (|s| s.backends[1].tier = 1, "backend"),
         (|s| s.health.checks[0].rise = 9, "health"),

@@ -1,0 +1,182 @@
+//! Who is kept out although its checks pass, for having failed too often ([`crate::agent::damping`]).
+//!
+//! Who is kept out holds the flows that it has, as any backend that is down. Where too few others are left, nobody is
+//! ([`super::panic`]).
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use lb_common::tables::{TICK_SHIFT, Tick};
+
+use super::{Core, forced::Key, targets::inherit};
+use crate::{
+    agent::damping::Flaps,
+    dataplane::Dataplane,
+    model::{FlapDamping, ServiceId},
+    plan::ticks,
+    snapshot::DampingStatus,
+};
+
+/// See above; backends are under the first service of their group.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Damped {
+    flaps: BTreeMap<Key, Flaps>,
+    /// Since when the checks of those who are kept out pass.
+    held: BTreeMap<Key, Tick>,
+    /// Pools whose backends are not kept out for now, since too few others are left.
+    pub(super) spared: BTreeSet<ServiceId>,
+}
+
+impl Damped {
+    /// Whether a backend has to wait, needed or not.
+    pub(super) fn waits(&self, key: Key) -> bool {
+        self.held.contains_key(&key)
+    }
+
+    /// Whether a backend is kept out.
+    pub(super) fn holds(&self, key: Key) -> bool {
+        self.waits(key) && !self.spared.contains(&key.0)
+    }
+
+    /// Backends that have to wait.
+    pub(super) fn keys(&self) -> impl Iterator<Item = &Key> {
+        self.held.keys()
+    }
+
+    /// Whether any backend of a pool has to wait.
+    pub(super) fn has(&self, lead: ServiceId) -> bool {
+        self.held.keys().any(|&(of, _)| of == lead)
+    }
+
+    /// Forgets all of a backend: somebody has taken it into their hands.
+    pub(super) fn forget(&mut self, key: Key) {
+        self.flaps.remove(&key);
+        self.held.remove(&key);
+    }
+
+    /// Forgets all but these.
+    pub(super) fn retain(&mut self, keys: &BTreeSet<Key>) {
+        self.flaps.retain(|key, _| keys.contains(key));
+        self.held.retain(|key, _| keys.contains(key));
+    }
+
+    /// Pools have another first service now, by `(before, now)`.
+    pub(super) fn follow(&mut self, leads: &BTreeSet<(ServiceId, ServiceId)>) {
+        let under = |(_, address), now| (now, address);
+        inherit(&mut self.flaps, leads, |(lead, _)| lead, under);
+        inherit(&mut self.held, leads, |(lead, _)| lead, under);
+    }
+}
+
+impl<D: Dataplane> Core<D> {
+    /// Takes note that a backend that took flows fails its checks. Who was kept out waits anew, and that is all.
+    pub(super) fn count_failure(&mut self, key: Key, was_down: bool) {
+        let waited = self.damped.held.remove(&key).is_some();
+        let damping = self.damping_of(key.0);
+        if !waited && !was_down && !damping.is_off() {
+            self.damped.flaps.entry(key).or_default().fail(damping);
+        }
+    }
+
+    /// Takes note that a backend's checks pass again, and keeps it out where it has to wait.
+    pub(super) fn count_recovery(&mut self, key: Key) {
+        let (damping, now) = (self.damping_of(key.0), self.dataplane.now());
+        let Some(flaps) = self.damped.flaps.get_mut(&key) else {
+            return;
+        };
+        flaps.recover(now);
+        let (failures, hold) = (flaps.failures, flaps.hold(damping));
+        if hold.is_zero() {
+            return;
+        }
+        self.damped.held.insert(key, now);
+        self.chronicle.note_damped(key, has_to_wait(failures, hold));
+    }
+
+    /// Lets those in who have waited long enough, and forgets what is old enough; whether anybody came in.
+    pub(super) fn release(&mut self) -> bool {
+        let now = self.dataplane.now();
+        let over = |(&key, &since): (&Key, &Tick)| {
+            let hold = ticks(self.hold_of(key));
+            (now.wrapping_sub(since) >= hold).then_some(key)
+        };
+        let over: Vec<Key> = self.damped.held.iter().filter_map(over).collect();
+        for &key in &over {
+            self.damped.held.remove(&key);
+            self.chronicle.touch(key);
+            if let Some(flaps) = self.damped.flaps.get_mut(&key) {
+                flaps.recover(now);
+            }
+        }
+        let keys: Vec<Key> = self.damped.flaps.keys().copied().collect();
+        for key in keys {
+            let damping = self.damping_of(key.0);
+            let well = !self.down.contains_key(&key) && !self.damped.waits(key);
+            if let Some(flaps) = self.damped.flaps.get_mut(&key).filter(|_| well) {
+                flaps.forgive(damping, now);
+            }
+        }
+        self.damped.flaps.retain(|_, flaps| flaps.failures > 0);
+        !over.is_empty()
+    }
+
+    /// Lets everybody in of services that damp no more.
+    pub(super) fn stop_damping(&mut self) {
+        let off = |lead: ServiceId| {
+            self.state
+                .service(lead)
+                .is_none_or(|s| s.flap_damping.is_off())
+        };
+        let keys: Vec<Key> = self.damped.flaps.keys().copied().collect();
+        for key in keys.into_iter().filter(|key| off(key.0)) {
+            self.damped.forget(key);
+        }
+    }
+
+    fn damping_of(&self, lead: ServiceId) -> FlapDamping {
+        let service = self.state.service(lead);
+        service.map_or_else(FlapDamping::default, |service| service.flap_damping)
+    }
+
+    /// How long a backend's checks have to pass.
+    fn hold_of(&self, key: Key) -> Duration {
+        let flaps = self.damped.flaps.get(&key).copied();
+        flaps.unwrap_or_default().hold(self.damping_of(key.0))
+    }
+
+    /// Why a backend is kept out, where it is.
+    pub(super) fn kept_out(&self, key: Key) -> Option<String> {
+        let failures = self.damped.flaps.get(&key)?.failures;
+        let holds = self.damped.holds(key);
+        holds.then(|| has_to_wait(failures, self.hold_of(key)))
+    }
+
+    /// What is held against a backend.
+    pub(super) fn damping_status(&self, key: Key) -> DampingStatus {
+        let now = self.dataplane.now();
+        let since = self
+            .damped
+            .held
+            .get(&key)
+            .filter(|_| self.damped.holds(key));
+        let left = since.map(|&since| {
+            let left = ticks(self.hold_of(key)).saturating_sub(now.wrapping_sub(since));
+            Duration::from_nanos(u64::from(left) << TICK_SHIFT)
+        });
+        DampingStatus {
+            failures: self
+                .damped
+                .flaps
+                .get(&key)
+                .map_or(0, |flaps| flaps.failures),
+            left,
+        }
+    }
+}
+
+fn has_to_wait(failures: u32, hold: Duration) -> String {
+    let hold = humantime::format_duration(hold);
+    format!("its checks have to pass for {hold} first: it has failed {failures} times of late")
+}

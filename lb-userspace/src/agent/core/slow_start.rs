@@ -1,0 +1,238 @@
+//! Whose weight grows, and what that makes of what is wanted: backends that begin to take new flows get their
+//! weight by and by ([`crate::agent::ramp`]).
+//!
+//! The first backends of a service have all of theirs at once, as there is nobody whose flows they could leave
+//! to others; so has one that somebody has forced up, and everybody in a pool in panic.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    time::Duration,
+};
+
+use lb_common::tables::{TICK_SHIFT, state};
+
+use super::{Core, asked, forced::Key, targets::inherit};
+use crate::{
+    agent::ramp::{Ramp, WHOLE},
+    dataplane::Dataplane,
+    model::{Admin, Service, ServiceId, State},
+    plan::Placed,
+    snapshot::SlowStartStatus,
+};
+
+/// The backends of a pool, and whether each can take new flows.
+type Fitness = BTreeMap<SocketAddr, bool>;
+
+/// What is known of pools that start slowly, under their first services.
+#[derive(Debug, Clone, Default)]
+pub(super) struct SlowStarts {
+    ramps: BTreeMap<Key, Ramp>,
+    pools: BTreeMap<ServiceId, Fitness>,
+}
+
+impl SlowStarts {
+    /// The percent of its weight that a backend has.
+    pub(super) fn percent(&self, key: Key) -> u8 {
+        self.ramps.get(&key).map_or(WHOLE, |ramp| ramp.percent)
+    }
+
+    /// The same, of what its pool counts it for: who is new is not missed yet.
+    pub(super) fn counted(&self, key: Key) -> u8 {
+        let new = self.ramps.get(&key).filter(|ramp| ramp.new);
+        new.map_or(WHOLE, |ramp| ramp.percent)
+    }
+
+    /// Whether a backend's weight grows.
+    pub(super) fn has(&self, key: Key) -> bool {
+        self.ramps.contains_key(&key)
+    }
+
+    /// Pools have another first service now, by `(before, now)`; those that stay keep theirs.
+    pub(super) fn follow(&mut self, leads: &BTreeSet<(ServiceId, ServiceId)>) {
+        inherit(&mut self.pools, leads, |lead| lead, |_, now| now);
+        let under = |(_, address), now| (now, address);
+        inherit(&mut self.ramps, leads, |(lead, _)| lead, under);
+    }
+}
+
+impl<D: Dataplane> Core<D> {
+    /// Whether any backend's weight grows, so that [`Core::step`] has something to do.
+    pub fn is_ramping(&self) -> bool {
+        !self.slow.ramps.is_empty()
+    }
+
+    /// Whether a backend has come to its next part of its weight, so that the maps must follow by
+    /// [`Core::enforce`].
+    pub fn step(&self) -> bool {
+        let now = self.dataplane.now();
+        let mut ramps = self.slow.ramps.iter();
+        ramps.any(|(&(lead, _), ramp)| {
+            let slow = self.state.service(lead).map(|service| service.slow_start);
+            let next = slow.and_then(|slow| ramp.go_on(slow, now));
+            next.is_none_or(|next| next.percent != ramp.percent)
+        })
+    }
+
+    /// Begins, goes on with and ends what grows; `asked` is the state as its backends' agents would have it.
+    pub(super) fn turn_ramps(&mut self, asked: Option<&State>) {
+        let mut before = std::mem::take(&mut self.slow);
+        let mut after = SlowStarts::default();
+        for service in self.state.services() {
+            let lead = service.id;
+            if service.slow_start.is_off() || self.state.lead(lead) != lead {
+                continue;
+            }
+            let over = asked.and_then(|asked| asked.service(lead));
+            let backends = &over.unwrap_or(service).backends;
+            let fit: Fitness = backends
+                .iter()
+                .map(|backend| (backend.address, self.is_fit(service, backend)))
+                .collect();
+            if !before.pools.contains_key(&lead) {
+                self.find(service, &fit, &mut before);
+            }
+            self.turn_pool(service, &fit, &before, &mut after.ramps);
+            after.pools.insert(lead, fit);
+        }
+        let turned = before.ramps.keys().chain(after.ramps.keys());
+        for &key in turned.filter(|key| before.has(**key) != after.has(**key)) {
+            self.chronicle.touch(key);
+        }
+        self.slow = after;
+    }
+
+    fn turn_pool(
+        &self,
+        service: &Service,
+        fit: &Fitness,
+        before: &SlowStarts,
+        after: &mut BTreeMap<Key, Ramp>,
+    ) {
+        let (slow, now) = (service.slow_start, self.dataplane.now());
+        let were = before.pools.get(&service.id);
+        let was = |address| were.and_then(|were| were.get(&address).copied());
+        if self.panics.has(service.id) {
+            return;
+        }
+        let served = were.is_some_and(|were| were.values().any(|&fit| fit));
+        for backend in &service.backends {
+            let key = (service.id, backend.address);
+            if backend.admin == Admin::Up || fit.get(&backend.address) != Some(&true) {
+                continue;
+            }
+            let ramp = match was(backend.address) {
+                Some(true) => before.ramps.get(&key).copied(),
+                Some(false) => Some(Ramp::begin(slow, false, now)),
+                None => served.then(|| Ramp::begin(slow, true, now)),
+            };
+            if let Some(ramp) = ramp.and_then(|ramp| ramp.go_on(slow, now)) {
+                after.insert(key, ramp);
+            }
+        }
+    }
+
+    /// Takes up a pool of which nothing is known yet: whoever is found in it is not new, and what is half-grown
+    /// under an agent before this one goes on.
+    fn find(&self, service: &Service, fit: &Fitness, known: &mut SlowStarts) {
+        let lead = service.id;
+        let Some(placed) = self.layout.placed(lead) else {
+            return;
+        };
+        let were = fit.iter().filter(|(at, _)| placed.member(**at).is_some());
+        let were = were.map(|(&address, &fit)| (address, fit)).collect();
+        known.pools.insert(lead, were);
+        if self.told {
+            return;
+        }
+        let found = found(service, placed);
+        let now = self.dataplane.now();
+        for one in &found {
+            let percent = one.percent(&found);
+            if percent < WHOLE {
+                let ramp = Ramp::resume(service.slow_start, percent, now);
+                known.ramps.insert((lead, one.address), ramp);
+            }
+        }
+    }
+
+    /// `state` with the weights that have grown so far; nothing where that is no difference.
+    pub(super) fn lay_ramps_over(&self, state: &State) -> Option<State> {
+        let mut services = BTreeMap::new();
+        for service in state.services() {
+            let lead = state.lead(service.id);
+            if !self.slow.pools.contains_key(&lead) {
+                continue;
+            }
+            let percent = |address| self.slow.percent((lead, address));
+            let backends = service.backends.iter();
+            let shares: Vec<(u16, u16)> = backends
+                .map(|backend| (backend.weight, percent(backend.address).into()))
+                .collect();
+            if shares.iter().any(|&(_, percent)| percent < WHOLE.into()) {
+                let mut over = service.clone();
+                let weights = asked::in_hundredths(&shares);
+                for (backend, weight) in over.backends.iter_mut().zip(weights) {
+                    backend.weight = weight;
+                }
+                services.insert(service.id, over);
+            }
+        }
+        (!services.is_empty()).then(|| state.overlaid(services.into_values()))
+    }
+
+    /// How far a backend's weight has grown, where it does.
+    pub(super) fn slow_start_status(&self, service: &Service, key: Key) -> Option<SlowStartStatus> {
+        let ramp = self.slow.ramps.get(&key)?;
+        let left = ramp.left(service.slow_start, self.dataplane.now());
+        Some(SlowStartStatus {
+            percent: ramp.percent,
+            left: Duration::from_nanos(u64::from(left) << TICK_SHIFT),
+        })
+    }
+}
+
+/// The backends of a service that take new flows in the maps.
+fn found(service: &Service, placed: &Placed) -> Vec<Found> {
+    let taking = placed
+        .members()
+        .filter(|(_, member)| member.backend.state & state::TAKES != 0);
+    let found = taking.filter_map(|(_, member)| {
+        let backend = service.backend(member.address())?;
+        (backend.weight > 0).then(|| Found {
+            address: backend.address,
+            tier: backend.tier,
+            own: backend.weight.into(),
+            is: member.member.weight.into(),
+        })
+    });
+    found.collect()
+}
+
+/// A backend as it is found in the maps.
+struct Found {
+    address: SocketAddr,
+    tier: u8,
+    /// The weight that is wanted.
+    own: u64,
+    /// The one that it has, to the scale of its tier and rounded up.
+    is: u64,
+}
+
+impl Found {
+    /// The percent of its weight that it has, where it certainly lacks some: next to whoever has most for its weight
+    /// of its tier, who has all.
+    fn percent(&self, all: &[Self]) -> u8 {
+        let tier = all.iter().filter(|other| other.tier == self.tier);
+        // The least that others can have before it was rounded.
+        let beside = tier.map(|other| {
+            let (theirs, mine) = ((other.is.max(1) - 1) * self.own, self.is * other.own);
+            if mine >= theirs {
+                return u64::from(WHOLE);
+            }
+            mine * u64::from(WHOLE) / (other.is * self.own)
+        });
+        let least = beside.min().unwrap_or(WHOLE.into());
+        u8::try_from(least).unwrap_or(WHOLE).clamp(1, WHOLE)
+    }
+}

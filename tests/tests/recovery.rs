@@ -1,0 +1,181 @@
+//! Backends that come back, and pools of which few are healthy: what new connections get, and that others
+//! notice nothing.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+use lb_tests::{
+    config::{Health, Service},
+    load::{held::Held, open_loop::OpenLoop},
+    skip::with_root,
+    stage::{BACKENDS, Stage, vip, web, web_address},
+    topology::{Topology, backend_name},
+    wait::wait_until,
+};
+
+const HELD: usize = 90;
+/// From one request on each held connection to its next.
+const PERIOD: Duration = Duration::from_millis(200);
+/// New connections a second.
+const RATE: u32 = 200;
+const CYCLES: u32 = 100;
+const REQUESTS: usize = 300;
+const SOON: Duration = Duration::from_secs(30);
+
+/// Asks where nobody listens, and so says nothing of the servers.
+const BROKEN_CHECK: Health = Health {
+    port: Some(7_199),
+    ..Health::TCP
+};
+
+fn stage(service: &Service, condition: &str) -> Result<Stage> {
+    let stage = Stage::new(Topology::new(BACKENDS)?, vec![service.clone()])?;
+    for n in 1..=BACKENDS {
+        stage.await_condition(service, web_address(n), condition)?;
+    }
+    Ok(stage)
+}
+
+/// `lbctl backend VERB` of backend `n`.
+fn ask(stage: &Stage, service: &Service, verb: &str, n: u8) -> Result<()> {
+    let address = web_address(n);
+    stage.lbctl(&format!("backend {verb} {} {address}", service.vip))
+}
+
+/// How many of a number of requests backend `n` answers.
+fn answered_by(stage: &Stage, service: &Service, n: u8) -> Result<usize> {
+    let answers = stage.answers(service, REQUESTS)?;
+    Ok(answers.get(&backend_name(n)).copied().unwrap_or(0))
+}
+
+fn kill_and_revive(stage: &mut Stage, service: &Service, n: u8) -> Result<()> {
+    stage.servers[usize::from(n) - 1].kill();
+    stage.await_condition(service, web_address(n), "down")?;
+    stage.servers[usize::from(n) - 1].restart()?;
+    stage.await_condition(service, web_address(n), "up")
+}
+
+#[test]
+fn a_hundred_drains_and_undrains_under_load_lose_no_request() -> Result<()> {
+    with_root(
+        "a_hundred_drains_and_undrains_under_load_lose_no_request",
+        || {
+            let service = web(Health::HTTP).with("moving_time", "2s");
+            let stage = stage(&service, "up")?;
+            let client = &stage.topology.client;
+            let load = OpenLoop::start(client, vip(&service)?, RATE)?;
+            let held = Held::open(client, vip(&service)?, HELD, PERIOD)?;
+            for cycle in 0..CYCLES {
+                let n = (cycle % u32::from(BACKENDS)) as u8 + 1;
+                ask(&stage, &service, "drain", n)?;
+                // Some connections begin in each state.
+                std::thread::sleep(Duration::from_millis(50));
+                ask(&stage, &service, "undrain", n)?;
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            let (report, lives) = (load.stop()?, held.stop()?);
+            println!("{CYCLES} cycles: {report}; {lives}");
+            let failures: Vec<_> = report.failures().collect();
+            assert!(failures.is_empty(), "{failures:?}");
+            assert_eq!(lives.broken_per_backend(), BTreeMap::new());
+            assert_eq!(report.per_backend().len(), usize::from(BACKENDS));
+            ensure!(report.attempts.len() > 1_000, "hardly any load");
+            Ok(())
+        },
+    )
+}
+
+#[test]
+fn a_revived_backend_gets_its_share_by_and_by_and_no_connection_breaks() -> Result<()> {
+    with_root(
+        "a_revived_backend_gets_its_share_by_and_by_and_no_connection_breaks",
+        || {
+            let service = web(Health::HTTP)
+                .with("slow_start", "12s")
+                .with("moving_time", "2s");
+            let mut stage = stage(&service, "up")?;
+            let whole = answered_by(&stage, &service, 1)?;
+            kill_and_revive(&mut stage, &service, 1)?;
+            let begun = answered_by(&stage, &service, 1)?;
+            let held = Held::open(&stage.topology.client, vip(&service)?, HELD, PERIOD)?;
+            let first = || stage.backend(&service, web_address(1));
+            let grown = || first().ok().flatten().map(|b| b["slow_start"].clone());
+            ensure!(
+                grown().is_some_and(|slow| slow.is_object()),
+                "{:?}",
+                first()?
+            );
+            wait_until("all of its weight is there", SOON, || {
+                grown().is_some_and(|slow| slow.is_null())
+            })?;
+            let grown = answered_by(&stage, &service, 1)?;
+            println!("of {REQUESTS}: {whole} before, {begun} as it came back, {grown} after");
+            // A third; a tenth to a quarter of a weight beside two whole ones; a third.
+            ensure!(
+                whole > REQUESTS / 4 && grown > REQUESTS / 4,
+                "{whole}, {grown}"
+            );
+            ensure!(begun > 0 && begun < REQUESTS / 5, "{begun}");
+            assert_eq!(held.stop()?.broken_per_backend(), BTreeMap::new());
+            Ok(())
+        },
+    )
+}
+
+#[test]
+fn with_every_check_failing_a_pool_that_panics_serves_on_without_those_who_drain() -> Result<()> {
+    with_root(
+        "with_every_check_failing_a_pool_that_panics_serves_on_without_those_who_drain",
+        || {
+            let service = web(BROKEN_CHECK).with_number("panic_below", 50);
+            let stage = stage(&service, "down")?;
+            assert_eq!(stage.answers(&service, REQUESTS)?.len(), 3);
+            let held = Held::open(&stage.topology.client, vip(&service)?, HELD, PERIOD)?;
+            ask(&stage, &service, "drain", 2)?;
+            let names: Vec<_> = stage.answers(&service, REQUESTS)?.into_keys().collect();
+            assert_eq!(names, [backend_name(1), backend_name(3)]);
+            let status = stage.agent.lbctl_json(&["status"])?;
+            assert_eq!(status["panic"][0], service.vip);
+            let shown = stage.shown(&service)?;
+            assert_eq!(shown["panic"]["healthy_percent"], 0);
+            let events = stage.agent.lbctl_json(&["events"])?;
+            let mut events = events["events"].as_array().context("events")?.iter();
+            ensure!(events.any(|event| event["kind"] == "panic"));
+            // Somebody knows better of one, who then is all that is healthy.
+            ask(&stage, &service, "up", 1)?;
+            let said = stage.shown(&service)?;
+            assert!(said.get("panic").is_none(), "{said}");
+            assert_eq!(stage.only(&service, REQUESTS)?, backend_name(1));
+            assert_eq!(held.stop()?.broken_per_backend(), BTreeMap::new());
+            Ok(())
+        },
+    )
+}
+
+#[test]
+fn a_backend_that_fails_twice_is_kept_out_until_its_time_is_over_or_somebody_says_so() -> Result<()>
+{
+    with_root(
+        "a_backend_that_fails_twice_is_kept_out_until_its_time_is_over_or_somebody_says_so",
+        || {
+            let service = web(Health::HTTP).with("flap_damping", "4s to 1m");
+            let mut stage = stage(&service, "up")?;
+            kill_and_revive(&mut stage, &service, 1)?;
+            assert!(answered_by(&stage, &service, 1)? > 0, "once is nothing");
+            kill_and_revive(&mut stage, &service, 1)?;
+            assert_eq!(answered_by(&stage, &service, 1)?, 0);
+            let first = stage.backend(&service, web_address(1))?.context("it")?;
+            assert_eq!(first["damping"]["failures"], 2, "{first}");
+            wait_until("its time is over", SOON, || {
+                answered_by(&stage, &service, 1).is_ok_and(|answers| answers > 0)
+            })?;
+            kill_and_revive(&mut stage, &service, 1)?;
+            assert_eq!(answered_by(&stage, &service, 1)?, 0);
+            ask(&stage, &service, "up", 1)?;
+            assert!(answered_by(&stage, &service, 1)? > 0);
+            ask(&stage, &service, "undrain", 1)?;
+            assert!(answered_by(&stage, &service, 1)? > 0);
+            Ok(())
+        },
+    )
+}
