@@ -15,6 +15,7 @@
 //! | [`mss`] | how long a segment may be |
 //! | [`fragment`] | datagrams in fragments |
 //! | [`icmp`] | messages about flows |
+//! | [`rate`] | token buckets |
 //! | [`refuse`] | what nobody takes |
 //! | [`budget`] | how many answers there are |
 //! | [`verdict`] | what becomes of it, and why |
@@ -49,6 +50,7 @@ pub mod packet;
 pub mod persist;
 pub mod pipeline;
 pub mod quic;
+pub mod rate;
 pub mod refuse;
 pub mod schedule;
 pub mod steer;
