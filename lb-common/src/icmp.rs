@@ -7,6 +7,7 @@
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
 use crate::{
+    admit,
     checksum::Sum,
     egress::{self, Onward},
     flow::{self, Flow, Signal},
@@ -274,6 +275,10 @@ fn to_backend<P: Packet, T: Tables>(
         signal: Signal::None,
         ..*outer
     };
+    // The client's own packets would not come through, so nothing is due about the answers.
+    if service.descriptor.flags & service_flag::GUARDED != 0 {
+        admit::source(tables, in_force, &flow)?;
+    }
     let by_source = service.descriptor.flags & service_flag::BY_SOURCE != 0;
     let hash = steer::hash(tables, &flow, by_source).ok_or(DropReason::Inconsistent)?;
     let backend = match steer::backend(tables, in_force, &flow, hash) {

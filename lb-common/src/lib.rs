@@ -4,6 +4,8 @@
 //! |---|---|
 //! | [`pipeline`] | the order of the stages |
 //! | [`flow`] | bytes to a flow |
+//! | [`admit`] | who may send, and how many flows may begin |
+//! | [`rate`] | token buckets |
 //! | [`steer`] | flow to backend, by the ring alone |
 //! | [`track`] | flow to backend, where the ring moved |
 //! | [`schedule`] | which backend a new flow gets |
@@ -15,7 +17,6 @@
 //! | [`mss`] | how long a segment may be |
 //! | [`fragment`] | datagrams in fragments |
 //! | [`icmp`] | messages about flows |
-//! | [`rate`] | token buckets |
 //! | [`refuse`] | what nobody takes |
 //! | [`budget`] | how many answers there are |
 //! | [`verdict`] | what becomes of it, and why |
@@ -32,6 +33,7 @@
 #[cfg(any(test, feature = "std"))]
 extern crate std;
 
+pub mod admit;
 pub mod budget;
 pub mod checksum;
 pub mod decapsulate;

@@ -3,6 +3,7 @@
 //! Requests refuse unknown fields, so that a misspelt one is not silently ignored; answers accept
 //! them, so that an older client understands a newer agent.
 
+mod access;
 mod answers;
 mod capacity;
 mod clients;
@@ -10,6 +11,9 @@ mod events;
 mod flows;
 mod requests;
 
+pub use access::{
+    AccessList, AccessListSummary, AccessQuery, Judged, ListChanged, ListSubject, Prefixes,
+};
 pub use answers::{
     Action, Asked, Backend, Changed, CheckStatus, Condition, Drain, Heard, Interface, Refusal,
     Service, Status, Subject, Tally, Tier, Traffic,

@@ -10,6 +10,7 @@ use std::{
 use super::{
     Backend, Failback, FlowState, MAX_BACKENDS, MAX_WEIGHT, Mode, ModelError, Protocol, Service,
     ServiceId, group,
+    limit::check_limits,
     mss::check_clamp,
     name_of,
     tier::{check_spill, check_tier},
@@ -45,6 +46,7 @@ impl Service {
         check_flows(self)?;
         check_spill(self)?;
         check_clamp(self)?;
+        check_limits(self)?;
         self.check_quic()?;
         self.health.check(id)?;
         self.check_probes_by_vip()
