@@ -7,13 +7,14 @@
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
 use crate::{
+    admit,
     checksum::Sum,
     egress::{self, Onward},
     flow::{self, Flow, Signal},
     forward,
     packet::Packet,
     steer,
-    tables::{Address, Backend, Endpoint, Tables, WayBack, mode, owned, refusal},
+    tables::{Address, Backend, Endpoint, Tables, WayBack, mode, owned, refusal, service_flag},
     verdict::{Answer, DropReason, Verdict},
     wire::{self, Check, IcmpHdr, Ports, protocol},
 };
@@ -274,6 +275,10 @@ fn to_backend<P: Packet, T: Tables>(
         signal: Signal::Hearsay,
         ..*outer
     };
+    // The client's own packets would not come through, so nothing is due about the answers.
+    if service.descriptor.flags & service_flag::GUARDED != 0 {
+        admit::source(tables, in_force, &flow)?;
+    }
     let hash = steer::place(tables, service, &flow).ok_or(DropReason::Inconsistent)?;
     let backend = match steer::backend(tables, in_force, &flow, hash) {
         // The kernel has the service's packets, and so what is said of its answers.

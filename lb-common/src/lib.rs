@@ -4,6 +4,8 @@
 //! |---|---|
 //! | [`pipeline`] | the order of the stages |
 //! | [`flow`] | bytes to a flow |
+//! | [`admit`] | who may send, and how many flows may begin |
+//! | [`rate`] | token buckets |
 //! | [`steer`] | flow to backend, by the ring alone |
 //! | [`track`] | flow to backend, where the ring moved |
 //! | [`schedule`] | which backend a new flow gets |
@@ -31,6 +33,7 @@
 #[cfg(any(test, feature = "std"))]
 extern crate std;
 
+pub mod admit;
 pub mod budget;
 pub mod checksum;
 pub mod decapsulate;
@@ -49,6 +52,7 @@ pub mod packet;
 pub mod persist;
 pub mod pipeline;
 pub mod quic;
+pub mod rate;
 pub mod refuse;
 pub mod schedule;
 pub mod steer;

@@ -10,10 +10,12 @@ use crate::{
     budget::{BUDGETS, Budget, HELD},
     fragment, hash,
     packet::Packet,
+    rate::{self, Rate, Take},
     tables::{
-        Address, Backend, Bucket, Control, Counters, Datagram, Endpoint, FlowCounters, FlowEvent,
-        FlowKey, FragmentKey, Handover, Member, NoRoute, Record, Recorded, Route, RouteQuery,
-        Server, ServerKey, ServiceEntry, Table, Tables, Tick, WayBack,
+        AccessKey, Address, Backend, Bucket, Control, Counters, Datagram, Endpoint, FlowCounters,
+        FlowEvent, FlowKey, FragmentKey, GuardEntry, Handover, Member, NoRoute, Record, Recorded,
+        Route, RouteQuery, Server, ServerKey, ServiceEntry, SourceKey, Table, Tables, Tick,
+        WayBack,
     },
     verdict::{Answer, DROP_COUNTERS, DropReason, Piece},
 };
@@ -37,6 +39,14 @@ pub struct MemoryTables {
     pub ways_back: BTreeMap<Endpoint, WayBack>,
     /// Who has which server id.
     pub servers: BTreeMap<ServerKey, Server>,
+    /// What guards services, by the number of their pool.
+    pub guards: Vec<GuardEntry>,
+    /// All access lists: what each of their prefixes says.
+    pub access: BTreeMap<AccessKey, u32>,
+    /// Buckets of sources.
+    pub source_buckets: RefCell<BTreeMap<SourceKey, rate::Moment>>,
+    /// Buckets of services, by their index.
+    pub service_buckets: RefCell<BTreeMap<u32, rate::Moment>>,
     /// Bits of [`crate::tables::owned`].
     pub owned: BTreeMap<Address, u32>,
     /// Routes by destination; where there is none, packets are [refused](NoRoute::Refused).
@@ -187,6 +197,16 @@ impl MemoryTables {
     }
 }
 
+/// [`rate::take`] of a bucket.
+fn take_one(word: &mut rate::Moment, now: Tick, rate: &Rate) -> bool {
+    match rate::take(*word, now, rate) {
+        Take::Refused => return false,
+        Take::Add(interval) => *word = word.wrapping_add(interval),
+        Take::Set(to) => *word = to,
+    }
+    true
+}
+
 fn at<T>(list: &[T], index: u32) -> Option<&T> {
     list.get(usize::try_from(index).ok()?)
 }
@@ -318,6 +338,26 @@ impl Tables for MemoryTables {
             frame,
         });
         true
+    }
+
+    fn guards(&self, pool: u32) -> Option<&GuardEntry> {
+        at(&self.guards, pool)
+    }
+
+    fn access(&self, key: &AccessKey) -> u32 {
+        let mut prefixes = (0..=key.bits).rev().map(|bits| key.prefix(bits));
+        let found = prefixes.find_map(|prefix| self.access.get(&prefix));
+        found.copied().unwrap_or(0)
+    }
+
+    fn take_of_source(&self, key: &SourceKey, rate: &Rate) -> bool {
+        let mut buckets = self.source_buckets.borrow_mut();
+        take_one(buckets.entry(*key).or_default(), self.now(), rate)
+    }
+
+    fn take_of_service(&self, service: u32, rate: &Rate) -> bool {
+        let mut buckets = self.service_buckets.borrow_mut();
+        take_one(buckets.entry(service).or_default(), self.now(), rate)
     }
 
     fn now(&self) -> Tick {

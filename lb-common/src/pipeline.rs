@@ -3,6 +3,7 @@
 //! The XDP program is this function over the kernel's maps; tests run it over memory.
 
 use crate::{
+    admit,
     egress::{self, Onward},
     flow::{self, Family, Flow, Signal, Stop},
     forward::{self, End},
@@ -13,7 +14,9 @@ use crate::{
     quic::{self, Start},
     refuse,
     steer::{self, InForce},
-    tables::{Address, Backend, Handover, Tables, WayBack, feature, mode, owned, refusal},
+    tables::{
+        Address, Backend, Handover, Tables, WayBack, feature, mode, owned, refusal, service_flag,
+    },
     verdict::{DropReason, Verdict},
     wire::protocol,
 };
@@ -251,10 +254,10 @@ fn to_backend<'t, P: Packet, T: Tables>(
     Ok(backend)
 }
 
-/// Who takes a client's packet. Of a QUIC service, its connection id may say so, and what it opens.
+/// Who takes a client's packet, if it may come. Of a QUIC service, its connection id may say so, and what it opens.
 ///
 /// # Errors
-/// As [`steer::backend`].
+/// As [`steer::backend`], [`admit::source`] and [`admit::flow`].
 #[inline(always)]
 pub(crate) fn backend<'t, P: Packet, T: Tables>(
     packet: &P,
@@ -263,6 +266,10 @@ pub(crate) fn backend<'t, P: Packet, T: Tables>(
     in_force: &InForce<'t>,
     hash: FlowHash,
 ) -> Result<&'t Backend, DropReason> {
+    let guarded = in_force.service.descriptor.flags & service_flag::GUARDED != 0;
+    if guarded {
+        admit::source(tables, in_force, flow)?;
+    }
     let mut named = quic::STEER;
     if in_force.service.descriptor.quic != 0
         && let Some(start) = Start::read(packet, flow)
@@ -271,6 +278,9 @@ pub(crate) fn backend<'t, P: Packet, T: Tables>(
     }
     if named == quic::OPENS {
         flow.signal = Signal::Opens;
+    }
+    if guarded {
+        admit::flow(tables, in_force, flow)?;
     }
     match named {
         quic::STEER | quic::OPENS => steer::backend(tables, in_force, flow, hash),

@@ -11,18 +11,22 @@ use core::net::IpAddr;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::{
+    admit,
     hash::FlowHash,
     packet::Packet,
     persist,
     quic::{self, Start},
+    rate::Rate,
     schedule, steer,
     track::{self, Question},
     verdict::{Answer, DropReason, Piece},
 };
 
 mod fragments;
+mod guards;
 
 pub use fragments::{Datagram, Early, FragmentKey, HELD_WORDS, fate};
+pub use guards::{AccessKey, Guard, GuardEntry, SourceKey, access};
 
 /// Version of everything in this module. The pin directory is named after it, so that programs of
 /// different formats never share a map.
@@ -104,6 +108,18 @@ impl Address {
             first: join(a, b),
             last: join(c, d),
         }
+    }
+
+    /// An address from what [`Address::halves`] gives.
+    #[inline(always)]
+    pub const fn from_halves(first: u64, last: u64) -> Self {
+        Self { first, last }
+    }
+
+    /// Its two words of eight network-order bytes, loaded natively.
+    #[inline(always)]
+    pub const fn halves(self) -> (u64, u64) {
+        (self.first, self.last)
     }
 
     /// Its four words of network-order bytes, loaded natively.
@@ -419,6 +435,8 @@ pub mod service_flag {
     /// From this bit on, two that say what packets get while no backend may take them: one of
     /// [`refusal`](super::refusal).
     pub const REFUSAL_SHIFT: u32 = 6;
+    /// Not everybody may send to it, or begin any number of flows: the pool's [`Guard`](super::Guard) says more.
+    pub const GUARDED: u16 = 256;
     /// From this bit on, how many last bits of an address do not make another client of it, 0 to 127.
     pub const CLIENT_SHIFT: u32 = 9;
     /// Those under which even a steady slot looks its flows up.
@@ -751,6 +769,12 @@ pub struct FlowCounters {
     /// Packets of established flows that stayed recorded among the half-open ones, likewise. They keep
     /// their place there, so nothing waits for them.
     pub promotion_overflows: u64,
+    /// Packets dropped since the access list denies their source.
+    pub denied: u64,
+    /// Packets that would have begun a flow, of more than their source may begin.
+    pub source_limited: u64,
+    /// The same, of more than all may begin.
+    pub service_limited: u64,
 }
 
 /// What is counted in [`FlowCounters`].
@@ -768,6 +792,12 @@ pub enum FlowEvent {
     Named,
     /// A client could not be remembered.
     ClientOverflow,
+    /// A packet's source was denied.
+    Denied,
+    /// A source's flow was one too many.
+    SourceLimit,
+    /// A service's was.
+    ServiceLimit,
 }
 
 impl FlowCounters {
@@ -781,6 +811,9 @@ impl FlowCounters {
             FlowEvent::PromotionOverflow => &mut self.promotion_overflows,
             FlowEvent::Named => &mut self.named,
             FlowEvent::ClientOverflow => &mut self.client_overflows,
+            FlowEvent::Denied => &mut self.denied,
+            FlowEvent::SourceLimit => &mut self.source_limited,
+            FlowEvent::ServiceLimit => &mut self.service_limited,
         };
         *counter = counter.wrapping_add(1);
     }
@@ -914,6 +947,16 @@ pub trait Tables {
     /// it cannot be, or there have been more in this second than may be.
     fn hold<P: Packet>(&self, packet: &P, key: &FragmentKey, offset: u32) -> bool;
 
+    /// What guards the services of a pool.
+    fn guards(&self, pool: u32) -> Option<&GuardEntry>;
+    /// What the longest prefix of an access list says that a key has: one of [`access`](mod@access); 0 where there
+    /// is none.
+    fn access(&self, key: &AccessKey) -> u32;
+    /// Takes one of a source's bucket, by [`rate::take`](crate::rate::take); whether there was one.
+    fn take_of_source(&self, key: &SourceKey, rate: &Rate) -> bool;
+    /// The same of a service's own.
+    fn take_of_service(&self, service: u32, rate: &Rate) -> bool;
+
     /// The time.
     fn now(&self) -> Tick;
     /// Lets `visit` read and change a flow's record in place, where there is one.
@@ -935,6 +978,24 @@ pub trait Tables {
     fn add_load(&self, counters: u32, change: i32);
     /// Whose turn it is in a pool's sequence: rises by one with every call on the same CPU.
     fn turn(&self, pool: u32) -> u32;
+
+    /// [`admit::judge_source`] of these tables, perhaps by a call; so is the one that follows.
+    #[inline(always)]
+    fn admits_source(&self, request: admit::Request) -> u32
+    where
+        Self: Sized,
+    {
+        admit::judge_source(self, &request)
+    }
+
+    /// [`admit::judge_flow`] of these tables.
+    #[inline(always)]
+    fn admits_flow(&self, request: admit::Request, recorded: bool) -> u32
+    where
+        Self: Sized,
+    {
+        admit::judge_flow(self, &request, recorded)
+    }
 
     /// [`steer::find`] of these tables, perhaps by a call.
     #[inline(always)]
@@ -1036,5 +1097,5 @@ const _: () = {
     assert!(size_of::<Record>() == 16);
     assert!(size_of::<ServerKey>() == 24);
     assert!(size_of::<Server>() == 8);
-    assert!(size_of::<FlowCounters>() == 48);
+    assert!(size_of::<FlowCounters>() == 72);
 };

@@ -80,6 +80,12 @@ counted! {
     FragmentMalformed = 15, "fragment_malformed";
     /// A fragment whose first one has not come in time, or that could not be held until then.
     FragmentBeforeFirst = 16, "fragment_before_first";
+    /// The service's access list denies its source ([`crate::admit`]).
+    AccessDenied = 17, "access_denied";
+    /// It would begin a flow, of more than its source may begin.
+    SourceLimit = 18, "source_limit";
+    /// It would begin a flow, of more than may begin.
+    ServiceLimit = 19, "service_limit";
 }
 
 counted! {

@@ -11,24 +11,28 @@ use aya_ebpf::{
         BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LKUP_RET_UNSUPP_LWT,
         BPF_NOEXIST, bpf_fib_lookup, xdp_md,
     },
-    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray, RingBuf},
+    btf_maps::{
+        Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, RingBuf, lpm_trie::Key,
+    },
     helpers,
     macros::btf_map,
     programs::XdpContext,
 };
 use lb_common::{
+    admit::{self, Request},
     budget::{self, BUDGETS as HOW_MANY, Budget},
     fragment::{self, Fragment},
     hash::FlowHash,
     packet::Packet,
     persist,
     quic::{self, Start},
+    rate::{self, Moment, Rate, Take},
     schedule, steer,
     tables::{
-        self, Address, Backend, Bucket, Control, Counters, Datagram, Early, Endpoint, FlowCounters,
-        FlowEvent, FlowKey, FragmentKey, Handover, Member, NoRoute, Record, Recorded, Route,
-        RouteQuery, Server, ServerKey, ServiceEntry, Slot, TICK_SHIFT, Table, Tables, Tick,
-        WayBack,
+        self, AccessKey, Address, Backend, Bucket, Control, Counters, Datagram, Early, Endpoint,
+        FlowCounters, FlowEvent, FlowKey, FragmentKey, GuardEntry, Handover, Member, NoRoute,
+        Record, Recorded, Route, RouteQuery, Server, ServerKey, ServiceEntry, Slot, SourceKey,
+        TICK_SHIFT, Table, Tables, Tick, WayBack,
     },
     track::{self, Question},
     verdict::{Answer, DROP_COUNTERS, DropReason, FIRST_ANSWER, FIRST_PIECE, Piece},
@@ -58,6 +62,20 @@ static WAYS_BACK: HashMap<Endpoint, WayBack, 1> = HashMap::new();
 static SERVERS: HashMap<ServerKey, Server, 1, NO_PREALLOC> = HashMap::new();
 #[btf_map]
 static OWNED: HashMap<Address, u32, 1> = HashMap::new();
+/// What guards services, by the number of their pool.
+#[btf_map]
+static GUARDS: Array<GuardEntry, 1, MMAPABLE> = Array::new();
+/// All access lists. Not preallocated: it takes as much memory as there are prefixes.
+#[btf_map]
+static ACCESS: LpmTrie<[u32; 5], u32, 1> = LpmTrie::new();
+/// Buckets of services, by their index; shared by all CPUs. Not pinned, as those of sources: a restarted agent's
+/// begin full.
+#[btf_map]
+static SERVICE_BUCKETS: Array<Moment, 1> = Array::new();
+/// Buckets of sources. With eviction: a source that is forgotten has a full bucket again, while a table that is
+/// full would have none for those to come.
+#[btf_map]
+static SOURCE_BUCKETS: LruHashMap<SourceKey, Moment, 1> = LruHashMap::new();
 #[btf_map]
 static SERVICE_COUNTERS: PerCpuArray<Counters, 1> = PerCpuArray::new();
 #[btf_map]
@@ -178,6 +196,38 @@ fn count_one(index: u32) {
     if let Some(counter) = DROPS.get_ptr_mut(index) {
         // SAFETY: this CPU's element, which nothing else touches while the program runs on it.
         unsafe { *counter = (*counter).wrapping_add(1) };
+    }
+}
+
+/// Takes one of a bucket, by [`rate::take`].
+#[inline(always)]
+fn take_one(word: *mut Moment, now: Tick, rate: &Rate) -> bool {
+    // SAFETY: an element of a map, which is never freed, though one of sources may become another's once it is
+    // evicted, of which one more or less is taken then. Eight bytes and aligned; volatile, since other CPUs
+    // write it at any time.
+    match rate::take(unsafe { word.read_volatile() }, now, rate) {
+        Take::Refused => return false,
+        // SAFETY: as above; what others add meanwhile stays.
+        Take::Add(interval) => unsafe { add_atomically(word, interval) },
+        // SAFETY: as above; others who see a full bucket now write the same.
+        Take::Set(to) => unsafe { word.write_volatile(to) },
+    }
+    true
+}
+
+/// In assembly, since the library offers no such addition for this target.
+///
+/// # Safety
+/// `word` is of a map's element, eight bytes and aligned.
+#[inline(always)]
+unsafe fn add_atomically(word: *mut u64, change: u64) {
+    // SAFETY: as the caller promises; every writer adds atomically, or may be overwritten.
+    unsafe {
+        asm!(
+            "lock *(u64 *)({word} + 0) += {change}",
+            word = in(reg) word,
+            change = in(reg) change,
+        );
     }
 }
 
@@ -389,6 +439,42 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn guards(&self, pool: u32) -> Option<&GuardEntry> {
+        GUARDS.get(pool)
+    }
+
+    #[inline(always)]
+    fn access(&self, key: &AccessKey) -> u32 {
+        let [a, b, c, d] = key.address.words();
+        let key = Key::new(key.bits, [key.list, a, b, c, d]);
+        // Copied at once; a word, so that it is one that some prefix has.
+        ACCESS.get(&key).copied().unwrap_or(0)
+    }
+
+    #[inline(always)]
+    fn take_of_source(&self, key: &SourceKey, rate: &Rate) -> bool {
+        let mut word = SOURCE_BUCKETS.get_ptr_mut(key);
+        if word.is_none() {
+            // Another CPU may have put it there meanwhile, which is as good.
+            let _ = SOURCE_BUCKETS.insert(key, &0, BPF_NOEXIST.into());
+            word = SOURCE_BUCKETS.get_ptr_mut(key);
+        }
+        match word {
+            Some(word) => take_one(word, self.now(), rate),
+            // No room at all: the service's own limit holds nevertheless.
+            None => true,
+        }
+    }
+
+    #[inline(always)]
+    fn take_of_service(&self, service: u32, rate: &Rate) -> bool {
+        match SERVICE_BUCKETS.get_ptr_mut(service) {
+            Some(word) => take_one(word, self.now(), rate),
+            None => true,
+        }
+    }
+
+    #[inline(always)]
     fn now(&self) -> Tick {
         // SAFETY: takes no pointers.
         (unsafe { helpers::generated::bpf_ktime_get_coarse_ns() } >> TICK_SHIFT) as Tick
@@ -448,15 +534,8 @@ impl Tables for Maps {
     #[inline(always)]
     fn add_load(&self, counters: u32, change: i32) {
         if let Some(load) = LOADS.get_ptr_mut(counters) {
-            // SAFETY: an element of the map, eight bytes and aligned; every writer adds atomically.
-            // In assembly, since the library offers no such addition for this target.
-            unsafe {
-                asm!(
-                    "lock *(u64 *)({load} + 0) += {change}",
-                    load = in(reg) load,
-                    change = in(reg) i64::from(change),
-                );
-            }
+            // SAFETY: an element of the map, eight bytes and aligned.
+            unsafe { add_atomically(load, i64::from(change) as u64) };
         }
     }
 
@@ -470,6 +549,24 @@ impl Tables for Maps {
             },
             None => 0,
         }
+    }
+
+    #[inline(always)]
+    fn admits_source(&self, request: Request) -> u32 {
+        let (first, last) = request.source.halves();
+        admits_source(first, last, request.service)
+    }
+
+    #[inline(always)]
+    fn admits_flow(&self, request: Request, recorded: bool) -> u32 {
+        let (first, last) = request.source.halves();
+        admits_flow(
+            first,
+            last,
+            request.service,
+            request.ports,
+            u32::from(recorded),
+        )
     }
 
     #[inline(always)]
@@ -528,6 +625,37 @@ impl Tables for Maps {
     fn confirm(&self, _: &Question, id: u32) {
         confirm_client(id);
     }
+}
+
+/// [`admit::judge_source`] as a function that the verifier takes by itself, out of the way of services that are
+/// open to everybody. Takes the source in two words.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn admits_source(first: u64, last: u64, service: u32) -> u32 {
+    let request = Request {
+        source: Address::from_halves(first, last),
+        service,
+        ports: 0,
+    };
+    admit::judge_source(&Maps::alone(), &request)
+}
+
+/// [`admit::judge_flow`] likewise.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn admits_flow(
+    first: u64,
+    last: u64,
+    service: u32,
+    ports: u32,
+    recorded: u32,
+) -> u32 {
+    let request = Request {
+        source: Address::from_halves(first, last),
+        service,
+        ports,
+    };
+    admit::judge_flow(&Maps::alone(), &request, recorded != 0)
 }
 
 /// [`steer::find`] as a function that the verifier takes by itself, for those few packets that a second

@@ -20,7 +20,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     health::{Target, heartbeat::Whose},
-    model::{Change, ModelError, Service, ServiceId},
+    model::{AccessList, Change, ModelError, Service, ServiceId},
     plan::PlanError,
     snapshot::{ClientList, EventFilter, EventList, FlowFilter, FlowList, ServiceStatus, Snapshot},
 };
@@ -54,6 +54,9 @@ impl From<PlanError> for ChangeError {
     }
 }
 
+/// An access list and the services that have it.
+pub type Listed = (AccessList, Vec<ServiceId>);
+
 /// What the loop is asked.
 #[derive(Debug)]
 pub enum Request {
@@ -63,6 +66,8 @@ pub enum Request {
     Snapshot(oneshot::Sender<Snapshot>),
     /// Describe one service.
     Service(ServiceId, oneshot::Sender<Option<ServiceStatus>>),
+    /// Every access list, and the services that have it.
+    AccessLists(oneshot::Sender<Vec<Listed>>),
     /// What is wanted of the first service of a group.
     Group(String, oneshot::Sender<Option<Service>>),
     /// A backend reports by itself.
@@ -162,6 +167,14 @@ impl Handle {
     /// [`ChangeError::Stopping`].
     pub async fn service(&self, id: ServiceId) -> Result<Option<ServiceStatus>, ChangeError> {
         self.ask(|reply| Request::Service(id, reply)).await
+    }
+
+    /// Every access list, and the services that have it.
+    ///
+    /// # Errors
+    /// [`ChangeError::Stopping`].
+    pub async fn access_lists(&self) -> Result<Vec<Listed>, ChangeError> {
+        self.ask(Request::AccessLists).await
     }
 
     /// What is wanted of the first service of a group, where there is one.

@@ -11,6 +11,9 @@
 //! | `/metrics` | GET (OpenMetrics text) |
 //! | `/flows?service=&backend=&phase=&limit=` | GET; each parameter narrows down, and may be left out |
 //! | `/clients?service=&backend=&limit=` | GET; likewise |
+//! | `/access-lists` | GET |
+//! | `/access-lists/{name}` | GET, PUT, PATCH, DELETE |
+//! | `/access-lists/{name}/judge?source=` | GET |
 //! | `/services` | GET, POST |
 //! | `/services/{id}` | GET, PATCH, DELETE |
 //! | `/services/{id}/backends` | GET, POST |
@@ -31,3 +34,6 @@ pub const VERSION: &str = "/v1";
 
 /// Largest request body.
 pub const MAX_BODY: usize = 1 << 20;
+
+/// Largest access list accepted, in bytes: as many prefixes as it may have, each of the longest.
+pub const MAX_LIST: usize = 48 * crate::model::MAX_PREFIXES;

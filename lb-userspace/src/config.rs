@@ -14,14 +14,16 @@ use lb_common::wire;
 
 use crate::{
     instance,
-    model::{Service, Unserved},
+    model::{AccessList, Service, Unserved},
 };
 
+mod access;
 mod health;
 mod reader;
 mod service;
 mod warnings;
 
+pub use access::ReadFile;
 pub use health::parse_check;
 use reader::{Located, Report, Section};
 
@@ -89,6 +91,10 @@ pub struct Limits {
     pub half_open: u32,
     /// Datagrams in fragments at most that are remembered at once.
     pub fragments: u32,
+    /// Prefixes of access lists at most; while a list is replaced, the former ones count, too.
+    pub access_prefixes: u32,
+    /// Sources at most whose new flows are limited at once.
+    pub sources: u32,
 }
 
 impl Default for Limits {
@@ -100,6 +106,8 @@ impl Default for Limits {
             flows: 262_144,
             half_open: 65_536,
             fragments: 16_384,
+            access_prefixes: 2_097_152,
+            sources: 65_536,
         }
     }
 }
@@ -121,17 +129,33 @@ pub struct Config {
     pub tunnel: Tunnel,
     /// Sizes of the kernel's tables.
     pub limits: Limits,
-    /// The services, valid together: `State::new` accepts them.
+    /// The access lists, each name once.
+    pub access_lists: Vec<AccessList>,
+    /// The services, valid together: `State::with_lists` accepts them.
     pub services: Vec<Service>,
     /// What is allowed and yet probably not meant, each with file and line.
     pub warnings: Vec<String>,
 }
 
-/// Reads a configuration; `file_name` is only quoted in errors.
+/// Reads a configuration that names no other files; `file_name` is only quoted in errors.
+///
+/// # Errors
+/// As [`parse_with`].
+pub fn parse(text: &str, file_name: &str) -> Result<Config, Vec<ConfigError>> {
+    parse_with(text, file_name, &|_| {
+        Err("there are no other files here".to_owned())
+    })
+}
+
+/// Reads a configuration, and the files that it names by `read`; `file_name` is only quoted in errors.
 ///
 /// # Errors
 /// Every mistake found, in the order of the file.
-pub fn parse(text: &str, file_name: &str) -> Result<Config, Vec<ConfigError>> {
+pub fn parse_with(
+    text: &str,
+    file_name: &str,
+    read: ReadFile<'_>,
+) -> Result<Config, Vec<ConfigError>> {
     let report = Report::new(file_name, text);
     let (document, syntax) = toml::de::DeTable::parse_recoverable(text);
     for error in &syntax {
@@ -149,12 +173,14 @@ pub fn parse(text: &str, file_name: &str) -> Result<Config, Vec<ConfigError>> {
         "unknown_port",
         "tunnel",
         "limits",
+        "access_list",
         "service",
     ];
     let root = Section::root(document.get_ref(), keys, &report);
     let limits = root.section("limits", LIMITS).map(|s| read_limits(&s));
     let limits = limits.unwrap_or_default();
-    let services = service::read_all(&root, limits);
+    let access_lists = access::read_all(&root, read);
+    let services = service::read_all(&root, &access_lists, limits);
     let config = Config {
         name: root
             .value("name", instance::parse_name)
@@ -174,6 +200,7 @@ pub fn parse(text: &str, file_name: &str) -> Result<Config, Vec<ConfigError>> {
             .map(|s| read_tunnel(&s))
             .unwrap_or_default(),
         limits,
+        access_lists,
         warnings: warnings::of(&services, limits, &report),
         services: services.into_iter().map(Located::into_inner).collect(),
     };
@@ -191,6 +218,8 @@ const LIMITS: &[&str] = &[
     "flows",
     "half_open",
     "fragments",
+    "access_prefixes",
+    "sources",
 ];
 
 fn read_limits(section: &Section<'_>) -> Limits {
@@ -208,6 +237,10 @@ fn read_limits(section: &Section<'_>) -> Limits {
         half_open: size("half_open", 1 << 24, default.half_open),
         // Some 200 bytes each.
         fragments: size("fragments", 1 << 22, default.fragments),
+        // Memory is taken as prefixes come, some 100 bytes each.
+        access_prefixes: size("access_prefixes", 1 << 26, default.access_prefixes),
+        // Some 100 bytes each.
+        sources: size("sources", 1 << 24, default.sources),
     }
 }
 

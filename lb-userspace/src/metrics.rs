@@ -174,7 +174,7 @@ impl Scrape {
 
     fn flows(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         type Counter = (&'static str, &'static str, fn(&FlowStatus) -> u64);
-        let figures: [Counter; 6] = [
+        let figures: [Counter; 9] = [
             (
                 "lb_flow_lookups",
                 "Packets that looked their flow up",
@@ -200,6 +200,21 @@ impl Scrape {
                 "lb_client_overflows",
                 "Clients that could not be remembered, since the table was full",
                 |f| f.client_overflows,
+            ),
+            (
+                "lb_access_denied",
+                "Packets dropped since the access list denies their source",
+                |f| f.denied,
+            ),
+            (
+                "lb_source_limited",
+                "Packets that would have begun a flow, of more than their source may begin",
+                |f| f.source_limited,
+            ),
+            (
+                "lb_service_limited",
+                "Packets that would have begun a flow, of more than all may begin",
+                |f| f.service_limited,
             ),
         ];
         for (name, help, read) in figures {

@@ -10,12 +10,14 @@ use clap::ValueEnum;
 use lb_common::tables::{mode, refusal};
 use serde::{Deserialize, Serialize};
 
+mod access;
 mod check;
 mod check_health;
 mod error;
 pub mod group;
 mod health;
 mod id;
+mod limit;
 mod millis;
 mod mss;
 mod quic;
@@ -25,6 +27,9 @@ mod state;
 mod tests;
 mod tier;
 
+pub use access::{
+    Access, AccessEdit, AccessList, MAX_PREFIXES, Prefix, Rule, Rules, parse_prefixes,
+};
 pub use check_health::CheckProblem;
 pub use error::ModelError;
 pub use health::{
@@ -32,6 +37,7 @@ pub use health::{
     Transport, Udp, Unreachable,
 };
 pub use id::{Protocol, ServiceId};
+pub use limit::{FlowLimit, SOURCE_PREFIX_V4, SOURCE_PREFIX_V6};
 pub use mss::MssClamp;
 pub use quic::{Quic, ServerId};
 pub use recovery::{DAMPED_AT_MOST, FlapDamping, SLOW_START_FROM, SlowStart};
@@ -301,6 +307,21 @@ pub struct Service {
     /// What the MSS of its SYNs is lowered to, where it is higher.
     #[serde(default, skip_serializing_if = "MssClamp::is_off")]
     pub mss_clamp: MssClamp,
+    /// The access list that says who may send to it; everybody where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub access_list: Option<String>,
+    /// How many flows may begin.
+    #[serde(default, skip_serializing_if = "FlowLimit::is_none")]
+    pub flow_limit: FlowLimit,
+    /// How many of each source.
+    #[serde(default, skip_serializing_if = "FlowLimit::is_none")]
+    pub source_limit: FlowLimit,
+    /// First bits of an IPv4 address that make a source; [`SOURCE_PREFIX_V4`] where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_prefix_v4: Option<u8>,
+    /// First bits of an IPv6 address that make a source; [`SOURCE_PREFIX_V6`] where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_prefix_v6: Option<u8>,
     /// How its connection ids are laid out, where it is QUIC: packets go by them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quic: Option<Quic>,
@@ -356,6 +377,11 @@ impl Service {
             dead_after: DEAD_AFTER,
             no_backend: NO_BACKEND,
             mss_clamp: MssClamp::Off,
+            access_list: None,
+            flow_limit: FlowLimit::None,
+            source_limit: FlowLimit::None,
+            source_prefix_v4: None,
+            source_prefix_v6: None,
             quic: None,
             persistence: Duration::ZERO,
             persistence_prefix: None,
@@ -403,6 +429,26 @@ impl Service {
             _ if self.scheduler.ignores_weights() => 1,
             weight => weight.into(),
         }
+    }
+
+    /// Whether every flow is recorded, not only those of slots that move.
+    pub fn records_every_flow(&self) -> bool {
+        self.counts_flows()
+            || !self.persistence.is_zero()
+            || self.flow_state == FlowState::Always
+            || self.scheduler.records_every_flow()
+    }
+
+    /// Whether flows in progress are counted.
+    pub fn counts_flows(&self) -> bool {
+        let mut backends = self.backends.iter();
+        let limited = backends.any(|backend| backend.max_connections.is_some());
+        limited || self.scheduler.counts_connections()
+    }
+
+    /// Whether not everybody may send to it, or begin any number of flows.
+    pub fn is_guarded(&self) -> bool {
+        self.access_list.is_some() || !self.flow_limit.is_none() || !self.source_limit.is_none()
     }
 
     /// The backend at `address`.

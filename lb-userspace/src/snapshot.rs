@@ -280,6 +280,12 @@ pub struct FlowStatus {
     pub clients: u32,
     /// Clients that could not be remembered, since the table was full.
     pub client_overflows: u64,
+    /// Packets dropped since the access list denies their source.
+    pub denied: u64,
+    /// Packets that would have begun a flow, of more than their source may begin.
+    pub source_limited: u64,
+    /// The same, of more than all may begin.
+    pub service_limited: u64,
 }
 
 /// A service's live records by what they are for, each under the first that holds.

@@ -12,14 +12,17 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::Service;
+use crate::model::{AccessList, Service};
 
 /// What is kept.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Stored {
-    /// The configuration's text when the agent started.
+    /// The configuration's text when the agent started, and what tells the files that it names.
     pub config: String,
+    /// The access lists since.
+    #[serde(default)]
+    pub access_lists: Vec<AccessList>,
     /// The services since.
     pub services: Vec<Service>,
 }
@@ -57,13 +60,19 @@ pub fn save(path: &Path, stored: &Stored) -> io::Result<()> {
 ///
 /// # Errors
 /// The file is there and cannot be read or understood.
-pub fn load(path: &Path, config: &str) -> io::Result<Option<Vec<Service>>> {
+pub fn load(path: &Path, config: &str) -> io::Result<Option<Stored>> {
     let bytes = match fs::read(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         bytes => bytes?,
     };
     let stored: Stored = serde_json::from_slice(&bytes)?;
-    Ok((stored.config == config).then_some(stored.services))
+    Ok((stored.config == config).then_some(stored))
+}
+
+/// What tells a file's content from others, as far as edits go: FNV-1a of 64 bits.
+pub fn fingerprint(bytes: &[u8]) -> u64 {
+    let mix = |hash: u64, &byte: &u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, mix)
 }
 
 #[cfg(test)]
@@ -74,6 +83,9 @@ mod tests {
         let service = serde_json::from_str(r#"{"id":"10.0.0.1:80/tcp","mode":"nat"}"#).unwrap();
         Stored {
             config: "a".to_owned(),
+            access_lists: vec![
+                AccessList::new("office", ["10.0.0.0/8".parse().unwrap()], []).unwrap(),
+            ],
             services: vec![service],
         }
     }
@@ -84,7 +96,7 @@ mod tests {
         let path = directory.path().join("state.json");
         assert_eq!(load(&path, "a").unwrap(), None);
         save(&path, &stored()).unwrap();
-        assert_eq!(load(&path, "a").unwrap(), Some(stored().services));
+        assert_eq!(load(&path, "a").unwrap(), Some(stored()));
         assert_eq!(load(&path, "edited").unwrap(), None);
     }
 
@@ -102,7 +114,14 @@ mod tests {
         }
         save(&path, &stored()).unwrap();
         assert_eq!(mode(), 0o600);
-        assert_eq!(load(&path, "a").unwrap(), Some(stored().services));
+        assert_eq!(load(&path, "a").unwrap(), Some(stored()));
+    }
+
+    #[test]
+    fn fingerprints_are_those_of_fnv() {
+        // From the authors' test vectors (<http://www.isthe.com/chongo/tech/comp/fnv/>).
+        assert_eq!(fingerprint(b""), 0xcbf2_9ce4_8422_2325);
+        assert_eq!(fingerprint(b"foobar"), 0x8594_4171_f739_67e8);
     }
 
     #[test]

@@ -54,6 +54,9 @@ fn flows() -> FlowStatus {
         named: 6,
         clients: 7,
         client_overflows: 1,
+        denied: 11,
+        source_limited: 21,
+        service_limited: 31,
     }
 }
 
@@ -245,6 +248,9 @@ fn the_page_holds_every_figure_of_the_snapshot() {
         format!("lb_flow_overflows_total{{{service}}} 5"),
         format!("lb_flow_promotion_overflows_total{{{service}}} 4"),
         format!("lb_flow_named_total{{{service}}} 6"),
+        format!("lb_access_denied_total{{{service}}} 11"),
+        format!("lb_source_limited_total{{{service}}} 21"),
+        format!("lb_service_limited_total{{{service}}} 31"),
         format!("lb_flow_records{{{service},use=\"ended\"}} 1"),
         format!("lb_flow_records{{{service},use=\"moving\"}} 40"),
         format!("lb_flow_records{{{service},use=\"away\"}} 20"),

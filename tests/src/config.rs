@@ -207,6 +207,8 @@ pub struct Config {
     pub heartbeat_port: Option<u16>,
     /// What packets get to ports of VIPs that no service has, where that is written.
     pub unknown_port: Option<&'static str>,
+    /// Access lists, as they are written.
+    pub access_lists: Vec<String>,
 }
 
 impl From<Vec<Service>> for Config {
@@ -216,6 +218,7 @@ impl From<Vec<Service>> for Config {
             limits: Vec::new(),
             heartbeat_port: None,
             unknown_port: None,
+            access_lists: Vec::new(),
         }
     }
 }
@@ -240,7 +243,8 @@ impl Config {
         format!(
             "name = \"{name}\"\ninterfaces = [\"{INTERFACE}\"]\n{heartbeat}{unknown_port}\n[tunnel]\n\
              source_v4 = \"10.255.0.0/16\"\nsource_v6 = \"fd00:ffff::/64\"\n\
-             [limits]\n{limits}{services}"
+             [limits]\n{limits}{}{services}",
+            self.access_lists.concat()
         )
     }
 }

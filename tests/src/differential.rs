@@ -25,7 +25,8 @@ use lb_common::{
     memory::{Counted, HeldFrame, MemoryTables},
     packet::SlicePacket,
     pipeline,
-    tables::{Counters, FlowCounters, FlowKey, HASH_KEY_WORDS, Record, Slot, Table, Tick},
+    rate::Rate,
+    tables::{Counters, FlowCounters, FlowKey, Guard, HASH_KEY_WORDS, Record, Slot, Table, Tick},
     verdict::{FIRST_ANSWER, FIRST_PIECE, Verdict},
 };
 use lb_userspace::{
@@ -37,7 +38,7 @@ use lb_userspace::{
         memory::MemoryDataplane,
     },
     health::{Event, Target},
-    model::{Change, Service, Unserved},
+    model::{AccessList, Change, Service, Unserved},
     neighbours::{NextHop, Update},
     plan::{Ring, census},
     snapshot::Condition,
@@ -67,8 +68,9 @@ impl Dataplane for Twin {
     }
 
     fn execute(&mut self, operations: &[Operation]) -> Result<(), DataplaneError> {
-        self.memory.execute(operations)?;
-        self.maps.execute(operations)
+        let operations: Vec<Operation> = operations.iter().map(slowed).collect();
+        self.memory.execute(&operations)?;
+        self.maps.execute(&operations)
     }
 
     fn read(&self) -> Result<MemoryTables, DataplaneError> {
@@ -105,6 +107,32 @@ impl Dataplane for Twin {
 
     fn drops(&self) -> Result<Vec<u64>, DataplaneError> {
         self.maps.drops()
+    }
+}
+
+/// Time for each flow of a limit, in fractions of a tick: nine minutes. The two sides' clocks may lie a tick apart, so
+/// that buckets may empty, but not fill again while frames are compared.
+const INTERVAL: u64 = 1 << 51;
+
+/// The same operation, with limits of the same bursts that come back this slowly.
+fn slowed(operation: &Operation) -> Operation {
+    let slow = |rate: Rate| match rate.depth.checked_div(rate.interval) {
+        Some(more) => Rate {
+            interval: INTERVAL,
+            depth: more * INTERVAL,
+        },
+        None => rate,
+    };
+    match operation {
+        &Operation::Guard(pool, half, guard) => {
+            let guard = Guard {
+                flows: slow(guard.flows),
+                sources: slow(guard.sources),
+                ..guard
+            };
+            Operation::Guard(pool, half, guard)
+        }
+        other => other.clone(),
     }
 }
 
@@ -150,7 +178,12 @@ impl Bench {
     ///
     /// # Errors
     /// The kernel refuses.
-    pub fn new(services: Vec<Service>, down: &[Target], unreachable: &[IpAddr]) -> Result<Self> {
+    pub fn new(
+        lists: Vec<AccessList>,
+        services: Vec<Service>,
+        down: &[Target],
+        unreachable: &[IpAddr],
+    ) -> Result<Self> {
         let capacity = Capacity {
             services: 64,
             backends: 256,
@@ -160,6 +193,9 @@ impl Bench {
             flows: FLOWS,
             half_open: HALF_OPEN,
             fragments: FRAGMENTS,
+            access_prefixes: 4_096,
+            // As with fragments.
+            sources: FRAGMENTS,
         };
         let options = LoadOptions {
             pins: None,
@@ -194,7 +230,7 @@ impl Bench {
                 core.network(next_hop(address));
             }
         }
-        core.change(Change::Replace(services))?;
+        core.change(Change::ReplaceAll(lists, services))?;
         for &target in down {
             core.health(Event {
                 changed: true,

@@ -20,8 +20,8 @@ use lb_tests::{
 use lb_userspace::{
     health::Target,
     model::{
-        Admin, Backend, Change, FlowState, Health, Mode, MssClamp, Scheduler, Service, ServiceId,
-        Settings, Unserved,
+        AccessEdit, AccessList, Admin, Backend, Change, FlowLimit, FlowState, Health, Mode,
+        MssClamp, Prefix, Scheduler, Service, ServiceId, Settings, Unserved,
     },
     snapshot::Condition,
 };
@@ -85,11 +85,31 @@ fn services() -> Result<Vec<Service>> {
         service("10.0.0.1:80/udp", Mode::Nat, &v4)?,
         clamping("[fd00::1]:80/tcp", Mode::Nat, &v6, MssClamp::Auto)?,
         service("[fd00::1]:80/udp", Mode::Nat, &v6)?,
-        service("10.0.0.2:80/tcp", Mode::Ipip, &v4)?,
+        guarded(
+            service("10.0.0.2:80/tcp", Mode::Ipip, &v4)?,
+            "half",
+            "none",
+            "none",
+        ),
         persistent("10.0.0.2:80/udp", Mode::Ipip, &v4)?,
-        persistent("[fd00::2]:80/tcp", Mode::Ipip, &v6)?,
-        service("[fd00::2]:80/udp", Mode::Ipip, &v6)?,
-        service("10.0.0.3:80/tcp", Mode::Ipip, &v6)?,
+        guarded(
+            persistent("[fd00::2]:80/tcp", Mode::Ipip, &v6)?,
+            "half",
+            "50,burst=50",
+            "5",
+        ),
+        recording(guarded(
+            service("[fd00::2]:80/udp", Mode::Ipip, &v6)?,
+            "most",
+            "none",
+            "3",
+        )),
+        guarded(
+            service("10.0.0.3:80/tcp", Mode::Ipip, &v6)?,
+            "",
+            "40",
+            "none",
+        ),
         clamping("[fd00::3]:80/tcp", Mode::Ipip, &v4, MssClamp::Auto)?,
         clamping("10.0.0.7:80/tcp", Mode::Gue, &v4, MssClamp::Auto)?,
         service("10.0.0.7:80/udp", Mode::Gue, &v6)?,
@@ -111,7 +131,12 @@ fn services() -> Result<Vec<Service>> {
         )?,
         service("10.0.0.6:80/tcp", Mode::Ipip, &["10.2.0.31:80"])?,
         quic("10.0.0.27:80/udp", Mode::Nat, &[41, 42, 43])?,
-        quic("10.0.0.28:80/udp", Mode::Ipip, &[41, 42])?,
+        guarded(
+            quic("10.0.0.28:80/udp", Mode::Ipip, &[41, 42])?,
+            "most",
+            "60",
+            "4",
+        ),
         quic("[fd00::27]:80/udp", Mode::Ipip, &[41, 44])?,
         service(
             "10.0.0.30:*/tcp",
@@ -120,10 +145,55 @@ fn services() -> Result<Vec<Service>> {
         )?,
         service("10.0.0.30:80/tcp", Mode::Nat, &["10.2.0.62:80"])?,
         service("[fd00::30]:*/tcp", Mode::Ipip, &v6)?,
-        service("10.0.0.30:*/udp", Mode::Gue, &v4)?,
+        recording(guarded(
+            service("10.0.0.30:*/udp", Mode::Gue, &v4)?,
+            "",
+            "100",
+            "2",
+        )),
         grouped("10.0.0.20:80/tcp")?,
         grouped("10.0.0.20:443/tcp")?,
     ])
+}
+
+/// An access list, by what it allows and what it denies.
+fn list(name: &str, allow: &[&str], deny: &[&str]) -> Result<AccessList> {
+    let parsed = |texts: &[&str]| -> Result<Vec<Prefix>> {
+        let parsed = texts.iter().map(|text| text.parse());
+        Ok(parsed.collect::<Result<_, _>>()?)
+    };
+    Ok(AccessList::new(name, parsed(allow)?, parsed(deny)?)?)
+}
+
+/// Strangers are of 192.0.0.0/8 and of 2001:db8::/64, whose last six bytes are theirs but for every other one.
+fn lists() -> Result<Vec<AccessList>> {
+    let half = ["192.0.0.0/9", "192.200.0.0/16", "2001:db8::/89"];
+    let not = ["192.16.0.0/12", "2001:db8::10:0:0/92"];
+    Ok(vec![
+        list("half", &half, &not)?,
+        list("most", &[], &["192.128.0.0/11", "2001:db8::80:0:0/90"])?,
+    ])
+}
+
+/// The service with an access list, where one is named, and limits of its flows and of each source's.
+fn guarded(service: Service, list: &str, flows: &str, sources: &str) -> Service {
+    let limit = |text: &str| text.parse().expect("a literal limit");
+    Service {
+        access_list: (!list.is_empty()).then(|| list.to_owned()),
+        flow_limit: limit(flows),
+        source_limit: limit(sources),
+        source_prefix_v4: Some(12),
+        source_prefix_v6: Some(100),
+        ..service
+    }
+}
+
+/// The service, of which every flow is recorded.
+fn recording(service: Service) -> Service {
+    Service {
+        flow_state: FlowState::Always,
+        ..service
+    }
 }
 
 /// A service without a backend.
@@ -188,7 +258,7 @@ fn run() -> Result<()> {
     let mut cpu = CpuSet::new();
     cpu.set(0)?;
     sched_setaffinity(Pid::from_raw(0), &cpu)?;
-    let mut bench = Bench::new(services, &[down], &[unreachable])?;
+    let mut bench = Bench::new(lists()?, services, &[down], &[unreachable])?;
     bench.refuse_unknown_ports(Unserved::Unreachable)?;
     let kept = Path::new(env!("CARGO_MANIFEST_DIR")).join("regressions/frames.hex");
     let kept = fs::read_to_string(&kept).with_context(|| kept.display().to_string())?;
@@ -323,7 +393,7 @@ fn disturb(bench: &mut Bench, random: &mut Random) -> Result<()> {
         tier: None,
     };
     bench.check_rings()?;
-    let change = match random.below(15) {
+    let change = match random.below(19) {
         0 => edit(Some(1 + random.below(5) as u16), None, None),
         1 => edit(None, Some(Admin::Draining), None),
         2 | 3 => edit(None, Some(Admin::Active), Some(None)),
@@ -354,6 +424,20 @@ fn disturb(bench: &mut Bench, random: &mut Random) -> Result<()> {
             mss_clamp: Some(MSS_CLAMPS[random.below(3)]),
             ..Settings::default()
         }),
+        14 => settings(Settings {
+            access_list: Some(LISTS[random.below(3)].map(str::to_owned)),
+            ..Settings::default()
+        }),
+        15 => settings(Settings {
+            flow_limit: Some(limit(random, 20)?),
+            source_limit: Some(limit(random, 12)?),
+            ..Settings::default()
+        }),
+        16 => Change::EditAccessList("most".to_owned(), edited(random)?),
+        17 => {
+            let denied = format!("192.{}.0.0/14", 4 * random.below(64));
+            Change::SetAccessList(list("half", &["192.0.0.0/9", "::/0"], &[&denied])?)
+        }
         13 => return bench.refuse_unknown_ports(UNSERVED[random.below(4)]),
         // Past the moving time of TCP and UDP.
         _ => return bench.sweep(1 << 21),
@@ -361,6 +445,31 @@ fn disturb(bench: &mut Bench, random: &mut Random) -> Result<()> {
     let _ = bench.change(change);
     Ok(())
 }
+
+/// A limit of this burst at most, which lasts for good, or none.
+fn limit(random: &mut Random, burst: u64) -> Result<FlowLimit> {
+    if random.once_in(3) {
+        return Ok(FlowLimit::None);
+    }
+    let burst = 1 + random.below(burst) as u64;
+    FlowLimit::to(1, Some(burst)).map_err(anyhow::Error::msg)
+}
+
+/// One prefix or two that come, which is done in place or by another list.
+fn edited(random: &mut Random) -> Result<AccessEdit> {
+    let mut edit = AccessEdit::default();
+    for _ in 0..1 + random.below(2) {
+        let prefix = format!("192.{}.0.0/13", 8 * random.below(32)).parse()?;
+        if random.once_in(2) && !edit.deny.contains(&prefix) {
+            edit.allow.push(prefix);
+        } else if !edit.allow.contains(&prefix) {
+            edit.deny.push(prefix);
+        }
+    }
+    Ok(edit)
+}
+
+const LISTS: [Option<&str>; 3] = [None, Some("half"), Some("most")];
 
 const MSS_CLAMPS: [MssClamp; 3] = [MssClamp::Off, MssClamp::Auto, MssClamp::To(536)];
 
@@ -382,7 +491,7 @@ const SCHEDULERS: [Scheduler; 7] = [
 ];
 
 /// What frames of this size can be dropped for; the others take giants, or a defect.
-const REACHED: [DropReason; 12] = [
+const REACHED: [DropReason; 15] = [
     DropReason::NoBackend,
     DropReason::Truncated,
     DropReason::BadHeader,
@@ -395,6 +504,9 @@ const REACHED: [DropReason; 12] = [
     DropReason::FragmentOverlap,
     DropReason::FragmentMalformed,
     DropReason::FragmentBeforeFirst,
+    DropReason::AccessDenied,
+    DropReason::SourceLimit,
+    DropReason::ServiceLimit,
 ];
 
 #[test]

@@ -13,7 +13,7 @@ use lb_tests::{
     bench::{
         balancer::{Balancer, backend_of},
         frame::{Frame, Payload, flags},
-        services::{Kind, Pool, numbered, repool},
+        services::{Guarded, Kind, Pool, numbered, repool},
     },
     skip::with_root,
 };
@@ -50,11 +50,13 @@ fn balancer() -> Result<Balancer> {
             flows: 1_024,
             half_open: 1_024,
             fragments: 1_024,
+            ..Capacity::default()
         },
         log_level: 0,
     })?;
     let kind = Kind {
         quic: None,
+        guarded: Guarded::Open,
         mode: Mode::Ipip,
         scheduler: Scheduler::Maglev,
         flow_state: FlowState::Auto,

@@ -59,11 +59,12 @@ fn every_reason_is_given_and_counted_once() {
     let produced = produced();
     let given: Vec<DropReason> = produced.iter().map(|(reason, ..)| *reason).collect();
     // How echo requests are limited is `icmp`'s to show, what becomes of unknown ports `refuse`'s, of
-    // what is too long `too_big`'s, and of fragments `fragments`'.
+    // what is too long `too_big`'s, of fragments `fragments`', and who is not let in `admit`'s.
     let elsewhere = |reason: &DropReason| {
         let name = reason.name();
         name.starts_with("fragment")
             || ["echo_limit", "unknown_port", "packet_too_big"].contains(&name)
+            || ["access_denied", "source_limit", "service_limit"].contains(&name)
     };
     let mut expected = DropReason::ALL.to_vec();
     expected.retain(|reason| !elsewhere(reason));
@@ -198,6 +199,9 @@ fn names_and_numbers_of_reasons_stay() {
         (14, "fragment_overlap"),
         (15, "fragment_malformed"),
         (16, "fragment_before_first"),
+        (17, "access_denied"),
+        (18, "source_limit"),
+        (19, "service_limit"),
     ];
     assert_eq!(names, expected);
 }

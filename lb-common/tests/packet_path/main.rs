@@ -4,6 +4,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod admit;
 mod all_ports;
 mod decapsulation;
 mod drops;

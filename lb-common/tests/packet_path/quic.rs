@@ -98,6 +98,16 @@ fn short(port: u16, id: &[u8]) -> Spec {
     with(&format!("192.0.2.7:{port}"), VIP4, short_bytes(id))
 }
 
+/// What begins a connection.
+pub fn initial(from: &str, to: &str) -> Spec {
+    with(from, to, long_bytes(INITIAL, V1, &drawn()))
+}
+
+/// What belongs to one of the server whose id is 0a0b.
+pub fn named_short(from: &str, to: &str) -> Spec {
+    with(from, to, short_bytes(&named()))
+}
+
 #[test]
 fn a_connection_id_that_names_a_server_leads_there_whatever_the_clients_address() {
     for (mode, vip, client, servers) in [

@@ -2,6 +2,7 @@
 //! only place of these tests that knows the maps' formats.
 
 mod flows;
+mod guards;
 mod outcome;
 mod quic;
 
@@ -417,12 +418,20 @@ impl Stage {
         let count = |from: u32| {
             move |(index, n): (u32, Counters)| (index - from, (n.packets, n.bytes, n.flows))
         };
+        let refused = counted.flows.iter().map(|(index, n)| {
+            let refused = (n.denied, n.source_limited, n.service_limited);
+            (index - FIRST_SERVICE, refused)
+        });
+        let refused = refused
+            .filter(|&(_, refused)| refused != (0, 0, 0))
+            .collect();
         let named = counted.flows.iter();
         let named = named.filter(|(_, n)| n.named > 0);
         Counted {
             named: named
                 .map(|(index, n)| (index - FIRST_SERVICE, n.named))
                 .collect(),
+            refused,
             clients: counted.flows.values().map(|n| n.client_overflows).sum(),
             flows: (counted.flows.into_iter())
                 .map(|(index, n)| (index - FIRST_SERVICE, (n.lookups, n.recorded, n.overflows)))

@@ -29,6 +29,8 @@ pub struct Counted {
     pub flows: BTreeMap<u32, Flows>,
     /// Packets that a connection id led, by position of the service.
     pub named: BTreeMap<u32, u64>,
+    /// Packets that an access list, a source's limit or the service's has refused, by position of the service.
+    pub refused: BTreeMap<u32, Flows>,
     /// Clients that could not be remembered.
     pub clients: u64,
     pub drops: BTreeMap<u32, u64>,

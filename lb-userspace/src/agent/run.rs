@@ -301,6 +301,9 @@ impl<D: Dataplane> Running<D> {
             Request::Group(name, reply) => {
                 drop(reply.send(self.core.state().of_group(&name).cloned()));
             }
+            Request::AccessLists(reply) => {
+                drop(reply.send(self.core.state().listings()));
+            }
             Request::Events(filter, reply) => drop(reply.send(self.core.events(&filter))),
             Request::Flows(filter, reply) => {
                 self.list(move |sweep| sweep.list(&filter), reply);
@@ -363,10 +366,12 @@ impl<D: Dataplane> Running<D> {
             return;
         };
         let services = self.core.state().services().cloned().collect();
+        let access_lists = self.core.state().access_lists().cloned().collect();
         if let Err(error) = store::save(
             path,
             &Stored {
                 config: config.clone(),
+                access_lists,
                 services,
             },
         ) {

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -22,11 +22,12 @@ use tokio::{net::UnixStream, time::timeout};
 use super::{
     VERSION,
     dto::{
-        Backend, Changed, ClientQuery, Clients, EditBackend, EditService, EventQuery, Events,
-        FailOver, FlowQuery, Flows, Heard, NewBackend, NewService, Refusal, Service, Status,
+        AccessList, AccessListSummary, Backend, Changed, ClientQuery, Clients, EditBackend,
+        EditService, EventQuery, Events, FailOver, FlowQuery, Flows, Heard, Judged, ListChanged,
+        NewBackend, NewService, Prefixes, Refusal, Service, Status,
     },
 };
-use crate::model::ServiceId;
+use crate::model::{AccessEdit, ServiceId};
 
 /// A change waits for the kernel, and a large one for the agent to build its rings.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -181,6 +182,59 @@ impl Client {
     /// Why there is no answer.
     pub async fn service(&self, id: ServiceId) -> Answer<Service> {
         self.ask(Method::GET, &service_path(id), Bytes::new()).await
+    }
+
+    /// The access lists, in short.
+    ///
+    /// # Errors
+    /// Why there is no answer.
+    pub async fn access_lists(&self) -> Answer<Vec<AccessListSummary>> {
+        self.ask(Method::GET, "/access-lists", Bytes::new()).await
+    }
+
+    /// One access list.
+    ///
+    /// # Errors
+    /// Why there is no answer.
+    pub async fn access_list(&self, name: &str) -> Answer<AccessList> {
+        self.ask(Method::GET, &list_path(name), Bytes::new()).await
+    }
+
+    /// What an access list says of a source.
+    ///
+    /// # Errors
+    /// Why there is no answer.
+    pub async fn judge(&self, name: &str, source: IpAddr) -> Answer<Judged> {
+        let query = query_string([("source", Some(source.to_string()))]);
+        let path = format!("{}/judge?{query}", list_path(name));
+        self.ask(Method::GET, &path, Bytes::new()).await
+    }
+
+    /// Makes an access list, or replaces what it says.
+    ///
+    /// # Errors
+    /// Why it was refused; nothing changed then.
+    pub async fn set_access_list(&self, name: &str, prefixes: &Prefixes) -> Answer<ListChanged> {
+        self.ask(Method::PUT, &list_path(name), self.body(prefixes)?)
+            .await
+    }
+
+    /// Lets prefixes of an access list come and go.
+    ///
+    /// # Errors
+    /// Why it was refused; nothing changed then.
+    pub async fn edit_access_list(&self, name: &str, edit: &AccessEdit) -> Answer<ListChanged> {
+        self.ask(Method::PATCH, &list_path(name), self.body(edit)?)
+            .await
+    }
+
+    /// Removes an access list that no service has.
+    ///
+    /// # Errors
+    /// Why it was refused; nothing changed then.
+    pub async fn remove_access_list(&self, name: &str) -> Answer<ListChanged> {
+        self.ask(Method::DELETE, &list_path(name), Bytes::new())
+            .await
     }
 
     /// Adds a service.
@@ -388,6 +442,10 @@ fn query_string<const N: usize>(given: [(&str, Option<String>); N]) -> String {
     let given = given.into_iter();
     let pairs = given.filter_map(|(key, value)| Some(format!("{key}={}", encode(&value?))));
     pairs.collect::<Vec<_>>().join("&")
+}
+
+fn list_path(name: &str) -> String {
+    format!("/access-lists/{}", encode(name))
 }
 
 fn service_path(id: ServiceId) -> String {

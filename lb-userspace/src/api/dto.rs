@@ -3,6 +3,7 @@
 //! Requests refuse unknown fields, so that a misspelt one is not silently ignored; answers accept
 //! them, so that an older client understands a newer agent.
 
+mod access;
 mod answers;
 mod backends;
 mod capacity;
@@ -11,6 +12,9 @@ mod events;
 mod flows;
 mod requests;
 
+pub use access::{
+    AccessList, AccessListSummary, AccessQuery, Judged, ListChanged, ListSubject, Prefixes,
+};
 pub use answers::{
     Action, Changed, Heard, Interface, Panic, Refusal, Service, Status, Subject, Tally, Tier,
     Traffic,

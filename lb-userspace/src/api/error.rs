@@ -50,6 +50,14 @@ impl From<ModelError> for ApiError {
             ModelError::BadBackend { .. } | ModelError::Scoped { .. } => {
                 (StatusCode::BAD_REQUEST, "bad_backend")
             }
+            ModelError::BadPrefix { .. } => (StatusCode::BAD_REQUEST, "bad_prefix"),
+            ModelError::BadAccessList { .. } => (StatusCode::BAD_REQUEST, "bad_access_list"),
+            ModelError::UnknownAccessList { .. } => (StatusCode::NOT_FOUND, "unknown_access_list"),
+            ModelError::UnknownPrefix { .. } => (StatusCode::NOT_FOUND, "unknown_prefix"),
+            ModelError::DuplicateAccessList { .. } => {
+                (StatusCode::CONFLICT, "duplicate_access_list")
+            }
+            ModelError::AccessListInUse { .. } => (StatusCode::CONFLICT, "access_list_in_use"),
             ModelError::BadServerId { .. } => (StatusCode::BAD_REQUEST, "bad_server_id"),
             ModelError::Invalid { .. } | ModelError::InvalidCheck { .. } => {
                 (StatusCode::BAD_REQUEST, "invalid")

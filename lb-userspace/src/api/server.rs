@@ -17,15 +17,15 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixListener;
 
 use super::{
-    MAX_BODY, VERSION,
-    dto::{self, Action, Changed, Subject},
+    MAX_BODY, MAX_LIST, VERSION,
+    dto::{self, Action, Changed, ListChanged, ListSubject, Subject},
     error::ApiError,
 };
 use crate::{
-    agent::Handle,
+    agent::{Handle, Listed},
     health::Target,
     http, metrics,
-    model::{Backend, Change, ModelError, ServiceId},
+    model::{AccessEdit, Backend, Change, ModelError, ServiceId},
     snapshot::ServiceStatus,
 };
 
@@ -46,6 +46,16 @@ fn router(handle: Handle) -> Router {
         .route("/status", get(status))
         .route("/metrics", get(metrics_text))
         .route("/services", get(services).post(add_service))
+        .route("/access-lists", get(access_lists))
+        .route(
+            "/access-lists/{name}",
+            get(access_list)
+                .put(set_access_list)
+                .patch(edit_access_list)
+                .delete(remove_access_list)
+                .layer(DefaultBodyLimit::max(MAX_LIST)),
+        )
+        .route("/access-lists/{name}/judge", get(judge))
         .route("/flows", get(flows))
         .route("/clients", get(clients))
         .route("/events", get(events))
@@ -140,6 +150,94 @@ async fn check_names(
     }
 }
 
+async fn access_lists(State(handle): State<Handle>) -> Answer<Json<Vec<dto::AccessListSummary>>> {
+    let lists = handle.access_lists().await?.into_iter();
+    Ok(Json(lists.map(Into::into).collect()))
+}
+
+async fn access_list(
+    State(handle): State<Handle>,
+    Name(name): Name,
+) -> Answer<Json<dto::AccessList>> {
+    Ok(Json(find_list(&handle, name).await?.into()))
+}
+
+async fn judge(
+    State(handle): State<Handle>,
+    Name(name): Name,
+    query: Result<Query<dto::AccessQuery>, QueryRejection>,
+) -> Answer<Json<dto::Judged>> {
+    let Query(query) = query.map_err(|error| ApiError::malformed(error.body_text()))?;
+    let (list, _) = find_list(&handle, name).await?;
+    let (prefix, access) = list.judge(query.source);
+    Ok(Json(dto::Judged {
+        source: query.source,
+        access: access.name().to_owned(),
+        prefix,
+    }))
+}
+
+async fn find_list(handle: &Handle, name: String) -> Answer<Listed> {
+    let mut lists = handle.access_lists().await?.into_iter();
+    let found = lists.find(|(list, _)| list.name() == name);
+    Ok(found.ok_or(ModelError::UnknownAccessList { name })?)
+}
+
+async fn set_access_list(
+    State(handle): State<Handle>,
+    Name(name): Name,
+    Body(prefixes): Body<dto::Prefixes>,
+) -> Answer<(StatusCode, Json<ListChanged>)> {
+    let is_new = find_list(&handle, name.clone()).await.is_err();
+    let list = prefixes.into_model(&name)?;
+    handle.change(Change::SetAccessList(list)).await?;
+    let (status, action) = if is_new {
+        (StatusCode::CREATED, Action::Added)
+    } else {
+        (StatusCode::OK, Action::Edited)
+    };
+    Ok((status, list_changed(action, name, None)))
+}
+
+async fn edit_access_list(
+    State(handle): State<Handle>,
+    Name(name): Name,
+    Body(edit): Body<AccessEdit>,
+) -> Answer<Json<ListChanged>> {
+    if edit == AccessEdit::default() {
+        return Err(ApiError::malformed(
+            "nothing to change: give allow, deny or remove",
+        ));
+    }
+    let change = Change::EditAccessList(name.clone(), edit.clone());
+    handle.change(change).await?;
+    Ok(list_changed(Action::Edited, name, Some(edit)))
+}
+
+async fn remove_access_list(
+    State(handle): State<Handle>,
+    Name(name): Name,
+) -> Answer<Json<ListChanged>> {
+    handle
+        .change(Change::RemoveAccessList(name.clone()))
+        .await?;
+    Ok(list_changed(Action::Removed, name, None))
+}
+
+fn list_changed(
+    action: Action,
+    access_list: String,
+    edit: Option<AccessEdit>,
+) -> Json<ListChanged> {
+    Json(ListChanged {
+        changed: ListSubject {
+            action,
+            access_list,
+            edit,
+        },
+    })
+}
+
 async fn find(handle: &Handle, id: ServiceId) -> Answer<ServiceStatus> {
     let service = handle.service(id).await?;
     Ok(service.ok_or(ModelError::UnknownService { id })?)
@@ -167,7 +265,7 @@ async fn edit_service(
 ) -> Answer<Json<Changed>> {
     if edit == dto::EditService::default() {
         return Err(ApiError::malformed(
-            "nothing to change: give ring_size, scheduler, flow_state, on_down, moving_time_ms, dead_after_ms, no_backend, mss_clamp, persistence_ms, persistence_prefix, spill_below, failback, slow_start, flap_damping, panic_below, group, quic or server_ids",
+            "nothing to change: give ring_size, scheduler, flow_state, on_down, moving_time_ms, dead_after_ms, no_backend, mss_clamp, access_list, flow_limit, source_limit, source_prefix_v4, source_prefix_v6, persistence_ms, persistence_prefix, spill_below, failback, slow_start, flap_damping, panic_below, group, quic or server_ids",
         ));
     }
     let change = Change::EditService(id, edit.clone().into());
@@ -275,7 +373,7 @@ fn changed(action: Action, service: ServiceId, backend: Option<SocketAddr>) -> J
 
 async fn no_route(uri: Uri) -> Response {
     let message = format!(
-        "no path {}: there are {VERSION}/status, {VERSION}/metrics, {VERSION}/flows, {VERSION}/clients, {VERSION}/events and {VERSION}/services[/ID[/failover|/backends[/ADDRESS[/heartbeat]]]], ID percent-encoded as in 10.0.0.1:80%2Ftcp",
+        "no path {}: there are {VERSION}/status, {VERSION}/metrics, {VERSION}/flows, {VERSION}/clients, {VERSION}/events, {VERSION}/access-lists[/NAME[/judge]] and {VERSION}/services[/ID[/failover|/backends[/ADDRESS[/heartbeat]]]], ID percent-encoded as in 10.0.0.1:80%2Ftcp",
         uri.path()
     );
     ApiError::new(StatusCode::NOT_FOUND, "no_route", message).into_response()
@@ -294,6 +392,17 @@ impl<S: Send + Sync> FromRequestParts<S> for Id {
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Answer<Self> {
         Ok(Self(path_part(parts, state, "id").await?.parse()?))
+    }
+}
+
+/// The access list that the path names.
+struct Name(String);
+
+impl<S: Send + Sync> FromRequestParts<S> for Name {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Answer<Self> {
+        Ok(Self(path_part(parts, state, "name").await?))
     }
 }
 
@@ -327,7 +436,9 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
     async fn from_request(request: Request, state: &S) -> Answer<Self> {
         let bytes = Bytes::from_request(request, state).await.map_err(|error| {
             if error.status() == StatusCode::PAYLOAD_TOO_LARGE {
-                let message = format!("the body is too large: at most {MAX_BODY} bytes");
+                let message = format!(
+                    "the body is too large: at most {MAX_BODY} bytes, {MAX_LIST} of an access list"
+                );
                 return ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", message);
             }
             ApiError::malformed(error.body_text())

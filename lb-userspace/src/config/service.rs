@@ -10,7 +10,9 @@ use super::{
     reader::{Located, Section},
 };
 use crate::duration;
-use crate::model::{Backend, Mode, ModelError, Quic, Service, ServiceId, Settings, State, group};
+use crate::model::{
+    AccessList, Backend, Mode, ModelError, Quic, Service, ServiceId, Settings, State, group,
+};
 
 const SERVICE: &[&str] = &[
     "vip",
@@ -24,6 +26,11 @@ const SERVICE: &[&str] = &[
     "dead_after",
     "no_backend",
     "mss_clamp",
+    "access_list",
+    "flow_limit",
+    "source_limit",
+    "source_prefix_v4",
+    "source_prefix_v6",
     "quic",
     "persistence",
     "persistence_prefix",
@@ -47,9 +54,13 @@ const BACKEND: &[&str] = &[
 ];
 const QUIC: &[&str] = &["config_id", "server_id_length", "nonce_length"];
 /// All services, each with the place of its header.
-pub(super) fn read_all(root: &Section<'_>, limits: Limits) -> Vec<Located<Service>> {
+pub(super) fn read_all(
+    root: &Section<'_>,
+    access_lists: &[AccessList],
+    limits: Limits,
+) -> Vec<Located<Service>> {
     let mut read = Services {
-        accepted: State::default(),
+        accepted: State::with_lists(access_lists.iter().cloned(), []).unwrap_or_default(),
         backends: 0,
         lines: BTreeMap::new(),
         groups: BTreeMap::new(),
@@ -174,6 +185,11 @@ fn read_settings(
     let dead_after = section.value("dead_after", duration::parse);
     let no_backend = section.choice("no_backend", "what no_backend can be");
     let mss_clamp = section.text_or_number("mss_clamp", str::parse);
+    let access_list = section.text("access_list");
+    let flow_limit = section.text_or_number("flow_limit", str::parse);
+    let source_limit = section.text_or_number("source_limit", str::parse);
+    let source_prefix_v4 = section.integer("source_prefix_v4", 1, 32);
+    let source_prefix_v6 = section.integer("source_prefix_v6", 1, 128);
     let quic = section.section("quic", QUIC).map(|s| read_quic(&s));
     let persistence = section.value("persistence", duration::parse);
     let prefix = section.integer("persistence_prefix", 1, 128);
@@ -207,6 +223,11 @@ fn read_settings(
         dead_after: dead_after.map(Located::into_inner),
         no_backend: no_backend.map(Located::into_inner),
         mss_clamp: mss_clamp.map(Located::into_inner),
+        access_list: access_list.map(|name| Some(name.into_inner())),
+        flow_limit: flow_limit.map(Located::into_inner),
+        source_limit: source_limit.map(Located::into_inner),
+        source_prefix_v4: source_prefix_v4.map(Located::into_inner),
+        source_prefix_v6: source_prefix_v6.map(Located::into_inner),
         persistence: persistence.map(Located::into_inner),
         persistence_prefix: prefix.map(Located::into_inner),
         spill_below: spill_below.map(Located::into_inner),
@@ -279,10 +300,12 @@ fn read_backend(section: &Section<'_>, service: Option<&Service>) -> Option<Back
 fn report_model(section: &Section<'_>, id: ServiceId, error: &ModelError) {
     let field = match error {
         ModelError::Invalid { field, .. } | ModelError::GroupDiffers { field, .. } => *field,
+        ModelError::UnknownAccessList { .. } => "access_list",
         _ => "",
     };
     let problem = match error {
         ModelError::Invalid { id: of, .. } if *of == id => problem_of(error),
+        ModelError::UnknownAccessList { .. } => problem_of(error),
         error => error.to_string(),
     };
     section.error(section.span_of(field), field, problem);
@@ -292,6 +315,9 @@ fn report_model(section: &Section<'_>, id: ServiceId, error: &ModelError) {
 fn problem_of(error: &ModelError) -> String {
     match error {
         ModelError::Invalid { problem, .. } => problem.clone(),
+        ModelError::UnknownAccessList { name } => {
+            format!("no access list {name}: write an [[access_list]] of that name")
+        }
         error => error.to_string(),
     }
 }

@@ -83,6 +83,23 @@ impl MemoryDataplane {
             Operation::ForgetWayBack(endpoint) => drop(tables.ways_back.remove(endpoint)),
             Operation::Server(key, server) => drop(tables.servers.insert(*key, *server)),
             Operation::ForgetServer(key) => drop(tables.servers.remove(key)),
+            Operation::Access(list, rules) => {
+                let says = rules
+                    .iter()
+                    .map(|&(prefix, says)| (prefix.key(*list), says.number()));
+                tables.access.extend(says);
+            }
+            Operation::ForgetAccess(list, rules) => {
+                for (prefix, _) in rules.iter() {
+                    tables.access.remove(&prefix.key(*list));
+                }
+            }
+            Operation::Guard(pool, half, guard) => {
+                let entry = tables.guards.get(*pool as usize);
+                let mut entry = entry.copied().unwrap_or_default();
+                entry.halves[*half] = *guard;
+                put(&mut tables.guards, *pool, entry);
+            }
             Operation::Own(address, bits) => drop(tables.owned.insert(*address, *bits)),
             Operation::Disown(address) => drop(tables.owned.remove(address)),
             Operation::Features(bits) => tables.control.features = *bits,

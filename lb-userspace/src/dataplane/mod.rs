@@ -11,12 +11,12 @@ use std::sync::Arc;
 use lb_common::{
     memory::MemoryTables,
     tables::{
-        Address, Backend, Counters, Descriptor, Endpoint, FlowCounters, FlowKey, Member, Record,
-        Server, ServerKey, Table, Tick, WayBack,
+        Address, Backend, Counters, Descriptor, Endpoint, FlowCounters, FlowKey, Guard, Member,
+        Record, Server, ServerKey, Table, Tick, WayBack,
     },
 };
 
-use crate::plan::Ring;
+use crate::{model::Rules, plan::Ring};
 
 /// One write. A list is carried out in order; what comes before a [`Operation::Switch`] is aside or true
 /// by itself, so that a failure there breaks nothing.
@@ -51,6 +51,12 @@ pub enum Operation {
     Server(ServerKey, Server),
     /// They name nobody.
     ForgetServer(ServerKey),
+    /// What an access list says of these prefixes, by its number.
+    Access(u32, Rules),
+    /// Prefixes of an access list, whatever it says of them, go.
+    ForgetAccess(u32, Rules),
+    /// What guards a pool, by its number, in one half (0 or 1).
+    Guard(u32, usize, Guard),
     /// Bits of [`lb_common::tables::owned`] of an address.
     Own(Address, u32),
     /// An address becomes nobody's.
@@ -94,6 +100,10 @@ pub struct Capacity {
     pub half_open: u32,
     /// Datagrams in fragments.
     pub fragments: u32,
+    /// Prefixes of all access lists.
+    pub access_prefixes: u32,
+    /// Sources whose flows are limited.
+    pub sources: u32,
 }
 
 impl Capacity {
@@ -126,6 +136,8 @@ impl Default for Capacity {
             flows: 262_144,
             half_open: 65_536,
             fragments: 16_384,
+            access_prefixes: 2_097_152,
+            sources: 65_536,
         }
     }
 }

@@ -10,6 +10,7 @@ use std::{
 use super::{
     Backend, Failback, FlowState, MAX_BACKENDS, MAX_WEIGHT, Mode, ModelError, Protocol, Service,
     ServiceId, group,
+    limit::check_limits,
     mss::check_clamp,
     name_of,
     recovery::{check_damping, check_panic, check_slow_start},
@@ -49,6 +50,7 @@ impl Service {
         check_damping(self)?;
         check_panic(self)?;
         check_clamp(self)?;
+        check_limits(self)?;
         self.check_quic()?;
         self.health.check(id)?;
         self.check_probes_by_vip()

@@ -40,6 +40,54 @@ pub enum ModelError {
         /// What was given.
         text: String,
     },
+    /// Not a prefix of addresses.
+    #[error("`{text}` is not a prefix: {problem}")]
+    BadPrefix {
+        /// What was given.
+        text: String,
+        /// What is wrong and what would be right.
+        problem: String,
+    },
+    /// An access list contradicts itself, or has no name.
+    #[error("access list {name}: {problem}")]
+    BadAccessList {
+        /// Which.
+        name: String,
+        /// What is wrong and what would be right.
+        problem: String,
+    },
+    /// There is an access list of that name.
+    #[error("access list {name} exists already: give another name")]
+    DuplicateAccessList {
+        /// Which.
+        name: String,
+    },
+    /// No such access list.
+    #[error("no access list {name}: `lbctl access-list list` shows those there are")]
+    UnknownAccessList {
+        /// Which.
+        name: String,
+    },
+    /// A prefix that is to leave a list is not in it.
+    #[error(
+        "access list {name} has no prefix {prefix}: `lbctl access-list show {name}` shows those it has"
+    )]
+    UnknownPrefix {
+        /// Of which list.
+        name: String,
+        /// Which.
+        prefix: String,
+    },
+    /// A list that is to go says who may send to a service.
+    #[error(
+        "access list {name} is that of service {id}, which would be open to everybody: `lbctl service set {id} --no-access-list` first"
+    )]
+    AccessListInUse {
+        /// Which.
+        name: String,
+        /// A service that has it.
+        id: ServiceId,
+    },
     /// The service exists already.
     #[error("service {id} exists already: remove it first, or change its backends")]
     DuplicateService {

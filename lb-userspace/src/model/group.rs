@@ -72,6 +72,26 @@ impl Service {
                 differ("mss_clamp", here.to_string(), there.to_string())
             })
             .or_else(|| {
+                let (here, there) = (self.access_list.as_ref(), other.access_list.as_ref());
+                differ("access_list", shown(here), shown(there))
+            })
+            .or_else(|| {
+                let (here, there) = (self.flow_limit, other.flow_limit);
+                differ("flow_limit", here.to_string(), there.to_string())
+            })
+            .or_else(|| {
+                let (here, there) = (self.source_limit, other.source_limit);
+                differ("source_limit", here.to_string(), there.to_string())
+            })
+            .or_else(|| {
+                let (here, there) = (self.source_prefix_v4, other.source_prefix_v4);
+                differ("source_prefix_v4", shown(here), shown(there))
+            })
+            .or_else(|| {
+                let (here, there) = (self.source_prefix_v6, other.source_prefix_v6);
+                differ("source_prefix_v6", shown(here), shown(there))
+            })
+            .or_else(|| {
                 differ(
                     "persistence",
                     time(self.persistence),

@@ -7,8 +7,9 @@ use std::{
 };
 
 use super::{
-    Admin, Backend, Failback, FlapDamping, FlowState, Mode, ModelError, MssClamp, OnDown, Protocol,
-    Quic, Scheduler, ServerId, Service, ServiceId, SlowStart, Unserved,
+    AccessEdit, AccessList, Admin, Backend, Failback, FlapDamping, FlowLimit, FlowState, Mode,
+    ModelError, MssClamp, OnDown, Protocol, Quic, Scheduler, ServerId, Service, ServiceId,
+    SlowStart, Unserved,
 };
 
 /// Everything that is wanted. Valid by construction.
@@ -18,6 +19,7 @@ pub struct State {
     /// Who has which backend in mode `nat`: answers from it must lead back to one service.
     nat: BTreeMap<(Protocol, SocketAddr), ServiceId>,
     groups: BTreeMap<String, BTreeSet<ServiceId>>,
+    access_lists: BTreeMap<String, AccessList>,
 }
 
 /// One change of a [`State`].
@@ -51,8 +53,16 @@ pub enum Change {
     /// Settings of a service, and with it of all that share its pool; what is absent stays. With a group
     /// among them it is the service alone that changes, and goes there.
     EditService(ServiceId, Settings),
-    /// Everything at once.
+    /// A new access list, or other prefixes of one that is there.
+    SetAccessList(AccessList),
+    /// Prefixes of an access list come and go.
+    EditAccessList(String, AccessEdit),
+    /// An access list that no service has goes.
+    RemoveAccessList(String),
+    /// All services at once; access lists stay.
     Replace(Vec<Service>),
+    /// All access lists and services at once.
+    ReplaceAll(Vec<AccessList>, Vec<Service>),
 }
 
 /// Settings of a service that can be changed while it runs.
@@ -74,6 +84,16 @@ pub struct Settings {
     pub no_backend: Option<Unserved>,
     /// [`Service::mss_clamp`].
     pub mss_clamp: Option<MssClamp>,
+    /// [`Service::access_list`]; `Some(None)`: everybody may send to it.
+    pub access_list: Option<Option<String>>,
+    /// [`Service::flow_limit`].
+    pub flow_limit: Option<FlowLimit>,
+    /// [`Service::source_limit`].
+    pub source_limit: Option<FlowLimit>,
+    /// [`Service::source_prefix_v4`].
+    pub source_prefix_v4: Option<u8>,
+    /// [`Service::source_prefix_v6`].
+    pub source_prefix_v6: Option<u8>,
     /// [`Service::persistence`].
     pub persistence: Option<Duration>,
     /// [`Service::persistence_prefix`].
@@ -102,7 +122,24 @@ impl State {
     /// # Errors
     /// The first service that is invalid, stands twice, or differs from others of its group.
     pub fn new(services: impl IntoIterator<Item = Service>) -> Result<Self, ModelError> {
+        Self::with_lists([], services)
+    }
+
+    /// A state with these access lists and services.
+    ///
+    /// # Errors
+    /// A list that stands twice, or as [`State::new`].
+    pub fn with_lists(
+        access_lists: impl IntoIterator<Item = AccessList>,
+        services: impl IntoIterator<Item = Service>,
+    ) -> Result<Self, ModelError> {
         let mut state = Self::default();
+        for list in access_lists {
+            let name = list.name().to_owned();
+            if state.access_lists.insert(name.clone(), list).is_some() {
+                return Err(ModelError::DuplicateAccessList { name });
+            }
+        }
         for service in services {
             state.insert(service)?;
         }
@@ -112,6 +149,35 @@ impl State {
     /// The services, in order of address, port and protocol.
     pub fn services(&self) -> impl ExactSizeIterator<Item = &Service> {
         self.services.values()
+    }
+
+    /// The access lists, by name.
+    pub fn access_lists(&self) -> impl ExactSizeIterator<Item = &AccessList> {
+        self.access_lists.values()
+    }
+
+    /// Each access list, and the services that have it.
+    pub fn listings(&self) -> Vec<(AccessList, Vec<ServiceId>)> {
+        let listing = |list: &AccessList| (list.clone(), self.listed(list.name()).collect());
+        self.access_lists().map(listing).collect()
+    }
+
+    /// The access list of a name.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn access_list(&self, name: &str) -> Result<&AccessList, ModelError> {
+        let list = self.access_lists.get(name);
+        list.ok_or_else(|| ModelError::UnknownAccessList {
+            name: name.to_owned(),
+        })
+    }
+
+    /// The services that have an access list.
+    pub fn listed(&self, name: &str) -> impl Iterator<Item = ServiceId> {
+        let services = self.services.values();
+        let listed = services.filter(move |s| s.access_list.as_deref() == Some(name));
+        listed.map(|service| service.id)
     }
 
     /// The services that share a pool, all those of each together: the first one's settings and backends
@@ -205,7 +271,25 @@ impl State {
                     next.insert(service)?;
                 }
             },
-            Change::Replace(services) => next = Self::new(services)?,
+            Change::SetAccessList(list) => {
+                next.access_lists.insert(list.name().to_owned(), list);
+            }
+            Change::EditAccessList(name, edit) => {
+                let list = self.access_list(&name)?.edited(&edit)?;
+                next.access_lists.insert(name, list);
+            }
+            Change::RemoveAccessList(name) => {
+                self.access_list(&name)?;
+                let user = self.listed(&name).next();
+                if let Some(id) = user {
+                    return Err(ModelError::AccessListInUse { name, id });
+                }
+                next.access_lists.remove(&name);
+            }
+            Change::Replace(services) => {
+                next = Self::with_lists(self.access_lists.values().cloned(), services)?;
+            }
+            Change::ReplaceAll(lists, services) => next = Self::with_lists(lists, services)?,
         }
         Ok(next)
     }
@@ -220,6 +304,9 @@ impl State {
             return Err(ModelError::DuplicateService { id });
         }
         service.check()?;
+        if let Some(name) = &service.access_list {
+            self.access_list(name)?;
+        }
         self.check_group(&service)?;
         self.check_ways_back(&service)?;
         for way in ways_back(&service) {
@@ -361,6 +448,11 @@ impl Settings {
             dead_after,
             no_backend,
             mss_clamp,
+            access_list,
+            flow_limit,
+            source_limit,
+            source_prefix_v4,
+            source_prefix_v6,
             persistence,
             persistence_prefix,
             spill_below,
@@ -380,6 +472,13 @@ impl Settings {
         service.dead_after = dead_after.unwrap_or(service.dead_after);
         service.no_backend = no_backend.unwrap_or(service.no_backend);
         service.mss_clamp = mss_clamp.unwrap_or(service.mss_clamp);
+        if let Some(access_list) = access_list {
+            service.access_list.clone_from(access_list);
+        }
+        service.flow_limit = flow_limit.unwrap_or(service.flow_limit);
+        service.source_limit = source_limit.unwrap_or(service.source_limit);
+        service.source_prefix_v4 = source_prefix_v4.or(service.source_prefix_v4);
+        service.source_prefix_v6 = source_prefix_v6.or(service.source_prefix_v6);
         service.persistence = persistence.unwrap_or(service.persistence);
         service.persistence_prefix = persistence_prefix.or(service.persistence_prefix);
         service.spill_below = spill_below.unwrap_or(service.spill_below);

@@ -10,8 +10,8 @@ use std::{
 use lb_common::{
     memory::MemoryTables,
     tables::{
-        Address, Backend, Control, Descriptor, Endpoint, Member, Phase, Server, ServerKey, Slot,
-        Tick, WayBack, service_flag,
+        Address, Backend, Control, Descriptor, Endpoint, Guard, Member, Phase, Server, ServerKey,
+        Slot, Tick, WayBack, service_flag,
     },
 };
 
@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     dataplane::{Capacity, Dataplane, DataplaneError, Operation},
-    model::{Protocol, ServiceId},
+    model::{Protocol, Rules, ServiceId},
     snapshot::Passed,
 };
 
@@ -212,6 +212,8 @@ pub struct Placed {
     pub services: BTreeMap<ServiceId, u32>,
     /// What is in force for all of them, without an endpoint: [`Placed::descriptor_of`].
     pub descriptor: Descriptor,
+    /// What guards all of them.
+    pub guard: Guard,
     /// What its ring was made of; unknown after a restart.
     pub recipe: Option<Recipe>,
     /// Its ring; without slots until it has a backend.
@@ -258,6 +260,7 @@ impl Placed {
             number,
             services: BTreeMap::new(),
             descriptor: Descriptor::default(),
+            guard: Guard::default(),
             recipe: None,
             ring: Arc::default(),
             previous: None,
@@ -355,6 +358,10 @@ pub struct Layout {
     pub ways_back: BTreeMap<Endpoint, WayBack>,
     /// Who has which server id.
     pub servers: BTreeMap<ServerKey, Server>,
+    /// Access lists by number, as they are told by it.
+    pub(super) lists: BTreeMap<u32, Rules>,
+    /// The number of each list that services have; unknown after a restart.
+    pub(super) list_numbers: BTreeMap<String, u32>,
     /// Bits of [`lb_common::tables::owned`].
     pub owned: BTreeMap<Address, u32>,
     pub(super) lookup: Lookup,
@@ -411,6 +418,8 @@ impl Layout {
             numbers: BTreeMap::new(),
             ways_back: BTreeMap::new(),
             servers: BTreeMap::new(),
+            lists: BTreeMap::new(),
+            list_numbers: BTreeMap::new(),
             owned: BTreeMap::new(),
             lookup: Lookup::new(&control, Vec::new()),
             service_indices: Indices::new(0, capacity.services),
@@ -458,6 +467,7 @@ impl Layout {
         layout.owned.clone_from(&tables.owned);
         layout.ways_back.clone_from(&tables.ways_back);
         layout.servers.clone_from(&tables.servers);
+        layout.adopt_lists(&tables);
         layout.lookup = Lookup::new(&tables.control, tables.lookup.clone());
         let in_force = half(layout.generation);
         let mut taken = BTreeSet::new();
@@ -473,6 +483,13 @@ impl Layout {
                 repairs.push(Operation::Descriptor(index, 1 - in_force, descriptor));
             }
         }
+        for (number, placed) in &mut layout.pools {
+            let entry = tables.guards.get(*number as usize);
+            placed.guard = entry
+                .map(|entry| entry.halves[in_force])
+                .unwrap_or_default();
+        }
+        repairs.extend(layout.guard_repairs(&tables, in_force));
         repairs.extend(layout.lookup.retain(|index| taken.contains(&index)));
         Ok((layout, repairs))
     }
@@ -491,6 +508,11 @@ impl Layout {
             self.service_indices.claim(index);
             self.left.insert(index);
         }
+        let known = before.list_numbers.iter();
+        let known = known.filter(|&(_, number)| self.lists.contains_key(number));
+        self.list_numbers = known
+            .map(|(name, &number)| (name.clone(), number))
+            .collect();
         for (number, placed) in &mut self.pools {
             let before = before.pools.get(number);
             if let Some(same) = before.filter(|before| before.services == placed.services) {

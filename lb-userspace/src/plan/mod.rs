@@ -10,6 +10,7 @@
 //! - A member keeps its local id and its counters for as long as it is in its pool.
 
 pub mod census;
+mod guards;
 mod keeps;
 mod layout;
 pub mod listing;
@@ -30,7 +31,7 @@ use std::{
 
 use lb_common::{
     mss,
-    tables::{Address, Backend, Descriptor, Endpoint, Tick, WayBack, feature, owned},
+    tables::{Address, Backend, Descriptor, Endpoint, Guard, Tick, WayBack, feature, owned},
 };
 
 pub use self::layout::{Layout, Placed, PlacedMember, Ring, endpoint, endpoint_at, half};
@@ -185,6 +186,8 @@ struct Draft {
     before: Vec<Operation>,
     /// What the switch puts in force.
     descriptors: Vec<(u32, Descriptor)>,
+    /// And which guards, by the number of the pool.
+    guards: Vec<(u32, Guard)>,
     /// In the ring in force, each true by itself.
     in_place: Vec<Operation>,
     /// Under which the switch may end what has kept unrecorded flows where they are.
@@ -226,6 +229,7 @@ pub fn plan(layout: &Layout, inputs: &Inputs<'_>) -> Result<Plan, PlanError> {
         layout: layout.clone(),
         before: Vec::new(),
         descriptors: Vec::new(),
+        guards: Vec::new(),
         in_place: Vec::new(),
         conditions: Vec::new(),
         buried: Vec::new(),
@@ -239,6 +243,7 @@ pub fn plan(layout: &Layout, inputs: &Inputs<'_>) -> Result<Plan, PlanError> {
     if let Some(census) = inputs.census {
         draft.release_indices(census);
     }
+    draft.place_lists(inputs.state)?;
     let pools = inputs.state.pools();
     let numbers = draft.match_pools(&pools);
     for (pool, number) in pools.iter().zip(numbers) {
@@ -283,6 +288,11 @@ impl Draft {
         add_dead(&mut dead, &placed);
         self.place_ring(service, &mut placed, inputs, &dead)?;
         self.release_left(service, &mut placed, inputs);
+        let guard = self.guard(service);
+        if placed.guard != guard {
+            placed.guard = guard;
+            self.guards.push((placed.number, guard));
+        }
         let descriptors = placed.descriptors().into_iter();
         let changed = descriptors.filter(|(index, now)| before.get(index) != Some(now));
         self.descriptors.extend(changed);
@@ -445,7 +455,7 @@ impl Draft {
         // A packet that has read a slot may see only now in what state is whom it names.
         let stale = |slots: bool| slots && !self.wakes.is_empty();
         let buried = !self.buried.is_empty();
-        if self.descriptors.is_empty() {
+        if self.descriptors.is_empty() && self.guards.is_empty() {
             operations.extend(self.buried);
             operations.extend(stale(in_place || buried).then_some(Operation::Grace));
             operations.extend(self.wakes);
@@ -454,10 +464,16 @@ impl Draft {
             }
         } else {
             let generation = self.layout.generation + 1;
+            let (guards, descriptors) = (&self.guards, &self.descriptors);
             let write = |to: usize| {
-                self.descriptors
-                    .iter()
-                    .map(move |&(index, descriptor)| Operation::Descriptor(index, to, descriptor))
+                let guards = guards.iter();
+                let guards = guards.map(move |&(pool, guard)| Operation::Guard(pool, to, guard));
+                let descriptors = descriptors.iter();
+                guards.chain(
+                    descriptors.map(move |&(index, descriptor)| {
+                        Operation::Descriptor(index, to, descriptor)
+                    }),
+                )
             };
             operations.extend(write(half(generation)));
             operations.extend(self.conditions);

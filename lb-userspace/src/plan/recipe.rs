@@ -7,7 +7,7 @@ use lb_common::{
 };
 
 use super::layout::{Placed, PlacedMember, Recipe};
-use crate::model::{FlowState, Scheduler, Service};
+use crate::model::{Scheduler, Service};
 
 /// Places of a sequence at most: weights are scaled down beyond.
 const LONGEST_SEQUENCE: u32 = 65_536;
@@ -24,22 +24,14 @@ pub(super) struct Settings {
 
 impl Settings {
     pub(super) fn of(service: &Service) -> Self {
-        let limited = service
-            .backends
-            .iter()
-            .any(|backend| backend.max_connections.is_some());
         let scheduler = match service.scheduler {
             Scheduler::Maglev | Scheduler::SourceHash => scheduler::RING,
             Scheduler::RoundRobin | Scheduler::WeightedRoundRobin => scheduler::TURNS,
             Scheduler::LeastConnections | Scheduler::WeightedLeastConnections => scheduler::LEAST,
             Scheduler::PowerOfTwoChoices => scheduler::TWO_CHOICES,
         };
-        let counted = limited || service.scheduler.counts_connections();
-        let persistence = ticks(service.persistence);
-        let always = counted
-            || persistence != 0
-            || service.flow_state == FlowState::Always
-            || service.scheduler.records_every_flow();
+        let counted = service.counts_flows();
+        let always = service.records_every_flow();
         let by_source = service.scheduler == Scheduler::SourceHash;
         let flag = |condition, flag| if condition { flag } else { 0 };
         Self {
@@ -48,11 +40,12 @@ impl Settings {
                 | flag(always, service_flag::ALWAYS)
                 | flag(by_source, service_flag::BY_SOURCE)
                 | flag(service.keeps_port(), service_flag::KEEPS_PORT)
+                | flag(service.is_guarded(), service_flag::GUARDED)
                 | u16::from(service.no_backend.number()) << service_flag::REFUSAL_SHIFT
                 | u16::from(128 - service.client_bits()) << service_flag::CLIENT_SHIFT,
             moving_time: ticks(service.moving_time()),
             quic: service.quic.map_or(0, |quic| quic.lengths().0),
-            persistence,
+            persistence: ticks(service.persistence),
         }
     }
 

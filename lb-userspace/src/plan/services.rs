@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lb_common::tables::Descriptor;
+use lb_common::tables::{Descriptor, Guard};
 
 use super::{
     Draft, NoRoom,
@@ -111,6 +111,10 @@ impl Draft {
             (descriptor.schedule_start, descriptor.schedule_size),
         ] {
             self.release_span(start, size);
+        }
+        if placed.guard != Guard::default() {
+            let reset = |half| Operation::Guard(placed.number, half, Guard::default());
+            self.after.extend([0, 1].map(reset));
         }
         self.released.indices.push(placed.number);
     }

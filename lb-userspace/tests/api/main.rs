@@ -5,6 +5,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod access;
 mod quic;
 mod refusals;
 mod socket;
@@ -102,7 +103,7 @@ async fn a_service_is_told_with_its_health_and_backends() {
             "traffic": {"packets": 1234, "bytes": 56789, "flows": 12},
         },
     ]);
-    let expected = json!({
+    let mut expected = json!({
         "id": "10.0.0.1:80/tcp",
         "group": null,
         "mode": "nat",
@@ -124,11 +125,18 @@ async fn a_service_is_told_with_its_health_and_backends() {
             "passed": {"moving": 20, "settling": 17, "steady": 16},
             "established": 10, "half_open": 4,
             "uses": {"ended": 1, "moving": 9, "away": 4, "home": 0}, "lookups": 70, "recorded": 30, "overflows": 2, "promotion_overflows": 3, "named": 6,
-            "clients": 7, "client_overflows": 1,
+            "clients": 7, "client_overflows": 1, "denied": 11, "source_limited": 21, "service_limited": 31,
         },
         "traffic": {"packets": 2468, "bytes": 113578, "flows": 24},
         "backends": backends,
     });
+    let guards = json!({
+        "access_list": null, "flow_limit": "none", "source_limit": "none",
+        "source_prefix_v4": 32, "source_prefix_v6": 64,
+    });
+    for (key, value) in guards.as_object().unwrap() {
+        expected[key] = value.clone();
+    }
     assert_eq!((status, &body), (200, &expected));
     assert_eq!(
         ask(&agent, "GET", "/v1/services", "").await,
@@ -423,6 +431,11 @@ async fn the_client_speaks_every_route() {
         dead_after_ms: None,
         no_backend: None,
         mss_clamp: None,
+        access_list: None,
+        flow_limit: None,
+        source_limit: None,
+        source_prefix_v4: None,
+        source_prefix_v6: None,
         quic: None,
         persistence_ms: None,
         persistence_prefix: None,

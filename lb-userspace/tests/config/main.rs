@@ -1,5 +1,6 @@
 //! The configuration format: what is read, and how mistakes are told.
 
+mod access;
 mod bad;
 mod bad_checks;
 mod checks;
@@ -32,6 +33,8 @@ ring_slots = 1000000
 flows = 1000
 half_open = 500
 fragments = 250
+access_prefixes = 125
+sources = 60
 
 [[service]]
 vip = "10.0.0.1:80/tcp"
@@ -99,6 +102,8 @@ fn every_key_of_the_format_is_read() {
         flows: 1_000,
         half_open: 500,
         fragments: 250,
+        access_prefixes: 125,
+        sources: 60,
     };
     assert_eq!(config.limits, limits);
     assert!(config.warnings.is_empty(), "{:?}", config.warnings);

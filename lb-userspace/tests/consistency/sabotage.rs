@@ -9,11 +9,12 @@ use lb_common::{
     memory::MemoryTables,
     packet::Packet,
     persist,
+    rate::Rate,
     schedule::NOBODY,
     tables::{
-        Address, Backend, Bucket, Control, Datagram, Endpoint, FlowEvent, FlowKey, FragmentKey,
-        Handover, Member, NoRoute, Record, Recorded, Route, RouteQuery, Server, ServerKey,
-        ServiceEntry, Slot, Table, Tables, Tick, WayBack, flow_kind,
+        AccessKey, Address, Backend, Bucket, Control, Datagram, Endpoint, FlowEvent, FlowKey,
+        FragmentKey, GuardEntry, Handover, Member, NoRoute, Record, Recorded, Route, RouteQuery,
+        Server, ServerKey, ServiceEntry, Slot, SourceKey, Table, Tables, Tick, WayBack, flow_kind,
     },
     track::Question,
     verdict::{Answer, DropReason, Piece},
@@ -243,6 +244,22 @@ impl Tables for Bent<'_> {
         self.tables.count_answer(answer);
     }
 
+    fn guards(&self, pool: u32) -> Option<&GuardEntry> {
+        self.tables.guards(pool)
+    }
+
+    fn access(&self, key: &AccessKey) -> u32 {
+        self.tables.access(key)
+    }
+
+    fn take_of_source(&self, key: &SourceKey, rate: &Rate) -> bool {
+        self.tables.take_of_source(key, rate)
+    }
+
+    fn take_of_service(&self, service: u32, rate: &Rate) -> bool {
+        self.tables.take_of_service(service, rate)
+    }
+
     fn now(&self) -> Tick {
         self.tables.now()
     }
@@ -283,7 +300,10 @@ impl Tables for Bent<'_> {
             FlowEvent::Overflow | FlowEvent::ClientOverflow => Some(&self.tally.overflows),
             FlowEvent::Named => Some(&self.tally.named),
             FlowEvent::PromotionOverflow => Some(&self.tally.unpromoted),
-            FlowEvent::Recorded => None,
+            FlowEvent::Recorded
+            | FlowEvent::Denied
+            | FlowEvent::SourceLimit
+            | FlowEvent::ServiceLimit => None,
         };
         if let Some(counter) = counter {
             counter.set(counter.get() + 1);

@@ -131,6 +131,9 @@ async fn run(
             Request::Group(name, reply) => {
                 let _ = reply.send(state.lock().unwrap().of_group(&name).cloned());
             }
+            Request::AccessLists(reply) => {
+                let _ = reply.send(state.lock().unwrap().listings());
+            }
             Request::Events(filter, reply) => {
                 let _ = reply.send(events().list(&filter));
             }
@@ -395,6 +398,9 @@ fn describe(service: &Service) -> ServiceStatus {
             named: 6,
             clients: 7,
             client_overflows: 1,
+            denied: 11,
+            source_limited: 21,
+            service_limited: 31,
         },
         traffic: Traffic {
             packets: 2_468,

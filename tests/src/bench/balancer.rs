@@ -19,14 +19,14 @@ use lb_userspace::{
         Capacity, Dataplane, DataplaneError, FlowTables, Operation,
         bpf::{LoadOptions, Maps, Program, draw_hash_key},
     },
-    model::{Change, Service, ServiceId},
+    model::{AccessList, Change, Service, ServiceId},
     plan::{Placed, Ring},
 };
 
 use super::{
     frame::destination,
     harness::action,
-    services::{Pool, next_hop, repool},
+    services::{Pool, list_name, next_hop, repool, sources},
 };
 
 /// More than the moving time of any service here: 36 minutes.
@@ -146,6 +146,16 @@ impl Balancer {
         };
         let core = Core::new("bench".to_owned(), Tunnel::default(), watched)?;
         Ok(Self { program, core })
+    }
+
+    /// Has an access list of so many prefixes, all allowed.
+    ///
+    /// # Errors
+    /// It is refused.
+    pub fn list(&mut self, prefixes: u32) -> Result<()> {
+        let name = list_name(prefixes);
+        let list = AccessList::new(&name, sources(prefixes)?, [])?;
+        Ok(self.core.change(Change::SetAccessList(list))?)
     }
 
     /// Makes these its services, whose backends are all within reach.

@@ -8,7 +8,7 @@ pub const ETHERNET: usize = 14;
 /// Offset of the flags in a TCP header.
 const TCP_FLAGS: usize = 13;
 /// The last word of flow 0's source address.
-const FIRST_SOURCE: u32 = 0x6400_0000;
+pub const FIRST_SOURCE: u32 = 0x6400_0000;
 /// The source port of the first 2²⁴ flows.
 const FIRST_PORT: u16 = 1_024;
 /// Type and code of an ICMP echo request (RFC 792), which stand where a source port does.

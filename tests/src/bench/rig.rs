@@ -14,7 +14,7 @@ use super::{
     frame::{Frame, Payload, destination, flags},
     harness::{Harness, Run, Target, action},
     scenario::{Fleet, Records, Scenario, Slots},
-    services::{Kind, Pool, numbered},
+    services::{Guarded, Kind, Pool, numbered},
 };
 
 /// Records of half-open flows that there is room for: more than a round's new ones.
@@ -115,6 +115,11 @@ impl Rig {
             capacity: capacity(fleet),
             log_level: 0,
         })?;
+        for kind in kinds.values() {
+            if let Guarded::Listed(prefixes) = kind.guarded {
+                balancer.list(prefixes)?;
+            }
+        }
         balancer.serve(services?)?;
         let product = balancer.program.xdp()?.fd()?.try_clone()?;
         let records = |scenario: &&Scenario| {
@@ -347,6 +352,7 @@ fn capacity(fleet: Fleet) -> Capacity {
         flows: FLOWS,
         half_open: HALF_OPEN,
         fragments: 16_384,
+        ..Capacity::default()
     };
     match fleet {
         Fleet::Varied => base,

@@ -5,7 +5,7 @@ use lb_userspace::model::{FlowState, Mode, Quic, Scheduler, ServiceId};
 use super::{
     frame::{Frame, Payload, flags},
     harness::{Target, action},
-    services::{FIRST_OF_MANY, Kind, Pool},
+    services::{FIRST_OF_MANY, Guarded, Kind, Pool},
 };
 
 /// Flows of a sweep; 0: all new.
@@ -130,6 +130,7 @@ const IPIP: Kind = Kind {
     ring_size: Some(RING),
     pool: POOL,
     quic: None,
+    guarded: Guarded::Open,
 };
 const NAT: Kind = Kind {
     mode: Mode::Nat,
@@ -155,6 +156,7 @@ pub fn all(quick: bool) -> Vec<Scenario> {
     let mut list = vec![baseline()];
     list.extend(stateless());
     list.extend(quic());
+    list.extend(guarded());
     list.extend(untouched());
     list.extend(moves(recorded));
     list.extend(floods());
@@ -256,6 +258,27 @@ fn quic() -> impl Iterator<Item = Scenario> {
         ..of("quic-v4-named", Payload::Named(NAMED), flows)
     };
     sweep(&FLOWS, initials).chain(sweep(&FLOWS, named))
+}
+
+/// Services that not everybody may send to, or begin any number of flows.
+fn guarded() -> Vec<Scenario> {
+    let with = |guarded| Kind { guarded, ..IPIP };
+    let mut list = Vec::new();
+    for (place, prefixes) in [1, 1 << 20].into_iter().enumerate() {
+        let vip = format!("10.0.2.{place}:80/tcp");
+        let name = format!("tcp-v4-list-{prefixes}");
+        let kind = with(Guarded::Listed(prefixes));
+        list.extend(sweep(&[1, 1_000_000, 0], |flows| {
+            steady(&name, &vip, kind, TCP, flows)
+        }));
+    }
+    let limited = with(Guarded::Limited);
+    for (name, payload) in [("tcp-v4-limited", TCP), ("syn-v4-limited", SYN)] {
+        list.extend(sweep(&[1, 0], |flows| {
+            steady(name, "10.0.2.2:80/tcp", limited, payload, flows)
+        }));
+    }
+    list
 }
 
 /// Packets that are not forwarded.

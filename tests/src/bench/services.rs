@@ -2,16 +2,16 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use anyhow::Result;
+use anyhow::{Error, Result};
 use lb_userspace::{
     model::{
-        Admin, Backend, Change, FlowState, Health, Mode, Protocol, Quic, Scheduler, Service,
-        ServiceId, State,
+        Admin, Backend, Change, FlowLimit, FlowState, Health, Mode, Prefix, Protocol, Quic,
+        Scheduler, Service, ServiceId, State,
     },
     neighbours::{NextHop, Update},
 };
 
-use super::harness::INGRESS;
+use super::{frame::FIRST_SOURCE, harness::INGRESS};
 
 /// Destination of every frame to a backend: its neighbour's MAC address.
 pub const NEXT_HOP_MAC: [u8; 6] = [2, 0, 0, 0, 2, 2];
@@ -71,6 +71,35 @@ impl Pool {
     }
 }
 
+/// What is asked of packets before they are steered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Guarded {
+    /// Nothing.
+    Open,
+    /// An access list of so many prefixes, which has all their sources.
+    Listed(u32),
+    /// How many flows begin, in all and of each source: fewer than the limits.
+    Limited,
+}
+
+/// The name of an access list of so many prefixes.
+pub fn list_name(prefixes: u32) -> String {
+    format!("of-{prefixes}")
+}
+
+/// So many prefixes of equal length, all those that sources of frames begin with.
+///
+/// # Errors
+/// Never, for powers of two below 2²¹.
+pub fn sources(prefixes: u32) -> Result<Vec<Prefix>> {
+    let bits = 8 + prefixes.ilog2();
+    let prefix = |n: u32| {
+        let first = Ipv4Addr::from(FIRST_SOURCE + (n << (32 - bits)));
+        Ok(format!("{first}/{bits}").parse()?)
+    };
+    (0..prefixes).map(prefix).collect()
+}
+
 /// What distinguishes a service under measurement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Kind {
@@ -86,6 +115,8 @@ pub struct Kind {
     pub pool: Pool,
     /// How connection ids are laid out where it is QUIC; backends have their numbers for server ids.
     pub quic: Option<Quic>,
+    /// What its packets are asked.
+    pub guarded: Guarded,
 }
 
 impl Kind {
@@ -101,6 +132,14 @@ impl Kind {
         service.health = Health::none();
         service.backends = self.pool.backends();
         service.quic = self.quic;
+        match self.guarded {
+            Guarded::Open => {}
+            Guarded::Listed(prefixes) => service.access_list = Some(list_name(prefixes)),
+            Guarded::Limited => {
+                let limit = FlowLimit::to(1_000_000_000, None).map_err(Error::msg)?;
+                (service.flow_limit, service.source_limit) = (limit, limit);
+            }
+        }
         if self.quic.is_some() {
             for (n, backend) in (1u16..).zip(&mut service.backends) {
                 backend.server_id = Some(format!("{n:04x}").parse()?);

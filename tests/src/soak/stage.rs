@@ -112,8 +112,7 @@ fn configuration(pools: &Pools, flow_state: FlowState, flows: Option<u32>) -> Co
     Config {
         services,
         limits,
-        heartbeat_port: None,
-        unknown_port: None,
+        ..Config::default()
     }
 }
 

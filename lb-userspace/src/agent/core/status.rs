@@ -202,6 +202,9 @@ impl<D: Dataplane> Core<D> {
             named: counted.named,
             clients: self.census.clients(placed),
             client_overflows: counted.client_overflows,
+            denied: counted.denied,
+            source_limited: counted.source_limited,
+            service_limited: counted.service_limited,
         }
     }
 }

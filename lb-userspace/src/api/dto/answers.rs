@@ -10,8 +10,8 @@ use super::{
 use crate::{
     capacity,
     model::{
-        Admin, Check, Combine, Failback, FlapDamping, FlowState, Mode, MssClamp, OnDown, Quic,
-        Scheduler, ServiceId, SlowStart, Unserved,
+        Admin, Check, Combine, Failback, FlapDamping, FlowLimit, FlowState, Mode, MssClamp, OnDown,
+        Quic, SOURCE_PREFIX_V4, SOURCE_PREFIX_V6, Scheduler, ServiceId, SlowStart, Unserved,
     },
     snapshot,
 };
@@ -101,6 +101,21 @@ pub struct Service {
     /// What the MSS of its SYNs is lowered to: bytes, `auto` or `off`.
     #[serde(default)]
     pub mss_clamp: MssClamp,
+    /// The access list that says who may send to it; `null`: everybody may.
+    #[serde(default)]
+    pub access_list: Option<String>,
+    /// How many flows may begin: a number a second, `RATE,burst=N` or `none`.
+    #[serde(default)]
+    pub flow_limit: FlowLimit,
+    /// How many of each source.
+    #[serde(default)]
+    pub source_limit: FlowLimit,
+    /// First bits of an IPv4 address that make a source.
+    #[serde(default)]
+    pub source_prefix_v4: u8,
+    /// First bits of an IPv6 address that make a source.
+    #[serde(default)]
+    pub source_prefix_v6: u8,
     /// How its connection ids are laid out; `null` where it is not QUIC.
     pub quic: Option<Quic>,
     /// How long a client's new flows go where its last new flow went; 0: not at all.
@@ -318,6 +333,11 @@ impl From<&snapshot::ServiceStatus> for Service {
             dead_after_ms: millis(service.dead_after),
             no_backend: service.no_backend,
             mss_clamp: service.mss_clamp,
+            access_list: service.access_list.clone(),
+            flow_limit: service.flow_limit,
+            source_limit: service.source_limit,
+            source_prefix_v4: service.source_prefix_v4.unwrap_or(SOURCE_PREFIX_V4),
+            source_prefix_v6: service.source_prefix_v6.unwrap_or(SOURCE_PREFIX_V6),
             quic: service.quic,
             persistence_ms: millis(service.persistence),
             persistence_prefix: service.persistence_prefix,

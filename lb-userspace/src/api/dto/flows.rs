@@ -151,6 +151,15 @@ pub struct ServiceFlows {
     /// Clients that could not be remembered, since the table was full.
     #[serde(default)]
     pub client_overflows: u64,
+    /// Packets dropped since the access list denies their source.
+    #[serde(default)]
+    pub denied: u64,
+    /// Packets that would have begun a flow, of more than their source may begin.
+    #[serde(default)]
+    pub source_limited: u64,
+    /// The same, of more than all may begin.
+    #[serde(default)]
+    pub service_limited: u64,
 }
 
 /// A service's live records by what they are for, each under the first that holds.
@@ -236,6 +245,9 @@ impl From<snapshot::FlowStatus> for ServiceFlows {
             named,
             clients,
             client_overflows,
+            denied,
+            source_limited,
+            service_limited,
         } = status;
         Self {
             steady,
@@ -256,6 +268,9 @@ impl From<snapshot::FlowStatus> for ServiceFlows {
             named,
             clients,
             client_overflows,
+            denied,
+            source_limited,
+            service_limited,
         }
     }
 }

@@ -5,8 +5,9 @@ use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::model::{
-    self, Admin, Check, Combine, Failback, FlapDamping, FlowState, Health, Mode, ModelError,
-    MssClamp, OnDown, Quic, Scheduler, ServerId, ServiceId, Settings, SlowStart, Unserved,
+    self, Admin, Check, Combine, Failback, FlapDamping, FlowLimit, FlowState, Health, Mode,
+    ModelError, MssClamp, OnDown, Quic, Scheduler, ServerId, ServiceId, Settings, SlowStart,
+    Unserved,
 };
 
 /// A service to add.
@@ -50,6 +51,21 @@ pub struct NewService {
     /// How its connection ids are laid out, where it is QUIC.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quic: Option<Quic>,
+    /// The access list that says who may send to it; everybody where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub access_list: Option<String>,
+    /// How many flows may begin: a number a second, `RATE,burst=N` or, where absent, `none`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flow_limit: Option<FlowLimit>,
+    /// How many of each source.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_limit: Option<FlowLimit>,
+    /// First bits of an IPv4 address that make a source; 32 where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_prefix_v4: Option<u8>,
+    /// First bits of an IPv6 address that make a source; 64 where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_prefix_v6: Option<u8>,
     /// How long a client's new flows go where its last new flow went; 0, or absent: not at all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub persistence_ms: Option<u64>,
@@ -185,6 +201,25 @@ pub struct EditService {
     /// What the MSS of its SYNs is lowered to: bytes, `auto` or `off`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mss_clamp: Option<MssClamp>,
+    /// The access list that says who may send to it; `null`: everybody may.
+    #[serde(
+        default,
+        deserialize_with = "given",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub access_list: Option<Option<String>>,
+    /// How many flows may begin: a number a second, `RATE,burst=N` or `none`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flow_limit: Option<FlowLimit>,
+    /// How many of each source.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_limit: Option<FlowLimit>,
+    /// First bits of an IPv4 address that make a source.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_prefix_v4: Option<u8>,
+    /// First bits of an IPv6 address that make a source.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_prefix_v6: Option<u8>,
     /// How long a client's new flows go where its last new flow went; 0: not at all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub persistence_ms: Option<u64>,
@@ -236,6 +271,11 @@ impl From<EditService> for Settings {
             dead_after: edit.dead_after_ms.map(Duration::from_millis),
             no_backend: edit.no_backend,
             mss_clamp: edit.mss_clamp,
+            access_list: edit.access_list,
+            flow_limit: edit.flow_limit,
+            source_limit: edit.source_limit,
+            source_prefix_v4: edit.source_prefix_v4,
+            source_prefix_v6: edit.source_prefix_v6,
             persistence: edit.persistence_ms.map(Duration::from_millis),
             persistence_prefix: edit.persistence_prefix,
             spill_below: edit.spill_below,
@@ -277,6 +317,11 @@ impl NewService {
             dead_after_ms: self.dead_after_ms,
             no_backend: self.no_backend,
             mss_clamp: self.mss_clamp,
+            access_list: self.access_list.map(Some),
+            flow_limit: self.flow_limit,
+            source_limit: self.source_limit,
+            source_prefix_v4: self.source_prefix_v4,
+            source_prefix_v6: self.source_prefix_v6,
             persistence_ms: self.persistence_ms,
             persistence_prefix: self.persistence_prefix,
             spill_below: self.spill_below,

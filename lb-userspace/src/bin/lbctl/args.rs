@@ -1,7 +1,11 @@
 //! The arguments and their help. Values are read by the model's own parsers, so that a bad address
 //! is refused before anyone is asked.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum, builder::TypedValueParser};
 use clap_complete::Shell;
@@ -9,8 +13,9 @@ use lb_userspace::{
     api::dto::{DEFAULT_EVENTS, DEFAULT_FLOWS, MAX_FLOWS, NewBackend, Phase},
     config, duration, instance,
     model::{
-        self, Admin, Check, Combine, Failback, FlapDamping, FlowState, MAX_TIER, MAX_WEIGHT, Mode,
-        ModelError, MssClamp, OnDown, Scheduler, ServerId, ServiceId, SlowStart, Unserved,
+        self, Admin, Check, Combine, Failback, FlapDamping, FlowLimit, FlowState, MAX_TIER,
+        MAX_WEIGHT, Mode, ModelError, MssClamp, OnDown, Prefix, Scheduler, ServerId, ServiceId,
+        SlowStart, Unserved,
     },
 };
 
@@ -20,7 +25,7 @@ Exit codes:
   1  internal error, or an answer that makes no sense
   2  wrong arguments
   3  no agent answers (not running, stopping, or its socket may not be used)
-  4  no such service or backend
+  4  no such service, backend, access list or prefix
   5  refused: invalid, in conflict with what is there, or no room; nothing changed
   6  waited for as long as --timeout says, in vain; what was asked for is in force
 
@@ -82,6 +87,15 @@ pub enum Noun {
         #[command(subcommand)]
         verb: BackendVerb,
     },
+    /// List, show, set, edit and remove access lists, which say who may send to services
+    ///
+    /// Of the prefixes that hold a source, the longest decides. Sources in none are denied where any prefix is
+    /// allowed, and allowed otherwise.
+    AccessList {
+        /// What to do.
+        #[command(subcommand)]
+        verb: AccessVerb,
+    },
     /// Send a service's new flows to another tier; established connections stay where they are
     ///
     /// Tiers before it get none, unless nobody else is left. `lbctl failback` undoes it.
@@ -110,6 +124,72 @@ pub enum Noun {
         /// Which shell.
         shell: Shell,
     },
+}
+
+/// What can be done to access lists.
+#[derive(Debug, Subcommand)]
+pub enum AccessVerb {
+    /// List all access lists
+    List,
+    /// Show the prefixes of one, and the services that have it
+    Show {
+        /// Its name
+        #[arg(value_name = "NAME")]
+        list: String,
+    },
+    /// Say what becomes of a source's packets, and by which prefix
+    Check {
+        /// The list's name
+        #[arg(value_name = "NAME")]
+        list: String,
+        /// The source's address
+        source: IpAddr,
+    },
+    /// Make an access list, or replace all of what it says: services never see a part of it
+    Set {
+        /// Its name
+        #[arg(value_name = "NAME", value_parser = parse_list_name)]
+        list: String,
+        /// What it is to say.
+        #[command(flatten)]
+        prefixes: PrefixArgs,
+    },
+    /// Let single prefixes come and go, all at once
+    #[command(group(ArgGroup::new("edits").required(true).multiple(true).args(["allow", "deny", "allow_file", "deny_file", "remove"])))]
+    Edit {
+        /// Its name
+        #[arg(value_name = "NAME")]
+        list: String,
+        /// What comes, or changes sides.
+        #[command(flatten)]
+        prefixes: PrefixArgs,
+        /// A prefix that goes; may be given more than once
+        #[arg(long, value_name = "PREFIX", value_parser = parse_prefix)]
+        remove: Vec<Prefix>,
+    },
+    /// Remove an access list that no service has
+    Remove {
+        /// Its name
+        #[arg(value_name = "NAME")]
+        list: String,
+    },
+}
+
+/// Prefixes of an access list.
+#[derive(Debug, Args)]
+pub struct PrefixArgs {
+    /// A prefix that may send, as 192.0.2.0/24; may be given more than once
+    #[arg(long, value_name = "PREFIX", value_parser = parse_prefix)]
+    pub allow: Vec<Prefix>,
+    /// A prefix that may not; may be given more than once
+    #[arg(long, value_name = "PREFIX", value_parser = parse_prefix)]
+    pub deny: Vec<Prefix>,
+    /// A file of such that may send: one a line, # begins a comment
+    #[arg(long, value_name = "FILE")]
+    pub allow_file: Vec<PathBuf>,
+    /// A file of such that may not
+    #[arg(long, value_name = "FILE")]
+    pub deny_file: Vec<PathBuf>,
 }
 
 /// What can be done to services.
@@ -160,6 +240,9 @@ pub struct AddService {
     /// How its connection ids are laid out.
     #[command(flatten)]
     pub quic: Option<QuicArgs>,
+    /// The access list that says who may send to it; everybody if absent
+    #[arg(long, value_name = "NAME", help_heading = "Access")]
+    pub access_list: Option<String>,
     /// How its backends are checked.
     #[command(flatten)]
     pub health: HealthArgs,
@@ -197,6 +280,12 @@ pub struct SetService {
     /// Share its pool with nobody; refused where flows would be forgotten
     #[arg(long, conflicts_with = "group")]
     pub no_group: bool,
+    /// The access list that says who may send to it
+    #[arg(long, value_name = "NAME", help_heading = "Access")]
+    pub access_list: Option<String>,
+    /// Everybody may send to it
+    #[arg(long, conflicts_with = "access_list", help_heading = "Access")]
+    pub no_access_list: bool,
     /// How its connection ids are laid out from now on.
     #[command(flatten)]
     pub quic: Option<QuicArgs>,
@@ -214,7 +303,13 @@ pub struct SetService {
 }
 
 /// What can be changed, by the names of the fields of [`SetService`] and [`SettingsArgs`].
-const SETTINGS: [&str; 20] = [
+const SETTINGS: [&str; 26] = [
+    "access_list",
+    "no_access_list",
+    "flow_limit",
+    "source_limit",
+    "source_prefix_v4",
+    "source_prefix_v6",
     "group",
     "no_group",
     "config_id",
@@ -265,6 +360,18 @@ pub struct SettingsArgs {
     /// What the MSS of TCP SYNs is lowered to: off, auto (what fits the way to the backend), or bytes [default: off]
     #[arg(long, value_name = "BYTES", value_parser = parse_mss_clamp)]
     pub mss_clamp: Option<MssClamp>,
+    /// How many flows may begin a second: none, N, or N,burst=N [default: none]
+    #[arg(long, value_name = "RATE", value_parser = parse_flow_limit, help_heading = "Access")]
+    pub flow_limit: Option<FlowLimit>,
+    /// How many of each source [default: none]
+    #[arg(long, value_name = "RATE", value_parser = parse_flow_limit, help_heading = "Access")]
+    pub source_limit: Option<FlowLimit>,
+    /// First bits of an IPv4 address that make a source [default: 32]
+    #[arg(long, value_name = "BITS", value_parser = clap::value_parser!(u8).range(1..=32), help_heading = "Access")]
+    pub source_prefix_v4: Option<u8>,
+    /// First bits of an IPv6 address that make a source [default: 64]
+    #[arg(long, value_name = "BITS", value_parser = clap::value_parser!(u8).range(1..=128), help_heading = "Access")]
+    pub source_prefix_v6: Option<u8>,
     /// How long a client's new flows go where its last new flow went; 0s: not at all [default: 0s]
     #[arg(long, value_name = "TIME", value_parser = parse_millis)]
     pub persistence: Option<u64>,
@@ -519,6 +626,19 @@ fn weight() -> clap::builder::RangedI64ValueParser<u16> {
 
 fn tier() -> clap::builder::RangedI64ValueParser<u8> {
     clap::value_parser!(u8).range(0..=i64::from(MAX_TIER))
+}
+
+fn parse_flow_limit(text: &str) -> Result<FlowLimit, String> {
+    text.parse()
+}
+
+fn parse_prefix(text: &str) -> Result<Prefix, ModelError> {
+    text.parse()
+}
+
+fn parse_list_name(text: &str) -> Result<String, String> {
+    model::AccessList::new(text, [], []).map_err(|error| error.to_string())?;
+    Ok(text.to_owned())
 }
 
 fn parse_mss_clamp(text: &str) -> Result<MssClamp, String> {

@@ -57,7 +57,10 @@ fn client_exit_code(error: &ClientError) -> u8 {
         | ClientError::Unreachable { .. }
         | ClientError::TimedOut { .. } => NO_AGENT,
         ClientError::Refused { status, code, .. } => match (status, code.as_str()) {
-            (404, "unknown_service" | "unknown_backend") => NOT_FOUND,
+            (
+                404,
+                "unknown_service" | "unknown_backend" | "unknown_access_list" | "unknown_prefix",
+            ) => NOT_FOUND,
             (400 | 409 | 413 | 507, _) => REFUSED,
             (503, _) => NO_AGENT,
             _ => INTERNAL,

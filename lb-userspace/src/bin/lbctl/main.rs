@@ -15,6 +15,7 @@ use crate::{
     failure::Failure,
 };
 
+mod access;
 mod args;
 mod backend;
 mod completions;
@@ -57,6 +58,7 @@ async fn ask(cli: &Cli) -> Result<String, Failure> {
     match &cli.noun {
         Noun::Status => status::show(&client, cli.output).await,
         Noun::Service { verb } => service::run(&client, verb, cli.output).await,
+        Noun::AccessList { verb } => access::run(&client, verb, cli.output).await,
         Noun::Backend { verb } => backend::run(&client, verb, cli.output).await,
         Noun::Failover { id, to } => failover::to(&client, *id, *to, cli.output).await,
         Noun::Failback { id } => failover::back(&client, *id, cli.output).await,

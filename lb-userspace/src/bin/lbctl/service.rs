@@ -1,13 +1,13 @@
 //! `lbctl service`.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use lb_userspace::{
     api::{
         client::Client,
         dto::{Capacity, Condition, EditService, NewService, Service, Tier},
     },
-    model::{Check, Combine, Http, Probe, Quic, name_of},
+    model::{Check, Combine, FlowLimit, Http, Probe, Quic, name_of},
 };
 
 use crate::{
@@ -92,6 +92,11 @@ fn new_service(args: &AddService) -> Result<NewService, Failure> {
         dead_after_ms: settings.dead_after_ms,
         no_backend: settings.no_backend,
         mss_clamp: settings.mss_clamp,
+        access_list: args.access_list.clone(),
+        flow_limit: settings.flow_limit,
+        source_limit: settings.source_limit,
+        source_prefix_v4: settings.source_prefix_v4,
+        source_prefix_v6: settings.source_prefix_v6,
         quic: args.quic.map(quic),
         persistence_ms: settings.persistence_ms,
         persistence_prefix: settings.persistence_prefix,
@@ -164,6 +169,10 @@ fn edit(args: SettingsArgs) -> EditService {
         dead_after,
         no_backend,
         mss_clamp,
+        flow_limit,
+        source_limit,
+        source_prefix_v4,
+        source_prefix_v6,
         persistence,
         persistence_prefix,
         spill_below,
@@ -181,6 +190,10 @@ fn edit(args: SettingsArgs) -> EditService {
         dead_after_ms: dead_after,
         no_backend,
         mss_clamp,
+        flow_limit,
+        source_limit,
+        source_prefix_v4,
+        source_prefix_v6,
         persistence_ms: persistence,
         persistence_prefix,
         spill_below,
@@ -194,7 +207,9 @@ fn edit(args: SettingsArgs) -> EditService {
 
 fn changes(args: &SetService) -> EditService {
     let group = args.group.clone();
+    let access_list = args.access_list.clone();
     EditService {
+        access_list: (access_list.is_some() || args.no_access_list).then_some(access_list),
         group: (group.is_some() || args.no_group).then_some(group),
         quic: (args.quic.is_some() || args.no_quic).then(|| args.quic.map(quic)),
         server_ids: args.server_ids.iter().copied().collect(),
@@ -280,6 +295,7 @@ fn show(service: &Service) -> String {
     if service.panic_below > 0 {
         fields.push(("panic", panic(service)));
     }
+    fields.extend(guards(service));
     if !service.tiers.is_empty() {
         let failback = service.failback;
         let spill = format!(
@@ -312,6 +328,40 @@ fn show(service: &Service) -> String {
     match checks[..] {
         [_] => format!("{fields}\n{backends}"),
         _ => format!("{fields}\n{backends}\n{}", backend::checks(service)),
+    }
+}
+
+/// Who may send, and how many flows may begin, as far as that is bounded.
+fn guards(service: &Service) -> Vec<(&'static str, String)> {
+    let flows = &service.flows;
+    let mut guards = Vec::new();
+    if let Some(name) = &service.access_list {
+        let denied = flows.denied;
+        guards.push((
+            "access list",
+            format!("{name}; {denied} packets denied so far"),
+        ));
+    }
+    if !service.flow_limit.is_none() {
+        let (limit, refused) = (in_words(service.flow_limit), flows.service_limited);
+        guards.push(("flow limit", format!("{limit}; {refused} refused so far")));
+    }
+    if !service.source_limit.is_none() {
+        let bits = match service.id.vip {
+            SocketAddr::V4(_) => service.source_prefix_v4,
+            SocketAddr::V6(_) => service.source_prefix_v6,
+        };
+        let (limit, refused) = (in_words(service.source_limit), flows.source_limited);
+        let text = format!("{limit}, of each /{bits}; {refused} refused so far");
+        guards.push(("source limit", text));
+    }
+    guards
+}
+
+fn in_words(limit: FlowLimit) -> String {
+    match limit {
+        FlowLimit::None => "any number".to_owned(),
+        FlowLimit::To { rate, burst } => format!("{rate} new flows a second, {burst} at once"),
     }
 }
 

@@ -6,7 +6,8 @@ mod run;
 mod servers;
 
 use std::{
-    fs, io::ErrorKind, net::IpAddr, os::unix::net::UnixStream, path::Path, process::ExitCode,
+    cell::RefCell, fs, io::ErrorKind, net::IpAddr, os::unix::net::UnixStream, path::Path,
+    process::ExitCode,
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -14,7 +15,7 @@ use clap::Parser as _;
 use lb_userspace::{
     config::{self, Config},
     dataplane::bpf::{Mode, Pins, decap},
-    instance,
+    instance, store,
 };
 use tracing_subscriber::EnvFilter;
 
@@ -44,14 +45,24 @@ fn main() -> ExitCode {
     }
 }
 
-/// The configuration and its text; nothing configured where there is no file.
+/// The configuration and its text, with what identifies the files that it names; nothing configured where there is no
+/// file.
 fn read_config(path: Option<&Path>) -> Result<(Config, String)> {
     let Some(path) = path else {
         return Ok((Config::default(), String::new()));
     };
     let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
-    match config::parse(&text, &path.display().to_string()) {
-        Ok(config) => Ok((config, text)),
+    let files = RefCell::new(text.clone());
+    let read = |name: &str| {
+        // Beside the configuration, unless said otherwise.
+        let path = path.parent().unwrap_or(Path::new("")).join(name);
+        let text = fs::read_to_string(path).map_err(|error| error.to_string())?;
+        let mark = format!("\n# {name}: {:016x}", store::fingerprint(text.as_bytes()));
+        files.borrow_mut().push_str(&mark);
+        Ok(text)
+    };
+    match config::parse_with(&text, &path.display().to_string(), &read) {
+        Ok(config) => Ok((config, files.into_inner())),
         Err(errors) => {
             let lines: Vec<String> = errors.iter().map(ToString::to_string).collect();
             bail!(

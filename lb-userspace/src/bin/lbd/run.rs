@@ -20,9 +20,9 @@ use lb_userspace::{
     fragments::{self, Keeper},
     health::{Checker, probes_in_flight},
     instance,
-    model::{Change, Service, UNKNOWN_PORT},
+    model::{Change, UNKNOWN_PORT},
     neighbours::Resolver,
-    store,
+    store::{self, Stored},
 };
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::{
@@ -120,8 +120,10 @@ impl Started {
             core.network(update);
         }
         let store = instance::state_path(name);
-        let services = former_services(&store, text);
-        let change = Change::Replace(services.unwrap_or_else(|| config.services.clone()));
+        let change = match former_state(&store, text) {
+            Some(stored) => Change::ReplaceAll(stored.access_lists, stored.services),
+            None => Change::ReplaceAll(config.access_lists.clone(), config.services.clone()),
+        };
         if !matches!(arguments.bpf_log, LogLevel::Off) {
             forward_log(&mut program)?;
         }
@@ -162,15 +164,15 @@ impl Started {
 }
 
 /// What a former agent kept, if it began from the same configuration.
-fn former_services(store: &Path, text: &str) -> Option<Vec<Service>> {
-    let services = store::load(store, text).unwrap_or_else(|error| {
+fn former_state(store: &Path, text: &str) -> Option<Stored> {
+    let stored = store::load(store, text).unwrap_or_else(|error| {
         tracing::warn!(%error, "the state of the former agent is unusable; the configuration counts");
         None
     });
-    if services.is_some() {
+    if stored.is_some() {
         tracing::info!("taking up the state of the former agent");
     }
-    services
+    stored
 }
 
 /// Allows itself as many open files as it may: each probe under way is one. How many those are.
@@ -196,6 +198,8 @@ fn load(arguments: &Run, config: &Config, name: &str, pins: Pins) -> Result<(Pro
             flows: limits.flows,
             half_open: limits.half_open,
             fragments: limits.fragments,
+            access_prefixes: limits.access_prefixes,
+            sources: limits.sources,
         },
         log_level: arguments.bpf_log as u8,
     };

@@ -9,7 +9,7 @@ use std::{
 use aya::maps::MapData;
 use lb_common::tables::{FlowKey, Record, TICK_SHIFT, Table, Tick};
 use nix::time::{ClockId, clock_gettime};
-use zerocopy::{FromZeros, IntoBytes};
+use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use super::mapped::Mapped;
 use crate::dataplane::{DataplaneError, FlowTables};
@@ -72,11 +72,11 @@ impl FlowMap {
     fn scan(&self, show: &mut dyn FnMut(&FlowKey, &Record)) -> Result<(), DataplaneError> {
         let mut keys = vec![FlowKey::new_zeroed(); BATCH];
         let mut records = vec![Record::new_zeroed(); BATCH];
-        let mut cursor: Option<u64> = None;
+        let mut cursor = None;
         loop {
             let batch = Batch {
                 keys: &mut keys,
-                records: &mut records,
+                values: &mut records,
             };
             let (count, next) = lookup_batch(self.fd.as_fd(), cursor, batch)
                 .map_err(|error| self.failed("reading", &error))?;
@@ -157,6 +157,8 @@ const BPF_MAP_LOOKUP_ELEM: libc::c_int = 1;
 const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
 const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_int = 21;
 const BPF_MAP_LOOKUP_BATCH: libc::c_int = 24;
+const BPF_MAP_UPDATE_BATCH: libc::c_int = 26;
+const BPF_MAP_DELETE_BATCH: libc::c_int = 27;
 const BPF_NOEXIST: u64 = 1;
 
 /// `union bpf_attr` for one element
@@ -183,38 +185,84 @@ struct BatchAttr {
     flags: u64,
 }
 
-/// Where a batch goes: as many keys as records.
-struct Batch<'a> {
-    keys: &'a mut [FlowKey],
-    records: &'a mut [Record],
+/// A batch: as many keys as values, both of the map's sizes.
+pub(super) struct Batch<'a, K, V> {
+    pub keys: &'a mut [K],
+    pub values: &'a mut [V],
 }
 
-/// Reads records from a place on; how many, and the next place.
-fn lookup_batch(
+/// Where a batch begins. Of a hash, it is four bytes; of other maps, a key.
+pub(super) type Cursor = [u64; 3];
+
+/// Reads elements from a place on; how many, and the next place.
+pub(super) fn lookup_batch<K: FromBytes + IntoBytes, V: FromBytes + IntoBytes>(
     fd: BorrowedFd<'_>,
-    cursor: Option<u64>,
-    batch: Batch<'_>,
-) -> io::Result<(usize, Option<u64>)> {
-    let mut next = 0u64;
+    cursor: Option<Cursor>,
+    batch: Batch<'_, K, V>,
+) -> io::Result<(usize, Option<Cursor>)> {
+    const { assert!(size_of::<K>() <= size_of::<Cursor>()) };
+    let mut next = Cursor::default();
     let mut attr = BatchAttr {
         in_batch: cursor
             .as_ref()
             .map_or(0, |cursor| (&raw const *cursor) as u64),
         out_batch: (&raw mut next) as u64,
         keys: batch.keys.as_mut_ptr() as u64,
-        values: batch.records.as_mut_ptr() as u64,
-        count: batch.keys.len().min(batch.records.len()) as u32,
+        values: batch.values.as_mut_ptr() as u64,
+        count: batch.keys.len().min(batch.values.len()) as u32,
         map_fd: fd.as_raw_fd() as u32,
         elem_flags: 0,
         flags: 0,
     };
-    // SAFETY: every pointer is to memory that lives through the call: cursors of eight bytes, of which
-    // a hash uses four, and `count` keys and values of the map's sizes, in which any bytes are valid.
+    // SAFETY: every pointer is to memory that lives through the call: cursors that a key fits in, and
+    // `count` keys and values of the map's sizes, in which any bytes are valid.
     let result = unsafe { bpf(BPF_MAP_LOOKUP_BATCH, &mut attr) };
     match result {
         Ok(()) => Ok((attr.count as usize, Some(next))),
         // The last batch.
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok((attr.count as usize, None)),
+        Err(error) => Err(error),
+    }
+}
+
+/// Writes elements, whatever was there.
+pub(super) fn update_batch<K: IntoBytes, V: IntoBytes>(
+    fd: BorrowedFd<'_>,
+    batch: Batch<'_, K, V>,
+) -> io::Result<()> {
+    let mut attr = BatchAttr {
+        in_batch: 0,
+        out_batch: 0,
+        keys: batch.keys.as_ptr() as u64,
+        values: batch.values.as_ptr() as u64,
+        count: batch.keys.len().min(batch.values.len()) as u32,
+        map_fd: fd.as_raw_fd() as u32,
+        elem_flags: 0,
+        flags: 0,
+    };
+    // SAFETY: `count` keys and values of the map's sizes live through the call, which only reads them.
+    unsafe { bpf(BPF_MAP_UPDATE_BATCH, &mut attr) }
+}
+
+/// Removes elements up to the first that is not there: how many, and whether one is not.
+pub(super) fn delete_batch<K: IntoBytes>(
+    fd: BorrowedFd<'_>,
+    keys: &[K],
+) -> io::Result<(usize, bool)> {
+    let mut attr = BatchAttr {
+        in_batch: 0,
+        out_batch: 0,
+        keys: keys.as_ptr() as u64,
+        values: 0,
+        count: keys.len() as u32,
+        map_fd: fd.as_raw_fd() as u32,
+        elem_flags: 0,
+        flags: 0,
+    };
+    // SAFETY: `count` keys of the map's size live through the call, which only reads them.
+    match unsafe { bpf(BPF_MAP_DELETE_BATCH, &mut attr) } {
+        Ok(()) => Ok((attr.count as usize, false)),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok((attr.count as usize, true)),
         Err(error) => Err(error),
     }
 }

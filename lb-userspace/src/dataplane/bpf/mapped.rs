@@ -10,7 +10,9 @@ use std::{
     },
 };
 
-use lb_common::tables::{Backend, Bucket, Control, Descriptor, Member, ServiceEntry};
+use lb_common::tables::{
+    Backend, Bucket, Control, Descriptor, Guard, GuardEntry, Member, ServiceEntry,
+};
 use memmap2::{MmapOptions, MmapRaw};
 use zerocopy::{FromBytes, Immutable, IntoBytes, transmute};
 
@@ -251,6 +253,30 @@ impl Mapped<ServiceEntry> {
                 .cast::<Descriptor>()
                 .add(half)
                 .write_volatile(descriptor)
+        };
+        Ok(())
+    }
+}
+
+impl Mapped<GuardEntry> {
+    /// Writes one half of a guard, the one not in force.
+    ///
+    /// # Errors
+    /// The index is out of bounds.
+    pub fn set_guard(
+        &mut self,
+        index: u32,
+        half: usize,
+        guard: Guard,
+    ) -> Result<(), DataplaneError> {
+        let entry = self.at(index)?;
+        assert!(half < 2);
+        // SAFETY: one of the two halves of a valid, aligned element.
+        unsafe {
+            (&raw mut (*entry).halves)
+                .cast::<Guard>()
+                .add(half)
+                .write_volatile(guard)
         };
         Ok(())
     }

@@ -7,13 +7,14 @@ use aya::{
 use lb_common::{
     memory::MemoryTables,
     tables::{
-        Address, Backend, Bucket, Control, Counters, Endpoint, FlowCounters, HASH_KEY_WORDS,
-        Member, Server, ServerKey, ServiceEntry, Slot, Tick, WayBack,
+        Address, Backend, Bucket, Control, Counters, Endpoint, FlowCounters, GuardEntry,
+        HASH_KEY_WORDS, Member, Server, ServerKey, ServiceEntry, Slot, Tick, WayBack,
     },
 };
 use zerocopy::{FromBytes, IntoBytes, transmute};
 
 use super::{
+    access::{ACCESS, AccessMap},
     flows::{self, FlowMap, SharedFlows},
     mapped::Mapped,
 };
@@ -36,9 +37,11 @@ pub struct Maps {
     ways_back: HashMap<MapData, Raw<24>, Raw<24>>,
     servers: HashMap<MapData, Raw<24>, Raw<8>>,
     owned: HashMap<MapData, Raw<16>, u32>,
+    access: AccessMap,
+    guards: Mapped<GuardEntry>,
     service_counters: PerCpuCounters,
     backend_counters: PerCpuCounters,
-    flow_counters: PerCpuCounters<6>,
+    flow_counters: PerCpuCounters<9>,
     loads: Mapped<u64>,
     moved: Mapped<u64>,
     established: FlowMap,
@@ -46,10 +49,12 @@ pub struct Maps {
     drops: PerCpuArray<MapData, u64>,
     /// Datagrams in fragments that the program has room for.
     fragments: u32,
+    /// Sources, likewise.
+    sources: u32,
 }
 
 /// Names of the maps in the object, and of their pins.
-pub const NAMES: [&str; 20] = [
+pub const NAMES: [&str; 22] = [
     "TAILS",
     "HANDOVER",
     "CONTROL",
@@ -61,6 +66,8 @@ pub const NAMES: [&str; 20] = [
     "WAYS_BACK",
     "SERVERS",
     "OWNED",
+    ACCESS,
+    "GUARDS",
     "SERVICE_COUNTERS",
     "BACKEND_COUNTERS",
     "FLOW_COUNTERS",
@@ -72,7 +79,7 @@ pub const NAMES: [&str; 20] = [
     "DROPS",
 ];
 
-fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, DataplaneError> {
+pub(super) fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, DataplaneError> {
     ebpf.take_map(name).ok_or_else(|| {
         DataplaneError::new(
             format!("looking for map {name}"),
@@ -149,6 +156,8 @@ impl Maps {
             ways_back: typed(ebpf, "WAYS_BACK")?,
             servers: typed(ebpf, "SERVERS")?,
             owned: typed(ebpf, "OWNED")?,
+            access: AccessMap::take(ebpf)?,
+            guards: mapped(ebpf, "GUARDS")?,
             service_counters: typed(ebpf, "SERVICE_COUNTERS")?,
             backend_counters: typed(ebpf, "BACKEND_COUNTERS")?,
             flow_counters: typed(ebpf, "FLOW_COUNTERS")?,
@@ -158,6 +167,7 @@ impl Maps {
             half_open: flow_map(ebpf, "HALF_OPEN")?,
             drops: typed(ebpf, "DROPS")?,
             fragments: elements(ebpf, "DATAGRAMS")?,
+            sources: elements(ebpf, "SOURCE_BUCKETS")?,
         })
     }
 
@@ -216,6 +226,9 @@ impl Maps {
                 let key: Raw<24> = transmute!(*key);
                 remove(&mut self.servers, key, "a server id")
             }
+            Operation::Access(list, rules) => self.access.put(*list, rules),
+            Operation::ForgetAccess(list, rules) => self.access.forget(*list, rules),
+            Operation::Guard(pool, half, guard) => self.guards.set_guard(*pool, *half, *guard),
             Operation::Own(address, bits) => {
                 let key: Raw<16> = transmute!(*address);
                 put(&mut self.owned, key, *bits, "an own address")
@@ -327,6 +340,8 @@ impl Dataplane for Maps {
             flows: self.established.capacity(),
             half_open: self.half_open.capacity(),
             fragments: self.fragments,
+            access_prefixes: self.access.capacity(),
+            sources: self.sources,
         }
     }
 
@@ -356,6 +371,8 @@ impl Dataplane for Maps {
             let key: Address = transmute!(key);
             tables.owned.insert(key, bits);
         }
+        tables.access = self.access.read()?;
+        tables.guards = all(&self.guards)?;
         tables.service_entries = all(&self.service_entries)?;
         tables.members = all(&self.members)?;
         tables.backends = all(&self.backends)?;
@@ -392,6 +409,9 @@ impl Dataplane for Maps {
             named,
             client_overflows,
             promotion_overflows,
+            denied,
+            source_limited,
+            service_limited,
         ] = sum(&self.flow_counters, index)?;
         Ok(FlowCounters {
             lookups,
@@ -400,6 +420,9 @@ impl Dataplane for Maps {
             named,
             client_overflows,
             promotion_overflows,
+            denied,
+            source_limited,
+            service_limited,
         })
     }
 

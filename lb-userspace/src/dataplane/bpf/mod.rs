@@ -4,6 +4,7 @@
 //! `maps`, links under `links/MODE-INTERFACE`. A restarted agent takes up those maps, and replaces
 //! the program of those links in one step.
 
+mod access;
 pub mod decap;
 mod detach;
 mod early;
@@ -93,7 +94,11 @@ impl Program {
             .map_max_entries("WAYS_BACK", capacity.ways_back())
             .map_max_entries("SERVERS", capacity.servers())
             .map_max_entries("OWNED", capacity.owned())
-            .map_max_entries("DATAGRAMS", capacity.fragments);
+            .map_max_entries("DATAGRAMS", capacity.fragments)
+            .map_max_entries(access::ACCESS, capacity.access_prefixes)
+            .map_max_entries("GUARDS", capacity.services)
+            .map_max_entries("SERVICE_BUCKETS", capacity.services)
+            .map_max_entries("SOURCE_BUCKETS", capacity.sources);
         let mut taken_up = false;
         if let Some(pins) = &options.pins {
             let directory = pins.maps();

@@ -13,7 +13,7 @@ use crate::bench::{
     balancer::{Balancer, backend_of},
     frame::{Frame, Payload, flags},
     report::Latency,
-    services::{Kind, Pool, numbered, repool},
+    services::{Guarded, Kind, Pool, numbered, repool},
 };
 
 pub(super) const NAMES: [&str; 2] = ["switch-services", "replace-services"];
@@ -26,6 +26,7 @@ pub(super) fn run(effort: Effort) -> Result<Vec<Latency>> {
     for services in SERVICES {
         let kind = Kind {
             quic: None,
+            guarded: Guarded::Open,
             mode: Mode::Ipip,
             scheduler: Scheduler::Maglev,
             flow_state: FlowState::Auto,
@@ -87,6 +88,7 @@ fn options(services: u32) -> LoadOptions {
             flows: 1 << 16,
             half_open: 1 << 16,
             fragments: 1_024,
+            ..Capacity::default()
         },
         log_level: 0,
     }

@@ -18,7 +18,7 @@ use crate::bench::{
     balancer::{Balancer, backend_of},
     frame::{Frame, Payload, flags},
     report::Latency,
-    services::{Kind, Pool, numbered},
+    services::{Guarded, Kind, Pool, numbered},
 };
 
 pub(super) const NAMES: [&str; 4] = ["decide-to-steer", "ring-follows", "add-backend", "weight"];
@@ -64,6 +64,7 @@ impl Bench {
         };
         let kind = Kind {
             quic: None,
+            guarded: Guarded::Open,
             mode: Mode::Ipip,
             scheduler: Scheduler::Maglev,
             flow_state: FlowState::Auto,
@@ -80,6 +81,7 @@ impl Bench {
                 flows: 1 << 16,
                 half_open: 1 << 16,
                 fragments: 1_024,
+                ..Capacity::default()
             },
             log_level: 0,
         })?;

@@ -16,7 +16,7 @@ use crate::{
     bench::{
         balancer::Balancer,
         report::Latency,
-        services::{Kind, Pool, numbered},
+        services::{Guarded, Kind, Pool, numbered},
     },
     bpffs::Bpffs,
 };
@@ -73,6 +73,7 @@ const POOL: Pool = Pool {
 fn wanted(services: u32) -> Result<Vec<Service>> {
     let kind = Kind {
         quic: None,
+        guarded: Guarded::Open,
         mode: Mode::Ipip,
         scheduler: Scheduler::Maglev,
         flow_state: FlowState::Auto,
