@@ -2,9 +2,11 @@
 //! both executions of `lb_common::pipeline`. `frames` makes the frames, `routes` their ways back; the
 //! judging is here.
 
+pub mod changes;
 mod fragments;
 pub mod frames;
 pub mod routes;
+pub mod setting;
 
 use std::{
     collections::BTreeMap,
@@ -12,7 +14,6 @@ use std::{
     time::Duration,
 };
 
-use crate::wait::wait_until;
 use anyhow::{Context as _, Result, ensure};
 use aya::{
     maps::{PerCpuArray, PerCpuValues},
@@ -31,18 +32,18 @@ use lb_common::{
 };
 use lb_userspace::{
     agent::Core,
-    config::Tunnel,
     dataplane::{
         Capacity, Dataplane, DataplaneError, FlowTables, Operation,
         bpf::{EarlyFragments, LoadOptions, Maps, Program},
         memory::MemoryDataplane,
     },
-    health::{Event, Target},
-    model::{AccessList, Change, Service, Unserved},
+    model::Unserved,
     neighbours::{NextHop, Update},
     plan::{Ring, census},
-    snapshot::Condition,
 };
+
+use self::{changes::Disturbance, setting::Setting};
+use crate::wait::wait_until;
 
 /// Records that the flow tables have room for: few, so that they overflow.
 const FLOWS: u32 = 512;
@@ -156,11 +157,18 @@ impl Way {
 
 /// What one side made of a frame.
 #[derive(Debug, PartialEq, Eq)]
-struct Outcome {
+pub struct Outcome {
     /// The XDP action's number.
-    action: u32,
+    pub action: u32,
     /// The frame, unless it was dropped.
-    bytes: Vec<u8>,
+    pub bytes: Vec<u8>,
+}
+
+impl Outcome {
+    /// Whether it leaves by an interface.
+    pub fn is_sent(&self) -> bool {
+        matches!(self.action, 3 | 4)
+    }
 }
 
 /// Both executions over the same services. To be made and used in one network namespace with the routes of
@@ -178,12 +186,7 @@ impl Bench {
     ///
     /// # Errors
     /// The kernel refuses.
-    pub fn new(
-        lists: Vec<AccessList>,
-        services: Vec<Service>,
-        down: &[Target],
-        unreachable: &[IpAddr],
-    ) -> Result<Self> {
+    pub fn new(setting: &Setting) -> Result<Self> {
         let capacity = Capacity {
             services: 64,
             backends: 256,
@@ -217,27 +220,7 @@ impl Bench {
             memory,
             ahead: 0,
         };
-        let tunnel = Tunnel {
-            source_v4: Some(([10, 255, 0, 0].into(), 16)),
-            source_v6: None,
-            gue_port: 5_555,
-        };
-        let mut core = Core::new("differential".to_owned(), tunnel, twin)?;
-        core.network(Update::OwnAddresses(frames::OWN.into()));
-        for address in services.iter().flat_map(|service| &service.backends) {
-            let address = address.address.ip();
-            if !unreachable.contains(&address) {
-                core.network(next_hop(address));
-            }
-        }
-        core.change(Change::ReplaceAll(lists, services))?;
-        for &target in down {
-            core.health(Event {
-                changed: true,
-                dead: true,
-                ..Event::new(target, Condition::Down)
-            });
-        }
+        let core = setting.fill(twin)?;
         let early = program.early_fragments()?;
         Ok(Self {
             program,
@@ -290,12 +273,16 @@ impl Bench {
         Ok(host)
     }
 
-    /// Changes what is wanted, on both sides.
+    /// Has something happen, on both sides.
     ///
     /// # Errors
-    /// The change is refused.
-    pub fn change(&mut self, change: Change) -> Result<()> {
-        Ok(self.core.change(change)?)
+    /// They differ, or the kernel refuses; not where a change is refused.
+    pub fn disturb(&mut self, disturbance: Disturbance) -> Result<()> {
+        self.check_rings()?;
+        match disturbance.bring_about(&mut self.core)? {
+            None => Ok(()),
+            Some(later) => self.sweep(later),
+        }
     }
 
     /// Says what packets to unknown ports get, on both sides.
@@ -304,19 +291,6 @@ impl Bench {
     /// The maps cannot be written.
     pub fn refuse_unknown_ports(&mut self, unserved: Unserved) -> Result<()> {
         self.core.refuse_unknown_ports(unserved);
-        Ok(self.core.enforce()?)
-    }
-
-    /// Takes note of what a check says, on both sides.
-    ///
-    /// # Errors
-    /// The maps cannot be written.
-    pub fn health(&mut self, target: Target, condition: Condition, dead: bool) -> Result<()> {
-        self.core.health(Event {
-            changed: true,
-            dead,
-            ..Event::new(target, condition)
-        });
         Ok(self.core.enforce()?)
     }
 
@@ -411,27 +385,9 @@ impl Bench {
     }
 
     fn host(&mut self, frame: &[u8], way: Way) -> Outcome {
-        let routes = &mut self.core.dataplane_mut().memory.tables.routes;
-        *routes = routes::of(frame).into_iter().collect();
-        let twin = self.core.dataplane();
+        let twin = self.core.dataplane_mut();
         twin.memory.tables.time.set(twin.maps.now());
-        let mut buffer = vec![0; HEADROOM];
-        buffer.extend_from_slice(frame);
-        let mut packet = SlicePacket::new(&mut buffer, HEADROOM, INGRESS);
-        let verdict = match way {
-            Way::Network => pipeline::process(&mut packet, &twin.memory.tables),
-            Way::Held => {
-                let mut place = Fragment::EMPTY;
-                pipeline::held(&mut packet, &twin.memory.tables, &mut place)
-            }
-        };
-        let action = match verdict {
-            Verdict::Drop(_) | Verdict::Held => 1,
-            Verdict::Pass => 2,
-            Verdict::Transmit => 3,
-            Verdict::Redirect(_) => 4,
-        };
-        outcome(action, packet.bytes())
+        execute(&mut twin.memory.tables, frame, way)
     }
 
     fn kernel(&mut self, frame: &[u8], way: Way) -> Result<Outcome> {
@@ -486,6 +442,28 @@ fn insert<T: Default + PartialEq>(map: &mut BTreeMap<u32, T>, index: u32, counte
     if counters != T::default() {
         map.insert(index, counters);
     }
+}
+
+/// What the host makes of a frame.
+pub fn execute(tables: &mut MemoryTables, frame: &[u8], way: Way) -> Outcome {
+    tables.routes = routes::of(frame).into_iter().collect();
+    let mut buffer = vec![0; HEADROOM];
+    buffer.extend_from_slice(frame);
+    let mut packet = SlicePacket::new(&mut buffer, HEADROOM, INGRESS);
+    let verdict = match way {
+        Way::Network => pipeline::process(&mut packet, tables),
+        Way::Held => {
+            let mut place = Fragment::EMPTY;
+            pipeline::held(&mut packet, tables, &mut place)
+        }
+    };
+    let action = match verdict {
+        Verdict::Drop(_) | Verdict::Held => 1,
+        Verdict::Pass => 2,
+        Verdict::Transmit => 3,
+        Verdict::Redirect(_) => 4,
+    };
+    outcome(action, packet.bytes())
 }
 
 fn outcome(action: u32, bytes: &[u8]) -> Outcome {

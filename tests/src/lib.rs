@@ -15,6 +15,7 @@ pub mod capture;
 pub mod config;
 pub mod differential;
 pub mod dissect;
+pub mod fuzz;
 pub mod load;
 pub mod netns;
 pub mod playground;

@@ -1,4 +1,4 @@
-//! The project's commands: `cargo xtask setup | build | run | test | soak | bench | ci`.
+//! The project's commands: `cargo xtask setup | build | run | test | soak | bench | fuzz | ci`.
 //!
 //! Owns everything between a fresh clone and a running program: tools, the BPF objects, the host
 //! build, and starting what was built. Never holds logic of the load balancer itself.
@@ -12,6 +12,7 @@
 mod bench;
 mod build;
 mod ci;
+mod fuzz;
 mod invocation;
 mod outcome;
 mod program;
@@ -58,11 +59,17 @@ enum Verb {
     Soak(soak::Arguments),
     /// Run a benchmark, or all of them
     Bench(bench::Arguments),
+    /// Look for frames that host and kernel treat differently, or wrongly
+    Fuzz(fuzz::Arguments),
     /// Run every check a change has to pass
     Ci(ci::Arguments),
 }
 
 fn main() -> ExitCode {
+    if let Some(error) = fuzz::stand_in() {
+        eprintln!("error: {error:#}");
+        return ExitCode::FAILURE;
+    }
     match dispatch(Arguments::parse().verb) {
         Ok(code) => code,
         Err(error) => {
@@ -85,6 +92,7 @@ fn dispatch(verb: Verb) -> Result<ExitCode> {
         Verb::Test(arguments) => test::run(&project, &arguments),
         Verb::Soak(arguments) => soak::run(&project, &arguments),
         Verb::Bench(arguments) => bench::run(&project, &arguments),
+        Verb::Fuzz(arguments) => fuzz::run(&project, &arguments),
         Verb::Ci(arguments) => ci::run(&project, &arguments),
     }
 }

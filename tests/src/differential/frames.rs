@@ -55,7 +55,8 @@ impl Random {
         self.word() as u8
     }
 
-    pub(super) fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+    /// One of them, each as often.
+    pub fn pick<T: Copy>(&mut self, from: &[T]) -> T {
         from[self.below(from.len() as u64)]
     }
 }
@@ -72,6 +73,15 @@ pub struct Generator {
 }
 
 impl Generator {
+    /// One that begins.
+    pub fn new(seed: u64, endpoints: Vec<SocketAddr>) -> Self {
+        Self {
+            random: Random(seed),
+            endpoints,
+            open: Vec::new(),
+        }
+    }
+
     /// The next frame, of 14 bytes or more.
     pub fn frame(&mut self) -> Vec<u8> {
         if self.random.once_in(8) {

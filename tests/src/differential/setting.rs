@@ -1,0 +1,301 @@
+//! What both executions are filled with: services of every mode, scheduler and shape, of whose backends one is
+//! dead and one cannot be reached. Makes frames for nobody.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use anyhow::Result;
+use lb_userspace::{
+    agent::Core,
+    config::Tunnel,
+    dataplane::Dataplane,
+    health::{Event, Target},
+    model::{
+        AccessList, Change, FlowState, Health, Mode, MssClamp, Prefix, Scheduler, Service, Unserved,
+    },
+    neighbours::Update,
+    snapshot::Condition,
+};
+use serde_json::json;
+
+use super::{
+    frames::{CONFIG_ID, NONCE, OWN, server_id},
+    next_hop,
+};
+
+/// Where `gue` tunnels end.
+const GUE_PORT: u16 = 6_080;
+
+/// See above.
+#[derive(Debug)]
+pub struct Setting {
+    /// Access lists.
+    pub lists: Vec<AccessList>,
+    /// What is served.
+    pub services: Vec<Service>,
+    /// Who is dead.
+    pub down: Target,
+    /// A backend that nobody knows the way to.
+    pub unreachable: IpAddr,
+    /// Addresses worth sending to and from.
+    pub endpoints: Vec<SocketAddr>,
+}
+
+impl Setting {
+    /// The one that everything is compared in.
+    ///
+    /// # Errors
+    /// A part of it is not valid.
+    pub fn new() -> Result<Self> {
+        let services = services()?;
+        let dead: SocketAddr = "10.2.0.21:80".parse()?;
+        let down = Target {
+            service: "10.0.0.5:80/tcp".parse()?,
+            address: dead,
+        };
+        let unreachable: IpAddr = "10.2.0.31".parse()?;
+        let mut endpoints: Vec<SocketAddr> =
+            services.iter().map(|service| service.id.vip).collect();
+        // More often than others: of their packets, few carry an id that somebody has.
+        let quic = services.iter().filter(|service| service.quic.is_some());
+        endpoints.extend(quic.flat_map(|service| [service.id.vip; 4]));
+        endpoints.extend(
+            services
+                .iter()
+                .flat_map(|s| s.backends.iter().map(|b| b.address)),
+        );
+        // Ports of VIPs that no service has, or one that has every port, and that its backends answer from.
+        for at in [
+            "10.0.0.1:81",
+            "[fd00::1]:81",
+            "10.0.0.8:53",
+            "[fd00::8]:53",
+            "10.0.0.30:5060",
+            "10.0.0.30:65535",
+            "[fd00::30]:5060",
+            "10.2.0.61:5060",
+            "10.2.0.62:5061",
+        ] {
+            endpoints.push(at.parse()?);
+        }
+        endpoints.extend(OWN.map(|address| SocketAddr::new(address, 80)));
+        Ok(Self {
+            lists: lists()?,
+            services,
+            down,
+            unreachable,
+            endpoints,
+        })
+    }
+
+    /// An agent of it, over empty maps.
+    ///
+    /// # Errors
+    /// The maps refuse.
+    pub fn fill<D: Dataplane>(&self, dataplane: D) -> Result<Core<D>> {
+        let tunnel = Tunnel {
+            source_v4: Some(([10, 255, 0, 0].into(), 16)),
+            source_v6: None,
+            gue_port: GUE_PORT,
+        };
+        let mut core = Core::new("differential".to_owned(), tunnel, dataplane)?;
+        core.network(Update::OwnAddresses(OWN.into()));
+        for address in self.services.iter().flat_map(|service| &service.backends) {
+            let address = address.address.ip();
+            if address != self.unreachable {
+                core.network(next_hop(address));
+            }
+        }
+        core.change(Change::ReplaceAll(
+            self.lists.clone(),
+            self.services.clone(),
+        ))?;
+        core.health(Event {
+            changed: true,
+            dead: true,
+            ..Event::new(self.down, Condition::Down)
+        });
+        Ok(core)
+    }
+}
+
+fn service(vip: &str, mode: Mode, backends: &[&str]) -> Result<Service> {
+    let backends: Vec<_> = backends
+        .iter()
+        .map(|address| json!({ "address": address }))
+        .collect();
+    let mut service: Service = serde_json::from_value(json!({
+        "id": vip, "mode": mode, "backends": backends
+    }))?;
+    service.health = Health::none();
+    Ok(service)
+}
+
+fn services() -> Result<Vec<Service>> {
+    let v4 = ["10.2.0.11:80", "10.2.0.12:8080", "10.2.0.13:81"];
+    let v6 = ["[fd00:2::11]:80", "[fd00:2::12]:8080", "[fd00:2::13]:81"];
+    let grouped = |vip| {
+        let pool = ["10.2.0.51:8080", "10.2.0.52:8080", "10.2.0.53:8080"];
+        service(vip, Mode::Nat, &pool).map(|service| Service {
+            group: Some("web".to_owned()),
+            scheduler: Scheduler::RoundRobin,
+            persistence: Duration::from_secs(3_600),
+            ..service
+        })
+    };
+    let persistent = |vip, mode, backends: &[&str]| {
+        let persistence = Duration::from_secs(3_600);
+        service(vip, mode, backends).map(|service| Service {
+            persistence,
+            ..service
+        })
+    };
+    let clamping = |vip, mode, backends: &[&str], mss_clamp| {
+        service(vip, mode, backends).map(|service| Service {
+            mss_clamp,
+            ..service
+        })
+    };
+    Ok(vec![
+        clamping("10.0.0.1:80/tcp", Mode::Nat, &v4, MssClamp::To(1_400))?,
+        service("10.0.0.1:80/udp", Mode::Nat, &v4)?,
+        clamping("[fd00::1]:80/tcp", Mode::Nat, &v6, MssClamp::Auto)?,
+        service("[fd00::1]:80/udp", Mode::Nat, &v6)?,
+        guarded(
+            service("10.0.0.2:80/tcp", Mode::Ipip, &v4)?,
+            "half",
+            "none",
+            "none",
+        ),
+        persistent("10.0.0.2:80/udp", Mode::Ipip, &v4)?,
+        guarded(
+            persistent("[fd00::2]:80/tcp", Mode::Ipip, &v6)?,
+            "half",
+            "50,burst=50",
+            "5",
+        ),
+        recording(guarded(
+            service("[fd00::2]:80/udp", Mode::Ipip, &v6)?,
+            "most",
+            "none",
+            "3",
+        )),
+        guarded(
+            service("10.0.0.3:80/tcp", Mode::Ipip, &v6)?,
+            "",
+            "40",
+            "none",
+        ),
+        clamping("[fd00::3]:80/tcp", Mode::Ipip, &v4, MssClamp::Auto)?,
+        clamping("10.0.0.7:80/tcp", Mode::Gue, &v4, MssClamp::Auto)?,
+        service("10.0.0.7:80/udp", Mode::Gue, &v6)?,
+        service("[fd00::7]:80/tcp", Mode::Gue, &v4)?,
+        service("[fd00::7]:80/udp", Mode::Gue, &v6)?,
+        service("10.0.0.8:80/tcp", Mode::L2, &v6)?,
+        service("[fd00::8]:80/udp", Mode::L2, &v6)?,
+        service("10.0.0.4:80/tcp", Mode::Ipip, &[])?,
+        refusing("10.0.0.4:443/tcp", Unserved::Reset)?,
+        refusing("10.0.0.4:443/udp", Unserved::Reset)?,
+        refusing("[fd00::4]:443/tcp", Unserved::Reset)?,
+        refusing("[fd00::4]:443/udp", Unserved::Unreachable)?,
+        refusing("10.0.0.9:443/tcp", Unserved::Unreachable)?,
+        refusing("10.0.0.9:443/udp", Unserved::Pass)?,
+        service(
+            "10.0.0.5:80/tcp",
+            Mode::Ipip,
+            &["10.2.0.21:80", "10.2.0.22:80"],
+        )?,
+        service("10.0.0.6:80/tcp", Mode::Ipip, &["10.2.0.31:80"])?,
+        quic("10.0.0.27:80/udp", Mode::Nat, &[41, 42, 43])?,
+        guarded(
+            quic("10.0.0.28:80/udp", Mode::Ipip, &[41, 42])?,
+            "most",
+            "60",
+            "4",
+        ),
+        quic("[fd00::27]:80/udp", Mode::Ipip, &[41, 44])?,
+        service(
+            "10.0.0.30:*/tcp",
+            Mode::Nat,
+            &["10.2.0.61:80", "10.2.0.62:80"],
+        )?,
+        service("10.0.0.30:80/tcp", Mode::Nat, &["10.2.0.62:80"])?,
+        service("[fd00::30]:*/tcp", Mode::Ipip, &v6)?,
+        recording(guarded(
+            service("10.0.0.30:*/udp", Mode::Gue, &v4)?,
+            "",
+            "100",
+            "2",
+        )),
+        grouped("10.0.0.20:80/tcp")?,
+        grouped("10.0.0.20:443/tcp")?,
+    ])
+}
+
+/// An access list, by what it allows and what it denies.
+pub(super) fn list(name: &str, allow: &[&str], deny: &[&str]) -> Result<AccessList> {
+    let parsed = |texts: &[&str]| -> Result<Vec<Prefix>> {
+        let parsed = texts.iter().map(|text| text.parse());
+        Ok(parsed.collect::<Result<_, _>>()?)
+    };
+    Ok(AccessList::new(name, parsed(allow)?, parsed(deny)?)?)
+}
+
+/// Strangers are of 192.0.0.0/8 and of 2001:db8::/64, whose last six bytes are theirs but for every other one.
+fn lists() -> Result<Vec<AccessList>> {
+    let half = ["192.0.0.0/9", "192.200.0.0/16", "2001:db8::/89"];
+    let not = ["192.16.0.0/12", "2001:db8::10:0:0/92"];
+    Ok(vec![
+        list("half", &half, &not)?,
+        list("most", &[], &["192.128.0.0/11", "2001:db8::80:0:0/90"])?,
+    ])
+}
+
+/// The service with an access list, where one is named, and limits of its flows and of each source's.
+fn guarded(service: Service, list: &str, flows: &str, sources: &str) -> Service {
+    let limit = |text: &str| text.parse().expect("a literal limit");
+    Service {
+        access_list: (!list.is_empty()).then(|| list.to_owned()),
+        flow_limit: limit(flows),
+        source_limit: limit(sources),
+        source_prefix_v4: Some(12),
+        source_prefix_v6: Some(100),
+        ..service
+    }
+}
+
+/// The service, of which every flow is recorded.
+fn recording(service: Service) -> Service {
+    Service {
+        flow_state: FlowState::Always,
+        ..service
+    }
+}
+
+/// A service without a backend.
+fn refusing(vip: &str, no_backend: Unserved) -> Result<Service> {
+    Ok(Service {
+        no_backend,
+        ..service(vip, Mode::Ipip, &[])?
+    })
+}
+
+/// A backend of QUIC services, of which each has an id.
+pub(super) fn named(n: u8) -> serde_json::Value {
+    let [first, second] = server_id(n % 40);
+    json!({ "address": format!("10.2.0.{n}:80"), "server_id": format!("{first:02x}{second:02x}") })
+}
+
+fn quic(vip: &str, mode: Mode, backends: &[u8]) -> Result<Service> {
+    let backends: Vec<_> = backends.iter().map(|&n| named(n)).collect();
+    let layout = json!({
+        "config_id": CONFIG_ID, "server_id_length": server_id(0).len(), "nonce_length": NONCE
+    });
+    let mut service: Service = serde_json::from_value(json!({
+        "id": vip, "mode": mode, "quic": layout, "backends": backends
+    }))?;
+    service.health = Health::none();
+    Ok(service)
+}
