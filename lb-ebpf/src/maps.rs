@@ -456,7 +456,7 @@ impl Tables for Maps {
         let mut word = SOURCE_BUCKETS.get_ptr_mut(key);
         if word.is_none() {
             // Another CPU may have put it there meanwhile, which is as good.
-            let _ = SOURCE_BUCKETS.insert(key, &0, BPF_NOEXIST.into());
+            let _ = SOURCE_BUCKETS.insert(key, 0, BPF_NOEXIST.into());
             word = SOURCE_BUCKETS.get_ptr_mut(key);
         }
         match word {
