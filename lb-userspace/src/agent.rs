@@ -61,7 +61,7 @@ pub type Listed = (AccessList, Vec<ServiceId>);
 #[derive(Debug)]
 pub enum Request {
     /// Apply a change; answered once it is in force in the kernel.
-    Change(Change, oneshot::Sender<Result<(), ChangeError>>),
+    Change(Box<Change>, oneshot::Sender<Result<(), ChangeError>>),
     /// Describe yourself.
     Snapshot(oneshot::Sender<Snapshot>),
     /// Describe one service.
@@ -100,7 +100,8 @@ impl Handle {
     /// # Errors
     /// Why it was refused; nothing changed then.
     pub async fn change(&self, change: Change) -> Result<(), ChangeError> {
-        self.ask(|reply| Request::Change(change, reply)).await?
+        self.ask(|reply| Request::Change(Box::new(change), reply))
+            .await?
     }
 
     /// Takes note that a backend reports by itself.

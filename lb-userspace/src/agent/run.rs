@@ -311,7 +311,7 @@ impl<D: Dataplane> Running<D> {
             Request::Clients(filter, reply) => {
                 self.list(move |sweep| sweep.clients(&filter), reply);
             }
-            Request::Change(change, reply) => self.on_change(change, reply),
+            Request::Change(change, reply) => self.on_change(*change, reply),
             Request::Beat(target, reply) => {
                 let expected = self.core.expects_beat(target);
                 if let Ok(target) = &expected {

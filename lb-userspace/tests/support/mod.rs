@@ -119,7 +119,7 @@ async fn run(
     while let Some(request) = requests.recv().await {
         match request {
             Request::Change(change, reply) => {
-                let _ = reply.send(apply(&mut state.lock().unwrap(), change));
+                let _ = reply.send(apply(&mut state.lock().unwrap(), *change));
             }
             Request::Snapshot(reply) => {
                 snapshots.fetch_add(1, Ordering::Relaxed);

@@ -25,7 +25,7 @@ use super::{
 #[derive(Debug)]
 pub enum Disturbance {
     /// Somebody asks for it. Some are refused, which is no matter here.
-    Change(Change),
+    Change(Box<Change>),
     /// A check says so, and whether it is dead.
     Health(Target, Condition, bool),
     /// What packets to unknown ports get.
@@ -42,7 +42,7 @@ impl Disturbance {
     pub fn bring_about<D: Dataplane>(self, core: &mut Core<D>) -> Result<Option<Tick>> {
         match self {
             Self::Change(change) => {
-                let _ = core.change(change);
+                let _ = core.change(*change);
                 return Ok(None);
             }
             Self::Health(target, condition, dead) => {
@@ -157,7 +157,7 @@ pub fn disturbance(random: &mut Random) -> Result<Disturbance> {
         // Past the moving time of TCP and UDP.
         _ => return Ok(Disturbance::Sweep(1 << 21)),
     };
-    Ok(Disturbance::Change(change))
+    Ok(Disturbance::Change(Box::new(change)))
 }
 
 /// A limit of this burst at most, which lasts for good, or none.
