@@ -32,9 +32,6 @@ pub fn bent(
         Sabotage::TimesAreLostOnRestart => {
             operations.retain(|op| !matches!(op, Operation::Moved(_)));
         }
-        Sabotage::ServerIdsComeAfterTheirServers => {
-            operations.sort_by_key(|op| matches!(op, Operation::Server(..)));
-        }
         Sabotage::WakesComeBeforeTheRings => {
             let wakes =
                 |op: &Operation| matches!(op, Operation::State(_, s) if s & state::TAKES != 0);

@@ -45,7 +45,16 @@ impl Dataplane for Stage {
             world.rush();
         }
         let mut at_once = false;
-        for operation in bent(operations, &world.memory.tables, world.sabotage) {
+        let mut operations = bent(operations, &world.memory.tables, world.sabotage);
+        if world.sabotage == Some(Sabotage::ServerIdsComeAfterTheirServers) {
+            let is_server = |op: &mut Operation| matches!(op, Operation::Server(..));
+            world.withheld.extend(operations.extract_if(.., is_server));
+            // By then whoever they are about has been chosen for a while.
+            if operations.contains(&Operation::Grace) {
+                operations.append(&mut world.withheld);
+            }
+        }
+        for operation in operations {
             // What is done under a condition follows within microseconds.
             if !std::mem::replace(&mut at_once, matches!(operation, Operation::Overflows(..))) {
                 world.moment();

@@ -78,6 +78,8 @@ pub struct World {
     pub clients: Clients,
     /// Clients speak between the next sweep's two reads.
     pub held_back: bool,
+    /// Operations that a sabotage has kept for later.
+    pub withheld: Vec<Operation>,
     /// Two packets of a flow may be on two CPUs at once.
     pub interleaved: bool,
 }
@@ -105,6 +107,7 @@ impl World {
             grace: GraceWatch::default(),
             clients: Clients::default(),
             held_back: false,
+            withheld: Vec::new(),
             interleaved: false,
         };
         world.set_clock();
