@@ -17,10 +17,10 @@ use lb_common::{
 use super::{Layout, Placed};
 use crate::dataplane::{DataplaneError, FlowTables};
 
-/// How far beyond the beginning of a sweep lies what happened during it: 18 minutes, in which every sweep
-/// ends. What lies further is of the past, as a tick wraps: half its range would make flows begun of all
-/// that are 26 to 52 days old.
-const SWEEP_MOST: Tick = 1 << 20;
+/// How far beyond the beginning of a sweep lies what happened during it: nearly five hours, in which every
+/// sweep ends. What lies further is of the past, as a tick wraps: half its range would make flows begun of
+/// all that are 26 to 52 days old.
+const SWEEP_MOST: Tick = 1 << 24;
 
 /// A backend whose flows are counted, as one of several that had its counters in turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
