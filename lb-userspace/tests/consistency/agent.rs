@@ -128,6 +128,12 @@ impl Simulation {
 
     /// Asks for a change.
     pub fn change(&mut self, change: Change) {
+        // It may end a panic, and with it take those for dead who are down and were used.
+        for number in 0..self.services.len() {
+            if self.may_panic(number) {
+                self.stage.world().offers[number].gap = true;
+            }
+        }
         let outcome = self.core.change(change);
         self.note(outcome);
     }
@@ -190,8 +196,15 @@ impl Simulation {
             dead: !up && dead,
             ..Event::new(target, condition)
         });
-        self.stage.world().offers[service].gap = gap || (follows && !up);
+        let dies = !up || self.may_panic(service);
+        self.stage.world().offers[service].gap = gap || (follows && dies);
         follows
+    }
+
+    /// Whether backends of a service that are down may be used.
+    fn may_panic(&self, service: usize) -> bool {
+        let wanted = self.wanted(service);
+        wanted.is_some_and(|wanted| wanted.panic_below > 0)
     }
 
     /// Whether a server is in maintenance.

@@ -17,6 +17,7 @@ pub fn all() -> Vec<Scenario> {
         client_forgotten_before_a_longer_persistence(),
         counters_that_change_hands_during_a_sweep(),
         setting_that_releases_a_backend_without_connections(),
+        panic_that_ends_while_a_flow_has_no_room(),
     ]
 }
 
@@ -338,4 +339,23 @@ fn setting_that_releases_a_backend_without_connections() -> Scenario {
         (Kind::MovingTime, 0, 24, 0, 0),
     ];
     scenario(&[9], 20, [2_000, 2_000], 2, &steps)
+}
+
+/// A backend that was down and used in a panic counted as dead once the panic was over; a flow of UDP
+/// found no room just then, and nobody to stay with.
+fn panic_that_ends_while_a_flow_has_no_room() -> Scenario {
+    let steps = [
+        (Kind::FailOver, 0, 0, 19, 943_874_048),
+        (Kind::Restart, 0, 60, 245, 1_029_678_904),
+        (Kind::Restart, 0, 2, 174, 2_389_462_437),
+        (Kind::Traffic, 0, 0, 134, 1_388_808_100),
+        (Kind::Recovery, 0, 0, 137, 340_434_851),
+        (Kind::Down, 0, 243, 32, 2_339_303_455),
+        (Kind::AddBackend, 0, 255, 218, 1_560_888_420),
+        (Kind::Restart, 0, 144, 228, 73_967_616),
+        (Kind::Down, 0, 29, 0, 0),
+        (Kind::DieAndRevive, 0, 18, 109, 2_036_783_769),
+        (Kind::Tier, 0, 64, 83, 1_173_711_057),
+    ];
+    scenario(&[2], 37, [3_700, 2], 45, &steps)
 }
