@@ -13,6 +13,7 @@ use lb_tests::{
         setting::Setting,
         unhex,
     },
+    fuzz::corpus,
     netns::Namespace,
     skip::root_or_skip,
 };
@@ -45,6 +46,13 @@ fn run() -> Result<()> {
     let kept = fs::read_to_string(&kept).with_context(|| kept.display().to_string())?;
     for line in kept.lines().filter(|line| !line.starts_with('#')) {
         bench.compare(&unhex(line)?)?;
+    }
+    let found = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus/frames.hex");
+    for frame in corpus::read(&found)?.iter().flat_map(|input| &input.frames) {
+        bench.compare(frame).context("of the fuzzer's corpus")?;
+        for held in bench.take_held()? {
+            bench.compare_by(&held.frame, Way::Held)?;
+        }
     }
     let (packets, seed) = (number(PACKETS, 100_000), number(SEED, 1));
     let mut generator = Generator::new(seed, setting.endpoints);

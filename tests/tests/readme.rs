@@ -50,6 +50,10 @@ const ELSEWHERE: &[(&str, &str)] = &[
         "tests/soak.rs has both kinds among all others",
     ),
     (
+        "cargo xtask fuzz",
+        "its parts are tested in tests/src/fuzz.rs and compared in tests/differential.rs",
+    ),
+    (
         "cargo xtask bench checks",
         "`cargo xtask ci` runs it with --quick",
     ),

@@ -102,10 +102,11 @@ fn keep(host: &PathBuf, kernel: &PathBuf, [corpus, fewest, kept]: &[&PathBuf; 3]
     }
     fs::create_dir_all(fewest).with_context(|| fewest.display().to_string())?;
     let mut merge = Command::new(host);
-    succeed(
-        merge.arg("-merge=1").args([fewest, corpus]),
-        "choosing what to keep",
-    )?;
+    merge
+        .args(["-set_cover_merge=1", "-use_counters=0"])
+        .arg(format!("-max_len={LONGEST}"))
+        .args([fewest, corpus]);
+    succeed(&mut merge, "choosing what to keep")?;
     let mut pack = Command::new(kernel);
     succeed(pack.arg("pack").args([fewest, kept]), "packing")
 }

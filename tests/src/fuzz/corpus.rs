@@ -61,7 +61,7 @@ pub fn pack(folder: &Path, file: &Path) -> Result<usize> {
     let mut lines: Vec<String> = inputs.iter().map(|input| hex(&input.encode())).collect();
     lines.sort();
     lines.dedup();
-    let about = "# Sequences of frames that reach all that fuzzing has reached; made by `cargo xtask fuzz --keep`.\n";
+    let about = "# Sequences of frames that reach every edge that fuzzing has reached; made by `cargo xtask fuzz --keep`.\n";
     let text = format!("{about}{}\n", lines.join("\n"));
     fs::write(file, text).with_context(|| file.display().to_string())?;
     Ok(lines.len())
