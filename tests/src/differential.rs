@@ -42,6 +42,11 @@ use lb_userspace::{
     plan::{Ring, census},
 };
 
+use nix::{
+    sched::{CpuSet, sched_setaffinity},
+    unistd::Pid,
+};
+
 use self::{changes::Disturbance, setting::Setting};
 use crate::wait::wait_until;
 
@@ -182,11 +187,15 @@ pub struct Bench {
 }
 
 impl Bench {
-    /// Loads the program and fills both sides.
+    /// Loads the program and fills both sides; the calling thread is kept on one CPU from then on.
     ///
     /// # Errors
     /// The kernel refuses.
     pub fn new(setting: &Setting) -> Result<Self> {
+        // Turns are taken per CPU, on the host as on one.
+        let mut cpu = CpuSet::new();
+        cpu.set(0)?;
+        sched_setaffinity(Pid::from_raw(0), &cpu)?;
         let capacity = Capacity {
             services: 64,
             backends: 256,
@@ -257,6 +266,18 @@ impl Bench {
             hex(frame)
         );
         Ok(host.action)
+    }
+
+    /// The same, and then what was held of it, which comes back at once.
+    ///
+    /// # Errors
+    /// As [`Self::compare`].
+    pub fn compare_at_once(&mut self, frame: &[u8]) -> Result<()> {
+        self.compare(frame)?;
+        for held in self.take_held()? {
+            self.compare_by(&held.frame, Way::Held)?;
+        }
+        Ok(())
     }
 
     /// Takes the fragments that both sides hold, which must be the same.

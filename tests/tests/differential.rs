@@ -18,10 +18,6 @@ use lb_tests::{
     skip::root_or_skip,
 };
 use lb_userspace::model::Unserved;
-use nix::{
-    sched::{CpuSet, sched_setaffinity},
-    unistd::Pid,
-};
 
 /// How many frames to compare; the default fits a test run.
 const PACKETS: &str = "LB_DIFFERENTIAL_PACKETS";
@@ -36,10 +32,6 @@ fn number(variable: &str, default: u64) -> u64 {
 
 fn run() -> Result<()> {
     let setting = Setting::new()?;
-    // Turns are taken per CPU, on the host as on one.
-    let mut cpu = CpuSet::new();
-    cpu.set(0)?;
-    sched_setaffinity(Pid::from_raw(0), &cpu)?;
     let mut bench = Bench::new(&setting)?;
     bench.refuse_unknown_ports(Unserved::Unreachable)?;
     let kept = Path::new(env!("CARGO_MANIFEST_DIR")).join("regressions/frames.hex");
@@ -49,10 +41,9 @@ fn run() -> Result<()> {
     }
     let found = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus/frames.hex");
     for frame in corpus::read(&found)?.iter().flat_map(|input| &input.frames) {
-        bench.compare(frame).context("of the fuzzer's corpus")?;
-        for held in bench.take_held()? {
-            bench.compare_by(&held.frame, Way::Held)?;
-        }
+        bench
+            .compare_at_once(frame)
+            .context("of the fuzzer's corpus")?;
     }
     let (packets, seed) = (number(PACKETS, 100_000), number(SEED, 1));
     let mut generator = Generator::new(seed, setting.endpoints);

@@ -424,9 +424,8 @@ impl<D: Dataplane> Core<D> {
 
     fn carry_out(&mut self, mut plan: Plan) -> Result<Outcome, DataplaneError> {
         self.behind = true;
-        let (aside, rest) = plan.steps();
-        let rest = rest.to_vec();
-        self.dataplane.execute(aside)?;
+        let [aside, rest] = plan.take_steps();
+        self.dataplane.execute(&aside)?;
         // Planning and writing have taken their time, and this may be the last that the agent does.
         self.restamp(&mut plan)?;
         self.dataplane.execute(&rest)?;

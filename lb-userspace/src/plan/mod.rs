@@ -152,15 +152,17 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// What may be written before any packet sees it, and the rest: what the switch depends on, and the switch.
-    pub fn steps(&self) -> (&[Operation], &[Operation]) {
+    /// Takes out what may be written before any packet sees it, and the rest: what the switch depends on, and
+    /// the switch.
+    pub fn take_steps(&mut self) -> [Vec<Operation>; 2] {
         let is_switch = |operation: &Operation| matches!(operation, Operation::Switch(_));
         let mut at = self.operations.iter().position(is_switch).unwrap_or(0);
         let is_condition = |operation: &Operation| matches!(operation, Operation::Overflows(..));
         while at > 0 && is_condition(&self.operations[at - 1]) {
             at -= 1;
         }
-        self.operations.split_at(at)
+        let rest = self.operations.split_off(at);
+        [std::mem::take(&mut self.operations), rest]
     }
 
     /// The writes by which slots of this plan have moved at `now`: they have not before every packet saw it,

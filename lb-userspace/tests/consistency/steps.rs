@@ -2,6 +2,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
+use clap::ValueEnum as _;
 use lb_userspace::{
     model::{
         Admin, Change, Failback, FlapDamping, FlowState, OnDown, Scheduler, Settings, SlowStart,
@@ -257,7 +258,8 @@ impl Simulation {
         match step.kind {
             Kind::RingSize => settings.ring_size = Some([251, 1_021][usize::from(step.choice % 2)]),
             Kind::Scheduler => {
-                settings.scheduler = Some(SCHEDULERS[usize::from(step.choice) % SCHEDULERS.len()])
+                let all = Scheduler::value_variants();
+                settings.scheduler = Some(all[usize::from(step.choice) % all.len()]);
             }
             Kind::FlowState if step.choice.is_multiple_of(2) => {
                 settings.flow_state = Some(FlowState::Auto)
@@ -437,13 +439,3 @@ fn within_sweep(step: Step) -> Step {
     };
     Step { kind, ..step }
 }
-
-const SCHEDULERS: [Scheduler; 7] = [
-    Scheduler::Maglev,
-    Scheduler::SourceHash,
-    Scheduler::RoundRobin,
-    Scheduler::WeightedRoundRobin,
-    Scheduler::LeastConnections,
-    Scheduler::WeightedLeastConnections,
-    Scheduler::PowerOfTwoChoices,
-];

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
 use lb_tests::{
     differential::{
-        Bench, Way,
+        Bench,
         changes::disturbance,
         frames::{Generator, Random},
         hex, routes,
@@ -18,10 +18,6 @@ use lb_tests::{
     netns::Namespace,
 };
 use lb_userspace::model::Unserved;
-use nix::{
-    sched::{CpuSet, sched_setaffinity},
-    unistd::Pid,
-};
 
 /// Frames between two changes of rings, settings and health.
 const CHANGE_EVERY: u64 = 2_000;
@@ -83,10 +79,6 @@ fn main() -> Result<()> {
 
 fn compare(inputs: &[Input], frames: u64, seed: u64) -> Result<()> {
     let setting = Setting::new()?;
-    // Turns are taken per CPU, on the host as on one.
-    let mut cpu = CpuSet::new();
-    cpu.set(0)?;
-    sched_setaffinity(Pid::from_raw(0), &cpu)?;
     let mut bench = Bench::new(&setting)?;
     bench.refuse_unknown_ports(Unserved::Unreachable)?;
     let mut generator = Generator::new(seed, setting.endpoints);
@@ -112,12 +104,7 @@ fn compare(inputs: &[Input], frames: u64, seed: u64) -> Result<()> {
         sequences += 1;
         for frame in input.frames.drain(..) {
             let before = || format!("after {done} frames of seed {seed}: {}", hex(&frame));
-            bench.compare(&frame).with_context(before)?;
-            for held in bench.take_held()? {
-                bench
-                    .compare_by(&held.frame, Way::Held)
-                    .with_context(before)?;
-            }
+            bench.compare_at_once(&frame).with_context(before)?;
             done += 1;
         }
         if done >= next_change {

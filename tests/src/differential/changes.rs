@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Result;
+use clap::ValueEnum as _;
 use lb_common::tables::Tick;
 use lb_userspace::{
     agent::Core,
@@ -116,7 +117,7 @@ pub fn disturbance(random: &mut Random) -> Result<Disturbance> {
         5 => Change::RemoveBackend(id, address),
         6 | 7 => Change::AddBackend(id, backend),
         8 => settings(Settings {
-            scheduler: Some(SCHEDULERS[random.below(SCHEDULERS.len() as u64)]),
+            scheduler: Some(random.pick(Scheduler::value_variants())),
             ..Settings::default()
         }),
         9 => settings(Settings {
@@ -192,14 +193,4 @@ const UNSERVED: [Unserved; 4] = [
     Unserved::Reset,
     Unserved::Unreachable,
     Unserved::Pass,
-];
-
-const SCHEDULERS: [Scheduler; 7] = [
-    Scheduler::Maglev,
-    Scheduler::SourceHash,
-    Scheduler::RoundRobin,
-    Scheduler::WeightedRoundRobin,
-    Scheduler::LeastConnections,
-    Scheduler::WeightedLeastConnections,
-    Scheduler::PowerOfTwoChoices,
 ];

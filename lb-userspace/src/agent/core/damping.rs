@@ -8,14 +8,14 @@ use std::{
     time::Duration,
 };
 
-use lb_common::tables::{TICK_SHIFT, Tick};
+use lb_common::tables::Tick;
 
 use super::{Core, forced::Key, targets::inherit};
 use crate::{
     agent::damping::Flaps,
     dataplane::Dataplane,
     model::{FlapDamping, ServiceId},
-    plan::ticks,
+    plan::{duration, has_passed, ticks},
     snapshot::DampingStatus,
 };
 
@@ -100,7 +100,7 @@ impl<D: Dataplane> Core<D> {
         let now = self.dataplane.now();
         let over = |(&key, &since): (&Key, &Tick)| {
             let hold = ticks(self.hold_of(key));
-            (now.wrapping_sub(since) >= hold).then_some(key)
+            has_passed(hold, since, now).then_some(key)
         };
         let over: Vec<Key> = self.damped.held.iter().filter_map(over).collect();
         for &key in &over {
@@ -162,8 +162,7 @@ impl<D: Dataplane> Core<D> {
             .get(&key)
             .filter(|_| self.damped.holds(key));
         let left = since.map(|&since| {
-            let left = ticks(self.hold_of(key)).saturating_sub(now.wrapping_sub(since));
-            Duration::from_nanos(u64::from(left) << TICK_SHIFT)
+            duration(ticks(self.hold_of(key)).saturating_sub(now.wrapping_sub(since)))
         });
         DampingStatus {
             failures: self

@@ -7,17 +7,16 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
-    time::Duration,
 };
 
-use lb_common::tables::{TICK_SHIFT, state};
+use lb_common::tables::state;
 
 use super::{Core, asked, forced::Key, targets::inherit};
 use crate::{
     agent::ramp::{Ramp, WHOLE},
     dataplane::Dataplane,
     model::{Admin, Service, ServiceId, State},
-    plan::Placed,
+    plan::{Placed, duration},
     snapshot::SlowStartStatus,
 };
 
@@ -187,7 +186,7 @@ impl<D: Dataplane> Core<D> {
         let left = ramp.left(service.slow_start, self.dataplane.now());
         Some(SlowStartStatus {
             percent: ramp.percent,
-            left: Duration::from_nanos(u64::from(left) << TICK_SHIFT),
+            left: duration(left),
         })
     }
 }
