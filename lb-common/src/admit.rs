@@ -3,8 +3,8 @@
 //!
 //! An access list is a set of prefixes, of which the longest that a source has decides. It is asked of every
 //! packet. Limits are asked of those that begin a flow: SYNs, Initials of QUIC services, and other datagrams
-//! whose flow is not recorded. A source's own bucket is asked first, so that one source that sends too much takes
-//! nothing from the others.
+//! whose flow is not recorded, unless the whole service moves. A source's own bucket is asked first, so that
+//! one source that sends too much takes nothing from the others.
 //!
 //! [`service_flag::GUARDED`]: crate::tables::service_flag::GUARDED
 
@@ -13,7 +13,7 @@ use crate::{
     steer::{InForce, Service},
     tables::{
         AccessKey, Address, FlowEvent, FlowKey, Guard, Record, SourceKey, Table, Tables, access,
-        flow_kind,
+        flow_kind, service_flag,
     },
     track,
     verdict::DropReason,
@@ -128,8 +128,8 @@ pub fn judge_source<T: Tables>(tables: &T, request: &Request) -> u32 {
     DENIED
 }
 
-/// [`ADMITTED`], or which limit a flow that begins is one too many for; with `recorded`, one that is recorded
-/// does not begin. To be called through [`Tables::admits_flow`].
+/// [`ADMITTED`], or which limit a flow that begins is one too many for; with `recorded`, one that is recorded,
+/// or may be older than its service's recording, does not begin. To be called through [`Tables::admits_flow`].
 #[inline(always)]
 pub fn judge_flow<T: Tables>(tables: &T, request: &Request, recorded: bool) -> u32 {
     let Some((service, guard)) = guard(tables, request) else {
@@ -139,7 +139,9 @@ pub fn judge_flow<T: Tables>(tables: &T, request: &Request, recorded: bool) -> u
     if !of_sources && !of_service {
         return ADMITTED;
     }
-    if recorded && is_recorded(tables, &service, request) {
+    // Until a move of the whole service is over, what is not recorded may be older than the move.
+    let whole = service.descriptor.flags & service_flag::MOVING != 0;
+    if recorded && (whole || is_recorded(tables, &service, request)) {
         return ADMITTED;
     }
     if of_sources {

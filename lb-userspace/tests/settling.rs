@@ -6,7 +6,7 @@ mod reach;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     time::Duration,
 };
 
@@ -124,12 +124,23 @@ fn swept(core: &Core<MemoryDataplane>) -> census::Census {
 
 /// A check says this of the third backend.
 fn check(core: &mut Core<MemoryDataplane>, condition: Condition) -> bool {
+    check_of(core, "10.1.0.3:80".parse().unwrap(), condition, false)
+}
+
+/// A check says this of a backend, and whether nothing of it is left.
+fn check_of(
+    core: &mut Core<MemoryDataplane>,
+    address: SocketAddr,
+    condition: Condition,
+    dead: bool,
+) -> bool {
     let target = Target {
         service: id(),
-        address: "10.1.0.3:80".parse().unwrap(),
+        address,
     };
     core.health(Event {
         changed: true,
+        dead,
         ..Event::new(target, condition)
     })
 }
@@ -201,6 +212,29 @@ fn settling_slots_wait_for_a_sweep_that_began_after_their_owner_woke() {
     core.enforce().unwrap();
     let settling = slots_in(&core, Phase::Settling);
     assert!(settling > 50);
+    core.swept(early).unwrap();
+    assert_eq!(slots_in(&core, Phase::Settling), settling);
+    let late = swept(&core);
+    core.swept(late).unwrap();
+    assert_eq!(slots_in(&core, Phase::Settling), 0);
+}
+
+/// While it was dead, its flows' records were for the sweep to take. What came of them meanwhile is theirs.
+#[test]
+fn settling_slots_wait_for_a_sweep_that_began_after_a_draining_backend_came_back() {
+    let mut core = moving();
+    pass_the_moving_time(&core);
+    let census = swept(&core);
+    core.swept(census).unwrap();
+    let first = "10.1.0.1:80".parse().unwrap();
+    core.change(asking(id(), first, Admin::Draining)).unwrap();
+    check_of(&mut core, first, Condition::Down, true);
+    core.enforce().unwrap();
+    let settling = slots_in(&core, Phase::Settling);
+    assert!(settling > 50);
+    let early = swept(&core);
+    check_of(&mut core, first, Condition::Up, false);
+    core.enforce().unwrap();
     core.swept(early).unwrap();
     assert_eq!(slots_in(&core, Phase::Settling), settling);
     let late = swept(&core);

@@ -252,6 +252,26 @@ fn datagrams_of_a_recorded_flow_go_on_and_others_begin_one() {
     assert_eq!(dropped(&stage, &datagram("192.0.2.1:2", VIP4)), None);
 }
 
+/// That it is not recorded does not say that it begins: it may be older than its service's recording of all.
+#[test]
+fn datagrams_of_unrecorded_flows_are_not_limited_while_their_service_moves_as_a_whole() {
+    let servers = [server("10.1.0.1:53"), server("10.1.0.2:53")];
+    let stage = Stage::new()
+        .serve(Mode::Ipip, VIP4, UDP, &servers)
+        .moving_time(1_000 * SECOND)
+        .recording_all()
+        .moved(Move::Steady(1))
+        .moving_from(&[0])
+        .guarded(0, NONE, Rate::new(1, 1));
+    for port in 1..=5 {
+        let spec = datagram(&format!("192.0.2.1:{port}"), VIP4);
+        assert_eq!(dropped(&stage, &spec), None, "{port}");
+    }
+    let stage = stage.settling(1);
+    assert_eq!(dropped(&stage, &datagram("192.0.2.1:6", VIP4)), None);
+    assert_eq!(dropped(&stage, &datagram("192.0.2.1:7", VIP4)), SOURCE);
+}
+
 #[test]
 fn of_quic_only_initials_begin_flows() {
     let servers = [server("10.1.0.1:443"), server("10.1.0.2:443")];

@@ -46,8 +46,8 @@ const SWEEPS: u32 = 8;
 /// Bounds of the time between sweeps.
 const SHORTEST_SWEEP: Duration = Duration::from_millis(500);
 const LONGEST_SWEEP: Duration = Duration::from_secs(30);
-/// Where the next sweep is wanted as soon as can be: at least so long after the last, and so many times as
-/// long as that took, so that no more than a fifth of a processor's time goes into sweeps.
+/// Where the next sweep is wanted sooner than usual: at least so long after the last, and so many times as
+/// long as that took, so that no more than a fifth of a processor's time goes into such sweeps.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
 const PAUSES: u32 = 4;
 

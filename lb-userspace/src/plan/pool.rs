@@ -140,10 +140,11 @@ impl Draft {
         }
         if gained & state::TAKES != 0 {
             self.woken.entry(placed.number).or_default().insert(id);
-            // Until then its flows were recorded elsewhere: what a sweep has found does not hold.
-            placed.marks += 1;
         }
         if gained != 0 {
+            // Until then new flows of its slots were recorded elsewhere, and its own records counted for
+            // nothing: what a sweep has found does not hold.
+            placed.marks += 1;
             self.wakes.push(Operation::State(place, entry.state));
         }
         if resigns {

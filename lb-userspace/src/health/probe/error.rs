@@ -67,13 +67,10 @@ impl ProbeError {
     /// Silence, a broken connection and a bad answer are not that: whoever caused them may be alive.
     ///
     /// `serves` says whether the port probed is the one that flows go to. A refusal at another says
-    /// that the checks have lost their listener, not the flows.
+    /// that the checks have lost their listener, not the flows; and firewalls that let nobody in there may
+    /// say that the host is unreachable (`REJECT` with `icmp-host-prohibited`), as if it were not there.
     pub fn says_dead(&self, serves: bool) -> bool {
-        match self {
-            Self::Refused => serves,
-            Self::Unreachable(_) => true,
-            _ => false,
-        }
+        serves && matches!(self, Self::Refused | Self::Unreachable(_))
     }
 
     pub(super) fn from_connect(error: &io::Error) -> Self {

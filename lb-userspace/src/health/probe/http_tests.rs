@@ -451,5 +451,5 @@ fn who_is_said_not_to_be_there_is_dead_and_who_is_silent_or_broken_is_not() {
 #[test]
 fn refusal_by_the_checks_own_port_says_nothing_of_the_flows() {
     assert!(!ProbeError::Refused.says_dead(false));
-    assert!(ProbeError::Unreachable(String::new()).says_dead(false));
+    assert!(!ProbeError::Unreachable(String::new()).says_dead(false));
 }
