@@ -146,7 +146,7 @@ pub fn place<T: Tables>(tables: &T, service: &Service<'_>, flow: &Flow) -> Optio
     hash(tables, flow, by_source)
 }
 
-/// The backend that takes a flow.
+/// The backend that takes a flow, which [`place`] has given its hash.
 ///
 /// # Errors
 /// [`DropReason::NoBackend`] when nobody may take it; [`DropReason::Inconsistent`] when a slot
@@ -171,8 +171,13 @@ pub fn backend<'t, T: Tables>(
     {
         return Ok(owner.backend);
     }
-    let by_source = descriptor.flags & service_flag::PREVIOUSLY_BY_SOURCE != 0;
-    let previous_hash = self::hash(tables, flow, by_source).ok_or(DropReason::Inconsistent)?;
+    let by_source = descriptor.flags & service_flag::BY_SOURCE != 0;
+    let was_by_source = descriptor.flags & service_flag::PREVIOUSLY_BY_SOURCE != 0;
+    let previous_hash = if was_by_source == by_source {
+        hash
+    } else {
+        self::hash(tables, flow, was_by_source).ok_or(DropReason::Inconsistent)?
+    };
     let index = tables.track(&Question {
         key: FlowKey {
             source: flow.source,
