@@ -297,7 +297,8 @@ fn memory(scenario: &Scenario) -> MemoryDataplane {
     memory
 }
 
-fn new_core(stage: &Stage) -> Core<Stage> {
+/// An agent over the maps as they are.
+pub fn new_core(stage: &Stage) -> Core<Stage> {
     loop {
         let core = Core::new("consistency".to_owned(), Tunnel::default(), stage.clone());
         // What fails, fails once.
@@ -321,7 +322,8 @@ pub fn populated(service: &Service, number: usize, moving_time: Duration) -> Ser
     }
 }
 
-fn offer(service: &Service) -> Offer {
+/// A service as its clients begin to know it.
+pub fn offer(service: &Service) -> Offer {
     Offer {
         id: service.id,
         moving_time: ticks(service.moving_time()).into(),

@@ -32,6 +32,18 @@ pub fn bent(
         Sabotage::TimesAreLostOnRestart => {
             operations.retain(|op| !matches!(op, Operation::Moved(_)));
         }
+        Sabotage::BothHalvesAreWritten => {
+            let both = |operation: &Operation| match *operation {
+                Operation::Descriptor(index, _, descriptor) => {
+                    vec![
+                        Operation::Descriptor(index, 0, descriptor),
+                        Operation::Descriptor(index, 1, descriptor),
+                    ]
+                }
+                _ => vec![operation.clone()],
+            };
+            operations = operations.iter().flat_map(both).collect();
+        }
         Sabotage::WakesComeBeforeTheRings => {
             let wakes =
                 |op: &Operation| matches!(op, Operation::State(_, s) if s & state::TAKES != 0);
@@ -43,15 +55,21 @@ pub fn bent(
         }
         _ => {}
     }
-    let in_place: Vec<Option<Descriptor>> = operations
+    let in_place: Vec<(Option<Descriptor>, bool)> = operations
         .iter()
         .map(|operation| match operation {
-            Operation::Slots(ring) => before(ring, &operations, tables),
-            _ => None,
+            Operation::Slots(ring) => (
+                before(ring, &operations, tables),
+                is_whole_move(ring, &operations),
+            ),
+            _ => (None, false),
         })
         .collect();
-    for (operation, before) in operations.iter_mut().zip(in_place) {
+    for (operation, (before, whole)) in operations.iter_mut().zip(in_place) {
         match operation {
+            Operation::Slots(ring) if whole && sabotage == Sabotage::WholeMoveIsSkipped => {
+                *ring = standing(ring);
+            }
             Operation::Slots(ring) => *ring = bent_ring(ring, before.as_ref(), tables, sabotage),
             Operation::Descriptor(_, _, descriptor) => bend_descriptor(descriptor, sabotage),
             Operation::State(_, state)
@@ -82,11 +100,35 @@ fn before(ring: &Ring, operations: &[Operation], tables: &MemoryTables) -> Optio
     Some(entry.halves[in_force])
 }
 
+/// Whether a service begins with this ring to move as a whole, at the size that it had.
+fn is_whole_move(ring: &Ring, operations: &[Operation]) -> bool {
+    operations.iter().any(|operation| match operation {
+        Operation::Descriptor(_, _, d) => {
+            d.ring_start == ring.start && d.ring_size > 0 && keeps_its_size(d)
+        }
+        _ => false,
+    })
+}
+
+fn keeps_its_size(descriptor: &Descriptor) -> bool {
+    descriptor.flags & service_flag::MOVING != 0 && descriptor.previous_size == descriptor.ring_size
+}
+
+/// A ring none of whose slots moves.
+fn standing(ring: &Ring) -> Arc<Ring> {
+    let slots = ring.slots.iter().map(|slot| Slot::steady(slot.owner()));
+    Arc::new(Ring::new(ring.start, slots.collect(), ring.moved.clone()))
+}
+
 fn bend_descriptor(descriptor: &mut Descriptor, sabotage: Sabotage) {
     match sabotage {
         Sabotage::PreviousRingIsReleased => descriptor.previous_size = 0,
         Sabotage::PreviousHashIsForgotten if descriptor.flags & service_flag::MOVING != 0 => {
             descriptor.flags ^= service_flag::PREVIOUSLY_BY_SOURCE;
+        }
+        Sabotage::WholeMoveIsSkipped if keeps_its_size(descriptor) => {
+            descriptor.flags &= !(service_flag::MOVING | service_flag::PREVIOUSLY_BY_SOURCE);
+            descriptor.previous_size = 0;
         }
         _ => {}
     }
@@ -116,6 +158,16 @@ fn bent_slot(slot: Slot, old: Option<Slot>, sabotage: Sabotage) -> Slot {
             if old.phase() == Phase::Moving && old.owner() != slot.owner() =>
         {
             moving(old.owner())
+        }
+        (Sabotage::SteadySlotForgetsItsOwner, Phase::Moving, Some(old))
+            if old.phase() == Phase::Steady && old.owner() != slot.owner() =>
+        {
+            moving(slot.owner())
+        }
+        (Sabotage::SettlingSlotForgetsItsOwner, Phase::Moving, Some(old))
+            if old.phase() == Phase::Settling && old.owner() != slot.owner() =>
+        {
+            moving(slot.owner())
         }
         (Sabotage::DeadOriginStays, Phase::Moving, Some(old))
             if slot.origin() == slot.owner() && old.keeper() != slot.owner() =>

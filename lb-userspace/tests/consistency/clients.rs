@@ -7,8 +7,9 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use lb_common::{
     memory::MemoryTables,
-    schedule, steer,
-    tables::{Descriptor, Tick, state},
+    schedule,
+    steer::{self, Candidate},
+    tables::{Descriptor, Tick},
     track::OPENING_LIFETIME,
 };
 use lb_userspace::plan;
@@ -108,14 +109,24 @@ impl Clients {
 
 /// Whether a backend takes one more flow.
 fn takes(tables: &MemoryTables, descriptor: &Descriptor, address: IpAddr) -> bool {
-    (0..u32::from(descriptor.members_len)).any(|id| {
-        let candidate = steer::candidate(tables, descriptor, id);
-        candidate.is_some_and(|candidate| {
-            IpAddr::from(candidate.backend.address) == address
-                && candidate.backend.state & state::TAKES != 0
-                && schedule::eligible(tables, &candidate)
-        })
-    })
+    let one_more = |candidate: &Candidate<'_>| schedule::eligible(tables, candidate);
+    members(tables, descriptor, address).any(|candidate| one_more(&candidate))
+}
+
+/// Whether a backend takes new flows, however many it has.
+pub fn is_taking(tables: &MemoryTables, descriptor: &Descriptor, address: IpAddr) -> bool {
+    members(tables, descriptor, address).any(|candidate| candidate.takes())
+}
+
+/// The members of a service at an address.
+fn members<'t>(
+    tables: &'t MemoryTables,
+    descriptor: &'t Descriptor,
+    address: IpAddr,
+) -> impl Iterator<Item = Candidate<'t>> {
+    let ids = 0..u32::from(descriptor.members_len);
+    let all = ids.filter_map(move |id| steer::candidate(tables, descriptor, id));
+    all.filter(move |candidate| IpAddr::from(candidate.backend.address) == address)
 }
 
 /// What is in force for the service of an endpoint.

@@ -38,6 +38,16 @@ fn core_over(dataplane: MemoryDataplane) -> Core<MemoryDataplane> {
     core
 }
 
+/// Empty maps with a hash key of their own.
+pub fn keyed() -> MemoryDataplane {
+    let mut dataplane = MemoryDataplane::default();
+    dataplane.tables.control.lookup_bits = 4;
+    dataplane.tables.control.hash_key = std::array::from_fn::<_, HASH_KEY_WORDS, _>(|n| {
+        0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(n as u64 + 1) | 1
+    });
+    dataplane
+}
+
 /// An agent whose configuration says so, with a first service of this mode and these settings and
 /// four backends, and a second one that shares them.
 fn agent(mode: &str, settings: &str) -> Core<MemoryDataplane> {
@@ -49,12 +59,7 @@ fn agent(mode: &str, settings: &str) -> Core<MemoryDataplane> {
          [[service]]\nvip = \"{HTTPS}\"\ngroup = \"web\"\n"
     );
     let config = config::parse(&text, "test").unwrap();
-    let mut dataplane = MemoryDataplane::default();
-    dataplane.tables.control.lookup_bits = 4;
-    dataplane.tables.control.hash_key = std::array::from_fn::<_, HASH_KEY_WORDS, _>(|n| {
-        0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(n as u64 + 1) | 1
-    });
-    let mut core = core_over(dataplane);
+    let mut core = core_over(keyed());
     core.change(Change::Replace(config.services)).unwrap();
     core
 }

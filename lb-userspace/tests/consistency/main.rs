@@ -7,9 +7,12 @@
 #![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
 
 mod agent;
+mod astray;
+mod at_once;
 mod bend;
 mod clients;
 mod clients_at_once;
+mod flood;
 mod flow;
 mod frame;
 mod grace;
@@ -22,10 +25,12 @@ mod regroup;
 mod sabotage;
 mod scenario;
 mod sight;
+mod spoil;
 mod stage;
 mod steps;
 mod tally;
 mod world;
+mod written;
 
 use std::cell::RefCell;
 
@@ -80,7 +85,8 @@ fn no_established_flow_whose_backend_lives_is_moved() {
 
 #[test]
 fn what_broke_flows_once_does_not_again() {
-    for scenario in regressions::all() {
+    let written = written::all().into_iter().map(|(_, scenario)| scenario);
+    for scenario in written.chain(regressions::all()) {
         let broken = agent::run(&scenario, None).broken;
         assert!(broken.is_empty(), "{broken:#?}\n{scenario}");
     }
@@ -89,17 +95,26 @@ fn what_broke_flows_once_does_not_again() {
 /// A sabotage may take so many times the sequences without one: most show within a few.
 const PATIENCE: u32 = 4;
 
-/// Sequences until a sabotage is noticed: those that broke flows once, and random ones.
+/// Sequences until a sabotage is noticed: those that are written for one, those that broke flows once, and
+/// random ones.
 fn noticed(sabotage: Sabotage, budget: u32) -> Option<(u32, String)> {
     let mut runner = runner(1, seed());
     let random = std::iter::repeat_with(|| -> Scenario {
         let tree = scenario::scenario().new_tree(&mut runner);
         tree.unwrap().current()
     });
-    let mut scenarios = (1..=budget).zip(regressions::all().into_iter().chain(random));
+    let mut written = written::all();
+    written.retain(|&(wanted, _)| wanted == sabotage);
+    let written = written.into_iter().map(|(_, scenario)| scenario);
+    let written = written.chain(regressions::all());
+    let mut scenarios = (1..=budget).zip(written.chain(random));
     scenarios.find_map(|(count, scenario)| {
         let broken = agent::run(&scenario, Some(sabotage)).broken;
-        Some((count, broken.into_iter().next()?))
+        let mut broken = broken.into_iter();
+        Some((
+            count,
+            broken.find(|broken| broken.contains(sabotage.sign()))?,
+        ))
     })
 }
 

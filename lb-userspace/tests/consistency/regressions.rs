@@ -32,7 +32,7 @@ fn step((kind, service, choice, amount, seed): (Kind, u8, u8, u8, u32)) -> Step 
 }
 
 /// Services by number, flows, room for established and half-open ones, seconds of the moving time.
-fn scenario(
+pub fn scenario(
     services: &[usize],
     flows: usize,
     [established, half_open]: [usize; 2],

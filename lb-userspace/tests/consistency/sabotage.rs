@@ -6,6 +6,7 @@
 use std::cell::Cell;
 
 use lb_common::{
+    flow::Signal,
     memory::MemoryTables,
     packet::Packet,
     persist,
@@ -16,11 +17,11 @@ use lb_common::{
         FragmentKey, GuardEntry, Handover, Member, NoRoute, Record, Recorded, Route, RouteQuery,
         Server, ServerKey, ServiceEntry, Slot, SourceKey, Table, Tables, Tick, WayBack, flow_kind,
     },
-    track::Question,
+    track::{self, Question},
     verdict::{Answer, DropReason, Piece},
 };
 
-use crate::tally::Tally;
+use crate::{astray, tally::Tally};
 
 /// What does not hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,11 +76,34 @@ pub enum Sabotage {
     ClientsAreNotConfirmed,
     /// Clients whose new flows went elsewhere are remembered where they were.
     ClientsStayWhereTheyWere,
+    /// A recorded flow whose backend is gone goes to its slot's origin.
+    FlowsOfTheDeadGoToOrigin,
+    /// What opens a flow is recorded among the established ones.
+    OpeningsAreEstablished,
+    /// A RST establishes what was opened.
+    ResetsPromote,
+    /// A record of a former holder of a local id counts for the present one.
+    FormerHoldersOfIdsCount,
+    /// What is to be in force by the switch is written into both halves, a service at a time. Only services of a
+    /// group show that ([`crate::at_once`]).
+    BothHalvesAreWritten,
+    /// A choice that is made while the slot's owner takes no new flows is not recorded.
+    ChoicesForOthersAreNotRecorded,
+    /// Another scheduler, hash or flow state takes effect without the whole service moving.
+    WholeMoveIsSkipped,
+    /// What a sweep found is taken for true of rings that it did not begin with.
+    StaleCensusIsUsed,
+    /// A steady slot that moves does not have its last owner as its origin.
+    SteadySlotForgetsItsOwner,
+    /// Nor does a settling one.
+    SettlingSlotForgetsItsOwner,
+    /// The sweep drops records of others than their slot's owner.
+    OthersRecordsAreSwept,
 }
 
 impl Sabotage {
-    /// All of them.
-    pub const ALL: [Self; 25] = [
+    /// All that a sequence shows.
+    pub const ALL: [Self; 35] = [
         Self::TableEvicts,
         Self::UnrecordedChoiceStands,
         Self::OthersRecordsAreOverwritten,
@@ -105,7 +129,28 @@ impl Sabotage {
         Self::GraceIsSkipped,
         Self::ClientsAreNotConfirmed,
         Self::ClientsStayWhereTheyWere,
+        Self::FlowsOfTheDeadGoToOrigin,
+        Self::OpeningsAreEstablished,
+        Self::ResetsPromote,
+        Self::FormerHoldersOfIdsCount,
+        Self::ChoicesForOthersAreNotRecorded,
+        Self::WholeMoveIsSkipped,
+        Self::StaleCensusIsUsed,
+        Self::SteadySlotForgetsItsOwner,
+        Self::SettlingSlotForgetsItsOwner,
+        Self::OthersRecordsAreSwept,
     ];
+
+    /// What is said of a promise that is broken by it, rather than by what it does besides.
+    pub fn sign(self) -> &'static str {
+        match self {
+            Self::GraceIsSkipped => "a packet in flight",
+            Self::OthersRecordsAreOverwritten => "at once",
+            Self::FlowsOfTheDeadGoToOrigin => "who takes none",
+            Self::OpeningsAreEstablished | Self::ResetsPromote => "a flood",
+            _ => " came to ",
+        }
+    }
 }
 
 /// The tables as the packet path sees them.
@@ -115,6 +160,8 @@ pub struct Bent<'a> {
     tally: &'a Tally,
     /// What another CPU does meanwhile, before so many more accesses to the flow tables.
     meanwhile: Option<(Cell<u64>, &'a dyn Fn())>,
+    /// The owner of the flow's slot takes no new flows.
+    declined: Cell<bool>,
 }
 
 impl<'a> Bent<'a> {
@@ -125,6 +172,7 @@ impl<'a> Bent<'a> {
             sabotage,
             tally,
             meanwhile: None,
+            declined: Cell::new(false),
         }
     }
 
@@ -271,7 +319,18 @@ impl Tables for Bent<'_> {
         visit: impl FnOnce(&mut Record) -> R,
     ) -> Option<R> {
         self.let_others_act();
-        self.tables.visit(table, key, visit)
+        if !self.is(Sabotage::FormerHoldersOfIdsCount) {
+            return self.tables.visit(table, key, visit);
+        }
+        let known = astray::recorded(self.tables, table, key);
+        let present = known.and_then(|known| astray::present_generation(self.tables, key, &known));
+        self.tables.visit(table, key, |record| {
+            let own = record.generation;
+            record.generation = present.unwrap_or(own);
+            let seen = visit(record);
+            record.generation = own;
+            seen
+        })
     }
 
     fn record(&self, table: Table, key: &FlowKey, record: &Record, over: bool) -> Recorded {
@@ -280,7 +339,22 @@ impl Tables for Bent<'_> {
         }
         self.let_others_act();
         let over = over || self.is(Sabotage::OthersRecordsAreOverwritten);
-        let recorded = self.tables.record(table, key, record, over);
+        let known = |table| astray::recorded(self.tables, table, key);
+        let half_open = known(Table::HalfOpen);
+        if self.declined.get() && half_open.or_else(|| known(Table::Established)).is_none() {
+            return Recorded::Done;
+        }
+        let (mut table, mut record) = (table, *record);
+        if self.is(Sabotage::OpeningsAreEstablished) && key.kind == flow_kind::FLOW {
+            table = Table::Established;
+        }
+        if self.is(Sabotage::FormerHoldersOfIdsCount)
+            && table == Table::Established
+            && let Some(promoted) = half_open.filter(|known| known.member == record.member)
+        {
+            record.generation = promoted.generation;
+        }
+        let recorded = self.tables.record(table, key, &record, over);
         let held = self.tables.flows.borrow_mut().table(table).records.len() as u64;
         self.tally.peak.set(self.tally.peak.get().max(held));
         match recorded {
@@ -321,6 +395,33 @@ impl Tables for Bent<'_> {
 
     fn turn(&self, pool: u32) -> u32 {
         self.tables.turn(pool)
+    }
+
+    fn track(&self, question: &Question) -> u32 {
+        let ask = |question: &Question| {
+            track::settle(|over| {
+                let question = Question { over, ..*question };
+                track::answer(self, &question)
+            })
+        };
+        if let Some(sabotage) = self.sabotage
+            && let Some(index) = astray::answer(self.tables, question, sabotage)
+        {
+            return index;
+        }
+        if self.is(Sabotage::ResetsPromote) && question.signal == Signal::Resets {
+            let signal = Signal::None;
+            ask(&Question {
+                signal,
+                ..*question
+            });
+        }
+        let declined = self.is(Sabotage::ChoicesForOthersAreNotRecorded)
+            && astray::declines(self.tables, question);
+        self.declined.set(declined);
+        let index = ask(question);
+        self.declined.set(false);
+        index
     }
 
     fn remember(&self, question: &Question, id: u32) {

@@ -59,7 +59,9 @@ impl Dataplane for Stage {
             if !std::mem::replace(&mut at_once, matches!(operation, Operation::Overflows(..))) {
                 world.moment();
             }
-            if let Some(objection) = world.grace.objection(&operation, &world.memory.tables) {
+            if world.sabotage != Some(Sabotage::BothHalvesAreWritten)
+                && let Some(objection) = world.grace.objection(&operation, &world.memory.tables)
+            {
                 world.tally.broken.push(objection);
             }
             let outcome = world.carry_out(&operation);

@@ -5,7 +5,8 @@ use std::{net::SocketAddr, time::Duration};
 use clap::ValueEnum as _;
 use lb_userspace::{
     model::{
-        Admin, Change, Failback, FlapDamping, FlowState, OnDown, Scheduler, Settings, SlowStart,
+        Admin, Change, Failback, FlapDamping, FlowState, OnDown, Protocol, Scheduler, Settings,
+        SlowStart,
     },
     plan::{self, census},
 };
@@ -17,6 +18,7 @@ use crate::{
     reach::reached,
     sabotage::Sabotage,
     scenario::{self, Kind, Step},
+    spoil,
     stage::Swept,
 };
 
@@ -51,8 +53,13 @@ impl Simulation {
         match step.kind {
             Kind::Traffic | Kind::AddService | Kind::Sweep | Kind::SlowSweep => self.traffic(step),
             Kind::Promotion => self.promotion(service, step),
-            Kind::SynFlood => self.flood(service, step, Sent::Opening),
-            Kind::AckFlood => self.flood(service, step, Sent::Segment(control::ACK)),
+            // Those whose addresses were forged answer what they get.
+            Kind::SynFlood if id.protocol == Protocol::Tcp && step.choice.is_multiple_of(2) => {
+                let sent = [Sent::Opening, Sent::Segment(control::RST)];
+                self.flood(service, step, &sent);
+            }
+            Kind::SynFlood => self.flood(service, step, &[Sent::Opening]),
+            Kind::AckFlood => self.flood(service, step, &[Sent::Segment(control::ACK)]),
             Kind::AddBackend
             | Kind::RemoveBackend
             | Kind::Weight
@@ -117,9 +124,9 @@ impl Simulation {
         }
     }
 
-    fn flood(&mut self, service: usize, step: Step, sent: Sent) {
-        let packets = 4 * u64::from(step.amount);
-        self.stage.world().flood(service, packets, sent);
+    fn flood(&mut self, service: usize, step: Step, sent: &[Sent]) {
+        let strangers = 4 * u64::from(step.amount);
+        self.stage.world().flood(service, strangers, sent);
     }
 
     /// The backend that a step is about, if there is any.
@@ -374,15 +381,26 @@ impl Simulation {
         for step in steps {
             self.step(within_sweep(step), &[]);
         }
-        self.sabotage_sweep(&layout, &mut census);
+        if let Some(sabotage) = self.sabotage {
+            spoil::spoil(sabotage, &self.core, &layout, &mut census);
+        }
         if self.agents != agents {
             // What it took off is found by the sweeps of the next.
             self.miscounted = true;
             return;
         }
-        let outcome = self.core.swept(census);
-        self.miscounted |= outcome.is_err();
-        self.note(outcome);
+        let rounds = match self.sabotage {
+            Some(Sabotage::StaleCensusIsUsed) => 3,
+            _ => 1,
+        };
+        for _ in 0..rounds {
+            if rounds > 1 {
+                spoil::pass_for_current(&mut self.core, &mut census);
+            }
+            let outcome = self.core.swept(census.clone());
+            self.miscounted |= outcome.is_err();
+            self.note(outcome);
+        }
         self.check_counts();
     }
 
@@ -396,37 +414,6 @@ impl Simulation {
         } else if !self.miscounted && self.sabotage.is_none() {
             let broken = format!("at {}: miscounted: {miscounts:?}", world.now);
             world.tally.broken.push(broken);
-        }
-    }
-
-    fn sabotage_sweep(&self, layout: &plan::Layout, census: &mut census::Census) {
-        match self.sabotage {
-            Some(Sabotage::SettlingWaitsForNobody) => {
-                census
-                    .services
-                    .values_mut()
-                    .for_each(|service| service.foreign.clear());
-            }
-            Some(Sabotage::LeavingBackendIsFreedAtOnce) => {
-                census
-                    .services
-                    .values_mut()
-                    .for_each(|service| service.by_member.clear());
-            }
-            Some(Sabotage::OwnersRecordsGoWhileMoving) => {
-                let world = self.stage.world();
-                let mut flows = world.memory.tables.flows.borrow_mut();
-                let key = &layout.control.hash_key;
-                for (id, index, placed) in layout.services() {
-                    flows.established.records.retain(|flow, record| {
-                        let slot = census::slot_of(flow, (id, placed), key);
-                        let owner =
-                            slot.is_some_and(|(_, s)| s.owner() == u32::from(record.member));
-                        u32::from(flow.service) != index || !owner
-                    });
-                }
-            }
-            _ => {}
         }
     }
 }

@@ -67,7 +67,8 @@ pub struct World {
     /// Every client's place.
     pub flows: Vec<Flow>,
     due: BinaryHeap<Reverse<(Time, usize)>>,
-    used: BTreeSet<SocketAddr>,
+    /// Addresses that somebody has sent from.
+    pub used: BTreeSet<SocketAddr>,
     /// What is switched off.
     pub sabotage: Option<Sabotage>,
     /// What has been seen.
@@ -82,6 +83,8 @@ pub struct World {
     pub withheld: Vec<Operation>,
     /// Two packets of a flow may be on two CPUs at once.
     pub interleaved: bool,
+    /// Services that lead a client to the same backend at every moment.
+    pub together: Vec<ServiceId>,
 }
 
 impl World {
@@ -109,6 +112,7 @@ impl World {
             held_back: false,
             withheld: Vec::new(),
             interleaved: false,
+            together: Vec::new(),
         };
         world.set_clock();
         for number in 0..flows {
@@ -263,8 +267,18 @@ impl World {
         let expected = self.clients.expected(&flow, &descriptor, tables, self.now);
         let overflows = self.tally.overflows.get();
         let reached = self.send(number, Sent::Opening).ok();
+        let tables = &self.memory.tables;
         let certain = self.tally.overflows.get() == overflows;
         let sure = reached.filter(|_| certain);
+        if let (false, Some(server)) = (udp, sure)
+            && !clients::is_taking(tables, &descriptor, server)
+        {
+            let told = format!(
+                "at {}: {flow:?} began with {server}, who takes none",
+                self.now
+            );
+            self.tally.broken.push(told);
+        }
         if !tells {
             self.clients.went_on(&flow, sure, udp);
             return reached;
@@ -466,6 +480,7 @@ impl World {
             self.clients.forget_all();
         }
         self.grace.carried_out(operation, &self.memory.tables);
+        self.compare_services();
         self.tally.operations += 1;
         Ok(())
     }
@@ -555,17 +570,6 @@ impl World {
             flow.limit = flow.limit.min(ticks);
         }
     }
-
-    /// Packets of nobody's: as many flows as packets.
-    pub fn flood(&mut self, service: usize, packets: u64, sent: Sent) {
-        for _ in 0..packets {
-            let (host, port) = (self.random.index(60_000), self.random.word() as u16 | 1);
-            let stranger = client(&self.offers[service].id, 100_000 + host, port);
-            let bent = Bent::new(&self.memory.tables, self.sabotage, &self.tally);
-            let _ = frame::send(&bent, stranger, self.offers[service].id, sent);
-            self.tally.flood += 1;
-        }
-    }
 }
 
 /// Whether a service that moves as a whole has begun to do so anew.
@@ -585,7 +589,7 @@ fn moves_twice(before: &Descriptor, now: &Descriptor) -> bool {
 }
 
 /// A client's address in the family of a service.
-fn client(id: &ServiceId, number: usize, port: u16) -> SocketAddr {
+pub fn client(id: &ServiceId, number: usize, port: u16) -> SocketAddr {
     let [_, high, middle, low] = (number as u32).to_be_bytes();
     match id.vip.ip() {
         IpAddr::V4(_) => SocketAddr::from(([192, high, middle, low], port)),

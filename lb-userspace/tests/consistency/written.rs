@@ -1,0 +1,56 @@
+//! Scenarios that show what it takes long to come upon: each breaks flows where one invariant is switched
+//! off, and none otherwise.
+
+use crate::{
+    regressions::scenario,
+    sabotage::Sabotage,
+    scenario::{Kind, Scenario},
+};
+
+/// All of them, and what each is written for.
+pub fn all() -> Vec<(Sabotage, Scenario)> {
+    vec![
+        (
+            Sabotage::StaleCensusIsUsed,
+            backend_removed_while_a_sweep_is_on(),
+        ),
+        (
+            Sabotage::FormerHoldersOfIdsCount,
+            id_that_another_backend_got_while_nothing_was_kept(),
+        ),
+    ]
+}
+
+/// A backend without records is removed during a sweep, and its slots have settled by the end of it: its flows
+/// have been recorded since the sweep read.
+fn backend_removed_while_a_sweep_is_on() -> Scenario {
+    let steps = [
+        (Kind::Traffic, 0, 0, 15, 1),
+        (Kind::SlowSweep, 0, 5, 0, 2),
+        (Kind::Traffic, 0, 0, 0, 3),
+        (Kind::Traffic, 0, 0, 0, 4),
+        (Kind::Traffic, 0, 0, 0, 5),
+        (Kind::RemoveBackend, 0, 1, 0, 6),
+        (Kind::Traffic, 0, 0, 18, 7),
+        (Kind::Traffic, 0, 0, 7, 8),
+    ];
+    scenario(&[0], 400, [40_000, 40_000], 45, &steps)
+}
+
+/// While a service keeps nothing, a removed backend's local id is another's at once, and what was recorded
+/// under it is still there when the service keeps flows again.
+fn id_that_another_backend_got_while_nothing_was_kept() -> Scenario {
+    let steps = [
+        (Kind::Traffic, 0, 0, 15, 1),
+        (Kind::RemoveBackend, 0, 1, 0, 2),
+        (Kind::Traffic, 0, 0, 5, 3),
+        (Kind::MovingTime, 0, 0, 0, 4),
+        (Kind::AddBackend, 0, 5, 1, 5),
+        (Kind::AddBackend, 0, 6, 1, 6),
+        (Kind::MovingTime, 0, 5, 0, 7),
+        (Kind::Traffic, 0, 0, 6, 8),
+        (Kind::Sweep, 0, 0, 0, 9),
+        (Kind::Traffic, 0, 0, 10, 10),
+    ];
+    scenario(&[0], 401, [40_100, 40_100], 45, &steps)
+}
