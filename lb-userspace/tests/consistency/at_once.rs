@@ -4,8 +4,9 @@
 use std::net::{IpAddr, SocketAddr};
 
 use lb_userspace::{
+    agent::Core,
     config,
-    model::{Admin, Change, ServiceId, Settings},
+    model::{Admin, Change, Service, ServiceId, Settings},
 };
 
 use crate::{
@@ -48,6 +49,22 @@ impl World {
     }
 }
 
+/// An agent that has just begun to serve that, to clients with so many flows together.
+pub fn serving(
+    services: &[Service],
+    flows: usize,
+    sabotage: Option<Sabotage>,
+) -> (Stage, Core<Stage>) {
+    let offers = services.iter().map(offer).collect();
+    let stage = Stage::new(World::new(keyed(), offers, flows, 0, sabotage));
+    let mut core = new_core(&stage);
+    for n in 1..=u8::MAX {
+        core.network(reached(IpAddr::from([10, 1, 0, n]), n));
+    }
+    core.change(Change::Replace(services.to_vec())).unwrap();
+    (stage, core)
+}
+
 /// What breaks, and what is seen of a mix, over changes of a pool that three services share.
 fn changes(sabotage: Option<Sabotage>) -> Vec<String> {
     let backends: Vec<String> = (1..6)
@@ -76,19 +93,7 @@ fn changes(sabotage: Option<Sabotage>) -> Vec<String> {
         ..Settings::default()
     };
     let removed = services[0].backends[0].clone();
-    let world = World::new(
-        keyed(),
-        services.iter().map(offer).collect(),
-        FLOWS,
-        0,
-        sabotage,
-    );
-    let stage = Stage::new(world);
-    let mut core = new_core(&stage);
-    for n in 1..6 {
-        core.network(reached(IpAddr::from([10, 1, 0, n]), n));
-    }
-    core.change(Change::Replace(services.clone())).unwrap();
+    let (stage, mut core) = serving(&services, FLOWS, sabotage);
     stage.world().together = services.iter().map(|service| service.id).collect();
     for change in [
         edit(2, Some(9), None),

@@ -17,6 +17,7 @@ mod flow;
 mod frame;
 mod grace;
 mod groups;
+mod growth;
 mod random;
 #[path = "../reach/mod.rs"]
 mod reach;
