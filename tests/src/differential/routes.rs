@@ -69,8 +69,14 @@ pub fn of(frame: &[u8]) -> Option<(Address, Result<Route, NoRoute>)> {
         }
         [0x86, 0xdd] => {
             let octets: [u8; 16] = frame.get(38..54)?.try_into().ok()?;
+            // What may not leave a link, or is no host's, the kernel's look-up refuses to route.
+            let source: [u8; 16] = frame.get(22..38)?.try_into().ok()?;
+            let source = Ipv6Addr::from(source);
+            let stays =
+                source.is_multicast() || source.is_loopback() || source.is_unicast_link_local();
             let length = u16::from_be_bytes(frame.get(18..20)?.try_into().ok()?);
             let route = match Ipv6Addr::from(octets).segments() {
+                _ if stays => Err(NoRoute::Refused),
                 [0x2001, 0xdb8, 0, 0, 0, 0..0xc0, ..] if length > WIDE - 40 => {
                     Err(NoRoute::TooLong)
                 }

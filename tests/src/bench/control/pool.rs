@@ -1,4 +1,4 @@
-//! One service: a backend fails, is added, is weighted.
+//! One pool: a backend fails, is added, is weighted. Of one service, or of a group of many.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -23,31 +23,31 @@ use crate::bench::{
 
 pub(super) const NAMES: [&str; 4] = ["decide-to-steer", "ring-follows", "add-backend", "weight"];
 const BACKENDS: [u16; 3] = [10, 100, 1_000];
+/// The group's: all of its services share the pool and the ring.
+const GROUP: u32 = 1_000;
+const GROUPS_BACKENDS: u16 = 1_000;
+const GROUPS_RING: u32 = 65_537;
 
 pub(super) fn run(effort: Effort) -> Result<Vec<Latency>> {
     let mut latencies = Vec::new();
     for backends in BACKENDS {
-        let mut bench = Bench::new(backends)?;
+        let mut bench = Bench::new(1, backends, None)?;
         let size = bench.size()?;
-        let (mut steers, mut follows) = (Vec::new(), Vec::new());
-        for turn in 0..effort.often {
-            let (steer, follow) = bench.fail(turn)?;
-            steers.push(steer);
-            follows.push(follow);
-        }
-        latencies.push(latency("decide-to-steer", size, steers));
-        latencies.push(latency("ring-follows", size, follows));
+        latencies.extend(bench.failures(effort, "")?);
         let adds: Result<_> = (0..effort.often).map(|_| bench.add()).collect();
         latencies.push(latency("add-backend", size, adds?));
         let weights: Result<_> = (0..effort.often).map(|turn| bench.weigh(turn)).collect();
         latencies.push(latency("weight", size, weights?));
     }
+    let mut bench = Bench::new(GROUP, GROUPS_BACKENDS, Some(GROUPS_RING))?;
+    latencies.extend(bench.failures(effort, &format!("-group-{GROUP}"))?);
     Ok(latencies)
 }
 
-/// A service, and the flows that have been tried.
+/// A service, or a group of them, and the flows that have been tried.
 struct Bench {
     balancer: Balancer,
+    /// Whose backends are checked: the first.
     id: ServiceId,
     pool: Pool,
     backends: Vec<Backend>,
@@ -56,7 +56,7 @@ struct Bench {
 }
 
 impl Bench {
-    fn new(backends: u16) -> Result<Self> {
+    fn new(services: u32, backends: u16, ring_size: Option<u32>) -> Result<Self> {
         let pool = Pool {
             number: 2,
             backends,
@@ -68,13 +68,13 @@ impl Bench {
             mode: Mode::Ipip,
             scheduler: Scheduler::Maglev,
             flow_state: FlowState::Auto,
-            ring_size: None,
+            ring_size,
             pool,
         };
         let mut balancer = Balancer::load(&LoadOptions {
             pins: None,
             capacity: Capacity {
-                services: 16,
+                services: services.max(16),
                 backends: 8_192,
                 members: 16_384,
                 slots: 1 << 22,
@@ -85,16 +85,24 @@ impl Bench {
             },
             log_level: 0,
         })?;
-        let id = numbered(0);
-        balancer.serve(vec![kind.service(id)?])?;
+        let ids = 0..services;
+        let services: Result<Vec<_>> = ids.clone().map(|n| kind.service(numbered(n))).collect();
+        let mut services = services?;
+        if services.len() > 1 {
+            for service in &mut services {
+                service.group = Some("bench".to_owned());
+            }
+        }
+        balancer.serve(services)?;
         balancer.reach_pool(pool.other());
         Ok(Self {
             balancer,
-            id,
+            id: numbered(0),
             pool,
             backends: pool.backends(),
-            // New flows: those of a backend that is only down may stay.
-            frame: Frame::new(id.vip, Payload::Tcp(flags::SYN), 0, 1),
+            // New flows: those of a backend that is only down may stay. Of the last service, which learns
+            // of it no later than the others.
+            frame: Frame::new(numbered(ids.end - 1).vip, Payload::Tcp(flags::SYN), 0, 1),
             next: 0,
         })
     }
@@ -119,6 +127,21 @@ impl Bench {
 
     fn steered(&mut self, frame: &[u8]) -> Result<IpAddr> {
         backend_of(self.balancer.program.xdp()?, frame)
+    }
+
+    /// Backends fail in turn; the scenarios' names end so.
+    fn failures(&mut self, effort: Effort, suffix: &str) -> Result<[Latency; 2]> {
+        let size = self.size()?;
+        let (mut steers, mut follows) = (Vec::new(), Vec::new());
+        for turn in 0..effort.often {
+            let (steer, follow) = self.fail(turn)?;
+            steers.push(steer);
+            follows.push(follow);
+        }
+        Ok([
+            latency(format!("decide-to-steer{suffix}"), size, steers),
+            latency(format!("ring-follows{suffix}"), size, follows),
+        ])
     }
 
     /// A check decides that a backend is down: how long until a new flow of its slots goes elsewhere, and
