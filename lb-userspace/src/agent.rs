@@ -3,6 +3,7 @@
 //! What it decides is in `core`, which is synchronous and runs over any dataplane; here is only
 //! who is listened to, and in which order.
 
+pub mod adaptive;
 mod core;
 pub mod damping;
 pub mod journal;

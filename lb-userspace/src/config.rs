@@ -18,12 +18,14 @@ use crate::{
 };
 
 mod access;
+mod adaptive;
 mod health;
 mod reader;
 mod service;
 mod warnings;
 
 pub use access::ReadFile;
+pub use adaptive::parse_adaptive;
 pub use health::parse_check;
 use reader::{Located, Report, Section};
 

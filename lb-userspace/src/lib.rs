@@ -20,5 +20,6 @@ pub mod neighbours;
 pub mod plan;
 #[cfg(test)]
 mod skip;
+pub mod smooth;
 pub mod snapshot;
 pub mod store;

@@ -11,6 +11,7 @@ use lb_common::tables::{mode, refusal};
 use serde::{Deserialize, Serialize};
 
 mod access;
+mod adaptive;
 mod check;
 mod check_health;
 mod error;
@@ -30,6 +31,7 @@ mod tier;
 pub use access::{
     Access, AccessEdit, AccessList, MAX_PREFIXES, Prefix, Rule, Rules, parse_prefixes,
 };
+pub use adaptive::{Adaptive, Signal, Signals};
 pub use check_health::CheckProblem;
 pub use error::ModelError;
 pub use health::{
@@ -345,6 +347,9 @@ pub struct Service {
     /// How a backend that comes up gets its weight by and by.
     #[serde(default, skip_serializing_if = "SlowStart::is_off")]
     pub slow_start: SlowStart,
+    /// How weights follow how the backends fare; they are as configured where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adaptive: Option<Adaptive>,
     /// How long a backend that goes down again and again has to pass its checks first.
     #[serde(default, skip_serializing_if = "FlapDamping::is_off")]
     pub flap_damping: FlapDamping,
@@ -388,6 +393,7 @@ impl Service {
             spill_below: SPILL_BELOW,
             failback: Failback::default(),
             slow_start: SlowStart::default(),
+            adaptive: None,
             flap_damping: FlapDamping::default(),
             panic_below: 0,
             from_tier: 0,

@@ -101,6 +101,10 @@ pub struct BackendStatus {
     pub damping: DampingStatus,
     /// How far its weight has grown, while it does.
     pub slow_start: Option<SlowStartStatus>,
+    /// Its share of its weight, where that follows how it fares.
+    pub adaptive: Option<AdaptiveStatus>,
+    /// Its weight as it counts now next to those of its tier: with what its agent asks for, what has grown and its share.
+    pub effective_weight: f64,
     /// Whether the agent knows how to reach it (route and neighbour resolved).
     pub reachable: bool,
     /// The longest IP packet that can be sent to it, in bytes and as it arrives, where the way is known.
@@ -135,6 +139,30 @@ pub struct SlowStartStatus {
     pub percent: u8,
     /// How long until it has all.
     pub left: Duration,
+}
+
+/// A backend whose weight follows how it fares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AdaptiveStatus {
+    /// Percent of its weight that it has.
+    pub percent: u16,
+    /// What it should have by the last look.
+    pub wanted: u16,
+    /// How often it has turned back and forth of late.
+    pub reversals: u32,
+    /// How long its probes take on average, where that counts.
+    pub latency: Option<Duration>,
+}
+
+/// How the weights of a pool follow how its backends fare.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct AdaptivePoolStatus {
+    /// Whether they are held back, as too few slots would be steady.
+    pub held: bool,
+    /// How often weights were changed.
+    pub changes: u64,
+    /// How often they were held back instead.
+    pub holds: u64,
 }
 
 /// What a backend is at present, all considered.
@@ -442,6 +470,8 @@ pub struct ServiceStatus {
     pub tiers: Vec<TierStatus>,
     /// Its panic, while it is in one.
     pub panic: Option<PanicStatus>,
+    /// How weights follow how its backends fare, where they do.
+    pub adaptive: Option<AdaptivePoolStatus>,
     /// Its backends, in the order of `service.backends`.
     pub backends: Vec<BackendStatus>,
 }

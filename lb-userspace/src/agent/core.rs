@@ -1,6 +1,7 @@
 //! The agent without its loop: every piece of news becomes a plan, every plan is carried out, and
 //! only then is it what the agent knows. Synchronous; the dataplane tells the time.
 
+mod adaptive;
 mod asked;
 mod damping;
 mod drain;
@@ -12,6 +13,7 @@ mod standby;
 mod standing;
 mod status;
 mod targets;
+mod weights;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -23,8 +25,8 @@ use std::{
 use lb_common::tables::{Tick, state};
 
 use self::{
-    asked::AllAsked, damping::Damped, panic::Panics, slow_start::SlowStarts, standby::Tiers,
-    standing::Told,
+    adaptive::Adapting, asked::AllAsked, damping::Damped, panic::Panics, slow_start::SlowStarts,
+    standby::Tiers, standing::Told,
 };
 use super::ChangeError;
 use crate::{
@@ -57,6 +59,8 @@ struct Checked {
     condition: Condition,
     error: Option<String>,
     latency: Option<Duration>,
+    /// How long probes take on average, where weights follow that.
+    smoothed: Option<Duration>,
     checks: Vec<CheckStatus>,
 }
 
@@ -145,6 +149,8 @@ pub struct Core<D> {
     panics: Panics,
     /// Whose weight grows.
     slow: SlowStarts,
+    /// Whose weights follow how they fare.
+    adapting: Adapting,
     /// The state as all of these would have it, where that is another.
     adapted: Option<State>,
     checked: BTreeMap<Target, Checked>,
@@ -181,6 +187,7 @@ impl<D: Dataplane> Core<D> {
             damped: Damped::default(),
             panics: Panics::default(),
             slow: SlowStarts::default(),
+            adapting: Adapting::default(),
             adapted: None,
             checked: BTreeMap::new(),
             down: BTreeMap::new(),
@@ -272,6 +279,7 @@ impl<D: Dataplane> Core<D> {
         let (asked, tiers) = (self.asked.clone(), self.tiers.clone());
         let (forced, slow) = (self.forced.clone(), self.slow.clone());
         let (panics, damped) = (self.panics.clone(), self.damped.clone());
+        let adapting = self.adapting.clone();
         let untold = self.chronicle.untold();
         self.follow_leads(&before);
         self.forget_drained(&before);
@@ -284,6 +292,7 @@ impl<D: Dataplane> Core<D> {
             (self.asked, self.tiers) = (asked, tiers);
             (self.forced, self.slow) = (forced, slow);
             (self.panics, self.damped) = (panics, damped);
+            self.adapting = adapting;
             self.adapt();
             self.chronicle.unsay(untold);
             self.put_back();
@@ -569,6 +578,7 @@ impl<D: Dataplane> Core<D> {
             condition: event.condition,
             error: event.error,
             latency: event.latency,
+            smoothed: event.smoothed,
             checks: event.checks,
         };
         self.checked.insert(event.target, checked);

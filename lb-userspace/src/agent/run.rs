@@ -168,7 +168,8 @@ impl<D: Dataplane> Running<D> {
         }
         if self.age <= now {
             self.age = now + AGE;
-            if self.core.age() {
+            let (aged, adapted) = (self.core.age(), self.core.look());
+            if aged || adapted {
                 self.enforce();
             }
         }

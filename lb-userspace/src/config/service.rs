@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    Limits, health,
+    Limits, adaptive, health,
     reader::{Located, Section},
 };
 use crate::duration;
@@ -37,6 +37,7 @@ const SERVICE: &[&str] = &[
     "spill_below",
     "failback",
     "slow_start",
+    "adaptive",
     "flap_damping",
     "panic_below",
     "health",
@@ -196,9 +197,14 @@ fn read_settings(
     let spill_below = section.integer("spill_below", 0, 100);
     let failback = section.value("failback", str::parse);
     let slow_start = section.value("slow_start", str::parse);
+    let adaptive = adaptive::read(section);
     let flap_damping = section.value("flap_damping", str::parse);
     let panic_below = section.integer("panic_below", 0, 100);
     let health = health::read(section);
+    let adaptive = match adaptive {
+        Some(None) => return None,
+        adaptive => adaptive.flatten(),
+    };
     // Backends cannot be judged by what is not known of it.
     let quic = match quic {
         Some(None) => return None,
@@ -233,6 +239,7 @@ fn read_settings(
         spill_below: spill_below.map(Located::into_inner),
         failback: failback.map(Located::into_inner),
         slow_start: slow_start.map(Located::into_inner),
+        adaptive: adaptive.map(Some),
         flap_damping: flap_damping.map(Located::into_inner),
         panic_below: panic_below.map(Located::into_inner),
         ..Settings::default()

@@ -1,7 +1,7 @@
 //! Owns one check of one target: asks in its rhythm, or waits for what the backend reports, and keeps
 //! its machine. Never knows of the target's other checks, nor of other targets.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tokio::{
     sync::{Notify, Semaphore},
@@ -38,6 +38,9 @@ pub struct Tools<P> {
 pub struct Finding {
     /// What it tells people.
     pub status: CheckStatus,
+    /// How long the last probe took, where that says how loaded the backend is; one that was not answered in time took
+    /// as long as it was given.
+    pub took: Option<Duration>,
     /// Whether the last probe that blames the backend was told that nobody is there.
     pub nobody: bool,
     /// What the backend's agent asks for.
@@ -87,6 +90,7 @@ impl<P: Prober> Checking<P> {
             machine: Machine::new(initial, check.rise, check.fall),
             finding: Finding {
                 status: CheckStatus::new(name.clone(), initial),
+                took: None,
                 nobody: false,
                 asked,
             },
@@ -170,6 +174,7 @@ impl<P: Prober> Checking<P> {
     }
 
     fn conclude(&mut self, outcome: Result<Option<Answer>, ProbeError>) {
+        self.finding.took = self.took(&outcome);
         let status = &mut self.finding.status;
         status.latency = None;
         let (judged, error) = match outcome {
@@ -199,6 +204,15 @@ impl<P: Prober> Checking<P> {
         }
         status.condition = self.machine.condition();
         status.last_error = error;
+    }
+
+    fn took(&self, outcome: &Result<Option<Answer>, ProbeError>) -> Option<Duration> {
+        let took = match outcome {
+            Ok(answer) => answer.as_ref().map(|answer| answer.latency),
+            Err(ProbeError::Timeout(within)) => Some(*within),
+            Err(_) => None,
+        };
+        took.filter(|_| self.check.probe.tells_latency())
     }
 
     fn hear(&mut self, reply: &Reply) -> (Option<Outcome>, Option<String>) {

@@ -83,6 +83,8 @@ pub struct TargetConfig {
     pub alone: bool,
     /// How traffic reaches it.
     pub way: Way,
+    /// Over how long latencies are smoothed, and how often they are told, where somebody goes by them.
+    pub smooth: Option<Duration>,
     /// What it counts as before its first probe. Only looked at when the target is new.
     pub initial: Condition,
 }
@@ -93,17 +95,23 @@ struct Checks {
     health: Arc<Health>,
     alone: bool,
     way: Way,
+    smooth: Option<Duration>,
 }
 
 impl TargetConfig {
     fn checks(&self) -> Checks {
         let Self {
-            health, alone, way, ..
+            health,
+            alone,
+            way,
+            smooth,
+            ..
         } = self;
         Checks {
             health: Arc::clone(health),
             alone: *alone,
             way: *way,
+            smooth: *smooth,
         }
     }
 }
@@ -124,6 +132,9 @@ pub struct Event {
     pub error: Option<String>,
     /// How long the last probes took, the slowest of those that succeeded.
     pub latency: Option<Duration>,
+    /// How long probes take on average, those that are not answered in time included, where somebody goes by that: the check
+    /// that takes longest.
+    pub smoothed: Option<Duration>,
     /// What each check says.
     pub checks: Vec<CheckStatus>,
     /// What the backend's agent asks for.
@@ -140,6 +151,7 @@ impl Event {
             dead: false,
             error: None,
             latency: None,
+            smoothed: None,
             checks: Vec::new(),
             asked: Asked::default(),
         }

@@ -21,6 +21,7 @@ use crate::{
         reply::Asked,
     },
     model::{Combine, Probe},
+    smooth::Smooth,
     snapshot::Condition,
 };
 
@@ -39,6 +40,28 @@ pub struct Runner<P> {
     /// What the receiver knows, and when it was told, if ever.
     reported: Event,
     at: Option<time::Instant>,
+    /// How often latencies are told.
+    every: Duration,
+}
+
+/// How long the probes of a check take on average.
+#[derive(Debug, Clone, Default)]
+struct Latency {
+    seconds: Smooth,
+    last: Option<time::Instant>,
+}
+
+impl Latency {
+    fn add(&mut self, took: Duration, now: time::Instant, over: Duration) {
+        let passed = self.last.map(|last| now.saturating_duration_since(last));
+        self.last = Some(now);
+        self.seconds
+            .add(took.as_secs_f64(), passed.unwrap_or_default(), over);
+    }
+
+    fn mean(&self) -> Option<Duration> {
+        Duration::try_from_secs_f64(self.seconds.mean()?).ok()
+    }
 }
 
 impl<P: Prober> Runner<P> {
@@ -55,6 +78,7 @@ impl<P: Prober> Runner<P> {
             events,
             reported: Event::new(target, initial),
             at: None,
+            every: LATENCY_EVERY,
         }
     }
 
@@ -77,9 +101,19 @@ impl<P: Prober> Runner<P> {
             return self.settle().await;
         }
         let (mut findings, mut checks) = self.begin(wanted);
+        self.every = wanted
+            .smooth
+            .map_or(LATENCY_EVERY, |over| (over / 3).min(LATENCY_EVERY));
+        let mut latencies = vec![Latency::default(); findings.len()];
         while let Some((index, finding)) = checks.next().await {
+            if let Some((took, over)) = finding.took.zip(wanted.smooth) {
+                latencies[index].add(took, time::Instant::now(), over);
+            }
             findings[index] = finding;
-            let event = self.judge(health.combine, &findings);
+            let event = Event {
+                smoothed: latencies.iter().filter_map(Latency::mean).max(),
+                ..self.judge(health.combine, &findings)
+            };
             if let Err(unheard) = self.tell(event).await {
                 return unheard;
             }
@@ -90,7 +124,9 @@ impl<P: Prober> Runner<P> {
     /// Starts all checks. They begin with the target's condition, and its agent with what it has said.
     fn begin(
         &self,
-        Checks { health, alone, way }: &Checks,
+        Checks {
+            health, alone, way, ..
+        }: &Checks,
     ) -> (
         Vec<Finding>,
         SelectAll<BoxStream<'static, (usize, Finding)>>,
@@ -151,7 +187,7 @@ impl<P: Prober> Runner<P> {
 
     fn is_news(&self, event: &Event) -> bool {
         let last = &self.reported;
-        self.at.is_none_or(|at| at.elapsed() >= LATENCY_EVERY)
+        self.at.is_none_or(|at| at.elapsed() >= self.every)
             || (last.condition, last.dead, last.asked) != (event.condition, event.dead, event.asked)
             || last.error != event.error
             || !event

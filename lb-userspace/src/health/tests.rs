@@ -100,6 +100,7 @@ fn config(health: impl Into<Health>, initial: Condition) -> TargetConfig {
     TargetConfig {
         health: Arc::new(health.into()),
         alone: true,
+        smooth: None,
         way: Way::default(),
         initial,
     }
@@ -157,6 +158,7 @@ async fn first_success_is_reported_as_up_within_one_interval() {
             dead: false,
             error: None,
             latency,
+            smoothed: None,
             checks: event.checks.clone(),
             asked: Asked::default(),
         }

@@ -8,7 +8,7 @@ use prometheus_client::{
     registry::Unit,
 };
 
-use super::{Scrape, TRAFFIC, counters, gauges};
+use super::{Scrape, TRAFFIC, counters, gauges, service_labels};
 use crate::{
     model::{Admin, name_of},
     snapshot::{BackendStatus, CheckStatus, Condition, DampingStatus},
@@ -68,8 +68,8 @@ impl Scrape {
             let samples = self.pool().map(|(labels, b)| (labels, read(b)));
             gauges(encoder, name, help, None, samples)?;
         }
-        let effective = self.pool().map(|(labels, b)| (labels, effective_weight(b)));
-        let help = "Its weight as it counts now: what its agent asks for, and how far it has grown";
+        let effective = self.pool().map(|(labels, b)| (labels, b.effective_weight));
+        let help = "Its weight as it counts now: what its agent asks for, how far it has grown, and how it fares";
         gauges(
             encoder,
             "lb_backend_effective_weight",
@@ -77,6 +77,7 @@ impl Scrape {
             None,
             effective,
         )?;
+        self.adaptive(encoder)?;
         self.damping(encoder)?;
         self.standings(encoder)?;
         let latencies = self
@@ -90,6 +91,30 @@ impl Scrape {
             Some(&Unit::Seconds),
             latencies,
         )
+    }
+
+    fn adaptive(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let adaptive = || {
+            self.pool()
+                .filter_map(|(labels, b)| Some((labels, b.adaptive?)))
+        };
+        let share = adaptive().map(|(l, a)| (l, f64::from(a.percent) / 100.0));
+        let wanted = adaptive().map(|(l, a)| (l, f64::from(a.wanted) / 100.0));
+        let unit = Some(&Unit::Ratios);
+        let help = "Share of its weight that it has, where that follows how it fares";
+        gauges(encoder, "lb_backend_adaptive_share", help, unit, share)?;
+        let help = "Share of its weight that it should have by the last look";
+        gauges(encoder, "lb_backend_adaptive_wanted", help, unit, wanted)?;
+        let pools = || {
+            self.pools()
+                .filter_map(|s| Some((service_labels(s), s.adaptive?)))
+        };
+        let held = pools().map(|(labels, a)| (labels, u64::from(a.held)));
+        let help = "1 while weights are held back, as too few slots would be steady";
+        gauges(encoder, "lb_service_adaptive_held", help, None, held)?;
+        let changes = pools().map(|(labels, a)| (labels, a.changes));
+        let help = "How often weights have followed how backends fare";
+        counters(encoder, "lb_service_adaptive_changes", help, changes)
     }
 
     fn damping(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
@@ -175,16 +200,4 @@ impl Scrape {
             })
         })
     }
-}
-
-fn effective_weight(backend: &BackendStatus) -> f64 {
-    let percent = [
-        backend.asked.weight,
-        backend.slow_start.map(|slow| slow.percent.into()),
-    ];
-    let parts = percent
-        .into_iter()
-        .flatten()
-        .map(|part| f64::from(part) / 100.0);
-    f64::from(backend.backend.weight) * parts.product::<f64>()
 }

@@ -9,7 +9,9 @@ use std::{
 
 use super::{
     Backend, Failback, FlowState, MAX_BACKENDS, MAX_WEIGHT, Mode, ModelError, Protocol, Service,
-    ServiceId, group,
+    ServiceId,
+    adaptive::check_adaptive,
+    group,
     limit::check_limits,
     mss::check_clamp,
     name_of,
@@ -53,6 +55,7 @@ impl Service {
         check_limits(self)?;
         self.check_quic()?;
         self.health.check(id)?;
+        check_adaptive(self)?;
         self.check_probes_by_vip()
     }
 

@@ -110,6 +110,7 @@ impl Service {
                 let (here, there) = (self.slow_start, other.slow_start);
                 differ("slow_start", here.to_string(), there.to_string())
             })
+            .or_else(|| differ("adaptive", shown(self.adaptive), shown(other.adaptive)))
             .or_else(|| {
                 let (here, there) = (self.flap_damping, other.flap_damping);
                 differ("flap_damping", here.to_string(), there.to_string())

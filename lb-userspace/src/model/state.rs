@@ -7,8 +7,8 @@ use std::{
 };
 
 use super::{
-    AccessEdit, AccessList, Admin, Backend, Failback, FlapDamping, FlowLimit, FlowState, Mode,
-    ModelError, MssClamp, OnDown, Protocol, Quic, Scheduler, ServerId, Service, ServiceId,
+    AccessEdit, AccessList, Adaptive, Admin, Backend, Failback, FlapDamping, FlowLimit, FlowState,
+    Mode, ModelError, MssClamp, OnDown, Protocol, Quic, Scheduler, ServerId, Service, ServiceId,
     SlowStart, Unserved,
 };
 
@@ -104,6 +104,8 @@ pub struct Settings {
     pub failback: Option<Failback>,
     /// [`Service::slow_start`].
     pub slow_start: Option<SlowStart>,
+    /// [`Service::adaptive`]; `Some(None)`: weights are as configured.
+    pub adaptive: Option<Option<Adaptive>>,
     /// [`Service::flap_damping`].
     pub flap_damping: Option<FlapDamping>,
     /// [`Service::panic_below`].
@@ -458,6 +460,7 @@ impl Settings {
             spill_below,
             failback,
             slow_start,
+            adaptive,
             flap_damping,
             panic_below,
             group,
@@ -484,6 +487,7 @@ impl Settings {
         service.spill_below = spill_below.unwrap_or(service.spill_below);
         service.failback = failback.unwrap_or(service.failback);
         service.slow_start = slow_start.unwrap_or(service.slow_start);
+        service.adaptive = adaptive.unwrap_or(service.adaptive);
         service.flap_damping = flap_damping.unwrap_or(service.flap_damping);
         service.panic_below = panic_below.unwrap_or(service.panic_below);
         if let Some(group) = group {

@@ -37,7 +37,7 @@ use lb_common::{
 pub use self::layout::{Layout, Placed, PlacedMember, Ring, endpoint, endpoint_at, half};
 pub use self::lookup::BUCKETS_PER_SERVICE;
 pub use self::pool::next_hop;
-pub use self::recipe::{duration, has_passed, ticks};
+pub use self::recipe::{duration, has_passed, ticks, unsteady, unsteady_after};
 pub use self::servers::still_named;
 use self::{
     census::Census,

@@ -3,7 +3,7 @@
 
 use lb_common::{
     maglev::{self, Claim},
-    tables::{Descriptor, TICK_SHIFT, Tick, scheduler, service_flag, state},
+    tables::{Descriptor, Phase, TICK_SHIFT, Tick, scheduler, service_flag, state},
 };
 
 use super::layout::{Placed, PlacedMember, Recipe};
@@ -131,6 +131,31 @@ pub(super) fn owners(recipe: &Recipe, placed: &Placed) -> Vec<u16> {
     let mut owners = vec![maglev::NOBODY; recipe.size as usize];
     maglev::fill(&mut owners, &mut claims);
     owners
+}
+
+/// Slots that are not steady.
+pub fn unsteady(placed: &Placed) -> u32 {
+    match placed.descriptor.flags & service_flag::MOVING {
+        0 => placed.ring.size() - placed.ring.phases.steady,
+        // All of them, whatever their phases.
+        _ => placed.ring.size(),
+    }
+}
+
+/// Slots that would not be, were the service what is wanted now.
+pub fn unsteady_after(placed: &Placed, service: &Service) -> u32 {
+    let recipe = wanted(service, placed);
+    if recipe.size != placed.ring.size() || unsteady(placed) == placed.ring.size() {
+        return placed.ring.size();
+    }
+    if recipe.claims.is_empty() {
+        return unsteady(placed);
+    }
+    let owners = owners(&recipe, placed);
+    let slots = placed.ring.slots.iter().zip(owners);
+    let moves = slots
+        .filter(|(slot, owner)| slot.phase() != Phase::Steady || slot.owner() != u32::from(*owner));
+    moves.count() as u32
 }
 
 /// The order in which a scheduler that takes turns or draws goes through the pool; empty for others.

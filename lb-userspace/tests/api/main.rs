@@ -21,7 +21,7 @@ use lb_userspace::{
             NewService, Phase,
         },
     },
-    model::{Admin, Failback, Mode, Scheduler, ServiceId},
+    model::{Adaptive, Admin, Failback, Mode, Scheduler, ServiceId, Signal},
 };
 use serde_json::{Value, json};
 use support::FakeAgent;
@@ -118,7 +118,7 @@ async fn a_service_is_told_with_its_health_and_backends() {
         "quic": null,
         "persistence_ms": 0,
         "persistence_prefix": null,
-        "spill_below": 70, "failback": "automatic", "slow_start": "off", "flap_damping": "off", "panic_below": 0, "from_tier": 0,
+        "spill_below": 70, "failback": "automatic", "slow_start": "off", "adaptive": null, "flap_damping": "off", "panic_below": 0, "from_tier": 0,
         "health": {"type": "http", "path": "/health", "interval_ms": 1000, "timeout_ms": 500, "rise": 2, "fall": 3},
         "flows": {
             "steady": 1000, "moving": 3, "settling": 1,
@@ -442,6 +442,7 @@ async fn the_client_speaks_every_route() {
         spill_below: Some(50),
         failback: Some(Failback::Manual),
         slow_start: Some("1m".parse().unwrap()),
+        adaptive: Some(Adaptive::by([Signal::Latency])),
         flap_damping: Some("10s".parse().unwrap()),
         panic_below: Some(30),
         health: None,
@@ -493,6 +494,7 @@ async fn the_client_speaks_every_route() {
         (50, Failback::Manual)
     );
     assert_eq!(edited.slow_start.to_string(), "1m from 10%");
+    assert_eq!(edited.adaptive, Some(Adaptive::by([Signal::Latency])));
     assert_eq!((edited.panic_below, edited.panic), (30, None));
     assert_eq!(edited.flap_damping.to_string(), "10s to 5m");
     let edit = EditBackend {

@@ -11,8 +11,8 @@ use std::time::Duration;
 use lb_userspace::{
     config::{self, Config, ConfigError, Limits},
     model::{
-        Admin, DEAD_AFTER, Failback, FlowState, Health, Http, Mode, MssClamp, OnDown, Probe, Quic,
-        Scheduler, Service, State, Unserved,
+        Adaptive, Admin, DEAD_AFTER, Failback, FlowState, Health, Http, Mode, MssClamp, OnDown,
+        Probe, Quic, Scheduler, Service, Signal, State, Unserved,
     },
 };
 
@@ -52,6 +52,7 @@ persistence_prefix = 24
 spill_below = 50
 failback = "30s"
 slow_start = "45s from 20%"
+adaptive = { from = ["latency"], least = 30, most = 300, dead_band = 10, unsteady = 8, interval = "5s", latency_floor = "3ms" }
 flap_damping = "10s to 2m"
 panic_below = 40
 health = { type = "http", path = "/health", host = "x", port = 8080, interval = "1s", timeout = "500ms", rise = 2, fall = 4 }
@@ -152,6 +153,16 @@ fn every_key_of_the_format_is_read() {
         (slow(first), slow(second)),
         ("45s from 20%".to_owned(), "off".to_owned())
     );
+    let adaptive = Adaptive {
+        from: [Signal::Latency].into_iter().collect(),
+        least: 30,
+        most: 300,
+        dead_band: 10,
+        unsteady: 8,
+        interval: Duration::from_secs(5),
+        latency_floor: Duration::from_millis(3),
+    };
+    assert_eq!((first.adaptive, second.adaptive), (Some(adaptive), None));
     let http = Probe::Http(Http {
         path: "/health".to_owned(),
         host: Some("x".to_owned()),

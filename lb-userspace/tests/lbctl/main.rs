@@ -16,8 +16,8 @@ use std::{path::Path, process::Stdio, time::Duration};
 use lb_userspace::model::{Admin, Failback, Service};
 use serde_json::{Value, json};
 use support::{
-    FakeAgent, PANICS, WEIGHT_OF_A_DRAINED, WEIGHT_OF_ONE_THAT_GROWS, WEIGHT_OF_ONE_THAT_IS_HELD,
-    WEIGHT_OF_ONE_THAT_IS_UP,
+    FakeAgent, PANICS, WEIGHT_OF_A_DRAINED, WEIGHT_OF_ONE_THAT_ADAPTS, WEIGHT_OF_ONE_THAT_GROWS,
+    WEIGHT_OF_ONE_THAT_IS_HELD, WEIGHT_OF_ONE_THAT_IS_UP,
 };
 use tokio::{io::AsyncReadExt as _, process::Command, time::timeout};
 
@@ -326,6 +326,33 @@ async fn how_backends_come_back_is_set_and_shown() {
         .find(|b| b["weight"] == WEIGHT_OF_ONE_THAT_GROWS);
     let expected = json!({"weight_percent": 35, "left_ms": 20_000});
     assert_eq!(grown.unwrap()["slow_start"], expected);
+}
+
+#[tokio::test]
+async fn what_weights_follow_is_set_and_shown() {
+    let agent = FakeAgent::start(WEB);
+    let set = "service set 10.0.0.1:80/tcp";
+    let slow = "--adaptive {from=[\"latency\"],least=30}";
+    succeed(&agent, &format!("{set} {slow}")).await;
+    assert_eq!(web(&agent).adaptive.unwrap().least, 30);
+    let shown = succeed(&agent, "service show 10.0.0.1:80/tcp").await;
+    let said = "by latency, 30% to 200% of each weight, every 10s, at most 5% of slots unsteady; held back until more are steady";
+    assert!(shown.contains(said), "{shown}");
+    let adapts = format!("10.1.0.9:80 --weight {WEIGHT_OF_ONE_THAT_ADAPTS}");
+    succeed(&agent, &format!("backend add 10.0.0.1:80/tcp {adapts}")).await;
+    let list = succeed(&agent, "backend list 10.0.0.1:80/tcp").await;
+    assert!(list.contains("37 (adapted: 26%)"), "{list}");
+    succeed(&agent, &format!("{set} --no-adaptive")).await;
+    assert_eq!(web(&agent).adaptive, None);
+    for (from, code, problem) in [
+        ("luck", 2, "`luck` is nothing that weights can follow"),
+        ("agent", 5, "no check is of type \"agent\""),
+    ] {
+        let arguments = format!("{set} --adaptive {{from=[\"{from}\"]}}");
+        let ran = run(&agent.socket, &arguments).await;
+        assert_eq!(ran.code, code, "{}", ran.stderr);
+        assert!(ran.stderr.contains(problem), "{}", ran.stderr);
+    }
 }
 
 #[tokio::test]

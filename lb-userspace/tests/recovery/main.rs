@@ -1,7 +1,8 @@
-//! Backends that come back: the agent's core over tables in memory.
+//! Which backends get which part of new flows, as they come back and as they fare: the agent's core over tables in memory.
 
 #![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
 
+mod adaptive;
 mod damping;
 mod panic;
 mod pool;

@@ -19,10 +19,10 @@ use lb_userspace::{
     },
     model::{Admin, Backend, Change, ModelError, Service, State, Unserved},
     snapshot::{
-        BackendState, BackendStatus, CheckStatus, ClientList, ClientRecord, Condition,
-        DampingStatus, DrainStatus, FlowFilter, FlowList, FlowRecord, FlowStatus, Happened,
-        InterfaceStatus, PanicStatus, Passed, RecordUses, ServiceStatus, SlowStartStatus, Snapshot,
-        Standing, TableUse, TierStatus, Traffic,
+        AdaptivePoolStatus, AdaptiveStatus, BackendState, BackendStatus, CheckStatus, ClientList,
+        ClientRecord, Condition, DampingStatus, DrainStatus, FlowFilter, FlowList, FlowRecord,
+        FlowStatus, Happened, InterfaceStatus, PanicStatus, Passed, RecordUses, ServiceStatus,
+        SlowStartStatus, Snapshot, Standing, TableUse, TierStatus, Traffic,
     },
 };
 use tempfile::TempDir;
@@ -42,6 +42,8 @@ pub const WEIGHT_OF_A_DRAINED: u16 = 66;
 pub const WEIGHT_OF_ONE_THAT_IS_UP: u16 = 55;
 /// Backends of this weight have failed three times and are kept out.
 pub const WEIGHT_OF_ONE_THAT_IS_HELD: u16 = 33;
+/// Backends of this weight have 26% of it, by how they fare.
+pub const WEIGHT_OF_ONE_THAT_ADAPTS: u16 = 37;
 /// Backends of this weight have 35% of it so far.
 pub const WEIGHT_OF_ONE_THAT_GROWS: u16 = 44;
 /// Services with this `panic_below` are in panic.
@@ -236,6 +238,8 @@ fn leaving() -> BackendStatus {
         asked: Asked::default(),
         damping: DampingStatus::default(),
         slow_start: None,
+        adaptive: None,
+        effective_weight: 0.0,
         reachable: true,
         mtu: None,
         leaving: true,
@@ -328,6 +332,15 @@ fn standing(weight: u16) -> Option<Standing> {
     })
 }
 
+fn adaptive(weight: u16) -> Option<AdaptiveStatus> {
+    (weight == WEIGHT_OF_ONE_THAT_ADAPTS).then_some(AdaptiveStatus {
+        percent: 26,
+        wanted: 25,
+        reversals: 1,
+        latency: Some(Duration::from_millis(12)),
+    })
+}
+
 fn describe(service: &Service) -> ServiceStatus {
     let leaving = (service.id.vip.port() == PORT_WITH_A_LEAVING_BACKEND).then(leaving);
     let backends = service.backends.iter().map(|backend| {
@@ -349,6 +362,8 @@ fn describe(service: &Service) -> ServiceStatus {
                 percent: 35,
                 left: Duration::from_secs(20),
             }),
+            adaptive: adaptive(backend.weight),
+            effective_weight: backend.weight.into(),
             reachable: true,
             mtu: Some(if down { 1_460 } else { 1_480 }),
             leaving: false,
@@ -373,6 +388,11 @@ fn describe(service: &Service) -> ServiceStatus {
         lead: service.id,
         tiers: tiers(service),
         panic: panic(service),
+        adaptive: service.adaptive.map(|_| AdaptivePoolStatus {
+            held: true,
+            changes: 3,
+            holds: 2,
+        }),
         ring_size: 1_004,
         flows: FlowStatus {
             steady: 1_000,

@@ -147,6 +147,7 @@ fn start(runtime: &Runtime, probe: Probe, port: u16, in_flight: usize) -> Checke
         let [_, high, middle, low] = n.to_be_bytes();
         let address = Ipv4Addr::new(127, 1 + high, middle, low);
         let config = TargetConfig {
+            smooth: None,
             health: Arc::clone(&health),
             alone: true,
             way: Way::default(),

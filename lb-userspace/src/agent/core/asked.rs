@@ -28,24 +28,29 @@ pub(super) fn lay_over(state: &State, asked: &AllAsked) -> Option<State> {
         let lead = state.lead(service.id);
         let mut backends = service.backends.iter();
         if leads.contains(&lead) && backends.any(|b| asked.contains_key(&(lead, b.address))) {
-            let mut over = service.clone();
-            adapt(&mut over, lead, asked);
-            services.insert(service.id, over);
+            services.insert(service.id, over(service, lead, asked));
         }
     }
     (!services.is_empty()).then(|| state.overlaid(services.into_values()))
 }
 
+/// One service of a pool, whose first is `lead`, as its backends' agents would have it.
+pub(super) fn over(service: &Service, lead: ServiceId, asked: &AllAsked) -> Service {
+    let mut over = service.clone();
+    adapt(&mut over, lead, asked);
+    over
+}
+
 fn adapt(service: &mut Service, lead: ServiceId, asked: &AllAsked) {
-    let of = |backend: &Backend| asked.get(&(lead, backend.address)).copied();
+    // Weights that follow it do so by and by; none at all is another matter.
+    let by_and_by = service.hears_agents();
+    let of = |backend: &Backend| match asked.get(&(lead, backend.address))?.weight {
+        Some(1..) if by_and_by => None,
+        percent => percent,
+    };
     let shares = service.backends.iter();
     let shares: Vec<(u16, u16)> = shares
-        .map(|backend| {
-            (
-                backend.weight,
-                of(backend).and_then(|a| a.weight).unwrap_or(100),
-            )
-        })
+        .map(|backend| (backend.weight, of(backend).unwrap_or(100)))
         .collect();
     for (backend, weight) in service.backends.iter_mut().zip(weights(&shares)) {
         backend.weight = weight;
@@ -75,7 +80,7 @@ fn weights(shares: &[(u16, u16)]) -> Vec<u16> {
 }
 
 /// The same, whether they are whole or not: as fine as can be with the largest still within its type.
-pub(super) fn in_hundredths(shares: &[(u16, u16)]) -> Vec<u16> {
+fn in_hundredths(shares: &[(u16, u16)]) -> Vec<u16> {
     let largest = shares.iter().map(parts).max().unwrap_or(0);
     let scale = u32::from(u16::MAX) * 100 / largest.max(1);
     scaled(shares, scale.clamp(1, SCALE.into()))

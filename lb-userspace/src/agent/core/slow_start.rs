@@ -11,7 +11,7 @@ use std::{
 
 use lb_common::tables::state;
 
-use super::{Core, asked, forced::Key, targets::inherit};
+use super::{Core, forced::Key, targets::inherit};
 use crate::{
     agent::ramp::{Ramp, WHOLE},
     dataplane::Dataplane,
@@ -40,6 +40,16 @@ impl SlowStarts {
     pub(super) fn counted(&self, key: Key) -> u8 {
         let new = self.ramps.get(&key).filter(|ramp| ramp.new);
         new.map_or(WHOLE, |ramp| ramp.percent)
+    }
+
+    /// Whether anything is known of a pool.
+    pub(super) fn has_pool(&self, lead: ServiceId) -> bool {
+        self.pools.contains_key(&lead)
+    }
+
+    /// Whether the weight of any backend of a pool grows.
+    pub(super) fn has_any(&self, lead: ServiceId) -> bool {
+        self.ramps.keys().any(|&(of, _)| of == lead)
     }
 
     /// Whether a backend's weight grows.
@@ -141,7 +151,8 @@ impl<D: Dataplane> Core<D> {
         let were = fit.iter().filter(|(at, _)| placed.member(**at).is_some());
         let were = were.map(|(&address, &fit)| (address, fit)).collect();
         known.pools.insert(lead, were);
-        if self.told {
+        // Where weights follow how backends fare, that is why one has less.
+        if self.told || service.adaptive.is_some() {
             return;
         }
         let found = found(service, placed);
@@ -153,31 +164,6 @@ impl<D: Dataplane> Core<D> {
                 known.ramps.insert((lead, one.address), ramp);
             }
         }
-    }
-
-    /// `state` with the weights that have grown so far; nothing where that is no difference.
-    pub(super) fn lay_ramps_over(&self, state: &State) -> Option<State> {
-        let mut services = BTreeMap::new();
-        for service in state.services() {
-            let lead = state.lead(service.id);
-            if !self.slow.pools.contains_key(&lead) {
-                continue;
-            }
-            let percent = |address| self.slow.percent((lead, address));
-            let backends = service.backends.iter();
-            let shares: Vec<(u16, u16)> = backends
-                .map(|backend| (backend.weight, percent(backend.address).into()))
-                .collect();
-            if shares.iter().any(|&(_, percent)| percent < WHOLE.into()) {
-                let mut over = service.clone();
-                let weights = asked::in_hundredths(&shares);
-                for (backend, weight) in over.backends.iter_mut().zip(weights) {
-                    backend.weight = weight;
-                }
-                services.insert(service.id, over);
-            }
-        }
-        (!services.is_empty()).then(|| state.overlaid(services.into_values()))
     }
 
     /// How far a backend's weight has grown, where it does.

@@ -34,6 +34,13 @@ impl Tiers {
         }
     }
 
+    /// The shares of a pool's tiers, where it has several and any can take flows: where nobody can, whoever recovers is
+    /// asked first.
+    pub(super) fn shares(&self, lead: ServiceId) -> Option<&Shares> {
+        let shares = self.shares.get(&lead)?;
+        shares.values().any(|&share| share > 0).then_some(shares)
+    }
+
     /// Pools have another first service now, by `(before, now)`; those that stay keep theirs.
     pub(super) fn follow(&mut self, leads: &BTreeSet<(ServiceId, ServiceId)>) {
         inherit(&mut self.machines, leads, |lead| lead, |_, now| now);
@@ -47,11 +54,12 @@ impl<D: Dataplane> Core<D> {
         self.stop_damping();
         self.judge_all();
         self.turn_ramps(asked.as_ref());
+        self.turn_adapting();
         self.turn_tiers(asked.as_ref());
-        let grown = self.lay_ramps_over(asked.as_ref().unwrap_or(&self.state));
-        let grown = grown.or(asked);
-        let tiers = self.lay_tiers_over(grown.as_ref().unwrap_or(&self.state));
-        self.adapted = tiers.or(grown);
+        let weighed = self.lay_weights_over(asked.as_ref().unwrap_or(&self.state));
+        let weighed = weighed.or(asked);
+        let tiers = self.lay_tiers_over(weighed.as_ref().unwrap_or(&self.state));
+        self.adapted = tiers.or(weighed);
     }
 
     /// Whether a tier has waited long enough for its failback.
@@ -148,9 +156,7 @@ impl<D: Dataplane> Core<D> {
     fn lay_tiers_over(&self, state: &State) -> Option<State> {
         let mut services: BTreeMap<ServiceId, Service> = BTreeMap::new();
         for service in state.services() {
-            let shares = self.tiers.shares.get(&state.lead(service.id));
-            // Where nobody can take flows, whoever recovers is asked first.
-            let shares = shares.filter(|shares| shares.values().any(|&share| share > 0));
+            let shares = self.tiers.shares(state.lead(service.id));
             if let Some(shares) = shares {
                 let fit = |backend: &Backend| self.is_fit(service, backend);
                 let mut over = service.clone();
@@ -190,7 +196,7 @@ fn has_tiers(service: &Service) -> bool {
 }
 
 /// Makes of shares what the plan knows: who takes new flows, and with which weight.
-fn share_out(service: &mut Service, shares: &Shares, fit: impl Fn(&Backend) -> bool) {
+pub(super) fn share_out(service: &mut Service, shares: &Shares, fit: impl Fn(&Backend) -> bool) {
     let share = |tier| u64::from(shares.get(&tier).copied().unwrap_or(0));
     let several = shares.values().filter(|&&share| share > 0).count() > 1;
     if several && !service.scheduler.ignores_weights() {

@@ -101,6 +101,7 @@ impl<D: Dataplane> Core<D> {
             lead: self.state.lead(service.id),
             tiers: self.tier_status(service),
             panic: self.panics.status(self.state.lead(service.id)),
+            adaptive: self.adaptive_pool_status(self.state.lead(service.id)),
             traffic: traffic(counters),
             backends,
         }
@@ -147,6 +148,8 @@ impl<D: Dataplane> Core<D> {
                 .unwrap_or_default(),
             damping: self.damping_status((lead, address)),
             slow_start: self.slow_start_status(service, (lead, address)),
+            adaptive: self.adaptive_status((lead, address)),
+            effective_weight: self.parts(service, address).of(backend.weight),
             reachable: member.is_some_and(|member| member.backend.interface != 0),
             mtu: member
                 .filter(|member| member.backend.interface != 0)

@@ -8,6 +8,7 @@ use std::{
 
 use super::Core;
 use crate::{
+    agent::adaptive::smoothed_over,
     dataplane::Dataplane,
     health::{Target, TargetConfig, Way},
     model::{Admin, Backend, Mode, ModelError, Service, ServiceId, State},
@@ -28,6 +29,7 @@ impl<D: Dataplane> Core<D> {
                 Mode::Gue => Way::Gue(self.tunnel.gue_port),
                 Mode::Nat | Mode::L2 => Way::Direct,
             };
+            let follows = service.adaptive.filter(|adaptive| adaptive.from.latency);
             let ports: BTreeSet<u16> = pool.iter().map(|s| s.id.vip.port()).collect();
             let checked = |backend: &&Backend| backend.admin != Admin::Maintenance;
             for backend in service.backends.iter().filter(checked) {
@@ -42,6 +44,7 @@ impl<D: Dataplane> Core<D> {
                         health: Arc::clone(&health),
                         alone: ports.len() == 1 && !service.id.has_every_port(),
                         way,
+                        smooth: follows.map(|adaptive| smoothed_over(&adaptive)),
                         initial,
                     },
                 );
@@ -100,6 +103,7 @@ impl<D: Dataplane> Core<D> {
             .collect();
         self.tiers.follow(&leads);
         self.slow.follow(&leads);
+        self.adapting.follow(&leads);
         self.panics.follow(&leads);
         self.damped.follow(&leads);
         let under = |(_, address), now| (now, address);

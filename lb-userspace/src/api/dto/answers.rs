@@ -10,8 +10,9 @@ use super::{
 use crate::{
     capacity,
     model::{
-        Admin, Check, Combine, Failback, FlapDamping, FlowLimit, FlowState, Mode, MssClamp, OnDown,
-        Quic, SOURCE_PREFIX_V4, SOURCE_PREFIX_V6, Scheduler, ServiceId, SlowStart, Unserved,
+        Adaptive, Admin, Check, Combine, Failback, FlapDamping, FlowLimit, FlowState, Mode,
+        MssClamp, OnDown, Quic, SOURCE_PREFIX_V4, SOURCE_PREFIX_V6, Scheduler, ServiceId,
+        SlowStart, Unserved,
     },
     snapshot,
 };
@@ -133,6 +134,9 @@ pub struct Service {
     /// How a backend that comes up gets its weight by and by: `off`, or as `30s from 20%`.
     #[serde(default)]
     pub slow_start: SlowStart,
+    /// How weights follow how the backends fare; `null`: they are as configured.
+    #[serde(default)]
+    pub adaptive: Option<Adaptive>,
     /// How long a backend that goes down again and again has to pass its checks first: `off`, or as `10s to 2m`.
     #[serde(default)]
     pub flap_damping: FlapDamping,
@@ -148,6 +152,9 @@ pub struct Service {
     /// Its panic, while it is in one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub panic: Option<Panic>,
+    /// How weights have followed so far, where they do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapting: Option<Adapting>,
     /// How backends are checked, where there is one check.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health: Option<Check>,
@@ -190,6 +197,17 @@ pub struct Panic {
     pub healthy_percent: u8,
     /// Backends that take new flows although their checks fail.
     pub used: usize,
+}
+
+/// How the weights of a pool follow how its backends fare.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Adapting {
+    /// Whether they are held back, as too few slots would be steady.
+    pub held: bool,
+    /// How often weights were changed, since the agent started.
+    pub changes: u64,
+    /// How often they were held back instead.
+    pub holds: u64,
 }
 
 /// Counters since the tables were created.
@@ -344,12 +362,18 @@ impl From<&snapshot::ServiceStatus> for Service {
             spill_below: service.spill_below,
             failback: service.failback,
             slow_start: service.slow_start,
+            adaptive: service.adaptive,
             flap_damping: service.flap_damping,
             panic_below: service.panic_below,
             from_tier: service.from_tier,
             panic: status.panic.map(|panic| Panic {
                 healthy_percent: panic.healthy_percent,
                 used: panic.used,
+            }),
+            adapting: status.adaptive.map(|pool| Adapting {
+                held: pool.held,
+                changes: pool.changes,
+                holds: pool.holds,
             }),
             tiers: status.tiers.iter().copied().map(Into::into).collect(),
             health,

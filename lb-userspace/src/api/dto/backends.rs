@@ -50,6 +50,9 @@ pub struct Backend {
     /// How far its weight has grown, while it does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slow_start: Option<Growing>,
+    /// Its share of its weight, where that follows how it fares.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adaptive: Option<Share>,
     /// Whether route and neighbour are known.
     pub reachable: bool,
     /// The longest IP packet that can be sent to it, in bytes and as it arrives; `null` while the way is
@@ -86,6 +89,20 @@ pub struct Growing {
     pub weight_percent: u8,
     /// How long until it has all.
     pub left_ms: u64,
+}
+
+/// A backend's share of its weight by how it fares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Share {
+    /// Percent of its weight that it has.
+    pub weight_percent: u16,
+    /// What it should have by the last look.
+    pub wanted_percent: u16,
+    /// How often it has turned back and forth of late.
+    pub reversals: u32,
+    /// How long its probes take on average, where that counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub latency_us: Option<u64>,
 }
 
 /// What a backend that takes no new flows still has.
@@ -169,6 +186,12 @@ impl From<&snapshot::BackendStatus> for Backend {
             slow_start: status.slow_start.map(|slow| Growing {
                 weight_percent: slow.percent,
                 left_ms: millis(slow.left),
+            }),
+            adaptive: status.adaptive.map(|share| Share {
+                weight_percent: share.percent,
+                wanted_percent: share.wanted,
+                reversals: share.reversals,
+                latency_us: share.latency.and_then(micros),
             }),
             reachable: status.reachable,
             mtu: status.mtu,

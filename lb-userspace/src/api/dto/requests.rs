@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::model::{
-    self, Admin, Check, Combine, Failback, FlapDamping, FlowLimit, FlowState, Health, Mode,
-    ModelError, MssClamp, OnDown, Quic, Scheduler, ServerId, ServiceId, Settings, SlowStart,
+    self, Adaptive, Admin, Check, Combine, Failback, FlapDamping, FlowLimit, FlowState, Health,
+    Mode, ModelError, MssClamp, OnDown, Quic, Scheduler, ServerId, ServiceId, Settings, SlowStart,
     Unserved,
 };
 
@@ -82,6 +82,9 @@ pub struct NewService {
     /// `off` where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slow_start: Option<SlowStart>,
+    /// How weights follow how the backends fare; they are as configured where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adaptive: Option<Adaptive>,
     /// How long a backend that goes down again and again has to pass its checks before it gets flows, doubled each time, as
     /// `10s` or `10s to 5m`; `off` where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -235,6 +238,13 @@ pub struct EditService {
     /// How a backend that comes up gets its weight by and by.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slow_start: Option<SlowStart>,
+    /// How weights follow how the backends fare; `null`: they are as configured.
+    #[serde(
+        default,
+        deserialize_with = "given",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub adaptive: Option<Option<Adaptive>>,
     /// How long a backend that goes down again and again has to pass its checks first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub flap_damping: Option<FlapDamping>,
@@ -281,6 +291,7 @@ impl From<EditService> for Settings {
             spill_below: edit.spill_below,
             failback: edit.failback,
             slow_start: edit.slow_start,
+            adaptive: edit.adaptive,
             flap_damping: edit.flap_damping,
             panic_below: edit.panic_below,
             group: edit.group,
@@ -327,6 +338,7 @@ impl NewService {
             spill_below: self.spill_below,
             failback: self.failback,
             slow_start: self.slow_start,
+            adaptive: self.adaptive.map(Some),
             flap_damping: self.flap_damping,
             panic_below: self.panic_below,
             quic: self.quic.map(Some),

@@ -13,9 +13,9 @@ use lb_userspace::{
     api::dto::{DEFAULT_EVENTS, DEFAULT_FLOWS, MAX_FLOWS, NewBackend, Phase},
     config, duration, instance,
     model::{
-        self, Admin, Check, Combine, Failback, FlapDamping, FlowLimit, FlowState, MAX_TIER,
-        MAX_WEIGHT, Mode, ModelError, MssClamp, OnDown, Prefix, Scheduler, ServerId, ServiceId,
-        SlowStart, Unserved,
+        self, Adaptive, Admin, Check, Combine, Failback, FlapDamping, FlowLimit, FlowState,
+        MAX_TIER, MAX_WEIGHT, Mode, ModelError, MssClamp, OnDown, Prefix, Scheduler, ServerId,
+        ServiceId, SlowStart, Unserved,
     },
 };
 
@@ -280,6 +280,9 @@ pub struct SetService {
     /// Share its pool with nobody; refused where flows would be forgotten
     #[arg(long, conflicts_with = "group")]
     pub no_group: bool,
+    /// Weights are as configured again
+    #[arg(long, conflicts_with = "adaptive", help_heading = "Flows")]
+    pub no_adaptive: bool,
     /// The access list that says who may send to it
     #[arg(long, value_name = "NAME", help_heading = "Access")]
     pub access_list: Option<String>,
@@ -303,7 +306,7 @@ pub struct SetService {
 }
 
 /// What can be changed, by the names of the fields of [`SetService`] and [`SettingsArgs`].
-const SETTINGS: [&str; 26] = [
+const SETTINGS: [&str; 28] = [
     "access_list",
     "no_access_list",
     "flow_limit",
@@ -328,6 +331,8 @@ const SETTINGS: [&str; 26] = [
     "spill_below",
     "failback",
     "slow_start",
+    "adaptive",
+    "no_adaptive",
     "flap_damping",
     "panic_below",
 ];
@@ -387,6 +392,9 @@ pub struct SettingsArgs {
     /// Over which time a backend that comes up gets its weight, from 10% or as '30s from 20%'; off: at once [default: off]
     #[arg(long, value_name = "TIME", value_parser = parse_slow_start)]
     pub slow_start: Option<SlowStart>,
+    /// What weights follow, and how, written as in the configuration: '{ from = ["latency"], least = 20 }'
+    #[arg(long, value_name = "ADAPTIVE", value_parser = config::parse_adaptive)]
+    pub adaptive: Option<Adaptive>,
     /// How long a backend that goes down again has to pass its checks first, doubled each time up to 5m or as in '10s to 2m'; off: not at all [default: off]
     #[arg(long, value_name = "TIME", value_parser = parse_flap_damping)]
     pub flap_damping: Option<FlapDamping>,

@@ -349,13 +349,16 @@ fn with_asked(own: impl Display, asked: Option<impl Display>) -> String {
     }
 }
 
-/// What is configured, what the agent makes of it, and how much of it is there already.
+/// What is configured, what the agent makes of it, how much of it is there already, and how it fares.
 fn weight(backend: &Backend) -> String {
-    let own = with_asked(backend.weight, percent_asked(backend));
-    match &backend.slow_start {
-        Some(slow) => format!("{own} (grown: {}%)", slow.weight_percent),
-        None => own,
+    let mut own = with_asked(backend.weight, percent_asked(backend));
+    if let Some(slow) = &backend.slow_start {
+        own += &format!(" (grown: {}%)", slow.weight_percent);
     }
+    if let Some(share) = &backend.adaptive {
+        own += &format!(" (adapted: {}%)", share.weight_percent);
+    }
+    own
 }
 
 fn percent_asked(backend: &Backend) -> Option<String> {

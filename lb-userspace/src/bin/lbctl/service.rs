@@ -103,6 +103,7 @@ fn new_service(args: &AddService) -> Result<NewService, Failure> {
         spill_below: settings.spill_below,
         failback: settings.failback,
         slow_start: settings.slow_start,
+        adaptive: settings.adaptive.flatten(),
         flap_damping: settings.flap_damping,
         panic_below: settings.panic_below,
         health,
@@ -178,6 +179,7 @@ fn edit(args: SettingsArgs) -> EditService {
         spill_below,
         failback,
         slow_start,
+        adaptive,
         flap_damping,
         panic_below,
     } = args;
@@ -199,6 +201,7 @@ fn edit(args: SettingsArgs) -> EditService {
         spill_below,
         failback,
         slow_start,
+        adaptive: adaptive.map(Some),
         flap_damping,
         panic_below,
         ..EditService::default()
@@ -208,12 +211,14 @@ fn edit(args: SettingsArgs) -> EditService {
 fn changes(args: &SetService) -> EditService {
     let group = args.group.clone();
     let access_list = args.access_list.clone();
+    let settings = edit(args.settings);
     EditService {
+        adaptive: settings.adaptive.or(args.no_adaptive.then_some(None)),
         access_list: (access_list.is_some() || args.no_access_list).then_some(access_list),
         group: (group.is_some() || args.no_group).then_some(group),
         quic: (args.quic.is_some() || args.no_quic).then(|| args.quic.map(quic)),
         server_ids: args.server_ids.iter().copied().collect(),
-        ..edit(args.settings)
+        ..settings
     }
 }
 
@@ -288,6 +293,15 @@ fn show(service: &Service) -> String {
     ];
     if !service.slow_start.is_off() {
         fields.push(("slow start", service.slow_start.to_string()));
+    }
+    if let Some(adaptive) = &service.adaptive {
+        let held = service.adapting.is_some_and(|adapting| adapting.held);
+        let held = if held {
+            "; held back until more are steady"
+        } else {
+            ""
+        };
+        fields.push(("adaptive", format!("{adaptive}{held}")));
     }
     if !service.flap_damping.is_off() {
         fields.push(("damping", service.flap_damping.to_string()));

@@ -31,6 +31,10 @@ fn whatever_differs_from_the_group_is_refused_by_its_field() {
         (|s| s.failback = Failback::Manual, "failback"),
         (|s| s.slow_start.window = WEEK, "slow_start"),
         (
+            |s| s.adaptive = Some(Adaptive::by([Signal::Latency])),
+            "adaptive",
+        ),
+        (
             |s| s.flap_damping.hold = s.flap_damping.most,
             "flap_damping",
         ),

@@ -1,0 +1,106 @@
+//! A mean of samples that forgets: each counts the less, the older it is. Pure.
+
+use std::time::Duration;
+
+/// A sample counts for this many times the mean at most, so that a single one that lies far out says little, and many that
+/// do are believed soon.
+const MOST: f64 = 4.0;
+
+/// An exponentially weighted mean of samples that come when they will. The first ones count all the same, as there is
+/// nothing yet to weigh them against.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Smooth {
+    mean: Option<f64>,
+    samples: u32,
+}
+
+impl Smooth {
+    /// The mean, once there is a sample.
+    pub fn mean(&self) -> Option<f64> {
+        self.mean
+    }
+
+    /// Takes note of a sample, so long after the one before; `over` is the time constant: what is older by that much counts
+    /// for 1/e as much.
+    pub fn add(&mut self, sample: f64, passed: Duration, over: Duration) {
+        self.samples = self.samples.saturating_add(1);
+        let Some(mean) = self.mean else {
+            self.mean = Some(sample);
+            return;
+        };
+        let aged = 1.0 - (-passed.as_secs_f64() / over.as_secs_f64().max(f64::MIN_POSITIVE)).exp();
+        let part = aged.max(1.0 / f64::from(self.samples));
+        // What has been nothing so far has nothing to be compared with.
+        let most = if mean > 0.0 { mean * MOST } else { sample };
+        self.mean = Some(mean + part * (sample.min(most) - mean));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+    const OVER: Duration = Duration::from_secs(10);
+
+    fn after(samples: impl IntoIterator<Item = f64>) -> f64 {
+        let mut smooth = Smooth::default();
+        for sample in samples {
+            smooth.add(sample, SECOND, OVER);
+        }
+        smooth.mean().unwrap()
+    }
+
+    #[test]
+    fn the_first_samples_count_all_the_same() {
+        assert_eq!(Smooth::default().mean(), None);
+        assert_eq!(after([3.0]), 3.0);
+        assert!((after([1.0, 2.0, 3.0]) - 2.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_lasting_change_is_followed_and_a_single_outlier_hardly() {
+        let steady = || std::iter::repeat_n(1.0, 100);
+        let once = after(steady().chain([1_000.0]));
+        assert!(once < 1.4, "{once}");
+        let lasting = after(steady().chain(std::iter::repeat_n(100.0, 60)));
+        assert!(lasting > 95.0, "{lasting}");
+        let back = after(
+            steady()
+                .chain([1_000.0])
+                .chain(std::iter::repeat_n(1.0, 30)),
+        );
+        assert!(back < 1.02, "{back}");
+    }
+
+    #[test]
+    fn time_counts_and_not_the_number_of_samples() {
+        let mut often = Smooth::default();
+        let mut seldom = Smooth::default();
+        for smooth in [&mut often, &mut seldom] {
+            (0..200).for_each(|_| smooth.add(1.0, SECOND, OVER));
+        }
+        (0..10).for_each(|_| often.add(2.0, SECOND, OVER));
+        seldom.add(2.0, SECOND * 10, OVER);
+        let means = [often, seldom].map(|smooth| smooth.mean().unwrap());
+        assert!((means[0] - means[1]).abs() < 1e-9, "{means:?}");
+    }
+
+    proptest! {
+        #[test]
+        fn the_mean_stays_among_the_samples(
+            samples in prop::collection::vec((0.0..1e6_f64, 0_u64..100_000), 1..50),
+        ) {
+            let mut smooth = Smooth::default();
+            let (mut least, mut most) = (f64::MAX, 0.0_f64);
+            for (sample, millis) in samples {
+                smooth.add(sample, Duration::from_millis(millis), OVER);
+                (least, most) = (least.min(sample), most.max(sample));
+                let mean = smooth.mean().unwrap();
+                prop_assert!(mean >= least * 0.999_999 && mean <= most * 1.000_001);
+            }
+        }
+    }
+}
