@@ -1,7 +1,7 @@
 //! Network-namespace harness shared by tests, playground and benchmarks.
 //!
 //! [`topology`] lays out a client, a balancer and backends on one segment of [`netns`] namespaces;
-//! [`backend`] and [`udp`] put real servers into it, [`agent`] the programs under test, and [`load`]
+//! [`backend`], [`udp`] and [`queue`] put real servers into it, [`agent`] the programs under test, and [`load`]
 //! generates traffic and says what became of it; [`stage`] is all of that around given services, and
 //! [`playground`] all of it for people to try. Everything made here is unmade on drop, also after a
 //! panic; what a killed run left behind is swept by the next one.
@@ -20,6 +20,7 @@ pub mod load;
 pub mod netns;
 pub mod playground;
 pub mod process;
+pub mod queue;
 pub mod servers;
 pub mod skip;
 pub mod soak;
