@@ -14,6 +14,7 @@ mod access;
 mod adaptive;
 mod check;
 mod check_health;
+mod detector;
 mod error;
 pub mod group;
 mod health;
@@ -33,6 +34,7 @@ pub use access::{
 };
 pub use adaptive::{Adaptive, Signal, Signals};
 pub use check_health::CheckProblem;
+pub use detector::{Detector, Phi};
 pub use error::ModelError;
 pub use health::{
     Agent, Check, Combine, Dns, Exec, Grpc, Health, Http, MAX_CHECKS, Method, Probe, Statuses, Tls,

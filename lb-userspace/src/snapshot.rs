@@ -12,6 +12,10 @@ use serde::{Deserialize, Serialize};
 use crate::health::reply::Asked;
 use crate::model::{Backend, Service, ServiceId, Unserved};
 
+mod weights;
+
+pub use weights::{AdaptivePoolStatus, AdaptiveStatus, DampingStatus, SlowStartStatus};
+
 /// Cumulative traffic counters, summed over CPUs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Traffic {
@@ -57,6 +61,8 @@ pub struct CheckStatus {
     pub last_error: Option<String>,
     /// How long the last probe took, where it succeeded.
     pub latency: Option<Duration>,
+    /// How long the next heartbeat is waited for, where the backend reports by itself.
+    pub patience: Option<Duration>,
     /// Probes that succeeded, since the check began.
     pub passed: u64,
     /// Probes that failed.
@@ -73,6 +79,7 @@ impl CheckStatus {
             condition,
             last_error: None,
             latency: None,
+            patience: None,
             passed: 0,
             failed: 0,
             undecided: 0,
@@ -121,48 +128,6 @@ pub struct BackendStatus {
     pub connections: Option<u32>,
     /// Its traffic.
     pub traffic: Traffic,
-}
-
-/// What is held against a backend for having failed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct DampingStatus {
-    /// Failures that are not forgotten yet.
-    pub failures: u32,
-    /// How long it is kept out although its checks pass, where it is.
-    pub left: Option<Duration>,
-}
-
-/// How far a backend is that gets its weight by and by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SlowStartStatus {
-    /// Percent of its weight that it has.
-    pub percent: u8,
-    /// How long until it has all.
-    pub left: Duration,
-}
-
-/// A backend whose weight follows how it fares.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct AdaptiveStatus {
-    /// Percent of its weight that it has.
-    pub percent: u16,
-    /// What it should have by the last look.
-    pub wanted: u16,
-    /// How often it has turned back and forth of late.
-    pub reversals: u32,
-    /// How long its probes take on average, where that counts.
-    pub latency: Option<Duration>,
-}
-
-/// How the weights of a pool follow how its backends fare.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct AdaptivePoolStatus {
-    /// Whether they are held back, as too few slots would be steady.
-    pub held: bool,
-    /// How often weights were changed.
-    pub changes: u64,
-    /// How often they were held back instead.
-    pub holds: u64,
 }
 
 /// What a backend is at present, all considered.

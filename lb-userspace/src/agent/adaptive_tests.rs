@@ -341,7 +341,7 @@ proptest! {
         prop_assert!(turns.iter().all(|&turns| turns <= most), "{turns:?} of {most}");
         // And in fact far fewer, none of them large.
         let late = simulation.turns(HOUR).iter().sum::<usize>();
-        prop_assert!(late <= 3 * count, "{late} of {count}");
+        prop_assert!(late <= 6 * count, "{late} of {count}");
     }
 
     #[test]
@@ -376,24 +376,25 @@ fn figures_of_a_pool_of_which_one_is_slowed_fourfold() {
         // So much of what all four can do.
         let mut simulation = Simulation::new(7, speeds, load, moving);
         let begun = simulation.mean_time();
-        let mut half = None;
+        let mut spared = None;
         while simulation.now < 4 * HOUR {
             simulation.pass(10);
-            if half.is_none() && simulation.utilisations().iter().all(|&part| part < 0.95) {
-                half = Some(simulation.now);
+            if spared.is_none() && simulation.utilisations().iter().all(|&part| part < 0.95) {
+                spared = Some(simulation.now);
             }
         }
+        let turns = simulation.turns(0);
         println!(
-            "| {:?} | {load} | {:.0} ms | {:.0} ms | {half:?} | {:?} | {:?} | {:.1}% |",
-            moving,
+            "| {} s | {load} | {:.0} ms | {:.0} ms | {} s | {turns:?} | {:.1}% |",
+            moving.as_secs(),
             begun * 1e3,
             simulation.mean_time() * 1e3,
-            (0..4)
-                .map(|n| simulation.shares.percent(address(n)))
-                .collect::<Vec<_>>(),
-            simulation.turns(0),
+            spared.unwrap(),
             simulation.most_unsteady as f64 * 100.0 / f64::from(SLOTS),
         );
-        assert!(simulation.mean_time() <= begun);
+        let slow = simulation.shares.percent(address(3));
+        assert!((20..=32).contains(&slow), "{slow}");
+        assert!(simulation.most_unsteady * 20 <= SLOTS as usize);
+        assert!(simulation.mean_time() * 1.5 < begun);
     }
 }

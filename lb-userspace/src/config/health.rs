@@ -19,6 +19,10 @@ const COMMON: &[&str] = &[
     "jitter",
     "rise",
     "fall",
+    "detector",
+    "phi_threshold",
+    "phi_window",
+    "phi_min_std_dev",
 ];
 const TLS: &[&str] = &["server_name", "ca", "insecure"];
 
@@ -167,6 +171,12 @@ fn read_common(section: &Section<'_>, check: &mut Check) -> Option<()> {
     let count = |key| optional(section, key, |key| section.integer(key, 1, 100));
     let (interval, fast, timeout) = (time("interval"), time("fast_interval"), time("timeout"));
     let (jitter, rise, fall) = (time("jitter"), count("rise"), count("fall"));
+    let detector = optional(section, "detector", |key| section.choice(key, "a detector"));
+    let number = |key, least, most| optional(section, key, |key| section.integer(key, least, most));
+    check.detector = detector?.unwrap_or_default();
+    check.phi_threshold = number("phi_threshold", 1, 100)?;
+    check.phi_window = number("phi_window", 10, 1_000)?;
+    check.phi_min_std_dev = time("phi_min_std_dev")?;
     check.interval = interval?.unwrap_or(check.interval);
     check.fast_interval = fast?;
     check.timeout = timeout?.unwrap_or(check.timeout);

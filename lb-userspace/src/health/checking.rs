@@ -12,6 +12,7 @@ use tokio::{
 use crate::{
     health::{
         Target, Way,
+        accrual::Accrual,
         heartbeat::{Beats, Silence},
         machine::{Machine, Outcome},
         probe::{Answer, ProbeError, Prober, Subject},
@@ -47,6 +48,9 @@ pub struct Finding {
     pub asked: Asked,
 }
 
+/// Probes that say what is usual, at least.
+const ENOUGH: usize = 10;
+
 /// One check of one target.
 pub struct Checking<P: Prober> {
     subject: Subject,
@@ -60,6 +64,8 @@ pub struct Checking<P: Prober> {
     rhythm: Rhythm,
     machine: Machine,
     finding: Finding,
+    /// How long probes take, where one that takes longer is suspicious.
+    usual: Option<Accrual>,
     /// Whether the last word of the backend's agent about it was that it is down.
     said_down: bool,
 }
@@ -82,12 +88,19 @@ impl<P: Prober> Checking<P> {
         let mut address = target.address;
         address.set_port(check.port.unwrap_or(address.port()));
         let now = Instant::now();
+        let beats = check.probe == Probe::Heartbeat {};
+        // A silence that is that unlikely needs no second one.
+        let fall = match check.phi() {
+            Some(_) if beats => 1,
+            _ => check.fall,
+        };
         Self {
             rhythm: match check.probe {
                 Probe::Heartbeat {} => Rhythm::Beats(Beats::new(check, now)),
                 _ => Rhythm::Probes(Schedule::new(check, seed(&(&target, &name)), now)),
             },
-            machine: Machine::new(initial, check.rise, check.fall),
+            machine: Machine::new(initial, check.rise, fall),
+            usual: check.phi().filter(|_| !beats).map(Accrual::new),
             finding: Finding {
                 status: CheckStatus::new(name.clone(), initial),
                 took: None,
@@ -175,6 +188,7 @@ impl<P: Prober> Checking<P> {
 
     fn conclude(&mut self, outcome: Result<Option<Answer>, ProbeError>) {
         self.finding.took = self.took(&outcome);
+        let slow = self.suspicion(&outcome);
         let status = &mut self.finding.status;
         status.latency = None;
         let (judged, error) = match outcome {
@@ -183,7 +197,7 @@ impl<P: Prober> Checking<P> {
                 self.finding.nobody = false;
                 match answer.and_then(|answer| answer.reply) {
                     Some(reply) => self.hear(&reply),
-                    None => (Some(Outcome::Success), None),
+                    None => (Some(Outcome::Success), slow),
                 }
             }
             Err(error) if !error.blames_backend() => (None, Some(error.to_string())),
@@ -197,6 +211,10 @@ impl<P: Prober> Checking<P> {
             self.machine.observe(outcome);
         }
         let status = &mut self.finding.status;
+        status.patience = match &self.rhythm {
+            Rhythm::Beats(beats) => Some(beats.patience()),
+            Rhythm::Probes(_) => None,
+        };
         match judged {
             Some(Outcome::Success | Outcome::Says(true)) => status.passed += 1,
             Some(Outcome::Failure | Outcome::Says(false)) => status.failed += 1,
@@ -213,6 +231,15 @@ impl<P: Prober> Checking<P> {
             Err(_) => None,
         };
         took.filter(|_| self.check.probe.tells_latency())
+    }
+
+    /// Why a probe that succeeded is suspicious all the same.
+    fn suspicion(&mut self, outcome: &Result<Option<Answer>, ProbeError>) -> Option<String> {
+        let (usual, answer) = (self.usual.as_mut()?, outcome.as_ref().ok()?.as_ref()?);
+        let why = usual.suspects(answer.latency);
+        let why = why.filter(|_| usual.seen() >= ENOUGH);
+        usual.note(answer.latency);
+        why
     }
 
     fn hear(&mut self, reply: &Reply) -> (Option<Outcome>, Option<String>) {

@@ -5,17 +5,28 @@ use std::{net::SocketAddr, time::Duration};
 
 use tokio::time::Instant;
 
-use crate::model::{Backend, Check, ServiceId};
+use crate::{
+    health::accrual::Accrual,
+    model::{Backend, Check, ServiceId},
+};
 
 /// Largest datagram that is looked at.
 pub const MAX_DATAGRAM: usize = 256;
+
+/// The longest that a beat is waited for, however rare they have been.
+const LONGEST: Duration = Duration::from_secs(2 * 3_600);
 
 /// The beats of one backend.
 #[derive(Debug, Clone)]
 pub struct Beats {
     interval: Duration,
     grace: Duration,
+    /// How long beats are apart, where that says when one is missing.
+    learnt: Option<Accrual>,
+    /// The last one, or the beginning.
     last: Instant,
+    /// Whether there was one.
+    heard: bool,
     missed: u32,
 }
 
@@ -30,35 +41,49 @@ pub enum Silence {
 
 impl Beats {
     /// Beats are due every interval of `check` from `now` on, and missing when they are later than its
-    /// timeout.
+    /// timeout, or than beats of late make likely.
     pub fn new(check: &Check, now: Instant) -> Self {
         Self {
             interval: check.interval,
             grace: check.timeout,
+            learnt: check
+                .phi()
+                .map(|phi| Accrual::expecting(phi, check.interval)),
             last: now,
+            heard: false,
             missed: 0,
         }
     }
 
     /// A beat has come.
     pub fn beat(&mut self, now: Instant) {
-        (self.last, self.missed) = (now, 0);
+        let patience = self.patience();
+        if let Some(learnt) = self.learnt.as_mut().filter(|_| self.heard) {
+            // Of a silence that made the backend fail, no more is learnt than that patience was too short.
+            let passed = now.saturating_duration_since(self.last);
+            learnt.note(passed.min(patience));
+        }
+        (self.last, self.heard, self.missed) = (now, true, 0);
     }
 
     /// For how long after a beat the next is waited for.
     pub fn patience(&self) -> Duration {
-        self.interval + self.grace
+        match &self.learnt {
+            Some(learnt) => learnt.patience().min(LONGEST),
+            None => self.interval + self.grace,
+        }
     }
 
     /// When the next beat counts as missing.
     pub fn due(&self) -> Instant {
-        self.last + self.interval * self.missed.saturating_add(1) + self.grace
+        self.last + self.patience() + self.interval * self.missed
     }
 
     /// That time has come, and it is `now`.
     pub fn silence(&mut self, now: Instant) -> Silence {
         if now.saturating_duration_since(self.due()) >= self.interval {
-            self.beat(now);
+            // Nothing is learnt of it.
+            (self.last, self.heard, self.missed) = (now, false, 0);
             return Silence::Stalled;
         }
         self.missed = self.missed.saturating_add(1);
@@ -102,7 +127,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::model::Probe;
+    use crate::model::{Detector, Probe};
 
     const SECOND: Duration = Duration::from_secs(1);
     const HALF: Duration = Duration::from_millis(500);
@@ -137,6 +162,54 @@ mod tests {
         let late = start + SECOND * 60;
         assert_eq!(beats.silence(late), Silence::Stalled);
         assert_eq!(beats.due(), late + SECOND + HALF);
+    }
+
+    fn learning() -> (Beats, Instant) {
+        let now = Instant::now();
+        let check = Check {
+            detector: Detector::Phi,
+            ..Check::new(Probe::Heartbeat {})
+        };
+        (Beats::new(&check, now), now)
+    }
+
+    #[test]
+    fn the_wait_for_a_beat_is_learnt_from_those_before() {
+        let (mut beats, mut now) = learning();
+        // A second, and 5.6 times a quarter of one.
+        assert_eq!(beats.patience().as_millis(), 2_403);
+        for _ in 0..300 {
+            now += SECOND * 3;
+            beats.beat(now);
+        }
+        // Three, and 5.6 times the least that is allowed for.
+        assert_eq!(beats.patience().as_millis(), 3_561);
+        assert_eq!(beats.due(), now + beats.patience());
+        assert_eq!(beats.silence(beats.due()), Silence::Missed);
+    }
+
+    #[test]
+    fn an_outage_hardly_changes_what_was_learnt_and_a_stall_of_this_host_not_at_all() {
+        let (mut beats, mut now) = learning();
+        for _ in 0..300 {
+            now += SECOND;
+            beats.beat(now);
+        }
+        let before = beats.patience();
+        for _ in 0..60 {
+            now = beats.due();
+            assert_eq!(beats.silence(now), Silence::Missed);
+        }
+        beats.beat(now);
+        let after = beats.patience();
+        assert!(
+            after >= before && after < before + SECOND / 20,
+            "{before:?} {after:?}"
+        );
+        now = beats.due() + SECOND * 60;
+        assert_eq!(beats.silence(now), Silence::Stalled);
+        beats.beat(now + SECOND / 10);
+        assert_eq!(beats.patience(), after);
     }
 
     proptest! {

@@ -1,11 +1,13 @@
 //! Owns the health checks: probes all backends on tasks of its own and reports what changed.
 //! Never touches rings or maps, and never blocks the agent's loop, which only receives [`Event`]s.
 //!
+//! `accrual` tells what takes long from what does not,
 //! `schedule` says when, `probe` asks, `heartbeat` tells silence from beats, which come through the API or
 //! `heartbeat_port`, `machine` judges;
 //! `checking` joins them for one check, `runner` those of one target with the help of `combine`, and
 //! [`Checker`] keeps one runner per target. `reply` is what a backend's own agent says.
 
+pub mod accrual;
 mod checking;
 pub mod combine;
 pub mod heartbeat;

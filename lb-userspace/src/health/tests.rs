@@ -22,7 +22,7 @@ use super::{
     runner::LATENCY_EVERY,
     *,
 };
-use crate::model::{Agent, Check, Combine, Exec, Probe};
+use crate::model::{Agent, Check, Combine, Detector, Exec, Probe};
 
 const INTERVAL: Duration = Duration::from_secs(1);
 const TIMEOUT: Duration = Duration::from_millis(500);
@@ -35,6 +35,8 @@ struct Script {
     broken_host: Arc<Mutex<bool>>,
     /// Checks of other kinds than TCP are never ready to be put.
     unready: Arc<Mutex<bool>>,
+    /// How long probes take; a millisecond where it is zero.
+    takes: Arc<Mutex<Duration>>,
     /// What agents say.
     says: Arc<Mutex<String>>,
     probes: Arc<AtomicUsize>,
@@ -67,7 +69,8 @@ impl Prober for Script {
         } else {
             let reply = matches!(question, Probe::Agent(_))
                 .then(|| Reply::parse(&self.says.lock().unwrap()));
-            let latency = Duration::from_millis(1);
+            let takes = *self.takes.lock().unwrap();
+            let latency = takes.max(Duration::from_millis(1));
             Ok(Answer { latency, reply })
         };
         self.flying.fetch_sub(1, Ordering::Relaxed);

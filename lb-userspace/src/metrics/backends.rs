@@ -189,7 +189,12 @@ impl Scrape {
             .filter_map(|(labels, check)| Some((labels, check.latency?.as_secs_f64())));
         let help = "Duration of the check's last probe, where it succeeded";
         let unit = Some(&Unit::Seconds);
-        gauges(encoder, "lb_check_latency", help, unit, latencies)
+        gauges(encoder, "lb_check_latency", help, unit, latencies)?;
+        let patience = self
+            .each_check()
+            .filter_map(|(labels, check)| Some((labels, check.patience?.as_secs_f64())));
+        let help = "How long the next heartbeat is waited for";
+        gauges(encoder, "lb_check_patience", help, unit, patience)
     }
 
     fn each_check(&self) -> impl Iterator<Item = ([(&'static str, String); 3], &CheckStatus)> {

@@ -22,9 +22,9 @@ pub struct CheckProblem {
     pub problem: String,
 }
 
-type Checked = Result<(), CheckProblem>;
+pub(super) type Checked = Result<(), CheckProblem>;
 
-fn wrong(field: &'static str, problem: impl Into<String>) -> Checked {
+pub(super) fn wrong(field: &'static str, problem: impl Into<String>) -> Checked {
     let problem = problem.into();
     Err(CheckProblem { field, problem })
 }
@@ -82,6 +82,7 @@ impl Check {
         self.check_name()?;
         self.check_timing()?;
         self.check_port()?;
+        self.check_detector()?;
         match &self.probe {
             Probe::Http(http) if http.tls.is_some() => {
                 wrong("tls", "is for type \"https\": write that, or leave it out")

@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, fmt, path::PathBuf, str::FromStr, time::Duratio
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-use super::millis;
+use super::{Detector, millis};
 
 /// Checks of one service at most.
 pub const MAX_CHECKS: usize = 8;
@@ -75,6 +75,23 @@ pub struct Check {
     /// Failures in a row after which an up backend is down.
     #[serde(default = "default_fall")]
     pub fall: u32,
+    /// How it tells what is late.
+    #[serde(default, skip_serializing_if = "Detector::is_count")]
+    pub detector: Detector,
+    /// [`Phi::threshold`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phi_threshold: Option<u32>,
+    /// [`Phi::window`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phi_window: Option<u32>,
+    /// [`Phi::min_std_dev`], in milliseconds.
+    #[serde(
+        default,
+        rename = "phi_min_std_dev_ms",
+        with = "millis::optional",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub phi_min_std_dev: Option<Duration>,
 }
 
 fn default_interval() -> Duration {
@@ -437,6 +454,10 @@ impl Check {
             jitter: Duration::ZERO,
             rise: default_rise(),
             fall: default_fall(),
+            detector: Detector::default(),
+            phi_threshold: None,
+            phi_window: None,
+            phi_min_std_dev: None,
         }
     }
 }

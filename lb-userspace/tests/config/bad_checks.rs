@@ -18,6 +18,36 @@ const CHECKS: &[Bad] = &[
         "write \"200\" or \"200-399\"",
     ),
     (
+        "health = { type = \"heartbeat\", detector = \"luck\" }",
+        4,
+        "service[0].health.detector",
+        "use \"count\" or \"phi\"",
+    ),
+    (
+        "health = { type = \"heartbeat\", phi_threshold = 8 }",
+        4,
+        "service[0].health.phi_threshold",
+        "is for detector = \"phi\" only",
+    ),
+    (
+        "health = { type = \"heartbeat\", detector = \"phi\", phi_window = 9 }",
+        4,
+        "service[0].health.phi_window",
+        "10 to 1000",
+    ),
+    (
+        "health = { type = \"heartbeat\", detector = \"phi\", phi_min_std_dev = \"0s\" }",
+        4,
+        "service[0].health.phi_min_std_dev",
+        "1 ms to 1 hour",
+    ),
+    (
+        "health = { type = \"exec\", command = [\"/x\"], detector = \"phi\" }",
+        4,
+        "service[0].health.detector",
+        "which type \"exec\" does not",
+    ),
+    (
         "health = { type = \"http\", status = \"200\" }",
         4,
         "service[0].health.status",

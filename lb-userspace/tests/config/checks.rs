@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use lb_userspace::{
     config::parse_check,
-    model::{Check, Combine, Dns, Health, Http, Method, Probe, Tls, Transport, Udp, Unreachable},
+    model::{
+        Check, Combine, Dns, Health, Http, Method, Phi, Probe, Tls, Transport, Udp, Unreachable,
+    },
 };
 
 use crate::{bad::below_service, read};
@@ -16,7 +18,7 @@ checks = [
   { type = "https", path = "/live", host = "app.example", method = "HEAD", status = ["200", "410-420"], body = "^ok", headers = { X-Token = "secret" }, expect_headers = { x-role = "primary" }, tls = { server_name = "other.example", ca = "/etc/ca.pem" } },
   { type = "udp", payload = "ping", expect = "^pong" },
   { type = "dns", query = "example.org", record = "AAAA", answer = "2001:db8::1", transport = "tcp" },
-  { type = "icmp" },
+  { type = "icmp", detector = "phi", phi_threshold = 12, phi_window = 50, phi_min_std_dev = "5ms" },
   { type = "grpc", service = "web", tls = { insecure = true } },
   { type = "exec", command = ["/bin/check", "a b"] },
   { type = "agent", port = 9777, send = "web\n", unreachable = "fail" },
@@ -77,6 +79,12 @@ fn every_kind_of_check_and_every_key_of_one_is_read() {
     };
     assert_eq!(dns.probe, Probe::Dns(expected));
     assert_eq!(icmp.probe, Probe::Icmp {});
+    let phi = Phi {
+        threshold: 12,
+        window: 50,
+        min_std_dev: ms(5),
+    };
+    assert_eq!((icmp.phi(), port.phi()), (Some(phi), None));
     let Probe::Grpc(grpc) = &grpc.probe else {
         panic!("{grpc:?}");
     };

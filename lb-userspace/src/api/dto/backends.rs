@@ -129,6 +129,9 @@ pub struct CheckStatus {
     pub last_error: Option<String>,
     /// How long the last probe took, where it succeeded.
     pub latency_us: Option<u64>,
+    /// How long the next heartbeat is waited for, where the backend reports by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub patience_us: Option<u64>,
     /// Probes that succeeded, since the check began.
     pub passed: u64,
     /// Probes that failed.
@@ -215,6 +218,7 @@ impl From<&snapshot::CheckStatus> for CheckStatus {
             condition: status.condition.into(),
             last_error: status.last_error.clone(),
             latency_us: status.latency.and_then(micros),
+            patience_us: status.patience.and_then(micros),
             passed: status.passed,
             failed: status.failed,
             undecided: status.undecided,

@@ -514,9 +514,10 @@ fn in_full(check: &Check) -> String {
         0 => String::new(),
         jitter => format!(", jitter {jitter} ms"),
     };
+    let detector = check.phi().map(|phi| format!(", phi {}", phi.threshold));
     let name = check.name.as_ref().map(|name| format!("{name}: "));
     format!(
-        "{}{}{} every {} ms{}, timeout {} ms, rise {}, fall {}{jitter}",
+        "{}{}{} every {} ms{}, timeout {} ms, rise {}, fall {}{jitter}{}",
         name.unwrap_or_default(),
         kind(check),
         question(&check.probe),
@@ -525,6 +526,7 @@ fn in_full(check: &Check) -> String {
         number(check.timeout),
         check.rise,
         check.fall,
+        detector.unwrap_or_default(),
     )
 }
 

@@ -140,6 +140,81 @@ async fn heartbeats_bring_a_backend_up_and_their_absence_takes_it_down() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_single_silence_that_is_unlikely_enough_takes_a_backend_down() {
+    let (mut checker, _, mut events) = checker();
+    let mut all = heart(1);
+    for config in all.values_mut() {
+        let health = Arc::make_mut(&mut config.health);
+        health.checks[0].detector = Detector::Phi;
+    }
+    checker.set(all);
+    checker.beat(&target(1));
+    assert_eq!(next_turn(&mut events).await.condition, Condition::Up);
+    for _ in 0..300 {
+        time::sleep(INTERVAL).await;
+        assert!(checker.beat(&target(1)));
+    }
+    let begin = Instant::now();
+    let event = next_turn(&mut events).await;
+    assert_eq!(event.condition, Condition::Down);
+    let took = begin.elapsed();
+    // A second, and 5.6 times the least deviation.
+    assert!((1_550..1_570).contains(&took.as_millis()), "{took:?}");
+    assert_eq!(event.checks[0].patience.unwrap().as_millis(), 1_561);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_probe_that_takes_unusually_long_is_told_and_takes_nobody_down() {
+    let (mut checker, script, mut events) = checker();
+    let slow = Check {
+        detector: Detector::Phi,
+        phi_min_std_dev: Some(Duration::from_millis(5)),
+        ..health()
+    };
+    checker.set(targets([1], &slow, Condition::Starting));
+    next_turn(&mut events).await;
+    time::sleep(INTERVAL * 30).await;
+    *script.takes.lock().unwrap() = Duration::from_millis(400);
+    let event = loop {
+        let event = events.recv().await.unwrap();
+        if event.error.is_some() {
+            break event;
+        }
+    };
+    assert_eq!((event.condition, event.changed), (Condition::Up, false));
+    let why = event.error.unwrap();
+    assert!(
+        why.starts_with("slow: took 400.0 ms, usually 1.0 ± 5.0"),
+        "{why}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn latencies_are_smoothed_and_told_as_often_as_somebody_goes_by_them() {
+    let (mut checker, script, mut events) = checker();
+    let mut all = targets([1], &health(), Condition::Starting);
+    for config in all.values_mut() {
+        config.smooth = Some(INTERVAL * 3);
+    }
+    checker.set(all);
+    let first = next_turn(&mut events).await;
+    assert_eq!(first.smoothed, Some(Duration::from_millis(1)));
+    script.dead.lock().unwrap().insert(address(1));
+    let begin = Instant::now();
+    let mut before = first.smoothed;
+    // A probe that is not answered took as long as it was given, and a single one counts for little.
+    for _ in 0..2 {
+        let event = events.recv().await.unwrap();
+        assert!(
+            event.smoothed > before && event.smoothed < Some(TIMEOUT / 50),
+            "{event:?}"
+        );
+        before = event.smoothed;
+    }
+    assert!(begin.elapsed() <= INTERVAL * 3);
+}
+
+#[tokio::test(start_paused = true)]
 async fn heartbeats_of_strangers_and_of_backends_that_are_probed_count_for_nobody() {
     let (mut checker, _, _events) = checker();
     let mut all = heart(1);
