@@ -191,9 +191,15 @@ impl Simulation {
             address,
         };
         let condition = if up { Condition::Up } else { Condition::Down };
+        let host = match address.ip() {
+            IpAddr::V4(v4) => Time::from(v4.octets()[3]),
+            IpAddr::V6(v6) => Time::from(v6.octets()[15]),
+        };
         let follows = self.core.health(Event {
             changed: true,
             dead: !up && dead,
+            // Servers fare now so, now otherwise.
+            smoothed: Some(Duration::from_millis(1 << (((now >> 8) + host) % 8))),
             ..Event::new(target, condition)
         });
         let dies = !up || self.may_panic(service);

@@ -5,8 +5,8 @@ use std::{net::SocketAddr, time::Duration};
 use clap::ValueEnum as _;
 use lb_userspace::{
     model::{
-        Admin, Change, Failback, FlapDamping, FlowState, OnDown, Protocol, Scheduler, Settings,
-        SlowStart,
+        Adaptive, Admin, Change, Failback, FlapDamping, FlowState, OnDown, Protocol, Scheduler,
+        Settings, Signal, SlowStart,
     },
     plan::{self, census},
 };
@@ -119,7 +119,8 @@ impl Simulation {
         let scale = Time::from(plan::ticks(self.moving_time));
         let ticks = scale * (Time::from(step.amount % 32) + 1) / 16;
         self.stage.world().advance(ticks);
-        if self.core.step() {
+        let (stepped, followed) = (self.core.step(), self.core.look());
+        if stepped || followed {
             self.enforce();
         }
     }
@@ -290,6 +291,13 @@ impl Simulation {
                     hold: Duration::from_secs(hold.into()),
                     most: Duration::from_secs(60),
                 });
+                // As far as it goes, and at once.
+                let adaptive = Adaptive {
+                    unsteady: 100,
+                    interval: Duration::from_secs(1),
+                    ..Adaptive::by([Signal::Latency])
+                };
+                settings.adaptive = Some((step.amount % 2 == 1).then_some(adaptive));
                 settings.panic_below = Some([0, 50, 100][usize::from(step.amount % 3)]);
             }
             _ if step.choice.is_multiple_of(2) => settings.on_down = Some(OnDown::Keep),

@@ -179,8 +179,9 @@ fn turned_off_weights_are_as_configured_again() {
 fn backends_are_compared_within_their_tier_alone() {
     let tiers = ["", "", "", ", tier = 1", ", tier = 1"];
     let mut pool = Pool::with_ring(SLOTS, BY_LATENCY, &tiers);
-    take(&mut pool, &[99, 99, 99, 999, 999]);
+    take(&mut pool, &[99, 99, 99, 999, 9_999]);
     pass(&mut pool, 100);
+    // Nor are those of a tier that takes no flows.
     assert_eq!(percents(&pool), [100; 5]);
 }
 
