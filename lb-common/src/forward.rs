@@ -262,6 +262,28 @@ pub fn rewrite<P: Packet>(
     )
 }
 
+/// Rewrites both ends of a packet to addresses of its own family and ports, with its checksums, as [`rewrite`]
+/// does one.
+///
+/// # Errors
+/// As [`rewrite`].
+#[inline(always)]
+pub fn rewrite_both<P: Packet>(
+    packet: &mut P,
+    flow: &Flow,
+    (source, source_port): (Address, u16),
+    (destination, destination_port): (Address, u16),
+) -> Result<(), DropReason> {
+    rewrite(packet, flow, End::Source, source, source_port)?;
+    rewrite(
+        packet,
+        flow,
+        End::Destination,
+        destination,
+        destination_port,
+    )
+}
+
 /// Rewrites one end of the IP header at `offset`, of `address`'s family, with its checksum; what that
 /// changes of a sum that it is part of.
 ///

@@ -321,6 +321,10 @@ fn to_backend<'t, P: Packet, T: Tables>(
     note: &mut Note<'t>,
 ) -> Result<Verdict, DropReason> {
     let service = &in_force.service;
+    // Its session is of whole packets.
+    if service.descriptor.mode == mode::FULL_NAT {
+        return Err(DropReason::Fragment);
+    }
     let hash = steer::place(tables, service, flow).ok_or(DropReason::Inconsistent)?;
     let backend = pipeline::backend(packet, tables, flow, in_force, hash)?;
     if backend.interface == 0 {

@@ -11,10 +11,14 @@ use crate::{
     checksum::Sum,
     egress::{self, Onward},
     flow::{self, Flow, Signal},
-    forward,
+    forward, full_nat,
     packet::Packet,
-    steer,
-    tables::{Address, Backend, Endpoint, Tables, WayBack, mode, owned, refusal, service_flag},
+    pipeline::Rest,
+    session::{self, Known},
+    steer::{self, Service},
+    tables::{
+        Address, Backend, Endpoint, PortKey, Tables, WayBack, mode, owned, refusal, service_flag,
+    },
     verdict::{Answer, DropReason, Verdict},
     wire::{self, Check, IcmpHdr, Ports, protocol},
 };
@@ -66,19 +70,40 @@ struct Quoted {
 /// Decides over an ICMP packet and makes it what it becomes.
 ///
 /// # Errors
-/// Why it is dropped.
+/// It is left to [`full_nat`].
 #[inline(always)]
-pub fn process<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<Verdict, DropReason> {
+pub fn process<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+) -> Result<Result<Verdict, DropReason>, Rest> {
     let Some(message) = read(packet) else {
-        return Ok(Verdict::Pass);
+        return Ok(Ok(Verdict::Pass));
     };
     // Asked once, since the kernel's program has little room for questions.
     let owned = steer::owned(tables, message.outer.destination);
-    match message.kind {
+    Ok(match message.kind {
         Kind::Echo if owned & owned::VIP != 0 => answer(packet, tables, &message.outer),
         Kind::Echo => Ok(Verdict::Pass),
-        Kind::Error => forward(packet, tables, &message.outer, owned),
+        Kind::Error => return forward(packet, tables, &message.outer, owned),
         Kind::Other => Ok(Verdict::Pass),
+    })
+}
+
+/// The same for errors about packets of mode `full-nat`: whose they are is known by their session alone.
+///
+/// # Errors
+/// Why it is dropped.
+#[inline(always)]
+pub fn full_nat<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<Verdict, DropReason> {
+    let Some(Message { outer, .. }) = read(packet) else {
+        return Ok(Verdict::Pass);
+    };
+    let Some(quoted) = quoted(packet, &outer) else {
+        return Ok(Verdict::Pass);
+    };
+    match steer::service(tables, &quoted.from) {
+        Some(in_force) => to_translated(packet, tables, &outer, &quoted, &in_force),
+        None => from_translated(packet, tables, &outer, &quoted),
     }
 }
 
@@ -190,18 +215,22 @@ fn forward<P: Packet, T: Tables>(
     tables: &T,
     outer: &Flow,
     owned: u32,
-) -> Result<Verdict, DropReason> {
+) -> Result<Result<Verdict, DropReason>, Rest> {
     let Some(quoted) = quoted(packet, outer) else {
-        return Ok(Verdict::Pass);
+        return Ok(Ok(Verdict::Pass));
     };
     // An error goes to whoever sent what it is about.
     if quoted.from.address != outer.destination {
-        return Ok(Verdict::Pass);
+        return Ok(Ok(Verdict::Pass));
     }
-    match steer::service(tables, &quoted.from) {
+    Ok(match steer::service(tables, &quoted.from) {
+        Some(in_force) if in_force.service.descriptor.mode == mode::FULL_NAT => {
+            return Err(Rest::FullNatError);
+        }
         Some(in_force) => to_backend(packet, tables, outer, &quoted, &in_force),
+        None if owned & owned::POOL != 0 => return Err(Rest::FullNatError),
         None => to_client(packet, tables, outer, &quoted, owned),
-    }
+    })
 }
 
 #[inline(always)]
@@ -312,6 +341,123 @@ fn to_backend<P: Packet, T: Tables>(
     tables.count_service(service.index, bytes, false);
     tables.count_backend(backend.counters, bytes, false);
     Ok(egress::by(packet, backend.interface))
+}
+
+/// The error is about a packet in a VIP's name that a session's backend has sent.
+#[inline(always)]
+fn to_translated<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    outer: &Flow,
+    quoted: &Quoted,
+    in_force: &steer::InForce<'_>,
+) -> Result<Verdict, DropReason> {
+    let service = &in_force.service;
+    // The flow that the client's packets are of.
+    let flow = Flow {
+        source: quoted.to.address,
+        destination: quoted.from.address,
+        source_port: quoted.to.port,
+        destination_port: quoted.from.port,
+        protocol: quoted.from.protocol,
+        signal: Signal::Hearsay,
+        ..*outer
+    };
+    if service.descriptor.flags & service_flag::GUARDED != 0 {
+        admit::source(tables, in_force, &flow)?;
+    }
+    let key = steer::key(service, &flow);
+    let Known::Session(way) = session::look(tables, service, &key, Signal::Hearsay) else {
+        return Err(DropReason::NoSession);
+    };
+    let backend = way.candidate.backend;
+    if backend.interface == 0 {
+        return Err(DropReason::NoNextHop);
+    }
+    if outer.length > backend.mtu {
+        return Err(DropReason::PacketTooBig);
+    }
+    let bytes = packet.length() as u64;
+    let port = service.descriptor.port_at(backend, quoted.from.port);
+    // A router on the way to the client keeps its own address.
+    let sender = if outer.source == quoted.to.address {
+        way.address
+    } else {
+        outer.source
+    };
+    forward::decrement_ttl(packet, outer)?;
+    let (here, there) = ((backend.address, port), (way.address, way.port));
+    let change = requote_both(packet, outer, quoted, here, there)?;
+    readdress(packet, outer, forward::End::Source, sender, change)?;
+    let end = forward::End::Destination;
+    readdress(packet, outer, end, backend.address, Sum::new())?;
+    forward::readdress(packet, backend.source_mac, backend.destination_mac)?;
+    tables.count_service(service.index, bytes, false);
+    tables.count_backend(backend.counters, bytes, false);
+    Ok(egress::by(packet, backend.interface))
+}
+
+/// The error is about a session's packet to its backend; the client knows the VIP only.
+#[inline(always)]
+fn from_translated<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    outer: &Flow,
+    quoted: &Quoted,
+) -> Result<Verdict, DropReason> {
+    let key = PortKey {
+        backend: quoted.to.address,
+        address: quoted.from.address,
+        backend_port: quoted.to.port,
+        port: quoted.from.port,
+        protocol: quoted.from.protocol,
+        zeros: [0; 3],
+    };
+    let half = (tables.generation() & 1) as u32;
+    let found = session::answered(tables, &key, half, Signal::Hearsay);
+    let Some((client, Service { descriptor, .. }, _)) = found else {
+        return Ok(Verdict::Pass);
+    };
+    let port = if descriptor.port == 0 {
+        client.to
+    } else {
+        descriptor.port
+    };
+    // A router on the way to the backend keeps its own address.
+    let sender = if outer.source == quoted.to.address {
+        descriptor.address
+    } else {
+        outer.source
+    };
+    let onward = full_nat::onward(packet, tables, outer, client.source, sender)?;
+    if let Onward::Ends = onward {
+        return Ok(Verdict::Pass);
+    }
+    let (here, there) = ((client.source, client.port), (descriptor.address, port));
+    let change = requote_both(packet, outer, quoted, here, there)?;
+    readdress(packet, outer, forward::End::Source, sender, change)?;
+    let end = forward::End::Destination;
+    readdress(packet, outer, end, client.source, Sum::new())?;
+    Ok(egress::leave(packet, onward))
+}
+
+/// [`requote`] of both ends: the source first.
+#[inline(always)]
+fn requote_both<P: Packet>(
+    packet: &mut P,
+    outer: &Flow,
+    quoted: &Quoted,
+    (source, source_port): (Address, u16),
+    (destination, destination_port): (Address, u16),
+) -> Result<Sum, DropReason> {
+    if outer.v4 != source.is_v4() || outer.v4 != destination.is_v4() {
+        return Err(DropReason::Inconsistent);
+    }
+    let end = forward::End::Source;
+    let change = requote(packet, outer, quoted, end, source, source_port)?;
+    let end = forward::End::Destination;
+    let other = requote(packet, outer, quoted, end, destination, destination_port)?;
+    Ok(change.plus(other))
 }
 
 /// As the backend's own packet would have brought it.

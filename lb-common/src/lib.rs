@@ -8,6 +8,9 @@
 //! | [`rate`] | token buckets |
 //! | [`steer`] | flow to backend, by the ring alone |
 //! | [`track`] | flow to backend, where the ring moved |
+//! | [`session`] | flow to backend and back, in mode `full-nat` |
+//! | [`full_nat`] | that mode |
+//! | [`client_address`] | how its backends are told who the client is |
 //! | [`schedule`] | which backend a new flow gets |
 //! | [`quic`] | connection ids |
 //! | [`persist`] | which one its client has |
@@ -36,11 +39,13 @@ extern crate std;
 pub mod admit;
 pub mod budget;
 pub mod checksum;
+pub mod client_address;
 pub mod decapsulate;
 pub mod egress;
 pub mod flow;
 pub mod forward;
 pub mod fragment;
+pub mod full_nat;
 pub mod hash;
 pub mod icmp;
 pub mod maglev;
@@ -55,6 +60,7 @@ pub mod quic;
 pub mod rate;
 pub mod refuse;
 pub mod schedule;
+pub mod session;
 pub mod steer;
 pub mod tables;
 pub mod track;

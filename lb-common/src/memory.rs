@@ -13,9 +13,9 @@ use crate::{
     rate::{self, Rate, Take},
     tables::{
         AccessKey, Address, Backend, Bucket, Control, Counters, Datagram, Endpoint, FlowCounters,
-        FlowEvent, FlowKey, FragmentKey, GuardEntry, Handover, Member, NoRoute, Record, Recorded,
-        Route, RouteQuery, Server, ServerKey, ServiceEntry, SourceKey, Table, Tables, Tick,
-        WayBack,
+        FlowEvent, FlowKey, FragmentKey, GuardEntry, Handover, Member, NoRoute, PoolKey, PortKey,
+        Record, Recorded, Route, RouteQuery, Server, ServerKey, ServiceEntry, Session, SourceKey,
+        Table, Tables, Tick, WayBack,
     },
     verdict::{Answer, DROP_COUNTERS, DropReason, Piece},
 };
@@ -43,6 +43,10 @@ pub struct MemoryTables {
     pub guards: Vec<GuardEntry>,
     /// All access lists: what each of their prefixes says.
     pub access: BTreeMap<AccessKey, u32>,
+    /// Addresses of pools.
+    pub pool_addresses: BTreeMap<PoolKey, Address>,
+    /// Sessions of mode `full-nat`, and the ports that they have.
+    pub sessions: RefCell<Sessions>,
     /// Buckets of sources.
     pub source_buckets: RefCell<BTreeMap<SourceKey, rate::Moment>>,
     /// Buckets of services, by their index.
@@ -90,6 +94,27 @@ pub struct Flows {
     pub loads: BTreeMap<u32, i32>,
     /// Turns taken, by number of the pool.
     pub turns: BTreeMap<u32, u32>,
+}
+
+/// Sessions, as the program left them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sessions {
+    /// By the client's flow.
+    pub by_flow: BTreeMap<FlowKey, Session>,
+    /// Whose each port is.
+    pub ports: BTreeMap<PortKey, FlowKey>,
+    /// How many there is room for.
+    pub capacity: usize,
+}
+
+impl Default for Sessions {
+    fn default() -> Self {
+        Self {
+            by_flow: BTreeMap::new(),
+            ports: BTreeMap::new(),
+            capacity: usize::MAX,
+        }
+    }
 }
 
 /// A flow table of a size.
@@ -205,6 +230,25 @@ fn take_one(word: &mut rate::Moment, now: Tick, rate: &Rate) -> bool {
         Take::Set(to) => *word = to,
     }
     true
+}
+
+/// Puts an element into a table of a size that never evicts, as the kernel's do.
+fn insert<K: Ord, V>(
+    table: &mut BTreeMap<K, V>,
+    key: K,
+    value: V,
+    over: bool,
+    capacity: usize,
+) -> Recorded {
+    let known = table.contains_key(&key);
+    if known && !over {
+        return Recorded::Taken;
+    }
+    if !known && table.len() >= capacity {
+        return Recorded::Full;
+    }
+    table.insert(key, value);
+    Recorded::Done
 }
 
 fn at<T>(list: &[T], index: u32) -> Option<&T> {
@@ -377,19 +421,39 @@ impl Tables for MemoryTables {
     fn record(&self, table: Table, key: &FlowKey, record: &Record, over: bool) -> Recorded {
         let mut flows = self.flows.borrow_mut();
         let FlowTable { records, capacity } = flows.table(table);
-        let known = records.contains_key(key);
-        if known && !over {
-            return Recorded::Taken;
-        }
-        if !known && records.len() >= *capacity {
-            return Recorded::Full;
-        }
-        records.insert(*key, *record);
-        Recorded::Done
+        insert(records, *key, *record, over, *capacity)
     }
 
     fn forget(&self, table: Table, key: &FlowKey) {
         self.flows.borrow_mut().table(table).records.remove(key);
+    }
+
+    fn visit_session<R>(&self, key: &FlowKey, visit: impl FnOnce(&mut Session) -> R) -> Option<R> {
+        self.sessions.borrow_mut().by_flow.get_mut(key).map(visit)
+    }
+
+    fn put_session(&self, key: &FlowKey, session: &Session, over: bool) -> Recorded {
+        let mut sessions = self.sessions.borrow_mut();
+        let room = sessions.capacity;
+        insert(&mut sessions.by_flow, *key, *session, over, room)
+    }
+
+    fn port(&self, key: &PortKey) -> Option<FlowKey> {
+        self.sessions.borrow().ports.get(key).copied()
+    }
+
+    fn claim_port(&self, key: &PortKey, flow: &FlowKey) -> Recorded {
+        let mut sessions = self.sessions.borrow_mut();
+        let room = sessions.capacity;
+        insert(&mut sessions.ports, *key, *flow, false, room)
+    }
+
+    fn release_port(&self, key: &PortKey) {
+        self.sessions.borrow_mut().ports.remove(key);
+    }
+
+    fn pool_address(&self, key: &PoolKey) -> Option<Address> {
+        self.pool_addresses.get(key).copied()
     }
 
     fn count_flow(&self, service: u32, event: FlowEvent) {

@@ -8,6 +8,7 @@ use crate::{
     flow::{self, Family, Flow, Signal, Stop},
     forward::{self, End},
     fragment::{self, Early, Fragment},
+    full_nat,
     hash::FlowHash,
     icmp, mss, mtu,
     packet::Packet,
@@ -26,7 +27,10 @@ use crate::{
 pub fn process<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
     match usual(packet, tables) {
         Ok(verdict) => verdict,
-        Err(Rest::Unusual) => unusual(packet, tables),
+        Err(Rest::Unusual) => match unusual(packet, tables) {
+            Ok(verdict) => verdict,
+            Err(_) => full_nat_error(packet, tables),
+        },
         Err(Rest::Refused) => refused(packet, tables),
         Err(Rest::TooBig) => too_big(packet, tables),
         Err(Rest::Syn) => syn(packet, tables),
@@ -34,6 +38,14 @@ pub fn process<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
             let mut place = Fragment::EMPTY;
             fragment(packet, tables, &mut place)
         }
+        Err(Rest::FullNat) => match full_nat(packet, tables) {
+            Ok(verdict) => verdict,
+            Err(Rest::TooBig) => too_big(packet, tables),
+            Err(Rest::Syn) => syn(packet, tables),
+            Err(_) => untranslated(packet, tables),
+        },
+        Err(Rest::FullNatError) => full_nat_error(packet, tables),
+        Err(Rest::Untranslated) => untranslated(packet, tables),
     }
 }
 
@@ -50,6 +62,12 @@ pub enum Rest {
     Syn,
     /// To [`fragment`].
     Fragment,
+    /// To [`full_nat`](full_nat()).
+    FullNat,
+    /// To [`full_nat_error`].
+    FullNatError,
+    /// To [`untranslated`].
+    Untranslated,
 }
 
 /// The same for frames as nearly all are.
@@ -69,9 +87,36 @@ pub fn usual<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<Verdict
 
 /// The same for frames that take longer to understand, apart from [`usual`] so that the kernel can have it
 /// in a program of its own; so are those that follow.
+///
+/// # Errors
+/// As [`usual`].
 #[inline(always)]
-pub fn unusual<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
-    let outcome = icmp::process(packet, tables);
+pub fn unusual<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<Verdict, Rest> {
+    let outcome = icmp::process(packet, tables)?;
+    Ok(counted(tables, outcome))
+}
+
+/// The same for packets of mode `full-nat`, of clients and of backends.
+///
+/// # Errors
+/// As [`usual`].
+#[inline(always)]
+pub fn full_nat<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<Verdict, Rest> {
+    let outcome = full_nat::process(packet, tables)?;
+    Ok(counted(tables, outcome))
+}
+
+/// The same for ICMP errors about such packets.
+#[inline(always)]
+pub fn full_nat_error<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
+    let outcome = icmp::full_nat(packet, tables);
+    counted(tables, outcome)
+}
+
+/// The same for such packets that have no port, for the reason that [`Handover`] says.
+#[inline(always)]
+pub fn untranslated<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
+    let outcome = refuse::untranslated(packet, tables);
     counted(tables, outcome)
 }
 
@@ -129,6 +174,9 @@ fn follow<P: Packet, T: Tables>(
     let mut flow = Flow::EMPTY;
     Ok(match parse(packet, &mut flow) {
         Ok(()) => match steer::service(tables, &flow.to()) {
+            Some(found) if found.service.descriptor.mode == mode::FULL_NAT => {
+                return Err(Rest::FullNat);
+            }
             Some(found) => match to_backend(packet, tables, &mut flow, &found) {
                 Ok(backend) if opens_with_mss(&flow, backend) => {
                     let mode = found.service.descriptor.mode;
@@ -152,6 +200,9 @@ fn follow<P: Packet, T: Tables>(
                     }
                     outcome => outcome.map(|onward| egress::leave(packet, onward)),
                 },
+                None if full_nat::is_of_a_pool(tables, flow.destination) => {
+                    return Err(Rest::FullNat);
+                }
                 None if is_refused(tables, flow.destination) => return Err(Rest::Refused),
                 None => Ok(Verdict::Pass),
             },
@@ -181,13 +232,13 @@ fn is_refused<T: Tables>(tables: &T, destination: Address) -> bool {
 
 /// Whether a packet that goes to a backend has an MSS that may have to be lowered.
 #[inline(always)]
-fn opens_with_mss(flow: &Flow, backend: &Backend) -> bool {
+pub(crate) fn opens_with_mss(flow: &Flow, backend: &Backend) -> bool {
     flow.opens() && backend.mss != mss::OFF && flow.protocol == protocol::TCP
 }
 
 /// Leaves it to [`syn`], in the frame that `mode` has made of it.
 #[inline(always)]
-fn leave_syn<T: Tables>(tables: &T, flow: &Flow, mode: u8, backend: &Backend) {
+pub(crate) fn leave_syn<T: Tables>(tables: &T, flow: &Flow, mode: u8, backend: &Backend) {
     let before = mtu::overhead(mode, backend.address.is_v4());
     tables.hand_over(Handover {
         interface: backend.interface,

@@ -57,6 +57,10 @@ enum Cause {
     Protocol(usize),
     /// The way to its backend takes no more than so many bytes.
     TooBig(u16),
+    /// Of mode `full-nat`: no port was free for it.
+    Exhausted,
+    /// The same: it is of no session.
+    NoSession,
 }
 
 impl Cause {
@@ -66,6 +70,8 @@ impl Cause {
             Self::NoBackend => DropReason::NoBackend,
             Self::Port | Self::Protocol(_) => DropReason::UnknownPort,
             Self::TooBig(_) => DropReason::PacketTooBig,
+            Self::Exhausted => DropReason::PortsExhausted,
+            Self::NoSession => DropReason::NoSession,
         }
     }
 
@@ -76,10 +82,10 @@ impl Cause {
     #[inline(always)]
     const fn error(self, v4: bool) -> (u8, u8, u32) {
         match (self, v4) {
-            (Self::NoBackend, true) => (3, 1, 0),
+            (Self::NoBackend | Self::Exhausted | Self::NoSession, true) => (3, 1, 0),
             (Self::Port, true) => (3, 3, 0),
             (Self::Protocol(_), true) => (3, 2, 0),
-            (Self::NoBackend, false) => (1, 3, 0),
+            (Self::NoBackend | Self::Exhausted | Self::NoSession, false) => (1, 3, 0),
             (Self::Port, false) => (1, 4, 0),
             (Self::Protocol(at), false) => (4, 1, (at - wire::ETHERNET) as u32),
             (Self::TooBig(mtu), true) => (3, 4, mtu as u32),
@@ -107,6 +113,37 @@ pub fn process<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<Verdi
         return Ok(Verdict::Pass);
     };
     let (cause, policy) = judge(tables, &flow, unknown);
+    if policy == refusal::PASS {
+        return Ok(Verdict::Pass);
+    }
+    if policy != refusal::DROP && answer(packet, tables, &flow, cause, policy)? {
+        tables.count_drop(cause.reason());
+        return Ok(Verdict::Transmit);
+    }
+    Err(cause.reason())
+}
+
+/// Decides over a packet of mode `full-nat` that has no port, for the reason that was handed over.
+///
+/// # Errors
+/// Why it is dropped.
+#[inline(always)]
+pub fn untranslated<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+) -> Result<Verdict, DropReason> {
+    const EXHAUSTED: u16 = DropReason::PortsExhausted as u16;
+    const NO_SESSION: u16 = DropReason::NoSession as u16;
+    let mut flow = Flow::EMPTY;
+    if read(packet, &mut flow).is_none() {
+        return Err(DropReason::Inconsistent);
+    }
+    let (cause, policy) = judge(tables, &flow, Cause::Port);
+    let cause = match (cause, tables.handed_over().limit) {
+        (Cause::NoBackend, EXHAUSTED) => Cause::Exhausted,
+        (Cause::NoBackend, NO_SESSION) => Cause::NoSession,
+        (cause, _) => cause,
+    };
     if policy == refusal::PASS {
         return Ok(Verdict::Pass);
     }

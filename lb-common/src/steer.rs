@@ -179,18 +179,7 @@ pub fn backend<'t, T: Tables>(
         self::hash(tables, flow, was_by_source).ok_or(DropReason::Inconsistent)?
     };
     let index = tables.track(&Question {
-        key: FlowKey {
-            source: flow.source,
-            port: flow.source_port,
-            kind: flow_kind::FLOW,
-            service: service.index as u16,
-            // Of one that has a single port, the service stands for it.
-            to: if descriptor.port == 0 {
-                flow.destination_port
-            } else {
-                0
-            },
-        },
+        key: key(&service, flow),
         hash,
         previous_hash,
         slot,
@@ -203,6 +192,23 @@ pub fn backend<'t, T: Tables>(
         return Err(DropReason::NoBackend);
     }
     tables.backend(index).ok_or(DropReason::Inconsistent)
+}
+
+/// What a flow of a service is recorded under.
+#[inline(always)]
+pub fn key(service: &Service<'_>, flow: &Flow) -> FlowKey {
+    FlowKey {
+        source: flow.source,
+        port: flow.source_port,
+        kind: flow_kind::FLOW,
+        service: service.index as u16,
+        // Of one that has a single port, the service stands for it.
+        to: if service.descriptor.port == 0 {
+            flow.destination_port
+        } else {
+            0
+        },
+    }
 }
 
 /// A flow's slot: of the first choice, or, with `attempt` > 0, of another.

@@ -17,16 +17,18 @@ use crate::{
     persist,
     quic::{self, Start},
     rate::Rate,
-    schedule, steer,
+    schedule, session, steer,
     track::{self, Question},
     verdict::{Answer, DropReason, Piece},
 };
 
 mod fragments;
 mod guards;
+mod sessions;
 
 pub use fragments::{Datagram, Early, FragmentKey, HELD_WORDS, fate};
 pub use guards::{AccessKey, Guard, GuardEntry, SourceKey, access};
+pub use sessions::{PoolKey, PortKey, Session, Translation, client_address};
 
 /// Version of everything in this module. The pin directory is named after it, so that programs of
 /// different formats never share a map.
@@ -242,8 +244,14 @@ pub const TAIL_TOO_BIG: u32 = 2;
 pub const TAIL_SYN: u32 = 3;
 /// The next: fragments.
 pub const TAIL_FRAGMENT: u32 = 4;
+/// The next: mode `full-nat`.
+pub const TAIL_FULL_NAT: u32 = 5;
+/// The next: ICMP errors about it.
+pub const TAIL_FULL_NAT_ERROR: u32 = 6;
+/// The next: packets of it that have no port.
+pub const TAIL_UNTRANSLATED: u32 = 7;
 /// How many there are.
-pub const TAILS: u32 = 5;
+pub const TAILS: u32 = 8;
 
 /// What the program on the interface tells the one that it goes on with.
 #[derive(
@@ -255,7 +263,8 @@ pub struct Handover {
     pub interface: u32,
     /// Offset of its TCP header, in bytes.
     pub offset: u16,
-    /// What may not be exceeded, in bytes: the MTU that [`Backend::mtu`] gives, or an MSS.
+    /// What may not be exceeded, in bytes: the MTU that [`Backend::mtu`] gives, or an MSS. To
+    /// [`TAIL_UNTRANSLATED`]: the number of the [`DropReason`].
     pub limit: u16,
 }
 
@@ -297,6 +306,8 @@ pub mod feature {
     pub const UNKNOWN_PORTS: u32 = 2;
     /// Some service has every port of its address: what no other service has is looked for once more.
     pub const ALL_PORTS: u32 = 4;
+    /// Some service is in `full-nat` mode, or there may be sessions left of one.
+    pub const FULL_NAT: u32 = 8;
 }
 
 /// What becomes of packets to a VIP that nobody takes ([`crate::refuse`]).
@@ -321,6 +332,8 @@ pub mod mode {
     pub const L2: u8 = 3;
     /// Encapsulation in UDP.
     pub const GUE: u8 = 4;
+    /// Both ends rewritten.
+    pub const FULL_NAT: u8 = 5;
 }
 
 /// Services whose endpoint hashes to a bucket of the look-up table, as index + 1; 0: none. A service
@@ -395,7 +408,7 @@ impl Descriptor {
         (self.flags >> service_flag::REFUSAL_SHIFT) as u8 & 3
     }
 
-    /// The port that a packet of mode [`mode::NAT`] has at a backend, given the one that it came to.
+    /// The port that a packet of modes [`mode::NAT`] and [`mode::FULL_NAT`] has at a backend, given the one that it came to.
     #[inline(always)]
     pub const fn port_at(&self, backend: &Backend, port: u16) -> u16 {
         if self.flags & service_flag::KEEPS_PORT != 0 {
@@ -620,6 +633,8 @@ pub mod owned {
     pub const VIP: u32 = 1;
     /// An address of this host.
     pub const LOCAL: u32 = 2;
+    /// An address of a pool that mode `full-nat` takes ports of.
+    pub const POOL: u32 = 4;
 }
 
 /// What the connection ids of a QUIC server begin with. Words have their first byte lowest.
@@ -748,6 +763,10 @@ pub mod record_flag {
     pub const RESET: u16 = 4;
     /// It counts among its backend's flows in progress.
     pub const COUNTED: u16 = 8;
+    /// Of a [`Session`](super::Session): the backend has sent a FIN.
+    pub const BACKEND_FINISHED: u16 = 16;
+    /// Likewise: the backend's last packet was a RST.
+    pub const BACKEND_RESET: u16 = 32;
 }
 
 /// How a service's packets found their backends where the ring alone did not say, one CPU's share.
@@ -775,6 +794,10 @@ pub struct FlowCounters {
     pub source_limited: u64,
     /// The same, of more than all may begin.
     pub service_limited: u64,
+    /// Flows that found no free port of the address pool, or no room for their session.
+    pub ports_exhausted: u64,
+    /// Packets that were to tell the client's address, and had no room for it.
+    pub untold: u64,
 }
 
 /// What is counted in [`FlowCounters`].
@@ -798,6 +821,10 @@ pub enum FlowEvent {
     SourceLimit,
     /// A service's was.
     ServiceLimit,
+    /// A flow found no port, or no room.
+    PortsExhausted,
+    /// A packet could not tell the client's address.
+    Untold,
 }
 
 impl FlowCounters {
@@ -814,6 +841,8 @@ impl FlowCounters {
             FlowEvent::Denied => &mut self.denied,
             FlowEvent::SourceLimit => &mut self.source_limited,
             FlowEvent::ServiceLimit => &mut self.service_limited,
+            FlowEvent::PortsExhausted => &mut self.ports_exhausted,
+            FlowEvent::Untold => &mut self.untold,
         };
         *counter = counter.wrapping_add(1);
     }
@@ -970,6 +999,18 @@ pub trait Tables {
     fn record(&self, table: Table, key: &FlowKey, record: &Record, over: bool) -> Recorded;
     /// Removes a flow's record.
     fn forget(&self, table: Table, key: &FlowKey);
+    /// Lets `visit` read and change a session in place, where there is one.
+    fn visit_session<R>(&self, key: &FlowKey, visit: impl FnOnce(&mut Session) -> R) -> Option<R>;
+    /// Keeps a session; over the one that there is only if told to, in one step with finding that out.
+    fn put_session(&self, key: &FlowKey, session: &Session, over: bool) -> Recorded;
+    /// Whose a port is.
+    fn port(&self, key: &PortKey) -> Option<FlowKey>;
+    /// Gives a port to a flow, unless it is somebody's.
+    fn claim_port(&self, key: &PortKey, flow: &FlowKey) -> Recorded;
+    /// Takes a port back.
+    fn release_port(&self, key: &PortKey);
+    /// An address of a pool.
+    fn pool_address(&self, key: &PoolKey) -> Option<Address>;
     /// Counts what the flow tables do for a service.
     fn count_flow(&self, service: u32, event: FlowEvent);
     /// Flows in progress of a backend, by the index of its counters.
@@ -1069,6 +1110,25 @@ pub trait Tables {
         persist::confirm(self, question, id);
     }
 
+    /// [`track::choose`] of these tables, perhaps by a call.
+    #[inline(always)]
+    fn choose(&self, question: &Question) -> u32
+    where
+        Self: Sized,
+    {
+        track::choose(self, question)
+    }
+
+    /// [`session::begin`] of these tables, perhaps by a call; the question is the one that [`Tables::choose`] has
+    /// been asked.
+    #[inline(always)]
+    fn begin_session(&self, question: &Question, id: u32) -> u32
+    where
+        Self: Sized,
+    {
+        session::begin(self, question, id)
+    }
+
     /// [`track::answer`] of these tables, perhaps by a call.
     #[inline(always)]
     fn track(&self, question: &Question) -> u32
@@ -1097,5 +1157,5 @@ const _: () = {
     assert!(size_of::<Record>() == 16);
     assert!(size_of::<ServerKey>() == 24);
     assert!(size_of::<Server>() == 8);
-    assert!(size_of::<FlowCounters>() == 72);
+    assert!(size_of::<FlowCounters>() == 88);
 };

@@ -136,6 +136,21 @@ pub fn settle(mut ask: impl FnMut(bool) -> u32) -> u32 {
     }
 }
 
+/// Local id of the backend that a new flow gets, or [`NOBODY`]: for those that are not recorded here.
+#[inline(always)]
+pub fn choose<T: Tables>(tables: &T, question: &Question) -> u32 {
+    let Some(service) = Service::at(tables, question.key.service.into(), question.half) else {
+        return NOBODY;
+    };
+    let asked = Asked {
+        tables,
+        service,
+        question,
+        now: tables.now(),
+    };
+    asked.choose().map_or(NOBODY, |candidate| candidate.id)
+}
+
 /// Index of the backend that takes a packet; 0 where none does. To be called through [`settle`].
 #[inline(always)]
 pub fn answer<T: Tables>(tables: &T, question: &Question) -> u32 {

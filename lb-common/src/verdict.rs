@@ -86,6 +86,11 @@ counted! {
     SourceLimit = 18, "source_limit";
     /// It would begin a flow, of more than may begin.
     ServiceLimit = 19, "service_limit";
+    /// Of mode `full-nat`: no port of the address pool that was tried for its flow was free, or there was no room for
+    /// another session.
+    PortsExhausted = 20, "ports_exhausted";
+    /// Of mode `full-nat`: it is of a connection that is not known, and opens none.
+    NoSession = 21, "no_session";
 }
 
 counted! {

@@ -12,7 +12,10 @@ use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
 use aya_log_ebpf::{debug, trace};
 use lb_common::{
     pipeline::{self, Rest},
-    tables::{TAIL_FRAGMENT, TAIL_REFUSED, TAIL_SYN, TAIL_TOO_BIG, TAIL_UNUSUAL},
+    tables::{
+        TAIL_FRAGMENT, TAIL_FULL_NAT, TAIL_FULL_NAT_ERROR, TAIL_REFUSED, TAIL_SYN, TAIL_TOO_BIG,
+        TAIL_UNTRANSLATED, TAIL_UNUSUAL,
+    },
     verdict::Verdict,
 };
 
@@ -30,6 +33,10 @@ pub fn lb(ctx: XdpContext) -> u32 {
         Err(Rest::TooBig) => maps::go_on(&ctx, TAIL_TOO_BIG),
         Err(Rest::Syn) => maps::go_on(&ctx, TAIL_SYN),
         Err(Rest::Fragment) => maps::go_on(&ctx, TAIL_FRAGMENT),
+        // Nothing else leaves the other two.
+        Err(Rest::FullNat | Rest::FullNatError | Rest::Untranslated) => {
+            maps::go_on(&ctx, TAIL_FULL_NAT);
+        }
     }
     // Not there: as if it were not ours.
     xdp_action::XDP_PASS
@@ -41,7 +48,42 @@ pub fn lb(ctx: XdpContext) -> u32 {
 #[inline(always)]
 pub fn unusual(ctx: XdpContext) -> u32 {
     let mut packet = XdpPacket::<true>::new(&ctx);
-    let verdict = pipeline::unusual(&mut packet, &Maps::new(&ctx));
+    match pipeline::unusual(&mut packet, &Maps::new(&ctx)) {
+        Ok(verdict) => return act(&ctx, verdict),
+        Err(_) => maps::go_on(&ctx, TAIL_FULL_NAT_ERROR),
+    }
+    xdp_action::XDP_PASS
+}
+
+/// The same with [`pipeline::full_nat`].
+#[xdp]
+#[inline(always)]
+pub fn full_nat(ctx: XdpContext) -> u32 {
+    let mut packet = XdpPacket::<true>::new(&ctx);
+    match pipeline::full_nat(&mut packet, &Maps::new(&ctx)) {
+        Ok(verdict) => return act(&ctx, verdict),
+        Err(Rest::TooBig) => maps::go_on(&ctx, TAIL_TOO_BIG),
+        Err(Rest::Syn) => maps::go_on(&ctx, TAIL_SYN),
+        Err(_) => maps::go_on(&ctx, TAIL_UNTRANSLATED),
+    }
+    xdp_action::XDP_PASS
+}
+
+/// The same with [`pipeline::full_nat_error`].
+#[xdp]
+#[inline(always)]
+pub fn full_nat_error(ctx: XdpContext) -> u32 {
+    let mut packet = XdpPacket::<true>::new(&ctx);
+    let verdict = pipeline::full_nat_error(&mut packet, &Maps::new(&ctx));
+    act(&ctx, verdict)
+}
+
+/// The same with [`pipeline::untranslated`].
+#[xdp]
+#[inline(always)]
+pub fn untranslated(ctx: XdpContext) -> u32 {
+    let mut packet = XdpPacket::<true, true>::new(&ctx);
+    let verdict = pipeline::untranslated(&mut packet, &Maps::new(&ctx));
     act(&ctx, verdict)
 }
 

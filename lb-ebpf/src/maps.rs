@@ -27,12 +27,12 @@ use lb_common::{
     persist,
     quic::{self, Start},
     rate::{self, Moment, Rate, Take},
-    schedule, steer,
+    schedule, session, steer,
     tables::{
         self, AccessKey, Address, Backend, Bucket, Control, Counters, Datagram, Early, Endpoint,
         FlowCounters, FlowEvent, FlowKey, FragmentKey, GuardEntry, Handover, Member, NoRoute,
-        Record, Recorded, Route, RouteQuery, Server, ServerKey, ServiceEntry, Slot, SourceKey,
-        TICK_SHIFT, Table, Tables, Tick, WayBack,
+        PoolKey, PortKey, Record, Recorded, Route, RouteQuery, Server, ServerKey, ServiceEntry,
+        Session, Slot, SourceKey, TICK_SHIFT, Table, Tables, Tick, WayBack,
     },
     track::{self, Question},
     verdict::{Answer, DROP_COUNTERS, DropReason, FIRST_ANSWER, FIRST_PIECE, Piece},
@@ -86,6 +86,16 @@ static BACKEND_COUNTERS: PerCpuArray<Counters, 1> = PerCpuArray::new();
 static ESTABLISHED: HashMap<FlowKey, Record, 1> = HashMap::new();
 #[btf_map]
 static HALF_OPEN: HashMap<FlowKey, Record, 1> = HashMap::new();
+/// Sessions of mode `full-nat`, by the client's flow; as the flow tables without eviction. Not preallocated: most
+/// configurations have none.
+#[btf_map]
+static SESSIONS: HashMap<FlowKey, Session, 1, NO_PREALLOC> = HashMap::new();
+/// Whose each port of a pool is at each backend: an element is a claim, which one flow alone can make.
+#[btf_map]
+static PORTS: HashMap<PortKey, FlowKey, 1, NO_PREALLOC> = HashMap::new();
+/// Addresses of pools, likewise.
+#[btf_map]
+static POOL_ADDRESSES: HashMap<PoolKey, Address, 1, NO_PREALLOC> = HashMap::new();
 /// Flows in progress, by the index of a backend's counters.
 #[btf_map]
 static LOADS: Array<u64, 1, MMAPABLE> = Array::new();
@@ -499,17 +509,57 @@ impl Tables for Maps {
     #[inline(always)]
     fn record(&self, table: Table, key: &FlowKey, record: &Record, over: bool) -> Recorded {
         let flags = if over { BPF_ANY } else { BPF_NOEXIST };
-        match flow_table(table).insert(key, record, flags.into()) {
-            Ok(()) => Recorded::Done,
-            Err(error) if error == -EEXIST => Recorded::Taken,
-            Err(_) => Recorded::Full,
-        }
+        recorded(flow_table(table).insert(key, record, flags.into()))
     }
 
     #[inline(always)]
     fn forget(&self, table: Table, key: &FlowKey) {
         // Gone already is as good.
         let _ = flow_table(table).remove(key);
+    }
+
+    #[inline(always)]
+    fn visit_session<R>(&self, key: &FlowKey, visit: impl FnOnce(&mut Session) -> R) -> Option<R> {
+        let session = SESSIONS.get_ptr_mut(key)?;
+        // SAFETY: as with a flow's record, though its memory is given back after a grace period, which the kernel's
+        // allocator of elements sees to. Which port and backend it has is written when its element is put into
+        // the map only; one that is replaced meanwhile may become another flow's, whose packet then goes
+        // astray.
+        Some(visit(unsafe { &mut *session }))
+    }
+
+    #[inline(always)]
+    fn put_session(&self, key: &FlowKey, session: &Session, over: bool) -> Recorded {
+        recorded(SESSIONS.insert(
+            key,
+            session,
+            if over { BPF_ANY } else { BPF_NOEXIST }.into(),
+        ))
+    }
+
+    #[inline(always)]
+    fn port(&self, key: &PortKey) -> Option<FlowKey> {
+        // SAFETY: copied at once, from memory that is the map's for as long as this runs. An element that is released
+        // meanwhile may be another port's before the copy is done: what it leads to is compared with the port again.
+        unsafe { PORTS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn claim_port(&self, key: &PortKey, flow: &FlowKey) -> Recorded {
+        recorded(PORTS.insert(key, flow, BPF_NOEXIST.into()))
+    }
+
+    #[inline(always)]
+    fn release_port(&self, key: &PortKey) {
+        // Gone already is as good.
+        let _ = PORTS.remove(key);
+    }
+
+    #[inline(always)]
+    fn pool_address(&self, key: &PoolKey) -> Option<Address> {
+        // SAFETY: copied at once, from memory that is given back only after a grace period. The addresses of a pool
+        // leave after one in which no packet can have seen its number in force.
+        unsafe { POOL_ADDRESSES.get(key) }.copied()
     }
 
     #[inline(always)]
@@ -608,6 +658,22 @@ impl Tables for Maps {
             asked.over = over;
             track_flow()
         })
+    }
+
+    #[inline(always)]
+    fn choose(&self, question: &Question) -> u32 {
+        let Some(place) = QUESTION.get_ptr_mut(0) else {
+            return schedule::NOBODY;
+        };
+        // SAFETY: this CPU's element, which nothing else touches while the program runs on it.
+        unsafe { (*place).write(*question) };
+        choose_backend()
+    }
+
+    // The question is the one that `choose_backend` was asked.
+    #[inline(always)]
+    fn begin_session(&self, _: &Question, id: u32) -> u32 {
+        begin_session(id)
     }
 
     // The question is the one that `track_flow` was asked.
@@ -737,6 +803,30 @@ pub extern "C" fn track_flow() -> u32 {
     }
 }
 
+/// [`track::choose`] likewise.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn choose_backend() -> u32 {
+    match question() {
+        Some(question) => track::choose(&Maps::alone(), question),
+        None => schedule::NOBODY,
+    }
+}
+
+/// [`session::begin`] likewise, out of the way of sessions that are there already.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn begin_session(id: u32) -> u32 {
+    let maps = Maps {
+        ctx: core::ptr::null_mut(),
+        control: CONTROL.get_ptr(0),
+    };
+    match question() {
+        Some(question) => session::begin(&maps, question, id),
+        None => session::INCONSISTENT,
+    }
+}
+
 /// What is being asked.
 #[inline(always)]
 fn question<'a>() -> Option<&'a Question> {
@@ -774,6 +864,16 @@ pub extern "C" fn confirm_client(id: u32) -> u32 {
         persist::confirm(&Maps::alone(), question, id);
     }
     0
+}
+
+/// What became of an element to be inserted.
+#[inline(always)]
+fn recorded(inserted: Result<(), i32>) -> Recorded {
+    match inserted {
+        Ok(()) => Recorded::Done,
+        Err(error) if error == -EEXIST => Recorded::Taken,
+        Err(_) => Recorded::Full,
+    }
 }
 
 #[inline(always)]

@@ -14,11 +14,12 @@ use lb_common::wire;
 
 use crate::{
     instance,
-    model::{AccessList, Service, Unserved},
+    model::{AccessList, AddressPool, Service, Unserved},
 };
 
 mod access;
 mod adaptive;
+mod address_pool;
 mod health;
 mod reader;
 mod service;
@@ -97,6 +98,8 @@ pub struct Limits {
     pub access_prefixes: u32,
     /// Sources at most whose new flows are limited at once.
     pub sources: u32,
+    /// Sessions of mode `full-nat` at most.
+    pub sessions: u32,
 }
 
 impl Default for Limits {
@@ -110,6 +113,7 @@ impl Default for Limits {
             fragments: 16_384,
             access_prefixes: 2_097_152,
             sources: 65_536,
+            sessions: 1_048_576,
         }
     }
 }
@@ -131,9 +135,11 @@ pub struct Config {
     pub tunnel: Tunnel,
     /// Sizes of the kernel's tables.
     pub limits: Limits,
+    /// The address pools, valid together.
+    pub address_pools: Vec<AddressPool>,
     /// The access lists, each name once.
     pub access_lists: Vec<AccessList>,
-    /// The services, valid together: `State::with_lists` accepts them.
+    /// The services, valid together: `State::with_pools` accepts them.
     pub services: Vec<Service>,
     /// What is allowed and yet probably not meant, each with file and line.
     pub warnings: Vec<String>,
@@ -176,13 +182,15 @@ pub fn parse_with(
         "tunnel",
         "limits",
         "access_list",
+        "address_pool",
         "service",
     ];
     let root = Section::root(document.get_ref(), keys, &report);
     let limits = root.section("limits", LIMITS).map(|s| read_limits(&s));
     let limits = limits.unwrap_or_default();
     let access_lists = access::read_all(&root, read);
-    let services = service::read_all(&root, &access_lists, limits);
+    let address_pools = address_pool::read_all(&root);
+    let services = service::read_all(&root, &address_pools, &access_lists, limits);
     let config = Config {
         name: root
             .value("name", instance::parse_name)
@@ -202,6 +210,7 @@ pub fn parse_with(
             .map(|s| read_tunnel(&s))
             .unwrap_or_default(),
         limits,
+        address_pools,
         access_lists,
         warnings: warnings::of(&services, limits, &report),
         services: services.into_iter().map(Located::into_inner).collect(),
@@ -222,6 +231,7 @@ const LIMITS: &[&str] = &[
     "fragments",
     "access_prefixes",
     "sources",
+    "sessions",
 ];
 
 fn read_limits(section: &Section<'_>) -> Limits {
@@ -243,6 +253,8 @@ fn read_limits(section: &Section<'_>) -> Limits {
         access_prefixes: size("access_prefixes", 1 << 26, default.access_prefixes),
         // Some 100 bytes each.
         sources: size("sources", 1 << 24, default.sources),
+        // Memory is taken as sessions come, some 300 bytes each.
+        sessions: size("sessions", 1 << 24, default.sessions),
     }
 }
 

@@ -164,17 +164,35 @@ impl Scrape {
         let tables = [
             ("established", &self.0.established),
             ("half_open", &self.0.half_open),
+            ("sessions", &self.0.sessions),
         ];
         for (name, help, read) in figures {
             let samples = tables.map(|(table, figures)| ([("table", table)], read(figures)));
             gauges(encoder, name, help, None, samples)?;
         }
-        Ok(())
+        self.address_pools(encoder)
+    }
+
+    fn address_pools(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let pools = || {
+            let pools = self.0.address_pools.iter();
+            pools.map(|pool| ([("pool", pool.name.clone())], pool))
+        };
+        let ports = pools().map(|(labels, pool)| {
+            let (first, last) = pool.ports;
+            let each = u64::from(last - first) + 1;
+            (labels, each * pool.addresses as u64)
+        });
+        let help = "Ports of an address pool, which each backend has anew";
+        gauges(encoder, "lb_pool_ports", help, None, ports)?;
+        let used = pools().map(|(labels, pool)| (labels, u64::from(pool.sessions)));
+        let help = "Sessions that have a port of an address pool";
+        gauges(encoder, "lb_pool_sessions", help, None, used)
     }
 
     fn flows(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         type Counter = (&'static str, &'static str, fn(&FlowStatus) -> u64);
-        let figures: [Counter; 9] = [
+        let figures: [Counter; 11] = [
             (
                 "lb_flow_lookups",
                 "Packets that looked their flow up",
@@ -216,6 +234,16 @@ impl Scrape {
                 "Packets that would have begun a flow, of more than all may begin",
                 |f| f.service_limited,
             ),
+            (
+                "lb_ports_exhausted",
+                "Flows that found no free port of their address pool, or no room for their session",
+                |f| f.ports_exhausted,
+            ),
+            (
+                "lb_client_address_untold",
+                "Packets that were to tell their client's address, and had no room for it",
+                |f| f.untold,
+            ),
         ];
         for (name, help, read) in figures {
             let services = self.0.services.iter();
@@ -225,7 +253,11 @@ impl Scrape {
         let services = self.0.services.iter();
         let clients = services.map(|s| (service_labels(s), u64::from(s.flows.clients)));
         let help = "Clients remembered for persistence";
-        gauges(encoder, "lb_clients", help, None, clients)
+        gauges(encoder, "lb_clients", help, None, clients)?;
+        let services = self.0.services.iter();
+        let sessions = services.map(|s| (service_labels(s), u64::from(s.flows.sessions)));
+        let help = "Sessions of mode full-nat";
+        gauges(encoder, "lb_sessions", help, None, sessions)
     }
 
     fn record_uses(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 mod access;
 mod adaptive;
+mod address_pool;
 mod check;
 mod check_health;
 mod detector;
@@ -33,6 +34,9 @@ pub use access::{
     Access, AccessEdit, AccessList, MAX_PREFIXES, Prefix, Rule, Rules, parse_prefixes,
 };
 pub use adaptive::{Adaptive, Signal, Signals};
+pub use address_pool::{
+    AddressPool, ClientAddress, MAX_POOL_ADDRESSES, POOL_PORTS, parse_addresses, parse_ports,
+};
 pub use check_health::CheckProblem;
 pub use detector::{Detector, Phi};
 pub use error::ModelError;
@@ -65,6 +69,9 @@ pub fn name_of(value: impl ValueEnum) -> String {
 pub enum Mode {
     /// Destination rewritten; answers return through the balancer and are rewritten back.
     Nat,
+    /// Source rewritten as well, to one of an address pool, where answers come back by themselves.
+    #[serde(rename = "full-nat")]
+    FullNat,
     /// IP-in-IP encapsulation (RFC 2003, RFC 2473); the backend answers the client directly.
     Ipip,
     /// Encapsulation in UDP (Generic UDP Encapsulation); the backend answers the client directly.
@@ -79,6 +86,7 @@ impl Mode {
     pub fn number(self) -> u8 {
         match self {
             Self::Nat => mode::NAT,
+            Self::FullNat => mode::FULL_NAT,
             Self::Ipip => mode::IPIP,
             Self::Gue => mode::GUE,
             Self::L2 => mode::L2,
@@ -208,7 +216,7 @@ pub enum Admin {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Backend {
-    /// Where it listens. But for mode `nat` outside of groups the packet's port stays the VIP's, and this
+    /// Where it listens. But for modes `nat` and `full-nat` outside of groups the packet's port stays the VIP's, and this
     /// port is only probed.
     pub address: SocketAddr,
     /// Its share relative to the others, 0 to [`MAX_WEIGHT`].
@@ -311,6 +319,12 @@ pub struct Service {
     /// What the MSS of its SYNs is lowered to, where it is higher.
     #[serde(default, skip_serializing_if = "MssClamp::is_off")]
     pub mss_clamp: MssClamp,
+    /// The address pool that mode `full-nat` takes its packets' sources from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address_pool: Option<String>,
+    /// How backends of mode `full-nat` are told who the client is.
+    #[serde(default, skip_serializing_if = "ClientAddress::is_none")]
+    pub client_address: ClientAddress,
     /// The access list that says who may send to it; everybody where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub access_list: Option<String>,
@@ -384,6 +398,8 @@ impl Service {
             dead_after: DEAD_AFTER,
             no_backend: NO_BACKEND,
             mss_clamp: MssClamp::Off,
+            address_pool: None,
+            client_address: ClientAddress::None,
             access_list: None,
             flow_limit: FlowLimit::None,
             source_limit: FlowLimit::None,

@@ -279,6 +279,12 @@ pub struct FlowStatus {
     pub source_limited: u64,
     /// The same, of more than all may begin.
     pub service_limited: u64,
+    /// Sessions of mode `full-nat` at the last sweep.
+    pub sessions: u32,
+    /// Flows that found no free port of the address pool, or no room for their session.
+    pub ports_exhausted: u64,
+    /// Packets that were to tell the client's address, and had no room for it.
+    pub untold: u64,
 }
 
 /// A service's live records by what they are for, each under the first that holds.
@@ -312,6 +318,19 @@ pub struct TableUse {
     pub entries: u32,
     /// Records that it has room for.
     pub capacity: u32,
+}
+
+/// An address pool as it stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AddressPoolStatus {
+    /// Its name.
+    pub name: String,
+    /// How many addresses it has.
+    pub addresses: usize,
+    /// The first and the last port of each.
+    pub ports: (u16, u16),
+    /// Sessions that had one of its ports at the last sweep; of different backends, several can have the same.
+    pub sessions: u32,
 }
 
 /// A recorded flow.
@@ -472,6 +491,10 @@ pub struct Snapshot {
     pub established: TableUse,
     /// The table of half-open flows.
     pub half_open: TableUse,
+    /// The table of sessions.
+    pub sessions: TableUse,
+    /// The address pools.
+    pub address_pools: Vec<AddressPoolStatus>,
     /// Events since the agent started.
     pub events: u64,
     /// Packets to VIPs that were not forwarded, by the reason's name; every reason is listed.

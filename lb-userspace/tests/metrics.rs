@@ -11,9 +11,9 @@ use lb_userspace::{
     metrics,
     model::{Admin, Backend, Service, Unserved},
     snapshot::{
-        AdaptivePoolStatus, AdaptiveStatus, BackendState, BackendStatus, CheckStatus, Condition,
-        DampingStatus, FlowStatus, PanicStatus, Passed, RecordUses, ServiceStatus, SlowStartStatus,
-        Snapshot, Standing, TableUse, TierStatus, Traffic,
+        AdaptivePoolStatus, AdaptiveStatus, AddressPoolStatus, BackendState, BackendStatus,
+        CheckStatus, Condition, DampingStatus, FlowStatus, PanicStatus, Passed, RecordUses,
+        ServiceStatus, SlowStartStatus, Snapshot, Standing, TableUse, TierStatus, Traffic,
     },
 };
 use tokio::{
@@ -57,6 +57,9 @@ fn flows() -> FlowStatus {
         denied: 11,
         source_limited: 21,
         service_limited: 31,
+        sessions: 41,
+        ports_exhausted: 51,
+        untold: 61,
     }
 }
 
@@ -150,6 +153,16 @@ fn snapshot() -> Snapshot {
             entries: 50,
             capacity: 50,
         },
+        sessions: TableUse {
+            entries: 3,
+            capacity: 9,
+        },
+        address_pools: vec![AddressPoolStatus {
+            name: "snat".to_owned(),
+            addresses: 2,
+            ports: (1_000, 1_099),
+            sessions: 3,
+        }],
         events: 9,
         drops: vec![("no_backend", 3), ("malformed", 0)],
         answers: vec![("reset", 2), ("limited", 0)],
@@ -269,6 +282,13 @@ fn the_page_holds_every_figure_of_the_snapshot() {
         format!("lb_access_denied_total{{{service}}} 11"),
         format!("lb_source_limited_total{{{service}}} 21"),
         format!("lb_service_limited_total{{{service}}} 31"),
+        format!("lb_sessions{{{service}}} 41"),
+        format!("lb_ports_exhausted_total{{{service}}} 51"),
+        format!("lb_client_address_untold_total{{{service}}} 61"),
+        "lb_flow_entries{table=\"sessions\"} 3".to_owned(),
+        "lb_flow_capacity{table=\"sessions\"} 9".to_owned(),
+        "lb_pool_ports{pool=\"snat\"} 200".to_owned(),
+        "lb_pool_sessions{pool=\"snat\"} 3".to_owned(),
         format!("lb_flow_records{{{service},use=\"ended\"}} 1"),
         format!("lb_flow_records{{{service},use=\"moving\"}} 40"),
         format!("lb_flow_records{{{service},use=\"away\"}} 20"),

@@ -27,7 +27,9 @@ use lb_common::{
     packet::SlicePacket,
     pipeline,
     rate::Rate,
-    tables::{Counters, FlowCounters, FlowKey, Guard, HASH_KEY_WORDS, Record, Slot, Table, Tick},
+    tables::{
+        Counters, FlowCounters, FlowKey, Guard, HASH_KEY_WORDS, Record, Session, Slot, Table, Tick,
+    },
     verdict::{FIRST_ANSWER, FIRST_PIECE, Verdict},
 };
 use lb_userspace::{
@@ -53,6 +55,8 @@ use crate::wait::wait_until;
 /// Records that the flow tables have room for: few, so that they overflow.
 const FLOWS: u32 = 512;
 const HALF_OPEN: u32 = 256;
+/// Sessions of mode `full-nat`, likewise.
+const SESSIONS: u32 = 96;
 /// Datagrams in fragments: more than there are, since the kernel evicts and the host does not.
 const FRAGMENTS: u32 = 1 << 18;
 /// What XDP leaves in front of a frame, in a test run as on a NIC.
@@ -208,6 +212,7 @@ impl Bench {
             access_prefixes: 4_096,
             // As with fragments.
             sources: FRAGMENTS,
+            sessions: SESSIONS,
         };
         let options = LoadOptions {
             pins: None,
@@ -224,6 +229,7 @@ impl Bench {
         memory.tables.control = maps.control()?;
         memory.tables.flows.get_mut().established.capacity = FLOWS as usize;
         memory.tables.flows.get_mut().half_open.capacity = HALF_OPEN as usize;
+        memory.tables.sessions.get_mut().capacity = SESSIONS as usize;
         let twin = Twin {
             maps,
             memory,
@@ -388,7 +394,41 @@ impl Bench {
             );
             total += host.len();
         }
-        Ok(total)
+        Ok(total + self.compare_sessions(kernel.as_mut())?)
+    }
+
+    /// The same of sessions, and of the ports that they have.
+    fn compare_sessions(&self, kernel: &mut dyn FlowTables) -> Result<usize> {
+        let host = self.core.dataplane().memory.tables.sessions.borrow();
+        let timeless = |session: &Session| Session {
+            record: Record {
+                stamp: 0,
+                since: 0,
+                ..session.record
+            },
+            ..*session
+        };
+        let sessions = host.by_flow.iter();
+        let sessions: BTreeMap<FlowKey, Session> = sessions
+            .map(|(key, session)| (*key, timeless(session)))
+            .collect();
+        let (mut found, mut ports) = (BTreeMap::new(), BTreeMap::new());
+        kernel.scan_sessions(&mut |key, session| {
+            found.insert(*key, timeless(session));
+        })?;
+        kernel.scan_ports(&mut |key, flow| {
+            ports.insert(*key, *flow);
+        })?;
+        ensure!(
+            sessions == found,
+            "sessions differ:\n host   {sessions:?}\n kernel {found:?}"
+        );
+        let host = &host.ports;
+        ensure!(
+            *host == ports,
+            "ports differ:\n host   {host:?}\n kernel {ports:?}"
+        );
+        Ok(found.len())
     }
 
     /// Gives both sides all that a second has, before either can have used it up.
@@ -467,7 +507,13 @@ fn insert<T: Default + PartialEq>(map: &mut BTreeMap<u32, T>, index: u32, counte
 
 /// What the host makes of a frame.
 pub fn execute(tables: &mut MemoryTables, frame: &[u8], way: Way) -> Outcome {
-    tables.routes = routes::of(frame).into_iter().collect();
+    let clients = tables
+        .sessions
+        .get_mut()
+        .by_flow
+        .keys()
+        .map(|key| key.source);
+    tables.routes = routes::of(frame, clients);
     let mut buffer = vec![0; HEADROOM];
     buffer.extend_from_slice(frame);
     let mut packet = SlicePacket::new(&mut buffer, HEADROOM, INGRESS);

@@ -1,8 +1,9 @@
-//! What guards a service: its access list, and limits of the flows that begin ([`crate::admit`]).
+//! What guards a service: its access list, and limits of the flows that begin ([`crate::admit`]). Beside them, since
+//! it switches with them and is of one pool as they are: what its flows are translated to ([`crate::session`]).
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use super::Address;
+use super::{Address, Translation};
 use crate::rate::Rate;
 
 /// What a packet's source, or its flow's beginning, is asked for, as of one generation.
@@ -22,6 +23,8 @@ pub struct Guard {
     pub flows: Rate,
     /// How many of one source.
     pub sources: Rate,
+    /// What its flows become, in mode [`FULL_NAT`](super::mode::FULL_NAT).
+    pub translation: Translation,
 }
 
 impl Guard {
@@ -123,8 +126,8 @@ pub struct SourceKey {
 }
 
 const _: () = {
-    assert!(size_of::<Guard>() == 40);
-    assert!(size_of::<GuardEntry>() == 80);
+    assert!(size_of::<Guard>() == 56);
+    assert!(size_of::<GuardEntry>() == 112);
     assert!(size_of::<AccessKey>() == 24);
     assert!(size_of::<SourceKey>() == 24);
 };

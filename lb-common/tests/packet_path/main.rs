@@ -6,10 +6,13 @@ mod support;
 
 mod admit;
 mod all_ports;
+mod client_address;
 mod decapsulation;
 mod drops;
 mod fragments;
 mod frames;
+mod full_nat;
+mod full_nat_errors;
 mod headers;
 mod hearsay;
 mod icmp;

@@ -34,19 +34,21 @@ impl Stage {
 
     /// An access list, 0 for none, and limits; sources are told apart by all bits.
     pub fn guarded(self, list: u32, flows: Rate, sources: Rate) -> Self {
-        let guard = Guard {
-            list,
-            source_bits_v4: 128,
-            source_bits_v6: 128,
-            flows,
-            sources,
-        };
-        self.guards(|entry| entry.halves = [guard; 2])
+        self.guards(|guard| {
+            *guard = Guard {
+                list,
+                source_bits_v4: 128,
+                source_bits_v6: 128,
+                flows,
+                sources,
+                translation: guard.translation,
+            };
+        })
     }
 
     /// Another list in one half.
     pub fn guarded_in(self, half: usize, list: u32) -> Self {
-        self.guards(|entry| entry.halves[half].list = list)
+        self.entry(|entry| entry.halves[half].list = list)
     }
 
     /// Sources are told apart by so many bits, of every service.
@@ -62,7 +64,17 @@ impl Stage {
         self.describe(|descriptor| descriptor.flags &= !service_flag::GUARDED)
     }
 
-    fn guards(mut self, change: impl FnOnce(&mut GuardEntry)) -> Self {
+    /// Changes both halves of its guard.
+    pub(super) fn guards(self, change: impl FnMut(&mut Guard)) -> Self {
+        self.entry(|entry| entry.halves.iter_mut().for_each(change))
+    }
+
+    /// It has a guard that its descriptor says nothing of, as one that does nothing but translate.
+    pub(super) fn open(self) -> Self {
+        self.unguarded()
+    }
+
+    fn entry(mut self, change: impl FnOnce(&mut GuardEntry)) -> Self {
         // A pool of its own, at no other index of the service's.
         let pool = self.tables.service_entries.len() + 2;
         self.tables.guards.resize(pool + 1, GuardEntry::default());

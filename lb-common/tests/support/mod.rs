@@ -5,6 +5,7 @@ mod flows;
 mod guards;
 mod outcome;
 mod quic;
+mod sessions;
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -23,6 +24,7 @@ use lb_common::{
 
 pub use flows::{Move, Scheduler};
 pub use outcome::{Counted, Frame, Outcome};
+pub use sessions::IDLE;
 
 /// The interface that every frame comes in by.
 pub const INGRESS: u32 = 5;
@@ -47,6 +49,7 @@ pub type Mac = [u8; 6];
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
     Nat,
+    FullNat,
     Ipip,
     Gue,
     L2,
@@ -217,6 +220,7 @@ impl Stage {
             protocol,
             mode: match mode {
                 Mode::Nat => mode::NAT,
+                Mode::FullNat => mode::FULL_NAT,
                 Mode::Ipip => mode::IPIP,
                 Mode::Gue => mode::GUE,
                 Mode::L2 => mode::L2,
@@ -432,6 +436,8 @@ impl Stage {
                 .map(|(index, n)| (index - FIRST_SERVICE, n.named))
                 .collect(),
             refused,
+            exhausted: counted.flows.values().map(|n| n.ports_exhausted).sum(),
+            untold: counted.flows.values().map(|n| n.untold).sum(),
             clients: counted.flows.values().map(|n| n.client_overflows).sum(),
             flows: (counted.flows.into_iter())
                 .map(|(index, n)| (index - FIRST_SERVICE, (n.lookups, n.recorded, n.overflows)))

@@ -31,6 +31,10 @@ pub struct Counted {
     pub named: BTreeMap<u32, u64>,
     /// Packets that an access list, a source's limit or the service's has refused, by position of the service.
     pub refused: BTreeMap<u32, Flows>,
+    /// Flows that found no port.
+    pub exhausted: u64,
+    /// Packets that could not tell their client's address.
+    pub untold: u64,
     /// Clients that could not be remembered.
     pub clients: u64,
     pub drops: BTreeMap<u32, u64>,

@@ -33,7 +33,9 @@ use crate::{
     config::Tunnel,
     dataplane::{Capacity, Dataplane, DataplaneError, FlowTables, Operation},
     health::{Event, Target, reply::Asked},
-    model::{Admin, Change, Service, ServiceId, State, UNKNOWN_PORT, Unserved},
+    model::{
+        AddressPool, Admin, Change, ModelError, Service, ServiceId, State, UNKNOWN_PORT, Unserved,
+    },
     neighbours::{NextHop, Update},
     plan::{
         self, Inputs, Layout, Liveness, Placed, PlacedMember, Plan,
@@ -659,6 +661,18 @@ impl<D: Dataplane> Core<D> {
                 tracing::error!(%error, %service, %address, "cannot mark a backend as down")
             }
         }
+    }
+
+    /// Says which address pools services may have, before there are any services.
+    ///
+    /// # Errors
+    /// Pools that have an address in common.
+    pub fn offer_pools(
+        &mut self,
+        pools: impl IntoIterator<Item = AddressPool>,
+    ) -> Result<(), ModelError> {
+        self.state = State::with_pools(pools, [], [])?;
+        Ok(())
     }
 
     /// Says what packets get to ports of VIPs that no service has, as of the next change.

@@ -24,8 +24,8 @@ pub use capacity::{Capacity, Of, Worst};
 pub use clients::{Client, ClientQuery, Clients};
 pub use events::{DEFAULT_EVENTS, Event, EventKind, EventQuery, Events, Standing};
 pub use flows::{
-    DEFAULT_FLOWS, Flow, FlowQuery, FlowTables, Flows, MAX_FLOWS, Passed, Phase, ServiceFlows,
-    TableUse,
+    AddressPool, DEFAULT_FLOWS, Flow, FlowQuery, FlowTables, Flows, MAX_FLOWS, Passed, Phase,
+    ServiceFlows, TableUse,
 };
 pub use requests::{EditBackend, EditService, FailOver, NewBackend, NewService};
 

@@ -52,6 +52,10 @@ impl From<ModelError> for ApiError {
             }
             ModelError::BadPrefix { .. } => (StatusCode::BAD_REQUEST, "bad_prefix"),
             ModelError::BadAccessList { .. } => (StatusCode::BAD_REQUEST, "bad_access_list"),
+            ModelError::BadAddressPool { .. } => (StatusCode::BAD_REQUEST, "bad_address_pool"),
+            ModelError::UnknownAddressPool { .. } => {
+                (StatusCode::NOT_FOUND, "unknown_address_pool")
+            }
             ModelError::UnknownAccessList { .. } => (StatusCode::NOT_FOUND, "unknown_access_list"),
             ModelError::UnknownPrefix { .. } => (StatusCode::NOT_FOUND, "unknown_prefix"),
             ModelError::DuplicateAccessList { .. } => {

@@ -11,7 +11,8 @@ use super::{
 };
 use crate::duration;
 use crate::model::{
-    AccessList, Backend, Mode, ModelError, Quic, Service, ServiceId, Settings, State, group,
+    AccessList, AddressPool, Backend, Mode, ModelError, Quic, Service, ServiceId, Settings, State,
+    group,
 };
 
 const SERVICE: &[&str] = &[
@@ -26,6 +27,8 @@ const SERVICE: &[&str] = &[
     "dead_after",
     "no_backend",
     "mss_clamp",
+    "address_pool",
+    "client_address",
     "access_list",
     "flow_limit",
     "source_limit",
@@ -57,11 +60,17 @@ const QUIC: &[&str] = &["config_id", "server_id_length", "nonce_length"];
 /// All services, each with the place of its header.
 pub(super) fn read_all(
     root: &Section<'_>,
+    address_pools: &[AddressPool],
     access_lists: &[AccessList],
     limits: Limits,
 ) -> Vec<Located<Service>> {
     let mut read = Services {
-        accepted: State::with_lists(access_lists.iter().cloned(), []).unwrap_or_default(),
+        accepted: State::with_pools(
+            address_pools.iter().cloned(),
+            access_lists.iter().cloned(),
+            [],
+        )
+        .unwrap_or_default(),
         backends: 0,
         lines: BTreeMap::new(),
         groups: BTreeMap::new(),
@@ -186,6 +195,8 @@ fn read_settings(
     let dead_after = section.value("dead_after", duration::parse);
     let no_backend = section.choice("no_backend", "what no_backend can be");
     let mss_clamp = section.text_or_number("mss_clamp", str::parse);
+    let address_pool = section.text("address_pool");
+    let client_address = section.choice("client_address", "what client_address can be");
     let access_list = section.text("access_list");
     let flow_limit = section.text_or_number("flow_limit", str::parse);
     let source_limit = section.text_or_number("source_limit", str::parse);
@@ -229,6 +240,8 @@ fn read_settings(
         dead_after: dead_after.map(Located::into_inner),
         no_backend: no_backend.map(Located::into_inner),
         mss_clamp: mss_clamp.map(Located::into_inner),
+        address_pool: address_pool.map(Located::into_inner),
+        client_address: client_address.map(Located::into_inner),
         access_list: access_list.map(|name| Some(name.into_inner())),
         flow_limit: flow_limit.map(Located::into_inner),
         source_limit: source_limit.map(Located::into_inner),
@@ -308,11 +321,14 @@ fn report_model(section: &Section<'_>, id: ServiceId, error: &ModelError) {
     let field = match error {
         ModelError::Invalid { field, .. } | ModelError::GroupDiffers { field, .. } => *field,
         ModelError::UnknownAccessList { .. } => "access_list",
+        ModelError::UnknownAddressPool { .. } => "address_pool",
         _ => "",
     };
     let problem = match error {
         ModelError::Invalid { id: of, .. } if *of == id => problem_of(error),
-        ModelError::UnknownAccessList { .. } => problem_of(error),
+        ModelError::UnknownAccessList { .. } | ModelError::UnknownAddressPool { .. } => {
+            problem_of(error)
+        }
         error => error.to_string(),
     };
     section.error(section.span_of(field), field, problem);
@@ -324,6 +340,9 @@ fn problem_of(error: &ModelError) -> String {
         ModelError::Invalid { problem, .. } => problem.clone(),
         ModelError::UnknownAccessList { name } => {
             format!("no access list {name}: write an [[access_list]] of that name")
+        }
+        ModelError::UnknownAddressPool { name } => {
+            format!("no address pool {name}: write an [[address_pool]] of that name")
         }
         error => error.to_string(),
     }

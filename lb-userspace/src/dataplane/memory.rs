@@ -3,7 +3,10 @@
 use lb_common::{
     memory::MemoryTables,
     steer,
-    tables::{Counters, FlowCounters, FlowKey, Record, ServiceEntry, Table, Tables, Tick},
+    tables::{
+        Counters, FlowCounters, FlowKey, PoolKey, PortKey, Record, ServiceEntry, Session, Table,
+        Tables, Tick,
+    },
 };
 
 use super::{Capacity, Dataplane, DataplaneError, FlowTables, Operation};
@@ -93,6 +96,19 @@ impl MemoryDataplane {
                 for (prefix, _) in rules.iter() {
                     tables.access.remove(&prefix.key(*list));
                 }
+            }
+            Operation::PoolAddresses(pool, addresses) => {
+                let keys = (0..).map(|index| PoolKey {
+                    pool: (*pool).into(),
+                    index,
+                });
+                tables
+                    .pool_addresses
+                    .extend(keys.zip(addresses.iter().copied()));
+            }
+            Operation::ForgetPoolAddresses(pool, _) => {
+                let pool = u32::from(*pool);
+                tables.pool_addresses.retain(|key, _| key.pool != pool);
             }
             Operation::Guard(pool, half, guard) => {
                 let entry = tables.guards.get(*pool as usize);
@@ -205,6 +221,49 @@ impl FlowTables for &MemoryTables {
             records.remove(key);
         }
         Ok(same)
+    }
+
+    fn scan_sessions(
+        &mut self,
+        show: &mut dyn FnMut(&FlowKey, &Session),
+    ) -> Result<(), DataplaneError> {
+        for (key, session) in &self.sessions.borrow().by_flow {
+            show(key, session);
+        }
+        Ok(())
+    }
+
+    fn scan_ports(
+        &mut self,
+        show: &mut dyn FnMut(&PortKey, &FlowKey),
+    ) -> Result<(), DataplaneError> {
+        for (key, flow) in &self.sessions.borrow().ports {
+            show(key, flow);
+        }
+        Ok(())
+    }
+
+    fn session(&mut self, key: &FlowKey) -> Result<Option<Session>, DataplaneError> {
+        Ok(self.sessions.borrow().by_flow.get(key).copied())
+    }
+
+    fn remove_session(&mut self, key: &FlowKey, session: &Session) -> Result<bool, DataplaneError> {
+        let mut sessions = self.sessions.borrow_mut();
+        let same = sessions.by_flow.get(key) == Some(session);
+        if same {
+            sessions.by_flow.remove(key);
+            sessions.ports.remove(&session.port_key());
+        }
+        Ok(same)
+    }
+
+    fn release_port(&mut self, key: &PortKey) -> Result<(), DataplaneError> {
+        self.sessions.borrow_mut().ports.remove(key);
+        Ok(())
+    }
+
+    fn wait_for_packets(&mut self) -> Result<(), DataplaneError> {
+        Ok(())
     }
 
     fn load(&self, counters: u32) -> Result<i64, DataplaneError> {

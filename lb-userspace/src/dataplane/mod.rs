@@ -12,11 +12,14 @@ use lb_common::{
     memory::MemoryTables,
     tables::{
         Address, Backend, Counters, Descriptor, Endpoint, FlowCounters, FlowKey, Guard, Member,
-        Record, Server, ServerKey, Table, Tick, WayBack,
+        PortKey, Record, Server, ServerKey, Session, Table, Tick, WayBack,
     },
 };
 
-use crate::{model::Rules, plan::Ring};
+use crate::{
+    model::{MAX_POOL_ADDRESSES, Rules},
+    plan::{Addresses, Ring},
+};
 
 /// One write. A list is carried out in order; what comes before a [`Operation::Switch`] is aside or true
 /// by itself, so that a failure there breaks nothing.
@@ -55,6 +58,10 @@ pub enum Operation {
     Access(u32, Rules),
     /// Prefixes of an access list, whatever it says of them, go.
     ForgetAccess(u32, Rules),
+    /// The addresses of an address pool, by its number.
+    PoolAddresses(u16, Addresses),
+    /// So many addresses of an address pool, all that it has, go.
+    ForgetPoolAddresses(u16, u32),
     /// What guards a pool, by its number, in one half (0 or 1).
     Guard(u32, usize, Guard),
     /// Bits of [`lb_common::tables::owned`] of an address.
@@ -104,11 +111,15 @@ pub struct Capacity {
     pub access_prefixes: u32,
     /// Sources whose flows are limited.
     pub sources: u32,
+    /// Sessions of mode `full-nat`.
+    pub sessions: u32,
 }
 
 impl Capacity {
     /// Addresses of the host that are told from VIPs at most.
     pub const OWN_ADDRESSES: u32 = 4_096;
+    /// Addresses of pools: while those are replaced, they have both.
+    pub const POOL_ADDRESSES: u32 = 2 * MAX_POOL_ADDRESSES as u32;
 
     /// Endpoints whose answers are rewritten.
     pub fn ways_back(&self) -> u32 {
@@ -120,9 +131,10 @@ impl Capacity {
         self.backends.saturating_mul(2)
     }
 
-    /// VIPs, and addresses of the host.
+    /// VIPs, and addresses of pools and of the host.
     pub fn owned(&self) -> u32 {
-        self.services.saturating_add(Self::OWN_ADDRESSES)
+        self.services
+            .saturating_add(Self::OWN_ADDRESSES + Self::POOL_ADDRESSES)
     }
 }
 
@@ -138,6 +150,7 @@ impl Default for Capacity {
             fragments: 16_384,
             access_prefixes: 2_097_152,
             sources: 65_536,
+            sessions: 1_048_576,
         }
     }
 }
@@ -191,6 +204,48 @@ pub trait FlowTables {
         key: &FlowKey,
         record: &Record,
     ) -> Result<bool, DataplaneError>;
+
+    /// Shows every session, as [`FlowTables::scan`] shows records.
+    ///
+    /// # Errors
+    /// The table cannot be read.
+    fn scan_sessions(
+        &mut self,
+        show: &mut dyn FnMut(&FlowKey, &Session),
+    ) -> Result<(), DataplaneError>;
+
+    /// Shows whose every port is, likewise.
+    ///
+    /// # Errors
+    /// The table cannot be read.
+    fn scan_ports(
+        &mut self,
+        show: &mut dyn FnMut(&PortKey, &FlowKey),
+    ) -> Result<(), DataplaneError>;
+
+    /// The session of a flow.
+    ///
+    /// # Errors
+    /// The table cannot be read.
+    fn session(&mut self, key: &FlowKey) -> Result<Option<Session>, DataplaneError>;
+
+    /// Removes a session that is still as it was, and frees its port; false where it is not, or is gone.
+    ///
+    /// # Errors
+    /// The tables cannot be written.
+    fn remove_session(&mut self, key: &FlowKey, session: &Session) -> Result<bool, DataplaneError>;
+
+    /// Frees a port.
+    ///
+    /// # Errors
+    /// The table cannot be written.
+    fn release_port(&mut self, key: &PortKey) -> Result<(), DataplaneError>;
+
+    /// Waits until no packet is under way that was when this was called.
+    ///
+    /// # Errors
+    /// The kernel cannot say.
+    fn wait_for_packets(&mut self) -> Result<(), DataplaneError>;
 
     /// Flows in progress of a backend, by the index of its counters; below zero where that is wrong.
     ///

@@ -11,6 +11,7 @@ use super::{
     Backend, Failback, FlowState, MAX_BACKENDS, MAX_WEIGHT, Mode, ModelError, Protocol, Service,
     ServiceId,
     adaptive::check_adaptive,
+    address_pool::check_full_nat,
     group,
     limit::check_limits,
     mss::check_clamp,
@@ -53,6 +54,7 @@ impl Service {
         check_panic(self)?;
         check_clamp(self)?;
         check_limits(self)?;
+        check_full_nat(self)?;
         self.check_quic()?;
         self.health.check(id)?;
         check_adaptive(self)?;
@@ -109,9 +111,11 @@ impl Service {
             return invalid(id, "max_connections", problem);
         }
         check_tier(id, backend.tier)?;
-        if self.mode == Mode::Nat && address.is_ipv4() != id.vip.is_ipv4() {
+        let translates = matches!(self.mode, Mode::Nat | Mode::FullNat);
+        if translates && address.is_ipv4() != id.vip.is_ipv4() {
+            let mode = name_of(self.mode);
             let problem = format!(
-                "{address} is of another address family, which mode \"nat\" cannot reach: use mode \"ipip\""
+                "{address} is of another address family, which mode \"{mode}\" cannot reach: use mode \"ipip\""
             );
             return invalid(id, "address", problem);
         }

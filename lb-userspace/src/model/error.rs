@@ -78,6 +78,22 @@ pub enum ModelError {
         /// Which.
         prefix: String,
     },
+    /// An address pool contradicts itself or others, or has no name.
+    #[error("address pool {name}: {problem}")]
+    BadAddressPool {
+        /// Which.
+        name: String,
+        /// What is wrong and what would be right.
+        problem: String,
+    },
+    /// No such address pool.
+    #[error(
+        "no address pool {name}: `lbctl status` shows those there are, which the configuration names"
+    )]
+    UnknownAddressPool {
+        /// Which.
+        name: String,
+    },
     /// A list that is to go says who may send to a service.
     #[error(
         "access list {name} is that of service {id}, which would be open to everybody: `lbctl service set {id} --no-access-list` first"

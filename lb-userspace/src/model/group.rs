@@ -72,6 +72,14 @@ impl Service {
                 differ("mss_clamp", here.to_string(), there.to_string())
             })
             .or_else(|| {
+                let (here, there) = (self.address_pool.as_ref(), other.address_pool.as_ref());
+                differ("address_pool", shown(here), shown(there))
+            })
+            .or_else(|| {
+                let (here, there) = (self.client_address, other.client_address);
+                differ("client_address", name_of(here), name_of(there))
+            })
+            .or_else(|| {
                 let (here, there) = (self.access_list.as_ref(), other.access_list.as_ref());
                 differ("access_list", shown(here), shown(there))
             })

@@ -2,14 +2,14 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     time::Duration,
 };
 
 use super::{
-    AccessEdit, AccessList, Adaptive, Admin, Backend, Failback, FlapDamping, FlowLimit, FlowState,
-    Mode, ModelError, MssClamp, OnDown, Protocol, Quic, Scheduler, ServerId, Service, ServiceId,
-    SlowStart, Unserved,
+    AccessEdit, AccessList, Adaptive, AddressPool, Admin, Backend, ClientAddress, Failback,
+    FlapDamping, FlowLimit, FlowState, MAX_POOL_ADDRESSES, Mode, ModelError, MssClamp, OnDown,
+    Protocol, Quic, Scheduler, ServerId, Service, ServiceId, SlowStart, Unserved,
 };
 
 /// Everything that is wanted. Valid by construction.
@@ -20,6 +20,9 @@ pub struct State {
     nat: BTreeMap<(Protocol, SocketAddr), ServiceId>,
     groups: BTreeMap<String, BTreeSet<ServiceId>>,
     access_lists: BTreeMap<String, AccessList>,
+    address_pools: BTreeMap<String, AddressPool>,
+    /// Whose each address of a pool is.
+    pooled: BTreeMap<IpAddr, String>,
 }
 
 /// One change of a [`State`].
@@ -84,6 +87,10 @@ pub struct Settings {
     pub no_backend: Option<Unserved>,
     /// [`Service::mss_clamp`].
     pub mss_clamp: Option<MssClamp>,
+    /// [`Service::address_pool`].
+    pub address_pool: Option<String>,
+    /// [`Service::client_address`].
+    pub client_address: Option<ClientAddress>,
     /// [`Service::access_list`]; `Some(None)`: everybody may send to it.
     pub access_list: Option<Option<String>>,
     /// [`Service::flow_limit`].
@@ -135,7 +142,22 @@ impl State {
         access_lists: impl IntoIterator<Item = AccessList>,
         services: impl IntoIterator<Item = Service>,
     ) -> Result<Self, ModelError> {
+        Self::with_pools([], access_lists, services)
+    }
+
+    /// A state with these address pools, access lists and services.
+    ///
+    /// # Errors
+    /// Pools that have an address in common, or as [`State::with_lists`].
+    pub fn with_pools(
+        address_pools: impl IntoIterator<Item = AddressPool>,
+        access_lists: impl IntoIterator<Item = AccessList>,
+        services: impl IntoIterator<Item = Service>,
+    ) -> Result<Self, ModelError> {
         let mut state = Self::default();
+        for pool in address_pools {
+            state.add_pool(pool)?;
+        }
         for list in access_lists {
             let name = list.name().to_owned();
             if state.access_lists.insert(name.clone(), list).is_some() {
@@ -146,6 +168,46 @@ impl State {
             state.insert(service)?;
         }
         Ok(state)
+    }
+
+    fn add_pool(&mut self, pool: AddressPool) -> Result<(), ModelError> {
+        let name = pool.name().to_owned();
+        let bad = |problem| ModelError::BadAddressPool {
+            name: name.clone(),
+            problem,
+        };
+        for &address in pool.addresses() {
+            if let Some(other) = self.pooled.insert(address, name.clone()) {
+                let problem = format!("{address} is of pool {other} already: give each its own");
+                return Err(bad(problem));
+            }
+        }
+        if self.pooled.len() > MAX_POOL_ADDRESSES {
+            let count = self.pooled.len();
+            return Err(bad(format!(
+                "with it, pools have {count} addresses, and {MAX_POOL_ADDRESSES} are the most"
+            )));
+        }
+        if self.address_pools.insert(name.clone(), pool).is_some() {
+            return Err(bad("stands twice: give another name".to_owned()));
+        }
+        Ok(())
+    }
+
+    /// The address pools, by name.
+    pub fn address_pools(&self) -> impl ExactSizeIterator<Item = &AddressPool> {
+        self.address_pools.values()
+    }
+
+    /// The address pool of a name.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn address_pool(&self, name: &str) -> Result<&AddressPool, ModelError> {
+        let pool = self.address_pools.get(name);
+        pool.ok_or_else(|| ModelError::UnknownAddressPool {
+            name: name.to_owned(),
+        })
     }
 
     /// The services, in order of address, port and protocol.
@@ -289,9 +351,12 @@ impl State {
                 next.access_lists.remove(&name);
             }
             Change::Replace(services) => {
-                next = Self::with_lists(self.access_lists.values().cloned(), services)?;
+                let lists = self.access_lists.values().cloned();
+                next = Self::with_pools(self.address_pools().cloned(), lists, services)?;
             }
-            Change::ReplaceAll(lists, services) => next = Self::with_lists(lists, services)?,
+            Change::ReplaceAll(lists, services) => {
+                next = Self::with_pools(self.address_pools().cloned(), lists, services)?;
+            }
         }
         Ok(next)
     }
@@ -309,6 +374,7 @@ impl State {
         if let Some(name) = &service.access_list {
             self.access_list(name)?;
         }
+        self.check_pool(&service)?;
         self.check_group(&service)?;
         self.check_ways_back(&service)?;
         for way in ways_back(&service) {
@@ -370,6 +436,36 @@ impl State {
         })
     }
 
+    /// Whether a service finds addresses in its pool, and is at none that packets are to come from.
+    fn check_pool(&self, service: &Service) -> Result<(), ModelError> {
+        let id = service.id;
+        let invalid = |field, problem| Err(ModelError::Invalid { id, field, problem });
+        if let Some(name) = &service.address_pool {
+            let v4 = id.vip.is_ipv4();
+            if self.address_pool(name)?.of_family(v4).next().is_none() {
+                let family = if v4 { "IPv4" } else { "IPv6" };
+                let problem = format!("{name} has no address of {family}, which the VIP is of");
+                return invalid("address_pool", problem);
+            }
+        }
+        if let Some(name) = self.pooled.get(&id.vip.ip()) {
+            let problem = format!(
+                "{} is of address pool {name}, which packets to backends come from: give another",
+                id.vip.ip()
+            );
+            return invalid("vip", problem);
+        }
+        let mut backends = service.backends.iter().map(|backend| backend.address);
+        let clash = backends.find_map(|at| Some((at, self.pooled.get(&at.ip())?)));
+        if let Some((address, name)) = clash {
+            let problem = format!(
+                "{address} is of address pool {name}, which packets to backends come from: give a server's"
+            );
+            return invalid("address", problem);
+        }
+        Ok(())
+    }
+
     fn check_group(&self, service: &Service) -> Result<(), ModelError> {
         let Some(group) = &service.group else {
             return Ok(());
@@ -428,7 +524,7 @@ impl State {
 fn ways_back(service: &Service) -> impl Iterator<Item = (Protocol, SocketAddr)> {
     let backends = match service.mode {
         Mode::Nat => service.backends.as_slice(),
-        Mode::Ipip | Mode::Gue | Mode::L2 => &[],
+        Mode::FullNat | Mode::Ipip | Mode::Gue | Mode::L2 => &[],
     };
     backends
         .iter()
@@ -450,6 +546,8 @@ impl Settings {
             dead_after,
             no_backend,
             mss_clamp,
+            address_pool,
+            client_address,
             access_list,
             flow_limit,
             source_limit,
@@ -475,6 +573,10 @@ impl Settings {
         service.dead_after = dead_after.unwrap_or(service.dead_after);
         service.no_backend = no_backend.unwrap_or(service.no_backend);
         service.mss_clamp = mss_clamp.unwrap_or(service.mss_clamp);
+        if let Some(address_pool) = address_pool {
+            service.address_pool = Some(address_pool.clone());
+        }
+        service.client_address = client_address.unwrap_or(service.client_address);
         if let Some(access_list) = access_list {
             service.access_list.clone_from(access_list);
         }

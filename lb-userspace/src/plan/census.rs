@@ -19,6 +19,8 @@ use lb_common::{
     track,
 };
 
+mod sessions;
+
 use super::{
     Layout, Placed, PlacedMember,
     layout::Ring,
@@ -44,6 +46,8 @@ pub struct ServiceCensus {
     pub by_member: BTreeMap<u16, u32>,
     /// Slots with a live record of another backend than their owner.
     pub foreign: BTreeSet<u32>,
+    /// Sessions of mode `full-nat`, which count as flows above, too.
+    pub sessions: u32,
     /// Clients that are remembered, where the pool has its number. They are no flows: nothing waits for
     /// them.
     pub clients: u32,
@@ -73,6 +77,12 @@ pub struct Census {
     pub established: u32,
     /// Records in the table of half-open flows, likewise.
     pub half_open: u32,
+    /// Sessions of mode `full-nat`, those removed left out.
+    pub sessions: u32,
+    /// How many of them have a port of each address.
+    pub ports: BTreeMap<Address, u32>,
+    /// Ports that were no session's, and are free again.
+    pub released: u32,
     /// Flows in progress whose records were removed. They are still counted: by the time a sweep ends,
     /// their backend's counters may be another's, which only the loop knows.
     pub ended: BTreeMap<Holder, i64>,
@@ -80,6 +90,8 @@ pub struct Census {
     pub excess: Excess,
     /// What it began with, by number of the pool.
     seen: BTreeMap<u32, Seen>,
+    /// Addresses that sessions could begin with then.
+    pub(super) offered: BTreeSet<Address>,
 }
 
 /// A pool as a sweep began with it.
@@ -142,7 +154,7 @@ pub fn sweep(
     tables: &mut dyn FlowTables,
     now: Tick,
 ) -> Result<Census, DataplaneError> {
-    let by_index: BTreeMap<u32, (ServiceId, &Placed)> = layout
+    let by_index: ByIndex<'_> = layout
         .services()
         .map(|(id, index, placed)| (index, (id, placed)))
         .collect();
@@ -160,8 +172,10 @@ pub fn sweep(
             (number, seen)
         })
         .collect();
+    let pools = layout.address_pools.values();
     let mut census = Census {
         seen,
+        offered: pools.flat_map(|all| all.iter().copied()).collect(),
         ..Census::default()
     };
     let mut loads = Tally::begin(layout, tables, now)?;
@@ -202,9 +216,13 @@ pub fn sweep(
             Table::Established => census.established = kept,
         }
     }
+    sessions::sweep(&mut census, layout, &by_index, tables, &mut loads, now)?;
     census.excess = loads.excess();
     Ok(census)
 }
+
+/// Services by their indices.
+type ByIndex<'a> = BTreeMap<u32, (ServiceId, &'a Placed)>;
 
 /// Whether a record has been left alone since the sweep began, and what becomes of it then if it is of
 /// nobody: what has been used may be of a service, a ring or a backend that the sweep does not know.

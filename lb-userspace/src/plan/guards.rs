@@ -6,7 +6,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lb_common::{memory::MemoryTables, tables::Guard};
+use lb_common::{
+    memory::MemoryTables,
+    tables::{Guard, Translation},
+};
 
 use super::{Draft, NoRoom, layout::Layout};
 use crate::{
@@ -102,9 +105,13 @@ impl Draft {
     }
 
     /// What guards the services of a pool, of which one speaks for all.
-    pub(super) fn guard(&self, service: &Service) -> Guard {
+    pub(super) fn guard(&self, state: &State, service: &Service) -> Guard {
+        let translation: Translation = self.translation(state, service);
         if !service.is_guarded() {
-            return Guard::default();
+            return Guard {
+                translation,
+                ..Guard::default()
+            };
         }
         let list = service.access_list.as_ref();
         let list = list.and_then(|name| self.layout.list_numbers.get(name));
@@ -118,6 +125,7 @@ impl Draft {
             source_bits_v6: v6.into(),
             flows: service.flow_limit.number(),
             sources: service.source_limit.number(),
+            translation,
         }
     }
 }

@@ -69,10 +69,10 @@ fn obstacle(id: ServiceId, former: &Placed, placed: &Placed) -> Option<String> {
     })
 }
 
-/// Whether `nat` backends are reached at another port in a group than outside of it.
+/// Whether `nat` and `full-nat` backends are reached at another port in a group than outside of it.
 fn readdresses(id: ServiceId, former: &Placed, placed: &Placed) -> bool {
     let keeps_port = |pool: &Placed| pool.descriptor.flags & service_flag::KEEPS_PORT;
-    placed.descriptor.mode == mode::NAT
+    matches!(placed.descriptor.mode, mode::NAT | mode::FULL_NAT)
         && keeps_port(former) != keeps_port(placed)
         && placed
             .members()

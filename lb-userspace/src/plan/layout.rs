@@ -16,6 +16,7 @@ use lb_common::{
 };
 
 use super::{
+    address_pools::Addresses,
     has_passed,
     loads::Holder,
     lookup::Lookup,
@@ -360,6 +361,8 @@ pub struct Layout {
     pub servers: BTreeMap<ServerKey, Server>,
     /// Access lists by number, as they are told by it.
     pub(super) lists: BTreeMap<u32, Rules>,
+    /// Addresses of pools, by number.
+    pub(super) address_pools: BTreeMap<u16, Addresses>,
     /// The number of each list that services have; unknown after a restart.
     pub(super) list_numbers: BTreeMap<String, u32>,
     /// Bits of [`lb_common::tables::owned`].
@@ -420,6 +423,7 @@ impl Layout {
             servers: BTreeMap::new(),
             lists: BTreeMap::new(),
             list_numbers: BTreeMap::new(),
+            address_pools: BTreeMap::new(),
             owned: BTreeMap::new(),
             lookup: Lookup::new(&control, Vec::new()),
             service_indices: Indices::new(0, capacity.services),
@@ -468,6 +472,7 @@ impl Layout {
         layout.ways_back.clone_from(&tables.ways_back);
         layout.servers.clone_from(&tables.servers);
         layout.adopt_lists(&tables);
+        layout.adopt_address_pools(&tables);
         layout.lookup = Lookup::new(&tables.control, tables.lookup.clone());
         let in_force = half(layout.generation);
         let mut taken = BTreeSet::new();

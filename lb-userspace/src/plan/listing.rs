@@ -8,7 +8,8 @@ use std::{
 };
 
 use lb_common::{
-    tables::{FlowKey, Phase, Record, Table, Tick, flow_kind, record_flag, service_flag},
+    session,
+    tables::{FlowKey, Phase, Record, Table, Tick, flow_kind, mode, record_flag, service_flag},
     track,
 };
 
@@ -47,23 +48,34 @@ pub fn flows(
         .collect();
     let mut list = FlowList::default();
     let is_flow = |key: &FlowKey| key.kind == flow_kind::FLOW;
-    for table in [Table::HalfOpen, Table::Established] {
-        tables.scan(table, &mut |key, record| {
-            let found = by_index.get(&key.service.into()).filter(|_| is_flow(key));
-            let Some(&(service, placed)) = found else {
-                return;
-            };
-            let Some(flow) = flow(layout, service, placed, table, key, record, now) else {
-                return;
-            };
-            if filter.matches(&flow) {
-                list.total += 1;
-                if list.flows.len() < filter.limit {
-                    list.flows.push(flow);
-                }
+    let mut show = |table, key: &FlowKey, record: &Record, is_session: bool| {
+        let found = by_index.get(&key.service.into()).filter(|_| is_flow(key));
+        // What is left of another mode counts for nothing.
+        let found =
+            found.filter(|(_, placed)| (placed.descriptor.mode == mode::FULL_NAT) == is_session);
+        let Some(&(service, placed)) = found else {
+            return;
+        };
+        let Some(flow) = flow(layout, service, placed, table, key, record, now) else {
+            return;
+        };
+        if filter.matches(&flow) {
+            list.total += 1;
+            if list.flows.len() < filter.limit {
+                list.flows.push(flow);
             }
-        })?;
+        }
+    };
+    for table in [Table::HalfOpen, Table::Established] {
+        tables.scan(table, &mut |key, record| show(table, key, record, false))?;
     }
+    tables.scan_sessions(&mut |key, session| {
+        let table = match session.record.flags & record_flag::OPENING {
+            0 => Table::Established,
+            _ => Table::HalfOpen,
+        };
+        show(table, key, &session.record, true);
+    })?;
     Ok(list)
 }
 
@@ -76,7 +88,12 @@ fn flow(
     record: &Record,
     now: Tick,
 ) -> Option<FlowRecord> {
-    if !track::live(record, now, placed.descriptor.moving_time) {
+    let moving_time = placed.descriptor.moving_time;
+    let is_live = match placed.descriptor.mode {
+        mode::FULL_NAT => session::live(record, now, moving_time),
+        _ => track::live(record, now, moving_time),
+    };
+    if !is_live {
         return None;
     }
     let (_, slot) = slot_of(key, (service, placed), &layout.control.hash_key)?;
@@ -87,7 +104,7 @@ fn flow(
         client: SocketAddr::new(key.source.into(), u16::from_be(key.port)),
         backend: member.map(PlacedMember::address),
         half_open: table == Table::HalfOpen,
-        closing: record.flags & (record_flag::FINISHED | record_flag::RESET) != 0,
+        closing: session::ended(record.flags),
         phase: match slot.phase() {
             _ if whole => "moving",
             Phase::Steady => "steady",

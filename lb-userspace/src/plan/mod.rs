@@ -9,6 +9,7 @@
 //! - At rest, both halves of every service are equal.
 //! - A member keeps its local id and its counters for as long as it is in its pool.
 
+mod address_pools;
 pub mod census;
 mod guards;
 mod keeps;
@@ -34,6 +35,7 @@ use lb_common::{
     tables::{Address, Backend, Descriptor, Endpoint, Guard, Tick, WayBack, feature, owned},
 };
 
+pub use self::address_pools::Addresses;
 pub use self::layout::{Layout, Placed, PlacedMember, Ring, endpoint, endpoint_at, half};
 pub use self::lookup::BUCKETS_PER_SERVICE;
 pub use self::pool::next_hop;
@@ -246,6 +248,7 @@ pub fn plan(layout: &Layout, inputs: &Inputs<'_>) -> Result<Plan, PlanError> {
         draft.release_indices(census);
     }
     draft.place_lists(inputs.state)?;
+    draft.place_address_pools(inputs.state);
     let pools = inputs.state.pools();
     let numbers = draft.match_pools(&pools);
     for (pool, number) in pools.iter().zip(numbers) {
@@ -290,7 +293,7 @@ impl Draft {
         add_dead(&mut dead, &placed);
         self.place_ring(service, &mut placed, inputs, &dead)?;
         self.release_left(service, &mut placed, inputs);
-        let guard = self.guard(service);
+        let guard = self.guard(inputs.state, service);
         if placed.guard != guard {
             placed.guard = guard;
             self.guards.push((placed.number, guard));
@@ -389,6 +392,10 @@ impl Draft {
         if unknown_port != Unserved::Pass {
             wanted |= feature::UNKNOWN_PORTS;
         }
+        let mut owned = self.layout.owned.values();
+        if owned.any(|bits| bits & owned::POOL != 0) {
+            wanted |= feature::FULL_NAT;
+        }
         let both = self.layout.features | wanted;
         if both != self.layout.features {
             self.before.push(Operation::Features(both));
@@ -410,9 +417,12 @@ impl Draft {
     fn set_owned(&mut self, inputs: &Inputs<'_>) -> Result<(), NoRoom> {
         let vips = inputs.state.services().map(|service| service.id.vip.ip());
         let mut wanted: BTreeMap<Address, u32> = vips.map(|ip| (ip.into(), owned::VIP)).collect();
+        for address in self.answered_addresses(inputs.census) {
+            *wanted.entry(address).or_default() |= owned::POOL;
+        }
         let (before, room) = (&self.layout.owned, self.layout.capacity.owned());
         let needed = check_room(before, &wanted, room, "services", |needed| {
-            format!("{needed} VIPs and addresses of this host ({room} fit)")
+            format!("{needed} VIPs, addresses of pools and of this host ({room} fit)")
         })?;
         // A host may have any number of addresses, which must not keep services from what they need.
         let (mut own, mut free) = (Capacity::OWN_ADDRESSES, room as usize - needed);

@@ -349,7 +349,7 @@ fn set_next_hop(wanted: &mut Backend, mode: Mode, address: IpAddr, inputs: &Inpu
     let tunnel = match mode {
         Mode::Ipip => inputs.tunnel,
         // The UDP source port varies with the flow; the address need not.
-        Mode::Nat | Mode::Gue | Mode::L2 => Tunnel::default(),
+        Mode::Nat | Mode::FullNat | Mode::Gue | Mode::L2 => Tunnel::default(),
     };
     wanted.interface = next_hop.interface;
     wanted.source_mac = next_hop.source_mac;

@@ -126,6 +126,7 @@ async fn a_service_is_told_with_its_health_and_backends() {
             "established": 10, "half_open": 4,
             "uses": {"ended": 1, "moving": 9, "away": 4, "home": 0}, "lookups": 70, "recorded": 30, "overflows": 2, "promotion_overflows": 3, "named": 6,
             "clients": 7, "client_overflows": 1, "denied": 11, "source_limited": 21, "service_limited": 31,
+            "sessions": 41, "ports_exhausted": 51, "untold": 61,
         },
         "traffic": {"packets": 2468, "bytes": 113578, "flows": 24},
         "backends": backends,

@@ -220,7 +220,7 @@ const BAD_FILES: &[Bad] = &[
         "[[service]]\nvip = \"10.0.0.1:80/tcp\"\nmode = \"NAT\"",
         3,
         "service[0].mode",
-        "use \"nat\", \"ipip\", \"gue\" or \"l2\"",
+        "use \"nat\", \"full-nat\", \"ipip\", \"gue\" or \"l2\"",
     ),
 ];
 

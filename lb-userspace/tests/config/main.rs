@@ -1,6 +1,7 @@
 //! The configuration format: what is read, and how mistakes are told.
 
 mod access;
+mod address_pool;
 mod bad;
 mod bad_checks;
 mod checks;
@@ -35,6 +36,7 @@ half_open = 500
 fragments = 250
 access_prefixes = 125
 sources = 60
+sessions = 77
 
 [[service]]
 vip = "10.0.0.1:80/tcp"
@@ -105,6 +107,7 @@ fn every_key_of_the_format_is_read() {
         fragments: 250,
         access_prefixes: 125,
         sources: 60,
+        sessions: 77,
     };
     assert_eq!(config.limits, limits);
     assert!(config.warnings.is_empty(), "{:?}", config.warnings);

@@ -210,6 +210,8 @@ fn snapshot(state: &State) -> Snapshot {
             entries: 65_536,
             capacity: 65_536,
         },
+        sessions: TableUse::default(),
+        address_pools: Vec::new(),
         events: 9,
         drops: vec![("no_backend", 3), ("malformed", 0)],
         answers: vec![("reset", 2), ("limited", 0)],
@@ -421,6 +423,9 @@ fn describe(service: &Service) -> ServiceStatus {
             denied: 11,
             source_limited: 21,
             service_limited: 31,
+            sessions: 41,
+            ports_exhausted: 51,
+            untold: 61,
         },
         traffic: Traffic {
             packets: 2_468,

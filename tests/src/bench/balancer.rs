@@ -26,7 +26,7 @@ use lb_userspace::{
 use super::{
     frame::destination,
     harness::action,
-    services::{Pool, list_name, next_hop, repool, sources},
+    services::{Pool, address_pool, list_name, next_hop, repool, sources},
 };
 
 /// More than the moving time of any service here: 36 minutes.
@@ -144,7 +144,8 @@ impl Balancer {
             ahead: 0,
             switch: None,
         };
-        let core = Core::new("bench".to_owned(), Tunnel::default(), watched)?;
+        let mut core = Core::new("bench".to_owned(), Tunnel::default(), watched)?;
+        core.offer_pools([address_pool()?])?;
         Ok(Self { program, core })
     }
 
@@ -279,7 +280,7 @@ impl Balancer {
     /// Sweeps, and lets slots and backends go on; how many flows are still recorded.
     fn sweep_all(&mut self) -> Result<u32> {
         let census = self.core.sweep()?.run()?;
-        let recorded = census.established + census.half_open;
+        let recorded = census.established + census.half_open + census.sessions;
         self.core.swept(census)?;
         Ok(recorded)
     }

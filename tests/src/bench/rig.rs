@@ -59,7 +59,7 @@ impl Counts {
         Self {
             packets: if_(scenario.target == Target::Product && scenario.action == action::TX),
             drops: if_(scenario.action == action::DROP),
-            lookups: if_(records != Records::Unasked),
+            lookups: if_(records != Records::Unasked && !scenario.has_sessions()),
             recorded: if_(records == Records::New),
             overflows: if_(records == Records::Full),
             named: if_(scenario.leads_to.is_some()),
@@ -124,7 +124,9 @@ impl Rig {
         let product = balancer.program.xdp()?.fd()?.try_clone()?;
         let records = |scenario: &&Scenario| {
             let Scenario { slots, records, .. } = scenario;
-            scenario.fleet == fleet && (*slots, *records) == (Slots::Steady, Records::Established)
+            scenario.fleet == fleet
+                && !scenario.has_sessions()
+                && (*slots, *records) == (Slots::Steady, Records::Established)
         };
         let most = scenarios
             .iter()
@@ -192,7 +194,8 @@ impl Rig {
         match scenario.records {
             Records::Established => {
                 let flows = scenario.frame.flows;
-                self.establish(&scenario.frame, flows)?;
+                let lookups = if scenario.has_sessions() { 0 } else { 2 };
+                self.establish(&scenario.frame, flows, lookups)?;
                 self.note(&mut witnesses, &scenario.frame, flows.min(WITNESSES))?;
             }
             Records::Full => self.fill(&scenario.frame)?,
@@ -215,7 +218,7 @@ impl Rig {
         let Some(frame) = self.ageing.take() else {
             return Ok(());
         };
-        self.establish(&frame, frame.flows)?;
+        self.establish(&frame, frame.flows, 2)?;
         let endless = Frame { flows: 0, ..frame };
         self.fill(&endless)?;
         self.balancer.rest()
@@ -258,8 +261,8 @@ impl Rig {
         Ok(())
     }
 
-    /// Opens so many flows by a SYN and establishes them by an ACK, which records each once.
-    fn establish(&mut self, frame: &Frame, flows: u32) -> Result<()> {
+    /// Opens so many flows by a SYN and establishes them by an ACK, which records each once and looks so often.
+    fn establish(&mut self, frame: &Frame, flows: u32, lookups: u64) -> Result<()> {
         let before = self.counts()?;
         for start in (0..flows).step_by(BATCH as usize) {
             let batch = BATCH.min(flows - start);
@@ -273,7 +276,7 @@ impl Rig {
         let counted = self.counts()?.since(before);
         let wanted = Counts {
             packets: 2 * flows,
-            lookups: 2 * flows,
+            lookups: lookups * flows,
             recorded: flows,
             ..Counts::default()
         };
@@ -352,6 +355,7 @@ fn capacity(fleet: Fleet) -> Capacity {
         flows: FLOWS,
         half_open: HALF_OPEN,
         fragments: 16_384,
+        sessions: FLOWS,
         ..Capacity::default()
     };
     match fleet {
@@ -362,6 +366,7 @@ fn capacity(fleet: Fleet) -> Capacity {
             members: 1 << 18,
             slots: 1 << 22,
             flows: 1_024,
+            sessions: 1_024,
             ..base
         },
     }

@@ -94,12 +94,19 @@ impl Scenario {
         match (self.action, &self.service) {
             (action::TX, Some((_, kind))) => match kind.mode {
                 Mode::Nat => "nat",
+                Mode::FullNat => "full-nat",
                 Mode::Ipip => "ipip",
                 Mode::Gue => "gue",
                 Mode::L2 => "l2",
             },
             _ => "none",
         }
+    }
+
+    /// Whether it is of mode `full-nat`, where a session is no look-up of the flow tables.
+    pub fn has_sessions(&self) -> bool {
+        self.service
+            .is_some_and(|(_, kind)| kind.mode == Mode::FullNat)
     }
 
     /// What `--filter` looks in.
@@ -157,6 +164,7 @@ pub fn all(quick: bool) -> Vec<Scenario> {
     list.extend(stateless());
     list.extend(quic());
     list.extend(guarded());
+    list.extend(full_nat(recorded));
     list.extend(untouched());
     list.extend(moves(recorded));
     list.extend(floods());
@@ -237,6 +245,31 @@ fn stateless() -> Vec<Scenario> {
     let other = |name, payload| steady(name, "10.0.0.2:80/tcp", IPIP, payload, 0);
     list.push(other("syn-v4", SYN));
     list.push(other("rst-v4", Payload::Tcp(flags::RST)));
+    list
+}
+
+/// Mode `full-nat`: established sessions, and new ones.
+fn full_nat(flows: &[u32]) -> Vec<Scenario> {
+    let established: Vec<u32> = flows.iter().copied().filter(|&flows| flows > 0).collect();
+    let mut list = Vec::new();
+    for (name, opening, vip, pool) in [
+        ("tcp-v4", "syn-v4-recorded", "10.0.0.9:80/tcp", POOL),
+        ("tcp-v6", "syn-v6-recorded", "[fd00::9:0]:80/tcp", POOL_V6),
+    ] {
+        let kind = Kind {
+            mode: Mode::FullNat,
+            pool,
+            ..IPIP
+        };
+        list.extend(sweep(&established, |flows| Scenario {
+            records: Records::Established,
+            ..steady(name, vip, kind, TCP, flows)
+        }));
+        list.push(Scenario {
+            records: Records::New,
+            ..steady(opening, vip, kind, SYN, 0)
+        });
+    }
     list
 }
 

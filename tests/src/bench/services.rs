@@ -5,8 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use anyhow::{Error, Result};
 use lb_userspace::{
     model::{
-        Admin, Backend, Change, FlowLimit, FlowState, Health, Mode, Prefix, Protocol, Quic,
-        Scheduler, Service, ServiceId, State,
+        AddressPool, Admin, Backend, Change, FlowLimit, FlowState, Health, Mode, Prefix, Protocol,
+        Quic, Scheduler, Service, ServiceId, State,
     },
     neighbours::{NextHop, Update},
 };
@@ -87,6 +87,19 @@ pub fn list_name(prefixes: u32) -> String {
     format!("of-{prefixes}")
 }
 
+/// The name of the address pool.
+pub const ADDRESS_POOL: &str = "snat";
+
+/// Addresses enough for any number of flows here: of each family sixteen, all ports of them.
+///
+/// # Errors
+/// Never.
+pub fn address_pool() -> Result<AddressPool> {
+    let v4 = (0..16).map(|n| Ipv4Addr::new(10, 254, 0, n).into());
+    let v6 = (0..16).map(|n| Ipv6Addr::new(0xfd00, 0xfffe, 0, 0, 0, 0, 0, n).into());
+    Ok(AddressPool::new(ADDRESS_POOL, v4.chain(v6), (1, u16::MAX))?)
+}
+
 /// So many prefixes of equal length, all those that sources of frames begin with.
 ///
 /// # Errors
@@ -132,6 +145,7 @@ impl Kind {
         service.health = Health::none();
         service.backends = self.pool.backends();
         service.quic = self.quic;
+        service.address_pool = (self.mode == Mode::FullNat).then(|| ADDRESS_POOL.to_owned());
         match self.guarded {
             Guarded::Open => {}
             Guarded::Listed(prefixes) => service.access_list = Some(list_name(prefixes)),

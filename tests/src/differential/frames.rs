@@ -1,7 +1,7 @@
 //! Frames by the thousand: well-formed, oddly formed and broken, to services and elsewhere. The
 //! same seed gives the same frames.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 
 use super::fragments::Open;
 
@@ -9,6 +9,20 @@ use super::fragments::Open;
 pub const OWN: [IpAddr; 2] = [
     IpAddr::V4(Ipv4Addr::new(10, 2, 0, 1)),
     IpAddr::V6(Ipv6Addr::new(0xfd00, 2, 0, 0, 0, 0, 0, 1)),
+];
+
+/// Ports of each address of the pool `small`: two of each family.
+pub const POOL_PORTS: (u16, u16) = (40_000, 40_007);
+/// Backends of mode `full-nat`.
+const TRANSLATED_V4: [SocketAddrV4; 3] = [
+    SocketAddrV4::new(Ipv4Addr::new(10, 2, 0, 11), 80),
+    SocketAddrV4::new(Ipv4Addr::new(10, 2, 0, 12), 8_080),
+    SocketAddrV4::new(Ipv4Addr::new(10, 2, 0, 13), 81),
+];
+const TRANSLATED_V6: [SocketAddrV6; 3] = [
+    SocketAddrV6::new(Ipv6Addr::new(0xfd00, 2, 0, 0, 0, 0, 0, 0x11), 80, 0, 0),
+    SocketAddrV6::new(Ipv6Addr::new(0xfd00, 2, 0, 0, 0, 0, 0, 0x12), 8_080, 0, 0),
+    SocketAddrV6::new(Ipv6Addr::new(0xfd00, 2, 0, 0, 0, 0, 0, 0x13), 81, 0, 0),
 ];
 
 /// Configuration of QUIC services' connection ids.
@@ -92,6 +106,7 @@ impl Generator {
         let (from, to) = match self.random.below(8) {
             0..=4 => (stranger, interesting),
             5 | 6 => (interesting, stranger),
+            _ if self.random.once_in(3) => self.translated(),
             _ => (interesting, own_for(interesting.ip())),
         };
         let mut frame = if from.is_ipv4() {
@@ -104,6 +119,23 @@ impl Generator {
             frame.resize(14, 0);
         }
         frame
+    }
+
+    /// Ends of what a backend of mode `full-nat` sends, or is said of what it gets.
+    fn translated(&mut self) -> (SocketAddr, SocketAddr) {
+        let (backends, address): ([SocketAddr; 3], fn(u8) -> IpAddr) = if self.random.once_in(3) {
+            (TRANSLATED_V6.map(Into::into), |n| {
+                Ipv6Addr::new(0xfd00, 9, 0, 0, 0, 0, 0, n.into()).into()
+            })
+        } else {
+            (TRANSLATED_V4.map(Into::into), |n| {
+                Ipv4Addr::new(10, 9, 0, n).into()
+            })
+        };
+        let to = address(1 + self.random.below(2) as u8);
+        let (first, last) = POOL_PORTS;
+        let port = first + self.random.below((last - first + 1).into()) as u16;
+        (self.random.pick(&backends), SocketAddr::new(to, port))
     }
 
     pub(super) fn stranger(&mut self, like: SocketAddr) -> SocketAddr {

@@ -1,10 +1,7 @@
 //! Where answers to clients go: the kernel's routes in a namespace, and what the host is to find of them.
 //! Every outcome of a look-up is there. Owns no frames and judges none.
 
-use std::{
-    net::{IpAddr, Ipv6Addr},
-    process::Command,
-};
+use std::{collections::BTreeMap, net::IpAddr, process::Command};
 
 use anyhow::Result;
 use lb_common::tables::{Address, NoRoute, Route};
@@ -51,41 +48,68 @@ pub fn lay(namespace: &Namespace) -> Result<()> {
     run_with_input(ip.args(["-n", namespace.name(), "-batch", "-"]), &batch).map(drop)
 }
 
-/// The destination of `frame`, and what a look-up of it finds there.
-pub fn of(frame: &[u8]) -> Option<(Address, Result<Route, NoRoute>)> {
+/// What look-ups find for `frame`: of its destination, and of the clients that it may be for instead.
+pub fn of(
+    frame: &[u8],
+    clients: impl Iterator<Item = Address>,
+) -> BTreeMap<Address, Result<Route, NoRoute>> {
+    let Some((destination, length)) = destination(frame) else {
+        return BTreeMap::new();
+    };
+    let stays = stays(frame);
+    let found = |to: Address| match stays && !to.is_v4() {
+        true => Err(NoRoute::Refused),
+        false => route(to, length),
+    };
+    let all = clients.chain([destination]);
+    all.map(|to| (to, found(to))).collect()
+}
+
+/// Whether a frame comes from an IPv6 address that is no host's or may not leave a link: the kernel's look-up
+/// refuses to route what does.
+fn stays(frame: &[u8]) -> bool {
+    let source = match frame.get(12..14) {
+        Some([0x86, 0xdd]) => frame.get(22..38),
+        _ => None,
+    };
+    let source = source.and_then(|source| <[u8; 16]>::try_from(source).ok());
+    source.map(Ipv6Addr::from).is_some_and(|source| {
+        source.is_multicast() || source.is_loopback() || source.is_unicast_link_local()
+    })
+}
+
+/// Where a frame goes, and what its IP header says of its length.
+fn destination(frame: &[u8]) -> Option<(Address, u16)> {
+    let length = |at| Some(u16::from_be_bytes(frame.get(at..at + 2)?.try_into().ok()?));
     match frame.get(12..14)? {
         [8, 0] => {
             let octets: [u8; 4] = frame.get(30..34)?.try_into().ok()?;
-            let length = u16::from_be_bytes(frame.get(16..18)?.try_into().ok()?);
-            let route = match octets {
-                [192, 0..192, ..] if length > WIDE => Err(NoRoute::TooLong),
-                [192, 0..128, ..] => Ok(ROUTE),
-                [192, 128..192, ..] => Err(NoRoute::Kernels),
-                [192, 192..224, ..] if length <= NARROW => Ok(ROUTE),
-                [192, 192..224, ..] => Err(NoRoute::TooLong),
-                _ => Err(NoRoute::Refused),
-            };
-            Some((IpAddr::from(octets).into(), route))
+            Some((IpAddr::from(octets).into(), length(16)?))
         }
         [0x86, 0xdd] => {
             let octets: [u8; 16] = frame.get(38..54)?.try_into().ok()?;
-            // What may not leave a link, or is no host's, the kernel's look-up refuses to route.
-            let source: [u8; 16] = frame.get(22..38)?.try_into().ok()?;
-            let source = Ipv6Addr::from(source);
-            let stays =
-                source.is_multicast() || source.is_loopback() || source.is_unicast_link_local();
-            let length = u16::from_be_bytes(frame.get(18..20)?.try_into().ok()?);
-            let route = match Ipv6Addr::from(octets).segments() {
-                _ if stays => Err(NoRoute::Refused),
-                [0x2001, 0xdb8, 0, 0, 0, 0..0xc0, ..] if length > WIDE - 40 => {
-                    Err(NoRoute::TooLong)
-                }
-                [0x2001, 0xdb8, 0, 0, 0, 0..0x80, ..] => Ok(ROUTE),
-                [0x2001, 0xdb8, 0, 0, 0, 0x80..0xc0, ..] => Err(NoRoute::Kernels),
-                _ => Err(NoRoute::Refused),
-            };
-            Some((Address::v6(octets), route))
+            Some((Address::v6(octets), length(18)?))
         }
         _ => None,
+    }
+}
+
+/// What a look-up finds for a packet of that length.
+fn route(to: Address, length: u16) -> Result<Route, NoRoute> {
+    match IpAddr::from(to) {
+        IpAddr::V4(to) => match to.octets() {
+            [192, 0..192, ..] if length > WIDE => Err(NoRoute::TooLong),
+            [192, 0..128, ..] => Ok(ROUTE),
+            [192, 128..192, ..] => Err(NoRoute::Kernels),
+            [192, 192..224, ..] if length <= NARROW => Ok(ROUTE),
+            [192, 192..224, ..] => Err(NoRoute::TooLong),
+            _ => Err(NoRoute::Refused),
+        },
+        IpAddr::V6(to) => match to.segments() {
+            [0x2001, 0xdb8, 0, 0, 0, 0..0xc0, ..] if length > WIDE - 40 => Err(NoRoute::TooLong),
+            [0x2001, 0xdb8, 0, 0, 0, 0..0x80, ..] => Ok(ROUTE),
+            [0x2001, 0xdb8, 0, 0, 0, 0x80..0xc0, ..] => Err(NoRoute::Kernels),
+            _ => Err(NoRoute::Refused),
+        },
     }
 }

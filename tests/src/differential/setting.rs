@@ -13,7 +13,8 @@ use lb_userspace::{
     dataplane::Dataplane,
     health::{Event, Target},
     model::{
-        AccessList, Change, FlowState, Health, Mode, MssClamp, Prefix, Scheduler, Service, Unserved,
+        AccessList, AddressPool, Change, ClientAddress, FlowState, Health, Mode, MssClamp, Prefix,
+        Scheduler, Service, Unserved,
     },
     neighbours::Update,
     snapshot::Condition,
@@ -21,7 +22,7 @@ use lb_userspace::{
 use serde_json::json;
 
 use super::{
-    frames::{CONFIG_ID, NONCE, OWN, server_id},
+    frames::{CONFIG_ID, NONCE, OWN, POOL_PORTS, server_id},
     next_hop,
 };
 
@@ -33,6 +34,8 @@ const GUE_PORT: u16 = 6_080;
 pub struct Setting {
     /// Access lists.
     pub lists: Vec<AccessList>,
+    /// Address pools.
+    pub pools: Vec<AddressPool>,
     /// What is served.
     pub services: Vec<Service>,
     /// Who is dead.
@@ -77,12 +80,14 @@ impl Setting {
             "[fd00::30]:5060",
             "10.2.0.61:5060",
             "10.2.0.62:5061",
+            "10.0.0.41:5060",
         ] {
             endpoints.push(at.parse()?);
         }
         endpoints.extend(OWN.map(|address| SocketAddr::new(address, 80)));
         Ok(Self {
             lists: lists()?,
+            pools: pools()?,
             services,
             down,
             unreachable,
@@ -101,6 +106,7 @@ impl Setting {
             gue_port: GUE_PORT,
         };
         let mut core = Core::new("differential".to_owned(), tunnel, dataplane)?;
+        core.offer_pools(self.pools.iter().cloned())?;
         core.network(Update::OwnAddresses(OWN.into()));
         for address in self.services.iter().flat_map(|service| &service.backends) {
             let address = address.address.ip();
@@ -229,9 +235,45 @@ fn services() -> Result<Vec<Service>> {
             "100",
             "2",
         )),
+        translated(
+            clamping("10.0.0.40:80/tcp", Mode::FullNat, &v4, MssClamp::Auto)?,
+            true,
+        ),
+        translated(
+            guarded(
+                service("10.0.0.40:80/udp", Mode::FullNat, &v4)?,
+                "half",
+                "none",
+                "20",
+            ),
+            false,
+        ),
+        translated(service("[fd00::40]:80/tcp", Mode::FullNat, &v6)?, true),
+        translated(persistent("[fd00::40]:80/udp", Mode::FullNat, &v6)?, false),
+        translated(service("10.0.0.41:*/tcp", Mode::FullNat, &v4)?, false),
         grouped("10.0.0.20:80/tcp")?,
         grouped("10.0.0.20:443/tcp")?,
     ])
+}
+
+/// The service, with few ports to its flows, so that they run out.
+fn translated(service: Service, tells: bool) -> Service {
+    Service {
+        address_pool: Some("small".to_owned()),
+        client_address: if tells {
+            ClientAddress::TcpOption
+        } else {
+            ClientAddress::None
+        },
+        no_backend: Unserved::Reset,
+        ..service
+    }
+}
+
+fn pools() -> Result<Vec<AddressPool>> {
+    let addresses = ["10.9.0.1", "10.9.0.2", "fd00:9::1", "fd00:9::2"];
+    let addresses = addresses.map(|address| address.parse().expect("a literal address"));
+    Ok(vec![AddressPool::new("small", addresses, POOL_PORTS)?])
 }
 
 /// An access list, by what it allows and what it denies.

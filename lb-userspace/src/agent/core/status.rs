@@ -16,7 +16,10 @@ use crate::{
     health::Target,
     model::{Admin, Backend, Service, ServiceId},
     plan::{Placed, PlacedMember, census::ServiceCensus, next_hop},
-    snapshot::{BackendStatus, Condition, FlowStatus, ServiceStatus, Snapshot, TableUse, Traffic},
+    snapshot::{
+        AddressPoolStatus, BackendStatus, Condition, FlowStatus, ServiceStatus, Snapshot, TableUse,
+        Traffic,
+    },
 };
 
 impl<D: Dataplane> Core<D> {
@@ -50,12 +53,33 @@ impl<D: Dataplane> Core<D> {
                 entries: self.census.half_open,
                 capacity: self.dataplane.capacity().half_open,
             },
+            sessions: TableUse {
+                entries: self.census.sessions,
+                capacity: self.dataplane.capacity().sessions,
+            },
+            address_pools: self.address_pools(),
             events: self.chronicle.events(),
             drops: drops.collect(),
             answers: answers.collect(),
             fragments: fragments.collect(),
             unknown_port: self.unknown_port,
         }
+    }
+
+    fn address_pools(&self) -> Vec<AddressPoolStatus> {
+        let pools = self.state.address_pools().map(|pool| {
+            let used = pool.addresses().iter().map(|&address| {
+                let ports = self.census.ports.get(&address.into());
+                ports.copied().unwrap_or(0)
+            });
+            AddressPoolStatus {
+                name: pool.name().to_owned(),
+                addresses: pool.addresses().len(),
+                ports: pool.ports(),
+                sessions: used.sum(),
+            }
+        });
+        pools.collect()
     }
 
     /// One service at this moment, where it is there.
@@ -208,6 +232,9 @@ impl<D: Dataplane> Core<D> {
             denied: counted.denied,
             source_limited: counted.source_limited,
             service_limited: counted.service_limited,
+            sessions: census.sessions,
+            ports_exhausted: counted.ports_exhausted,
+            untold: counted.untold,
         }
     }
 }

@@ -27,7 +27,7 @@ impl<D: Dataplane> Core<D> {
             let way = match service.mode {
                 Mode::Ipip => Way::Ipip,
                 Mode::Gue => Way::Gue(self.tunnel.gue_port),
-                Mode::Nat | Mode::L2 => Way::Direct,
+                Mode::Nat | Mode::FullNat | Mode::L2 => Way::Direct,
             };
             let follows = service.adaptive.filter(|adaptive| adaptive.from.latency);
             let ports: BTreeSet<u16> = pool.iter().map(|s| s.id.vip.port()).collect();

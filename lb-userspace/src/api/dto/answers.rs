@@ -5,14 +5,15 @@ use std::{collections::BTreeMap, net::SocketAddr};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Backend, Capacity, EditService, FlowTables, ServiceFlows, Worst, millis, requests::given,
+    AddressPool, Backend, Capacity, EditService, FlowTables, ServiceFlows, Worst, millis,
+    requests::given,
 };
 use crate::{
     capacity,
     model::{
-        Adaptive, Admin, Check, Combine, Failback, FlapDamping, FlowLimit, FlowState, Mode,
-        MssClamp, OnDown, Quic, SOURCE_PREFIX_V4, SOURCE_PREFIX_V6, Scheduler, ServiceId,
-        SlowStart, Unserved,
+        Adaptive, Admin, Check, ClientAddress, Combine, Failback, FlapDamping, FlowLimit,
+        FlowState, Mode, MssClamp, OnDown, Quic, SOURCE_PREFIX_V4, SOURCE_PREFIX_V6, Scheduler,
+        ServiceId, SlowStart, Unserved,
     },
     snapshot,
 };
@@ -40,6 +41,9 @@ pub struct Status {
     pub worst: Worst,
     /// How full the flow tables are.
     pub flow_tables: FlowTables,
+    /// The address pools of mode `full-nat`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub address_pools: Vec<AddressPool>,
     /// Packets to VIPs that were not forwarded, by reason.
     pub drops: BTreeMap<String, u64>,
     /// Answers in VIPs' names, by kind: `echo`, `reset`, `unreachable`; and how often there was none,
@@ -102,6 +106,12 @@ pub struct Service {
     /// What the MSS of its SYNs is lowered to: bytes, `auto` or `off`.
     #[serde(default)]
     pub mss_clamp: MssClamp,
+    /// The address pool that mode `full-nat` takes its packets' sources from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address_pool: Option<String>,
+    /// How backends of mode `full-nat` are told who the client is: `tcp-option` or `none`.
+    #[serde(default, skip_serializing_if = "ClientAddress::is_none")]
+    pub client_address: ClientAddress,
     /// The access list that says who may send to it; `null`: everybody may.
     #[serde(default)]
     pub access_list: Option<String>,
@@ -323,7 +333,9 @@ impl From<&snapshot::Snapshot> for Status {
             flow_tables: FlowTables {
                 established: snapshot.established.into(),
                 half_open: snapshot.half_open.into(),
+                sessions: snapshot.sessions.into(),
             },
+            address_pools: snapshot.address_pools.iter().map(Into::into).collect(),
             drops: drops.map(named).collect(),
             answers: snapshot.answers.iter().map(named).collect(),
             fragments: snapshot.fragments.iter().map(named).collect(),
@@ -351,6 +363,8 @@ impl From<&snapshot::ServiceStatus> for Service {
             dead_after_ms: millis(service.dead_after),
             no_backend: service.no_backend,
             mss_clamp: service.mss_clamp,
+            address_pool: service.address_pool.clone(),
+            client_address: service.client_address,
             access_list: service.access_list.clone(),
             flow_limit: service.flow_limit,
             source_limit: service.source_limit,

@@ -160,6 +160,15 @@ pub struct ServiceFlows {
     /// The same, of more than all may begin.
     #[serde(default)]
     pub service_limited: u64,
+    /// Sessions of mode `full-nat`.
+    #[serde(default)]
+    pub sessions: u32,
+    /// Flows that found no free port of the address pool, or no room for their session.
+    #[serde(default)]
+    pub ports_exhausted: u64,
+    /// Packets that were to tell the client's address, and had no room for it.
+    #[serde(default)]
+    pub untold: u64,
 }
 
 /// A service's live records by what they are for, each under the first that holds.
@@ -193,6 +202,24 @@ pub struct FlowTables {
     pub established: TableUse,
     /// The one of half-open flows.
     pub half_open: TableUse,
+    /// The one of sessions of mode `full-nat`.
+    #[serde(default)]
+    pub sessions: TableUse,
+}
+
+/// An address pool.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AddressPool {
+    /// Its name.
+    pub name: String,
+    /// How many addresses it has.
+    pub addresses: usize,
+    /// The first port of each.
+    pub first_port: u16,
+    /// The last one.
+    pub last_port: u16,
+    /// Sessions that have one of its ports; of different backends, several can have the same.
+    pub sessions: u32,
 }
 
 /// How full a flow table is.
@@ -248,6 +275,9 @@ impl From<snapshot::FlowStatus> for ServiceFlows {
             denied,
             source_limited,
             service_limited,
+            sessions,
+            ports_exhausted,
+            untold,
         } = status;
         Self {
             steady,
@@ -271,6 +301,22 @@ impl From<snapshot::FlowStatus> for ServiceFlows {
             denied,
             source_limited,
             service_limited,
+            sessions,
+            ports_exhausted,
+            untold,
+        }
+    }
+}
+
+impl From<&snapshot::AddressPoolStatus> for AddressPool {
+    fn from(pool: &snapshot::AddressPoolStatus) -> Self {
+        let (first_port, last_port) = pool.ports;
+        Self {
+            name: pool.name.clone(),
+            addresses: pool.addresses,
+            first_port,
+            last_port,
+            sessions: pool.sessions,
         }
     }
 }

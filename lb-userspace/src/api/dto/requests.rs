@@ -5,9 +5,9 @@ use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::model::{
-    self, Adaptive, Admin, Check, Combine, Failback, FlapDamping, FlowLimit, FlowState, Health,
-    Mode, ModelError, MssClamp, OnDown, Quic, Scheduler, ServerId, ServiceId, Settings, SlowStart,
-    Unserved,
+    self, Adaptive, Admin, Check, ClientAddress, Combine, Failback, FlapDamping, FlowLimit,
+    FlowState, Health, Mode, ModelError, MssClamp, OnDown, Quic, Scheduler, ServerId, ServiceId,
+    Settings, SlowStart, Unserved,
 };
 
 /// A service to add.
@@ -51,6 +51,12 @@ pub struct NewService {
     /// How its connection ids are laid out, where it is QUIC.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quic: Option<Quic>,
+    /// The address pool that mode `full-nat` takes its packets' sources from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address_pool: Option<String>,
+    /// How backends of mode `full-nat` are told who the client is: `tcp-option` or, where absent, `none`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_address: Option<ClientAddress>,
     /// The access list that says who may send to it; everybody where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub access_list: Option<String>,
@@ -204,6 +210,12 @@ pub struct EditService {
     /// What the MSS of its SYNs is lowered to: bytes, `auto` or `off`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mss_clamp: Option<MssClamp>,
+    /// The address pool that mode `full-nat` takes its packets' sources from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address_pool: Option<String>,
+    /// How backends of mode `full-nat` are told who the client is: `tcp-option` or `none`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_address: Option<ClientAddress>,
     /// The access list that says who may send to it; `null`: everybody may.
     #[serde(
         default,
@@ -281,6 +293,8 @@ impl From<EditService> for Settings {
             dead_after: edit.dead_after_ms.map(Duration::from_millis),
             no_backend: edit.no_backend,
             mss_clamp: edit.mss_clamp,
+            address_pool: edit.address_pool,
+            client_address: edit.client_address,
             access_list: edit.access_list,
             flow_limit: edit.flow_limit,
             source_limit: edit.source_limit,
@@ -313,7 +327,8 @@ impl NewService {
             (None, Some(mode)) => model::Service::new(self.id, mode),
             (None, None) => {
                 let (id, field) = (self.id, "mode");
-                let problem = "missing: give \"nat\", \"ipip\", \"gue\" or \"l2\"".to_owned();
+                let problem =
+                    "missing: give \"nat\", \"full-nat\", \"ipip\", \"gue\" or \"l2\"".to_owned();
                 return Err(ModelError::Invalid { id, field, problem });
             }
         };
@@ -328,6 +343,8 @@ impl NewService {
             dead_after_ms: self.dead_after_ms,
             no_backend: self.no_backend,
             mss_clamp: self.mss_clamp,
+            address_pool: self.address_pool,
+            client_address: self.client_address,
             access_list: self.access_list.map(Some),
             flow_limit: self.flow_limit,
             source_limit: self.source_limit,

@@ -13,9 +13,9 @@ use lb_userspace::{
     api::dto::{DEFAULT_EVENTS, DEFAULT_FLOWS, MAX_FLOWS, NewBackend, Phase},
     config, duration, instance,
     model::{
-        self, Adaptive, Admin, Check, Combine, Failback, FlapDamping, FlowLimit, FlowState,
-        MAX_TIER, MAX_WEIGHT, Mode, ModelError, MssClamp, OnDown, Prefix, Scheduler, ServerId,
-        ServiceId, SlowStart, Unserved,
+        self, Adaptive, Admin, Check, ClientAddress, Combine, Failback, FlapDamping, FlowLimit,
+        FlowState, MAX_TIER, MAX_WEIGHT, Mode, ModelError, MssClamp, OnDown, Prefix, Scheduler,
+        ServerId, ServiceId, SlowStart, Unserved,
     },
 };
 
@@ -221,7 +221,7 @@ pub struct AddService {
     /// ADDRESS:PORT/PROTOCOL
     #[arg(value_name = "SERVICE")]
     pub id: ServiceId,
-    /// How packets reach the backends: rewritten (nat), encapsulated (ipip, gue) or readdressed (l2)
+    /// How packets reach the backends: rewritten (nat, full-nat), encapsulated (ipip, gue) or readdressed (l2)
     #[arg(long, value_enum, required_unless_present = "group")]
     pub mode: Option<Mode>,
     /// Share pool, ring and settings with the services of this group; what is not given is as in those
@@ -240,6 +240,9 @@ pub struct AddService {
     /// How its connection ids are laid out.
     #[command(flatten)]
     pub quic: Option<QuicArgs>,
+    /// The address pool of the configuration that mode full-nat takes its packets' sources from
+    #[arg(long, value_name = "NAME")]
+    pub address_pool: Option<String>,
     /// The access list that says who may send to it; everybody if absent
     #[arg(long, value_name = "NAME", help_heading = "Access")]
     pub access_list: Option<String>,
@@ -283,6 +286,9 @@ pub struct SetService {
     /// Weights are as configured again
     #[arg(long, conflicts_with = "adaptive", help_heading = "Flows")]
     pub no_adaptive: bool,
+    /// The address pool of the configuration that mode full-nat takes its packets' sources from
+    #[arg(long, value_name = "NAME")]
+    pub address_pool: Option<String>,
     /// The access list that says who may send to it
     #[arg(long, value_name = "NAME", help_heading = "Access")]
     pub access_list: Option<String>,
@@ -307,6 +313,8 @@ pub struct SetService {
 
 /// What can be changed, by the names of the fields of [`SetService`] and [`SettingsArgs`].
 const SETTINGS: [&str; 28] = [
+    "address_pool",
+    "client_address",
     "access_list",
     "no_access_list",
     "flow_limit",
@@ -365,6 +373,9 @@ pub struct SettingsArgs {
     /// What the MSS of TCP SYNs is lowered to: off, auto (what fits the way to the backend), or bytes [default: off]
     #[arg(long, value_name = "BYTES", value_parser = parse_mss_clamp)]
     pub mss_clamp: Option<MssClamp>,
+    /// How backends of mode full-nat are told who the client is [default: none]
+    #[arg(long, value_enum)]
+    pub client_address: Option<ClientAddress>,
     /// How many flows may begin a second: none, N, or N,burst=N [default: none]
     #[arg(long, value_name = "RATE", value_parser = parse_flow_limit, help_heading = "Access")]
     pub flow_limit: Option<FlowLimit>,

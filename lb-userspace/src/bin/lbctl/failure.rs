@@ -59,7 +59,11 @@ fn client_exit_code(error: &ClientError) -> u8 {
         ClientError::Refused { status, code, .. } => match (status, code.as_str()) {
             (
                 404,
-                "unknown_service" | "unknown_backend" | "unknown_access_list" | "unknown_prefix",
+                "unknown_service"
+                | "unknown_backend"
+                | "unknown_access_list"
+                | "unknown_prefix"
+                | "unknown_address_pool",
             ) => NOT_FOUND,
             (400 | 409 | 413 | 507, _) => REFUSED,
             (503, _) => NO_AGENT,

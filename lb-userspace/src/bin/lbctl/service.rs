@@ -92,6 +92,8 @@ fn new_service(args: &AddService) -> Result<NewService, Failure> {
         dead_after_ms: settings.dead_after_ms,
         no_backend: settings.no_backend,
         mss_clamp: settings.mss_clamp,
+        address_pool: args.address_pool.clone(),
+        client_address: settings.client_address,
         access_list: args.access_list.clone(),
         flow_limit: settings.flow_limit,
         source_limit: settings.source_limit,
@@ -170,6 +172,7 @@ fn edit(args: SettingsArgs) -> EditService {
         dead_after,
         no_backend,
         mss_clamp,
+        client_address,
         flow_limit,
         source_limit,
         source_prefix_v4,
@@ -192,6 +195,7 @@ fn edit(args: SettingsArgs) -> EditService {
         dead_after_ms: dead_after,
         no_backend,
         mss_clamp,
+        client_address,
         flow_limit,
         source_limit,
         source_prefix_v4,
@@ -214,6 +218,7 @@ fn changes(args: &SetService) -> EditService {
     let settings = edit(args.settings);
     EditService {
         adaptive: settings.adaptive.or(args.no_adaptive.then_some(None)),
+        address_pool: args.address_pool.clone(),
         access_list: (access_list.is_some() || args.no_access_list).then_some(access_list),
         group: (group.is_some() || args.no_group).then_some(group),
         quic: (args.quic.is_some() || args.no_quic).then(|| args.quic.map(quic)),
@@ -309,6 +314,9 @@ fn show(service: &Service) -> String {
     if service.panic_below > 0 {
         fields.push(("panic", panic(service)));
     }
+    if let Some(pool) = &service.address_pool {
+        fields.push(("address pool", address_pool(pool, service)));
+    }
     fields.extend(guards(service));
     if !service.tiers.is_empty() {
         let failback = service.failback;
@@ -343,6 +351,21 @@ fn show(service: &Service) -> String {
         [_] => format!("{fields}\n{backends}"),
         _ => format!("{fields}\n{backends}\n{}", backend::checks(service)),
     }
+}
+
+/// Where packets come from at backends, and how that went.
+fn address_pool(name: &str, service: &Service) -> String {
+    let flows = &service.flows;
+    let exhausted = flows.ports_exhausted;
+    let mut text = format!(
+        "{name}: {} sessions; {exhausted} flows without a port so far",
+        flows.sessions
+    );
+    if !service.client_address.is_none() {
+        let (how, untold) = (name_of(service.client_address), flows.untold);
+        text += &format!("; client address by {how}, {untold} packets without room for it");
+    }
+    text
 }
 
 /// Who may send, and how many flows may begin, as far as that is bounded.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use lb_userspace::{
     api::{
         client::Client,
-        dto::{Of, Status, TableUse, Worst},
+        dto::{AddressPool, Of, Status, TableUse, Worst},
     },
     model::name_of,
 };
@@ -48,8 +48,10 @@ fn describe(status: &Status) -> String {
     if !worst.is_empty() {
         fields.push(("capacity", worst.join(", ")));
     }
+    fields.push(("flow tables", flow_tables(status)));
+    let pools = status.address_pools.iter();
+    fields.extend(pools.map(|pool| ("address pool", address_pool(pool))));
     fields.extend([
-        ("flow tables", flow_tables(status)),
         ("generation", status.generation.to_string()),
         ("unknown port", name_of(status.unknown_port)),
         ("drops", counts(&status.drops)),
@@ -96,7 +98,18 @@ fn flow_tables(status: &Status) -> String {
         format!("{} of {} ({percent})", table.entries, table.capacity)
     };
     let (established, half_open) = (part(&tables.established), part(&tables.half_open));
-    format!("established {established}, half-open {half_open}")
+    let mut text = format!("established {established}, half-open {half_open}");
+    if !status.address_pools.is_empty() {
+        text += &format!(", sessions {}", part(&tables.sessions));
+    }
+    text
+}
+
+fn address_pool(pool: &AddressPool) -> String {
+    format!(
+        "{}: {} addresses, ports {} to {} of each; {} sessions",
+        pool.name, pool.addresses, pool.first_port, pool.last_port, pool.sessions
+    )
 }
 
 /// Those that are not zero.

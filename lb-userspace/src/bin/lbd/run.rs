@@ -200,6 +200,7 @@ fn load(arguments: &Run, config: &Config, name: &str, pins: Pins) -> Result<(Pro
             fragments: limits.fragments,
             access_prefixes: limits.access_prefixes,
             sources: limits.sources,
+            sessions: limits.sessions,
         },
         log_level: arguments.bpf_log as u8,
     };
@@ -215,6 +216,7 @@ fn load(arguments: &Run, config: &Config, name: &str, pins: Pins) -> Result<(Pro
         );
     }
     let mut core = Core::new(name.to_owned(), config.tunnel, maps)?;
+    core.offer_pools(config.address_pools.iter().cloned())?;
     core.refuse_unknown_ports(config.unknown_port.unwrap_or(UNKNOWN_PORT));
     Ok((program, core))
 }

@@ -3,13 +3,14 @@
 
 use std::{
     io,
+    marker::PhantomData,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
 };
 
 use aya::maps::MapData;
-use lb_common::tables::{FlowKey, Record, TICK_SHIFT, Table, Tick};
+use lb_common::tables::{FlowKey, PortKey, Record, Session, TICK_SHIFT, Table, Tick};
 use nix::time::{ClockId, clock_gettime};
-use zerocopy::{FromBytes, FromZeros, IntoBytes};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::mapped::Mapped;
 use crate::dataplane::{DataplaneError, FlowTables};
@@ -25,16 +26,21 @@ pub fn now() -> Tick {
     (nanoseconds >> TICK_SHIFT) as Tick
 }
 
-/// A flow table.
+/// A flow table, or another hash of plain keys and values.
 #[derive(Debug)]
-pub struct FlowMap {
+pub struct FlowMap<K = FlowKey, V = Record> {
     fd: OwnedFd,
     capacity: u32,
     name: &'static str,
+    elements: PhantomData<(K, V)>,
 }
 
-impl FlowMap {
-    /// Takes a map that holds records under flow keys.
+/// What such a hash holds.
+pub trait Element: FromBytes + IntoBytes + Immutable + Copy + PartialEq {}
+impl<T: FromBytes + IntoBytes + Immutable + Copy + PartialEq> Element for T {}
+
+impl<K: Element, V: Element> FlowMap<K, V> {
+    /// Takes a map that holds such values under such keys.
     ///
     /// # Errors
     /// The kernel says nothing about it.
@@ -45,7 +51,12 @@ impl FlowMap {
         let capacity = data.info().map_err(|error| asking(&error))?.max_entries();
         let fd = data.fd().as_fd().try_clone_to_owned();
         let fd = fd.map_err(|error| asking(&error))?;
-        Ok(Self { fd, capacity, name })
+        Ok(Self {
+            fd,
+            capacity,
+            name,
+            elements: PhantomData,
+        })
     }
 
     /// Records that it has room for.
@@ -69,9 +80,9 @@ impl FlowMap {
         DataplaneError::new(format!("{doing} map {}", self.name), cause)
     }
 
-    fn scan(&self, show: &mut dyn FnMut(&FlowKey, &Record)) -> Result<(), DataplaneError> {
-        let mut keys = vec![FlowKey::new_zeroed(); BATCH];
-        let mut records = vec![Record::new_zeroed(); BATCH];
+    fn scan(&self, show: &mut dyn FnMut(&K, &V)) -> Result<(), DataplaneError> {
+        let mut keys = vec![K::new_zeroed(); BATCH];
+        let mut records = vec![V::new_zeroed(); BATCH];
         let mut cursor = None;
         loop {
             let batch = Batch {
@@ -92,21 +103,35 @@ impl FlowMap {
 
     /// Takes a record out if it is as expected, and puts it back where the program has renewed it
     /// in that very moment.
-    fn remove(&self, key: &FlowKey, expected: &Record) -> Result<bool, DataplaneError> {
-        let found = get(self.fd.as_fd(), key).map_err(|error| self.failed("sweeping", &error))?;
-        if found.as_ref() != Some(expected) {
+    fn remove(&self, key: &K, expected: &V) -> Result<bool, DataplaneError> {
+        if self.get(key)?.as_ref() != Some(expected) {
             return Ok(false);
         }
-        let taken = take(self.fd.as_fd(), key).map_err(|error| self.failed("sweeping", &error))?;
-        match taken {
+        match self.take(key)? {
             Some(record) if record == *expected => Ok(true),
             Some(record) => {
-                insert_new(self.fd.as_fd(), key, &record)
-                    .map_err(|error| self.failed("sweeping", &error))?;
+                self.insert_new(key, &record)?;
                 Ok(false)
             }
             None => Ok(false),
         }
+    }
+
+    fn get(&self, key: &K) -> Result<Option<V>, DataplaneError> {
+        let found = read_one(BPF_MAP_LOOKUP_ELEM, self.fd.as_fd(), key);
+        found.map_err(|error| self.failed("sweeping", &error))
+    }
+
+    /// Removes an element, and says what it was.
+    fn take(&self, key: &K) -> Result<Option<V>, DataplaneError> {
+        let taken = read_one(BPF_MAP_LOOKUP_AND_DELETE_ELEM, self.fd.as_fd(), key);
+        taken.map_err(|error| self.failed("sweeping", &error))
+    }
+
+    /// Inserts an element unless there is one again, or its place was taken; whether it did.
+    fn insert_new(&self, key: &K, value: &V) -> Result<bool, DataplaneError> {
+        let inserted = insert_new(self.fd.as_fd(), key, value);
+        inserted.map_err(|error| self.failed("sweeping", &error))
     }
 }
 
@@ -117,6 +142,10 @@ pub struct SharedFlows {
     pub established: FlowMap,
     /// Flows of which one packet was seen.
     pub half_open: FlowMap,
+    /// Sessions of mode `full-nat`.
+    pub sessions: FlowMap<FlowKey, Session>,
+    /// Whose each port is.
+    pub ports: FlowMap<PortKey, FlowKey>,
     /// Flows in progress.
     pub loads: Mapped<u64>,
 }
@@ -146,6 +175,57 @@ impl FlowTables for SharedFlows {
         record: &Record,
     ) -> Result<bool, DataplaneError> {
         self.table(table).remove(key, record)
+    }
+
+    fn scan_sessions(
+        &mut self,
+        show: &mut dyn FnMut(&FlowKey, &Session),
+    ) -> Result<(), DataplaneError> {
+        self.sessions.scan(show)
+    }
+
+    fn scan_ports(
+        &mut self,
+        show: &mut dyn FnMut(&PortKey, &FlowKey),
+    ) -> Result<(), DataplaneError> {
+        self.ports.scan(show)
+    }
+
+    fn session(&mut self, key: &FlowKey) -> Result<Option<Session>, DataplaneError> {
+        self.sessions.get(key)
+    }
+
+    fn remove_session(&mut self, key: &FlowKey, session: &Session) -> Result<bool, DataplaneError> {
+        if self.sessions.get(key)?.as_ref() != Some(session) {
+            return Ok(false);
+        }
+        // The port first: a session that begins anew makes sure that it still has one, and a port that is given away
+        // before its session goes would be the next flow's.
+        let port = session.port_key();
+        if self.ports.get(&port)? == Some(*key) {
+            self.ports.take(&port)?;
+        }
+        match self.sessions.take(key)? {
+            Some(same) if same == *session => Ok(true),
+            // It has begun anew in that very moment.
+            Some(renewed) => {
+                if self.ports.insert_new(&renewed.port_key(), key)?
+                    || self.ports.get(&renewed.port_key())? == Some(*key)
+                {
+                    self.sessions.insert_new(key, &renewed)?;
+                }
+                Ok(false)
+            }
+            None => Ok(false),
+        }
+    }
+
+    fn release_port(&mut self, key: &PortKey) -> Result<(), DataplaneError> {
+        self.ports.take(key).map(drop)
+    }
+
+    fn wait_for_packets(&mut self) -> Result<(), DataplaneError> {
+        super::grace::wait()
     }
 
     fn load(&self, counters: u32) -> Result<i64, DataplaneError> {
@@ -192,7 +272,7 @@ pub(super) struct Batch<'a, K, V> {
 }
 
 /// Where a batch begins. Of a hash, it is four bytes; of other maps, a key.
-pub(super) type Cursor = [u64; 3];
+pub(super) type Cursor = [u64; 5];
 
 /// Reads elements from a place on; how many, and the next place.
 pub(super) fn lookup_batch<K: FromBytes + IntoBytes, V: FromBytes + IntoBytes>(
@@ -267,16 +347,12 @@ pub(super) fn delete_batch<K: IntoBytes>(
     }
 }
 
-fn get(fd: BorrowedFd<'_>, key: &FlowKey) -> io::Result<Option<Record>> {
-    read_one(BPF_MAP_LOOKUP_ELEM, fd, key)
-}
-
-fn take(fd: BorrowedFd<'_>, key: &FlowKey) -> io::Result<Option<Record>> {
-    read_one(BPF_MAP_LOOKUP_AND_DELETE_ELEM, fd, key)
-}
-
-fn read_one(command: libc::c_int, fd: BorrowedFd<'_>, key: &FlowKey) -> io::Result<Option<Record>> {
-    let mut record = Record::default();
+fn read_one<K: Element, V: Element>(
+    command: libc::c_int,
+    fd: BorrowedFd<'_>,
+    key: &K,
+) -> io::Result<Option<V>> {
+    let mut record = V::new_zeroed();
     let mut attr = ElementAttr {
         map_fd: fd.as_raw_fd() as u32,
         zero: 0,
@@ -292,8 +368,8 @@ fn read_one(command: libc::c_int, fd: BorrowedFd<'_>, key: &FlowKey) -> io::Resu
     }
 }
 
-/// Inserts a record unless there is one again, or its place was taken.
-fn insert_new(fd: BorrowedFd<'_>, key: &FlowKey, record: &Record) -> io::Result<()> {
+/// Inserts an element unless there is one again, or its place was taken; whether it did.
+fn insert_new<K: Element, V: Element>(fd: BorrowedFd<'_>, key: &K, record: &V) -> io::Result<bool> {
     let mut attr = ElementAttr {
         map_fd: fd.as_raw_fd() as u32,
         zero: 0,
@@ -303,10 +379,9 @@ fn insert_new(fd: BorrowedFd<'_>, key: &FlowKey, record: &Record) -> io::Result<
     };
     // SAFETY: key and value are of the map's sizes and live through the call, which only reads them.
     match unsafe { bpf(BPF_MAP_UPDATE_ELEM, &mut attr) } {
-        Err(error) if !matches!(error.raw_os_error(), Some(libc::EEXIST | libc::E2BIG)) => {
-            Err(error)
-        }
-        _ => Ok(()),
+        Ok(()) => Ok(true),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EEXIST | libc::E2BIG)) => Ok(false),
+        Err(error) => Err(error),
     }
 }
 

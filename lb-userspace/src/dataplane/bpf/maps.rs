@@ -7,15 +7,16 @@ use aya::{
 use lb_common::{
     memory::MemoryTables,
     tables::{
-        Address, Backend, Bucket, Control, Counters, Endpoint, FlowCounters, GuardEntry,
-        HASH_KEY_WORDS, Member, Server, ServerKey, ServiceEntry, Slot, Tick, WayBack,
+        Address, Backend, Bucket, Control, Counters, Endpoint, FlowCounters, FlowKey, GuardEntry,
+        HASH_KEY_WORDS, Member, PoolKey, PortKey, Server, ServerKey, ServiceEntry, Session, Slot,
+        Tick, WayBack,
     },
 };
 use zerocopy::{FromBytes, IntoBytes, transmute};
 
 use super::{
     access::{ACCESS, AccessMap},
-    flows::{self, FlowMap, SharedFlows},
+    flows::{self, Element, FlowMap, SharedFlows},
     mapped::Mapped,
 };
 use crate::{
@@ -41,11 +42,14 @@ pub struct Maps {
     guards: Mapped<GuardEntry>,
     service_counters: PerCpuCounters,
     backend_counters: PerCpuCounters,
-    flow_counters: PerCpuCounters<9>,
+    flow_counters: PerCpuCounters<11>,
     loads: Mapped<u64>,
     moved: Mapped<u64>,
     established: FlowMap,
     half_open: FlowMap,
+    sessions: FlowMap<FlowKey, Session>,
+    ports: FlowMap<PortKey, FlowKey>,
+    pool_addresses: HashMap<MapData, Raw<8>, Raw<16>>,
     drops: PerCpuArray<MapData, u64>,
     /// Datagrams in fragments that the program has room for.
     fragments: u32,
@@ -54,7 +58,7 @@ pub struct Maps {
 }
 
 /// Names of the maps in the object, and of their pins.
-pub const NAMES: [&str; 22] = [
+pub const NAMES: [&str; 25] = [
     "TAILS",
     "HANDOVER",
     "CONTROL",
@@ -76,6 +80,9 @@ pub const NAMES: [&str; 22] = [
     "MOVED",
     "ESTABLISHED",
     "HALF_OPEN",
+    "SESSIONS",
+    "PORTS",
+    "POOL_ADDRESSES",
     "DROPS",
 ];
 
@@ -130,7 +137,10 @@ fn elements(ebpf: &Ebpf, name: &'static str) -> Result<u32, DataplaneError> {
     Ok(info.max_entries())
 }
 
-fn flow_map(ebpf: &mut Ebpf, name: &'static str) -> Result<FlowMap, DataplaneError> {
+fn flow_map<K: Element, V: Element>(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+) -> Result<FlowMap<K, V>, DataplaneError> {
     let Map::HashMap(data) = take(ebpf, name)? else {
         return Err(DataplaneError::new(
             format!("opening map {name}"),
@@ -165,6 +175,9 @@ impl Maps {
             moved: mapped(ebpf, "MOVED")?,
             established: flow_map(ebpf, "ESTABLISHED")?,
             half_open: flow_map(ebpf, "HALF_OPEN")?,
+            sessions: flow_map(ebpf, "SESSIONS")?,
+            ports: flow_map(ebpf, "PORTS")?,
+            pool_addresses: typed(ebpf, "POOL_ADDRESSES")?,
             drops: typed(ebpf, "DROPS")?,
             fragments: elements(ebpf, "DATAGRAMS")?,
             sources: elements(ebpf, "SOURCE_BUCKETS")?,
@@ -228,6 +241,23 @@ impl Maps {
             }
             Operation::Access(list, rules) => self.access.put(*list, rules),
             Operation::ForgetAccess(list, rules) => self.access.forget(*list, rules),
+            Operation::PoolAddresses(pool, addresses) => {
+                for (index, address) in (0..).zip(addresses.iter()) {
+                    let pool = u32::from(*pool);
+                    let key: Raw<8> = transmute!(PoolKey { pool, index });
+                    let value: Raw<16> = transmute!(*address);
+                    put(&mut self.pool_addresses, key, value, "an address of a pool")?;
+                }
+                Ok(())
+            }
+            Operation::ForgetPoolAddresses(pool, count) => {
+                for index in 0..*count {
+                    let pool = u32::from(*pool);
+                    let key: Raw<8> = transmute!(PoolKey { pool, index });
+                    remove(&mut self.pool_addresses, key, "an address of a pool")?;
+                }
+                Ok(())
+            }
             Operation::Guard(pool, half, guard) => self.guards.set_guard(*pool, *half, *guard),
             Operation::Own(address, bits) => {
                 let key: Raw<16> = transmute!(*address);
@@ -342,6 +372,7 @@ impl Dataplane for Maps {
             fragments: self.fragments,
             access_prefixes: self.access.capacity(),
             sources: self.sources,
+            sessions: self.sessions.capacity(),
         }
     }
 
@@ -370,6 +401,11 @@ impl Dataplane for Maps {
             let (key, bits): (Raw<16>, u32) = item.map_err(failed)?;
             let key: Address = transmute!(key);
             tables.owned.insert(key, bits);
+        }
+        for item in self.pool_addresses.iter() {
+            let (key, address): (Raw<8>, Raw<16>) = item.map_err(failed)?;
+            let (key, address): (PoolKey, Address) = (transmute!(key), transmute!(address));
+            tables.pool_addresses.insert(key, address);
         }
         tables.access = self.access.read()?;
         tables.guards = all(&self.guards)?;
@@ -412,6 +448,8 @@ impl Dataplane for Maps {
             denied,
             source_limited,
             service_limited,
+            ports_exhausted,
+            untold,
         ] = sum(&self.flow_counters, index)?;
         Ok(FlowCounters {
             lookups,
@@ -423,6 +461,8 @@ impl Dataplane for Maps {
             denied,
             source_limited,
             service_limited,
+            ports_exhausted,
+            untold,
         })
     }
 
@@ -435,6 +475,8 @@ impl Dataplane for Maps {
         Ok(Box::new(SharedFlows {
             established: self.established.share()?,
             half_open: self.half_open.share()?,
+            sessions: self.sessions.share()?,
+            ports: self.ports.share()?,
             loads: self.loads.share(),
         }))
     }

@@ -23,7 +23,8 @@ use std::{
 
 use aya::{Ebpf, EbpfLoader, maps::ProgramArray, programs::Xdp};
 use lb_common::tables::{
-    HASH_KEY_WORDS, TAIL_FRAGMENT, TAIL_REFUSED, TAIL_SYN, TAIL_TOO_BIG, TAIL_UNUSUAL,
+    HASH_KEY_WORDS, TAIL_FRAGMENT, TAIL_FULL_NAT, TAIL_FULL_NAT_ERROR, TAIL_REFUSED, TAIL_SYN,
+    TAIL_TOO_BIG, TAIL_UNTRANSLATED, TAIL_UNUSUAL,
 };
 
 use self::links::Links;
@@ -42,12 +43,15 @@ pub static LB_OBJECT: &[u8] = aya::include_bytes_aligned!(env!("LB_OBJECT"));
 /// The program on the interface.
 const ENTRY: &str = "lb";
 /// Those that it goes on with, and the numbers that it knows them by.
-const OTHERS: [(&str, u32); 5] = [
+const OTHERS: [(&str, u32); 8] = [
     ("unusual", TAIL_UNUSUAL),
     ("refused", TAIL_REFUSED),
     ("too_big", TAIL_TOO_BIG),
     ("syn", TAIL_SYN),
     ("fragment", TAIL_FRAGMENT),
+    ("full_nat", TAIL_FULL_NAT),
+    ("full_nat_error", TAIL_FULL_NAT_ERROR),
+    ("untranslated", TAIL_UNTRANSLATED),
 ];
 
 /// A loaded program, and its maps.
@@ -87,6 +91,9 @@ impl Program {
             .map_max_entries("MOVED", capacity.slots.div_ceil(2))
             .map_max_entries("ESTABLISHED", capacity.flows)
             .map_max_entries("HALF_OPEN", capacity.half_open)
+            .map_max_entries("SESSIONS", capacity.sessions)
+            .map_max_entries("PORTS", capacity.sessions)
+            .map_max_entries("POOL_ADDRESSES", Capacity::POOL_ADDRESSES)
             .map_max_entries("LOADS", capacity.backends)
             .map_max_entries("MEMBERS", capacity.members)
             .map_max_entries("BACKENDS", capacity.backends)

@@ -1,0 +1,253 @@
+//! Mode `full-nat`: both ends of a packet are rewritten, so that the backend's answers come back here by
+//! themselves. A client's packet goes on from an address and port of a pool; what comes there from the backend goes
+//! to the client from the VIP. Which session that is, [`crate::session`] says; bytes are [`crate::forward`]'s.
+
+use crate::{
+    admit, client_address,
+    egress::{self, Onward},
+    flow::{self, Family, Flow, Signal},
+    forward, mss,
+    packet::Packet,
+    pipeline::{self, Rest},
+    schedule,
+    session::{self, Known, Way},
+    steer::{self, Candidate, InForce},
+    tables::{
+        Address, FlowEvent, FlowKey, Handover, PortKey, Tables, client_address as tells, feature,
+        mode, owned, refusal, service_flag,
+    },
+    track::Question,
+    verdict::{DropReason, Verdict},
+    wire::protocol,
+};
+
+/// What becomes of a packet, or who goes on with it.
+type Outcome = Result<Result<Verdict, DropReason>, Rest>;
+
+/// Decides over a frame to a VIP of this mode, or to an address of a pool, and makes it what it becomes.
+///
+/// # Errors
+/// It is left to another.
+#[inline(always)]
+pub fn process<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Outcome {
+    let mut flow = Flow::EMPTY;
+    let parsed = match flow::family(packet) {
+        Some(Family::V4) => flow::parse_v4(packet, &mut flow),
+        Some(Family::V6) => flow::parse_v6(packet, &mut flow),
+        None => return Ok(Ok(Verdict::Pass)),
+    };
+    if parsed.is_err() {
+        return Ok(Ok(Verdict::Pass));
+    }
+    match steer::service(tables, &flow.to()) {
+        Some(found) if found.service.descriptor.mode == mode::FULL_NAT => {
+            match to_backend(packet, tables, &mut flow, &found) {
+                Err(
+                    reason @ (DropReason::PortsExhausted
+                    | DropReason::NoSession
+                    | DropReason::NoBackend),
+                ) => refused(tables, &found, reason),
+                Err(DropReason::PacketTooBig) => Err(Rest::TooBig),
+                Ok(candidate) if pipeline::opens_with_mss(&flow, candidate.backend) => {
+                    pipeline::leave_syn(tables, &flow, mode::FULL_NAT, candidate.backend);
+                    Err(Rest::Syn)
+                }
+                Ok(candidate) => Ok(Ok(egress::by(packet, candidate.backend.interface))),
+                Err(reason) => Ok(Err(reason)),
+            }
+        }
+        // It has got another mode in this very moment.
+        Some(_) => Ok(Err(DropReason::NoSession)),
+        None => to_client(packet, tables, &flow),
+    }
+}
+
+/// Whether an address is one of a pool.
+#[inline(always)]
+pub fn is_of_a_pool<T: Tables>(tables: &T, address: Address) -> bool {
+    let features = tables.control().map_or(0, |control| control.features);
+    features & feature::FULL_NAT != 0 && steer::owned(tables, address) & owned::POOL != 0
+}
+
+/// What its service says of packets that nobody takes.
+#[inline(always)]
+fn refused<T: Tables>(tables: &T, in_force: &InForce<'_>, reason: DropReason) -> Outcome {
+    if in_force.service.descriptor.refusal() == refusal::DROP {
+        return Ok(Err(reason));
+    }
+    tables.hand_over(Handover {
+        limit: reason as u32 as u16,
+        ..Handover::default()
+    });
+    Err(Rest::Untranslated)
+}
+
+/// A client's packet on its way to a backend, which is whose it has become.
+#[inline(always)]
+fn to_backend<'t, P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &'t T,
+    flow: &mut Flow,
+    in_force: &InForce<'t>,
+) -> Result<Candidate<'t>, DropReason> {
+    let InForce { service, half } = *in_force;
+    let descriptor = service.descriptor;
+    if descriptor.flags & service_flag::GUARDED != 0 {
+        admit::source(tables, in_force, flow)?;
+    }
+    let key = steer::key(&service, flow);
+    let way = match session::look(tables, &service, &key, flow.signal) {
+        Known::Session(way) => way,
+        known => begin(tables, in_force, flow, key, matches!(known, Known::Lost))?,
+    };
+    let backend = way.candidate.backend;
+    if backend.interface == 0 {
+        return Err(DropReason::NoNextHop);
+    }
+    if flow.length > backend.mtu {
+        tables.hand_over(Handover {
+            limit: backend.mtu,
+            ..Handover::default()
+        });
+        return Err(DropReason::PacketTooBig);
+    }
+    let bytes = packet.length() as u64;
+    let (client, client_port) = (flow.source, flow.source_port);
+    let port = descriptor.port_at(backend, flow.destination_port);
+    forward::decrement_ttl(packet, flow)?;
+    forward::rewrite_both(
+        packet,
+        flow,
+        (way.address, way.port),
+        (backend.address, port),
+    )?;
+    if flow.protocol == protocol::TCP && (flow.opens() || way.confirms) {
+        let told = session::guard(tables, &service, half)
+            .map_or(tells::NONE, |guard| guard.translation.client_address);
+        if told == tells::TCP_OPTION
+            && !client_address::tell(packet, flow, client, client_port, backend.mtu)?
+        {
+            tables.count_flow(service.index, FlowEvent::Untold);
+        }
+    }
+    forward::readdress(packet, backend.source_mac, backend.destination_mac)?;
+    tables.count_service(service.index, bytes, flow.opens());
+    tables.count_backend(backend.counters, bytes, flow.opens());
+    Ok(way.candidate)
+}
+
+/// Begins a session of a flow that has none: by a SYN, by any datagram, and by whatever comes of a flow whose backend
+/// has died, so that the next one resets it.
+#[inline(always)]
+fn begin<'t, T: Tables>(
+    tables: &'t T,
+    in_force: &InForce<'t>,
+    flow: &Flow,
+    key: FlowKey,
+    lost: bool,
+) -> Result<Way<'t>, DropReason> {
+    let InForce { service, half } = *in_force;
+    // Else a flood of anything but SYNs would take all ports.
+    if flow.protocol == protocol::TCP && !flow.opens() && !lost {
+        return Err(DropReason::NoSession);
+    }
+    if service.descriptor.flags & service_flag::GUARDED != 0 && !lost {
+        admit::flow(tables, in_force, flow)?;
+    }
+    if service.descriptor.ring_size == 0 {
+        return Err(DropReason::NoBackend);
+    }
+    let hash = steer::place(tables, &service, flow).ok_or(DropReason::Inconsistent)?;
+    let slot = steer::slot(tables, service.descriptor, hash, 0).ok_or(DropReason::Inconsistent)?;
+    let question = Question {
+        key,
+        hash,
+        previous_hash: hash,
+        slot,
+        half,
+        signal: flow.signal,
+        connectionless: flow.protocol == protocol::UDP,
+        over: false,
+    };
+    let id = tables.choose(&question);
+    if id == schedule::NOBODY {
+        return Err(DropReason::NoBackend);
+    }
+    match tables.begin_session(&question, id) {
+        session::BEGUN => {}
+        session::EXHAUSTED => return Err(DropReason::PortsExhausted),
+        _ => return Err(DropReason::Inconsistent),
+    }
+    if service.descriptor.persistence != 0 {
+        tables.remember(&question, id);
+    }
+    match session::look(tables, &service, &question.key, Signal::Hearsay) {
+        Known::Session(way) => Ok(way),
+        // Swept, or dead, in this very moment.
+        Known::Lost | Known::Nothing => Err(DropReason::NoSession),
+    }
+}
+
+/// A backend's answer on its way to the client. What is of no session is the kernel's.
+#[inline(always)]
+fn to_client<P: Packet, T: Tables>(packet: &mut P, tables: &T, flow: &Flow) -> Outcome {
+    let key = PortKey {
+        backend: flow.source,
+        address: flow.destination,
+        backend_port: flow.source_port,
+        port: flow.destination_port,
+        protocol: flow.protocol,
+        zeros: [0; 3],
+    };
+    let half = (tables.generation() & 1) as u32;
+    let Some((client, service, named)) = session::answered(tables, &key, half, flow.signal) else {
+        return Ok(Ok(Verdict::Pass));
+    };
+    let descriptor = service.descriptor;
+    let port = if descriptor.port == 0 {
+        client.to
+    } else {
+        descriptor.port
+    };
+    let onward = match onward(packet, tables, flow, client.source, descriptor.address) {
+        Ok(Onward::Ends) => return Ok(Ok(Verdict::Pass)),
+        Ok(onward) => onward,
+        Err(reason) => return Ok(Err(reason)),
+    };
+    let (vip, client) = ((descriptor.address, port), (client.source, client.port));
+    if let Err(reason) = forward::rewrite_both(packet, flow, vip, client) {
+        return Ok(Err(reason));
+    }
+    if let Some(Candidate { backend, .. }) = named
+        && backend.mss != mss::OFF
+        && backend.interface != 0
+        && mss::is_told_by(packet, flow)
+    {
+        tables.hand_over(Handover {
+            interface: match onward {
+                Onward::Sent(interface) => interface,
+                Onward::Kernels | Onward::Ends => 0,
+            },
+            offset: flow.transport as u16,
+            limit: mss::limit(backend.mss, backend.mtu, flow.v4),
+        });
+        return Err(Rest::Syn);
+    }
+    Ok(Ok(egress::leave(packet, onward)))
+}
+
+/// [`egress::onward`] to a client that the packet is not addressed to yet.
+#[inline(always)]
+pub fn onward<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    flow: &Flow,
+    client: Address,
+    from: Address,
+) -> Result<Onward, DropReason> {
+    let flow = Flow {
+        destination: client,
+        ..*flow
+    };
+    egress::onward(packet, tables, &flow, from)
+}

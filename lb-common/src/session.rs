@@ -1,0 +1,512 @@
+//! Sessions of mode `full-nat`: which backend a flow has, and from which address and port of the pool it comes
+//! there. Unlike in any other mode, every flow is kept, since nothing else says how its answers get back.
+//!
+//! A session is in two tables: under the flow of the client's packets, with all that is known of it, and under the
+//! ends that the backend sees, which only says whose session it is. The second one is how a port is taken:
+//! inserting it succeeds for one flow alone, however many processors try it. So two flows have the same
+//! address and port only where their backends differ.
+//!
+//! What must hold: a port is claimed before its session is kept, and given back after it is gone; a session of
+//! which packets came in time stays as it is while its backend holds flows; packets of either end keep it.
+//! What has expired is nobody's, and leaves by the agent's sweep, both entries together.
+
+use crate::{
+    flow::Signal,
+    hash,
+    steer::{self, Candidate, Service},
+    tables::{
+        Address, FlowEvent, FlowKey, Guard, PoolKey, PortKey, Record, Recorded, SECOND, Session,
+        Tables, Tick, Translation, record_flag, service_flag,
+    },
+    track::{OPENING_LIFETIME, Question, RESET_LIFETIME},
+    wire::protocol,
+};
+
+/// Ports tried for a flow before it is given up. With a share `u` of the pool's ports taken at a backend, one
+/// flow of `u⁻³²` finds none: one of 30 at 90 %, one of 1,300 at 80 %.
+pub const ATTEMPTS: u32 = 32;
+/// How long a session is kept after the last packet once one end has sent a FIN: longer than the other usually has
+/// left to say.
+pub const HALF_CLOSED_LIFETIME: Tick = 120 * SECOND;
+/// The same once both have: as long as Linux holds such a connection (TIME-WAIT, RFC 9293 §3.6.1), which
+/// would take a new one from the same port for its own.
+pub const CLOSED_LIFETIME: Tick = 60 * SECOND;
+
+/// Flags of a session that one end has ended.
+const ENDED: u16 = record_flag::FINISHED
+    | record_flag::RESET
+    | record_flag::BACKEND_FINISHED
+    | record_flag::BACKEND_RESET;
+
+/// Which end a packet is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// The client's.
+    Client,
+    /// The backend's.
+    Backend,
+}
+
+/// How long a session lives after its last packet, of either end, given its service's moving time.
+#[inline(always)]
+pub const fn lifetime(flags: u16, moving_time: Tick) -> Tick {
+    const RESET: u16 = record_flag::RESET | record_flag::BACKEND_RESET;
+    const BOTH: u16 = record_flag::FINISHED | record_flag::BACKEND_FINISHED;
+    let most = if flags & RESET != 0 {
+        RESET_LIFETIME
+    } else if flags & BOTH == BOTH {
+        // However short flows may be idle, the backend's end of it lasts so long.
+        return CLOSED_LIFETIME;
+    } else if flags & BOTH != 0 {
+        HALF_CLOSED_LIFETIME
+    } else if flags & record_flag::OPENING != 0 {
+        OPENING_LIFETIME
+    } else {
+        moving_time
+    };
+    if most < moving_time {
+        most
+    } else {
+        moving_time
+    }
+}
+
+/// Whether a session counts at a time.
+#[inline(always)]
+pub const fn live(record: &Record, now: Tick, moving_time: Tick) -> bool {
+    // Signed: another CPU may be a tick ahead.
+    (now.wrapping_sub(record.stamp) as i32) < lifetime(record.flags, moving_time) as i32
+}
+
+/// Whether an end has ended it: a client that opens a connection now begins another.
+#[inline(always)]
+pub const fn ended(flags: u16) -> bool {
+    flags & ENDED != 0
+}
+
+/// A session's flags after a packet of an end. A RST is taken back by what follows it from the same end, as it may
+/// have been forged; a FIN is not, as acknowledgements follow it.
+#[inline(always)]
+pub const fn noted(flags: u16, end: End, signal: Signal) -> u16 {
+    let (finished, reset) = match end {
+        End::Client => (record_flag::FINISHED, record_flag::RESET),
+        End::Backend => (record_flag::BACKEND_FINISHED, record_flag::BACKEND_RESET),
+    };
+    // Only the client's own acknowledgement makes more of an opening.
+    let opening = match end {
+        End::Client => record_flag::OPENING,
+        End::Backend => 0,
+    };
+    match signal {
+        Signal::Opens | Signal::Hearsay => flags,
+        Signal::None => flags & !(opening | reset),
+        Signal::Finishes => flags & !(record_flag::COUNTED | opening | reset) | finished,
+        Signal::Resets => flags & !record_flag::COUNTED | reset,
+    }
+}
+
+/// How a flow's packets reach its backend.
+#[derive(Debug, Clone, Copy)]
+pub struct Way<'t> {
+    /// The backend.
+    pub candidate: Candidate<'t>,
+    /// The address of the pool that they come from there.
+    pub address: Address,
+    /// The port, as in [`Endpoint::port`](crate::tables::Endpoint::port).
+    pub port: u16,
+    /// Whether this is the first packet after those that open the connection.
+    pub confirms: bool,
+}
+
+/// What is known of a flow.
+#[derive(Debug, Clone, Copy)]
+pub enum Known<'t> {
+    /// It has a session.
+    Session(Way<'t>),
+    /// It had one, with a backend that has died, or takes no connection that is opened only now.
+    Lost,
+    /// Nothing that counts.
+    Nothing,
+}
+
+/// A flow's session, noting a packet of the client's in it; of hearsay, nothing.
+#[inline(always)]
+pub fn look<'t, T: Tables>(
+    tables: &'t T,
+    service: &Service<'t>,
+    key: &FlowKey,
+    signal: Signal,
+) -> Known<'t> {
+    let (now, moving_time) = (tables.now(), service.descriptor.moving_time);
+    let found = tables.visit_session(key, |session| {
+        let before = session.record.flags;
+        let opens = signal == Signal::Opens;
+        let stays = live(&session.record, now, moving_time) && !(opens && ended(before));
+        if stays && signal != Signal::Hearsay {
+            session.record.stamp = now;
+            session.record.flags = noted(before, End::Client, signal);
+        }
+        (stays, before, session.record, session.address, session.port)
+    });
+    let Some((true, before, record, address, port)) = found else {
+        return Known::Nothing;
+    };
+    let named = named(tables, service, &record);
+    uncount(tables, named.as_ref(), before, record.flags);
+    match named {
+        Some(candidate) if candidate.holds() && (candidate.takes() || signal != Signal::Opens) => {
+            Known::Session(Way {
+                candidate,
+                address,
+                port,
+                confirms: before & !record.flags & record_flag::OPENING != 0,
+            })
+        }
+        _ => Known::Lost,
+    }
+}
+
+/// The session that an answer is of, noting it there: the client's flow, and the backend that has it. `None` where
+/// there is none.
+#[inline(always)]
+pub fn answered<'t, T: Tables>(
+    tables: &'t T,
+    key: &PortKey,
+    half: u32,
+    signal: Signal,
+) -> Option<(FlowKey, Service<'t>, Option<Candidate<'t>>)> {
+    let flow = tables.port(key)?;
+    let service = Service::at(tables, flow.service.into(), half)?;
+    // Its service may have gone, or turned into another.
+    if service.descriptor.protocol != key.protocol {
+        return None;
+    }
+    let (now, moving_time) = (tables.now(), service.descriptor.moving_time);
+    let found = tables.visit_session(&flow, |session| {
+        let before = session.record.flags;
+        let stays = session.port == key.port
+            && session.address == key.address
+            && session.backend == key.backend
+            && session.backend_port == key.backend_port
+            && live(&session.record, now, moving_time);
+        if stays && signal != Signal::Hearsay {
+            session.record.stamp = now;
+            session.record.flags = noted(before, End::Backend, signal);
+        }
+        (stays, before, session.record)
+    });
+    let Some((true, before, record)) = found else {
+        return None;
+    };
+    let named = named(tables, &service, &record);
+    uncount(tables, named.as_ref(), before, record.flags);
+    Some((flow, service, named))
+}
+
+/// The backend that a session names, while it has its place.
+#[inline(always)]
+fn named<'t, T: Tables>(
+    tables: &'t T,
+    service: &Service<'t>,
+    record: &Record,
+) -> Option<Candidate<'t>> {
+    steer::candidate(tables, service.descriptor, u32::from(record.member))
+        .filter(|candidate| candidate.member.generation == record.generation)
+}
+
+/// Takes a flow off its backend's where its flags cease to say that it counts there.
+#[inline(always)]
+fn uncount<T: Tables>(tables: &T, named: Option<&Candidate<'_>>, before: u16, after: u16) {
+    if before & !after & record_flag::COUNTED != 0
+        && let Some(candidate) = named
+    {
+        tables.add_load(candidate.backend.counters, -1);
+    }
+}
+
+/// What [`begin`] says: there is a session.
+pub const BEGUN: u32 = 0;
+/// The same: no port was free, or there was no room.
+pub const EXHAUSTED: u32 = 1;
+/// The same: something is not as it should be.
+pub const INCONSISTENT: u32 = 2;
+
+/// Begins a session of the flow that is asked about, with the backend of a local id. One of the three words above; to
+/// be called through [`Tables::begin_session`].
+#[inline(always)]
+pub fn begin<T: Tables>(tables: &T, question: &Question, id: u32) -> u32 {
+    match try_begin(tables, question, id) {
+        Some(done) => done,
+        None => INCONSISTENT,
+    }
+}
+
+#[inline(always)]
+fn try_begin<T: Tables>(tables: &T, question: &Question, id: u32) -> Option<u32> {
+    let service = Service::at(tables, question.key.service.into(), question.half)?;
+    let descriptor = service.descriptor;
+    let candidate = steer::candidate(tables, descriptor, id)?;
+    let translation = &guard(tables, &service, question.half)?.translation;
+    let to = if descriptor.port == 0 {
+        question.key.to
+    } else {
+        descriptor.port
+    };
+    let mut session = Session {
+        record: first(tables, &service, question, &candidate),
+        address: Address::default(),
+        backend: candidate.backend.address,
+        port: 0,
+        backend_port: descriptor.port_at(candidate.backend, to),
+        pool: translation.pool,
+        protocol: descriptor.protocol,
+        zero: 0,
+    };
+    let before = former(tables, &service, question, &session);
+    if before.stays {
+        // The same ends, from which the backend has seen the last of what was before.
+        let record = session.record;
+        tables.visit_session(&question.key, |session| session.record = record);
+    } else {
+        let Some(new) = claim(tables, &question.key, translation, to, &mut session) else {
+            tables.count_flow(service.index, FlowEvent::PortsExhausted);
+            return Some(EXHAUSTED);
+        };
+        match tables.put_session(&question.key, &session, before.is_there) {
+            Recorded::Done => {}
+            Recorded::Taken => {
+                // Another CPU has been faster, with another backend where this port is not its own.
+                if new {
+                    give_back(tables, &question.key, &session);
+                }
+                return Some(BEGUN);
+            }
+            Recorded::Full => {
+                if new {
+                    tables.release_port(&session.port_key());
+                }
+                tables.count_flow(service.index, FlowEvent::PortsExhausted);
+                return Some(EXHAUSTED);
+            }
+        }
+        if before.is_there && before.port != session.port_key() {
+            tables.release_port(&before.port);
+        }
+    }
+    tables.count_flow(service.index, FlowEvent::Recorded);
+    if session.record.flags & record_flag::COUNTED != 0 {
+        tables.add_load(candidate.backend.counters, 1);
+    }
+    Some(BEGUN)
+}
+
+/// What stands in the place of a session that begins.
+struct Former {
+    /// Whether anything does.
+    is_there: bool,
+    /// Whether it has the same backend and a port of the same pool, which it goes on with.
+    stays: bool,
+    /// Its port.
+    port: PortKey,
+}
+
+/// Looks for it, and takes it off its backend's flows.
+#[inline(always)]
+fn former<T: Tables>(
+    tables: &T,
+    service: &Service<'_>,
+    question: &Question,
+    session: &Session,
+) -> Former {
+    let visited = tables.visit_session(&question.key, |before| {
+        let flags = before.record.flags;
+        before.record.flags = flags & !record_flag::COUNTED;
+        (before.record, flags, before.port_key(), before.pool)
+    });
+    let Some((record, flags, port, pool)) = visited else {
+        return Former {
+            is_there: false,
+            stays: false,
+            port: PortKey::default(),
+        };
+    };
+    let named = named(tables, service, &record);
+    uncount(tables, named.as_ref(), flags, record.flags);
+    let same = port.backend == session.backend
+        && port.backend_port == session.backend_port
+        && pool == session.pool;
+    // The sweep may have taken it out just now.
+    let stays = same && tables.port(&port) == Some(question.key);
+    Former {
+        is_there: true,
+        stays,
+        port,
+    }
+}
+
+/// How a session begins.
+#[inline(always)]
+fn first<T: Tables>(
+    tables: &T,
+    service: &Service<'_>,
+    question: &Question,
+    candidate: &Candidate<'_>,
+) -> Record {
+    let mut flags = match question.signal {
+        Signal::Opens if service.descriptor.protocol == protocol::TCP => record_flag::OPENING,
+        signal => noted(0, End::Client, signal),
+    };
+    if service.descriptor.flags & service_flag::COUNTED != 0 && !ended(flags) {
+        flags |= record_flag::COUNTED;
+    }
+    let now = tables.now();
+    Record {
+        member: candidate.id as u16,
+        flags,
+        generation: candidate.member.generation,
+        stamp: now,
+        since: now,
+    }
+}
+
+/// Takes a port of the pool for a session, and says whether it was nobody's before: it may be this very flow's.
+/// `None` where all that were tried are others'. Which are tried depends on nothing but the flow and the secret, so
+/// that two processors that begin it at once try the same.
+#[inline(always)]
+fn claim<T: Tables>(
+    tables: &T,
+    flow: &FlowKey,
+    translation: &Translation,
+    to: u16,
+    session: &mut Session,
+) -> Option<bool> {
+    if translation.addresses == 0 {
+        return None;
+    }
+    let ports = (u32::from(flow.port) << 16) | u32::from(to);
+    let secret = &tables.control()?.hash_key;
+    let backend = &session.backend;
+    let hash = hash::flow(secret, &flow.source, backend, ports, session.protocol);
+    for attempt in 0..ATTEMPTS {
+        let (address, port) = place(translation, hash.word(), attempt);
+        session.address = tables.pool_address(&PoolKey {
+            pool: translation.pool.into(),
+            index: address,
+        })?;
+        session.port = port.to_be();
+        let key = session.port_key();
+        match tables.claim_port(&key, flow) {
+            Recorded::Done => return Some(true),
+            Recorded::Taken if tables.port(&key) == Some(*flow) => return Some(false),
+            Recorded::Taken => {}
+            Recorded::Full => return None,
+        }
+    }
+    None
+}
+
+/// Which address of a pool, and which port of it in host order, is tried for a flow at an attempt.
+#[inline(always)]
+pub const fn place(translation: &Translation, hash: u64, attempt: u32) -> (u32, u16) {
+    // Every attempt is another permutation, so that flows that meet once part again.
+    let word = hash::finish(hash ^ ((attempt as u64) << 32 | attempt as u64));
+    let address = ((word >> 32) * translation.addresses as u64) >> 32;
+    let port = ((word & 0xffff_ffff) * translation.ports() as u64) >> 32;
+    (
+        address as u32,
+        translation.first_port.wrapping_add(port as u16),
+    )
+}
+
+/// Gives a port back that was taken for a session which another CPU has begun meanwhile, unless that one has it.
+#[inline(always)]
+fn give_back<T: Tables>(tables: &T, flow: &FlowKey, session: &Session) {
+    let key = session.port_key();
+    let has = tables.visit_session(flow, |kept| kept.port_key() == key);
+    if has != Some(true) {
+        tables.release_port(&key);
+    }
+}
+
+/// What is in force for a service beside its descriptor.
+#[inline(always)]
+pub fn guard<'t, T: Tables>(tables: &'t T, service: &Service<'_>, half: u32) -> Option<&'t Guard> {
+    let [even, odd] = &tables.guards(service.descriptor.pool.into())?.halves;
+    Some(if half == 0 { even } else { odd })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const IDLE: Tick = 900 * SECOND;
+
+    #[test]
+    fn a_session_lives_by_what_both_ends_have_said() {
+        use record_flag::{BACKEND_FINISHED, BACKEND_RESET, FINISHED, OPENING, RESET};
+        for (flags, seconds) in [
+            (OPENING, 60),
+            (0, 900),
+            (FINISHED, 120),
+            (BACKEND_FINISHED, 120),
+            (FINISHED | BACKEND_FINISHED, 60),
+            (RESET, 10),
+            (BACKEND_RESET, 10),
+            (FINISHED | BACKEND_FINISHED | BACKEND_RESET, 10),
+        ] {
+            assert_eq!(lifetime(flags, IDLE), seconds * SECOND, "{flags}");
+        }
+    }
+
+    #[test]
+    fn what_both_ends_have_closed_is_held_however_short_flows_may_be_idle() {
+        let both = record_flag::FINISHED | record_flag::BACKEND_FINISHED;
+        assert_eq!(lifetime(both, SECOND), CLOSED_LIFETIME);
+        assert_eq!(lifetime(record_flag::FINISHED, SECOND), SECOND);
+    }
+
+    #[test]
+    fn each_end_takes_back_its_own_reset_only() {
+        let reset = noted(0, End::Backend, Signal::Resets);
+        assert_eq!(reset, record_flag::BACKEND_RESET);
+        assert_eq!(noted(reset, End::Client, Signal::None), reset);
+        assert_eq!(noted(reset, End::Backend, Signal::None), 0);
+    }
+
+    #[test]
+    fn only_the_client_makes_more_of_an_opening() {
+        let opening = record_flag::OPENING;
+        assert_eq!(noted(opening, End::Backend, Signal::None), opening);
+        assert_eq!(noted(opening, End::Client, Signal::Opens), opening);
+        assert_eq!(noted(opening, End::Client, Signal::None), 0);
+    }
+
+    #[test]
+    fn an_end_that_is_said_stops_the_count() {
+        let counted = record_flag::COUNTED;
+        for end in [End::Client, End::Backend] {
+            for signal in [Signal::Finishes, Signal::Resets] {
+                assert_eq!(noted(counted, end, signal) & counted, 0);
+            }
+        }
+    }
+
+    #[test]
+    fn places_are_within_the_pool_and_reach_all_of_it() {
+        let translation = Translation {
+            addresses: 3,
+            first_port: 1_000,
+            last_port: 1_009,
+            ..Translation::default()
+        };
+        let mut seen = std::collections::BTreeSet::new();
+        for hash in 0..100 {
+            for attempt in 0..ATTEMPTS {
+                let (address, port) = place(&translation, hash << 20, attempt);
+                assert!(address < 3 && (1_000..=1_009).contains(&port));
+                seen.insert((address, port));
+            }
+        }
+        assert_eq!(seen.len(), 30);
+    }
+}

@@ -1,0 +1,128 @@
+//! The sweep of the sessions of mode `full-nat`. They depend on no slot, so all that ends one is time, and that its
+//! service or its backend has gone.
+
+use std::collections::{BTreeMap, HashSet};
+
+use lb_common::{
+    session,
+    tables::{Address, FlowKey, PortKey, Session, Table, Tick, record_flag},
+};
+
+use super::{ByIndex, Census, Layout, Placed, REMOVED_AT_ONCE, Tally, backend_of, removal};
+use super::{Judgement, slot_of};
+use crate::{
+    dataplane::{DataplaneError, FlowTables},
+    model::ServiceId,
+};
+
+/// Sweeps sessions, and then ports that are none's.
+pub(super) fn sweep(
+    census: &mut Census,
+    layout: &Layout,
+    by_index: &ByIndex<'_>,
+    tables: &mut dyn FlowTables,
+    loads: &mut Tally,
+    now: Tick,
+) -> Result<(), DataplaneError> {
+    let mut doomed: Vec<(FlowKey, Session)> = Vec::new();
+    let mut ports = HashSet::new();
+    tables.scan_sessions(&mut |key, session| {
+        let found = by_index.get(&key.service.into()).copied();
+        let record = &session.record;
+        if let Some(member) = found.and_then(|(_, placed)| backend_of(placed, record)) {
+            loads.see(member.holder(), Table::Established, key, record);
+        }
+        match census.judge_session(layout, found, key, session, now) {
+            Judgement::Keep => {
+                census.sessions += 1;
+                *census.ports.entry(session.address).or_default() += 1;
+                ports.insert(session.port_key());
+            }
+            Judgement::Remove => doomed.push((*key, *session)),
+        }
+    })?;
+    for chunk in doomed.chunks(REMOVED_AT_ONCE) {
+        for (key, session) in chunk {
+            if !tables.remove_session(key, session)? {
+                *census.ports.entry(session.address).or_default() += 1;
+                continue;
+            }
+            let counted = session.record.flags & record_flag::COUNTED != 0;
+            let found = by_index.get(&key.service.into()).filter(|_| counted);
+            let member = found.and_then(|(_, placed)| backend_of(placed, &session.record));
+            if let Some(member) = member {
+                *census.ended.entry(member.holder()).or_default() += 1;
+            }
+        }
+    }
+    census.released = release_orphans(tables, &ports)?;
+    Ok(())
+}
+
+/// Frees ports that no session has: where two processors began one flow with two backends, one port may be left.
+fn release_orphans(
+    tables: &mut dyn FlowTables,
+    known: &HashSet<PortKey>,
+) -> Result<u32, DataplaneError> {
+    let mut suspects: BTreeMap<PortKey, FlowKey> = BTreeMap::new();
+    tables.scan_ports(&mut |key, flow| {
+        if !known.contains(key) {
+            suspects.insert(*key, *flow);
+        }
+    })?;
+    if suspects.is_empty() {
+        return Ok(0);
+    }
+    // A port is claimed before its session is there: whoever has claimed one of these has come to that by now.
+    tables.wait_for_packets()?;
+    let mut released = 0;
+    for (key, flow) in suspects {
+        let session = tables.session(&flow)?;
+        if session.is_none_or(|session| session.port_key() != key) {
+            tables.release_port(&key)?;
+            released += 1;
+        }
+    }
+    Ok(released)
+}
+
+impl Census {
+    fn judge_session(
+        &mut self,
+        layout: &Layout,
+        found: Option<(ServiceId, &Placed)>,
+        key: &FlowKey,
+        session: &Session,
+        now: Tick,
+    ) -> Judgement {
+        let record = &session.record;
+        let (_, removal) = removal(record, now);
+        let Some((id, placed)) = found else {
+            return removal;
+        };
+        if !session::live(record, now, placed.descriptor.moving_time) {
+            return Judgement::Remove;
+        }
+        if backend_of(placed, record).is_none() {
+            return removal;
+        }
+        let service = self.services.entry(key.service.into()).or_default();
+        match record.flags & record_flag::OPENING {
+            0 => service.established += 1,
+            _ => service.half_open += 1,
+        }
+        service.sessions += 1;
+        *service.by_member.entry(record.member).or_default() += 1;
+        if let Some((_, slot)) = slot_of(key, (id, placed), &layout.control.hash_key) {
+            let at_owner = u32::from(record.member) == slot.owner();
+            service.count_use(record, false, at_owner);
+        }
+        Judgement::Keep
+    }
+
+    /// Whether answers may come to an address that was or is a pool's: sessions have ports of it, or could get some
+    /// when the sweep began.
+    pub(in crate::plan) fn may_answer(&self, address: Address) -> bool {
+        self.ports.contains_key(&address) || self.offered.contains(&address)
+    }
+}
