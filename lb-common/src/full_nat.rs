@@ -13,8 +13,8 @@ use crate::{
     session::{self, Known, Way},
     steer::{self, Candidate, InForce},
     tables::{
-        Address, FlowEvent, FlowKey, Handover, PortKey, Tables, client_address as tells, feature,
-        mode, owned, refusal, service_flag,
+        Address, FlowEvent, Handover, PortKey, Tables, client_address as tells, feature, mode,
+        owned, refusal, service_flag,
     },
     track::Question,
     verdict::{DropReason, Verdict},
@@ -24,42 +24,101 @@ use crate::{
 /// What becomes of a packet, or who goes on with it.
 type Outcome = Result<Result<Verdict, DropReason>, Rest>;
 
-/// Decides over a frame to a VIP of this mode, or to an address of a pool, and makes it what it becomes.
+/// What [`Handover::limit`] says of a packet that a session has just been begun for.
+const BEGUN: u16 = 1;
+
+/// Decides over a client's packet to a VIP of this mode, and makes it what it becomes. What has no session is left to
+/// [`begin`], and comes again.
 ///
 /// # Errors
 /// It is left to another.
 #[inline(always)]
-pub fn process<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Outcome {
+pub fn request<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Outcome {
     let mut flow = Flow::EMPTY;
-    let parsed = match flow::family(packet) {
-        Some(Family::V4) => flow::parse_v4(packet, &mut flow),
-        Some(Family::V6) => flow::parse_v6(packet, &mut flow),
-        None => return Ok(Ok(Verdict::Pass)),
-    };
-    if parsed.is_err() {
+    if !read(packet, &mut flow) {
         return Ok(Ok(Verdict::Pass));
     }
-    match steer::service(tables, &flow.to()) {
-        Some(found) if found.service.descriptor.mode == mode::FULL_NAT => {
-            match to_backend(packet, tables, &mut flow, &found) {
-                Err(
-                    reason @ (DropReason::PortsExhausted
-                    | DropReason::NoSession
-                    | DropReason::NoBackend),
-                ) => refused(tables, &found, reason),
-                Err(DropReason::PacketTooBig) => Err(Rest::TooBig),
-                Ok(candidate) if pipeline::opens_with_mss(&flow, candidate.backend) => {
-                    pipeline::leave_syn(tables, &flow, mode::FULL_NAT, candidate.backend);
-                    Err(Rest::Syn)
-                }
-                Ok(candidate) => Ok(Ok(egress::by(packet, candidate.backend.interface))),
-                Err(reason) => Ok(Err(reason)),
-            }
+    let Some(found) = service(tables, &flow) else {
+        return Ok(Err(DropReason::NoSession));
+    };
+    let key = steer::key(&found.service, &flow);
+    let way = match session::look(tables, &found.service, &key, flow.signal) {
+        Known::Session(way) => way,
+        _ if tables.handed_over().limit == BEGUN => {
+            return refused(tables, &found, DropReason::NoSession);
         }
-        // It has got another mode in this very moment.
-        Some(_) => Ok(Err(DropReason::NoSession)),
-        None => to_client(packet, tables, &flow),
+        Known::Lost | Known::Nothing => return Err(Rest::FullNatNew),
+    };
+    match to_backend(packet, tables, &mut flow, &found, &way) {
+        Err(DropReason::PacketTooBig) => Err(Rest::TooBig),
+        Err(reason) => Ok(Err(reason)),
+        Ok(()) if pipeline::opens_with_mss(&flow, way.candidate.backend) => {
+            pipeline::leave_syn(tables, &flow, mode::FULL_NAT, way.candidate.backend);
+            Err(Rest::Syn)
+        }
+        Ok(()) => Ok(Ok(egress::by(packet, way.candidate.backend.interface))),
     }
+}
+
+/// Begins a session for a client's packet, which goes back to [`request`] then.
+///
+/// # Errors
+/// It is left to another.
+#[inline(always)]
+pub fn begin<P: Packet, T: Tables>(packet: &P, tables: &T) -> Outcome {
+    let mut flow = Flow::EMPTY;
+    if !read(packet, &mut flow) {
+        return Ok(Ok(Verdict::Pass));
+    }
+    let Some(found) = service(tables, &flow) else {
+        return Ok(Err(DropReason::NoSession));
+    };
+    match try_begin(tables, &found, &flow) {
+        Ok(()) => {
+            tables.hand_over(Handover {
+                limit: BEGUN,
+                ..Handover::default()
+            });
+            Err(Rest::FullNat)
+        }
+        Err(
+            reason @ (DropReason::PortsExhausted | DropReason::NoSession | DropReason::NoBackend),
+        ) => refused(tables, &found, reason),
+        Err(reason) => Ok(Err(reason)),
+    }
+}
+
+/// Decides over a packet to an address of a pool, and makes it what it becomes. What is of no session is the kernel's.
+///
+/// # Errors
+/// It is left to another.
+#[inline(always)]
+pub fn answer<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Outcome {
+    let mut flow = Flow::EMPTY;
+    if !read(packet, &mut flow) {
+        return Ok(Ok(Verdict::Pass));
+    }
+    to_client(packet, tables, &flow)
+}
+
+/// Reads a packet that has been read before: whether it still can be.
+#[inline(always)]
+fn read<P: Packet>(packet: &P, flow: &mut Flow) -> bool {
+    let parsed = match flow::family(packet) {
+        Some(Family::V4) => flow::parse_v4(packet, flow),
+        Some(Family::V6) => flow::parse_v6(packet, flow),
+        None => return false,
+    };
+    // However many extension headers there are.
+    flow.transport = packet.forget(flow.transport);
+    parsed.is_ok()
+}
+
+/// The service that a packet goes to, unless it has got another mode in this very moment.
+#[inline(always)]
+fn service<'t, T: Tables>(tables: &'t T, flow: &Flow) -> Option<InForce<'t>> {
+    let found = steer::service(tables, &flow.to())?;
+    (found.service.descriptor.mode == mode::FULL_NAT).then_some(found)
 }
 
 /// Whether an address is one of a pool.
@@ -82,24 +141,20 @@ fn refused<T: Tables>(tables: &T, in_force: &InForce<'_>, reason: DropReason) ->
     Err(Rest::Untranslated)
 }
 
-/// A client's packet on its way to a backend, which is whose it has become.
+/// A client's packet on its way to the backend of its session.
 #[inline(always)]
-fn to_backend<'t, P: Packet, T: Tables>(
+fn to_backend<P: Packet, T: Tables>(
     packet: &mut P,
-    tables: &'t T,
+    tables: &T,
     flow: &mut Flow,
-    in_force: &InForce<'t>,
-) -> Result<Candidate<'t>, DropReason> {
+    in_force: &InForce<'_>,
+    way: &Way<'_>,
+) -> Result<(), DropReason> {
     let InForce { service, half } = *in_force;
     let descriptor = service.descriptor;
     if descriptor.flags & service_flag::GUARDED != 0 {
         admit::source(tables, in_force, flow)?;
     }
-    let key = steer::key(&service, flow);
-    let way = match session::look(tables, &service, &key, flow.signal) {
-        Known::Session(way) => way,
-        known => begin(tables, in_force, flow, key, matches!(known, Known::Lost))?,
-    };
     let backend = way.candidate.backend;
     if backend.interface == 0 {
         return Err(DropReason::NoNextHop);
@@ -133,25 +188,31 @@ fn to_backend<'t, P: Packet, T: Tables>(
     forward::readdress(packet, backend.source_mac, backend.destination_mac)?;
     tables.count_service(service.index, bytes, flow.opens());
     tables.count_backend(backend.counters, bytes, flow.opens());
-    Ok(way.candidate)
+    Ok(())
 }
 
 /// Begins a session of a flow that has none: by a SYN, by any datagram, and by whatever comes of a flow whose backend
 /// has died, so that the next one resets it.
 #[inline(always)]
-fn begin<'t, T: Tables>(
-    tables: &'t T,
-    in_force: &InForce<'t>,
-    flow: &Flow,
-    key: FlowKey,
-    lost: bool,
-) -> Result<Way<'t>, DropReason> {
+fn try_begin<T: Tables>(tables: &T, in_force: &InForce<'_>, flow: &Flow) -> Result<(), DropReason> {
     let InForce { service, half } = *in_force;
+    let guarded = service.descriptor.flags & service_flag::GUARDED != 0;
+    if guarded {
+        admit::source(tables, in_force, flow)?;
+    }
+    let key = steer::key(&service, flow);
+    let lost = match session::look(tables, &service, &key, Signal::Hearsay) {
+        Known::Lost => true,
+        // It has ended, or its backend drains, which does not matter to a SYN.
+        Known::Session(_) if flow.opens() => false,
+        Known::Session(_) => return Ok(()),
+        Known::Nothing => false,
+    };
     // Else a flood of anything but SYNs would take all ports.
     if flow.protocol == protocol::TCP && !flow.opens() && !lost {
         return Err(DropReason::NoSession);
     }
-    if service.descriptor.flags & service_flag::GUARDED != 0 && !lost {
+    if guarded && !lost {
         admit::flow(tables, in_force, flow)?;
     }
     if service.descriptor.ring_size == 0 {
@@ -181,14 +242,10 @@ fn begin<'t, T: Tables>(
     if service.descriptor.persistence != 0 {
         tables.remember(&question, id);
     }
-    match session::look(tables, &service, &question.key, Signal::Hearsay) {
-        Known::Session(way) => Ok(way),
-        // Swept, or dead, in this very moment.
-        Known::Lost | Known::Nothing => Err(DropReason::NoSession),
-    }
+    Ok(())
 }
 
-/// A backend's answer on its way to the client. What is of no session is the kernel's.
+/// A backend's answer on its way to the client.
 #[inline(always)]
 fn to_client<P: Packet, T: Tables>(packet: &mut P, tables: &T, flow: &Flow) -> Outcome {
     let key = PortKey {

@@ -38,11 +38,11 @@ pub fn process<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
             let mut place = Fragment::EMPTY;
             fragment(packet, tables, &mut place)
         }
-        Err(Rest::FullNat) => match full_nat(packet, tables) {
+        Err(Rest::FullNat) => translate_both(packet, tables),
+        Err(Rest::FullNatNew) => Verdict::Pass,
+        Err(Rest::FullNatAnswer) => match full_nat_answer(packet, tables) {
             Ok(verdict) => verdict,
-            Err(Rest::TooBig) => too_big(packet, tables),
-            Err(Rest::Syn) => syn(packet, tables),
-            Err(_) => untranslated(packet, tables),
+            Err(_) => syn(packet, tables),
         },
         Err(Rest::FullNatError) => full_nat_error(packet, tables),
         Err(Rest::Untranslated) => untranslated(packet, tables),
@@ -64,6 +64,10 @@ pub enum Rest {
     Fragment,
     /// To [`full_nat`](full_nat()).
     FullNat,
+    /// To [`full_nat_new`].
+    FullNatNew,
+    /// To [`full_nat_answer`].
+    FullNatAnswer,
     /// To [`full_nat_error`].
     FullNatError,
     /// To [`untranslated`].
@@ -96,14 +100,54 @@ pub fn unusual<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<Verdi
     Ok(counted(tables, outcome))
 }
 
-/// The same for packets of mode `full-nat`, of clients and of backends.
+/// The same for packets of clients in mode `full-nat`.
 ///
 /// # Errors
 /// As [`usual`].
 #[inline(always)]
 pub fn full_nat<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<Verdict, Rest> {
-    let outcome = full_nat::process(packet, tables)?;
+    let outcome = full_nat::request(packet, tables)?;
     Ok(counted(tables, outcome))
+}
+
+/// The same for those among them that begin a session.
+///
+/// # Errors
+/// As [`usual`].
+#[inline(always)]
+pub fn full_nat_new<P: Packet, T: Tables>(packet: &P, tables: &T) -> Result<Verdict, Rest> {
+    let outcome = full_nat::begin(packet, tables)?;
+    Ok(counted(tables, outcome))
+}
+
+/// The same for answers of backends in that mode.
+///
+/// # Errors
+/// As [`usual`].
+#[inline(always)]
+pub fn full_nat_answer<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<Verdict, Rest> {
+    let outcome = full_nat::answer(packet, tables)?;
+    Ok(counted(tables, outcome))
+}
+
+/// All programs of mode `full-nat` that a client's packet goes through.
+#[inline(always)]
+fn translate_both<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
+    loop {
+        match full_nat(packet, tables) {
+            Ok(verdict) => return verdict,
+            Err(Rest::TooBig) => return too_big(packet, tables),
+            Err(Rest::Syn) => return syn(packet, tables),
+            Err(Rest::FullNatNew) => {}
+            Err(_) => return untranslated(packet, tables),
+        }
+        // It comes here once: what it has handed over says so.
+        match full_nat_new(packet, tables) {
+            Ok(verdict) => return verdict,
+            Err(Rest::FullNat) => {}
+            Err(_) => return untranslated(packet, tables),
+        }
+    }
 }
 
 /// The same for ICMP errors about such packets.
@@ -175,6 +219,7 @@ fn follow<P: Packet, T: Tables>(
     Ok(match parse(packet, &mut flow) {
         Ok(()) => match steer::service(tables, &flow.to()) {
             Some(found) if found.service.descriptor.mode == mode::FULL_NAT => {
+                tables.hand_over(Handover::default());
                 return Err(Rest::FullNat);
             }
             Some(found) => match to_backend(packet, tables, &mut flow, &found) {
@@ -201,7 +246,7 @@ fn follow<P: Packet, T: Tables>(
                     outcome => outcome.map(|onward| egress::leave(packet, onward)),
                 },
                 None if full_nat::is_of_a_pool(tables, flow.destination) => {
-                    return Err(Rest::FullNat);
+                    return Err(Rest::FullNatAnswer);
                 }
                 None if is_refused(tables, flow.destination) => return Err(Rest::Refused),
                 None => Ok(Verdict::Pass),

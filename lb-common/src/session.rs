@@ -234,15 +234,32 @@ pub const INCONSISTENT: u32 = 2;
 /// Begins a session of the flow that is asked about, with the backend of a local id. One of the three words above; to
 /// be called through [`Tables::begin_session`].
 #[inline(always)]
-pub fn begin<T: Tables>(tables: &T, question: &Question, id: u32) -> u32 {
-    match try_begin(tables, question, id) {
+pub fn begin<T: Tables>(tables: &T, question: &Question, id: u32, place: &mut Opening) -> u32 {
+    match try_begin(tables, question, id, place) {
         Some(done) => done,
         None => INCONSISTENT,
     }
 }
 
+/// What a session begins with, which the kernel's program has off its stack.
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(C)]
+pub struct Opening {
+    /// The session.
+    session: Session,
+    /// The port that is tried.
+    port: PortKey,
+    /// The port of what stood in its place.
+    former: PortKey,
+}
+
 #[inline(always)]
-fn try_begin<T: Tables>(tables: &T, question: &Question, id: u32) -> Option<u32> {
+fn try_begin<T: Tables>(
+    tables: &T,
+    question: &Question,
+    id: u32,
+    place: &mut Opening,
+) -> Option<u32> {
     let service = Service::at(tables, question.key.service.into(), question.half)?;
     let descriptor = service.descriptor;
     let candidate = steer::candidate(tables, descriptor, id)?;
@@ -252,49 +269,47 @@ fn try_begin<T: Tables>(tables: &T, question: &Question, id: u32) -> Option<u32>
     } else {
         descriptor.port
     };
-    let mut session = Session {
-        record: first(tables, &service, question, &candidate),
-        address: Address::default(),
-        backend: candidate.backend.address,
-        port: 0,
-        backend_port: descriptor.port_at(candidate.backend, to),
-        pool: translation.pool,
-        protocol: descriptor.protocol,
-        zero: 0,
-    };
-    let before = former(tables, &service, question, &session);
+    let session = &mut place.session;
+    session.record = first(tables, &service, question, &candidate);
+    session.backend = candidate.backend.address;
+    session.backend_port = descriptor.port_at(candidate.backend, to);
+    session.pool = translation.pool;
+    session.protocol = descriptor.protocol;
+    session.zero = 0;
+    let before = former(tables, &service, question, place);
     if before.stays {
         // The same ends, from which the backend has seen the last of what was before.
-        let record = session.record;
-        tables.visit_session(&question.key, |session| session.record = record);
+        tables.visit_session(&question.key, |session| {
+            session.record = place.session.record;
+        });
     } else {
-        let Some(new) = claim(tables, &question.key, translation, to, &mut session) else {
+        let Some(new) = claim(tables, &question.key, translation, to, place) else {
             tables.count_flow(service.index, FlowEvent::PortsExhausted);
             return Some(EXHAUSTED);
         };
-        match tables.put_session(&question.key, &session, before.is_there) {
+        match tables.put_session(&question.key, &place.session, before.is_there) {
             Recorded::Done => {}
             Recorded::Taken => {
                 // Another CPU has been faster, with another backend where this port is not its own.
                 if new {
-                    give_back(tables, &question.key, &session);
+                    give_back(tables, &question.key, &place.port);
                 }
                 return Some(BEGUN);
             }
             Recorded::Full => {
                 if new {
-                    tables.release_port(&session.port_key());
+                    tables.release_port(&place.port);
                 }
                 tables.count_flow(service.index, FlowEvent::PortsExhausted);
                 return Some(EXHAUSTED);
             }
         }
-        if before.is_there && before.port != session.port_key() {
-            tables.release_port(&before.port);
+        if before.is_there && place.former != place.port {
+            tables.release_port(&place.former);
         }
     }
     tables.count_flow(service.index, FlowEvent::Recorded);
-    if session.record.flags & record_flag::COUNTED != 0 {
+    if place.session.record.flags & record_flag::COUNTED != 0 {
         tables.add_load(candidate.backend.counters, 1);
     }
     Some(BEGUN)
@@ -306,8 +321,6 @@ struct Former {
     is_there: bool,
     /// Whether it has the same backend and a port of the same pool, which it goes on with.
     stays: bool,
-    /// Its port.
-    port: PortKey,
 }
 
 /// Looks for it, and takes it off its backend's flows.
@@ -316,31 +329,30 @@ fn former<T: Tables>(
     tables: &T,
     service: &Service<'_>,
     question: &Question,
-    session: &Session,
+    place: &mut Opening,
 ) -> Former {
     let visited = tables.visit_session(&question.key, |before| {
         let flags = before.record.flags;
         before.record.flags = flags & !record_flag::COUNTED;
-        (before.record, flags, before.port_key(), before.pool)
+        place.former = before.port_key();
+        (before.record, flags, before.pool)
     });
-    let Some((record, flags, port, pool)) = visited else {
+    let Some((record, flags, pool)) = visited else {
         return Former {
             is_there: false,
             stays: false,
-            port: PortKey::default(),
         };
     };
     let named = named(tables, service, &record);
     uncount(tables, named.as_ref(), flags, record.flags);
-    let same = port.backend == session.backend
-        && port.backend_port == session.backend_port
-        && pool == session.pool;
+    let same = place.former.backend == place.session.backend
+        && place.former.backend_port == place.session.backend_port
+        && pool == place.session.pool;
     // The sweep may have taken it out just now.
-    let stays = same && tables.port(&port) == Some(question.key);
+    let stays = same && is_of(tables, &place.former, &question.key);
     Former {
         is_there: true,
         stays,
-        port,
     }
 }
 
@@ -378,26 +390,27 @@ fn claim<T: Tables>(
     flow: &FlowKey,
     translation: &Translation,
     to: u16,
-    session: &mut Session,
+    place: &mut Opening,
 ) -> Option<bool> {
     if translation.addresses == 0 {
         return None;
     }
     let ports = (u32::from(flow.port) << 16) | u32::from(to);
     let secret = &tables.control()?.hash_key;
+    let Opening { session, port, .. } = place;
     let backend = &session.backend;
     let hash = hash::flow(secret, &flow.source, backend, ports, session.protocol);
     for attempt in 0..ATTEMPTS {
-        let (address, port) = place(translation, hash.word(), attempt);
+        let (address, number) = self::place(translation, hash.word(), attempt);
         session.address = tables.pool_address(&PoolKey {
             pool: translation.pool.into(),
             index: address,
         })?;
-        session.port = port.to_be();
-        let key = session.port_key();
-        match tables.claim_port(&key, flow) {
+        session.port = number.to_be();
+        *port = session.port_key();
+        match tables.claim_port(port, flow) {
             Recorded::Done => return Some(true),
-            Recorded::Taken if tables.port(&key) == Some(*flow) => return Some(false),
+            Recorded::Taken if is_of(tables, port, flow) => return Some(false),
             Recorded::Taken => {}
             Recorded::Full => return None,
         }
@@ -420,12 +433,17 @@ pub const fn place(translation: &Translation, hash: u64, attempt: u32) -> (u32, 
 
 /// Gives a port back that was taken for a session which another CPU has begun meanwhile, unless that one has it.
 #[inline(always)]
-fn give_back<T: Tables>(tables: &T, flow: &FlowKey, session: &Session) {
-    let key = session.port_key();
-    let has = tables.visit_session(flow, |kept| kept.port_key() == key);
+fn give_back<T: Tables>(tables: &T, flow: &FlowKey, port: &PortKey) {
+    let has = tables.visit_session(flow, |kept| kept.port_key() == *port);
     if has != Some(true) {
-        tables.release_port(&key);
+        tables.release_port(port);
     }
+}
+
+/// Whether a port is a flow's.
+#[inline(always)]
+fn is_of<T: Tables>(tables: &T, port: &PortKey, flow: &FlowKey) -> bool {
+    tables.port(port) == Some(*flow)
 }
 
 /// What is in force for a service beside its descriptor.

@@ -246,12 +246,16 @@ pub const TAIL_SYN: u32 = 3;
 pub const TAIL_FRAGMENT: u32 = 4;
 /// The next: mode `full-nat`.
 pub const TAIL_FULL_NAT: u32 = 5;
+/// The next: what begins a session of it.
+pub const TAIL_FULL_NAT_NEW: u32 = 6;
+/// The next: answers of its backends.
+pub const TAIL_FULL_NAT_ANSWER: u32 = 7;
 /// The next: ICMP errors about it.
-pub const TAIL_FULL_NAT_ERROR: u32 = 6;
+pub const TAIL_FULL_NAT_ERROR: u32 = 8;
 /// The next: packets of it that have no port.
-pub const TAIL_UNTRANSLATED: u32 = 7;
+pub const TAIL_UNTRANSLATED: u32 = 9;
 /// How many there are.
-pub const TAILS: u32 = 8;
+pub const TAILS: u32 = 10;
 
 /// What the program on the interface tells the one that it goes on with.
 #[derive(
@@ -264,7 +268,8 @@ pub struct Handover {
     /// Offset of its TCP header, in bytes.
     pub offset: u16,
     /// What may not be exceeded, in bytes: the MTU that [`Backend::mtu`] gives, or an MSS. To
-    /// [`TAIL_UNTRANSLATED`]: the number of the [`DropReason`].
+    /// [`TAIL_UNTRANSLATED`]: the number of the [`DropReason`]; to [`TAIL_FULL_NAT`]: whether a session has just been
+    /// begun.
     pub limit: u16,
 }
 
@@ -1126,7 +1131,8 @@ pub trait Tables {
     where
         Self: Sized,
     {
-        session::begin(self, question, id)
+        let mut place = session::Opening::default();
+        session::begin(self, question, id, &mut place)
     }
 
     /// [`track::answer`] of these tables, perhaps by a call.

@@ -13,8 +13,8 @@ use aya_log_ebpf::{debug, trace};
 use lb_common::{
     pipeline::{self, Rest},
     tables::{
-        TAIL_FRAGMENT, TAIL_FULL_NAT, TAIL_FULL_NAT_ERROR, TAIL_REFUSED, TAIL_SYN, TAIL_TOO_BIG,
-        TAIL_UNTRANSLATED, TAIL_UNUSUAL,
+        TAIL_FRAGMENT, TAIL_FULL_NAT, TAIL_FULL_NAT_ANSWER, TAIL_FULL_NAT_ERROR, TAIL_FULL_NAT_NEW,
+        TAIL_REFUSED, TAIL_SYN, TAIL_TOO_BIG, TAIL_UNTRANSLATED, TAIL_UNUSUAL,
     },
     verdict::Verdict,
 };
@@ -33,9 +33,10 @@ pub fn lb(ctx: XdpContext) -> u32 {
         Err(Rest::TooBig) => maps::go_on(&ctx, TAIL_TOO_BIG),
         Err(Rest::Syn) => maps::go_on(&ctx, TAIL_SYN),
         Err(Rest::Fragment) => maps::go_on(&ctx, TAIL_FRAGMENT),
-        // Nothing else leaves the other two.
-        Err(Rest::FullNat | Rest::FullNatError | Rest::Untranslated) => {
-            maps::go_on(&ctx, TAIL_FULL_NAT);
+        Err(Rest::FullNatAnswer) => maps::go_on(&ctx, TAIL_FULL_NAT_ANSWER),
+        // It leaves none to the others.
+        Err(Rest::FullNat | Rest::FullNatNew | Rest::FullNatError | Rest::Untranslated) => {
+            maps::go_on(&ctx, TAIL_FULL_NAT)
         }
     }
     // Not there: as if it were not ours.
@@ -64,7 +65,33 @@ pub fn full_nat(ctx: XdpContext) -> u32 {
         Ok(verdict) => return act(&ctx, verdict),
         Err(Rest::TooBig) => maps::go_on(&ctx, TAIL_TOO_BIG),
         Err(Rest::Syn) => maps::go_on(&ctx, TAIL_SYN),
+        Err(Rest::FullNatNew) => maps::go_on(&ctx, TAIL_FULL_NAT_NEW),
         Err(_) => maps::go_on(&ctx, TAIL_UNTRANSLATED),
+    }
+    xdp_action::XDP_PASS
+}
+
+/// The same with [`pipeline::full_nat_new`].
+#[xdp]
+#[inline(always)]
+pub fn full_nat_new(ctx: XdpContext) -> u32 {
+    let packet = XdpPacket::<true, true>::new(&ctx);
+    match pipeline::full_nat_new(&packet, &Maps::new(&ctx)) {
+        Ok(verdict) => return act(&ctx, verdict),
+        Err(Rest::FullNat) => maps::go_on(&ctx, TAIL_FULL_NAT),
+        Err(_) => maps::go_on(&ctx, TAIL_UNTRANSLATED),
+    }
+    xdp_action::XDP_PASS
+}
+
+/// The same with [`pipeline::full_nat_answer`].
+#[xdp]
+#[inline(always)]
+pub fn full_nat_answer(ctx: XdpContext) -> u32 {
+    let mut packet = XdpPacket::<true>::new(&ctx);
+    match pipeline::full_nat_answer(&mut packet, &Maps::new(&ctx)) {
+        Ok(verdict) => return act(&ctx, verdict),
+        Err(_) => maps::go_on(&ctx, TAIL_SYN),
     }
     xdp_action::XDP_PASS
 }

@@ -27,7 +27,9 @@ use lb_common::{
     persist,
     quic::{self, Start},
     rate::{self, Moment, Rate, Take},
-    schedule, session, steer,
+    schedule,
+    session::{self, Opening},
+    steer,
     tables::{
         self, AccessKey, Address, Backend, Bucket, Control, Counters, Datagram, Early, Endpoint,
         FlowCounters, FlowEvent, FlowKey, FragmentKey, GuardEntry, Handover, Member, NoRoute,
@@ -119,6 +121,9 @@ static HANDOVER: PerCpuArray<Handover, 1> = PerCpuArray::new();
 /// What [`track_flow`] is asked, as its caller left it.
 #[btf_map]
 static QUESTION: PerCpuArray<MaybeUninit<Question>, 1> = PerCpuArray::new();
+/// What [`begin_session`] makes, as it is made.
+#[btf_map]
+static OPENING: PerCpuArray<Opening, 1> = PerCpuArray::new();
 /// What the kernel's routing table is asked, and its answer: 64 bytes that the stack has no room for.
 #[btf_map]
 static FIB: PerCpuArray<bpf_fib_lookup, 1> = PerCpuArray::new();
@@ -822,7 +827,12 @@ pub extern "C" fn begin_session(id: u32) -> u32 {
         control: CONTROL.get_ptr(0),
     };
     match question() {
-        Some(question) => session::begin(&maps, question, id),
+        Some(question) => match OPENING.get_ptr_mut(0) {
+            // SAFETY: this CPU's element, which nothing else touches while the program runs on it; any bytes are an
+            // `Opening`.
+            Some(place) => session::begin(&maps, question, id, unsafe { &mut *place }),
+            None => session::INCONSISTENT,
+        },
         None => session::INCONSISTENT,
     }
 }

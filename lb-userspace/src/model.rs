@@ -460,6 +460,7 @@ impl Service {
         self.counts_flows()
             || !self.persistence.is_zero()
             || self.flow_state == FlowState::Always
+            || self.mode == Mode::FullNat
             || self.scheduler.records_every_flow()
     }
 

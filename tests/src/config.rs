@@ -81,7 +81,7 @@ impl Display for Health {
 pub struct Service {
     /// As `10.0.0.1:80/tcp`.
     pub vip: String,
-    /// `"nat"`, `"ipip"`, `"gue"` or `"l2"`.
+    /// `"nat"`, `"full-nat"`, `"ipip"`, `"gue"` or `"l2"`.
     pub mode: &'static str,
     /// How its backends are checked.
     pub health: Health,
@@ -121,6 +121,11 @@ impl Service {
     /// Whether its packets reach backends with another header around them.
     pub fn is_tunnelled(&self) -> bool {
         ["ipip", "gue"].contains(&self.mode)
+    }
+
+    /// Whether backends answer to the balancer from their own addresses.
+    pub fn is_translated(&self) -> bool {
+        ["nat", "full-nat"].contains(&self.mode)
     }
 
     /// As QUIC, with this table and these server ids.
@@ -209,6 +214,8 @@ pub struct Config {
     pub unknown_port: Option<&'static str>,
     /// Access lists, as they are written.
     pub access_lists: Vec<String>,
+    /// Address pools, likewise.
+    pub address_pools: Vec<String>,
 }
 
 impl From<Vec<Service>> for Config {
@@ -219,6 +226,7 @@ impl From<Vec<Service>> for Config {
             heartbeat_port: None,
             unknown_port: None,
             access_lists: Vec::new(),
+            address_pools: Vec::new(),
         }
     }
 }
@@ -243,8 +251,9 @@ impl Config {
         format!(
             "name = \"{name}\"\ninterfaces = [\"{INTERFACE}\"]\n{heartbeat}{unknown_port}\n[tunnel]\n\
              source_v4 = \"10.255.0.0/16\"\nsource_v6 = \"fd00:ffff::/64\"\n\
-             [limits]\n{limits}{}{services}",
-            self.access_lists.concat()
+             [limits]\n{limits}{}{}{services}",
+            self.access_lists.concat(),
+            self.address_pools.concat(),
         )
     }
 }

@@ -16,7 +16,7 @@ use crate::{
     backend::{self, Backend, OTHER_PORT},
     config::{Config, Health, Service},
     load::{Report, requests},
-    topology::{Topology, backend_name, backend_v4, backend_v6, vip_v4, vip_v6},
+    topology::{POOL_V4, POOL_V6, Topology, backend_name, backend_v4, backend_v6, vip_v4, vip_v6},
     wait::{wait_for, wait_until},
 };
 
@@ -46,7 +46,13 @@ impl Stage {
     /// # Errors
     /// Anything that they need cannot be started.
     pub fn new(topology: Topology, config: impl Into<Config>) -> Result<Self> {
-        let config = config.into();
+        let mut config = config.into();
+        if config.services.iter().any(|s| s.mode == "full-nat") {
+            topology.own_pool()?;
+            if config.address_pools.is_empty() {
+                config.address_pools.push(address_pool("1024-65535"));
+            }
+        }
         let servers = Backend::start_all(&topology)?;
         topology.accept_vips(&direct(&config.services)?)?;
         let mut tunnels = Vec::new();
@@ -253,12 +259,26 @@ pub fn web(health: Health) -> Service {
     Service::new(tcp(vip_v4(1)), "nat", health, v4_pool(backend::PORT))
 }
 
+/// A web service in mode `full-nat`, from the pool of [`address_pool`].
+pub fn full_nat(vip: String, backends: impl Iterator<Item = SocketAddr>) -> Service {
+    Service::new(vip, "full-nat", Health::HTTP, backends).with("address_pool", "snat")
+}
+
+/// The pool of both families, with these ports, as a configuration writes it.
+pub fn address_pool(ports: &str) -> String {
+    format!(
+        "\n[[address_pool]]\nname = \"snat\"\naddresses = [\"{POOL_V4}\", \"{POOL_V6}\"]\nports = \"{ports}\"\n"
+    )
+}
+
 /// A web service for every mode and pair of families.
 pub fn every_mode() -> Vec<Service> {
     let (port, other) = (backend::PORT, OTHER_PORT);
     vec![
         Service::new(tcp(vip_v4(1)), "nat", Health::HTTP, v4_pool(port)),
         Service::new(tcp(vip_v6(1)), "nat", Health::HTTP, v6_pool(port)),
+        full_nat(tcp(vip_v4(7)), v4_pool(port)),
+        full_nat(tcp(vip_v6(7)), v6_pool(port)),
         Service::new(tcp(vip_v4(2)), "ipip", Health::HTTP, v4_pool(port)),
         Service::new(tcp(vip_v6(2)), "ipip", Health::HTTP, v6_pool(port)),
         Service::new(tcp(vip_v4(3)), "ipip", Health::HTTP, v6_pool(other)),
@@ -282,7 +302,10 @@ pub fn every_udp_mode() -> Result<Vec<Service>> {
         let backends = service.backends.iter();
         let backends = backends.map(|(address, _)| SocketAddr::new(address.ip(), UDP_PORT));
         let (name, mode) = (format!("{vip}/udp"), service.mode);
-        Ok(Service::new(name, mode, Health::NONE, backends))
+        Ok(Service {
+            keys: service.keys.clone(),
+            ..Service::new(name, mode, Health::NONE, backends)
+        })
     };
     every_mode().into_iter().map(of).collect()
 }
@@ -291,7 +314,7 @@ pub fn every_udp_mode() -> Result<Vec<Service>> {
 fn direct(services: &[Service]) -> Result<Vec<IpAddr>> {
     let mut vips: Vec<IpAddr> = services
         .iter()
-        .filter(|service| service.mode != "nat")
+        .filter(|service| !service.is_translated())
         .map(|service| Ok(vip(service)?.ip()))
         .collect::<Result<_>>()?;
     vips.sort_unstable();

@@ -33,6 +33,10 @@ pub const CLIENT_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 1, 0, 0, 0, 0, 0, 0x10);
 pub const BALANCER_V4: Ipv4Addr = Ipv4Addr::new(10, 2, 0, 1);
 /// The balancer's address on the backends' subnet.
 pub const BALANCER_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 2, 0, 0, 0, 0, 0, 1);
+/// The address of the balancer's pool, on the backends' subnet.
+pub const POOL_V4: Ipv4Addr = Ipv4Addr::new(10, 2, 0, 201);
+/// The same of IPv6.
+pub const POOL_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 2, 0, 0, 0, 0, 0, 0xc9);
 /// The interface of every node.
 pub const INTERFACE: &str = "eth0";
 /// Backends that fit the address plan.
@@ -217,6 +221,27 @@ impl Topology {
     /// There is no such backend.
     pub fn silence(&self, n: u8) -> Result<()> {
         wiring::set_port(&self.switch, &backend_name(n), "down")
+    }
+
+    /// Has the balancer answer ARP and NDP for the addresses of its pool, from which it sends nothing itself.
+    ///
+    /// # Errors
+    /// The addresses cannot be added.
+    pub fn own_pool(&self) -> Result<()> {
+        let batch = format!(
+            "addr add {POOL_V4}/32 dev {INTERFACE}\n\
+             addr add {POOL_V6}/128 dev {INTERFACE} nodad preferred_lft 0\n"
+        );
+        wiring::ip_batch(&self.balancer, &batch)
+    }
+
+    /// Takes the way by the balancer from backend `n`, which only reaches what is on its own subnets then.
+    ///
+    /// # Errors
+    /// There are none.
+    pub fn isolate(&self, n: u8) -> Result<()> {
+        let batch = "route del default via 10.2.0.1\nroute del default via fd00:2::1\n";
+        wiring::ip_batch(self.backend(n), batch)
     }
 
     /// Undoes [`Self::silence`].

@@ -16,7 +16,7 @@ use lb_tests::{
     skip::with_root,
     stage::{BACKENDS, Stage, UDP_PORT, every_mode, every_udp_mode, vip, web},
     topology::{
-        BALANCER_V4, BALANCER_V6, CLIENT_V4, CLIENT_V6, INTERFACE, Topology, backend_name,
+        BALANCER_V4, BALANCER_V6, CLIENT_V4, CLIENT_V6, INTERFACE, POOL_V4, POOL_V6, Topology, backend_name,
         backend_v4, backend_v6,
     },
     udp::UdpEcho,
@@ -154,7 +154,7 @@ fn is_v4(service: &Service) -> bool {
 }
 
 fn echo_servers(stage: &Stage, services: &[Service]) -> Result<Vec<UdpEcho>> {
-    let direct = services.iter().filter(|s| is_udp(s) && s.mode != "nat");
+    let direct = services.iter().filter(|s| is_udp(s) && !s.is_translated());
     let vips = direct.map(vip).collect::<Result<Vec<_>>>()?;
     let server = |n: u8| {
         let own = [IpAddr::from(backend_v4(n)), backend_v6(n).into()];
@@ -276,10 +276,18 @@ fn is_of(service: &Service, place: Place, packet: &Packet) -> Result<bool> {
         Place::Backend(n) => (n, false),
     };
     let (backend, _) = service.backends[usize::from(n) - 1];
-    let target = if service.mode == "nat" { backend } else { vip };
+    let target = if service.is_translated() { backend } else { vip };
     // Health checks go to backends, too.
     let probe = [IpAddr::from(BALANCER_V4), BALANCER_V6.into()].contains(&from.ip());
     if to != target || packet.segment.protocol != protocol || probe {
+        return Ok(false);
+    }
+    let pool = [IpAddr::from(POOL_V4), POOL_V6.into()].contains(&from.ip());
+    if service.mode == "full-nat" {
+        return Ok(pool && packet.outer.is_none());
+    }
+    // Those of mode full-nat go to the same servers.
+    if pool && service.mode == "nat" {
         return Ok(false);
     }
     ensure!(from.ip() == client, "{from} instead of the client");

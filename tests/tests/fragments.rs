@@ -34,7 +34,9 @@ const LENGTHS: [usize; 2] = [4_000, 20_000];
 
 /// Clients whose way to the VIPs leaves room for the outer headers of tunnels.
 fn stage() -> Result<(Stage, Vec<Service>, Vec<UdpEcho>)> {
-    let services = every_udp_mode()?;
+    let services = every_udp_mode()?.into_iter();
+    // Its sessions are of whole packets.
+    let services: Vec<Service> = services.filter(|s| s.mode != "full-nat").collect();
     let stage = Stage::new(Topology::new(BACKENDS)?, services.clone())?;
     let routes = "route change default via 10.1.0.1 mtu 1400\n\
                   route change default via fd00:1::1 mtu 1400\n";

@@ -44,7 +44,10 @@ fn services() -> Result<Vec<Service>> {
         let backends = service.backends.iter();
         let backends = backends.map(|(address, _)| SocketAddr::new(address.ip(), PORT));
         let (name, mode) = (format!("{at}/tcp"), service.mode);
-        Ok(Service::new(name, mode, Health::NONE, backends))
+        Ok(Service {
+            keys: service.keys.clone(),
+            ..Service::new(name, mode, Health::NONE, backends)
+        })
     };
     every_mode().into_iter().map(of).collect()
 }

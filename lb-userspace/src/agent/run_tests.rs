@@ -10,7 +10,7 @@ use std::{
 
 use lb_common::{
     memory::MemoryTables,
-    tables::{Counters, FlowCounters, FlowKey, Record, Table, Tick},
+    tables::{Counters, FlowCounters, FlowKey, PortKey, Record, Session, Table, Tick},
 };
 use tokio::time::timeout;
 
@@ -76,6 +76,33 @@ impl FlowTables for Empty {
 
     fn remove(&mut self, _: Table, _: &FlowKey, _: &Record) -> Result<bool, DataplaneError> {
         Ok(false)
+    }
+
+    fn scan_sessions(
+        &mut self,
+        _: &mut dyn FnMut(&FlowKey, &Session),
+    ) -> Result<(), DataplaneError> {
+        Ok(())
+    }
+
+    fn scan_ports(&mut self, _: &mut dyn FnMut(&PortKey, &FlowKey)) -> Result<(), DataplaneError> {
+        Ok(())
+    }
+
+    fn session(&mut self, _: &FlowKey) -> Result<Option<Session>, DataplaneError> {
+        Ok(None)
+    }
+
+    fn remove_session(&mut self, _: &FlowKey, _: &Session) -> Result<bool, DataplaneError> {
+        Ok(false)
+    }
+
+    fn release_port(&mut self, _: &PortKey) -> Result<(), DataplaneError> {
+        Ok(())
+    }
+
+    fn wait_for_packets(&mut self) -> Result<(), DataplaneError> {
+        Ok(())
     }
 
     fn load(&self, _: u32) -> Result<i64, DataplaneError> {

@@ -177,7 +177,7 @@ fn offloads_off(namespace: &Namespace, interface: &str) -> Result<()> {
     run(namespace.command("ethtool").args(features)).map(drop)
 }
 
-fn ip_batch(namespace: &Namespace, batch: &str) -> Result<()> {
+pub(super) fn ip_batch(namespace: &Namespace, batch: &str) -> Result<()> {
     run_with_input(
         Command::new("ip").args(["-n", namespace.name(), "-batch", "-"]),
         batch,

@@ -23,8 +23,8 @@ use std::{
 
 use aya::{Ebpf, EbpfLoader, maps::ProgramArray, programs::Xdp};
 use lb_common::tables::{
-    HASH_KEY_WORDS, TAIL_FRAGMENT, TAIL_FULL_NAT, TAIL_FULL_NAT_ERROR, TAIL_REFUSED, TAIL_SYN,
-    TAIL_TOO_BIG, TAIL_UNTRANSLATED, TAIL_UNUSUAL,
+    HASH_KEY_WORDS, TAIL_FRAGMENT, TAIL_FULL_NAT, TAIL_FULL_NAT_ANSWER, TAIL_FULL_NAT_ERROR,
+    TAIL_FULL_NAT_NEW, TAIL_REFUSED, TAIL_SYN, TAIL_TOO_BIG, TAIL_UNTRANSLATED, TAIL_UNUSUAL,
 };
 
 use self::links::Links;
@@ -43,13 +43,15 @@ pub static LB_OBJECT: &[u8] = aya::include_bytes_aligned!(env!("LB_OBJECT"));
 /// The program on the interface.
 const ENTRY: &str = "lb";
 /// Those that it goes on with, and the numbers that it knows them by.
-const OTHERS: [(&str, u32); 8] = [
+const OTHERS: [(&str, u32); 10] = [
     ("unusual", TAIL_UNUSUAL),
     ("refused", TAIL_REFUSED),
     ("too_big", TAIL_TOO_BIG),
     ("syn", TAIL_SYN),
     ("fragment", TAIL_FRAGMENT),
     ("full_nat", TAIL_FULL_NAT),
+    ("full_nat_new", TAIL_FULL_NAT_NEW),
+    ("full_nat_answer", TAIL_FULL_NAT_ANSWER),
     ("full_nat_error", TAIL_FULL_NAT_ERROR),
     ("untranslated", TAIL_UNTRANSLATED),
 ];
