@@ -15,6 +15,7 @@ use crate::{
     egress::{self, Onward},
     flow::Flow,
     forward::{self, End},
+    full_nat,
     hash::FlowHash,
     packet::Packet,
     pipeline, refuse,
@@ -190,6 +191,10 @@ fn found_flow<'t, P: Packet, T: Tables>(
             }
             outcome => outcome,
         };
+    }
+    // Of a session: for whole packets alone.
+    if full_nat::is_of_a_pool(tables, flow.destination) {
+        return Ok(Verdict::Pass);
     }
     match egress::way_back(tables, flow.from()) {
         Some(WayBack { address, port, .. }) => {

@@ -237,6 +237,10 @@ fn follow<P: Packet, T: Tables>(
                 Err(DropReason::PacketTooBig) => return Err(Rest::TooBig),
                 Err(reason) => Err(reason),
             },
+            // Before what a `nat` service of the same backend makes of its answers.
+            None if full_nat::is_of_a_pool(tables, flow.destination) => {
+                return Err(Rest::FullNatAnswer);
+            }
             None => match egress::way_back(tables, flow.from()) {
                 Some(way_back) => match to_client(packet, tables, &flow, way_back) {
                     Ok(onward) if answers_with_mss(packet, &flow, &way_back, onward) => {
@@ -245,9 +249,6 @@ fn follow<P: Packet, T: Tables>(
                     }
                     outcome => outcome.map(|onward| egress::leave(packet, onward)),
                 },
-                None if full_nat::is_of_a_pool(tables, flow.destination) => {
-                    return Err(Rest::FullNatAnswer);
-                }
                 None if is_refused(tables, flow.destination) => return Err(Rest::Refused),
                 None => Ok(Verdict::Pass),
             },

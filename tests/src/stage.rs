@@ -260,7 +260,7 @@ pub fn web(health: Health) -> Service {
 }
 
 /// A web service in mode `full-nat`, from the pool of [`address_pool`].
-pub fn full_nat(vip: String, backends: impl Iterator<Item = SocketAddr>) -> Service {
+pub fn full_nat(vip: String, backends: impl IntoIterator<Item = SocketAddr>) -> Service {
     Service::new(vip, "full-nat", Health::HTTP, backends).with("address_pool", "snat")
 }
 

@@ -235,6 +235,15 @@ impl Topology {
         wiring::ip_batch(&self.balancer, &batch)
     }
 
+    /// Has it answer ARP for one more address.
+    ///
+    /// # Errors
+    /// It cannot be added.
+    pub fn own_v4(&self, address: Ipv4Addr) -> Result<()> {
+        let batch = format!("addr add {address}/32 dev {INTERFACE}\n");
+        wiring::ip_batch(&self.balancer, &batch)
+    }
+
     /// Takes the way by the balancer from backend `n`, which only reaches what is on its own subnets then.
     ///
     /// # Errors

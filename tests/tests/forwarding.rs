@@ -16,8 +16,8 @@ use lb_tests::{
     skip::with_root,
     stage::{BACKENDS, Stage, UDP_PORT, every_mode, every_udp_mode, vip, web},
     topology::{
-        BALANCER_V4, BALANCER_V6, CLIENT_V4, CLIENT_V6, INTERFACE, POOL_V4, POOL_V6, Topology, backend_name,
-        backend_v4, backend_v6,
+        BALANCER_V4, BALANCER_V6, CLIENT_V4, CLIENT_V6, INTERFACE, POOL_V4, POOL_V6, Topology,
+        backend_name, backend_v4, backend_v6,
     },
     udp::UdpEcho,
 };
@@ -276,7 +276,11 @@ fn is_of(service: &Service, place: Place, packet: &Packet) -> Result<bool> {
         Place::Backend(n) => (n, false),
     };
     let (backend, _) = service.backends[usize::from(n) - 1];
-    let target = if service.is_translated() { backend } else { vip };
+    let target = if service.is_translated() {
+        backend
+    } else {
+        vip
+    };
     // Health checks go to backends, too.
     let probe = [IpAddr::from(BALANCER_V4), BALANCER_V6.into()].contains(&from.ip());
     if to != target || packet.segment.protocol != protocol || probe {

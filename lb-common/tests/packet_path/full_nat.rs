@@ -515,3 +515,20 @@ fn sessions_of_a_second_are_of_the_service_that_they_began_with() {
     let gone = stage.clone().only_in(1);
     assert!(!is_answered(&gone));
 }
+
+#[test]
+fn a_backend_that_a_nat_service_has_too_answers_each_by_its_own_way() {
+    let stage = Stage::new()
+        .serve(Mode::Nat, "10.0.0.2:80", TCP, &[server(SERVER4)])
+        .serve(Mode::FullNat, VIP4, TCP, &[server(SERVER4)])
+        .translating(&[POOL4], PORTS)
+        .own(POOL4)
+        .route(socket(CLIENT4).ip(), INGRESS);
+    assert!(goes_on(&stage, &syn(CLIENT4, VIP4)));
+    for (to, vip) in [(FROM4, VIP4), (CLIENT4, "10.0.0.2:80")] {
+        let answer = segment(SERVER4, to);
+        let expected = between(&answer, vip, CLIENT4).routed(CLIENT_MACS).frame();
+        let expected = Outcome::uncounted(Verdict::Transmit, expected);
+        assert_eq!(stage.run(&answer.frame()), expected);
+    }
+}

@@ -150,7 +150,7 @@ impl Default for Capacity {
             fragments: 16_384,
             access_prefixes: 2_097_152,
             sources: 65_536,
-            sessions: 1_048_576,
+            sessions: 262_144,
         }
     }
 }
