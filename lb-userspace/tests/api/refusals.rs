@@ -192,7 +192,7 @@ const BAD_SERVICES: &[(&str, u16, &str, &str)] = &[
         r#"{"id":"10.0.0.2:80/tcp","mode":"dsr"}"#,
         400,
         "malformed",
-        "expected one of `nat`, `ipip`, `gue`, `l2`",
+        "expected one of `nat`, `full-nat`, `ipip`, `gue`, `l2`",
     ),
     (
         r#"{"id":"10.0.0.2:80/tcp","mode":"nat","backend":[]}"#,

@@ -14,8 +14,9 @@ use lb_common::{
     schedule::NOBODY,
     tables::{
         AccessKey, Address, Backend, Bucket, Control, Datagram, Endpoint, FlowEvent, FlowKey,
-        FragmentKey, GuardEntry, Handover, Member, NoRoute, Record, Recorded, Route, RouteQuery,
-        Server, ServerKey, ServiceEntry, Slot, SourceKey, Table, Tables, Tick, WayBack, flow_kind,
+        FragmentKey, GuardEntry, Handover, Member, NoRoute, PoolKey, PortKey, Record, Recorded,
+        Route, RouteQuery, Server, ServerKey, ServiceEntry, Session, Slot, SourceKey, Table,
+        Tables, Tick, WayBack, flow_kind,
     },
     track::{self, Question},
     verdict::{Answer, DropReason, Piece},
@@ -368,6 +369,30 @@ impl Tables for Bent<'_> {
         self.tables.forget(table, key);
     }
 
+    fn visit_session<R>(&self, key: &FlowKey, visit: impl FnOnce(&mut Session) -> R) -> Option<R> {
+        self.tables.visit_session(key, visit)
+    }
+
+    fn put_session(&self, key: &FlowKey, session: &Session, over: bool) -> Recorded {
+        self.tables.put_session(key, session, over)
+    }
+
+    fn port(&self, key: &PortKey) -> Option<FlowKey> {
+        self.tables.port(key)
+    }
+
+    fn claim_port(&self, key: &PortKey, flow: &FlowKey) -> Recorded {
+        self.tables.claim_port(key, flow)
+    }
+
+    fn release_port(&self, key: &PortKey) {
+        self.tables.release_port(key);
+    }
+
+    fn pool_address(&self, key: &PoolKey) -> Option<Address> {
+        self.tables.pool_address(key)
+    }
+
     fn count_flow(&self, service: u32, event: FlowEvent) {
         let counter = match event {
             FlowEvent::Lookup => Some(&self.tally.lookups),
@@ -377,7 +402,9 @@ impl Tables for Bent<'_> {
             FlowEvent::Recorded
             | FlowEvent::Denied
             | FlowEvent::SourceLimit
-            | FlowEvent::ServiceLimit => None,
+            | FlowEvent::ServiceLimit
+            | FlowEvent::PortsExhausted
+            | FlowEvent::Untold => None,
         };
         if let Some(counter) = counter {
             counter.set(counter.get() + 1);

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use lb_common::{
     memory::MemoryTables,
-    tables::{Counters, FlowCounters, FlowKey, Record, Table, Tick},
+    tables::{Counters, FlowCounters, FlowKey, PortKey, Record, Session, Table, Tick},
 };
 use lb_userspace::{
     dataplane::{Capacity, Dataplane, DataplaneError, FlowTables, Operation},
@@ -195,6 +195,36 @@ impl<F: FnMut()> FlowTables for Swept<F> {
         let table = read(&world, table);
         self.moment(&mut world);
         (&world.memory.tables).remove(table, key, record)
+    }
+
+    fn scan_sessions(
+        &mut self,
+        show: &mut dyn FnMut(&FlowKey, &Session),
+    ) -> Result<(), DataplaneError> {
+        (&self.stage.world().memory.tables).scan_sessions(show)
+    }
+
+    fn scan_ports(
+        &mut self,
+        show: &mut dyn FnMut(&PortKey, &FlowKey),
+    ) -> Result<(), DataplaneError> {
+        (&self.stage.world().memory.tables).scan_ports(show)
+    }
+
+    fn session(&mut self, key: &FlowKey) -> Result<Option<Session>, DataplaneError> {
+        (&self.stage.world().memory.tables).session(key)
+    }
+
+    fn remove_session(&mut self, key: &FlowKey, session: &Session) -> Result<bool, DataplaneError> {
+        (&self.stage.world().memory.tables).remove_session(key, session)
+    }
+
+    fn release_port(&mut self, key: &PortKey) -> Result<(), DataplaneError> {
+        FlowTables::release_port(&mut &self.stage.world().memory.tables, key)
+    }
+
+    fn wait_for_packets(&mut self) -> Result<(), DataplaneError> {
+        Ok(())
     }
 
     fn load(&self, counters: u32) -> Result<i64, DataplaneError> {

@@ -33,7 +33,7 @@ async fn bad_arguments_exit_with_2_and_one_line() {
         ),
         (
             "service add 10.0.0.2:80/tcp --mode dsr",
-            "[possible values: nat, ipip, gue, l2]",
+            "[possible values: nat, full-nat, ipip, gue, l2]",
         ),
         (
             "service add 10.0.0.2:80/tcp --mode nat --backend 10.1.0.2",

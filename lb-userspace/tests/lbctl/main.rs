@@ -87,7 +87,8 @@ async fn status_is_shown_as_fields() {
          interfaces    eth0 (native)\n\
          services      2\n\
          backends      1 up, 1 down\n\
-         flow tables   established 1200 of 262144 (0.5%), half-open 65536 of 65536 (100.0%)\n\
+         flow tables   established 1200 of 262144 (0.5%), half-open 65536 of 65536 (100.0%), sessions 3 of 262144 (0.0%)\n\
+         address pool  snat: 2 addresses, ports 1000 to 1999 of each; 3 sessions\n\
          generation    7\n\
          unknown port  reset\n\
          drops         no_backend 3\n\

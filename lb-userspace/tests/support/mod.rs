@@ -19,10 +19,11 @@ use lb_userspace::{
     },
     model::{Admin, Backend, Change, ModelError, Service, State, Unserved},
     snapshot::{
-        AdaptivePoolStatus, AdaptiveStatus, BackendState, BackendStatus, CheckStatus, ClientList,
-        ClientRecord, Condition, DampingStatus, DrainStatus, FlowFilter, FlowList, FlowRecord,
-        FlowStatus, Happened, InterfaceStatus, PanicStatus, Passed, RecordUses, ServiceStatus,
-        SlowStartStatus, Snapshot, Standing, TableUse, TierStatus, Traffic,
+        AdaptivePoolStatus, AdaptiveStatus, AddressPoolStatus, BackendState, BackendStatus,
+        CheckStatus, ClientList, ClientRecord, Condition, DampingStatus, DrainStatus, FlowFilter,
+        FlowList, FlowRecord, FlowStatus, Happened, InterfaceStatus, PanicStatus, Passed,
+        RecordUses, ServiceStatus, SlowStartStatus, Snapshot, Standing, TableUse, TierStatus,
+        Traffic,
     },
 };
 use tempfile::TempDir;
@@ -210,8 +211,16 @@ fn snapshot(state: &State) -> Snapshot {
             entries: 65_536,
             capacity: 65_536,
         },
-        sessions: TableUse::default(),
-        address_pools: Vec::new(),
+        sessions: TableUse {
+            entries: 3,
+            capacity: 262_144,
+        },
+        address_pools: vec![AddressPoolStatus {
+            name: "snat".to_owned(),
+            addresses: 2,
+            ports: (1_000, 1_999),
+            sessions: 3,
+        }],
         events: 9,
         drops: vec![("no_backend", 3), ("malformed", 0)],
         answers: vec![("reset", 2), ("limited", 0)],
