@@ -148,7 +148,7 @@ fn ports_that_run_out_are_counted_and_answered_and_come_again() -> Result<()> {
             let report = udp_requests(client, to_echo, 1, Checksum::Present)?;
             ensure!(report.succeeded() == 1, "{report}");
             // By a reset, after which nothing has to be held for long.
-            let at_once = nix::libc::linger {
+            let at_once = libc::linger {
                 l_onoff: 1,
                 l_linger: 0,
             };

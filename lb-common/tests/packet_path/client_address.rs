@@ -91,7 +91,9 @@ fn a_packet_without_room_for_the_clients_address_goes_without_it_and_is_counted(
 
 /// A segment laid out by [`with_options`] between other ends.
 fn between_raw(spec: &Spec, from: &str, to: &str) -> Vec<u8> {
-    let header = etherparse::TcpHeader::from_slice(&spec.payload).unwrap().0;
+    let header = etherparse::TcpHeader::from_slice(&spec.payload)
+        .expect("a header")
+        .0;
     let options = header.options.as_slice().to_vec();
     Spec {
         options: spec.options.clone(),
