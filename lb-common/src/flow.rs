@@ -51,7 +51,7 @@ pub struct Flow {
 #[repr(u8)]
 pub enum Signal {
     /// Nothing.
-    None,
+    None = 0,
     /// It opens one: SYN without ACK, or a QUIC Initial.
     Opens,
     /// The sender has no more to say: FIN.
@@ -60,6 +60,20 @@ pub enum Signal {
     Resets,
     /// It is not of the connection, but says that it is about it, as anybody may: an ICMP error.
     Hearsay,
+}
+
+impl Signal {
+    /// From its number; what is none says nothing.
+    #[inline(always)]
+    pub const fn from_number(number: u32) -> Self {
+        match number {
+            1 => Self::Opens,
+            2 => Self::Finishes,
+            3 => Self::Resets,
+            4 => Self::Hearsay,
+            _ => Self::None,
+        }
+    }
 }
 
 impl Flow {

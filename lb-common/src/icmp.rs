@@ -13,6 +13,7 @@ use crate::{
     flow::{self, Flow, Signal},
     forward, full_nat,
     packet::Packet,
+    passive::Said,
     pipeline::Rest,
     session::{self, Known},
     steer::{self, Service},
@@ -34,6 +35,7 @@ mod v4 {
 
 /// Types of ICMPv6 (<https://www.iana.org/assignments/icmpv6-parameters>).
 mod v6 {
+    pub const UNREACHABLE: u8 = 1;
     /// The last of the four kinds of errors, which begin at 1.
     pub const PARAMETER_PROBLEM: u8 = 4;
     pub const ECHO: u8 = 128;
@@ -176,7 +178,7 @@ const fn kind_v4(kind: u8) -> Kind {
 const fn kind_v6(kind: u8) -> Kind {
     match kind {
         v6::ECHO => Kind::Echo,
-        1..=v6::PARAMETER_PROBLEM => Kind::Error,
+        v6::UNREACHABLE..=v6::PARAMETER_PROBLEM => Kind::Error,
         _ => Kind::Other,
     }
 }
@@ -489,7 +491,13 @@ fn to_client<P: Packet, T: Tables>(
     quoted: &Quoted,
     owned: u32,
 ) -> Result<Verdict, DropReason> {
-    let Some(WayBack { address, port, .. }) = egress::way_back(tables, quoted.to) else {
+    let Some(WayBack {
+        address,
+        port,
+        watched,
+        ..
+    }) = egress::way_back(tables, quoted.to)
+    else {
         return Ok(Verdict::Pass);
     };
     // About our own probes.
@@ -505,6 +513,10 @@ fn to_client<P: Packet, T: Tables>(
     } else {
         outer.source
     };
+    if watched != 0 && quoted.to.protocol == protocol::TCP && says_unreachable(packet, outer) {
+        let interface = packet.interface();
+        tables.note(watched.wrapping_sub(1), Said::Unreachable, interface);
+    }
     let onward = egress::onward(packet, tables, outer, sender)?;
     if let Onward::Ends = onward {
         return Ok(Verdict::Pass);
@@ -513,6 +525,21 @@ fn to_client<P: Packet, T: Tables>(
     let change = requote(packet, outer, quoted, end, address, port)?;
     readdress(packet, outer, forward::End::Source, sender, change)?;
     Ok(egress::leave(packet, onward))
+}
+
+/// Whether an error says that nobody is there: not that a rule forbids it, nor that it is too long.
+#[inline(always)]
+fn says_unreachable<P: Packet>(packet: &P, outer: &Flow) -> bool {
+    let Some(icmp) = packet.read::<IcmpHdr>(outer.transport) else {
+        return false;
+    };
+    if outer.v4 {
+        // Of the network, the host, the protocol and the port.
+        icmp.kind == v4::UNREACHABLE && icmp.code <= 3
+    } else {
+        // No route, address, port.
+        icmp.kind == v6::UNREACHABLE && matches!(icmp.code, 0 | 3 | 4)
+    }
 }
 
 /// Rewrites one end of the quoted packet, with its checksums as far as they are quoted (RFC 5508 §4.2);

@@ -21,6 +21,7 @@
 //! | [`fragment`] | datagrams in fragments |
 //! | [`icmp`] | messages about flows |
 //! | [`refuse`] | what nobody takes |
+//! | [`passive`] | what packets show of backends |
 //! | [`budget`] | how many answers there are |
 //! | [`verdict`] | what becomes of it, and why |
 //! | [`tables`] | formats of the maps |
@@ -54,6 +55,7 @@ pub mod memory;
 pub mod mss;
 pub mod mtu;
 pub mod packet;
+pub mod passive;
 pub mod persist;
 pub mod pipeline;
 pub mod quic;

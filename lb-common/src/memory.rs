@@ -13,9 +13,9 @@ use crate::{
     rate::{self, Rate, Take},
     tables::{
         AccessKey, Address, Backend, Bucket, Control, Counters, Datagram, Endpoint, FlowCounters,
-        FlowEvent, FlowKey, FragmentKey, GuardEntry, Handover, Member, NoRoute, PoolKey, PortKey,
-        Record, Recorded, Route, RouteQuery, Server, ServerKey, ServiceEntry, Session, SourceKey,
-        Table, Tables, Tick, WayBack,
+        FlowEvent, FlowKey, FragmentKey, GuardEntry, HANDSHAKES, Handover, Handshake, Member,
+        NoRoute, PoolKey, PortKey, Record, Recorded, Route, RouteQuery, Server, ServerKey,
+        ServiceEntry, Session, Sign, Signs, SourceKey, TICK_SHIFT, Table, Tables, Tick, WayBack,
     },
     verdict::{Answer, DROP_COUNTERS, DropReason, Piece},
 };
@@ -67,6 +67,10 @@ pub struct MemoryTables {
     pub budgets: Cell<[Budget; BUDGETS as usize]>,
     /// What one program has left for the next.
     pub handover: Cell<Handover>,
+    /// What backends have shown, by the index of their counters.
+    pub signs: RefCell<BTreeMap<u32, Signs>>,
+    /// Handshakes that are watched, by their places.
+    pub handshakes: RefCell<BTreeMap<u32, Handshake>>,
     counted: RefCell<Counted>,
 }
 
@@ -179,6 +183,7 @@ impl MemoryTables {
     pub fn zero_backend(&mut self, index: u32) {
         self.counted.get_mut().backends.remove(&index);
         self.flows.get_mut().loads.remove(&index);
+        self.signs.get_mut().remove(&index);
     }
 
     /// What flow tables have done for a service since [`MemoryTables::take_counted`].
@@ -476,6 +481,34 @@ impl Tables for MemoryTables {
         let turn = flows.turns.entry(pool).or_default();
         *turn = turn.wrapping_add(1);
         *turn
+    }
+
+    fn exact_now(&self) -> u64 {
+        u64::from(self.time.get()) << TICK_SHIFT
+    }
+
+    fn comes_by(&self, counters: u32) -> u32 {
+        let signs = self.signs.borrow();
+        signs
+            .get(&counters)
+            .map_or(0, |signs| signs.interface as u32)
+    }
+
+    fn add_sign(&self, counters: u32, sign: Sign, amount: u64) {
+        let mut signs = self.signs.borrow_mut();
+        let word = signs.entry(counters).or_default().word(sign);
+        *word = word.wrapping_add(amount);
+    }
+
+    fn end_streak(&self, counters: u32) {
+        if let Some(signs) = self.signs.borrow_mut().get_mut(&counters) {
+            signs.streak = 0;
+        }
+    }
+
+    fn visit_handshake<R>(&self, place: u32, visit: impl FnOnce(&mut Handshake) -> R) -> Option<R> {
+        let mut handshakes = self.handshakes.borrow_mut();
+        (place < HANDSHAKES).then(|| visit(handshakes.entry(place).or_default()))
     }
 }
 

@@ -12,6 +12,7 @@ use crate::{
     hash::FlowHash,
     icmp, mss, mtu,
     packet::Packet,
+    passive,
     quic::{self, Start},
     refuse,
     steer::{self, InForce},
@@ -243,6 +244,15 @@ fn follow<P: Packet, T: Tables>(
             }
             None => match egress::way_back(tables, flow.from()) {
                 Some(way_back) => match to_client(packet, tables, &flow, way_back) {
+                    // Of a flow, its handshake; nothing that ends here, as answers to probes do.
+                    Ok(onward) if way_back.watched != 0 && !matches!(onward, Onward::Ends) => {
+                        passive::heard(packet, tables, &flow, way_back.watched);
+                        if answers_with_mss(packet, &flow, &way_back, onward) {
+                            leave_answer(tables, &flow, &way_back, onward);
+                            return Err(Rest::Syn);
+                        }
+                        Ok(egress::leave(packet, onward))
+                    }
                     Ok(onward) if answers_with_mss(packet, &flow, &way_back, onward) => {
                         leave_answer(tables, &flow, &way_back, onward);
                         return Err(Rest::Syn);
@@ -339,6 +349,9 @@ fn to_backend<'t, P: Packet, T: Tables>(
         return Err(DropReason::PacketTooBig);
     }
     let bytes = packet.length() as u64;
+    if service.descriptor.sampling() != 0 {
+        passive::watch(packet, tables, flow, service.descriptor, backend, hash);
+    }
     match service.descriptor.mode {
         mode::NAT => {
             let port = service.descriptor.port_at(backend, flow.destination_port);

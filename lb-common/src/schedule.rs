@@ -39,7 +39,7 @@ pub fn pick<T: Tables>(tables: &T, service: u32, half: u32, hash: FlowHash, slot
         return NOBODY;
     };
     // Ids alone are carried on: the kernel gives its functions little room.
-    let picked = match service.descriptor.scheduler {
+    let picked = match service.descriptor.scheduler() {
         scheduler::TURNS => id(next(tables, &service)),
         scheduler::TWO_CHOICES => id(two_choices(tables, &service, hash)),
         scheduler::LEAST => return NOBODY,

@@ -14,7 +14,7 @@ use crate::{
     admit,
     hash::FlowHash,
     packet::Packet,
-    persist,
+    passive, persist,
     quic::{self, Start},
     rate::Rate,
     schedule, session, steer,
@@ -25,10 +25,12 @@ use crate::{
 mod fragments;
 mod guards;
 mod sessions;
+mod signs;
 
 pub use fragments::{Datagram, Early, FragmentKey, HELD_WORDS, fate};
 pub use guards::{AccessKey, Guard, GuardEntry, SourceKey, access};
 pub use sessions::{PoolKey, PortKey, Session, Translation, client_address};
+pub use signs::{HANDSHAKES, Handshake, Sign, Signs, handshake};
 
 /// Version of everything in this module. The pin directory is named after it, so that programs of
 /// different formats never share a map.
@@ -386,7 +388,8 @@ pub struct Descriptor {
     pub persistence: u32,
     /// Number of the pool, for what its services share beside the ring: turns and clients.
     pub pool: u16,
-    /// One of [`scheduler`].
+    /// One of [`scheduler`], and from [`SAMPLING_SHIFT`] on, which handshakes are watched
+    /// ([`crate::passive`]): those of one in 2^(n - 1) flows; 0: none.
     pub scheduler: u8,
     /// Lengths of its connection ids ([`quic::Lengths`]); 0: it is not QUIC.
     pub quic: u8,
@@ -413,6 +416,28 @@ impl Descriptor {
         (self.flags >> service_flag::REFUSAL_SHIFT) as u8 & 3
     }
 
+    /// How a new flow's backend is chosen: one of [`scheduler`].
+    #[inline(always)]
+    pub const fn scheduler(&self) -> u8 {
+        self.scheduler & ((1 << SAMPLING_SHIFT) - 1)
+    }
+
+    /// Sets that.
+    pub const fn set_scheduler(&mut self, scheduler: u8) {
+        self.scheduler = self.sampling() << SAMPLING_SHIFT | scheduler;
+    }
+
+    /// Sets which handshakes are watched: at most [`MOST_SAMPLING`].
+    pub const fn set_sampling(&mut self, sampling: u8) {
+        self.scheduler = sampling << SAMPLING_SHIFT | self.scheduler();
+    }
+
+    /// Which handshakes are watched, as [`Descriptor::scheduler`] has it.
+    #[inline(always)]
+    pub const fn sampling(&self) -> u8 {
+        self.scheduler >> SAMPLING_SHIFT
+    }
+
     /// The port that a packet of modes [`mode::NAT`] and [`mode::FULL_NAT`] has at a backend, given the one that it came to.
     #[inline(always)]
     pub const fn port_at(&self, backend: &Backend, port: u16) -> u16 {
@@ -434,6 +459,11 @@ impl Descriptor {
         }
     }
 }
+
+/// The first bit of [`Descriptor::sampling`] in [`Descriptor::scheduler`].
+pub const SAMPLING_SHIFT: u32 = 3;
+/// The largest [`Descriptor::sampling`]: one in 65,536 flows.
+pub const MOST_SAMPLING: u8 = 17;
 
 /// Bits of [`Descriptor::flags`].
 pub mod service_flag {
@@ -628,8 +658,9 @@ pub struct WayBack {
     pub port: u16,
     /// What the MSS of its SYNs is lowered to, in bytes; 0: it is not.
     pub mss: u16,
-    /// Index of the service.
-    pub service: u32,
+    /// Index of the backend's counters + 1 where its answers are signs of how it is
+    /// ([`crate::passive`]); 0: they are not looked at.
+    pub watched: u32,
 }
 
 /// What an address is to the balancer, beyond its services; the bits of the address map's values.
@@ -1025,6 +1056,35 @@ pub trait Tables {
     /// Whose turn it is in a pool's sequence: rises by one with every call on the same CPU.
     fn turn(&self, pool: u32) -> u32;
 
+    /// The time in nanoseconds of `CLOCK_MONOTONIC`, exactly: for packets of which there are few.
+    fn exact_now(&self) -> u64;
+    /// The interface that a backend's answers come in by, by the index of its counters; 0: none count.
+    fn comes_by(&self, counters: u32) -> u32;
+    /// Adds to what a backend has shown.
+    fn add_sign(&self, counters: u32, sign: Sign, amount: u64);
+    /// Ends a backend's failures in a row, where there are any.
+    fn end_streak(&self, counters: u32);
+    /// Lets `visit` read and change the handshake at a place, below [`HANDSHAKES`].
+    fn visit_handshake<R>(&self, place: u32, visit: impl FnOnce(&mut Handshake) -> R) -> Option<R>;
+
+    /// [`passive::note`] of these tables, perhaps by a call; so is the one that follows.
+    #[inline(always)]
+    fn note(&self, counters: u32, said: passive::Said, interface: u32)
+    where
+        Self: Sized,
+    {
+        passive::note(self, counters, said, interface);
+    }
+
+    /// [`passive::follow`] of these tables.
+    #[inline(always)]
+    fn follow_handshake(&self, step: passive::Step)
+    where
+        Self: Sized,
+    {
+        passive::follow(self, step);
+    }
+
     /// [`admit::judge_source`] of these tables, perhaps by a call; so is the one that follows.
     #[inline(always)]
     fn admits_source(&self, request: admit::Request) -> u32
@@ -1164,4 +1224,6 @@ const _: () = {
     assert!(size_of::<ServerKey>() == 24);
     assert!(size_of::<Server>() == 8);
     assert!(size_of::<FlowCounters>() == 88);
+    assert!(size_of::<Signs>() == 64, "one cache line");
+    assert!(size_of::<Handshake>() == 32);
 };

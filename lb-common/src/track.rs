@@ -288,7 +288,7 @@ impl<'t, T: Tables> Asked<'_, 't, T> {
     /// that.
     #[inline(always)]
     fn is_new(&self, place: &Place<'_>) -> bool {
-        let scheduled = self.service.descriptor.scheduler != scheduler::RING && !place.moves;
+        let scheduled = self.service.descriptor.scheduler() != scheduler::RING && !place.moves;
         let persists = self.persists() && !place.whole;
         self.opens() || (self.question.connectionless && (scheduled || persists))
     }

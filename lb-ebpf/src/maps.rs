@@ -21,9 +21,11 @@ use aya_ebpf::{
 use lb_common::{
     admit::{self, Request},
     budget::{self, BUDGETS as HOW_MANY, Budget},
+    flow::Signal,
     fragment::{self, Fragment},
     hash::FlowHash,
     packet::Packet,
+    passive::{self, Said, Step},
     persist,
     quic::{self, Start},
     rate::{self, Moment, Rate, Take},
@@ -32,9 +34,10 @@ use lb_common::{
     steer,
     tables::{
         self, AccessKey, Address, Backend, Bucket, Control, Counters, Datagram, Early, Endpoint,
-        FlowCounters, FlowEvent, FlowKey, FragmentKey, GuardEntry, Handover, Member, NoRoute,
-        PoolKey, PortKey, Record, Recorded, Route, RouteQuery, Server, ServerKey, ServiceEntry,
-        Session, Slot, SourceKey, TICK_SHIFT, Table, Tables, Tick, WayBack,
+        FlowCounters, FlowEvent, FlowKey, FragmentKey, GuardEntry,
+        HANDSHAKES as HOW_MANY_HANDSHAKES, Handover, Handshake, Member, NoRoute, PoolKey, PortKey,
+        Record, Recorded, Route, RouteQuery, Server, ServerKey, ServiceEntry, Session, Sign, Signs,
+        Slot, SourceKey, TICK_SHIFT, Table, Tables, Tick, WayBack,
     },
     track::{self, Question},
     verdict::{Answer, DROP_COUNTERS, DropReason, FIRST_ANSWER, FIRST_PIECE, Piece},
@@ -101,6 +104,12 @@ static POOL_ADDRESSES: HashMap<PoolKey, Address, 1, NO_PREALLOC> = HashMap::new(
 /// Flows in progress, by the index of a backend's counters.
 #[btf_map]
 static LOADS: Array<u64, 1, MMAPABLE> = Array::new();
+/// What backends have shown, by the index of their counters.
+#[btf_map]
+static SIGNS: Array<Signs, 1, MMAPABLE> = Array::new();
+/// Handshakes that are watched. Not pinned, as buckets are not: another agent watches others.
+#[btf_map]
+static HANDSHAKES: Array<Handshake, { HOW_MANY_HANDSHAKES as usize }, MMAPABLE> = Array::new();
 #[btf_map]
 static TURNS: PerCpuArray<u32, 1> = PerCpuArray::new();
 #[btf_map]
@@ -607,6 +616,64 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn exact_now(&self) -> u64 {
+        // SAFETY: takes no pointers.
+        unsafe { helpers::bpf_ktime_get_ns() }
+    }
+
+    #[inline(always)]
+    fn comes_by(&self, counters: u32) -> u32 {
+        match SIGNS.get_ptr(counters) {
+            // SAFETY: an element of the map; volatile, since the agent stores to it at any time.
+            Some(signs) => unsafe { (&raw const (*signs).interface).read_volatile() as u32 },
+            None => 0,
+        }
+    }
+
+    #[inline(always)]
+    fn add_sign(&self, counters: u32, sign: Sign, amount: u64) {
+        let Some(signs) = SIGNS.get_ptr_mut(counters) else {
+            return;
+        };
+        // SAFETY: an element of the map, which is never freed, and of words alone, which others only add to.
+        let word: *mut u64 = unsafe { (*signs).word(sign) };
+        // SAFETY: as above; eight bytes and aligned.
+        unsafe { add_atomically(word, amount) };
+    }
+
+    #[inline(always)]
+    fn end_streak(&self, counters: u32) {
+        if let Some(signs) = SIGNS.get_ptr_mut(counters) {
+            // SAFETY: an element of the map. Volatile, since other CPUs add to it at any time; it is written
+            // only where that changes it, so that its line stays with every CPU otherwise.
+            unsafe {
+                let streak = &raw mut (*signs).streak;
+                if streak.read_volatile() != 0 {
+                    streak.write_volatile(0);
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn visit_handshake<R>(&self, place: u32, visit: impl FnOnce(&mut Handshake) -> R) -> Option<R> {
+        let handshake = HANDSHAKES.get_ptr_mut(place)?;
+        // SAFETY: an element of the map, and any bytes are a `Handshake`. Another CPU, or the agent, may write the
+        // same one at the same time: of which a handshake is counted twice, or not at all.
+        Some(visit(unsafe { &mut *handshake }))
+    }
+
+    #[inline(always)]
+    fn note(&self, counters: u32, said: Said, interface: u32) {
+        note_answer(counters, said as u32, interface);
+    }
+
+    #[inline(always)]
+    fn follow_handshake(&self, step: Step) {
+        follow_handshake(step.tag, step.sequence, step.counters, step.signal as u32);
+    }
+
+    #[inline(always)]
     fn admits_source(&self, request: Request) -> u32 {
         let (first, last) = request.source.halves();
         admits_source(first, last, request.service)
@@ -696,6 +763,28 @@ impl Tables for Maps {
     fn confirm(&self, _: &Question, id: u32) {
         confirm_client(id);
     }
+}
+
+/// [`passive::note`] as a function that the verifier takes by itself, for packets of handshakes.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn note_answer(counters: u32, said: u32, interface: u32) -> u32 {
+    passive::note(&Maps::alone(), counters, Said::from_number(said), interface);
+    0
+}
+
+/// [`passive::follow`] likewise, for flows of which the handshake is watched.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn follow_handshake(tag: u64, sequence: u32, counters: u32, signal: u32) -> u32 {
+    let step = Step {
+        tag,
+        sequence,
+        counters,
+        signal: Signal::from_number(signal),
+    };
+    passive::follow(&Maps::alone(), step);
+    0
 }
 
 /// [`admit::judge_source`] as a function that the verifier takes by itself, out of the way of services that are

@@ -7,6 +7,7 @@ pub mod adaptive;
 mod core;
 pub mod damping;
 pub mod journal;
+pub mod outlier;
 pub mod panic;
 pub mod ramp;
 mod run;

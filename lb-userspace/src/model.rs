@@ -23,6 +23,7 @@ mod id;
 mod limit;
 mod millis;
 mod mss;
+mod passive;
 mod quic;
 mod recovery;
 mod state;
@@ -47,6 +48,7 @@ pub use health::{
 pub use id::{Protocol, ServiceId};
 pub use limit::{FlowLimit, SOURCE_PREFIX_V4, SOURCE_PREFIX_V6};
 pub use mss::MssClamp;
+pub use passive::Passive;
 pub use quic::{Quic, ServerId};
 pub use recovery::{DAMPED_AT_MOST, FlapDamping, SLOW_START_FROM, SlowStart};
 pub use state::{Change, Settings, State};
@@ -369,6 +371,9 @@ pub struct Service {
     /// How long a backend that goes down again and again has to pass its checks first.
     #[serde(default, skip_serializing_if = "FlapDamping::is_off")]
     pub flap_damping: FlapDamping,
+    /// What the packets of handshakes have to show of a backend before it is kept out.
+    #[serde(default, skip_serializing_if = "Passive::is_off")]
+    pub passive: Passive,
     /// Percent of the pool's weight that is healthy below which those that are down are used as well; 0: never.
     #[serde(default)]
     pub panic_below: u8,
@@ -413,6 +418,7 @@ impl Service {
             slow_start: SlowStart::default(),
             adaptive: None,
             flap_damping: FlapDamping::default(),
+            passive: Passive::default(),
             panic_below: 0,
             from_tier: 0,
             health: Health::default(),
@@ -474,6 +480,12 @@ impl Service {
     /// Whether not everybody may send to it, or begin any number of flows.
     pub fn is_guarded(&self) -> bool {
         self.access_list.is_some() || !self.flow_limit.is_none() || !self.source_limit.is_none()
+    }
+
+    /// Whether its clients' handshakes tell how backends are: where those answer by the balancer, their answers tell,
+    /// and no client can make them.
+    pub fn watches_handshakes(&self) -> bool {
+        !self.passive.is_off() && self.mode != Mode::Nat
     }
 
     /// The backend at `address`.

@@ -106,6 +106,8 @@ pub struct BackendStatus {
     pub asked: Asked,
     /// What is held against it for having failed.
     pub damping: DampingStatus,
+    /// What packets show of it, where they are looked at.
+    pub passive: Option<PassiveStatus>,
     /// How far its weight has grown, while it does.
     pub slow_start: Option<SlowStartStatus>,
     /// Its share of its weight, where that follows how it fares.
@@ -128,6 +130,27 @@ pub struct BackendStatus {
     pub connections: Option<u32>,
     /// Its traffic.
     pub traffic: Traffic,
+}
+
+/// What packets show of a backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PassiveStatus {
+    /// Connections that it has accepted, where its answers pass.
+    pub accepted: u64,
+    /// Connections that it has refused, likewise.
+    pub refused: u64,
+    /// ICMP errors that say that it cannot be reached.
+    pub unreachable: u64,
+    /// Watched handshakes whose client went on.
+    pub progressed: u64,
+    /// Those whose client did not: it has sent its SYN again, or nothing for too long.
+    pub missed: u64,
+    /// How long handshakes have taken on average, from SYN to the client's next segment.
+    pub handshake: Option<Duration>,
+    /// Times that it was kept out for it that are not forgotten yet.
+    pub ejections: u32,
+    /// How long it still is at least, where it is.
+    pub left: Option<Duration>,
 }
 
 /// What a backend is at present, all considered.

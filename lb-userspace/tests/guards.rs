@@ -121,6 +121,7 @@ fn planned(core: &Core<MemoryDataplane>, change: Change) -> Vec<Operation> {
         census: None,
         overflows: &Default::default(),
         traffic: &Default::default(),
+        sampling: &Default::default(),
         keeps_flows: false,
     };
     plan::plan(core.layout(), &inputs)

@@ -111,6 +111,7 @@ fn planned(core: &Core<MemoryDataplane>, state: &State, census: Option<&census::
         census,
         overflows: &BTreeMap::from([(index(core), 0)]),
         traffic: &BTreeMap::new(),
+        sampling: &BTreeMap::new(),
         keeps_flows: false,
     };
     plan::plan(core.layout(), &inputs).unwrap()

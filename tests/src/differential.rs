@@ -28,7 +28,8 @@ use lb_common::{
     pipeline,
     rate::Rate,
     tables::{
-        Counters, FlowCounters, FlowKey, Guard, HASH_KEY_WORDS, Record, Session, Slot, Table, Tick,
+        Counters, FlowCounters, FlowKey, Guard, HASH_KEY_WORDS, Handshake, Record, Session, Signs,
+        Slot, Table, Tick,
     },
     verdict::{FIRST_ANSWER, FIRST_PIECE, Verdict},
 };
@@ -57,6 +58,8 @@ const FLOWS: u32 = 512;
 const HALF_OPEN: u32 = 256;
 /// Sessions of mode `full-nat`, likewise.
 const SESSIONS: u32 = 96;
+/// Backends, and so places of counters.
+const BACKENDS: u32 = 256;
 /// Datagrams in fragments: more than there are, since the kernel evicts and the host does not.
 const FRAGMENTS: u32 = 1 << 18;
 /// What XDP leaves in front of a frame, in a test run as on a NIC.
@@ -109,6 +112,23 @@ impl Dataplane for Twin {
 
     fn load(&self, counters: u32) -> Result<u32, DataplaneError> {
         self.maps.load(counters)
+    }
+
+    fn signs(&self, counters: u32) -> Result<Signs, DataplaneError> {
+        self.maps.signs(counters)
+    }
+
+    fn set_way_in(&mut self, counters: u32, interface: u32) -> Result<(), DataplaneError> {
+        self.memory.set_way_in(counters, interface)?;
+        self.maps.set_way_in(counters, interface)
+    }
+
+    fn end_handshakes(
+        &mut self,
+        ends: &mut dyn FnMut(&Handshake) -> bool,
+    ) -> Result<(), DataplaneError> {
+        self.memory.end_handshakes(ends)?;
+        self.maps.end_handshakes(ends)
     }
 
     fn flow_tables(&self) -> Result<Box<dyn FlowTables + Send>, DataplaneError> {
@@ -202,7 +222,7 @@ impl Bench {
         sched_setaffinity(Pid::from_raw(0), &cpu)?;
         let capacity = Capacity {
             services: 64,
-            backends: 256,
+            backends: BACKENDS,
             members: 1_024,
             // The rings of all services, each twice while it moves as a whole, and once more in a plan.
             slots: 1 << 19,
@@ -237,12 +257,14 @@ impl Bench {
         };
         let core = setting.fill(twin)?;
         let early = program.early_fragments()?;
-        Ok(Self {
+        let mut bench = Self {
             program,
             early,
             core,
             compared: 0,
-        })
+        };
+        bench.listen()?;
+        Ok(bench)
     }
 
     /// Runs a frame (at least 14 bytes, which the kernel insists on) through both; the XDP action's
@@ -307,9 +329,16 @@ impl Bench {
     pub fn disturb(&mut self, disturbance: Disturbance) -> Result<()> {
         self.check_rings()?;
         match disturbance.bring_about(&mut self.core)? {
-            None => Ok(()),
+            None => self.listen(),
             Some(later) => self.sweep(later),
         }
+    }
+
+    /// Has what all backends answer count, by whichever way it would come.
+    fn listen(&mut self) -> Result<()> {
+        let twin = self.core.dataplane_mut();
+        (0..BACKENDS).try_for_each(|counters| twin.set_way_in(counters, INGRESS))?;
+        Ok(())
     }
 
     /// Says what packets to unknown ports get, on both sides.
@@ -431,6 +460,33 @@ impl Bench {
         Ok(found.len())
     }
 
+    /// Compares what backends have shown, but for the times, and returns it summed up.
+    ///
+    /// # Errors
+    /// They differ.
+    pub fn compare_signs(&self) -> Result<Signs> {
+        let twin = self.core.dataplane();
+        let mut sum = Signs::default();
+        for counters in 0..BACKENDS {
+            let timeless = |signs: Signs| Signs {
+                nanoseconds: 0,
+                ..signs
+            };
+            let host = timeless(twin.memory.signs(counters)?);
+            let kernel = timeless(twin.maps.signs(counters)?);
+            ensure!(
+                host == kernel,
+                "signs of {counters} differ:\n host   {host:?}\n kernel {kernel:?}"
+            );
+            sum.accepted += host.accepted;
+            sum.refused += host.refused;
+            sum.unreachable += host.unreachable;
+            sum.progressed += host.progressed;
+            sum.resent += host.resent;
+        }
+        Ok(sum)
+    }
+
     /// Gives both sides all that a second has, before either can have used it up.
     fn renew_budgets(&mut self) -> Result<()> {
         let host = &self.core.dataplane().memory.tables.budgets;
@@ -478,7 +534,7 @@ impl Bench {
             insert(&mut kernel.services, index, twin.service_counters(index)?);
             insert(&mut kernel.flows, index, twin.flow_counters(index)?);
         }
-        for index in 0..256 {
+        for index in 0..BACKENDS {
             insert(&mut kernel.backends, index, twin.backend_counters(index)?);
         }
         for (number, count) in (0..).zip(twin.drops()?) {

@@ -74,6 +74,7 @@ fn run() -> Result<()> {
     }
     let recorded = bench.compare_flows()?;
     let counted = bench.compare_counters()?;
+    let signs = bench.compare_signs()?;
     println!(
         "{packets} frames of seed {seed}: 0 differences in {:?}; [drop, pass, transmit, redirect] = {actions:?}; {:?}; {:?} answered; {:?} in fragments; {recorded} flows recorded at the end; {:?}",
         start.elapsed(),
@@ -82,6 +83,15 @@ fn run() -> Result<()> {
         counted.pieces,
         counted.flows
     );
+    println!("{signs:?}");
+    let shown = [
+        signs.accepted,
+        signs.refused,
+        signs.unreachable,
+        signs.progressed,
+        signs.resent,
+    ];
+    assert!(shown.iter().all(|&count| count > 0), "{signs:?}");
     // A generator that no longer reaches a part of the path proves nothing about it.
     assert!(actions.iter().all(|&seen| seen > 0), "{actions:?}");
     let inconsistent = DropReason::Inconsistent as u32;

@@ -19,6 +19,7 @@ mod icmp;
 mod l2;
 mod mss;
 mod nat;
+mod passive;
 mod persistence;
 mod properties;
 mod quic;

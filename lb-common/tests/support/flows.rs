@@ -103,7 +103,7 @@ impl Stage {
             Scheduler::Turns(sequence) => (scheduler::TURNS, sequence),
             Scheduler::Least => (scheduler::LEAST, &[][..]),
             Scheduler::TwoChoices(sequence) => (scheduler::TWO_CHOICES, sequence),
-            Scheduler::Unknown => (99, &[][..]),
+            Scheduler::Unknown => (7, &[][..]),
         };
         let slots: Vec<Slot> = sequence.iter().map(|&owner| Slot::steady(owner)).collect();
         let (start, size) = self.lay(&slots);

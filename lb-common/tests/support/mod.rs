@@ -4,6 +4,7 @@
 mod flows;
 mod guards;
 mod outcome;
+mod passive;
 mod quic;
 mod sessions;
 
@@ -205,7 +206,7 @@ impl Stage {
                         mss::OFF => 0,
                         setting => mss::limit(setting, server.room, vip.is_ipv4()),
                     },
-                    service: index,
+                    watched: 0,
                 };
                 let mut from = endpoint(server.address, protocol);
                 if vip.port() == 0 {

@@ -7,6 +7,7 @@ mod damping;
 mod drain;
 mod forced;
 mod loads;
+mod outliers;
 mod panic;
 mod slow_start;
 mod standby;
@@ -25,8 +26,8 @@ use std::{
 use lb_common::tables::{Tick, state};
 
 use self::{
-    adaptive::Adapting, asked::AllAsked, damping::Damped, panic::Panics, slow_start::SlowStarts,
-    standby::Tiers, standing::Told,
+    adaptive::Adapting, asked::AllAsked, damping::Damped, outliers::Outliers, panic::Panics,
+    slow_start::SlowStarts, standby::Tiers, standing::Told,
 };
 use super::ChangeError;
 use crate::{
@@ -147,6 +148,8 @@ pub struct Core<D> {
     tiers: Tiers,
     /// Who is kept out for failing too often.
     damped: Damped,
+    /// Who is kept out for what packets show.
+    outliers: Outliers,
     /// Which pools are in panic.
     panics: Panics,
     /// Whose weight grows.
@@ -187,6 +190,7 @@ impl<D: Dataplane> Core<D> {
             chronicle: Told::default(),
             tiers: Tiers::default(),
             damped: Damped::default(),
+            outliers: Outliers::default(),
             panics: Panics::default(),
             slow: SlowStarts::default(),
             adapting: Adapting::default(),
@@ -282,6 +286,7 @@ impl<D: Dataplane> Core<D> {
         let (forced, slow) = (self.forced.clone(), self.slow.clone());
         let (panics, damped) = (self.panics.clone(), self.damped.clone());
         let adapting = self.adapting.clone();
+        let outliers = self.outliers.clone();
         let untold = self.chronicle.untold();
         self.follow_leads(&before);
         self.forget_drained(&before);
@@ -295,6 +300,7 @@ impl<D: Dataplane> Core<D> {
             (self.forced, self.slow) = (forced, slow);
             (self.panics, self.damped) = (panics, damped);
             self.adapting = adapting;
+            self.outliers = outliers;
             self.adapt();
             self.chronicle.unsay(untold);
             self.put_back();
@@ -307,6 +313,7 @@ impl<D: Dataplane> Core<D> {
             .retain(|target, _| keys.contains(&(target.service, target.address)));
         self.down.retain(|key, _| keys.contains(key));
         self.damped.retain(&keys);
+        self.outliers.retain(&keys);
         self.asked.retain(|key, _| keys.contains(key));
         Ok(())
     }
@@ -423,6 +430,7 @@ impl<D: Dataplane> Core<D> {
             census,
             overflows: &overflows,
             traffic: &traffic,
+            sampling: &self.outliers.sampling,
             keeps_flows,
         };
         let plan = plan::plan(&self.layout, &inputs)?;

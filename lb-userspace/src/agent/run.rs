@@ -31,6 +31,9 @@ const RESOLVE: Duration = Duration::from_secs(1);
 const AGE: Duration = Duration::from_secs(1);
 /// How often weights that grow are looked at: all that have a step to make make it at once.
 const STEP: Duration = Duration::from_millis(200);
+/// How often what packets show is looked at, of services that want it. It is memory that the program writes to: a look
+/// costs no call of the kernel, and no packet has to wake anybody.
+const WATCH: Duration = Duration::from_millis(10);
 /// Pause before a plan that the kernel refused, or a sweep that came to nothing, is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 /// Sweeps that are tried again that soon, until one comes to something.
@@ -76,6 +79,7 @@ pub async fn run<D: Dataplane>(
         sweep: Sweeping::Due(Instant::now()),
         age: Instant::now() + AGE,
         step: Instant::now(),
+        watch: Instant::now(),
         sweeps: JoinSet::new(),
         sweep_retries: 0,
     };
@@ -121,6 +125,8 @@ struct Running<D> {
     age: Instant,
     /// When weights that grow are looked at next, if any do.
     step: Instant,
+    /// When what packets show is looked at next, if anybody wants it.
+    watch: Instant,
     /// The one sweep that is under way, if any.
     sweeps: JoinSet<Result<Census, DataplaneError>>,
     /// Sweeps that came to nothing in a row and were tried again soon.
@@ -141,7 +147,8 @@ impl<D: Dataplane> Running<D> {
         };
         let waiting = self.waiting.iter().map(|waiting| waiting.until);
         let step = self.core.is_ramping().then_some(self.step);
-        let own = [self.retry, sweep, Some(self.age), step, start];
+        let watch = self.core.watches().then_some(self.watch);
+        let own = [self.retry, sweep, Some(self.age), step, watch, start];
         waiting.chain(own.into_iter().flatten()).min()
     }
 
@@ -176,6 +183,12 @@ impl<D: Dataplane> Running<D> {
         if self.core.is_ramping() && self.step <= now {
             self.step = now + STEP;
             if self.core.step() {
+                self.enforce();
+            }
+        }
+        if self.core.watches() && self.watch <= now {
+            self.watch = now + WATCH;
+            if self.core.watch() {
                 self.enforce();
             }
         }

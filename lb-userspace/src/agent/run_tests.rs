@@ -10,6 +10,7 @@ use std::{
 
 use lb_common::{
     memory::MemoryTables,
+    tables::{Counters, FlowCounters, FlowKey, Handshake, Record, Signs, Table, Tick},
     tables::{Counters, FlowCounters, FlowKey, PortKey, Record, Session, Table, Tick},
 };
 use tokio::time::timeout;
@@ -152,6 +153,21 @@ impl Dataplane for Flood {
 
     fn load(&self, counters: u32) -> Result<u32, DataplaneError> {
         Dataplane::load(&self.memory, counters)
+    }
+
+    fn signs(&self, counters: u32) -> Result<Signs, DataplaneError> {
+        self.memory.signs(counters)
+    }
+
+    fn set_way_in(&mut self, counters: u32, interface: u32) -> Result<(), DataplaneError> {
+        self.memory.set_way_in(counters, interface)
+    }
+
+    fn end_handshakes(
+        &mut self,
+        ends: &mut dyn FnMut(&Handshake) -> bool,
+    ) -> Result<(), DataplaneError> {
+        self.memory.end_handshakes(ends)
     }
 
     fn flow_tables(&self) -> Result<Box<dyn FlowTables + Send>, DataplaneError> {

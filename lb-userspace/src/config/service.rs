@@ -42,6 +42,7 @@ const SERVICE: &[&str] = &[
     "slow_start",
     "adaptive",
     "flap_damping",
+    "passive",
     "panic_below",
     "health",
     "checks",
@@ -210,6 +211,7 @@ fn read_settings(
     let slow_start = section.value("slow_start", str::parse);
     let adaptive = adaptive::read(section);
     let flap_damping = section.value("flap_damping", str::parse);
+    let passive = section.value("passive", str::parse);
     let panic_below = section.integer("panic_below", 0, 100);
     let health = health::read(section);
     let adaptive = match adaptive {
@@ -254,6 +256,7 @@ fn read_settings(
         slow_start: slow_start.map(Located::into_inner),
         adaptive: adaptive.map(Some),
         flap_damping: flap_damping.map(Located::into_inner),
+        passive: passive.map(Located::into_inner),
         panic_below: panic_below.map(Located::into_inner),
         ..Settings::default()
     };

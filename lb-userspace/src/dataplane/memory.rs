@@ -4,8 +4,8 @@ use lb_common::{
     memory::MemoryTables,
     steer,
     tables::{
-        Counters, FlowCounters, FlowKey, PoolKey, PortKey, Record, ServiceEntry, Session, Table,
-        Tables, Tick,
+        Counters, FlowCounters, FlowKey, Handshake, PoolKey, PortKey, Record, ServiceEntry,
+        Session, Signs, Table, Tables, Tick, handshake,
     },
 };
 
@@ -181,6 +181,29 @@ impl Dataplane for MemoryDataplane {
 
     fn load(&self, counters: u32) -> Result<u32, DataplaneError> {
         Ok(self.tables.load(counters))
+    }
+
+    fn signs(&self, counters: u32) -> Result<Signs, DataplaneError> {
+        let signs = self.tables.signs.borrow();
+        Ok(signs.get(&counters).copied().unwrap_or_default())
+    }
+
+    fn set_way_in(&mut self, counters: u32, interface: u32) -> Result<(), DataplaneError> {
+        let signs = self.tables.signs.get_mut();
+        signs.entry(counters).or_default().interface = interface.into();
+        Ok(())
+    }
+
+    fn end_handshakes(
+        &mut self,
+        ends: &mut dyn FnMut(&Handshake) -> bool,
+    ) -> Result<(), DataplaneError> {
+        for found in self.tables.handshakes.get_mut().values_mut() {
+            if found.state == handshake::PENDING && ends(found) {
+                found.state = handshake::STALLED;
+            }
+        }
+        Ok(())
     }
 
     fn flow_tables(&self) -> Result<Box<dyn FlowTables + Send>, DataplaneError> {

@@ -11,8 +11,8 @@ use std::sync::Arc;
 use lb_common::{
     memory::MemoryTables,
     tables::{
-        Address, Backend, Counters, Descriptor, Endpoint, FlowCounters, FlowKey, Guard, Member,
-        PortKey, Record, Server, ServerKey, Session, Table, Tick, WayBack,
+        Address, Backend, Counters, Descriptor, Endpoint, FlowCounters, FlowKey, Guard, Handshake,
+        Member, PortKey, Record, Server, ServerKey, Session, Signs, Table, Tick, WayBack,
     },
 };
 
@@ -316,6 +316,27 @@ pub trait Dataplane: Send {
     /// # Errors
     /// The map cannot be read.
     fn load(&self, counters: u32) -> Result<u32, DataplaneError>;
+
+    /// What a backend has shown, by the index of its counters.
+    ///
+    /// # Errors
+    /// The map cannot be read.
+    fn signs(&self, counters: u32) -> Result<Signs, DataplaneError>;
+
+    /// Says by which interface a backend's answers come in, by the index of its counters; 0: by none.
+    ///
+    /// # Errors
+    /// The map cannot be written.
+    fn set_way_in(&mut self, counters: u32, interface: u32) -> Result<(), DataplaneError>;
+
+    /// Goes through the handshakes that are waited for, and ends those that `ends` says so of.
+    ///
+    /// # Errors
+    /// The map cannot be read or written.
+    fn end_handshakes(
+        &mut self,
+        ends: &mut dyn FnMut(&Handshake) -> bool,
+    ) -> Result<(), DataplaneError>;
 
     /// The flow tables, to be swept or listed beside whatever else is done.
     ///

@@ -79,6 +79,7 @@ impl Scrape {
         )?;
         self.adaptive(encoder)?;
         self.damping(encoder)?;
+        self.passive(encoder)?;
         self.standings(encoder)?;
         let latencies = self
             .pool()
@@ -138,6 +139,35 @@ impl Scrape {
             gauges(encoder, name, help, None, samples)?;
         }
         Ok(())
+    }
+
+    fn passive(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let watched = || self.pool().filter_map(|(l, b)| Some((l, b.passive?)));
+        let shown = watched().flat_map(|([service, backend], p)| {
+            let signs = [
+                ("accepted", p.accepted),
+                ("refused", p.refused),
+                ("unreachable", p.unreachable),
+                ("progressed", p.progressed),
+                ("missed", p.missed),
+            ];
+            signs.map(|(sign, count)| {
+                let sign = ("sign", sign.to_owned());
+                ([service.clone(), backend.clone(), sign], count)
+            })
+        });
+        let help = "What packets of handshakes have shown, by sign";
+        counters(encoder, "lb_backend_signs", help, shown)?;
+        let times = watched().filter_map(|(l, p)| Some((l, p.handshake?.as_secs_f64())));
+        let help = "How long watched handshakes have taken on average, from SYN to the client's next segment";
+        let unit = Some(&Unit::Seconds);
+        gauges(encoder, "lb_backend_handshake", help, unit, times)?;
+        let ejected = watched().map(|(l, p)| (l, u64::from(p.left.is_some())));
+        let help = "1 while it is kept out for what packets show";
+        gauges(encoder, "lb_backend_ejected", help, None, ejected)?;
+        let times = watched().map(|(l, p)| (l, u64::from(p.ejections)));
+        let help = "Times that it was kept out for that, not forgotten yet";
+        gauges(encoder, "lb_backend_ejections", help, None, times)
     }
 
     fn standings(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {

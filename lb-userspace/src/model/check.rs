@@ -16,6 +16,7 @@ use super::{
     limit::check_limits,
     mss::check_clamp,
     name_of,
+    passive::check_passive,
     recovery::{check_damping, check_panic, check_slow_start},
     tier::{check_spill, check_tier},
 };
@@ -52,6 +53,7 @@ impl Service {
         check_slow_start(self)?;
         check_damping(self)?;
         check_panic(self)?;
+        check_passive(self)?;
         check_clamp(self)?;
         check_limits(self)?;
         check_full_nat(self)?;

@@ -124,6 +124,10 @@ impl Service {
                 differ("flap_damping", here.to_string(), there.to_string())
             })
             .or_else(|| {
+                let (here, there) = (self.passive, other.passive);
+                differ("passive", here.to_string(), there.to_string())
+            })
+            .or_else(|| {
                 let (here, there) = (self.panic_below, other.panic_below);
                 differ("panic_below", here.to_string(), there.to_string())
             })

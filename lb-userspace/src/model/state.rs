@@ -9,7 +9,7 @@ use std::{
 use super::{
     AccessEdit, AccessList, Adaptive, AddressPool, Admin, Backend, ClientAddress, Failback,
     FlapDamping, FlowLimit, FlowState, MAX_POOL_ADDRESSES, Mode, ModelError, MssClamp, OnDown,
-    Protocol, Quic, Scheduler, ServerId, Service, ServiceId, SlowStart, Unserved,
+    Passive, Protocol, Quic, Scheduler, ServerId, Service, ServiceId, SlowStart, Unserved,
 };
 
 /// Everything that is wanted. Valid by construction.
@@ -115,6 +115,8 @@ pub struct Settings {
     pub adaptive: Option<Option<Adaptive>>,
     /// [`Service::flap_damping`].
     pub flap_damping: Option<FlapDamping>,
+    /// [`Service::passive`].
+    pub passive: Option<Passive>,
     /// [`Service::panic_below`].
     pub panic_below: Option<u8>,
     /// [`Service::group`]; `Some(None)`: it gets a pool of its own.
@@ -560,6 +562,7 @@ impl Settings {
             slow_start,
             adaptive,
             flap_damping,
+            passive,
             panic_below,
             group,
             quic,
@@ -591,6 +594,7 @@ impl Settings {
         service.slow_start = slow_start.unwrap_or(service.slow_start);
         service.adaptive = adaptive.unwrap_or(service.adaptive);
         service.flap_damping = flap_damping.unwrap_or(service.flap_damping);
+        service.passive = passive.unwrap_or(service.passive);
         service.panic_below = panic_below.unwrap_or(service.panic_below);
         if let Some(group) = group {
             service.group.clone_from(group);

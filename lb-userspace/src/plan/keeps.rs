@@ -50,7 +50,7 @@ fn obstacle(id: ServiceId, former: &Placed, placed: &Placed) -> Option<String> {
         return None;
     }
     let by_ring = |pool: &Placed| {
-        pool.descriptor.scheduler == scheduler::RING
+        pool.descriptor.scheduler() == scheduler::RING
             && pool.descriptor.flags & service_flag::ALWAYS == 0
     };
     if !by_ring(former) || !by_ring(placed) {

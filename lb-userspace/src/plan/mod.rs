@@ -75,6 +75,9 @@ pub struct Inputs<'a> {
     pub overflows: &'a BTreeMap<u32, u64>,
     /// Packets so far of backends of QUIC services, by index of their counters; as `overflows`.
     pub traffic: &'a BTreeMap<u32, u64>,
+    /// Which handshakes are watched ([`Descriptor::sampling`]) of services that look at them, where not all: by the
+    /// first of their group.
+    pub sampling: &'a BTreeMap<ServiceId, u8>,
     /// Whether a plan that would forget flows is refused.
     pub keeps_flows: bool,
 }
@@ -285,6 +288,11 @@ impl Draft {
         let mut placed = self.place_services(pool, placed)?;
         placed.descriptor.pool = placed.number as u16;
         placed.descriptor.mode = service.mode.number();
+        let sampling = match service.watches_handshakes() {
+            true => inputs.sampling.get(&service.id).copied().unwrap_or(1),
+            false => 0,
+        };
+        placed.descriptor.set_sampling(sampling);
         note_overflows(&mut placed, inputs);
         servers::note_traffic(&mut placed, inputs);
         let mut dead = Dead::new();
@@ -317,12 +325,13 @@ impl Draft {
                 address: vip.address,
                 port: vip.port,
                 mss: 0,
-                service: placed.services[&service.id],
+                watched: 0,
             };
             for (_, member) in placed.members() {
                 let address = member.address();
                 let back = WayBack {
                     mss: answered_mss(service, &member.backend),
+                    watched: watched(service, &member.backend),
                     ..back
                 };
                 let key = endpoint_at(service.served_at(address), service.id.protocol);
@@ -337,6 +346,7 @@ impl Draft {
             let differs = |taken: WayBack| {
                 WayBack {
                     mss: back.mss,
+                    watched: back.watched,
                     ..taken
                 } != back
             };
@@ -515,6 +525,14 @@ impl Draft {
             moves: self.moves,
             put_off: self.put_off,
         }
+    }
+}
+
+/// [`WayBack::watched`] of a backend.
+fn watched(service: &Service, backend: &Backend) -> u32 {
+    match service.passive.is_off() {
+        true => 0,
+        false => backend.counters + 1,
     }
 }
 

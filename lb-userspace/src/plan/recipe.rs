@@ -52,13 +52,13 @@ impl Settings {
     /// Whether flows would be placed otherwise than under `before`, whatever the pool.
     pub(super) fn places_otherwise(&self, before: &Descriptor) -> bool {
         let flags = service_flag::ALWAYS | service_flag::BY_SOURCE;
-        self.scheduler != before.scheduler
+        self.scheduler != before.scheduler()
             || (self.persistence == 0) != (before.persistence == 0)
             || self.flags & flags != before.flags & flags
     }
 
     pub(super) fn write(&self, descriptor: &mut Descriptor) {
-        descriptor.scheduler = self.scheduler;
+        descriptor.set_scheduler(self.scheduler);
         const KEPT: u16 = service_flag::MOVING | service_flag::PREVIOUSLY_BY_SOURCE;
         descriptor.flags = (descriptor.flags & KEPT) | self.flags;
         descriptor.moving_time = self.moving_time;

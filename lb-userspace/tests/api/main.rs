@@ -1,5 +1,7 @@
 //! The API over its socket: what each route answers, and what it takes.
 
+// The largest answer is one `json!` with dozens of keys.
+#![recursion_limit = "256"]
 #![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
 
 #[path = "../support/mod.rs"]
@@ -122,7 +124,7 @@ async fn a_service_is_told_with_its_health_and_backends() {
         "quic": null,
         "persistence_ms": 0,
         "persistence_prefix": null,
-        "spill_below": 70, "failback": "automatic", "slow_start": "off", "adaptive": null, "flap_damping": "off", "panic_below": 0, "from_tier": 0,
+        "spill_below": 70, "failback": "automatic", "slow_start": "off", "adaptive": null, "flap_damping": "off", "passive": "off", "panic_below": 0, "from_tier": 0,
         "health": {"type": "http", "path": "/health", "interval_ms": 1000, "timeout_ms": 500, "rise": 2, "fall": 3},
         "flows": {
             "steady": 1000, "moving": 3, "settling": 1,
@@ -454,6 +456,7 @@ async fn the_client_speaks_every_route() {
         slow_start: Some("1m".parse().unwrap()),
         adaptive: Some(Adaptive::by([Signal::Latency])),
         flap_damping: Some("10s".parse().unwrap()),
+        passive: Some("refusals=1".parse().unwrap()),
         panic_below: Some(30),
         health: None,
         checks: None,
@@ -507,6 +510,7 @@ async fn the_client_speaks_every_route() {
     assert_eq!(edited.adaptive, Some(Adaptive::by([Signal::Latency])));
     assert_eq!((edited.panic_below, edited.panic), (30, None));
     assert_eq!(edited.flap_damping.to_string(), "10s to 5m");
+    assert_eq!(edited.passive.to_string(), "refusals=1");
     let edit = EditBackend {
         tier: Some(2),
         ..EditBackend::default()

@@ -647,6 +647,42 @@ const BAD_SERVICES: &[Bad] = &[
         "service[0].flap_damping",
         "0s to 1 week",
     ),
+    (
+        "passive = \"sometimes\"",
+        4,
+        "service[0].passive",
+        "\"on\", \"off\", or settings between commas: refusals=3",
+    ),
+    (
+        "passive = \"refusals=0,failing=0%\"",
+        4,
+        "service[0].passive",
+        "nothing to keep a backend out for",
+    ),
+    (
+        "passive = \"max_ejected=101%\"",
+        4,
+        "service[0].passive",
+        "max_ejected is 101%: 0% to 100%",
+    ),
+    (
+        "passive = \"handshake=9s\"",
+        4,
+        "service[0].passive",
+        "handshake is 9s: 50ms to 5s",
+    ),
+    (
+        "passive = \"ejection=10s,longest=5s\"",
+        4,
+        "service[0].passive",
+        "longest is 5s: 10s to 7days",
+    ),
+    (
+        "passive = \"volume=0\"",
+        4,
+        "service[0].passive",
+        "volume is 0: 1 to 1000000",
+    ),
     ("panic_below = 101", 4, "service[0].panic_below", "0 to 100"),
     ("spill_below = 101", 4, "service[0].spill_below", "0 to 100"),
     (

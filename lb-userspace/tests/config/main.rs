@@ -56,6 +56,7 @@ failback = "30s"
 slow_start = "45s from 20%"
 adaptive = { from = ["latency"], least = 30, most = 300, dead_band = 10, unsteady = 8, interval = "5s", latency_floor = "3ms" }
 flap_damping = "10s to 2m"
+passive = "refusals=2,window=20s"
 panic_below = 40
 health = { type = "http", path = "/health", host = "x", port = 8080, interval = "1s", timeout = "500ms", rise = 2, fall = 4 }
 [[service.backend]]
@@ -150,6 +151,11 @@ fn every_key_of_the_format_is_read() {
     assert_eq!(
         (damping(first), damping(second)),
         ("10s to 2m".to_owned(), "off".to_owned())
+    );
+    let passive = |service: &Service| service.passive.to_string();
+    assert_eq!(
+        (passive(first), passive(second)),
+        ("refusals=2,window=20s".to_owned(), "off".to_owned())
     );
     let slow = |service: &Service| service.slow_start.to_string();
     assert_eq!(

@@ -14,9 +14,9 @@ use lb_common::{
     schedule::NOBODY,
     tables::{
         AccessKey, Address, Backend, Bucket, Control, Datagram, Endpoint, FlowEvent, FlowKey,
-        FragmentKey, GuardEntry, Handover, Member, NoRoute, PoolKey, PortKey, Record, Recorded,
-        Route, RouteQuery, Server, ServerKey, ServiceEntry, Session, Slot, SourceKey, Table,
-        Tables, Tick, WayBack, flow_kind,
+        FragmentKey, GuardEntry, Handover, Handshake, Member, NoRoute, PoolKey, PortKey, Record,
+        Recorded, Route, RouteQuery, Server, ServerKey, ServiceEntry, Session, Sign, Slot,
+        SourceKey, Table, Tables, Tick, WayBack, flow_kind,
     },
     track::{self, Question},
     verdict::{Answer, DropReason, Piece},
@@ -449,6 +449,26 @@ impl Tables for Bent<'_> {
         let index = ask(question);
         self.declined.set(false);
         index
+    }
+
+    fn exact_now(&self) -> u64 {
+        self.tables.exact_now()
+    }
+
+    fn comes_by(&self, counters: u32) -> u32 {
+        self.tables.comes_by(counters)
+    }
+
+    fn add_sign(&self, counters: u32, sign: Sign, amount: u64) {
+        self.tables.add_sign(counters, sign, amount);
+    }
+
+    fn end_streak(&self, counters: u32) {
+        self.tables.end_streak(counters);
+    }
+
+    fn visit_handshake<R>(&self, place: u32, visit: impl FnOnce(&mut Handshake) -> R) -> Option<R> {
+        self.tables.visit_handshake(place, visit)
     }
 
     fn remember(&self, question: &Question, id: u32) {

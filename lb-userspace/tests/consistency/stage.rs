@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use lb_common::{
     memory::MemoryTables,
+    tables::{Counters, FlowCounters, FlowKey, Handshake, Record, Signs, Table, Tick},
     tables::{Counters, FlowCounters, FlowKey, PortKey, Record, Session, Table, Tick},
 };
 use lb_userspace::{
@@ -111,6 +112,21 @@ impl Dataplane for Stage {
 
     fn load(&self, counters: u32) -> Result<u32, DataplaneError> {
         self.world().memory.load(counters)
+    }
+
+    fn signs(&self, counters: u32) -> Result<Signs, DataplaneError> {
+        self.world().memory.signs(counters)
+    }
+
+    fn set_way_in(&mut self, counters: u32, interface: u32) -> Result<(), DataplaneError> {
+        self.world().memory.set_way_in(counters, interface)
+    }
+
+    fn end_handshakes(
+        &mut self,
+        ends: &mut dyn FnMut(&Handshake) -> bool,
+    ) -> Result<(), DataplaneError> {
+        self.world().memory.end_handshakes(ends)
     }
 
     fn flow_tables(&self) -> Result<Box<dyn FlowTables + Send>, DataplaneError> {

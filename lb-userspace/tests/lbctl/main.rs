@@ -378,6 +378,31 @@ async fn who_is_kept_out_is_shown() {
 }
 
 #[tokio::test]
+async fn what_packets_show_is_shown_where_they_are_looked_at() {
+    let agent = FakeAgent::start(WEB);
+    let shown = succeed(&agent, "service show 10.0.0.1:80/tcp").await;
+    assert!(!shown.contains("WENT ON"), "{shown}");
+    let set = "service set 10.0.0.1:80/tcp --passive";
+    succeed(&agent, &format!("{set} refusals=2,max_ejected=30%")).await;
+    let shown = succeed(&agent, "service show 10.0.0.1:80/tcp").await;
+    let row = ["4321", "65", "7", "1001", "89", "1.75ms", "2", "19s"];
+    let rows = shown.lines().filter(|line| {
+        let words: Vec<&str> = line.split_whitespace().skip(1).collect();
+        words == row
+    });
+    assert!(rows.count() > 0, "{shown}");
+    assert!(shown.contains("refusals=2,max_ejected=30%\n"), "{shown}");
+    let json = succeed_json(&agent, "backend list 10.0.0.1:80/tcp").await;
+    let expected = json!({
+        "accepted": 4_321, "refused": 65, "unreachable": 7, "progressed": 1_001, "missed": 89,
+        "handshake_us": 1_750, "ejections": 2, "left_ms": 19_000,
+    });
+    assert_eq!(json[0]["passive"], expected);
+    succeed(&agent, &format!("{set} off")).await;
+    assert!(web(&agent).passive.is_off());
+}
+
+#[tokio::test]
 async fn a_panic_is_shown_by_its_service_and_by_the_status() {
     let agent = FakeAgent::start(WEB);
     let set = |percent| format!("service set 10.0.0.1:80/tcp --panic-below {percent}");

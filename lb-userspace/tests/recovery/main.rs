@@ -5,6 +5,7 @@
 mod adaptive;
 mod damping;
 mod panic;
+mod passive;
 mod pool;
 #[path = "../reach/mod.rs"]
 mod reach;

@@ -22,8 +22,8 @@ use lb_userspace::{
         AdaptivePoolStatus, AdaptiveStatus, AddressPoolStatus, BackendState, BackendStatus,
         CheckStatus, ClientList, ClientRecord, Condition, DampingStatus, DrainStatus, FlowFilter,
         FlowList, FlowRecord, FlowStatus, Happened, InterfaceStatus, PanicStatus, Passed,
-        RecordUses, ServiceStatus, SlowStartStatus, Snapshot, Standing, TableUse, TierStatus,
-        Traffic,
+        PassiveStatus, RecordUses, ServiceStatus, SlowStartStatus, Snapshot, Standing, TableUse,
+        TierStatus, Traffic,
     },
 };
 use tempfile::TempDir;
@@ -248,6 +248,7 @@ fn leaving() -> BackendStatus {
         checks: Vec::new(),
         asked: Asked::default(),
         damping: DampingStatus::default(),
+        passive: None,
         slow_start: None,
         adaptive: None,
         effective_weight: 0.0,
@@ -330,6 +331,20 @@ fn damping(weight: u16) -> DampingStatus {
     }
 }
 
+/// What packets show of every backend of a service that looks at them.
+fn signs() -> PassiveStatus {
+    PassiveStatus {
+        accepted: 4_321,
+        refused: 65,
+        unreachable: 7,
+        progressed: 1_001,
+        missed: 89,
+        handshake: Some(Duration::from_micros(1_750)),
+        ejections: 2,
+        left: Some(Duration::from_secs(19)),
+    }
+}
+
 fn standing(weight: u16) -> Option<Standing> {
     let state = match weight {
         WEIGHT_OF_A_DRAINED => BackendState::Draining,
@@ -369,6 +384,7 @@ fn describe(service: &Service) -> ServiceStatus {
                 max_connections: None,
             },
             damping: damping(backend.weight),
+            passive: (!service.passive.is_off()).then(signs),
             slow_start: (backend.weight == WEIGHT_OF_ONE_THAT_GROWS).then_some(SlowStartStatus {
                 percent: 35,
                 left: Duration::from_secs(20),

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 use aya::programs::{TestRun as _, TestRunOptions, Xdp};
 use lb_common::{
     memory::MemoryTables,
-    tables::{Counters, FlowCounters, Phase, Tick, service_flag},
+    tables::{Counters, FlowCounters, Handshake, Phase, Signs, Tick, service_flag},
 };
 use lb_userspace::{
     agent::Core,
@@ -93,6 +93,21 @@ impl Dataplane for Watched {
 
     fn load(&self, counters: u32) -> Result<u32, DataplaneError> {
         self.maps.load(counters)
+    }
+
+    fn signs(&self, counters: u32) -> Result<Signs, DataplaneError> {
+        self.maps.signs(counters)
+    }
+
+    fn set_way_in(&mut self, counters: u32, interface: u32) -> Result<(), DataplaneError> {
+        self.maps.set_way_in(counters, interface)
+    }
+
+    fn end_handshakes(
+        &mut self,
+        ends: &mut dyn FnMut(&Handshake) -> bool,
+    ) -> Result<(), DataplaneError> {
+        self.maps.end_handshakes(ends)
     }
 
     fn flow_tables(&self) -> Result<Box<dyn FlowTables + Send>, DataplaneError> {

@@ -167,10 +167,17 @@ impl Generator {
         bytes.extend(to.port().to_be_bytes());
         match protocol {
             6 => {
-                bytes.extend((0..8).map(|_| self.random.byte()));
+                // Often one of a few sequence numbers, so that segments follow a SYN, or one comes again.
+                let sequence = match self.random.below(8) {
+                    n @ 0..=4 => n as u32,
+                    5 => u32::MAX,
+                    _ => self.random.word() as u32,
+                };
+                bytes.extend(sequence.to_be_bytes());
+                bytes.extend((0..4).map(|_| self.random.byte()));
                 let flags = self
                     .random
-                    .pick(&[0x02, 0x10, 0x12, 0x18, 0x04, 0x11, 0x42]);
+                    .pick(&[0x02, 0x10, 0x12, 0x18, 0x04, 0x11, 0x42, 0x02, 0x14]);
                 let options = self.options();
                 bytes.extend([0x50 + 4 * options.len() as u8, flags]);
                 bytes.extend((0..6).map(|_| self.random.byte()));

@@ -1,7 +1,11 @@
 //! Where answers to clients go: the kernel's routes in a namespace, and what the host is to find of them.
 //! Every outcome of a look-up is there. Owns no frames and judges none.
 
-use std::{collections::BTreeMap, net::IpAddr, process::Command};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv6Addr},
+    process::Command,
+};
 
 use anyhow::Result;
 use lb_common::tables::{Address, NoRoute, Route};

@@ -13,8 +13,8 @@ use lb_userspace::{
     dataplane::Dataplane,
     health::{Event, Target},
     model::{
-        AccessList, AddressPool, Change, ClientAddress, FlowState, Health, Mode, MssClamp, Prefix,
-        Scheduler, Service, Unserved,
+        AccessList, AddressPool, Change, ClientAddress, FlowState, Health, Mode, MssClamp, Passive,
+        Prefix, Protocol, Scheduler, Service, Unserved,
     },
     neighbours::Update,
     snapshot::Condition,
@@ -136,6 +136,10 @@ fn service(vip: &str, mode: Mode, backends: &[&str]) -> Result<Service> {
         "id": vip, "mode": mode, "backends": backends
     }))?;
     service.health = Health::none();
+    // Of some, nobody looks at what packets show.
+    if service.id.protocol == Protocol::Tcp && !vip.contains("::3]") {
+        service.passive = Passive::ON;
+    }
     Ok(service)
 }
 

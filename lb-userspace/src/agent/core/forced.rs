@@ -57,6 +57,7 @@ impl<D: Dataplane> Core<D> {
             // Somebody has looked after it.
             if was != admin && (admin == Some(Admin::Up) || maintained(admin)) {
                 self.damped.forget(key);
+                self.outliers.forget(key);
             }
         }
         self.forced = forced;
@@ -84,7 +85,7 @@ impl<D: Dataplane> Core<D> {
     /// What is left of every backend that is not up.
     pub(super) fn liveness(&self) -> BTreeMap<Key, Liveness> {
         let keys = self.down.keys().chain(self.forced.keys());
-        let keys = keys.chain(self.damped.keys());
+        let keys = keys.chain(self.damped.keys()).chain(self.outliers.keys());
         keys.filter_map(|&key| Some((key, self.liveness_of(key)?)))
             .collect()
     }
@@ -98,7 +99,8 @@ impl<D: Dataplane> Core<D> {
         };
         let all = [found, self.forced.get(&key)].into_iter().flatten();
         let held = self.damped.holds(key) && self.admin(key) != Some(Admin::Up);
-        let held = held.then_some(Liveness::Down);
+        // Never dead for that: it may be alive.
+        let held = (held || self.is_ejected(key)).then_some(Liveness::Down);
         all.map(|down| self.means(key.0, down)).chain(held).max()
     }
 

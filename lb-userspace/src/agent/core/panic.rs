@@ -1,7 +1,7 @@
 //! Which pools are in panic, and who is used there although its checks fail ([`crate::agent::panic`]).
 //!
-//! Before a pool panics, it lets those in who are kept out for having failed too often ([`super::damping`]) and whose
-//! checks pass; and so does any pool of which nobody else is healthy.
+//! Before a pool panics, it lets those in who are kept out for having failed too often ([`super::damping`]) or for
+//! what packets show ([`super::outliers`]), and whose checks pass; and so does any pool of which nobody else is healthy.
 //!
 //! Never used are those that somebody keeps out (drain, maintenance, down by hand, weight 0, an agent that asks for
 //! it), and those whose own port refuses or whose host is not there: a flow that goes there is lost for certain.
@@ -72,8 +72,8 @@ impl<D: Dataplane> Core<D> {
     /// Judges every pool anew.
     pub(super) fn judge_all(&mut self) {
         let services = self.state.services();
-        let may = services
-            .filter(|s| s.panic_below > 0 || self.panics.has(s.id) || self.damped.has(s.id));
+        let may =
+            services.filter(|s| s.panic_below > 0 || self.panics.has(s.id) || self.keeps_out(s.id));
         let leads = may.map(|service| service.id);
         let leads: BTreeSet<_> = leads.filter(|&id| self.state.lead(id) == id).collect();
         self.panics.0.retain(|lead, _| leads.contains(lead));
@@ -89,7 +89,8 @@ impl<D: Dataplane> Core<D> {
             return false;
         };
         let below = service.panic_below;
-        if below == 0 && !self.panics.has(lead) && !self.damped.has(lead) {
+        let spared = self.damped.spared.contains(&lead);
+        if below == 0 && !self.panics.has(lead) && !self.keeps_out(lead) && !spared {
             return false;
         }
         let (spares, after) = self.verdict(service);
@@ -125,7 +126,12 @@ impl<D: Dataplane> Core<D> {
         }
     }
 
-    /// Whether nobody is kept out of a pool for having failed too often, and its panic.
+    /// Whether anybody of a pool would be kept out although its checks pass.
+    fn keeps_out(&self, lead: ServiceId) -> bool {
+        self.damped.has(lead) || self.outliers.has(lead)
+    }
+
+    /// Whether nobody is kept out of a pool for having failed too often or for what packets show, and its panic.
     fn verdict(&self, service: &Service) -> (bool, Option<Panic>) {
         let below = service.panic_below;
         let (weights, _) = self.weigh(service, false);
@@ -147,7 +153,7 @@ impl<D: Dataplane> Core<D> {
             shares: panic::shares(&weights, healthy.from),
         });
         let panic = panic.filter(|panic| !panic.used.is_empty());
-        (self.damped.has(service.id), panic)
+        (self.keeps_out(service.id), panic)
     }
 
     /// The weights of a pool's tiers, with those who wait for having failed too often or without, and who of each is
@@ -170,7 +176,9 @@ impl<D: Dataplane> Core<D> {
             match self.down.get(&key).filter(|_| backend.admin != Admin::Up) {
                 Some(down) if down.gone => {}
                 Some(_) => used.entry(backend.tier).or_default().push(backend.address),
-                None if with_held || !self.damped.waits(key) => weight.healthy += own,
+                None if with_held || !(self.damped.waits(key) || self.outliers.waits(key)) => {
+                    weight.healthy += own;
+                }
                 None => {}
             }
         }
@@ -178,7 +186,7 @@ impl<D: Dataplane> Core<D> {
     }
 
     /// Whether nobody keeps a backend out, neither people nor its agent.
-    fn is_eligible(&self, key: Key, backend: &Backend) -> bool {
+    pub(super) fn is_eligible(&self, key: Key, backend: &Backend) -> bool {
         let asked = self.asked.get(&key);
         let drains = asked.is_some_and(|asked| asked.drains() || asked.weight == Some(0));
         backend.is_wanted() && (backend.admin == Admin::Up || !drains)

@@ -52,6 +52,7 @@ impl<D: Dataplane> Core<D> {
     pub(super) fn adapt(&mut self) {
         let asked = asked::lay_over(&self.state, &self.asked);
         self.stop_damping();
+        self.stop_watching();
         self.judge_all();
         self.turn_ramps(asked.as_ref());
         self.turn_adapting();

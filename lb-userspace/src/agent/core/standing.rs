@@ -162,6 +162,9 @@ impl<D: Dataplane> Core<D> {
         if let Some(reason) = self.kept_out(key).filter(|_| backend.admin != Admin::Up) {
             return Some((BackendState::Down, reason));
         }
+        if let Some(reason) = self.ejected_for(key) {
+            return Some((BackendState::Down, reason));
+        }
         let used = self.panics.uses(key);
         if used || self.liveness_of(key).is_some() {
             let unchecked = "it has to pass its checks first".to_owned();

@@ -106,6 +106,7 @@ impl<D: Dataplane> Core<D> {
         self.adapting.follow(&leads);
         self.panics.follow(&leads);
         self.damped.follow(&leads);
+        self.outliers.follow(&leads);
         let under = |(_, address), now| (now, address);
         inherit(&mut self.down, &leads, |(lead, _)| lead, under);
         inherit(&mut self.forced, &leads, |(lead, _)| lead, under);

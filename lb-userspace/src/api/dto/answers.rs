@@ -12,8 +12,8 @@ use crate::{
     capacity,
     model::{
         Adaptive, Admin, Check, ClientAddress, Combine, Failback, FlapDamping, FlowLimit,
-        FlowState, Mode, MssClamp, OnDown, Quic, SOURCE_PREFIX_V4, SOURCE_PREFIX_V6, Scheduler,
-        ServiceId, SlowStart, Unserved,
+        FlowState, Mode, MssClamp, OnDown, Passive, Quic, SOURCE_PREFIX_V4, SOURCE_PREFIX_V6,
+        Scheduler, ServiceId, SlowStart, Unserved,
     },
     snapshot,
 };
@@ -150,6 +150,10 @@ pub struct Service {
     /// How long a backend that goes down again and again has to pass its checks first: `off`, or as `10s to 2m`.
     #[serde(default)]
     pub flap_damping: FlapDamping,
+    /// What the packets of handshakes have to show of a backend before it is kept out: `off`, `on`, or settings as
+    /// `refusals=3,max_ejected=50%`.
+    #[serde(default)]
+    pub passive: Passive,
     /// Percent of the pool's weight that is healthy below which those that are down are used as well; 0: never.
     #[serde(default)]
     pub panic_below: u8,
@@ -378,6 +382,7 @@ impl From<&snapshot::ServiceStatus> for Service {
             slow_start: service.slow_start,
             adaptive: service.adaptive,
             flap_damping: service.flap_damping,
+            passive: service.passive,
             panic_below: service.panic_below,
             from_tier: service.from_tier,
             panic: status.panic.map(|panic| Panic {

@@ -47,6 +47,9 @@ pub struct Backend {
     /// What is held against it for having failed, where something is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub damping: Option<Damping>,
+    /// What packets show of it, where they are looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub passive: Option<Passive>,
     /// How far its weight has grown, while it does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slow_start: Option<Growing>,
@@ -78,6 +81,29 @@ pub struct Damping {
     /// Failures that are not forgotten yet.
     pub failures: u32,
     /// How long it is kept out although its checks pass, where it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub left_ms: Option<u64>,
+}
+
+/// What packets show of a backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Passive {
+    /// Connections that it has accepted, where its answers pass.
+    pub accepted: u64,
+    /// Connections that it has refused, likewise.
+    pub refused: u64,
+    /// ICMP errors that say that it cannot be reached.
+    pub unreachable: u64,
+    /// Watched handshakes whose client went on.
+    pub progressed: u64,
+    /// Those whose client did not.
+    pub missed: u64,
+    /// How long handshakes have taken on average, from SYN to the client's next segment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub handshake_us: Option<u64>,
+    /// Times that it was kept out for it that are not forgotten yet.
+    pub ejections: u32,
+    /// How long it still is at least, where it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub left_ms: Option<u64>,
 }
@@ -186,6 +212,7 @@ impl From<&snapshot::BackendStatus> for Backend {
                 failures: status.damping.failures,
                 left_ms: status.damping.left.map(millis),
             }),
+            passive: status.passive.map(Into::into),
             slow_start: status.slow_start.map(|slow| Growing {
                 weight_percent: slow.percent,
                 left_ms: millis(slow.left),
@@ -222,6 +249,31 @@ impl From<&snapshot::CheckStatus> for CheckStatus {
             passed: status.passed,
             failed: status.failed,
             undecided: status.undecided,
+        }
+    }
+}
+
+impl From<snapshot::PassiveStatus> for Passive {
+    fn from(status: snapshot::PassiveStatus) -> Self {
+        let snapshot::PassiveStatus {
+            accepted,
+            refused,
+            unreachable,
+            progressed,
+            missed,
+            handshake,
+            ejections,
+            left,
+        } = status;
+        Self {
+            accepted,
+            refused,
+            unreachable,
+            progressed,
+            missed,
+            handshake_us: handshake.and_then(micros),
+            ejections,
+            left_ms: left.map(millis),
         }
     }
 }

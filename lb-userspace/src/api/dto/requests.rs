@@ -6,8 +6,8 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::model::{
     self, Adaptive, Admin, Check, ClientAddress, Combine, Failback, FlapDamping, FlowLimit,
-    FlowState, Health, Mode, ModelError, MssClamp, OnDown, Quic, Scheduler, ServerId, ServiceId,
-    Settings, SlowStart, Unserved,
+    FlowState, Health, Mode, ModelError, MssClamp, OnDown, Passive, Quic, Scheduler, ServerId,
+    ServiceId, Settings, SlowStart, Unserved,
 };
 
 /// A service to add.
@@ -95,6 +95,10 @@ pub struct NewService {
     /// `10s` or `10s to 5m`; `off` where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub flap_damping: Option<FlapDamping>,
+    /// What the packets of handshakes have to show of a backend before it is kept out: `on`, or settings as
+    /// `refusals=3,max_ejected=50%`; `off` where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub passive: Option<Passive>,
     /// Percent of the pool's weight that is healthy below which those that are down are used as well; 0, or absent: never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub panic_below: Option<u8>,
@@ -260,6 +264,9 @@ pub struct EditService {
     /// How long a backend that goes down again and again has to pass its checks first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub flap_damping: Option<FlapDamping>,
+    /// What the packets of handshakes have to show of a backend before it is kept out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub passive: Option<Passive>,
     /// Percent of the pool's weight that is healthy below which those that are down are used as well.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub panic_below: Option<u8>,
@@ -307,6 +314,7 @@ impl From<EditService> for Settings {
             slow_start: edit.slow_start,
             adaptive: edit.adaptive,
             flap_damping: edit.flap_damping,
+            passive: edit.passive,
             panic_below: edit.panic_below,
             group: edit.group,
             quic: edit.quic,
@@ -357,6 +365,7 @@ impl NewService {
             slow_start: self.slow_start,
             adaptive: self.adaptive.map(Some),
             flap_damping: self.flap_damping,
+            passive: self.passive,
             panic_below: self.panic_below,
             quic: self.quic.map(Some),
             ..EditService::default()

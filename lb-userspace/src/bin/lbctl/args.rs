@@ -14,8 +14,8 @@ use lb_userspace::{
     config, duration, instance,
     model::{
         self, Adaptive, Admin, Check, ClientAddress, Combine, Failback, FlapDamping, FlowLimit,
-        FlowState, MAX_TIER, MAX_WEIGHT, Mode, ModelError, MssClamp, OnDown, Prefix, Scheduler,
-        ServerId, ServiceId, SlowStart, Unserved,
+        FlowState, MAX_TIER, MAX_WEIGHT, Mode, ModelError, MssClamp, OnDown, Passive, Prefix,
+        Scheduler, ServerId, ServiceId, SlowStart, Unserved,
     },
 };
 
@@ -312,7 +312,7 @@ pub struct SetService {
 }
 
 /// What can be changed, by the names of the fields of [`SetService`] and [`SettingsArgs`].
-const SETTINGS: [&str; 28] = [
+const SETTINGS: [&str; 31] = [
     "address_pool",
     "client_address",
     "access_list",
@@ -342,6 +342,7 @@ const SETTINGS: [&str; 28] = [
     "adaptive",
     "no_adaptive",
     "flap_damping",
+    "passive",
     "panic_below",
 ];
 
@@ -409,6 +410,9 @@ pub struct SettingsArgs {
     /// How long a backend that goes down again has to pass its checks first, doubled each time up to 5m or as in '10s to 2m'; off: not at all [default: off]
     #[arg(long, value_name = "TIME", value_parser = parse_flap_damping)]
     pub flap_damping: Option<FlapDamping>,
+    /// What handshakes have to show of a backend before it is kept out: on, off, or settings as 'refusals=3,max_ejected=50%' [default: off]
+    #[arg(long, value_name = "SETTINGS", value_parser = parse_passive)]
+    pub passive: Option<Passive>,
     /// Percent of the pool's weight that is healthy below which backends that are down are used as well; 0: never [default: 0]
     #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(0..=100))]
     pub panic_below: Option<u8>,
@@ -673,6 +677,10 @@ fn parse_slow_start(text: &str) -> Result<SlowStart, String> {
 }
 
 fn parse_flap_damping(text: &str) -> Result<FlapDamping, String> {
+    text.parse()
+}
+
+fn parse_passive(text: &str) -> Result<Passive, String> {
     text.parse()
 }
 

@@ -396,6 +396,37 @@ pub fn checks(service: &Service) -> String {
     output::table(&header, &right, rows.collect())
 }
 
+/// What packets show of each backend of `service`, as a table.
+pub fn signs(service: &Service) -> String {
+    let header = [
+        "BACKEND",
+        "ACCEPTED",
+        "REFUSED",
+        "UNREACHABLE",
+        "WENT ON",
+        "MISSED",
+        "HANDSHAKE",
+        "EJECTIONS",
+        "KEPT OUT FOR",
+    ];
+    let of = |backend: &Backend| {
+        let shown = backend.passive?;
+        Some(vec![
+            backend.address.to_string(),
+            shown.accepted.to_string(),
+            shown.refused.to_string(),
+            shown.unreachable.to_string(),
+            shown.progressed.to_string(),
+            shown.missed.to_string(),
+            output::micros(shown.handshake_us),
+            shown.ejections.to_string(),
+            shown.left_ms.map_or_else(|| "-".to_owned(), output::millis),
+        ])
+    };
+    let rows = service.backends.iter().filter_map(of).collect();
+    output::table(&header, &header[1..], rows)
+}
+
 fn condition(condition: Condition) -> &'static str {
     match condition {
         Condition::Starting => "starting",

@@ -107,6 +107,7 @@ fn new_service(args: &AddService) -> Result<NewService, Failure> {
         slow_start: settings.slow_start,
         adaptive: settings.adaptive.flatten(),
         flap_damping: settings.flap_damping,
+        passive: settings.passive,
         panic_below: settings.panic_below,
         health,
         checks,
@@ -184,6 +185,7 @@ fn edit(args: SettingsArgs) -> EditService {
         slow_start,
         adaptive,
         flap_damping,
+        passive,
         panic_below,
     } = args;
     EditService {
@@ -207,6 +209,7 @@ fn edit(args: SettingsArgs) -> EditService {
         slow_start,
         adaptive: adaptive.map(Some),
         flap_damping,
+        passive,
         panic_below,
         ..EditService::default()
     }
@@ -311,6 +314,9 @@ fn show(service: &Service) -> String {
     if !service.flap_damping.is_off() {
         fields.push(("damping", service.flap_damping.to_string()));
     }
+    if !service.passive.is_off() {
+        fields.push(("passive", service.passive.to_string()));
+    }
     if service.panic_below > 0 {
         fields.push(("panic", panic(service)));
     }
@@ -347,10 +353,15 @@ fn show(service: &Service) -> String {
     }
     let fields = output::fields(&fields);
     let backends = backend::list(std::slice::from_ref(service), false);
-    match checks[..] {
-        [_] => format!("{fields}\n{backends}"),
-        _ => format!("{fields}\n{backends}\n{}", backend::checks(service)),
-    }
+    let checks = match checks[..] {
+        [_] => String::new(),
+        _ => format!("\n{}", backend::checks(service)),
+    };
+    let signs = match service.passive.is_off() {
+        true => String::new(),
+        false => format!("\n{}", backend::signs(service)),
+    };
+    format!("{fields}\n{backends}{checks}{signs}")
 }
 
 /// Where packets come from at backends, and how that went.

@@ -11,7 +11,8 @@ use std::{
 };
 
 use lb_common::tables::{
-    Backend, Bucket, Control, Descriptor, Guard, GuardEntry, Member, ServiceEntry,
+    Backend, Bucket, Control, Descriptor, Guard, GuardEntry, Handshake, Member, ServiceEntry,
+    Signs, handshake,
 };
 use memmap2::{MmapOptions, MmapRaw};
 use zerocopy::{FromBytes, Immutable, IntoBytes, transmute};
@@ -230,6 +231,32 @@ impl Mapped<Backend> {
         // SAFETY: a field of a valid element, aligned; the program reads it whole.
         unsafe { (&raw mut (*backend).state).write_volatile(state) };
         fence(Ordering::Release);
+        Ok(())
+    }
+}
+
+impl Mapped<Signs> {
+    /// Stores the interface that a backend's answers come in by, in one go; the program counts beside it.
+    ///
+    /// # Errors
+    /// The index is out of bounds.
+    pub fn set_way_in(&mut self, index: u32, interface: u32) -> Result<(), DataplaneError> {
+        let signs = self.at(index)?;
+        // SAFETY: a field of a valid element, aligned; the program reads it whole.
+        unsafe { (&raw mut (*signs).interface).write_volatile(interface.into()) };
+        Ok(())
+    }
+}
+
+impl Mapped<Handshake> {
+    /// Ends a handshake, in one go.
+    ///
+    /// # Errors
+    /// The index is out of bounds.
+    pub fn set_stalled(&mut self, index: u32) -> Result<(), DataplaneError> {
+        let found = self.at(index)?;
+        // SAFETY: as above. Where the program writes it at the same time, the handshake counts twice.
+        unsafe { (&raw mut (*found).state).write_volatile(handshake::STALLED) };
         Ok(())
     }
 }

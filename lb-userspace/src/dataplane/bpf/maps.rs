@@ -8,8 +8,8 @@ use lb_common::{
     memory::MemoryTables,
     tables::{
         Address, Backend, Bucket, Control, Counters, Endpoint, FlowCounters, FlowKey, GuardEntry,
-        HASH_KEY_WORDS, Member, PoolKey, PortKey, Server, ServerKey, ServiceEntry, Session, Slot,
-        Tick, WayBack,
+        HANDSHAKES, HASH_KEY_WORDS, Handshake, Member, PoolKey, PortKey, Server, ServerKey,
+        ServiceEntry, Session, Signs, Slot, Tick, WayBack, handshake,
     },
 };
 use zerocopy::{FromBytes, IntoBytes, transmute};
@@ -44,6 +44,8 @@ pub struct Maps {
     backend_counters: PerCpuCounters,
     flow_counters: PerCpuCounters<11>,
     loads: Mapped<u64>,
+    signs: Mapped<Signs>,
+    handshakes: Mapped<Handshake>,
     moved: Mapped<u64>,
     established: FlowMap,
     half_open: FlowMap,
@@ -58,7 +60,7 @@ pub struct Maps {
 }
 
 /// Names of the maps in the object, and of their pins.
-pub const NAMES: [&str; 25] = [
+pub const NAMES: [&str; 26] = [
     "TAILS",
     "HANDOVER",
     "CONTROL",
@@ -76,6 +78,7 @@ pub const NAMES: [&str; 25] = [
     "BACKEND_COUNTERS",
     "FLOW_COUNTERS",
     "LOADS",
+    "SIGNS",
     "TURNS",
     "MOVED",
     "ESTABLISHED",
@@ -172,6 +175,8 @@ impl Maps {
             backend_counters: typed(ebpf, "BACKEND_COUNTERS")?,
             flow_counters: typed(ebpf, "FLOW_COUNTERS")?,
             loads: mapped(ebpf, "LOADS")?,
+            signs: mapped(ebpf, "SIGNS")?,
+            handshakes: mapped(ebpf, "HANDSHAKES")?,
             moved: mapped(ebpf, "MOVED")?,
             established: flow_map(ebpf, "ESTABLISHED")?,
             half_open: flow_map(ebpf, "HALF_OPEN")?,
@@ -276,6 +281,7 @@ impl Maps {
             }
             Operation::ZeroBackend(index) => {
                 self.loads.reset_load(*index)?;
+                self.signs.set(*index, Signs::default())?;
                 zero(&mut self.backend_counters, *index)
             }
             Operation::AddLoad(index, change) => self.loads.add_load(*index, *change),
@@ -469,6 +475,27 @@ impl Dataplane for Maps {
     fn load(&self, counters: u32) -> Result<u32, DataplaneError> {
         // Below zero for a moment reads as zero, as in the program.
         Ok(u32::try_from(self.loads.load(counters)?).unwrap_or(0))
+    }
+
+    fn signs(&self, counters: u32) -> Result<Signs, DataplaneError> {
+        self.signs.get(counters)
+    }
+
+    fn set_way_in(&mut self, counters: u32, interface: u32) -> Result<(), DataplaneError> {
+        self.signs.set_way_in(counters, interface)
+    }
+
+    fn end_handshakes(
+        &mut self,
+        ends: &mut dyn FnMut(&Handshake) -> bool,
+    ) -> Result<(), DataplaneError> {
+        for place in 0..HANDSHAKES {
+            let found = self.handshakes.get(place)?;
+            if found.state == handshake::PENDING && ends(&found) {
+                self.handshakes.set_stalled(place)?;
+            }
+        }
+        Ok(())
     }
 
     fn flow_tables(&self) -> Result<Box<dyn FlowTables + Send>, DataplaneError> {

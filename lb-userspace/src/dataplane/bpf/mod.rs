@@ -97,6 +97,7 @@ impl Program {
             .map_max_entries("PORTS", capacity.sessions)
             .map_max_entries("POOL_ADDRESSES", Capacity::POOL_ADDRESSES)
             .map_max_entries("LOADS", capacity.backends)
+            .map_max_entries("SIGNS", capacity.backends)
             .map_max_entries("MEMBERS", capacity.members)
             .map_max_entries("BACKENDS", capacity.backends)
             .map_max_entries("BACKEND_COUNTERS", capacity.backends)

@@ -38,6 +38,7 @@ fn whatever_differs_from_the_group_is_refused_by_its_field() {
             |s| s.flap_damping.hold = s.flap_damping.most,
             "flap_damping",
         ),
+        (|s| s.passive.on = true, "passive"),
         (|s| s.panic_below = 1, "panic_below"),
         (|s| s.from_tier = 1, "failover"),
         (|s| s.backends[1].tier = 1, "backend"),

@@ -1,0 +1,381 @@
+//! Who is kept out for what packets show ([`crate::agent::outlier`]): reads it, and makes the judgement take effect.
+//!
+//! Who is kept out holds the flows that it has, whatever `on_down` says: it may be alive. Where too few others are left,
+//! nobody is ([`super::panic`]).
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    time::Duration,
+};
+
+use lb_common::tables::{Handshake, SECOND, Signs, TICK_SHIFT, Tick};
+
+use super::{Core, forced::Key, targets::inherit};
+use crate::{
+    agent::outlier::{self, Change, Outlier, Place, Shown},
+    dataplane::{Dataplane, DataplaneError},
+    health::Target,
+    model::{Admin, Backend, Passive, Service, ServiceId},
+    plan::{duration, has_passed, ticks},
+    snapshot::PassiveStatus,
+};
+
+/// How often handshakes are looked through for those that nothing follows.
+const LOOK_THROUGH: Duration = Duration::from_millis(50);
+
+/// What is kept of a backend.
+#[derive(Debug, Clone)]
+struct Kept {
+    /// Index of its counters; of another one, all of this is of somebody else.
+    counters: u32,
+    outlier: Outlier,
+    /// Why it is kept out, or was last.
+    why: String,
+}
+
+/// See above; backends are under the first service of their group.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Outliers {
+    kept: BTreeMap<Key, Kept>,
+    /// Handshakes that nothing followed, by index of counters.
+    stalled: BTreeMap<u32, u64>,
+    /// Which handshakes are watched, by pool.
+    pub(super) sampling: BTreeMap<ServiceId, u8>,
+    /// Flows that have begun so far, by pool, and when that was read.
+    begun: BTreeMap<ServiceId, (Tick, u64)>,
+    /// When handshakes were looked through last.
+    looked: Tick,
+}
+
+impl Outliers {
+    /// Whether a backend has to wait, needed or not.
+    pub(super) fn waits(&self, key: Key) -> bool {
+        let kept = self.kept.get(&key);
+        kept.is_some_and(|kept| kept.outlier.ejected.is_some())
+    }
+
+    /// Backends that have to wait.
+    pub(super) fn keys(&self) -> impl Iterator<Item = &Key> {
+        let waits = |(_, kept): &(&Key, &Kept)| kept.outlier.ejected.is_some();
+        self.kept.iter().filter(waits).map(|(key, _)| key)
+    }
+
+    /// Whether any backend of a pool has to wait.
+    pub(super) fn has(&self, lead: ServiceId) -> bool {
+        self.keys().any(|&(of, _)| of == lead)
+    }
+
+    /// Forgets all of a backend: somebody has taken it into their hands.
+    pub(super) fn forget(&mut self, key: Key) {
+        self.kept.remove(&key);
+    }
+
+    /// Forgets all but these.
+    pub(super) fn retain(&mut self, keys: &BTreeSet<Key>) {
+        self.kept.retain(|key, _| keys.contains(key));
+    }
+
+    /// Pools have another first service now, by `(before, now)`.
+    pub(super) fn follow(&mut self, leads: &BTreeSet<(ServiceId, ServiceId)>) {
+        let under = |(_, address), now| (now, address);
+        inherit(&mut self.kept, leads, |(lead, _)| lead, under);
+        inherit(&mut self.sampling, leads, |lead| lead, |_, now| now);
+    }
+}
+
+/// A watched backend, and where its counters are.
+struct Watched {
+    address: SocketAddr,
+    counters: u32,
+    interface: u32,
+}
+
+impl<D: Dataplane> Core<D> {
+    /// Whether any packets are looked at, so that [`Core::watch`] has something to do.
+    pub fn watches(&self) -> bool {
+        self.state.services().any(|s| !s.passive.is_off())
+    }
+
+    /// Takes note of what packets have shown. Who is kept out for it is in the maps before this returns, by one store;
+    /// true where the rings must follow by [`Core::enforce`].
+    pub fn watch(&mut self) -> bool {
+        let pools = self.watched_pools();
+        match self.survey(&pools) {
+            Ok(turned) => turned,
+            Err(error) => {
+                tracing::error!(%error, "what packets show cannot be read");
+                false
+            }
+        }
+    }
+
+    fn watched_pools(&self) -> Vec<(ServiceId, Passive)> {
+        let services = self.state.services();
+        let on = services.filter(|s| !s.passive.is_off() && self.state.lead(s.id) == s.id);
+        on.map(|service| (service.id, service.passive)).collect()
+    }
+
+    fn survey(&mut self, pools: &[(ServiceId, Passive)]) -> Result<bool, DataplaneError> {
+        let now = self.dataplane.now();
+        if has_passed(ticks(LOOK_THROUGH), self.outliers.looked, now) {
+            self.outliers.looked = now;
+            self.look_through(pools, now)?;
+        }
+        let mut turned = false;
+        for &(lead, passive) in pools {
+            let mut suspect = false;
+            for watched in self.looked_at(lead) {
+                suspect |= self.hear_out(lead, &watched, &passive, now)?;
+            }
+            if suspect {
+                turned |= self.judge_outliers(lead, &passive, now);
+            }
+            turned |= self.turn_sampling(lead, now)?;
+        }
+        Ok(turned)
+    }
+
+    /// The backends of a pool that are wanted and are in the maps.
+    fn looked_at(&self, lead: ServiceId) -> Vec<Watched> {
+        let (service, placed) = (self.state.service(lead), self.layout.placed(lead));
+        let Some((service, placed)) = service.zip(placed) else {
+            return Vec::new();
+        };
+        let members = placed.members();
+        let wanted = members.filter(|(_, member)| service.backend(member.address()).is_some());
+        wanted
+            .map(|(_, member)| Watched {
+                address: member.address(),
+                counters: member.backend.counters,
+                interface: member.backend.interface,
+            })
+            .collect()
+    }
+
+    /// Ends handshakes that nothing has followed for too long.
+    fn look_through(
+        &mut self,
+        pools: &[(ServiceId, Passive)],
+        now: Tick,
+    ) -> Result<(), DataplaneError> {
+        let mut patience: BTreeMap<u32, Tick> = BTreeMap::new();
+        for &(lead, passive) in pools {
+            let counters = self.looked_at(lead).into_iter().map(|w| w.counters);
+            patience.extend(counters.map(|counters| (counters, ticks(passive.handshake))));
+        }
+        let stalled = &mut self.outliers.stalled;
+        stalled.retain(|counters, _| patience.contains_key(counters));
+        self.dataplane.end_handshakes(&mut |handshake: &Handshake| {
+            let since = (handshake.since >> TICK_SHIFT) as Tick;
+            let late = patience
+                .get(&handshake.counters)
+                .is_some_and(|&patience| has_passed(patience, since, now));
+            if late {
+                *stalled.entry(handshake.counters).or_default() += 1;
+            }
+            late
+        })
+    }
+
+    /// Takes in what a backend has shown by now; whether there is anything to judge.
+    fn hear_out(
+        &mut self,
+        lead: ServiceId,
+        watched: &Watched,
+        passive: &Passive,
+        now: Tick,
+    ) -> Result<bool, DataplaneError> {
+        let signs = self.dataplane.signs(watched.counters)?;
+        if signs.interface != u64::from(watched.interface) {
+            self.dataplane
+                .set_way_in(watched.counters, watched.interface)?;
+        }
+        let shown = self.shown(watched.counters, &signs);
+        let new = || Kept {
+            counters: watched.counters,
+            outlier: Outlier::new(shown, now),
+            why: String::new(),
+        };
+        let kept = self
+            .outliers
+            .kept
+            .entry((lead, watched.address))
+            .or_insert_with(new);
+        if kept.counters != watched.counters {
+            *kept = new();
+        }
+        kept.outlier.take(shown, passive, now);
+        Ok(kept.outlier.is_suspect())
+    }
+
+    fn shown(&self, counters: u32, signs: &Signs) -> Shown {
+        let stalled = self.outliers.stalled.get(&counters).copied().unwrap_or(0);
+        Shown {
+            accepted: signs.accepted,
+            refused: signs.refused + signs.unreachable,
+            streak: signs.streak,
+            progressed: signs.progressed,
+            missed: signs.resent + stalled,
+        }
+    }
+
+    fn judge_outliers(&mut self, lead: ServiceId, passive: &Passive, now: Tick) -> bool {
+        let Some(service) = self.state.service(lead) else {
+            return false;
+        };
+        let places = self.places(service);
+        let of_pool = self.outliers.kept.iter().filter(|((of, _), _)| *of == lead);
+        let mut pool: BTreeMap<SocketAddr, Outlier> = of_pool
+            .map(|(&(_, address), kept)| (address, kept.outlier.clone()))
+            .collect();
+        let changes = outlier::judge(&mut pool, &places, passive, now);
+        self.outliers
+            .kept
+            .retain(|&(of, address), _| of != lead || pool.contains_key(&address));
+        for (address, outlier) in pool {
+            if let Some(kept) = self.outliers.kept.get_mut(&(lead, address)) {
+                kept.outlier = outlier;
+            }
+        }
+        for change in &changes {
+            self.note_change(lead, change);
+        }
+        // Of all together: the first that is kept out may leave too few.
+        !changes.is_empty() && {
+            self.judge(lead);
+            for change in &changes {
+                if let Change::Ejected(address, _) = *change
+                    && self.liveness_of((lead, address)).is_some()
+                {
+                    self.mark(lead, address);
+                }
+            }
+            true
+        }
+    }
+
+    fn note_change(&mut self, lead: ServiceId, change: &Change<SocketAddr>) {
+        let (address, why) = match *change {
+            Change::Ejected(address, reason) => (address, reason.to_string()),
+            Change::Returned(address) => (address, String::new()),
+        };
+        self.chronicle.touch((lead, address));
+        if let Some(kept) = self.outliers.kept.get_mut(&(lead, address)) {
+            kept.why = why;
+        }
+    }
+
+    /// Backends that are to take flows, and how each stands.
+    fn places(&self, service: &Service) -> BTreeMap<SocketAddr, Place> {
+        let checks = service.health.checks.iter();
+        let waits = checks.map(|check| check.interval + check.timeout);
+        let at_least = waits.max().unwrap_or_default();
+        let backends = service.backends.iter();
+        let wanted = backends.filter(|b| self.is_eligible((service.id, b.address), b));
+        wanted
+            .map(|backend| {
+                let place = Place {
+                    takes: self.is_fit(service, backend),
+                    forced: backend.admin == Admin::Up,
+                    ready: self.is_ready(service, backend),
+                    at_least: match service.health.is_none() {
+                        true => Duration::ZERO,
+                        false => at_least,
+                    },
+                };
+                (backend.address, place)
+            })
+            .collect()
+    }
+
+    /// Whether the last that its checks have said is that a backend is well.
+    fn is_ready(&self, service: &Service, backend: &Backend) -> bool {
+        let target = Target {
+            service: service.id,
+            address: backend.address,
+        };
+        let down = self.down.contains_key(&(service.id, backend.address));
+        let checked = self.checked.get(&target);
+        !down && checked.is_none_or(|checked| checked.error.is_none())
+    }
+
+    /// Watches more or fewer of a pool's handshakes; whether that is another share than before.
+    fn turn_sampling(&mut self, lead: ServiceId, now: Tick) -> Result<bool, DataplaneError> {
+        let service = self.state.service(lead);
+        if service.is_none_or(|service| !service.watches_handshakes()) {
+            return Ok(false);
+        }
+        let before = self.outliers.begun.get(&lead).copied();
+        if before.is_some_and(|(since, _)| !has_passed(SECOND, since, now)) {
+            return Ok(false);
+        }
+        let mut begun = 0;
+        if let Some(placed) = self.layout.placed(lead) {
+            for &index in placed.services.values() {
+                begun += self.dataplane.service_counters(index)?.flows;
+            }
+        }
+        self.outliers.begun.insert(lead, (now, begun));
+        let Some((since, had)) = before else {
+            return Ok(false);
+        };
+        let time = u64::from(now.wrapping_sub(since)).max(1);
+        let rate = begun.saturating_sub(had) * u64::from(SECOND) / time;
+        let is = self.sampling_of(lead);
+        let next = outlier::next_sampling(is, rate);
+        self.outliers.sampling.insert(lead, next);
+        Ok(next != is)
+    }
+
+    fn sampling_of(&self, lead: ServiceId) -> u8 {
+        self.outliers.sampling.get(&lead).copied().unwrap_or(1)
+    }
+
+    /// Lets everybody in of services that look at packets no more.
+    pub(super) fn stop_watching(&mut self) {
+        let on: BTreeSet<ServiceId> = self.watched_pools().iter().map(|(lead, _)| *lead).collect();
+        self.outliers.kept.retain(|(lead, _), _| on.contains(lead));
+        self.outliers.sampling.retain(|lead, _| on.contains(lead));
+        self.outliers.begun.retain(|lead, _| on.contains(lead));
+    }
+
+    /// Whether a backend is kept out.
+    pub(super) fn is_ejected(&self, key: Key) -> bool {
+        self.outliers.waits(key)
+            && !self.damped.spared.contains(&key.0)
+            && self.admin(key) != Some(Admin::Up)
+    }
+
+    /// Why a backend is kept out, where it is.
+    pub(super) fn ejected_for(&self, key: Key) -> Option<String> {
+        let kept = self.outliers.kept.get(&key)?;
+        let passive = self.state.service(key.0)?.passive;
+        let hold = humantime::format_duration(kept.outlier.hold(&passive));
+        let why = &kept.why;
+        self.is_ejected(key)
+            .then(|| format!("ejected for {hold}: {why}"))
+    }
+
+    /// What packets show of a backend, where they are looked at.
+    pub(super) fn passive_status(&self, service: &Service, key: Key) -> Option<PassiveStatus> {
+        let kept = self.outliers.kept.get(&key)?;
+        let signs = self.dataplane.signs(kept.counters).unwrap_or_default();
+        let shown = self.shown(kept.counters, &signs);
+        let now = self.dataplane.now();
+        let hold = ticks(kept.outlier.hold(&service.passive));
+        let left = kept.outlier.ejected.filter(|_| self.is_ejected(key));
+        let left = left.map(|since| duration(hold.saturating_sub(now.wrapping_sub(since))));
+        let took = signs.nanoseconds.checked_div(signs.progressed);
+        Some(PassiveStatus {
+            accepted: shown.accepted,
+            refused: signs.refused,
+            unreachable: signs.unreachable,
+            progressed: shown.progressed,
+            missed: shown.missed,
+            handshake: took.map(Duration::from_nanos),
+            ejections: kept.outlier.times,
+            left,
+        })
+    }
+}

@@ -1,0 +1,285 @@
+//! Backends that are kept out for what packets show.
+
+use std::time::{Duration, SystemTime};
+
+use lb_common::tables::{Handshake, Sign, TICK_SHIFT, Tables as _, handshake, state};
+use lb_userspace::{
+    model::{Admin, Change, OnDown, Passive, Settings},
+    plan::ticks,
+    snapshot::{BackendState, Condition, Happened},
+};
+
+use crate::pool::{Pool, address, id};
+
+const PASSIVE: &str = "passive = \"on\"";
+const UNCHECKED: &str = "passive = \"on\"\nhealth = { type = \"none\" }";
+
+fn pool_of(keys: &str, backends: usize) -> Pool {
+    let mut pool = Pool::new(keys, &vec![""; backends]);
+    for n in 1..=backends as u8 {
+        pool.up(n);
+    }
+    look(&mut pool, 0);
+    pool
+}
+
+/// Index of a backend's counters.
+fn counters(pool: &Pool, n: u8) -> u32 {
+    let placed = pool.core.layout().placed(id()).unwrap();
+    placed.member(address(n)).unwrap().1.backend.counters
+}
+
+fn show(pool: &Pool, n: u8, sign: Sign, times: u64) {
+    let tables = &pool.core.dataplane().tables;
+    tables.add_sign(counters(pool, n), sign, times);
+}
+
+fn refuse(pool: &Pool, n: u8, times: u64) {
+    show(pool, n, Sign::Refused, times);
+    show(pool, n, Sign::Streak, times);
+}
+
+/// So many milliseconds pass, and then the agent looks at what packets show; whether that was news.
+fn look(pool: &mut Pool, millis: u64) -> bool {
+    let clock = &pool.core.dataplane().tables.time;
+    clock.set(
+        clock
+            .get()
+            .wrapping_add(ticks(Duration::from_millis(millis))),
+    );
+    let news = pool.core.watch();
+    if news {
+        pool.core.enforce().unwrap();
+    }
+    pool.core.observe(SystemTime::UNIX_EPOCH);
+    news
+}
+
+/// Seconds until a backend takes flows again.
+fn waits(pool: &mut Pool, n: u8) -> u64 {
+    let mut waited = 0;
+    while !pool.takes(n) {
+        look(pool, 1_000);
+        waited += 1;
+        assert!(waited < 1_000, "never");
+    }
+    waited
+}
+
+#[test]
+fn a_backend_that_refuses_is_kept_out_at_once_with_its_reason_and_holds_its_flows() {
+    let mut pool = pool_of(PASSIVE, 3);
+    assert!(pool.core.watches());
+    refuse(&pool, 3, 3);
+    assert!(pool.takes(3));
+    // The one store, before any ring moves.
+    assert!(pool.core.watch());
+    assert_eq!(pool.state(3), state::HOLDS);
+    look(&mut pool, 10);
+    pool.core.enforce().unwrap();
+    assert_eq!((pool.state(3), pool.shares()), (state::HOLDS, [50, 50, 0]));
+    let standing = pool.status(3).standing.unwrap();
+    let reason = "ejected for 10s: 3 connections in a row were refused";
+    assert_eq!(
+        (standing.state, standing.reason.as_str()),
+        (BackendState::Down, reason)
+    );
+    assert_eq!(pool.status(3).condition, Condition::Up);
+    let passive = pool.status(3).passive.unwrap();
+    assert_eq!((passive.refused, passive.ejections), (3, 1));
+    assert!(
+        passive.left.is_some_and(|left| left.as_secs() == 9),
+        "{passive:?}"
+    );
+    let events = pool.events();
+    let last = events.last().unwrap();
+    let turned = Happened::Turned {
+        backend: address(3),
+        from: BackendState::Up,
+        to: BackendState::Down,
+    };
+    assert_eq!((last.what, last.reason.as_str()), (turned, reason));
+    assert_eq!(waits(&mut pool, 3), 10);
+    assert_eq!(pool.reason(3), "its checks pass");
+    assert_eq!(pool.shares(), [33, 33, 33]);
+}
+
+#[test]
+fn who_is_kept_out_is_never_dead_whatever_on_down_says_and_however_long_it_lasts() {
+    let keys = format!("{PASSIVE}\non_down = \"resteer\"\ndead_after = \"5s\"");
+    let mut pool = pool_of(&keys, 3);
+    assert_eq!(
+        pool.core.state().service(id()).unwrap().on_down(),
+        OnDown::Resteer
+    );
+    refuse(&pool, 3, 3);
+    look(&mut pool, 10);
+    for _ in 0..9 {
+        pool.core.age();
+        look(&mut pool, 1_000);
+        assert_eq!(pool.state(3), state::HOLDS);
+    }
+}
+
+#[test]
+fn without_passive_detection_nothing_is_looked_at() {
+    let mut pool = pool_of("", 3);
+    refuse(&pool, 3, 100);
+    assert!(!pool.core.watches() && !look(&mut pool, 10));
+    assert!(pool.takes(3));
+    assert_eq!(pool.status(3).passive, None);
+    let placed = pool.core.layout().placed(id()).unwrap();
+    assert_eq!(placed.descriptor.sampling(), 0);
+}
+
+#[test]
+fn no_more_than_the_ceiling_are_kept_out_and_the_last_that_is_left_stays() {
+    let mut pool = pool_of(PASSIVE, 4);
+    (1..=4).for_each(|n| refuse(&pool, n, 3 + u64::from(n)));
+    look(&mut pool, 10);
+    let takes: Vec<bool> = (1..=4).map(|n| pool.takes(n)).collect();
+    assert_eq!(takes, [true, true, false, false]);
+    let mut pool = pool_of("passive = \"max_ejected=100%\"", 3);
+    pool.down(1);
+    refuse(&pool, 2, 3);
+    refuse(&pool, 3, 3);
+    look(&mut pool, 10);
+    let takes: Vec<bool> = (1..=3).map(|n| pool.takes(n)).collect();
+    assert_eq!(takes.iter().filter(|takes| **takes).count(), 1, "{takes:?}");
+}
+
+#[test]
+fn who_is_kept_out_is_let_in_where_all_others_fail_their_checks() {
+    let mut pool = pool_of(PASSIVE, 3);
+    refuse(&pool, 3, 3);
+    look(&mut pool, 10);
+    pool.down(1);
+    assert!(!pool.takes(3));
+    pool.down(2);
+    assert!(pool.takes(3), "{}", pool.reason(3));
+    assert_eq!(pool.reason(3), "its checks pass");
+    pool.up(1);
+    assert!(!pool.takes(3));
+}
+
+#[test]
+fn it_comes_back_only_once_its_checks_pass_and_a_little_after_they_have_asked() {
+    let keys = "passive = \"ejection=1s\"\nhealth = { type = \"tcp\", interval = \"4s\", timeout = \"1s\" }";
+    let mut pool = pool_of(keys, 3);
+    refuse(&pool, 3, 3);
+    look(&mut pool, 10);
+    look(&mut pool, 4_900);
+    assert!(!pool.takes(3), "no probe may have ended since");
+    pool.down(3);
+    look(&mut pool, 60_000);
+    assert!(!pool.takes(3));
+    pool.up(3);
+    look(&mut pool, 10);
+    assert!(pool.takes(3), "{}", pool.reason(3));
+}
+
+#[test]
+fn it_comes_back_without_checks_and_slowly_where_that_is_wanted() {
+    let keys = format!("{UNCHECKED}\nslow_start = \"10s\"");
+    let mut pool = Pool::new(&keys, &[""; 2]);
+    look(&mut pool, 0);
+    refuse(&pool, 2, 3);
+    look(&mut pool, 10);
+    assert!(!pool.takes(2));
+    assert_eq!(waits(&mut pool, 2), 10);
+    let percent = pool.status(2).slow_start.unwrap().percent;
+    assert!(percent <= 20, "{percent}");
+}
+
+#[test]
+fn people_have_the_last_word() {
+    let mut pool = pool_of(PASSIVE, 3);
+    refuse(&pool, 3, 3);
+    look(&mut pool, 10);
+    pool.ask(3, Admin::Up);
+    assert!(pool.takes(3));
+    refuse(&pool, 3, 9);
+    look(&mut pool, 10);
+    assert!(pool.takes(3));
+    pool.ask(3, Admin::Active);
+    refuse(&pool, 3, 3);
+    look(&mut pool, 10);
+    look(&mut pool, 10);
+    assert!(!pool.takes(3));
+    pool.set(Settings {
+        passive: Some(Passive::default()),
+        ..Settings::default()
+    });
+    assert!(pool.takes(3), "nobody looks any more");
+}
+
+#[test]
+fn a_change_that_is_refused_lets_nobody_in() {
+    let mut pool = pool_of(PASSIVE, 3);
+    refuse(&pool, 3, 3);
+    look(&mut pool, 10);
+    let unknown = Change::RemoveBackend(id(), address(77));
+    assert!(pool.core.change(unknown).is_err());
+    pool.core.enforce().unwrap();
+    assert!(!pool.takes(3));
+}
+
+#[test]
+fn a_backend_that_has_the_counters_of_one_that_left_is_not_blamed_for_it() {
+    let mut pool = pool_of(UNCHECKED, 2);
+    refuse(&pool, 2, 2);
+    look(&mut pool, 10);
+    pool.change(Change::RemoveBackend(id(), address(2)));
+    pool.add(3, 1);
+    look(&mut pool, 10);
+    refuse(&pool, 3, 1);
+    look(&mut pool, 10);
+    assert!(pool.takes(3));
+}
+
+/// A handshake with a backend that begins now.
+fn begin(pool: &mut Pool, place: u32, n: u8) {
+    let counters = counters(pool, n);
+    let tables = &pool.core.dataplane().tables;
+    let since = u64::from(tables.now()) << TICK_SHIFT;
+    let begun = Handshake {
+        since,
+        counters,
+        state: handshake::PENDING,
+        ..Handshake::default()
+    };
+    tables.visit_handshake(place, |handshake| *handshake = begun);
+}
+
+#[test]
+fn handshakes_that_nothing_follows_count_after_the_time_that_they_are_given() {
+    let mut pool = pool_of("passive = \"handshake=500ms\"", 3);
+    for place in 0..8 {
+        begin(&mut pool, place, 3);
+    }
+    for n in 1..=2 {
+        show(&pool, n, Sign::Progressed, 40);
+    }
+    look(&mut pool, 400);
+    assert!(pool.takes(3));
+    look(&mut pool, 200);
+    assert!(!pool.takes(3));
+    let reason = "ejected for 10s: 8 of 8 handshakes were not answered, and of others 0 of 80";
+    assert_eq!(pool.reason(3), reason);
+    assert_eq!(pool.status(3).passive.unwrap().missed, 8);
+    look(&mut pool, 1_000);
+    assert_eq!(pool.status(3).passive.unwrap().missed, 8, "once");
+}
+
+#[test]
+fn the_interface_that_answers_come_by_is_that_of_the_way_to_the_backend() {
+    let pool = pool_of(PASSIVE, 2);
+    let placed = pool.core.layout().placed(id()).unwrap();
+    let member = placed.member(address(1)).unwrap().1;
+    let tables = &pool.core.dataplane().tables;
+    assert_eq!(
+        tables.comes_by(member.backend.counters),
+        member.backend.interface
+    );
+    assert_ne!(member.backend.interface, 0);
+}

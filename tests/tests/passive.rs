@@ -1,0 +1,231 @@
+//! What packets show of backends, with real servers: how soon one that has crashed gets no more flows, who is not
+//! blamed, and what becomes of flows. Checks ask once a second, and so are not what finds out.
+
+use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+use lb_tests::{
+    config::{Health, Service},
+    load::{
+        Phase,
+        flood::{Flood, Segment},
+        held::Held,
+        open_loop::OpenLoop,
+    },
+    process::run_with_input,
+    skip::with_root,
+    stage::{BACKENDS, Stage, v4_pool, vip, web, web_address},
+    topology::{Topology, vip_v4},
+    wait::wait_until,
+};
+use serde_json::Value;
+use tokio::time::Instant;
+
+const CHECK: Health = Health {
+    interval_ms: 1_000,
+    timeout_ms: 500,
+    ..Health::HTTP
+};
+const VICTIM: u8 = 2;
+const ROUNDS: usize = 5;
+const SOON: Duration = Duration::from_secs(30);
+
+fn stage(service: &Service, topology: Topology) -> Result<Stage> {
+    let stage = Stage::new(topology, vec![service.clone()])?;
+    for n in 1..=BACKENDS {
+        stage.await_condition(service, web_address(n), "up")?;
+    }
+    Ok(stage)
+}
+
+/// A service whose backends answer clients directly.
+fn direct() -> Service {
+    Service::new(
+        lb_tests::stage::tcp(vip_v4(2)),
+        "ipip",
+        CHECK,
+        v4_pool(lb_tests::backend::PORT),
+    )
+}
+
+fn backend(stage: &Stage, service: &Service, n: u8) -> Result<Value> {
+    let backend = stage.backend(service, web_address(n))?;
+    backend.context("a backend of the service")
+}
+
+fn is_ejected(stage: &Stage, service: &Service, n: u8) -> bool {
+    backend(stage, service, n).is_ok_and(|b| b["passive"]["left_ms"].is_number())
+}
+
+/// Why a backend is in its state.
+fn reason(stage: &Stage, service: &Service, n: u8) -> Result<String> {
+    let reason = &backend(stage, service, n)?["standing"]["reason"];
+    Ok(reason.as_str().unwrap_or_default().to_owned())
+}
+
+/// How long after a crash the last connection began that met the dead backend, in rounds, at this rate of new ones.
+fn last_flows(service: &Service, rate: u32) -> Result<Vec<Duration>> {
+    let mut stage = stage(service, Topology::exclusive(BACKENDS)?)?;
+    let victim = usize::from(VICTIM) - 1;
+    let mut last = Vec::new();
+    for round in 1..=ROUNDS {
+        let load = OpenLoop::start(&stage.topology.client, vip(service)?, rate)?;
+        // The rate is known by then, and with it how many handshakes are watched.
+        std::thread::sleep(Duration::from_millis(2_500));
+        let killed = Instant::now();
+        stage.servers[victim].kill();
+        wait_until("the victim is kept out", SOON, || {
+            is_ejected(&stage, service, VICTIM)
+        })?;
+        let why = reason(&stage, service, VICTIM)?;
+        ensure!(why.starts_with("ejected"), "{why}");
+        let report = load.stop()?;
+        let met: Vec<Duration> = report
+            .failures()
+            .filter(|(attempt, failure)| failure.phase == Phase::Connect && attempt.ended >= killed)
+            .map(|(attempt, _)| attempt.started.saturating_duration_since(killed))
+            .collect();
+        let longest = met.iter().max().copied().unwrap_or_default();
+        println!(
+            "round {round}: {:.0} connections a second, {} met the dead backend, the last {longest:?} after the kill; {why}",
+            report.rate(),
+            met.len(),
+        );
+        // Else the load was not there to tell.
+        ensure!(!met.is_empty(), "no connection met the dead backend");
+        last.push(longest);
+        stage.servers[victim].restart()?;
+        wait_until("the victim is back", SOON, || {
+            backend(&stage, service, VICTIM)
+                .is_ok_and(|b| b["standing"]["state"] == "up" && b["passive"]["ejections"] == 0)
+        })?;
+    }
+    last.sort_unstable();
+    println!("{} at {rate}/s: {last:?}", service.mode);
+    Ok(last)
+}
+
+#[test]
+fn a_crashed_server_gets_no_new_flow_after_50_ms_where_its_answers_pass() -> Result<()> {
+    with_root(
+        "a_crashed_server_gets_no_new_flow_after_50_ms_where_its_answers_pass",
+        || {
+            let service = web(CHECK).with("passive", "ejection=1s");
+            let last = last_flows(&service, 1_000)?;
+            // Others may take the processors for longer than that.
+            assert!(last[ROUNDS / 2] <= Duration::from_millis(50), "{last:?}");
+            Ok(())
+        },
+    )
+}
+
+#[test]
+fn a_crashed_server_is_found_by_its_clients_handshakes_where_answers_do_not_pass() -> Result<()> {
+    with_root(
+        "a_crashed_server_is_found_by_its_clients_handshakes_where_answers_do_not_pass",
+        || {
+            for (passive, rate, most) in [
+                ("ejection=1s", 100, 2_000),
+                ("ejection=1s,handshake=200ms", 100, 1_200),
+                ("ejection=1s,handshake=200ms", 4_000, 1_200),
+            ] {
+                println!("passive = \"{passive}\"");
+                let last = last_flows(&direct().with("passive", passive), rate)?;
+                assert!(last[ROUNDS / 2] <= Duration::from_millis(most), "{last:?}");
+            }
+            Ok(())
+        },
+    )
+}
+
+#[test]
+fn a_flood_of_forged_syns_has_nobody_kept_out_but_a_dead_server_under_it() -> Result<()> {
+    with_root(
+        "a_flood_of_forged_syns_has_nobody_kept_out_but_a_dead_server_under_it",
+        || {
+            let service = direct().with("passive", "on");
+            let mut stage = stage(&service, Topology::exclusive(BACKENDS)?)?;
+            let SocketAddr::V4(target) = vip(&service)? else {
+                unreachable!("the service has an IPv4 address")
+            };
+            let client = &stage.topology.client;
+            let load = OpenLoop::start(client, vip(&service)?, 1_000)?;
+            let flood = Flood::start(client, target, Segment::Syn, 9_000)?;
+            std::thread::sleep(Duration::from_secs(8));
+            for n in 1..=BACKENDS {
+                let shown = backend(&stage, &service, n)?;
+                println!("{}", shown["passive"]);
+                assert!(
+                    !is_ejected(&stage, &service, n),
+                    "{}",
+                    reason(&stage, &service, n)?
+                );
+                assert_eq!(shown["passive"]["ejections"], 0, "{shown}");
+                let missed = shown["passive"]["missed"].as_u64();
+                assert!(missed > Some(100), "the flood is not seen: {shown}");
+            }
+            let killed = Instant::now();
+            stage.servers[usize::from(VICTIM) - 1].kill();
+            wait_until("the victim is down", SOON, || {
+                backend(&stage, &service, VICTIM).is_ok_and(|b| b["standing"]["state"] == "down")
+            })?;
+            println!(
+                "{:?} after the kill: {}",
+                killed.elapsed(),
+                reason(&stage, &service, VICTIM)?
+            );
+            let (sent, report) = (flood.stop()?, load.stop()?);
+            println!("{sent} forged; {report}");
+            Ok(())
+        },
+    )
+}
+
+/// A firewall of a backend refuses new connections, until it is told otherwise; others go on.
+fn refuse_new(stage: &Stage, n: u8, refuse: bool) -> Result<()> {
+    let rules = match refuse {
+        true => {
+            "table ip passive {\n chain new {\n  type filter hook input priority 0;\n  \
+             tcp dport 80 tcp flags & (syn | ack) == syn reject with tcp reset\n }\n}\n"
+        }
+        false => "delete table ip passive\n",
+    };
+    let mut nft = stage.topology.backend(n).command("nft");
+    run_with_input(nft.args(["-f", "-"]), rules)?;
+    Ok(())
+}
+
+#[test]
+fn who_is_kept_out_keeps_its_connections_and_comes_back_once_it_accepts_new_ones() -> Result<()> {
+    with_root(
+        "who_is_kept_out_keeps_its_connections_and_comes_back_once_it_accepts_new_ones",
+        || {
+            let service = web(Health::NONE).with("passive", "ejection=2s");
+            let stage = stage(&service, Topology::new(BACKENDS)?)?;
+            let client = &stage.topology.client;
+            let held = Held::open(client, vip(&service)?, 60, Duration::from_millis(200))?;
+            let load = OpenLoop::start(client, vip(&service)?, 200)?;
+            refuse_new(&stage, VICTIM, true)?;
+            wait_until("the victim is kept out", SOON, || {
+                is_ejected(&stage, &service, VICTIM)
+            })?;
+            let why = reason(&stage, &service, VICTIM)?;
+            assert!(why.contains("in a row were refused"), "{why}");
+            let list = stage.agent.lbctl(&["backend", "list"])?.succeeded()?;
+            assert!(list.contains("ejected for 2s"), "{list}");
+            let events = stage.agent.lbctl(&["events"])?.succeeded()?;
+            assert!(events.contains("ejected for 2s"), "{events}");
+            refuse_new(&stage, VICTIM, false)?;
+            wait_until("the victim is back", SOON, || {
+                !is_ejected(&stage, &service, VICTIM)
+            })?;
+            let answers = stage.answers(&service, 300)?;
+            assert_eq!(answers.len(), usize::from(BACKENDS), "{answers:?}");
+            println!("{}", load.stop()?);
+            let lives = held.stop()?;
+            println!("{lives}");
+            assert_eq!(lives.broken_per_backend(), BTreeMap::new());
+            Ok(())
+        },
+    )
+}
