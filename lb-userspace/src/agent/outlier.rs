@@ -24,8 +24,11 @@ use crate::{
 const IMPLAUSIBLE: f64 = 20.723;
 /// What fails anyway, at least: a better network cannot be told from this one by as few trials.
 const USUAL: f64 = 0.01;
-/// Parts of the window, of which the oldest is given up at a time.
-const PARTS: usize = 10;
+/// Parts of the window, of which the oldest is given up at a time. They begin at the same moments for all backends.
+const PARTS: usize = 20;
+/// Of which so many are looked at by themselves as well, the last ones: else a window that is full of what was good would have to
+/// be half over first.
+const LAST_PARTS: usize = 2;
 
 /// What a backend has shown so far. Counts rise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -178,14 +181,11 @@ pub struct Outlier {
     last: Shown,
     /// The refusals that have been paid for.
     paid: u64,
-    /// Handshakes that were missed since one went on last.
-    missed_in_a_row: u64,
     window: [Recent; PARTS],
     /// All parts of it together.
     recent: Recent,
-    /// The part of the window that is being filled, and since when it is.
-    part: usize,
-    part_since: Tick,
+    /// The number of the part that is being filled, counted from the beginning of time.
+    part: Tick,
     /// Ejections that are not forgotten yet.
     pub times: u32,
     /// Since when it is kept out, if it is.
@@ -200,11 +200,9 @@ impl Outlier {
         Self {
             last: shown,
             paid: shown.refused,
-            missed_in_a_row: 0,
             window: Default::default(),
             recent: Recent::default(),
             part: 0,
-            part_since: now,
             times: 0,
             ejected: None,
             well_since: now,
@@ -218,31 +216,23 @@ impl Outlier {
         }
         self.turn_window(settings, now);
         let news = shown.since(self.last);
-        let part = &mut self.window[self.part];
+        let part = &mut self.window[place(self.part)];
         *part = part.plus(news);
         self.recent = self.recent.plus(news);
-        self.missed_in_a_row = match news.handshakes {
-            Trials { good: 0, bad } => self.missed_in_a_row + bad,
-            _ => 0,
-        };
         self.last = shown;
         self.forgive(settings, now);
     }
 
     fn turn_window(&mut self, settings: &Passive, now: Tick) {
         let length = (ticks(settings.window) / PARTS as Tick).max(1);
-        for _ in 0..PARTS {
-            if !has_passed(length, self.part_since, now) {
-                return;
-            }
-            self.part = (self.part + 1) % PARTS;
-            let over = std::mem::take(&mut self.window[self.part]);
+        let part = now / length;
+        // All of it where it is of another time.
+        let over = part.wrapping_sub(self.part).min(PARTS as Tick);
+        for number in 0..over {
+            let over = std::mem::take(&mut self.window[place(part.wrapping_sub(number))]);
             self.recent = self.recent.minus(over);
-            self.part_since = self.part_since.wrapping_add(length);
         }
-        if has_passed(length, self.part_since, now) {
-            self.part_since = now;
-        }
+        self.part = part;
     }
 
     fn forgive(&mut self, settings: &Passive, now: Tick) {
@@ -253,9 +243,10 @@ impl Outlier {
         }
     }
 
-    /// What it has shown of late.
-    pub fn recent(&self) -> Recent {
-        self.recent
+    /// The last parts of that.
+    fn lately(&self) -> Recent {
+        let parts = (0..LAST_PARTS as Tick).map(|n| self.window[place(self.part.wrapping_sub(n))]);
+        parts.fold(Recent::default(), Recent::plus)
     }
 
     /// Whether there is anything to judge.
@@ -275,7 +266,8 @@ impl Outlier {
         time.min(settings.longest)
     }
 
-    fn fails(&self, others: Recent, settings: &Passive) -> Option<Reason> {
+    /// Why it is to be kept out, if it is; `others` are what the others have shown in the whole window and lately.
+    fn fails(&self, others: [Recent; 2], settings: &Passive) -> Option<Reason> {
         let refused = self.last.streak.min(self.last.refused - self.paid);
         let few = if self.is_on_probation() {
             1
@@ -285,19 +277,15 @@ impl Outlier {
         if settings.refusals > 0 && refused >= few {
             return Some(Reason::Refusals(refused));
         }
-        let own = self.recent();
-        if own.answers.is_outlier(others.answers, settings) {
-            return Some(Reason::Answers(own.answers, others.answers));
-        }
-        // A window that was full of good ones would have to be half over first.
-        let in_a_row = Trials {
-            good: 0,
-            bad: self.missed_in_a_row,
-        };
-        let mut trials = [in_a_row, own.handshakes].into_iter();
-        trials
-            .find(|own| own.is_outlier(others.handshakes, settings))
-            .map(|own| Reason::Handshakes(own, others.handshakes))
+        let mut spans = [self.recent, self.lately()].into_iter().zip(others);
+        spans.find_map(|(own, others)| {
+            if own.answers.is_outlier(others.answers, settings) {
+                return Some(Reason::Answers(own.answers, others.answers));
+            }
+            own.handshakes
+                .is_outlier(others.handshakes, settings)
+                .then_some(Reason::Handshakes(own.handshakes, others.handshakes))
+        })
     }
 
     fn eject(&mut self, settings: &Passive, now: Tick) {
@@ -311,10 +299,15 @@ impl Outlier {
     /// It takes flows again: what it has shown until now is of before.
     fn come_back(&mut self, now: Tick) {
         self.ejected = None;
-        (self.paid, self.missed_in_a_row) = (self.last.refused, 0);
+        self.paid = self.last.refused;
         (self.window, self.recent) = Default::default();
-        (self.part_since, self.well_since) = (now, now);
+        self.well_since = now;
     }
+}
+
+/// Where a part is in the window.
+fn place(part: Tick) -> usize {
+    part as usize % PARTS
 }
 
 /// How a backend stands, but for what packets show.
@@ -413,15 +406,17 @@ fn worst<K: Ord + Copy>(
     settings: &Passive,
 ) -> Option<(K, Reason)> {
     let inside = || pool.iter().filter(|(_, outlier)| outlier.ejected.is_none());
-    let sum = |sum: Recent, (_, outlier): (&K, &Outlier)| sum.plus(outlier.recent());
-    let all = inside().fold(Recent::default(), sum);
+    let sum = |[whole, last]: [Recent; 2], (_, outlier): (&K, &Outlier)| {
+        [whole.plus(outlier.recent), last.plus(outlier.lately())]
+    };
+    let [whole, last] = inside().fold(Default::default(), sum);
     let mut found: Option<(K, Reason)> = None;
     for (&key, outlier) in inside() {
         let place = places.get(&key);
         if place.is_none_or(|place| !place.takes || place.forced) {
             continue;
         }
-        let others = all.minus(outlier.recent());
+        let others = [whole.minus(outlier.recent), last.minus(outlier.lately())];
         match (outlier.fails(others, settings), &found) {
             (Some(Reason::Refusals(n)), Some((_, Reason::Refusals(most)))) if n <= *most => {}
             (Some(reason @ Reason::Refusals(_)), _) | (Some(reason), None) => {

@@ -84,6 +84,8 @@ pub struct Generator {
     pub endpoints: Vec<SocketAddr>,
     /// Datagrams of which fragments are still to come.
     pub open: Vec<Open>,
+    /// The last frame that was whole, which may come again as what is lost does.
+    last: Vec<u8>,
 }
 
 impl Generator {
@@ -93,6 +95,7 @@ impl Generator {
             random: Random(seed),
             endpoints,
             open: Vec::new(),
+            last: Vec::new(),
         }
     }
 
@@ -100,6 +103,9 @@ impl Generator {
     pub fn frame(&mut self) -> Vec<u8> {
         if self.random.once_in(8) {
             return self.fragment();
+        }
+        if self.random.once_in(16) && !self.last.is_empty() {
+            return self.last.clone();
         }
         let interesting = self.random.pick(&self.endpoints);
         let stranger = self.stranger(interesting);
@@ -118,6 +124,7 @@ impl Generator {
         if frame.len() < 14 {
             frame.resize(14, 0);
         }
+        self.last.clone_from(&frame);
         frame
     }
 
@@ -228,12 +235,11 @@ impl Generator {
         } else {
             self.random.pick(&[1, 2, 2, 3, 4, 128, 129, 135])
         };
-        let mut bytes = vec![
-            kind,
-            self.random.byte(),
-            self.random.byte(),
-            self.random.byte(),
-        ];
+        let code = match self.random.below(8) {
+            n @ 0..=4 => n as u8,
+            _ => self.random.byte(),
+        };
+        let mut bytes = vec![kind, code, self.random.byte(), self.random.byte()];
         bytes.extend([0, 0, 5, 0xdc]);
         let protocol = self.random.pick(&[6, 6, 17, 17, 132]);
         let flags = self.random.pick(&[0x4000, 0, 0x2000, 0x0007]);
