@@ -49,14 +49,17 @@ impl Passive {
         ejection: Duration::from_secs(10),
         longest: Duration::from_secs(5 * 60),
     };
+
+    /// Not looked at.
+    pub const OFF: Self = Self {
+        on: false,
+        ..Self::ON
+    };
 }
 
 impl Default for Passive {
     fn default() -> Self {
-        Self {
-            on: false,
-            ..Self::ON
-        }
+        Self::OFF
     }
 }
 

@@ -456,7 +456,7 @@ async fn the_client_speaks_every_route() {
         slow_start: Some("1m".parse().unwrap()),
         adaptive: Some(Adaptive::by([Signal::Latency])),
         flap_damping: Some("10s".parse().unwrap()),
-        passive: Some("refusals=1".parse().unwrap()),
+        passive: Some("off".parse().unwrap()),
         panic_below: Some(30),
         health: None,
         checks: None,
@@ -510,7 +510,7 @@ async fn the_client_speaks_every_route() {
     assert_eq!(edited.adaptive, Some(Adaptive::by([Signal::Latency])));
     assert_eq!((edited.panic_below, edited.panic), (30, None));
     assert_eq!(edited.flap_damping.to_string(), "10s to 5m");
-    assert_eq!(edited.passive.to_string(), "refusals=1");
+    assert_eq!(edited.passive.to_string(), "off");
     let edit = EditBackend {
         tier: Some(2),
         ..EditBackend::default()
