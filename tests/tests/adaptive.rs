@@ -83,7 +83,7 @@ fn adaptive_weights_spare_a_server_that_is_four_times_as_slow_and_its_clients() 
                     "{ type = \"http\", path = \"/health\", interval = \"1s\", timeout = \"1s\" }",
                 ])
                 .with("moving_time", "1s");
-            let stage = Stage::new(Topology::new(BACKENDS)?, vec![service.clone()])?;
+            let stage = Stage::new(Topology::exclusive(BACKENDS)?, vec![service.clone()])?;
             let mut servers = Vec::new();
             for n in 1..=BACKENDS {
                 let takes = if n == 3 { SLOW } else { TAKES };
