@@ -349,15 +349,18 @@ fn to_backend<'t, P: Packet, T: Tables>(
         return Err(DropReason::PacketTooBig);
     }
     let bytes = packet.length() as u64;
-    if service.descriptor.sampling() != 0 {
-        passive::watch(packet, tables, flow, service.descriptor, backend, hash);
-    }
     match service.descriptor.mode {
         mode::NAT => {
             let port = service.descriptor.port_at(backend, flow.destination_port);
             translate(packet, flow, backend, port)?;
         }
-        mode => egress::deliver(packet, tables, flow, mode, backend, hash)?,
+        mode => {
+            // Where answers pass, they tell more than clients do.
+            if service.descriptor.sampling() != 0 {
+                passive::watch(packet, tables, flow, service.descriptor, backend, hash);
+            }
+            egress::deliver(packet, tables, flow, mode, backend, hash)?;
+        }
     }
     tables.count_service(service.index, bytes, flow.opens());
     tables.count_backend(backend.counters, bytes, flow.opens());

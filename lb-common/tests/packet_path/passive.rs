@@ -216,8 +216,8 @@ fn a_client_that_goes_on_shows_that_its_syn_was_answered_and_how_long_that_took(
 }
 
 #[test]
-fn it_does_so_in_every_mode_and_where_clients_are_told_by_their_address() {
-    for mode in [Mode::Nat, Mode::Gue, Mode::L2] {
+fn it_does_so_in_every_such_mode_and_where_clients_are_told_by_their_address() {
+    for mode in [Mode::Gue, Mode::L2] {
         let stage = Stage::new()
             .serve(mode, VIP4, TCP, &[server(SERVER4)])
             .by_source()
