@@ -107,8 +107,10 @@ pub struct Sessions {
     pub by_flow: BTreeMap<FlowKey, Session>,
     /// Whose each port is.
     pub ports: BTreeMap<PortKey, FlowKey>,
-    /// How many there is room for.
+    /// How many sessions there is room for.
     pub capacity: usize,
+    /// The same of ports.
+    pub port_capacity: usize,
 }
 
 impl Default for Sessions {
@@ -117,6 +119,7 @@ impl Default for Sessions {
             by_flow: BTreeMap::new(),
             ports: BTreeMap::new(),
             capacity: usize::MAX,
+            port_capacity: usize::MAX,
         }
     }
 }
@@ -449,7 +452,7 @@ impl Tables for MemoryTables {
 
     fn claim_port(&self, key: &PortKey, flow: &FlowKey) -> Recorded {
         let mut sessions = self.sessions.borrow_mut();
-        let room = sessions.capacity;
+        let room = sessions.port_capacity;
         insert(&mut sessions.ports, *key, *flow, false, room)
     }
 
