@@ -10,8 +10,9 @@ use std::{
 
 use lb_common::{
     memory::MemoryTables,
-    tables::{Counters, FlowCounters, FlowKey, Handshake, Record, Signs, Table, Tick},
-    tables::{Counters, FlowCounters, FlowKey, PortKey, Record, Session, Table, Tick},
+    tables::{
+        Counters, FlowCounters, FlowKey, Handshake, PortKey, Record, Session, Signs, Table, Tick,
+    },
 };
 use tokio::time::timeout;
 

@@ -5,8 +5,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use lb_common::{
     memory::MemoryTables,
-    tables::{Counters, FlowCounters, FlowKey, Handshake, Record, Signs, Table, Tick},
-    tables::{Counters, FlowCounters, FlowKey, PortKey, Record, Session, Table, Tick},
+    tables::{
+        Counters, FlowCounters, FlowKey, Handshake, PortKey, Record, Session, Signs, Table, Tick,
+    },
 };
 use lb_userspace::{
     dataplane::{Capacity, Dataplane, DataplaneError, FlowTables, Operation},
