@@ -34,11 +34,7 @@ pub struct Request {
 impl Request {
     #[inline(always)]
     fn of(in_force: &InForce<'_>, flow: &Flow) -> Self {
-        let to = if in_force.service.descriptor.port == 0 {
-            flow.destination_port
-        } else {
-            0
-        };
+        let to = in_force.service.descriptor.key_port(flow.destination_port);
         Self {
             source: flow.source,
             service: in_force.service.index << 1 | in_force.half,
@@ -165,8 +161,7 @@ pub fn judge_flow<T: Tables>(tables: &T, request: &Request, recorded: bool) -> u
 #[inline(always)]
 fn guard<'t, T: Tables>(tables: &'t T, request: &Request) -> Option<(Service<'t>, &'t Guard)> {
     let service = Service::at(tables, request.index(), request.half())?;
-    let [even, odd] = &tables.guards(service.descriptor.pool.into())?.halves;
-    Some((service, if request.half() == 0 { even } else { odd }))
+    Some((service, service.guard(tables, request.half())?))
 }
 
 #[inline(always)]

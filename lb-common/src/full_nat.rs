@@ -177,7 +177,8 @@ fn to_backend<P: Packet, T: Tables>(
         (backend.address, port),
     )?;
     if flow.protocol == protocol::TCP && (flow.opens() || way.confirms) {
-        let told = session::guard(tables, &service, half)
+        let told = service
+            .guard(tables, half)
             .map_or(tells::NONE, |guard| guard.translation.client_address);
         if told == tells::TCP_OPTION
             && !client_address::tell(packet, flow, client, client_port, backend.mtu)?
@@ -261,11 +262,7 @@ fn to_client<P: Packet, T: Tables>(packet: &mut P, tables: &T, flow: &Flow) -> O
         return Ok(Ok(Verdict::Pass));
     };
     let descriptor = service.descriptor;
-    let port = if descriptor.port == 0 {
-        client.to
-    } else {
-        descriptor.port
-    };
+    let port = descriptor.port_of(client.to);
     let onward = match onward(packet, tables, flow, client.source, descriptor.address) {
         Ok(Onward::Ends) => return Ok(Ok(Verdict::Pass)),
         Ok(onward) => onward,

@@ -420,11 +420,7 @@ fn from_translated<P: Packet, T: Tables>(
     let Some((client, Service { descriptor, .. }, _)) = found else {
         return Ok(Verdict::Pass);
     };
-    let port = if descriptor.port == 0 {
-        client.to
-    } else {
-        descriptor.port
-    };
+    let port = descriptor.port_of(client.to);
     // A router on the way to the backend keeps its own address.
     let sender = if outer.source == quoted.to.address {
         descriptor.address

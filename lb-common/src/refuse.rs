@@ -113,10 +113,22 @@ pub fn process<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<Verdi
         return Ok(Verdict::Pass);
     };
     let (cause, policy) = judge(tables, &flow, unknown);
+    carry_out(packet, tables, &flow, cause, policy)
+}
+
+/// What a policy makes of a packet that nobody takes.
+#[inline(always)]
+fn carry_out<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    flow: &Flow,
+    cause: Cause,
+    policy: u8,
+) -> Result<Verdict, DropReason> {
     if policy == refusal::PASS {
         return Ok(Verdict::Pass);
     }
-    if policy != refusal::DROP && answer(packet, tables, &flow, cause, policy)? {
+    if policy != refusal::DROP && answer(packet, tables, flow, cause, policy)? {
         tables.count_drop(cause.reason());
         return Ok(Verdict::Transmit);
     }
@@ -144,14 +156,7 @@ pub fn untranslated<P: Packet, T: Tables>(
         (Cause::NoBackend, NO_SESSION) => Cause::NoSession,
         (cause, _) => cause,
     };
-    if policy == refusal::PASS {
-        return Ok(Verdict::Pass);
-    }
-    if policy != refusal::DROP && answer(packet, tables, &flow, cause, policy)? {
-        tables.count_drop(cause.reason());
-        return Ok(Verdict::Transmit);
-    }
-    Err(cause.reason())
+    carry_out(packet, tables, &flow, cause, policy)
 }
 
 /// Answers a packet that is longer than the way to its backend takes.

@@ -15,8 +15,8 @@ use crate::{
     hash,
     steer::{self, Candidate, Service},
     tables::{
-        Address, FlowEvent, FlowKey, Guard, PoolKey, PortKey, Record, Recorded, SECOND, Session,
-        Tables, Tick, Translation, record_flag, service_flag,
+        Address, FlowEvent, FlowKey, PoolKey, PortKey, Record, Recorded, SECOND, Session, Tables,
+        Tick, Translation, record_flag, service_flag,
     },
     track::{OPENING_LIFETIME, Question, RESET_LIFETIME},
     wire::protocol,
@@ -151,7 +151,7 @@ pub fn look<'t, T: Tables>(
     let Some((true, before, record, address, port)) = found else {
         return Known::Nothing;
     };
-    let named = named(tables, service, &record);
+    let named = steer::named(tables, service.descriptor, &record);
     uncount(tables, named.as_ref(), before, record.flags);
     match named {
         Some(candidate) if candidate.holds() && (candidate.takes() || signal != Signal::Opens) => {
@@ -198,20 +198,9 @@ pub fn answered<'t, T: Tables>(
     let Some((true, before, record)) = found else {
         return None;
     };
-    let named = named(tables, &service, &record);
+    let named = steer::named(tables, service.descriptor, &record);
     uncount(tables, named.as_ref(), before, record.flags);
     Some((flow, service, named))
-}
-
-/// The backend that a session names, while it has its place.
-#[inline(always)]
-fn named<'t, T: Tables>(
-    tables: &'t T,
-    service: &Service<'t>,
-    record: &Record,
-) -> Option<Candidate<'t>> {
-    steer::candidate(tables, service.descriptor, u32::from(record.member))
-        .filter(|candidate| candidate.member.generation == record.generation)
 }
 
 /// Takes a flow off its backend's where its flags cease to say that it counts there.
@@ -263,12 +252,8 @@ fn try_begin<T: Tables>(
     let service = Service::at(tables, question.key.service.into(), question.half)?;
     let descriptor = service.descriptor;
     let candidate = steer::candidate(tables, descriptor, id)?;
-    let translation = &guard(tables, &service, question.half)?.translation;
-    let to = if descriptor.port == 0 {
-        question.key.to
-    } else {
-        descriptor.port
-    };
+    let translation = &service.guard(tables, question.half)?.translation;
+    let to = descriptor.port_of(question.key.to);
     let session = &mut place.session;
     session.record = first(tables, &service, question, &candidate);
     session.backend = candidate.backend.address;
@@ -343,7 +328,7 @@ fn former<T: Tables>(
             stays: false,
         };
     };
-    let named = named(tables, service, &record);
+    let named = steer::named(tables, service.descriptor, &record);
     uncount(tables, named.as_ref(), flags, record.flags);
     let same = place.former.backend == place.session.backend
         && place.former.backend_port == place.session.backend_port
@@ -444,13 +429,6 @@ fn give_back<T: Tables>(tables: &T, flow: &FlowKey, port: &PortKey) {
 #[inline(always)]
 fn is_of<T: Tables>(tables: &T, port: &PortKey, flow: &FlowKey) -> bool {
     tables.port(port) == Some(*flow)
-}
-
-/// What is in force for a service beside its descriptor.
-#[inline(always)]
-pub fn guard<'t, T: Tables>(tables: &'t T, service: &Service<'_>, half: u32) -> Option<&'t Guard> {
-    let [even, odd] = &tables.guards(service.descriptor.pool.into())?.halves;
-    Some(if half == 0 { even } else { odd })
 }
 
 #[cfg(test)]

@@ -5,8 +5,8 @@ use crate::{
     flow::Flow,
     hash::{self, FlowHash},
     tables::{
-        Address, Backend, Descriptor, Endpoint, FlowKey, Member, Phase, Slot, Tables, feature,
-        flow_kind, service_flag, state,
+        Address, Backend, Descriptor, Endpoint, FlowKey, Guard, Member, Phase, Record, Slot,
+        Tables, feature, flow_kind, service_flag, state,
     },
     track::Question,
     verdict::DropReason,
@@ -33,6 +33,13 @@ impl<'t> Service<'t> {
         let [even, odd] = &tables.service_entry(index)?.halves;
         let descriptor = if half == 0 { even } else { odd };
         Some(Self { index, descriptor })
+    }
+
+    /// What is in force for it beside its descriptor.
+    #[inline(always)]
+    pub fn guard<T: Tables>(&self, tables: &'t T, half: u32) -> Option<&'t Guard> {
+        let [even, odd] = &tables.guards(self.descriptor.pool.into())?.halves;
+        Some(if half == 0 { even } else { odd })
     }
 }
 
@@ -202,12 +209,7 @@ pub fn key(service: &Service<'_>, flow: &Flow) -> FlowKey {
         port: flow.source_port,
         kind: flow_kind::FLOW,
         service: service.index as u16,
-        // Of one that has a single port, the service stands for it.
-        to: if service.descriptor.port == 0 {
-            flow.destination_port
-        } else {
-            0
-        },
+        to: service.descriptor.key_port(flow.destination_port),
     }
 }
 
@@ -258,4 +260,15 @@ pub fn candidate<'t, T: Tables>(
         member,
         backend,
     })
+}
+
+/// The backend that a record names, while it has its place.
+#[inline(always)]
+pub fn named<'t, T: Tables>(
+    tables: &'t T,
+    descriptor: &Descriptor,
+    record: &Record,
+) -> Option<Candidate<'t>> {
+    candidate(tables, descriptor, u32::from(record.member))
+        .filter(|candidate| candidate.member.generation == record.generation)
 }

@@ -438,6 +438,19 @@ impl Descriptor {
         self.scheduler >> SAMPLING_SHIFT
     }
 
+    /// What [`FlowKey::to`] is of a flow that goes to a port: of one that has a single port, the service stands
+    /// for it.
+    #[inline(always)]
+    pub const fn key_port(&self, port: u16) -> u16 {
+        if self.port == 0 { port } else { 0 }
+    }
+
+    /// The port that a flow goes to, given its [`FlowKey::to`].
+    #[inline(always)]
+    pub const fn port_of(&self, to: u16) -> u16 {
+        if self.port == 0 { to } else { self.port }
+    }
+
     /// The port that a packet of modes [`mode::NAT`] and [`mode::FULL_NAT`] has at a backend, given the one that it came to.
     #[inline(always)]
     pub const fn port_at(&self, backend: &Backend, port: u16) -> u16 {

@@ -402,12 +402,7 @@ impl<'t, T: Tables> Asked<'_, 't, T> {
     /// The backend that a record names, while it has its place.
     #[inline(always)]
     fn named(&self, record: &Record) -> Option<Candidate<'t>> {
-        steer::candidate(
-            self.tables,
-            self.service.descriptor,
-            u32::from(record.member),
-        )
-        .filter(|candidate| candidate.member.generation == record.generation)
+        steer::named(self.tables, self.service.descriptor, record)
     }
 
     /// Whether flows in progress are counted.

@@ -195,7 +195,16 @@ impl Maps {
         }
     }
 
-    /// The maps without a packet: for functions that ask for no route and hash nothing.
+    /// The maps without a packet: for functions that ask for no route.
+    #[inline(always)]
+    fn hashing() -> Self {
+        Self {
+            ctx: core::ptr::null_mut(),
+            control: CONTROL.get_ptr(0),
+        }
+    }
+
+    /// The same for those that hash nothing either.
     #[inline(always)]
     fn alone() -> Self {
         Self {
@@ -836,10 +845,7 @@ pub extern "C" fn find_service(first: u64, second: u64, rest: u32, half: u32) ->
         zero: 0,
         zeros: 0,
     };
-    let maps = Maps {
-        ctx: core::ptr::null_mut(),
-        control: CONTROL.get_ptr(0),
-    };
+    let maps = Maps::hashing();
     steer::find(&maps, &endpoint, half)
 }
 
@@ -911,10 +917,7 @@ pub extern "C" fn choose_backend() -> u32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn begin_session(id: u32) -> u32 {
-    let maps = Maps {
-        ctx: core::ptr::null_mut(),
-        control: CONTROL.get_ptr(0),
-    };
+    let maps = Maps::hashing();
     match question() {
         Some(question) => match OPENING.get_ptr_mut(0) {
             // SAFETY: this CPU's element, which nothing else touches while the program runs on it; any bytes are an

@@ -128,11 +128,7 @@ fn flow_hash(key: &FlowKey, descriptor: &Descriptor, hash_key: &[u64; HASH_KEY_W
         return hash::source(hash_key, &key.source);
     }
     let destination: Address = descriptor.address;
-    let to = if descriptor.port == 0 {
-        key.to
-    } else {
-        descriptor.port
-    };
+    let to = descriptor.port_of(key.to);
     let ports = (u32::from(key.port) << 16) | u32::from(to);
     hash::flow(
         hash_key,
