@@ -24,13 +24,17 @@ pub fn deliver<P: Packet, T: Tables>(
     hash: FlowHash,
 ) -> Result<(), DropReason> {
     match mode {
-        mode::IPIP => forward::encapsulate(packet, flow, backend, hash, None),
-        mode::GUE => {
+        mode::IPIP if tables.knows(feature::IPIP) => {
+            forward::encapsulate(packet, flow, backend, hash, None)
+        }
+        mode::GUE if tables.knows(feature::GUE) => {
             let control = tables.control().ok_or(DropReason::Inconsistent)?;
             let port = GuePort(control.gue_port);
             forward::encapsulate(packet, flow, backend, hash, Some(port))
         }
-        mode::L2 => forward::readdress(packet, backend.source_mac, backend.destination_mac),
+        mode::L2 if tables.knows(feature::L2) => {
+            forward::readdress(packet, backend.source_mac, backend.destination_mac)
+        }
         _ => Err(DropReason::Inconsistent),
     }
 }
@@ -40,14 +44,13 @@ pub fn deliver<P: Packet, T: Tables>(
 /// part of.
 #[inline(always)]
 pub fn way_back<T: Tables>(tables: &T, mut from: Endpoint) -> Option<WayBack> {
-    let control = tables.control()?;
-    if control.features & feature::NAT == 0 {
+    if !tables.uses(feature::NAT) {
         return None;
     }
     if let Some(way_back) = tables.way_back(&from) {
         return Some(way_back);
     }
-    if control.features & feature::ALL_PORTS == 0 {
+    if !tables.uses(feature::ALL_PORTS) {
         return None;
     }
     let port = from.port;

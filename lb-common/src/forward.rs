@@ -4,7 +4,6 @@
 use network_types::{
     eth::EthHdr,
     ip::{Ipv4Hdr, Ipv6Hdr},
-    tcp::TcpHdr,
     udp::UdpHdr,
 };
 
@@ -15,7 +14,7 @@ use crate::{
     packet::{Header, Packet},
     tables::{Address, Backend},
     verdict::DropReason,
-    wire::{self, protocol},
+    wire::{self, Byte, Check, EthernetAddresses, Ipv4Rest, Ipv6Address, Ports, Word, protocol},
 };
 
 /// Time to live, or hop limit, of an outer header (RFC 1700: the default).
@@ -231,57 +230,87 @@ pub fn header_v6(
     }
 }
 
-/// Rewrites one end of a packet to `address` and `port`, of the packet's own family, with its
-/// checksums (RFC 1624; a UDP checksum of zero stays none, RFC 768).
+/// What a packet's ends become: address and port, as in [`crate::tables::Endpoint`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ends {
+    /// The source, where it changes.
+    pub source: Option<(Address, u16)>,
+    /// The destination, likewise.
+    pub destination: Option<(Address, u16)>,
+}
+
+impl Ends {
+    /// One end.
+    #[inline(always)]
+    pub const fn one(end: End, address: Address, port: u16) -> Self {
+        match end {
+            End::Source => Self {
+                source: Some((address, port)),
+                destination: None,
+            },
+            End::Destination => Self {
+                source: None,
+                destination: Some((address, port)),
+            },
+        }
+    }
+
+    /// Both.
+    #[inline(always)]
+    pub const fn both(source: (Address, u16), destination: (Address, u16)) -> Self {
+        Self {
+            source: Some(source),
+            destination: Some(destination),
+        }
+    }
+}
+
+/// Rewrites ends of a packet, to addresses of its own family, with its checksums (RFC 1624; a UDP checksum of
+/// zero stays none, RFC 768), and takes `hops`, 0 or 1, off its TTL or hop limit.
 ///
 /// # Errors
-/// [`DropReason::Inconsistent`] where the address is of the other family, or the headers that
-/// `flow` found are not there.
+/// [`DropReason::TtlExpired`] where none would be left; [`DropReason::Inconsistent`] where an address is of the other
+/// family, or the headers that `flow` found are not there.
 #[inline(always)]
 pub fn rewrite<P: Packet>(
     packet: &mut P,
     flow: &Flow,
-    end: End,
-    address: Address,
-    port: u16,
+    ends: Ends,
+    hops: u8,
 ) -> Result<(), DropReason> {
-    let old_port = match end {
-        End::Source => flow.source_port,
-        End::Destination => flow.destination_port,
-    };
-    if flow.v4 != address.is_v4() {
-        return Err(DropReason::Inconsistent);
+    let source = ends.source.map(|(address, _)| address);
+    let destination = ends.destination.map(|(address, _)| address);
+    let addresses = set_addresses(packet, wire::ETHERNET, flow.v4, source, destination, hops)?;
+    let mut ports: Ports = read(packet, flow.transport)?;
+    let mut change = addresses;
+    if let Some((_, port)) = ends.source {
+        change = change
+            .remove16(u16::from_ne_bytes(ports.source))
+            .add16(port);
+        ports.source = port.to_ne_bytes();
     }
-    let addresses = set_address(packet, wire::ETHERNET, flow.v4, end, address)?;
-    rewrite_port(
-        packet,
-        flow,
-        end,
-        port,
-        addresses.remove16(old_port).add16(port),
-    )
-}
-
-/// Rewrites both ends of a packet to addresses of its own family and ports, with its checksums, as [`rewrite`]
-/// does one.
-///
-/// # Errors
-/// As [`rewrite`].
-#[inline(always)]
-pub fn rewrite_both<P: Packet>(
-    packet: &mut P,
-    flow: &Flow,
-    (source, source_port): (Address, u16),
-    (destination, destination_port): (Address, u16),
-) -> Result<(), DropReason> {
-    rewrite(packet, flow, End::Source, source, source_port)?;
-    rewrite(
-        packet,
-        flow,
-        End::Destination,
-        destination,
-        destination_port,
-    )
+    if let Some((_, port)) = ends.destination {
+        change = change
+            .remove16(u16::from_ne_bytes(ports.destination))
+            .add16(port);
+        ports.destination = port.to_ne_bytes();
+    }
+    write(packet, flow.transport, &ports)?;
+    let is_tcp = flow.protocol == protocol::TCP;
+    let offset = if is_tcp {
+        wire::TCP_CHECK
+    } else {
+        wire::UDP_CHECK
+    };
+    let Check(check) = read(packet, flow.transport + offset)?;
+    let before = u16::from_ne_bytes(check);
+    let after = change.update(before);
+    let after = match before {
+        _ if is_tcp => after,
+        0 => 0,
+        _ => sent(after),
+    };
+    write(packet, flow.transport + offset, &Check(after.to_ne_bytes()))
 }
 
 /// Rewrites one end of the IP header at `offset`, of `address`'s family, with its checksum; what that
@@ -297,29 +326,97 @@ pub fn set_address<P: Packet>(
     end: End,
     address: Address,
 ) -> Result<Sum, DropReason> {
-    if v4 {
-        let mut ip: Ipv4Hdr = read(packet, offset)?;
-        let field = match end {
-            End::Source => &mut ip.src_addr,
-            End::Destination => &mut ip.dst_addr,
-        };
-        let old = u32::from_ne_bytes(*field);
-        *field = address.low().to_ne_bytes();
-        let change = Sum::new().remove32(old).add32(address.low());
-        ip.check = change.update(u16::from_ne_bytes(ip.check)).to_ne_bytes();
-        write(packet, offset, &ip)?;
-        Ok(change)
-    } else {
-        let mut ip: Ipv6Hdr = read(packet, offset)?;
-        let field = match end {
-            End::Source => &mut ip.src_addr,
-            End::Destination => &mut ip.dst_addr,
-        };
-        let old = Address::v6(*field);
-        *field = address.octets();
-        write(packet, offset, &ip)?;
-        Ok(Sum::new().remove128(old.words()).add128(address.words()))
+    match end {
+        End::Source => set_addresses(packet, offset, v4, Some(address), None, 0),
+        End::Destination => set_addresses(packet, offset, v4, None, Some(address), 0),
     }
+}
+
+/// The same of either end or both, with `hops`, 0 or 1, off the TTL or hop limit.
+///
+/// # Errors
+/// As [`rewrite`].
+#[inline(always)]
+fn set_addresses<P: Packet>(
+    packet: &mut P,
+    offset: usize,
+    v4: bool,
+    source: Option<Address>,
+    destination: Option<Address>,
+    hops: u8,
+) -> Result<Sum, DropReason> {
+    let is_of_family = |end: Option<Address>| end.is_none_or(|address| address.is_v4() == v4);
+    if !is_of_family(source) || !is_of_family(destination) {
+        return Err(DropReason::Inconsistent);
+    }
+    if v4 {
+        return set_v4(packet, offset + wire::IPV4_TTL, source, destination, hops);
+    }
+    if hops != 0 {
+        let at = offset + wire::HOP_LIMIT;
+        let Byte(limit) = read(packet, at)?;
+        write(packet, at, &Byte(one_less(limit)?))?;
+    }
+    let mut change = Sum::new();
+    if let Some(address) = source {
+        change = set_v6(packet, offset + wire::IPV6_SOURCE, address)?;
+    }
+    if let Some(address) = destination {
+        change = change.plus(set_v6(packet, offset + wire::IPV6_DESTINATION, address)?);
+    }
+    Ok(change)
+}
+
+#[inline(always)]
+fn set_v4<P: Packet>(
+    packet: &mut P,
+    offset: usize,
+    source: Option<Address>,
+    destination: Option<Address>,
+    hops: u8,
+) -> Result<Sum, DropReason> {
+    let mut ip: Ipv4Rest = read(packet, offset)?;
+    let mut change = Sum::new();
+    if let Some(address) = source {
+        change = change
+            .remove32(u32::from_ne_bytes(ip.source))
+            .add32(address.low());
+        ip.source = address.low().to_ne_bytes();
+    }
+    if let Some(address) = destination {
+        change = change
+            .remove32(u32::from_ne_bytes(ip.destination))
+            .add32(address.low());
+        ip.destination = address.low().to_ne_bytes();
+    }
+    ip.life = aged(ip.life, hops, change)?;
+    write(packet, offset, &ip)?;
+    Ok(change)
+}
+
+#[inline(always)]
+fn set_v6<P: Packet>(packet: &mut P, offset: usize, address: Address) -> Result<Sum, DropReason> {
+    let Ipv6Address([first, last]) = read(packet, offset)?;
+    let old = Address::from_halves(u64::from_ne_bytes(first), u64::from_ne_bytes(last));
+    let (first, last) = address.halves();
+    let new = Ipv6Address([first.to_ne_bytes(), last.to_ne_bytes()]);
+    write(packet, offset, &new)?;
+    Ok(Sum::new().remove128(old.words()).add128(address.words()))
+}
+
+/// [`Ipv4Rest::life`] with `hops` off the TTL, and the checksum of a header of which that and `change` are different.
+#[inline(always)]
+fn aged(life: [u8; 4], hops: u8, change: Sum) -> Result<[u8; 4], DropReason> {
+    let [ttl, proto, check @ ..] = life;
+    let (mut left, mut change) = (ttl, change);
+    if hops != 0 {
+        left = one_less(ttl)?;
+        change = change
+            .remove16(u16::from_ne_bytes([ttl, proto]))
+            .add16(u16::from_ne_bytes([left, proto]));
+    }
+    let [first, last] = change.update(u16::from_ne_bytes(check)).to_ne_bytes();
+    Ok([left, proto, first, last])
 }
 
 /// Sends a packet back to where it came from: both ends change places, and it begins its way anew.
@@ -354,36 +451,6 @@ pub fn turn_back<P: Packet>(packet: &mut P) -> Result<(), DropReason> {
     readdress(packet, dst_addr, src_addr)
 }
 
-#[inline(always)]
-fn rewrite_port<P: Packet>(
-    packet: &mut P,
-    flow: &Flow,
-    end: End,
-    port: u16,
-    change: Sum,
-) -> Result<(), DropReason> {
-    if flow.protocol == protocol::TCP {
-        let mut tcp: TcpHdr = read(packet, flow.transport)?;
-        match end {
-            End::Source => tcp.source = port.to_ne_bytes(),
-            End::Destination => tcp.dest = port.to_ne_bytes(),
-        }
-        tcp.check = change.update(u16::from_ne_bytes(tcp.check)).to_ne_bytes();
-        write(packet, flow.transport, &tcp)
-    } else {
-        let mut udp: UdpHdr = read(packet, flow.transport)?;
-        match end {
-            End::Source => udp.src = port.to_ne_bytes(),
-            End::Destination => udp.dst = port.to_ne_bytes(),
-        }
-        let check = u16::from_ne_bytes(udp.check);
-        if check != 0 {
-            udp.check = sent(change.update(check)).to_ne_bytes();
-        }
-        write(packet, flow.transport, &udp)
-    }
-}
-
 /// Takes one off the TTL or hop limit, as a router does.
 ///
 /// # Errors
@@ -391,14 +458,13 @@ fn rewrite_port<P: Packet>(
 #[inline(always)]
 pub fn decrement_ttl<P: Packet>(packet: &mut P, flow: &Flow) -> Result<(), DropReason> {
     if flow.v4 {
-        let mut ip: Ipv4Hdr = read(packet, wire::ETHERNET)?;
-        let ttl = one_less(ip.ttl)?;
-        set_ttl(&mut ip, ttl);
-        write(packet, wire::ETHERNET, &ip)
+        let at = wire::ETHERNET + wire::IPV4_TTL;
+        let Word(life) = read(packet, at)?;
+        write(packet, at, &Word(aged(life, 1, Sum::new())?))
     } else {
-        let mut ip: Ipv6Hdr = read(packet, wire::ETHERNET)?;
-        ip.hop_limit = one_less(ip.hop_limit)?;
-        write(packet, wire::ETHERNET, &ip)
+        let at = wire::ETHERNET + wire::HOP_LIMIT;
+        let Byte(limit) = read(packet, at)?;
+        write(packet, at, &Byte(one_less(limit)?))
     }
 }
 
@@ -455,8 +521,14 @@ pub fn readdress<P: Packet>(
     source: [u8; 6],
     destination: [u8; 6],
 ) -> Result<(), DropReason> {
-    let EthHdr { ether_type, .. } = read(packet, 0)?;
-    ethernet(packet, source, destination, ether_type)
+    write(
+        packet,
+        0,
+        &EthernetAddresses {
+            destination,
+            source,
+        },
+    )
 }
 
 #[inline(always)]

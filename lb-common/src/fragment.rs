@@ -14,7 +14,7 @@
 use crate::{
     egress::{self, Onward},
     flow::Flow,
-    forward::{self, End},
+    forward::{self, End, Ends},
     full_nat,
     hash::FlowHash,
     packet::Packet,
@@ -64,8 +64,7 @@ pub fn process<P: Packet, T: Tables>(
         return Ok(Verdict::Pass);
     }
     let is_vip = steer::owned(tables, fragment.flow.destination) & owned::VIP != 0;
-    let features = tables.control().map_or(0, |control| control.features);
-    if !is_vip && features & feature::NAT == 0 {
+    if !is_vip && !tables.uses(feature::NAT) {
         return Ok(Verdict::Pass);
     }
     let sound = fragment.check();
@@ -212,7 +211,7 @@ fn found_flow<'t, P: Packet, T: Tables>(
 fn unserved<T: Tables>(tables: &T, destination: Address) -> Result<Verdict, DropReason> {
     match tables.control() {
         Some(control)
-            if control.features & feature::UNKNOWN_PORTS != 0
+            if tables.uses(feature::UNKNOWN_PORTS)
                 && refuse::is_vip_alone(steer::owned(tables, destination)) =>
         {
             refused(tables, DropReason::UnknownPort, control.unknown_port)
@@ -412,10 +411,7 @@ fn rewrite<P: Packet>(
     port: Option<u16>,
 ) -> Result<(), DropReason> {
     if let Some(port) = port {
-        return forward::rewrite(packet, flow, end, address, port);
-    }
-    if flow.v4 != address.is_v4() {
-        return Err(DropReason::Inconsistent);
+        return forward::rewrite(packet, flow, Ends::one(end, address, port), 0);
     }
     forward::set_address(packet, wire::ETHERNET, flow.v4, end, address).map(drop)
 }

@@ -6,7 +6,8 @@ use crate::{
     admit, client_address,
     egress::{self, Onward},
     flow::{self, Family, Flow, Signal},
-    forward, mss,
+    forward::{self, Ends},
+    mss,
     packet::Packet,
     pipeline::{self, Rest},
     schedule,
@@ -52,7 +53,7 @@ pub fn request<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Outcome {
     match to_backend(packet, tables, &mut flow, &found, &way) {
         Err(DropReason::PacketTooBig) => Err(Rest::TooBig),
         Err(reason) => Ok(Err(reason)),
-        Ok(()) if pipeline::opens_with_mss(&flow, way.candidate.backend) => {
+        Ok(()) if pipeline::opens_with_mss(tables, &flow, way.candidate.backend) => {
             pipeline::leave_syn(tables, &flow, mode::FULL_NAT, way.candidate.backend);
             Err(Rest::Syn)
         }
@@ -124,8 +125,7 @@ fn service<'t, T: Tables>(tables: &'t T, flow: &Flow) -> Option<InForce<'t>> {
 /// Whether an address is one of a pool.
 #[inline(always)]
 pub fn is_of_a_pool<T: Tables>(tables: &T, address: Address) -> bool {
-    let features = tables.control().map_or(0, |control| control.features);
-    features & feature::FULL_NAT != 0 && steer::owned(tables, address) & owned::POOL != 0
+    tables.uses(feature::FULL_NAT) && steer::owned(tables, address) & owned::POOL != 0
 }
 
 /// What its service says of packets that nobody takes.
@@ -169,13 +169,8 @@ fn to_backend<P: Packet, T: Tables>(
     let bytes = packet.length() as u64;
     let (client, client_port) = (flow.source, flow.source_port);
     let port = descriptor.port_at(backend, flow.destination_port);
-    forward::decrement_ttl(packet, flow)?;
-    forward::rewrite_both(
-        packet,
-        flow,
-        (way.address, way.port),
-        (backend.address, port),
-    )?;
+    let ends = Ends::both((way.address, way.port), (backend.address, port));
+    forward::rewrite(packet, flow, ends, 1)?;
     if flow.protocol == protocol::TCP && (flow.opens() || way.confirms) {
         let told = service
             .guard(tables, half)
@@ -269,7 +264,7 @@ fn to_client<P: Packet, T: Tables>(packet: &mut P, tables: &T, flow: &Flow) -> O
         Err(reason) => return Ok(Err(reason)),
     };
     let (vip, client) = ((descriptor.address, port), (client.source, client.port));
-    if let Err(reason) = forward::rewrite_both(packet, flow, vip, client) {
+    if let Err(reason) = forward::rewrite(packet, flow, Ends::both(vip, client), 0) {
         return Ok(Err(reason));
     }
     if let Some(Candidate { backend, .. }) = named

@@ -568,7 +568,12 @@ fn requote<P: Packet>(
         addresses.plus(moved)
     };
     let is_tcp = old.protocol == protocol::TCP;
-    let at = quoted.transport + if is_tcp { 16 } else { 6 };
+    let at = quoted.transport
+        + if is_tcp {
+            wire::TCP_CHECK
+        } else {
+            wire::UDP_CHECK
+        };
     if at + 2 <= self::end(outer) {
         let Check(check) = forward::read(packet, at)?;
         let before = u16::from_ne_bytes(check);

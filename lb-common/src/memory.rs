@@ -264,6 +264,15 @@ fn at<T>(list: &[T], index: u32) -> Option<&T> {
 }
 
 impl Tables for MemoryTables {
+    /// It is loaded for what is in use and nothing else.
+    fn knows(&self, feature: u32) -> bool {
+        self.uses(feature)
+    }
+
+    fn uses(&self, feature: u32) -> bool {
+        self.control.features & feature != 0
+    }
+
     fn control(&self) -> Option<&Control> {
         Some(&self.control)
     }

@@ -6,7 +6,7 @@ use crate::{
     admit,
     egress::{self, Onward},
     flow::{self, Family, Flow, Signal, Stop},
-    forward::{self, End},
+    forward::{self, End, Ends},
     fragment::{self, Early, Fragment},
     full_nat,
     hash::FlowHash,
@@ -219,12 +219,12 @@ fn follow<P: Packet, T: Tables>(
     let mut flow = Flow::EMPTY;
     Ok(match parse(packet, &mut flow) {
         Ok(()) => match steer::service(tables, &flow.to()) {
-            Some(found) if found.service.descriptor.mode == mode::FULL_NAT => {
+            Some(found) if is_full_nat(tables, &found) => {
                 tables.hand_over(Handover::default());
                 return Err(Rest::FullNat);
             }
             Some(found) => match to_backend(packet, tables, &mut flow, &found) {
-                Ok(backend) if opens_with_mss(&flow, backend) => {
+                Ok(backend) if opens_with_mss(tables, &flow, backend) => {
                     let mode = found.service.descriptor.mode;
                     leave_syn(tables, &flow, mode, backend);
                     return Err(Rest::Syn);
@@ -245,15 +245,15 @@ fn follow<P: Packet, T: Tables>(
             None => match egress::way_back(tables, flow.from()) {
                 Some(way_back) => match to_client(packet, tables, &flow, way_back) {
                     // Of a flow, its handshake; nothing that ends here, as answers to probes do.
-                    Ok(onward) if way_back.watched != 0 && !matches!(onward, Onward::Ends) => {
+                    Ok(onward) if is_heard(tables, &way_back, onward) => {
                         passive::heard(packet, tables, &flow, way_back.watched);
-                        if answers_with_mss(packet, &flow, &way_back, onward) {
+                        if answers_with_mss(packet, tables, &flow, &way_back, onward) {
                             leave_answer(tables, &flow, &way_back, onward);
                             return Err(Rest::Syn);
                         }
                         Ok(egress::leave(packet, onward))
                     }
-                    Ok(onward) if answers_with_mss(packet, &flow, &way_back, onward) => {
+                    Ok(onward) if answers_with_mss(packet, tables, &flow, &way_back, onward) => {
                         leave_answer(tables, &flow, &way_back, onward);
                         return Err(Rest::Syn);
                     }
@@ -276,8 +276,7 @@ fn follow<P: Packet, T: Tables>(
 /// Whether packets to a VIP that no service has are anything but the kernel's.
 #[inline(always)]
 fn refuses<T: Tables>(tables: &T) -> bool {
-    let features = tables.control().map_or(0, |control| control.features);
-    features & feature::UNKNOWN_PORTS != 0
+    tables.uses(feature::UNKNOWN_PORTS)
 }
 
 /// Whether those to this address are.
@@ -286,10 +285,25 @@ fn is_refused<T: Tables>(tables: &T, destination: Address) -> bool {
     refuses(tables) && refuse::is_vip_alone(steer::owned(tables, destination))
 }
 
+/// Whether a service is of mode `full-nat`.
+#[inline(always)]
+fn is_full_nat<T: Tables>(tables: &T, found: &InForce<'_>) -> bool {
+    tables.knows(feature::FULL_NAT) && found.service.descriptor.mode == mode::FULL_NAT
+}
+
+/// Whether an answer tells how its backend is.
+#[inline(always)]
+fn is_heard<T: Tables>(tables: &T, way_back: &WayBack, onward: Onward) -> bool {
+    tables.knows(feature::PASSIVE) && way_back.watched != 0 && !matches!(onward, Onward::Ends)
+}
+
 /// Whether a packet that goes to a backend has an MSS that may have to be lowered.
 #[inline(always)]
-pub(crate) fn opens_with_mss(flow: &Flow, backend: &Backend) -> bool {
-    flow.opens() && backend.mss != mss::OFF && flow.protocol == protocol::TCP
+pub(crate) fn opens_with_mss<T: Tables>(tables: &T, flow: &Flow, backend: &Backend) -> bool {
+    tables.knows(feature::MSS)
+        && flow.opens()
+        && backend.mss != mss::OFF
+        && flow.protocol == protocol::TCP
 }
 
 /// Leaves it to [`syn`], in the frame that `mode` has made of it.
@@ -305,13 +319,17 @@ pub(crate) fn leave_syn<T: Tables>(tables: &T, flow: &Flow, mode: u8, backend: &
 
 /// Whether a `nat` backend's answer has one.
 #[inline(always)]
-fn answers_with_mss<P: Packet>(
+fn answers_with_mss<P: Packet, T: Tables>(
     packet: &P,
+    tables: &T,
     flow: &Flow,
     way_back: &WayBack,
     onward: Onward,
 ) -> bool {
-    way_back.mss != mss::OFF && !matches!(onward, Onward::Ends) && mss::is_told_by(packet, flow)
+    tables.knows(feature::MSS)
+        && way_back.mss != mss::OFF
+        && !matches!(onward, Onward::Ends)
+        && mss::is_told_by(packet, flow)
 }
 
 /// Leaves that to [`syn`].
@@ -350,13 +368,13 @@ fn to_backend<'t, P: Packet, T: Tables>(
     }
     let bytes = packet.length() as u64;
     match service.descriptor.mode {
-        mode::NAT => {
+        mode::NAT if tables.knows(feature::NAT) => {
             let port = service.descriptor.port_at(backend, flow.destination_port);
             translate(packet, flow, backend, port)?;
         }
         mode => {
             // Where answers pass, they tell more than clients do.
-            if service.descriptor.sampling() != 0 {
+            if tables.knows(feature::PASSIVE) && service.descriptor.sampling() != 0 {
                 passive::watch(packet, tables, flow, service.descriptor, backend, hash);
             }
             egress::deliver(packet, tables, flow, mode, backend, hash)?;
@@ -379,12 +397,14 @@ pub(crate) fn backend<'t, P: Packet, T: Tables>(
     in_force: &InForce<'t>,
     hash: FlowHash,
 ) -> Result<&'t Backend, DropReason> {
-    let guarded = in_force.service.descriptor.flags & service_flag::GUARDED != 0;
+    let descriptor = in_force.service.descriptor;
+    let guarded = tables.knows(feature::GUARDS) && descriptor.flags & service_flag::GUARDED != 0;
     if guarded {
         admit::source(tables, in_force, flow)?;
     }
     let mut named = quic::STEER;
-    if in_force.service.descriptor.quic != 0
+    if tables.knows(feature::QUIC)
+        && descriptor.quic != 0
         && let Some(start) = Start::read(packet, flow)
     {
         named = tables.route_by_id(in_force.service.index, in_force.half, start);
@@ -408,8 +428,8 @@ fn translate<P: Packet>(
     backend: &Backend,
     port: u16,
 ) -> Result<(), DropReason> {
-    forward::decrement_ttl(packet, flow)?;
-    forward::rewrite(packet, flow, End::Destination, backend.address, port)?;
+    let ends = Ends::one(End::Destination, backend.address, port);
+    forward::rewrite(packet, flow, ends, 1)?;
     forward::readdress(packet, backend.source_mac, backend.destination_mac)
 }
 
@@ -427,7 +447,8 @@ fn to_client<P: Packet, T: Tables>(
     }
     let onward = egress::onward(packet, tables, flow, way_back.address)?;
     if !matches!(onward, Onward::Ends) {
-        forward::rewrite(packet, flow, End::Source, way_back.address, way_back.port)?;
+        let ends = Ends::one(End::Source, way_back.address, way_back.port);
+        forward::rewrite(packet, flow, ends, 0)?;
     }
     Ok(onward)
 }

@@ -85,7 +85,7 @@ pub fn service<'t, T: Tables>(tables: &'t T, endpoint: &Endpoint) -> Option<InFo
     if let Some(service) = at(tables, endpoint, half) {
         return Some(InForce { service, half });
     }
-    if tables.control()?.features & feature::ALL_PORTS == 0 {
+    if !tables.uses(feature::ALL_PORTS) {
         return None;
     }
     let every = Endpoint {
@@ -113,9 +113,11 @@ fn at<'t, T: Tables>(tables: &'t T, endpoint: &Endpoint, half: u32) -> Option<Se
             if *place == 0 {
                 continue;
             }
-            let service = Service::at(tables, *place - 1, half)?;
-            if service.descriptor.is_at(endpoint) {
-                return Some(service);
+            let [even, odd] = &tables.service_entry_of(place)?.halves;
+            let descriptor = if half == 0 { even } else { odd };
+            if descriptor.is_at(endpoint) {
+                let index = *place - 1;
+                return Some(Service { index, descriptor });
             }
         }
     }
@@ -149,7 +151,8 @@ pub fn hash<T: Tables>(tables: &T, flow: &Flow, by_source: bool) -> Option<FlowH
 /// The hash that places a flow on a service's ring.
 #[inline(always)]
 pub fn place<T: Tables>(tables: &T, service: &Service<'_>, flow: &Flow) -> Option<FlowHash> {
-    let by_source = service.descriptor.flags & service_flag::BY_SOURCE != 0;
+    let by_source =
+        tables.knows(feature::BY_SOURCE) && service.descriptor.flags & service_flag::BY_SOURCE != 0;
     hash(tables, flow, by_source)
 }
 
@@ -254,7 +257,7 @@ pub fn candidate<'t, T: Tables>(
     if member.backend == 0 {
         return None;
     }
-    let backend = tables.backend(member.backend)?;
+    let backend = tables.backend_of(member)?;
     Some(Candidate {
         id,
         member,

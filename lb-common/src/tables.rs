@@ -289,7 +289,7 @@ pub struct Control {
     pub generation: u64,
     /// Secret of the flow hash, drawn once when the maps are made.
     pub hash_key: [u64; HASH_KEY_WORDS],
-    /// Bits of [`feature`].
+    /// Bits of [`feature`]: what is in use.
     pub features: u32,
     /// Base-two logarithm of the number of buckets of the look-up table of services, at most 31.
     pub lookup_bits: u32,
@@ -304,7 +304,8 @@ pub struct Control {
     pub zeros: [u16; 2],
 }
 
-/// Bits of [`Control::features`].
+/// What of the program is used: bits of [`Control::features`], and of what the program is loaded with, which is at
+/// least that. Code that only what is not used would reach is taken away as the program is loaded ([`Tables::knows`]).
 pub mod feature {
     /// Some service is in `nat` mode: answers are looked for.
     pub const NAT: u32 = 1;
@@ -315,6 +316,24 @@ pub mod feature {
     pub const ALL_PORTS: u32 = 4;
     /// Some service is in `full-nat` mode, or there may be sessions left of one.
     pub const FULL_NAT: u32 = 8;
+    /// Some service is in mode `ipip`.
+    pub const IPIP: u32 = 16;
+    /// Some service is in mode `gue`.
+    pub const GUE: u32 = 32;
+    /// Some service is in mode `l2`.
+    pub const L2: u32 = 64;
+    /// Some service is [`GUARDED`](super::service_flag::GUARDED).
+    pub const GUARDS: u32 = 128;
+    /// Some service is QUIC's.
+    pub const QUIC: u32 = 256;
+    /// Packets show how some service's backends are ([`crate::passive`]).
+    pub const PASSIVE: u32 = 512;
+    /// The MSS of some SYNs is lowered ([`crate::mss`]).
+    pub const MSS: u32 = 1024;
+    /// The flows of some service are placed by their source, or were until its last move.
+    pub const BY_SOURCE: u32 = 2048;
+    /// All of these.
+    pub const ALL: u32 = 4095;
 }
 
 /// What becomes of packets to a VIP that nobody takes ([`crate::refuse`]).
@@ -459,6 +478,27 @@ impl Descriptor {
         } else {
             backend.port
         }
+    }
+
+    /// Bits of [`feature`] that its packets need, as far as they follow from this.
+    pub const fn features(&self) -> u32 {
+        const BY_SOURCE: u16 = service_flag::BY_SOURCE | service_flag::PREVIOUSLY_BY_SOURCE;
+        let mode = match self.mode {
+            mode::NAT => feature::NAT,
+            mode::IPIP => feature::IPIP,
+            mode::L2 => feature::L2,
+            mode::GUE => feature::GUE,
+            mode::FULL_NAT => feature::FULL_NAT,
+            _ => 0,
+        };
+        const fn flag(is: bool, feature: u32) -> u32 {
+            if is { feature } else { 0 }
+        }
+        mode | flag(self.port == 0, feature::ALL_PORTS)
+            | flag(self.flags & service_flag::GUARDED != 0, feature::GUARDS)
+            | flag(self.flags & BY_SOURCE != 0, feature::BY_SOURCE)
+            | flag(self.quic != 0, feature::QUIC)
+            | flag(self.sampling() != 0, feature::PASSIVE)
     }
 
     /// Where the service is.
@@ -970,6 +1010,11 @@ pub struct RouteQuery {
 pub trait Tables {
     /// The control element.
     fn control(&self) -> Option<&Control>;
+    /// Whether this is loaded for a feature, a bit of [`feature`]. Only what it is loaded for is in the tables. A constant
+    /// to the kernel's verifier, which takes out what cannot be reached.
+    fn knows(&self, feature: u32) -> bool;
+    /// Whether anything uses a feature that it is loaded for.
+    fn uses(&self, feature: u32) -> bool;
     /// The generation in force, read once.
     fn generation(&self) -> u64;
     /// A bucket of the look-up table of services.
@@ -978,10 +1023,21 @@ pub trait Tables {
     fn service_entry(&self, index: u32) -> Option<&ServiceEntry>;
     /// Two slots of the arena: `2 * index` in the low half, the next one in the high half.
     fn slots(&self, index: u32) -> Option<u64>;
+    /// The entry of the service that a place of a bucket leads to. Where a map's key lies in a map, it need not be
+    /// copied to the stack first, and read back from there.
+    #[inline(always)]
+    fn service_entry_of(&self, place: &u32) -> Option<&ServiceEntry> {
+        self.service_entry(place.wrapping_sub(1))
+    }
     /// A member.
     fn member(&self, index: u32) -> Option<&Member>;
     /// A backend.
     fn backend(&self, index: u32) -> Option<&Backend>;
+    /// The one that a member names; likewise.
+    #[inline(always)]
+    fn backend_of(&self, member: &Member) -> Option<&Backend> {
+        self.backend(member.backend)
+    }
     /// What the answers of a `nat` backend become.
     fn way_back(&self, key: &Endpoint) -> Option<WayBack>;
     /// Whether an answer of this kind may be given now, of those that are allowed in a second; it

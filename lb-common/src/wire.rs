@@ -6,16 +6,28 @@ use wincode::{SchemaRead, SchemaWrite};
 
 /// Length of an Ethernet header in bytes, and so the offset of the IP header.
 pub const ETHERNET: usize = 14;
+/// Offset in an IPv4 header of its TTL, which [`Ipv4Rest`] begins with.
+pub const IPV4_TTL: usize = 8;
 /// Length of an IPv4 header without options in bytes.
 pub const IPV4: usize = 20;
 /// Length of an IPv6 header in bytes.
 pub const IPV6: usize = 40;
 /// Offset in an IPv6 header of the protocol number of what follows.
 pub const NEXT_HEADER: usize = 6;
+/// Offset in an IPv6 header of the hop limit.
+pub const HOP_LIMIT: usize = 7;
+/// Offset in an IPv6 header of the source address.
+pub const IPV6_SOURCE: usize = 8;
+/// Offset in an IPv6 header of the destination address.
+pub const IPV6_DESTINATION: usize = 24;
 /// Length of an IPv6 fragment header in bytes.
 pub const FRAGMENT: usize = 8;
 /// Length of a TCP header without options in bytes.
 pub const TCP: usize = 20;
+/// Offset in a TCP header of its checksum.
+pub const TCP_CHECK: usize = 16;
+/// Offset in a UDP header of its checksum.
+pub const UDP_CHECK: usize = 6;
 /// Length of a UDP header in bytes.
 pub const UDP: usize = 8;
 /// Length of an ICMP or ICMPv6 header in bytes.
@@ -107,6 +119,37 @@ pub struct TcpOption {
     pub length: u8,
     /// The rest.
     pub value: [u8; 2],
+}
+
+/// An IPv4 header from its TTL on (RFC 791 §3.1): all that changes of one whose packet goes on. Read without the rest, it
+/// stays in registers.
+#[derive(Debug, Clone, Copy, SchemaRead, SchemaWrite)]
+#[repr(C)]
+#[wincode(assert_zero_copy)]
+pub struct Ipv4Rest {
+    /// TTL, protocol, and both bytes of the checksum.
+    pub life: [u8; 4],
+    /// Source address.
+    pub source: [u8; 4],
+    /// Destination address.
+    pub destination: [u8; 4],
+}
+
+/// An IPv6 address, eight bytes by eight.
+#[derive(Debug, Clone, Copy, SchemaRead, SchemaWrite)]
+#[repr(C)]
+#[wincode(assert_zero_copy)]
+pub struct Ipv6Address(pub [[u8; 8]; 2]);
+
+/// The addresses that an Ethernet header begins with.
+#[derive(Debug, Clone, Copy, SchemaRead, SchemaWrite)]
+#[repr(C)]
+#[wincode(assert_zero_copy)]
+pub struct EthernetAddresses {
+    /// The destination.
+    pub destination: [u8; 6],
+    /// The source.
+    pub source: [u8; 6],
 }
 
 /// The ports that TCP and UDP headers begin with.

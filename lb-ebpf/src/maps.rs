@@ -6,6 +6,7 @@
 use core::{arch::asm, mem::MaybeUninit};
 
 use aya_ebpf::{
+    Global,
     bindings::{
         BPF_ANY, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_FIB_LKUP_RET_FRAG_NEEDED,
         BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LKUP_RET_UNSUPP_LWT,
@@ -37,7 +38,7 @@ use lb_common::{
         FlowCounters, FlowEvent, FlowKey, FragmentKey, GuardEntry,
         HANDSHAKES as HOW_MANY_HANDSHAKES, Handover, Handshake, Member, NoRoute, PoolKey, PortKey,
         Record, Recorded, Route, RouteQuery, Server, ServerKey, ServiceEntry, Session, Sign, Signs,
-        Slot, SourceKey, TICK_SHIFT, Table, Tables, Tick, WayBack,
+        Slot, SourceKey, TICK_SHIFT, Table, Tables, Tick, WayBack, feature,
     },
     track::{self, Question},
     verdict::{Answer, DROP_COUNTERS, DropReason, FIRST_ANSWER, FIRST_PIECE, Piece},
@@ -52,6 +53,7 @@ const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 static CONTROL: Array<Control, 1, MMAPABLE> = Array::new();
 #[btf_map]
 static LOOKUP: Array<Bucket, 1, MMAPABLE> = Array::new();
+/// By a service's index + 1, as [`LOOKUP`] has it; the first is nobody's.
 #[btf_map]
 static SERVICE_ENTRIES: Array<ServiceEntry, 1, MMAPABLE> = Array::new();
 #[btf_map]
@@ -156,6 +158,11 @@ static DROPS: PerCpuArray<u64, { DROP_COUNTERS as usize }> = PerCpuArray::new();
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 
+/// Bits of [`feature`] that the program is loaded for, which the loader sets. In read-only data, whose words the verifier
+/// takes for constants.
+#[unsafe(no_mangle)]
+static FEATURES: Global<u32> = Global::new(feature::ALL);
+
 /// Goes on with another program, of [`TAILS`]; returns where it is not there.
 #[inline(always)]
 pub fn go_on(ctx: &XdpContext, program: u32) {
@@ -214,6 +221,25 @@ impl Maps {
     }
 }
 
+/// The element whose index lies in another map. [`Array::get`] puts its index on the stack, from where it is loaded again:
+/// some eight cycles on the one chain of loads that a packet waits for.
+#[inline(always)]
+fn element<T, const N: usize>(
+    map: &'static Array<T, N, MMAPABLE>,
+    index: &u32,
+) -> Option<&'static T> {
+    // SAFETY: the map's own key, four bytes, which the helper only reads; what it gives is an element of it, which
+    // is never freed, or null. What changes in it is read by itself.
+    unsafe {
+        helpers::bpf_map_lookup_elem(
+            core::ptr::from_ref(map).cast_mut().cast(),
+            core::ptr::from_ref(index).cast(),
+        )
+        .cast::<T>()
+        .as_ref()
+    }
+}
+
 /// Adds a packet to this CPU's share of a counter.
 #[inline(always)]
 fn count<const N: usize>(map: &PerCpuArray<Counters, N>, index: u32, bytes: u64, new_flow: bool) {
@@ -266,6 +292,20 @@ unsafe fn add_atomically(word: *mut u64, change: u64) {
 
 impl Tables for Maps {
     #[inline(always)]
+    fn knows(&self, feature: u32) -> bool {
+        FEATURES.load() & feature != 0
+    }
+
+    #[inline(always)]
+    fn uses(&self, feature: u32) -> bool {
+        // In one go: with a branch for each, the compiler jumps into the middle of what follows, with registers that the
+        // verifier knows to hold something else.
+        let known = FEATURES.load();
+        self.control()
+            .is_some_and(|control| control.features & known & feature != 0)
+    }
+
+    #[inline(always)]
     fn control(&self) -> Option<&Control> {
         // SAFETY: an element of the map, which is never freed; what changes in it is read by itself.
         self.control.map(|control| unsafe { &*control })
@@ -287,7 +327,12 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn service_entry(&self, index: u32) -> Option<&ServiceEntry> {
-        SERVICE_ENTRIES.get(index)
+        SERVICE_ENTRIES.get(index.wrapping_add(1))
+    }
+
+    #[inline(always)]
+    fn service_entry_of(&self, place: &u32) -> Option<&ServiceEntry> {
+        element(&SERVICE_ENTRIES, place)
     }
 
     #[inline(always)]
@@ -303,6 +348,11 @@ impl Tables for Maps {
     #[inline(always)]
     fn backend(&self, index: u32) -> Option<&Backend> {
         BACKENDS.get(index)
+    }
+
+    #[inline(always)]
+    fn backend_of(&self, member: &Member) -> Option<&Backend> {
+        element(&BACKENDS, &member.backend)
     }
 
     #[inline(always)]

@@ -39,6 +39,11 @@ pub enum ChangeError {
     /// Flows whose backends live would be forgotten.
     #[error("{0}")]
     Forgets(String),
+    /// The programs in the kernel are not loaded for what it needs: bits of [`lb_common::tables::feature`].
+    #[error(
+        "the programs in the kernel are not loaded for what the change needs (features {0:#x})"
+    )]
+    NotLoaded(u32),
     /// The kernel refused.
     #[error("the kernel refused the change: {0}")]
     Kernel(String),

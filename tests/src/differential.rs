@@ -76,6 +76,10 @@ struct Twin {
 }
 
 impl Dataplane for Twin {
+    fn features(&self) -> u32 {
+        self.maps.features()
+    }
+
     fn capacity(&self) -> Capacity {
         self.maps.capacity()
     }
@@ -237,6 +241,7 @@ impl Bench {
         let options = LoadOptions {
             pins: None,
             capacity,
+            features: setting.features,
             log_level: 0,
         };
         let (mut program, mut maps) = Program::load(&options)?;

@@ -3,7 +3,10 @@
 use std::{env, fs, path::Path, time::Instant};
 
 use anyhow::{Context as _, Result};
-use lb_common::verdict::{Answer, DropReason, Piece};
+use lb_common::{
+    tables::feature,
+    verdict::{Answer, DropReason, Piece},
+};
 use lb_tests::{
     differential::{
         Bench, Way,
@@ -152,6 +155,60 @@ const REACHED: [DropReason; 15] = [
     DropReason::SourceLimit,
     DropReason::ServiceLimit,
 ];
+
+/// Frames to a program that is loaded for less: what it knows, the others have looked into.
+const FEW: u64 = 10_000;
+
+fn run_pruned() -> Result<()> {
+    for (features, what) in [
+        (feature::IPIP, "ipip"),
+        (feature::NAT, "nat"),
+        (
+            feature::GUE | feature::L2 | feature::BY_SOURCE,
+            "gue, l2, source-hash",
+        ),
+        (feature::FULL_NAT, "full-nat"),
+        (
+            feature::IPIP | feature::QUIC | feature::GUARDS,
+            "ipip, quic, guards",
+        ),
+        (
+            feature::NAT | feature::MSS | feature::ALL_PORTS,
+            "nat, mss, all ports",
+        ),
+    ] {
+        let setting = Setting::for_features(features)?;
+        assert!(!setting.services.is_empty(), "no service is of {what}");
+        let mut bench = Bench::new(&setting)?;
+        let mut generator = Generator::new(number(SEED, 1), setting.endpoints);
+        for done in 0..FEW {
+            bench
+                .compare(&generator.frame())
+                .with_context(|| format!("loaded for {what}: frame {done}"))?;
+        }
+        bench.compare_flows()?;
+        let counted = bench.compare_counters()?;
+        let inconsistent = DropReason::Inconsistent as u32;
+        assert!(!counted.drops.contains_key(&inconsistent), "{what}");
+        println!(
+            "{FEW} frames, loaded for {what}: 0 differences; {:?}",
+            counted.flows
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn a_program_that_is_loaded_for_what_is_used_alone_makes_the_same_of_every_frame() -> Result<()> {
+    if !root_or_skip(
+        "a_program_that_is_loaded_for_what_is_used_alone_makes_the_same_of_every_frame",
+    ) {
+        return Ok(());
+    }
+    let namespace = Namespace::unique("pruned")?;
+    routes::lay(&namespace)?;
+    namespace.run(run_pruned)
+}
 
 #[test]
 fn host_and_kernel_make_the_same_of_every_frame() -> Result<()> {

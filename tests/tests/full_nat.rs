@@ -11,6 +11,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use aya::programs::{TestRun as _, TestRunOptions, Xdp};
+use lb_common::tables::feature;
 use lb_tests::{
     bench::{
         balancer::Balancer,
@@ -280,6 +281,7 @@ fn loaded() -> Result<(Balancer, SocketAddr)> {
             sessions: 1 << 16,
             ..Capacity::default()
         },
+        features: feature::ALL,
         log_level: 0,
     })?;
     let pool = AddressPool::new(ADDRESS_POOL, ["10.254.0.1".parse()?], PORTS)?;

@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use aya::maps::{HashMap, Map, MapData};
-use lb_common::tables::{FlowKey, Record, Table};
+use lb_common::tables::{FlowKey, Record, Table, feature};
 use lb_tests::{bpffs::Bpffs, skip::with_root};
 use lb_userspace::dataplane::{
     Capacity, Dataplane as _, FlowTables,
@@ -58,6 +58,7 @@ fn tables(bpffs: &Bpffs) -> Result<(Program, Box<dyn FlowTables + Send>)> {
             slots: 4_096,
             ..Capacity::default()
         },
+        features: feature::IPIP,
         log_level: 0,
     };
     let (program, maps) = Program::load(&options)?;

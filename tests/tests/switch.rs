@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use aya::programs::Xdp;
+use lb_common::tables::feature;
 use lb_tests::{
     bench::{
         balancer::{Balancer, backend_of},
@@ -52,6 +53,7 @@ fn balancer() -> Result<Balancer> {
             fragments: 1_024,
             ..Capacity::default()
         },
+        features: feature::IPIP,
         log_level: 0,
     })?;
     let kind = Kind {

@@ -231,11 +231,9 @@ impl Stage {
             members_len: servers.len() as u16,
             ..Descriptor::default()
         };
-        if mode == Mode::Nat {
-            self.tables.control.features |= feature::NAT;
-        }
-        if vip.port() == 0 {
-            self.tables.control.features |= feature::ALL_PORTS;
+        self.tables.control.features |= descriptor.features();
+        if servers.iter().any(|server| server.mss != mss::OFF) {
+            self.tables.control.features |= feature::MSS;
         }
         let entry = ServiceEntry {
             halves: [descriptor; 2],
@@ -296,7 +294,11 @@ impl Stage {
 
     fn describe(mut self, change: impl Fn(&mut Descriptor)) -> Self {
         let last = self.tables.service_entries.last_mut();
-        last.expect("a service").halves.iter_mut().for_each(change);
+        let halves = &mut last.expect("a service").halves;
+        halves.iter_mut().for_each(change);
+        for descriptor in halves {
+            self.tables.control.features |= descriptor.features();
+        }
         self
     }
 
@@ -330,7 +332,10 @@ impl Stage {
 
     /// Answers are looked for, or not, whatever the services' modes.
     pub fn looking_for_answers(mut self, look: bool) -> Self {
-        self.tables.control.features = if look { feature::NAT } else { 0 };
+        self.tables.control.features &= !feature::NAT;
+        if look {
+            self.tables.control.features |= feature::NAT;
+        }
         self
     }
 

@@ -1,6 +1,6 @@
 //! What servers show on a [`Stage`].
 
-use lb_common::tables::{Signs, Tables as _};
+use lb_common::tables::{Signs, Tables as _, feature};
 
 use super::{FIRST_COUNTERS, Stage};
 
@@ -12,6 +12,7 @@ impl Stage {
             let ways = self.tables.ways_back.iter_mut();
             let own = ways.filter(|(from, _)| from.address == backend.address);
             own.for_each(|(_, back)| back.watched = counters + 1);
+            self.tables.control.features |= feature::PASSIVE;
             let signs = self.tables.signs.get_mut();
             signs.entry(counters).or_default().interface = interface.into();
         }

@@ -434,6 +434,9 @@ impl<D: Dataplane> Core<D> {
             keeps_flows,
         };
         let plan = plan::plan(&self.layout, &inputs)?;
+        if plan.features & !self.dataplane.features() != 0 {
+            return Err(ChangeError::NotLoaded(plan.features));
+        }
         let done = self.carry_out(plan);
         if let Err(error) = &done {
             self.read_back(error)?;

@@ -2,10 +2,11 @@
 //! first, but nobody is kept waiting for ever by whoever has always something to say.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, VecDeque},
     future::Future,
     net::IpAddr,
     path::PathBuf,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -17,7 +18,7 @@ use tokio::{
 
 use super::{ChangeError, Core, Request, core::Sweep};
 use crate::{
-    dataplane::{Dataplane, DataplaneError},
+    dataplane::{Dataplane, DataplaneError, Programs},
     health::{Checker, Event, heartbeat::Whose},
     model::Change,
     neighbours::{Resolver, Update},
@@ -54,7 +55,12 @@ pub struct Sources {
     pub network: mpsc::Receiver<Update>,
     /// Where the state is kept for the next agent, and the configuration it began from.
     pub store: Option<(PathBuf, String)>,
+    /// Loads programs for what a change needs that those in force are not loaded for.
+    pub programs: Arc<dyn Programs>,
 }
+
+/// A change that waits for programs, and whoever waits for it.
+type Parked = (Change, oneshot::Sender<Result<(), ChangeError>>);
 
 /// A change in force whose answer waits for next hops.
 struct Waiting {
@@ -82,6 +88,9 @@ pub async fn run<D: Dataplane>(
         watch: Instant::now(),
         sweeps: JoinSet::new(),
         sweep_retries: 0,
+        loads: JoinSet::new(),
+        loaded: 0,
+        parked: VecDeque::new(),
     };
     agent.tell_watchers();
     let mut ready = Some(ready);
@@ -105,6 +114,7 @@ pub async fn run<D: Dataplane>(
             Some(update) = agent.sources.network.recv() => agent.on_network(update),
             Some(request) = agent.sources.requests.recv() => agent.on_request(request),
             Some(census) = agent.sweeps.join_next() => agent.on_swept(census),
+            Some(loaded) = agent.loads.join_next() => agent.on_loaded(loaded),
             () = sleep_until(wake.unwrap_or(start)), if wake.is_some() => {}
         }
         agent.give_turns();
@@ -131,6 +141,12 @@ struct Running<D> {
     sweeps: JoinSet<Result<Census, DataplaneError>>,
     /// Sweeps that came to nothing in a row and were tried again soon.
     sweep_retries: u32,
+    /// The programs that are being loaded, if any are.
+    loads: JoinSet<Result<u32, DataplaneError>>,
+    /// What programs have been loaded for in vain, if a change still says that they are not.
+    loaded: u32,
+    /// Changes in the order in which they came, since the one that they are loaded for.
+    parked: VecDeque<Parked>,
 }
 
 /// The sweep of the flow tables, which runs beside the loop.
@@ -165,6 +181,9 @@ impl<D: Dataplane> Running<D> {
         }
         if let Some(census) = self.sweeps.try_join_next() {
             self.on_swept(census);
+        }
+        if let Some(loaded) = self.loads.try_join_next() {
+            self.on_loaded(loaded);
         }
     }
 
@@ -346,8 +365,22 @@ impl<D: Dataplane> Running<D> {
     }
 
     fn on_change(&mut self, change: Change, reply: oneshot::Sender<Result<(), ChangeError>>) {
+        // Loading takes the kernel seconds, in which failures and whatever else there is take effect; changes keep their
+        // order.
+        if !self.loads.is_empty() {
+            self.parked.push_back((change, reply));
+            return;
+        }
         let known = self.core.addresses();
-        if let Err(error) = self.core.change(change) {
+        // Lists of prefixes are shared, not copied.
+        if let Err(error) = self.core.change(change.clone()) {
+            if let ChangeError::NotLoaded(features) = error
+                && features & !self.loaded != 0
+            {
+                self.load(features);
+                self.parked.push_front((change, reply));
+                return;
+            }
             drop(reply.send(Err(error)));
             if self.core.is_behind() {
                 self.retry = Some(Instant::now() + RETRY);
@@ -368,6 +401,44 @@ impl<D: Dataplane> Running<D> {
             until,
             reply,
         });
+    }
+
+    /// Loads programs for a change, beside the loop.
+    fn load(&mut self, features: u32) {
+        let programs = Arc::clone(&self.sources.programs);
+        tracing::info!(
+            features = format_args!("{features:#x}"),
+            "loading the programs for what a change needs"
+        );
+        self.loads
+            .spawn_blocking(move || programs.load(features).map(|()| features));
+    }
+
+    fn on_loaded(&mut self, loaded: Result<Result<u32, DataplaneError>, JoinError>) {
+        let failed = match loaded {
+            Ok(Ok(features)) => {
+                self.loaded |= features;
+                None
+            }
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(error) => Some(format!("loading the programs broke off: {error}")),
+        };
+        // The one that they were loaded for came first; those that came later may not need them.
+        if let Some(why) = failed
+            && let Some((_, reply)) = self.parked.pop_front()
+        {
+            tracing::error!(%why, "a change is refused");
+            drop(reply.send(Err(ChangeError::Kernel(why))));
+        }
+        for _ in 0..self.parked.len() {
+            // If one needs others again, the rest waits behind it.
+            if !self.loads.is_empty() {
+                break;
+            }
+            if let Some((change, reply)) = self.parked.pop_front() {
+                self.on_change(change, reply);
+            }
+        }
     }
 
     fn tell_watchers(&mut self) {
@@ -404,6 +475,9 @@ impl<D: Dataplane> Running<D> {
     }
 }
 
+#[cfg(test)]
+#[path = "run_load_tests.rs"]
+mod load_tests;
 #[cfg(test)]
 #[path = "run_tests.rs"]
 mod tests;

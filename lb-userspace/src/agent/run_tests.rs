@@ -39,6 +39,16 @@ struct Flood {
     faults: Arc<Faults>,
 }
 
+/// Programs that nobody is to load.
+#[derive(Debug)]
+struct NoPrograms;
+
+impl Programs for NoPrograms {
+    fn load(&self, features: u32) -> Result<(), DataplaneError> {
+        unreachable!("loaded for {features:#x}")
+    }
+}
+
 /// What is to go wrong, how often, and when sweeps began.
 #[derive(Default)]
 struct Faults {
@@ -113,6 +123,10 @@ impl FlowTables for Empty {
 }
 
 impl Dataplane for Flood {
+    fn features(&self) -> u32 {
+        self.memory.features()
+    }
+
     fn now(&self) -> Tick {
         if !self.over.load(Ordering::Relaxed) {
             // Full is as good.
@@ -235,6 +249,7 @@ fn flooded(requests: mpsc::Receiver<Request>, faults: Arc<Faults>) -> (Core<Floo
         resolver: Resolver::idle(),
         network: mpsc::channel(1).1,
         store: None,
+        programs: Arc::new(NoPrograms),
     };
     (core, sources, Dam(over))
 }

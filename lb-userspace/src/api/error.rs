@@ -87,7 +87,7 @@ impl From<ChangeError> for ApiError {
                 Self::new(StatusCode::INSUFFICIENT_STORAGE, "no_room", message)
             }
             ChangeError::Forgets(_) => Self::new(StatusCode::CONFLICT, "forgets_flows", message),
-            ChangeError::Kernel(_) => {
+            ChangeError::NotLoaded(_) | ChangeError::Kernel(_) => {
                 Self::new(StatusCode::INTERNAL_SERVER_ERROR, "kernel", message)
             }
             ChangeError::Stopping => {

@@ -1,5 +1,10 @@
 //! A dataplane in memory: what the kernel's maps would hold, for tests of planner and agent.
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, Ordering},
+};
+
 use lb_common::{
     memory::MemoryTables,
     steer,
@@ -25,6 +30,8 @@ pub struct MemoryDataplane {
     pub executed: usize,
     /// The operation to fail at, counted from the first ever.
     pub fail_at: Option<usize>,
+    /// Features that the programs are not loaded for.
+    pub without: Arc<AtomicU32>,
 }
 
 fn put<T: Clone + Default>(list: &mut Vec<T>, index: u32, value: T) {
@@ -131,6 +138,10 @@ impl MemoryDataplane {
 }
 
 impl Dataplane for MemoryDataplane {
+    fn features(&self) -> u32 {
+        !self.without.load(Ordering::Relaxed)
+    }
+
     fn capacity(&self) -> Capacity {
         self.capacity
     }

@@ -254,10 +254,24 @@ pub trait FlowTables {
     fn load(&self, counters: u32) -> Result<i64, DataplaneError>;
 }
 
+/// Who loads the programs.
+pub trait Programs: std::fmt::Debug + Send + Sync {
+    /// Puts programs in force that are loaded for these features, bits of [`lb_common::tables::feature`], and for those
+    /// that the ones in force are loaded for. No packet is without one, and nothing that they keep is lost. It takes as
+    /// long as the kernel takes to verify them.
+    ///
+    /// # Errors
+    /// The kernel refuses; those in force stay, on some interfaces at least.
+    fn load(&self, features: u32) -> Result<(), DataplaneError>;
+}
+
 /// Who carries out operations.
 pub trait Dataplane: Send {
     /// Elements of its maps.
     fn capacity(&self) -> Capacity;
+
+    /// What the programs are loaded for: bits of [`lb_common::tables::feature`].
+    fn features(&self) -> u32;
 
     /// Carries out `operations` in order.
     ///

@@ -11,6 +11,7 @@
 
 mod address_pools;
 pub mod census;
+pub mod features;
 mod guards;
 mod keeps;
 mod layout;
@@ -32,7 +33,7 @@ use std::{
 
 use lb_common::{
     mss,
-    tables::{Address, Backend, Descriptor, Endpoint, Guard, Tick, WayBack, feature, owned},
+    tables::{Address, Backend, Descriptor, Endpoint, Guard, Tick, WayBack, owned},
 };
 
 pub use self::address_pools::Addresses;
@@ -148,6 +149,8 @@ pub struct Plan {
     pub operations: Vec<Operation>,
     /// What the maps hold then.
     pub layout: Layout,
+    /// What the programs have to be loaded for while it is carried out: bits of [`lb_common::tables::feature`].
+    pub features: u32,
     /// When slots moved, by this plan's clock.
     now: Tick,
     /// Pools whose slots move by it.
@@ -214,6 +217,8 @@ struct Draft {
     released: Released,
     /// Backends that would need a new entry, and found none.
     put_off: usize,
+    /// What the programs have to be loaded for.
+    features: u32,
 }
 
 /// Room that packets in flight can still lead to, until the grace period.
@@ -246,6 +251,7 @@ pub fn plan(layout: &Layout, inputs: &Inputs<'_>) -> Result<Plan, PlanError> {
         after: Vec::new(),
         released: Released::default(),
         put_off: 0,
+        features: 0,
     };
     if let Some(census) = inputs.census {
         draft.release_indices(census);
@@ -385,37 +391,6 @@ impl Draft {
         Ok(())
     }
 
-    /// What of the program is used: from before the first packet that needs it until after the last.
-    fn set_features(&mut self, state: &State, unknown_port: Unserved) {
-        let number = unknown_port.number();
-        if self.layout.unknown_port != number {
-            self.before.push(Operation::UnknownPort(number));
-            self.layout.unknown_port = number;
-        }
-        let mut wanted = 0;
-        if !self.layout.ways_back.is_empty() {
-            wanted |= feature::NAT;
-        }
-        if state.services().any(|service| service.id.has_every_port()) {
-            wanted |= feature::ALL_PORTS;
-        }
-        if unknown_port != Unserved::Pass {
-            wanted |= feature::UNKNOWN_PORTS;
-        }
-        let mut owned = self.layout.owned.values();
-        if owned.any(|bits| bits & owned::POOL != 0) {
-            wanted |= feature::FULL_NAT;
-        }
-        let both = self.layout.features | wanted;
-        if both != self.layout.features {
-            self.before.push(Operation::Features(both));
-        }
-        if wanted != both {
-            self.after.push(Operation::Features(wanted));
-        }
-        self.layout.features = wanted;
-    }
-
     /// Before the first packet goes there.
     fn set_gue_port(&mut self, port: u16) {
         if self.layout.gue_port != port {
@@ -521,6 +496,7 @@ impl Draft {
         Plan {
             operations,
             layout: self.layout,
+            features: self.features,
             now,
             moves: self.moves,
             put_off: self.put_off,

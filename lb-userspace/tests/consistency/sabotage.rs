@@ -215,6 +215,14 @@ impl<'a> Bent<'a> {
 }
 
 impl Tables for Bent<'_> {
+    fn knows(&self, feature: u32) -> bool {
+        self.tables.knows(feature)
+    }
+
+    fn uses(&self, feature: u32) -> bool {
+        self.tables.uses(feature)
+    }
+
     fn control(&self) -> Option<&Control> {
         self.tables.control()
     }

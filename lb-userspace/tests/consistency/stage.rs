@@ -33,6 +33,10 @@ impl Stage {
 }
 
 impl Dataplane for Stage {
+    fn features(&self) -> u32 {
+        self.world().memory.features()
+    }
+
     fn capacity(&self) -> Capacity {
         self.world().memory.capacity()
     }

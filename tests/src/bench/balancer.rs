@@ -48,6 +48,10 @@ pub struct Watched {
 }
 
 impl Dataplane for Watched {
+    fn features(&self) -> u32 {
+        self.maps.features()
+    }
+
     fn capacity(&self) -> Capacity {
         self.maps.capacity()
     }

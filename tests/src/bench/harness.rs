@@ -89,6 +89,11 @@ impl Harness {
         })
     }
 
+    /// Sets what [`Target::Product`] is.
+    pub fn set_product(&mut self, product: ProgramFd) {
+        self.product = product;
+    }
+
     /// Sets the frame that every run starts with.
     ///
     /// # Errors

@@ -3,9 +3,15 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use anyhow::{Context as _, Result, ensure};
-use lb_common::verdict::{FIRST_PIECE, Piece};
+use lb_common::{
+    tables::feature,
+    verdict::{FIRST_PIECE, Piece},
+};
 use lb_userspace::{
-    dataplane::{Capacity, Dataplane as _, bpf::LoadOptions},
+    dataplane::{
+        Capacity, Dataplane as _,
+        bpf::{LoadOptions, Pins, Program},
+    },
     model::ServiceId,
 };
 
@@ -16,6 +22,7 @@ use super::{
     scenario::{Fleet, Records, Scenario, Slots},
     services::{Guarded, Kind, Pool, numbered},
 };
+use crate::bpffs::Bpffs;
 
 /// Records of half-open flows that there is room for: more than a round's new ones.
 pub const HALF_OPEN: u32 = 65_536;
@@ -88,6 +95,9 @@ pub struct Rig {
     /// The harness.
     pub harness: Harness,
     balancer: Balancer,
+    /// What runs, and what it is loaded for; the balancer's own where absent.
+    program: Option<(u32, Program)>,
+    _bpffs: Bpffs,
     fleet: Fleet,
     /// What ages the flow tables, until they are.
     ageing: Option<Frame>,
@@ -110,9 +120,12 @@ impl Rig {
             }
         }
         let services: Result<Vec<_>> = kinds.iter().map(|(&id, kind)| kind.service(id)).collect();
+        // So that programs that are loaded for other features share its maps.
+        let bpffs = Bpffs::unique()?;
         let mut balancer = Balancer::load(&LoadOptions {
-            pins: None,
+            pins: Some(Pins::new(bpffs.path(), "bench")),
             capacity: capacity(fleet),
+            features: feature::ALL,
             log_level: 0,
         })?;
         for kind in kinds.values() {
@@ -135,6 +148,8 @@ impl Rig {
         Ok(Self {
             harness: Harness::new(product)?,
             balancer,
+            program: None,
+            _bpffs: bpffs,
             fleet,
             ageing: most.map(|scenario| scenario.frame.clone()),
         })
@@ -184,6 +199,7 @@ impl Rig {
     /// # Errors
     /// They do not come there, or the kernel refuses.
     pub fn prepare(&mut self, scenario: &Scenario) -> Result<Witnesses> {
+        self.load(scenario.features()?)?;
         if scenario.records != Records::Unasked {
             self.age()?;
         }
@@ -210,6 +226,18 @@ impl Rig {
         self.harness.set_frame(&scenario.frame)?;
         self.harness.set_next_run(0)?;
         Ok(witnesses)
+    }
+
+    /// Has a program run that is loaded for these features and no others, as an agent with such services loads it.
+    fn load(&mut self, features: u32) -> Result<()> {
+        let runs = self.program.as_ref();
+        if runs.is_some_and(|(loaded, _)| *loaded == features) {
+            return Ok(());
+        }
+        let mut program = self.balancer.program.beside(features)?;
+        self.harness.set_product(program.xdp()?.fd()?.try_clone()?);
+        self.program = Some((features, program));
+        Ok(())
     }
 
     /// Fills flow tables and empties them again, once: a new table gives flows that come one after the other

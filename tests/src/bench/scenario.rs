@@ -1,6 +1,11 @@
 //! What is measured of the packet path. Pure: a list, and nothing about how.
 
-use lb_userspace::model::{FlowState, Mode, Quic, Scheduler, ServiceId};
+use anyhow::Result;
+use lb_common::tables::feature;
+use lb_userspace::{
+    model::{FlowState, Mode, Quic, Scheduler, ServiceId, Unserved},
+    plan::features,
+};
 
 use super::{
     frame::{Frame, Payload, flags},
@@ -86,6 +91,8 @@ pub struct Scenario {
     pub leads_to: Option<u16>,
     /// The XDP action that each must end in.
     pub action: u32,
+    /// Whether the program is loaded for everything, and not only for what the service needs.
+    pub unpruned: bool,
 }
 
 impl Scenario {
@@ -107,6 +114,21 @@ impl Scenario {
     pub fn has_sessions(&self) -> bool {
         self.service
             .is_some_and(|(_, kind)| kind.mode == Mode::FullNat)
+    }
+
+    /// What the program is loaded for: bits of [`feature`].
+    ///
+    /// # Errors
+    /// Never, for a valid scenario.
+    pub fn features(&self) -> Result<u32> {
+        if self.unpruned {
+            return Ok(feature::ALL);
+        }
+        let service = self
+            .service
+            .map(|(id, kind)| kind.service(id))
+            .transpose()?;
+        Ok(features::needed(&service, Unserved::Pass))
     }
 
     /// What `--filter` looks in.
@@ -186,6 +208,7 @@ fn steady(name: &str, vip: &str, kind: Kind, payload: Payload, flows: u32) -> Sc
         records: Records::Unasked,
         leads_to: None,
         action: action::TX,
+        unpruned: false,
     }
 }
 
@@ -243,6 +266,10 @@ fn stateless() -> Vec<Scenario> {
         })
         .collect();
     let other = |name, payload| steady(name, "10.0.0.2:80/tcp", IPIP, payload, 0);
+    list.push(Scenario {
+        unpruned: true,
+        ..other("tcp-v4-unpruned", TCP)
+    });
     list.push(other("syn-v4", SYN));
     list.push(other("rst-v4", Payload::Tcp(flags::RST)));
     list

@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::Result;
+use lb_common::tables::feature;
 use lb_userspace::{
     agent::Core,
     config::Tunnel,
@@ -17,6 +18,7 @@ use lb_userspace::{
         Prefix, Protocol, Scheduler, Service, Unserved,
     },
     neighbours::Update,
+    plan::features,
     snapshot::Condition,
 };
 use serde_json::json;
@@ -44,6 +46,8 @@ pub struct Setting {
     pub unreachable: IpAddr,
     /// Addresses worth sending to and from.
     pub endpoints: Vec<SocketAddr>,
+    /// What the program is loaded for.
+    pub features: u32,
 }
 
 impl Setting {
@@ -92,7 +96,27 @@ impl Setting {
             down,
             unreachable,
             endpoints,
+            features: feature::ALL,
         })
+    }
+
+    /// The same with those services alone that need nothing but these features, bits of [`feature`], for which the program is
+    /// loaded. Frames go where they went.
+    ///
+    /// # Errors
+    /// Never.
+    pub fn for_features(features: u32) -> Result<Self> {
+        let mut setting = Self::new()?;
+        if features & feature::PASSIVE == 0 {
+            for service in &mut setting.services {
+                service.passive = Passive::default();
+            }
+        }
+        let needs_more =
+            |service: &Service| features::needed([service], Unserved::Pass) & !features != 0;
+        setting.services.retain(|service| !needs_more(service));
+        setting.features = features;
+        Ok(setting)
     }
 
     /// An agent of it, over empty maps.

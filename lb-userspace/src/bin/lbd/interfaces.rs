@@ -17,7 +17,7 @@ use anyhow::{Context as _, Result, bail};
 use lb_userspace::{
     dataplane::{
         DataplaneError,
-        bpf::{Mode, Program},
+        bpf::{Held, Mode, Program},
     },
     snapshot::InterfaceStatus,
 };
@@ -69,24 +69,34 @@ impl Attendant {
     }
 
     /// Attaches to the interfaces, and changes the services in between: a new interface may refuse the
-    /// program, in which case nothing has changed; one that has a former agent's program gets this one
-    /// when the maps hold what it needs, which those of another format did not.
+    /// program, in which case nothing has changed. One that has a former agent's program gets this one before the change,
+    /// which may need what that one is not loaded for; or, if its maps are of another format, once these hold what it
+    /// needs.
     pub fn bring_up(
         &mut self,
         interfaces: &BTreeSet<String>,
         change: impl FnOnce() -> Result<()>,
     ) -> Result<Vec<InterfaceStatus>> {
         let mut attached = BTreeMap::new();
-        let mut held = Vec::new();
-        for interface in interfaces {
-            if self.program().was_attached(interface)? {
-                held.push(interface);
-            } else {
-                attached.insert(interface, self.attach(interface, Program::attach)?);
+        let of = |held: Held| -> Result<Vec<&String>> {
+            let mut found = Vec::new();
+            for interface in interfaces {
+                if self.program().held(interface)? == held {
+                    found.push(interface);
+                }
             }
+            Ok(found)
+        };
+        let (new, same, other) = (
+            of(Held::Not)?,
+            of(Held::SameFormat)?,
+            of(Held::OtherFormat)?,
+        );
+        for interface in new.into_iter().chain(same) {
+            attached.insert(interface, self.attach(interface, Program::attach)?);
         }
         change()?;
-        for interface in held {
+        for interface in other {
             attached.insert(interface, self.attach(interface, Program::attach)?);
         }
         self.program().keep_only(interfaces)?;

@@ -20,8 +20,9 @@ use lb_userspace::{
     fragments::{self, Keeper},
     health::{Checker, probes_in_flight},
     instance,
-    model::{Change, UNKNOWN_PORT},
+    model::{Change, Service, UNKNOWN_PORT},
     neighbours::Resolver,
+    plan::features,
     store::{self, Stored},
 };
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -110,7 +111,14 @@ impl Started {
             interfaces,
         } = wanted;
         let listeners = Listeners::bind(arguments, config, name).await?;
-        let (mut program, mut core) = load(arguments, config, name, claim.pins().clone())?;
+        let store = instance::state_path(name);
+        let (access_lists, services) = match former_state(&store, text) {
+            Some(stored) => (stored.access_lists, stored.services),
+            None => (config.access_lists.clone(), config.services.clone()),
+        };
+        let (mut program, mut core) =
+            load(arguments, config, name, claim.pins().clone(), &services)?;
+        let change = Change::ReplaceAll(access_lists, services);
         let (health_events, health) = mpsc::channel(4_096);
         let checker = Checker::new(health_events, probes_in_flight(raise_descriptors()));
         let (resolver, mut network) =
@@ -119,11 +127,6 @@ impl Started {
         if let Some(update) = network.recv().await {
             core.network(update);
         }
-        let store = instance::state_path(name);
-        let change = match former_state(&store, text) {
-            Some(stored) => Change::ReplaceAll(stored.access_lists, stored.services),
-            None => Change::ReplaceAll(config.access_lists.clone(), config.services.clone()),
-        };
         if !matches!(arguments.bpf_log, LogLevel::Off) {
             forward_log(&mut program)?;
         }
@@ -131,7 +134,7 @@ impl Started {
         let program = Arc::new(Mutex::new(program));
         let keeper = fragments::keep(early, program.clone())
             .context("watching for fragments that come too early")?;
-        let mut attendant = Attendant::new(program, arguments.mode);
+        let mut attendant = Attendant::new(Arc::clone(&program), arguments.mode);
         let attached = attendant.bring_up(interfaces, || Ok(core.change(change)?))?;
         core.set_interfaces(attached);
         let (handle, requests) = Handle::new();
@@ -142,6 +145,7 @@ impl Started {
             resolver,
             network,
             store: Some((store, text.clone())),
+            programs: program,
         };
         Ok(Self {
             core,
@@ -185,9 +189,18 @@ fn raise_descriptors() -> u64 {
     getrlimit(files).map_or(1_024, |(now, _)| now)
 }
 
-fn load(arguments: &Run, config: &Config, name: &str, pins: Pins) -> Result<(Program, Core<Maps>)> {
+/// Loads the program for what these services need, and for what those do that a former agent left in the maps.
+fn load(
+    arguments: &Run,
+    config: &Config,
+    name: &str,
+    pins: Pins,
+    services: &[Service],
+) -> Result<(Program, Core<Maps>)> {
     let limits = &config.limits;
+    let unknown_port = config.unknown_port.unwrap_or(UNKNOWN_PORT);
     let options = LoadOptions {
+        features: features::needed(services, unknown_port) | Program::features_in_use(&pins)?,
         pins: Some(pins),
         capacity: Capacity {
             services: limits.services,
@@ -217,7 +230,7 @@ fn load(arguments: &Run, config: &Config, name: &str, pins: Pins) -> Result<(Pro
     }
     let mut core = Core::new(name.to_owned(), config.tunnel, maps)?;
     core.offer_pools(config.address_pools.iter().cloned())?;
-    core.refuse_unknown_ports(config.unknown_port.unwrap_or(UNKNOWN_PORT));
+    core.refuse_unknown_ports(unknown_port);
     Ok((program, core))
 }
 

@@ -53,6 +53,17 @@ pub struct Links {
     former: Vec<PathBuf>,
 }
 
+/// Whether an interface has a former agent's program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Held {
+    /// It has none.
+    Not,
+    /// One over maps of this format.
+    SameFormat,
+    /// One over others.
+    OtherFormat,
+}
+
 /// What became of a link that was there.
 enum Former {
     None,
@@ -73,17 +84,46 @@ impl Links {
     /// Pins of links to `interface`.
     fn pinned(&self, interface: &str) -> Vec<(Mode, PathBuf)> {
         let directories = [&self.directory].into_iter().chain(&self.former);
-        let of = |directory: &PathBuf| {
-            [Mode::Native, Mode::Generic].map(|mode| (mode, pin(directory, interface, mode)))
-        };
-        let mut pinned: Vec<_> = directories.flat_map(of).collect();
-        pinned.retain(|(_, path)| path.exists());
-        pinned
+        directories
+            .flat_map(|directory| pinned_in(directory, interface))
+            .collect()
     }
 
     /// Whether a link to `interface` is pinned, alive or not.
     pub fn has(&self, interface: &str) -> bool {
-        !self.pinned(interface).is_empty()
+        self.held(interface) != Held::Not
+    }
+
+    /// Where a link to `interface` is pinned, alive or not.
+    pub fn held(&self, interface: &str) -> Held {
+        let is_in = |directory: &PathBuf| !pinned_in(directory, interface).is_empty();
+        if is_in(&self.directory) {
+            Held::SameFormat
+        } else if self.former.iter().any(is_in) {
+            Held::OtherFormat
+        } else {
+            Held::Not
+        }
+    }
+
+    /// Replaces the program of every link of this version.
+    ///
+    /// # Errors
+    /// The kernel refuses; the program of some may have been replaced.
+    pub fn replace_all(&self, xdp: &mut Xdp) -> Result<(), DataplaneError> {
+        let failed = |path: &Path, error: &dyn std::error::Error| {
+            DataplaneError::new(
+                format!("replacing the program of the link {}", path.display()),
+                &chain(error),
+            )
+        };
+        let pins = entries(&self.directory).map_err(|error| failed(&self.directory, &error))?;
+        for path in pins {
+            let pinned = PinnedLink::from_pin(&path).map_err(|error| failed(&path, &error))?;
+            // One whose interface has gone is left to whoever looks after interfaces.
+            replace(xdp, &path.display().to_string(), pinned.into())?;
+        }
+        Ok(())
     }
 
     /// Attaches to an interface in the first of `modes` that works, replacing in one step the
@@ -241,6 +281,15 @@ fn replace(xdp: &mut Xdp, interface: &str, link: FdLink) -> Result<bool, Datapla
         Err(error) if errno(&error) == Some(libc::ENOLINK) => Ok(false),
         Err(error) => Err(failed(&error)),
     }
+}
+
+/// Pins of links to `interface` in a directory.
+fn pinned_in(directory: &Path, interface: &str) -> Vec<(Mode, PathBuf)> {
+    let mut pinned: Vec<_> = [Mode::Native, Mode::Generic]
+        .map(|mode| (mode, pin(directory, interface, mode)))
+        .into();
+    pinned.retain(|(_, path)| path.exists());
+    pinned
 }
 
 fn pin(directory: &Path, interface: &str, mode: Mode) -> PathBuf {

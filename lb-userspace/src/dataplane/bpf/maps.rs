@@ -1,8 +1,13 @@
 //! The load balancer's maps, typed, and [`Dataplane`] over them. No pinning, no attaching.
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, Ordering},
+};
+
 use aya::{
     Ebpf, Pod,
-    maps::{HashMap, Map, MapData, PerCpuArray, PerCpuValues},
+    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues},
 };
 use lb_common::{
     memory::MemoryTables,
@@ -53,17 +58,32 @@ pub struct Maps {
     ports: FlowMap<PortKey, FlowKey>,
     pool_addresses: HashMap<MapData, Raw<8>, Raw<16>>,
     drops: PerCpuArray<MapData, u64>,
+    /// What the programs are loaded for.
+    features: Arc<AtomicU32>,
     /// Datagrams in fragments that the program has room for.
     fragments: u32,
     /// Sources, likewise.
     sources: u32,
 }
 
+/// The one whose element says what is in use.
+pub(super) const CONTROL: &str = "CONTROL";
+
+/// Names of maps that are one agent's alone, of all programs that it loads.
+pub(super) const OWN: [&str; 6] = [
+    "DATAGRAMS",
+    "EARLY",
+    "HANDSHAKES",
+    "SERVICE_BUCKETS",
+    "SOURCE_BUCKETS",
+    "AYA_LOGS",
+];
+
 /// Names of the maps in the object, and of their pins.
 pub const NAMES: [&str; 26] = [
     "TAILS",
     "HANDOVER",
-    "CONTROL",
+    CONTROL,
     "LOOKUP",
     "SERVICE_ENTRIES",
     "SLOTS",
@@ -88,6 +108,13 @@ pub const NAMES: [&str; 26] = [
     "POOL_ADDRESSES",
     "DROPS",
 ];
+
+/// What is in use by a [`CONTROL`] map.
+pub(super) fn features(data: MapData) -> Result<u32, MapError> {
+    let control: Array<MapData, Raw<{ size_of::<Control>() }>> = Map::Array(data).try_into()?;
+    let control: Control = transmute!(control.get(&0, 0)?);
+    Ok(control.features)
+}
 
 pub(super) fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, DataplaneError> {
     ebpf.take_map(name).ok_or_else(|| {
@@ -158,9 +185,10 @@ impl Maps {
     ///
     /// # Errors
     /// One is missing or of another kind.
-    pub fn take(ebpf: &mut Ebpf) -> Result<Self, DataplaneError> {
+    pub(super) fn take(ebpf: &mut Ebpf, features: Arc<AtomicU32>) -> Result<Self, DataplaneError> {
         Ok(Self {
-            control: mapped(ebpf, "CONTROL")?,
+            features,
+            control: mapped(ebpf, CONTROL)?,
             lookup: mapped(ebpf, "LOOKUP")?,
             service_entries: mapped(ebpf, "SERVICE_ENTRIES")?,
             slots: mapped(ebpf, "SLOTS")?,
@@ -221,7 +249,8 @@ impl Maps {
             Operation::Backend(index, backend) => self.backends.set(*index, *backend),
             Operation::State(index, state) => self.backends.store_state(*index, *state),
             Operation::Descriptor(index, half, descriptor) => {
-                self.service_entries.set_half(*index, *half, *descriptor)
+                self.service_entries
+                    .set_half(*index + 1, *half, *descriptor)
             }
             Operation::Lookup {
                 bucket,
@@ -367,9 +396,13 @@ fn zero<const N: usize>(map: &mut PerCpuCounters<N>, index: u32) -> Result<(), D
 }
 
 impl Dataplane for Maps {
+    fn features(&self) -> u32 {
+        self.features.load(Ordering::Acquire)
+    }
+
     fn capacity(&self) -> Capacity {
         Capacity {
-            services: self.service_entries.length(),
+            services: self.service_entries.length() - 1,
             backends: self.backends.length(),
             members: self.members.length(),
             slots: self.slots.length().saturating_mul(2),
@@ -391,7 +424,7 @@ impl Dataplane for Maps {
     fn read(&self) -> Result<MemoryTables, DataplaneError> {
         let mut tables = MemoryTables::default();
         tables.control = self.control.get(0)?;
-        let failed = |error: aya::maps::MapError| DataplaneError::new("reading the maps", &error);
+        let failed = |error: MapError| DataplaneError::new("reading the maps", &error);
         tables.lookup = all(&self.lookup)?;
         for item in self.ways_back.iter() {
             let (key, back): (Raw<24>, Raw<24>) = item.map_err(failed)?;
@@ -415,7 +448,7 @@ impl Dataplane for Maps {
         }
         tables.access = self.access.read()?;
         tables.guards = all(&self.guards)?;
-        tables.service_entries = all(&self.service_entries)?;
+        tables.service_entries = all(&self.service_entries)?.split_off(1);
         tables.members = all(&self.members)?;
         tables.backends = all(&self.backends)?;
         Ok(tables)

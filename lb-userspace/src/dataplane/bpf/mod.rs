@@ -19,22 +19,31 @@ use std::{
     collections::BTreeSet,
     fs,
     io::{self, Read as _},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
-use aya::{Ebpf, EbpfLoader, maps::ProgramArray, programs::Xdp};
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{MapData, ProgramArray},
+    programs::Xdp,
+};
 use lb_common::tables::{
     HASH_KEY_WORDS, TAIL_FRAGMENT, TAIL_FULL_NAT, TAIL_FULL_NAT_ANSWER, TAIL_FULL_NAT_ERROR,
     TAIL_FULL_NAT_NEW, TAIL_REFUSED, TAIL_SYN, TAIL_TOO_BIG, TAIL_UNTRANSLATED, TAIL_UNUSUAL,
+    feature,
 };
 
 use self::links::Links;
 pub use self::{
     early::EarlyFragments,
-    links::Mode,
+    links::{Held, Mode},
     maps::Maps,
     pins::{Claim, Pins},
 };
-use super::{Capacity, DataplaneError};
+use super::{Capacity, DataplaneError, Programs};
 use crate::plan::BUCKETS_PER_SERVICE;
 
 /// The load balancer's object, built by `cargo xtask build`.
@@ -42,25 +51,27 @@ pub static LB_OBJECT: &[u8] = aya::include_bytes_aligned!(env!("LB_OBJECT"));
 
 /// The program on the interface.
 const ENTRY: &str = "lb";
-/// Those that it goes on with, and the numbers that it knows them by.
-const OTHERS: [(&str, u32); 10] = [
-    ("unusual", TAIL_UNUSUAL),
-    ("refused", TAIL_REFUSED),
-    ("too_big", TAIL_TOO_BIG),
-    ("syn", TAIL_SYN),
-    ("fragment", TAIL_FRAGMENT),
-    ("full_nat", TAIL_FULL_NAT),
-    ("full_nat_new", TAIL_FULL_NAT_NEW),
-    ("full_nat_answer", TAIL_FULL_NAT_ANSWER),
-    ("full_nat_error", TAIL_FULL_NAT_ERROR),
-    ("untranslated", TAIL_UNTRANSLATED),
+/// Those that it goes on with, the numbers that it knows them by, and without which feature none of them does, if any.
+const OTHERS: [(&str, u32, u32); 10] = [
+    ("unusual", TAIL_UNUSUAL, 0),
+    ("refused", TAIL_REFUSED, 0),
+    ("too_big", TAIL_TOO_BIG, 0),
+    ("syn", TAIL_SYN, feature::MSS),
+    ("fragment", TAIL_FRAGMENT, 0),
+    ("full_nat", TAIL_FULL_NAT, feature::FULL_NAT),
+    ("full_nat_new", TAIL_FULL_NAT_NEW, feature::FULL_NAT),
+    ("full_nat_answer", TAIL_FULL_NAT_ANSWER, feature::FULL_NAT),
+    ("full_nat_error", TAIL_FULL_NAT_ERROR, feature::FULL_NAT),
+    ("untranslated", TAIL_UNTRANSLATED, feature::FULL_NAT),
 ];
 
 /// A loaded program, and its maps.
 #[derive(Debug)]
 pub struct Program {
     ebpf: Ebpf,
-    pins: Option<Pins>,
+    options: LoadOptions,
+    /// What those in force are loaded for, as [`Maps`] tells.
+    features: Arc<AtomicU32>,
 }
 
 /// How to load.
@@ -70,6 +81,8 @@ pub struct LoadOptions {
     pub pins: Option<Pins>,
     /// Sizes of maps that do not exist yet.
     pub capacity: Capacity,
+    /// What it is loaded for: bits of [`feature`]. What is beyond that, it does not know.
+    pub features: u32,
     /// Level of the program's own log: 0 none, 1 error … 5 trace.
     pub log_level: u8,
 }
@@ -80,12 +93,30 @@ impl Program {
     /// # Errors
     /// The kernel refuses, with the reason it gives.
     pub fn load(options: &LoadOptions) -> Result<(Self, Maps), DataplaneError> {
+        let mut taken_up = false;
+        if let Some(pins) = &options.pins {
+            taken_up = pins.maps().exists();
+            pins.forget_own()?;
+        }
+        let mut program = Self::open(options.clone())?;
+        // A former agent's entry goes on as it was until it is replaced.
+        if !taken_up {
+            program.join()?;
+        }
+        // Only now: the program refers to the maps by descriptors, which taking them can close.
+        let maps = Maps::take(&mut program.ebpf, Arc::clone(&program.features))?;
+        Ok((program, maps))
+    }
+
+    /// Loads the program over maps that are there, or makes them.
+    fn open(options: LoadOptions) -> Result<Self, DataplaneError> {
         let capacity = options.capacity;
         let mut loader = EbpfLoader::new();
         loader
             .override_global("AYA_LOG_LEVEL", &options.log_level, false)
+            .override_global("FEATURES", &options.features, true)
             .map_max_entries("LOOKUP", lookup_buckets(capacity.services))
-            .map_max_entries("SERVICE_ENTRIES", capacity.services)
+            .map_max_entries("SERVICE_ENTRIES", capacity.services + 1)
             .map_max_entries("SERVICE_COUNTERS", capacity.services)
             .map_max_entries("FLOW_COUNTERS", capacity.services)
             .map_max_entries("TURNS", capacity.services)
@@ -109,15 +140,17 @@ impl Program {
             .map_max_entries("GUARDS", capacity.services)
             .map_max_entries("SERVICE_BUCKETS", capacity.services)
             .map_max_entries("SOURCE_BUCKETS", capacity.sources);
-        let mut taken_up = false;
         if let Some(pins) = &options.pins {
-            let directory = pins.maps();
-            taken_up = directory.exists();
-            fs::create_dir_all(&directory).map_err(|error| {
-                DataplaneError::new(format!("making {}", directory.display()), &error)
-            })?;
-            for name in maps::NAMES {
-                loader.map_pin_path(name, directory.join(name));
+            for (directory, names) in [
+                (pins.maps(), &maps::NAMES[..]),
+                (pins.own_maps(), &maps::OWN),
+            ] {
+                fs::create_dir_all(&directory).map_err(|error| {
+                    DataplaneError::new(format!("making {}", directory.display()), &error)
+                })?;
+                for name in names {
+                    loader.map_pin_path(name, directory.join(name));
+                }
             }
         }
         let ebpf = loader
@@ -125,22 +158,28 @@ impl Program {
             .map_err(|error| DataplaneError::new("loading the BPF object", &chain(&error)))?;
         let mut program = Self {
             ebpf,
-            pins: options.pins.clone(),
+            features: Arc::new(AtomicU32::new(options.features)),
+            options,
         };
-        let others = OTHERS.map(|(name, _)| name);
+        let others = others(program.options.features).map(|(name, _)| name);
         for name in [ENTRY, early::HELD].into_iter().chain(others) {
             let loaded = program.named(name)?.load();
             loaded.map_err(|error| {
                 DataplaneError::new(format!("loading the XDP program {name}"), &chain(&error))
             })?;
         }
-        // A former agent's entry goes on as it was until it is replaced.
-        if !taken_up {
-            program.join()?;
+        Ok(program)
+    }
+
+    /// The same over the maps of one that is loaded already.
+    fn open_again(options: LoadOptions) -> Result<Self, DataplaneError> {
+        if options.pins.is_none() {
+            return Err(DataplaneError::new(
+                "loading the program again",
+                &"its maps are not pinned",
+            ));
         }
-        // Only now: the program refers to the maps by descriptors, which taking them can close.
-        let maps = Maps::take(&mut program.ebpf)?;
-        Ok((program, maps))
+        Self::open(options)
     }
 
     /// The XDP program.
@@ -168,7 +207,7 @@ impl Program {
         let failed = |error: &dyn std::error::Error| {
             DataplaneError::new("joining the XDP programs", &chain(error))
         };
-        for (name, number) in OTHERS {
+        for (name, number) in others(self.options.features) {
             let program = self.named(name)?.fd().map_err(|error| failed(&error))?;
             let program = program.try_clone().map_err(|error| failed(&error))?;
             let map = self.ebpf.map_mut("TAILS");
@@ -185,12 +224,64 @@ impl Program {
         &mut self.ebpf
     }
 
-    /// Whether a former agent attached to `interface`, with this format of the maps or another.
+    /// Whether a former agent attached to `interface`.
     ///
     /// # Errors
     /// The pins cannot be read.
-    pub fn was_attached(&self, interface: &str) -> Result<bool, DataplaneError> {
-        Ok(self.links()?.has(interface))
+    pub fn held(&self, interface: &str) -> Result<Held, DataplaneError> {
+        Ok(self.links()?.held(interface))
+    }
+
+    /// What the maps of a former agent, if there are any, need of the program: bits of [`feature`].
+    ///
+    /// # Errors
+    /// They cannot be read.
+    pub fn features_in_use(pins: &Pins) -> Result<u32, DataplaneError> {
+        let path = pins.maps().join(maps::CONTROL);
+        if !path.exists() {
+            return Ok(0);
+        }
+        let failed = |error: &dyn std::error::Error| {
+            DataplaneError::new(format!("reading {}", path.display()), &chain(error))
+        };
+        let data = MapData::from_pin(&path).map_err(|error| failed(&error))?;
+        maps::features(data).map_err(|error| failed(&error))
+    }
+
+    /// Another program over the same maps, loaded for these features and on no interface: to compare with.
+    ///
+    /// # Errors
+    /// The maps are not pinned, or the kernel refuses.
+    pub fn beside(&self, features: u32) -> Result<Self, DataplaneError> {
+        let mut beside = Self::open_again(LoadOptions {
+            features,
+            ..self.options.clone()
+        })?;
+        beside.join()?;
+        Ok(beside)
+    }
+
+    /// Puts one in force on every interface that is loaded for these features as well.
+    ///
+    /// # Errors
+    /// The kernel refuses. Some interfaces may have it; those that do not have what they had.
+    fn reload(program: &Mutex<Self>, features: u32) -> Result<(), DataplaneError> {
+        let lock = || program.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut options, known) = {
+            let program = lock();
+            (program.options.clone(), Arc::clone(&program.features))
+        };
+        options.features |= features;
+        // What takes long, with the one in force at hand for whoever needs it.
+        let mut next = Self::open_again(options)?;
+        let mut program = lock();
+        next.join()?;
+        let links = next.links()?;
+        links.replace_all(next.xdp()?)?;
+        known.store(next.options.features, Ordering::Release);
+        next.features = known;
+        *program = next;
+        Ok(())
     }
 
     /// Attaches to an interface in the first of `modes` that works, replacing in one step the
@@ -223,17 +314,36 @@ impl Program {
     pub fn keep_only(&self, interfaces: &BTreeSet<String>) -> Result<(), DataplaneError> {
         self.links()?
             .keep(interfaces)
-            .and_then(|()| self.pins.as_ref().map_or(Ok(()), Pins::remove_others))
+            .and_then(|()| {
+                self.options
+                    .pins
+                    .as_ref()
+                    .map_or(Ok(()), Pins::remove_others)
+            })
             .map_err(|error| DataplaneError::new("removing pins of former agents", &error))
     }
 
     fn links(&self) -> Result<Links, DataplaneError> {
         let doing = "reading the pinned links";
-        let pins = self.pins.as_ref();
+        let pins = self.options.pins.as_ref();
         let pins = pins.ok_or_else(|| DataplaneError::new(doing, &"nothing is pinned"))?;
         pins.links()
             .map_err(|error| DataplaneError::new(doing, &error))
     }
+}
+
+impl Programs for Mutex<Program> {
+    fn load(&self, features: u32) -> Result<(), DataplaneError> {
+        Program::reload(self, features)
+    }
+}
+
+/// Those of [`OTHERS`] that any packet may come to.
+fn others(features: u32) -> impl Iterator<Item = (&'static str, u32)> {
+    OTHERS
+        .into_iter()
+        .filter(move |(_, _, needs)| *needs == 0 || features & needs != 0)
+        .map(|(name, number, _)| (name, number))
 }
 
 /// Buckets of the look-up table for so many services.

@@ -41,6 +41,18 @@ impl Pins {
         self.version().join("maps")
     }
 
+    /// Maps that are this agent's alone, pinned so that programs that it loads later have them as well.
+    pub(super) fn own_maps(&self) -> PathBuf {
+        self.version().join("own")
+    }
+
+    /// Removes what is left of those of a former agent, whose program has them as long as it is attached.
+    pub(super) fn forget_own(&self) -> Result<(), DataplaneError> {
+        let path = self.own_maps();
+        remove_tree(&path)
+            .map_err(|error| DataplaneError::new(format!("removing {}", path.display()), &error))
+    }
+
     /// Links of this format, and of others that an upgrade left.
     pub(super) fn links(&self) -> io::Result<Links> {
         let others = self.others()?;

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use lb_common::tables::feature;
 use lb_userspace::{
     dataplane::{Capacity, bpf::LoadOptions},
     model::{FlowState, Mode, Scheduler},
@@ -90,6 +91,7 @@ fn options(services: u32) -> LoadOptions {
             fragments: 1_024,
             ..Capacity::default()
         },
+        features: feature::IPIP,
         log_level: 0,
     }
 }

@@ -6,6 +6,7 @@ use std::{
 };
 
 use anyhow::{Result, ensure};
+use lb_common::tables::feature;
 use lb_userspace::{
     dataplane::{Capacity, bpf::LoadOptions},
     health::{Event, Target},
@@ -83,6 +84,7 @@ impl Bench {
                 fragments: 1_024,
                 ..Capacity::default()
             },
+            features: feature::IPIP,
             log_level: 0,
         })?;
         let ids = 0..services;

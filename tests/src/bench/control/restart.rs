@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use anyhow::Result;
+use lb_common::tables::feature;
 use lb_userspace::{
     dataplane::{
         Capacity,
@@ -34,6 +35,7 @@ pub(super) fn run(effort: Effort) -> Result<Vec<Latency>> {
             pins: Some(Pins::new(bpffs.path(), "bench")),
             // As `lbd` has them unless told otherwise.
             capacity: Capacity::default(),
+            features: feature::IPIP,
             log_level: 0,
         };
         let wanted = wanted(services)?;

@@ -1,0 +1,241 @@
+//! The loop while programs are loaded for a change.
+
+use std::sync::{
+    Mutex,
+    atomic::{AtomicU32, Ordering},
+    mpsc as std_mpsc,
+};
+
+use lb_common::tables::feature;
+use tokio::time::timeout;
+
+use super::*;
+use crate::{
+    agent::Handle,
+    config::Tunnel,
+    dataplane::memory::MemoryDataplane,
+    health::Target,
+    model::{Admin, Backend, Mode, Service, ServiceId},
+    snapshot::Condition,
+};
+
+/// Longer than anything here takes.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What becomes of programs that are to be loaded.
+enum Fate {
+    InForce,
+    /// They are said to be in force, and are not.
+    Pretended,
+    Refused,
+}
+
+/// Loads programs once it is told what becomes of them.
+#[derive(Debug)]
+struct Loading {
+    without: Arc<AtomicU32>,
+    asked: mpsc::UnboundedSender<u32>,
+    fates: Mutex<std_mpsc::Receiver<Fate>>,
+}
+
+impl Programs for Loading {
+    fn load(&self, features: u32) -> Result<(), DataplaneError> {
+        self.asked.send(features).unwrap();
+        match self.fates.lock().unwrap().recv().unwrap() {
+            Fate::InForce => {
+                self.without.fetch_and(!features, Ordering::Relaxed);
+                Ok(())
+            }
+            Fate::Pretended => Ok(()),
+            Fate::Refused => Err(DataplaneError::new("loading", &"too large")),
+        }
+    }
+}
+
+/// An agent whose programs are loaded for mode `ipip` alone.
+struct Agent {
+    handle: Handle,
+    health: mpsc::Sender<Event>,
+    asked: mpsc::UnboundedReceiver<u32>,
+    fates: std_mpsc::Sender<Fate>,
+    stop: oneshot::Sender<()>,
+    running: tokio::task::JoinHandle<()>,
+}
+
+fn id(number: u8) -> ServiceId {
+    format!("10.0.0.{number}:80/tcp").parse().unwrap()
+}
+
+fn service(number: u8, mode: Mode) -> Change {
+    let mut service = Service::new(id(number), mode);
+    service.backends = vec![Backend {
+        address: backend(number),
+        weight: 1,
+        admin: Admin::Active,
+        max_connections: None,
+        server_id: None,
+        tier: 0,
+    }];
+    Change::AddService(service)
+}
+
+fn backend(number: u8) -> std::net::SocketAddr {
+    format!("10.1.0.{number}:80").parse().unwrap()
+}
+
+impl Agent {
+    async fn start() -> Self {
+        let (handle, requests) = Handle::new();
+        let (events, health) = mpsc::channel(64);
+        let (asking, asked) = mpsc::unbounded_channel();
+        let (fates, told) = std_mpsc::channel();
+        let mut memory = MemoryDataplane::default();
+        memory.tables.control.lookup_bits = 3;
+        memory.without.store(!feature::IPIP, Ordering::Relaxed);
+        let programs = Arc::new(Loading {
+            without: Arc::clone(&memory.without),
+            asked: asking,
+            fates: Mutex::new(told),
+        });
+        let core = Core::new("loading".to_owned(), Tunnel::default(), memory).unwrap();
+        let sources = Sources {
+            requests,
+            checker: Checker::new(events.clone(), 1),
+            health,
+            resolver: Resolver::idle(),
+            network: mpsc::channel(1).1,
+            store: None,
+            programs,
+        };
+        let (stop, stopped) = oneshot::channel::<()>();
+        let running = tokio::spawn(run(core, sources, || {}, async { drop(stopped.await) }));
+        let agent = Self {
+            handle,
+            health: events,
+            asked,
+            fates,
+            stop,
+            running,
+        };
+        agent.add(1, Mode::Ipip).await.unwrap().unwrap();
+        agent
+    }
+
+    fn add(&self, number: u8, mode: Mode) -> tokio::task::JoinHandle<Result<(), ChangeError>> {
+        let handle = self.handle.clone();
+        tokio::spawn(async move { handle.change(service(number, mode)).await })
+    }
+
+    /// What is to be loaded next.
+    async fn asked(&mut self) -> u32 {
+        let asked = timeout(PATIENCE, self.asked.recv()).await;
+        asked.expect("a load in time").unwrap()
+    }
+
+    async fn services(&self) -> Vec<ServiceId> {
+        let snapshot = self.handle.snapshot().await.unwrap();
+        snapshot
+            .services
+            .iter()
+            .map(|service| service.service.id)
+            .collect()
+    }
+
+    /// Until the first service's backend is in this condition.
+    async fn sees(&self, condition: Condition) {
+        let seen = async {
+            loop {
+                let service = self.handle.service(id(1)).await.unwrap().unwrap();
+                if service.backends[0].condition == condition {
+                    return;
+                }
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(PATIENCE, seen)
+            .await
+            .expect("the condition in time");
+    }
+
+    async fn end(self) {
+        drop(self.stop);
+        timeout(PATIENCE, self.running).await.unwrap().unwrap();
+    }
+}
+
+async fn answer(
+    change: tokio::task::JoinHandle<Result<(), ChangeError>>,
+) -> Result<(), ChangeError> {
+    timeout(PATIENCE, change).await.expect("an answer").unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_waits_for_programs_while_failures_take_effect_and_later_changes_stay_behind_it() {
+    let mut agent = Agent::start().await;
+    let first = agent.add(2, Mode::Nat);
+    assert_eq!(agent.asked().await, feature::IPIP | feature::NAT);
+    let later = agent.add(3, Mode::Ipip);
+    let target = Target {
+        service: id(1),
+        address: backend(1),
+    };
+    let down = Event::new(target, Condition::Down);
+    agent.health.send(down).await.unwrap();
+    agent.sees(Condition::Down).await;
+    assert_eq!(agent.services().await, [id(1)]);
+    assert!(!first.is_finished() && !later.is_finished());
+    agent.fates.send(Fate::InForce).unwrap();
+    answer(first).await.unwrap();
+    answer(later).await.unwrap();
+    assert_eq!(agent.services().await, [id(1), id(2), id(3)]);
+    agent.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn programs_that_the_kernel_refuses_refuse_the_change_and_no_other() {
+    let mut agent = Agent::start().await;
+    let first = agent.add(2, Mode::Nat);
+    agent.asked().await;
+    let later = agent.add(3, Mode::Ipip);
+    agent.fates.send(Fate::Refused).unwrap();
+    let refused = answer(first).await.unwrap_err();
+    assert_eq!(
+        refused.to_string(),
+        "the kernel refused the change: loading: too large"
+    );
+    answer(later).await.unwrap();
+    assert_eq!(agent.services().await, [id(1), id(3)]);
+    agent.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn changes_that_need_one_program_after_the_other_get_both() {
+    let mut agent = Agent::start().await;
+    let first = agent.add(2, Mode::Nat);
+    assert_eq!(agent.asked().await, feature::IPIP | feature::NAT);
+    let second = agent.add(3, Mode::L2);
+    let third = agent.add(4, Mode::Nat);
+    agent.fates.send(Fate::InForce).unwrap();
+    assert_eq!(
+        agent.asked().await,
+        feature::IPIP | feature::NAT | feature::L2
+    );
+    agent.fates.send(Fate::InForce).unwrap();
+    for change in [first, second, third] {
+        answer(change).await.unwrap();
+    }
+    assert_eq!(agent.services().await, [id(1), id(2), id(3), id(4)]);
+    agent.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn programs_that_are_not_what_they_are_said_to_be_are_not_loaded_for_ever() {
+    let mut agent = Agent::start().await;
+    let change = agent.add(2, Mode::Nat);
+    agent.asked().await;
+    agent.fates.send(Fate::Pretended).unwrap();
+    let refused = answer(change).await.unwrap_err();
+    assert!(matches!(refused, ChangeError::NotLoaded(_)), "{refused}");
+    assert_eq!(agent.services().await, [id(1)]);
+    agent.end().await;
+}

@@ -1,0 +1,71 @@
+//! What of the program is used, from before the first packet that needs it until after the last. The programs in the
+//! kernel are loaded for it before a plan begins.
+
+use lb_common::tables::{feature, owned, service_flag};
+
+use super::{Draft, Operation, Placed};
+use crate::model::{Mode, MssClamp, Scheduler, Service, State, Unserved};
+
+/// What services need, and packets that none of them takes: bits of [`feature`].
+pub fn needed<'a>(services: impl IntoIterator<Item = &'a Service>, unknown_port: Unserved) -> u32 {
+    let unknown = flag(unknown_port != Unserved::Pass, feature::UNKNOWN_PORTS);
+    services
+        .into_iter()
+        .fold(unknown, |needed, service| needed | of(service))
+}
+
+fn of(service: &Service) -> u32 {
+    let mode = match service.mode {
+        Mode::Nat => feature::NAT,
+        Mode::Ipip => feature::IPIP,
+        Mode::Gue => feature::GUE,
+        Mode::L2 => feature::L2,
+        Mode::FullNat => feature::FULL_NAT,
+    };
+    let by_source = service.scheduler == Scheduler::SourceHash;
+    mode | flag(service.id.has_every_port(), feature::ALL_PORTS)
+        | flag(service.is_guarded(), feature::GUARDS)
+        | flag(service.quic.is_some(), feature::QUIC)
+        | flag(!service.passive.is_off(), feature::PASSIVE)
+        | flag(service.mss_clamp != MssClamp::Off, feature::MSS)
+        | flag(by_source, feature::BY_SOURCE)
+}
+
+fn flag(is: bool, feature: u32) -> u32 {
+    if is { feature } else { 0 }
+}
+
+impl Draft {
+    /// From what is in use to what is wanted.
+    pub(super) fn set_features(&mut self, state: &State, unknown_port: Unserved) {
+        let number = unknown_port.number();
+        if self.layout.unknown_port != number {
+            self.before.push(Operation::UnknownPort(number));
+            self.layout.unknown_port = number;
+        }
+        let wanted = needed(state.services(), unknown_port) | self.left_over();
+        let both = self.layout.features | wanted;
+        if both != self.layout.features {
+            self.before.push(Operation::Features(both));
+        }
+        if wanted != both {
+            self.after.push(Operation::Features(wanted));
+        }
+        self.layout.features = wanted;
+        self.features = both;
+    }
+
+    /// What is still needed though no service wants it any more: backends that leave may answer, sessions go on, and
+    /// flows stand where they were placed before.
+    fn left_over(&self) -> u32 {
+        let is_pool = |bits: &u32| bits & owned::POOL != 0;
+        let was_by_source =
+            |placed: &Placed| placed.descriptor.flags & service_flag::PREVIOUSLY_BY_SOURCE != 0;
+        flag(!self.layout.ways_back.is_empty(), feature::NAT)
+            | flag(self.layout.owned.values().any(is_pool), feature::FULL_NAT)
+            | flag(
+                self.layout.pools.values().any(was_by_source),
+                feature::BY_SOURCE,
+            )
+    }
+}
