@@ -73,6 +73,8 @@ impl Bpffs {
                 found.push(path);
             }
         }
+        // Not in the order in which they were made.
+        found.sort_unstable();
         found
     }
 }

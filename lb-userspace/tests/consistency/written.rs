@@ -18,6 +18,10 @@ pub fn all() -> Vec<(Sabotage, Scenario)> {
             Sabotage::FormerHoldersOfIdsCount,
             id_that_another_backend_got_while_nothing_was_kept(),
         ),
+        (
+            Sabotage::WakesComeBeforeTheRings,
+            backend_that_wakes_while_flows_begin(),
+        ),
     ]
 }
 
@@ -35,6 +39,24 @@ fn backend_removed_while_a_sweep_is_on() -> Scenario {
         (Kind::Traffic, 0, 0, 7, 8),
     ];
     scenario(&[0], 400, [40_000, 40_000], 45, &steps)
+}
+
+/// A drained backend takes flows again, and so does one that was dead, while clients open connections.
+fn backend_that_wakes_while_flows_begin() -> Scenario {
+    let steps = [
+        (Kind::FlowState, 178, 27, 93, 447_039_296),
+        (Kind::Sweep, 225, 147, 191, 3_382_686_620),
+        (Kind::Traffic, 8, 22, 87, 3_787_370_406),
+        (Kind::Die, 203, 238, 195, 1_882_442_906),
+        (Kind::Drain, 51, 202, 0, 797_832_375),
+        (Kind::Undrain, 127, 138, 25, 1_887_708_185),
+        (Kind::Sweep, 35, 132, 122, 2_905_327_718),
+        (Kind::DieAndRevive, 61, 114, 170, 1_861_370_836),
+    ];
+    Scenario {
+        start: 2_618_218_108,
+        ..scenario(&[3], 419, [41_900, 1], 900, &steps)
+    }
 }
 
 /// While a service keeps nothing, a removed backend's local id is another's at once, and what was recorded
