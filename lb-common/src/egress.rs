@@ -23,20 +23,19 @@ pub fn deliver<P: Packet, T: Tables>(
     backend: &Backend,
     hash: FlowHash,
 ) -> Result<(), DropReason> {
-    match mode {
-        mode::IPIP if tables.knows(feature::IPIP) => {
-            forward::encapsulate(packet, flow, backend, hash, None)
-        }
-        mode::GUE if tables.knows(feature::GUE) => {
-            let control = tables.control().ok_or(DropReason::Inconsistent)?;
-            let port = GuePort(control.gue_port);
-            forward::encapsulate(packet, flow, backend, hash, Some(port))
-        }
-        mode::L2 if tables.knows(feature::L2) => {
-            forward::readdress(packet, backend.source_mac, backend.destination_mac)
-        }
-        _ => Err(DropReason::Inconsistent),
+    // Features first: what they leave of this is as good as nothing where one mode is used.
+    if tables.knows(feature::IPIP) && mode == mode::IPIP {
+        return forward::encapsulate(packet, flow, backend, hash, None);
     }
+    if tables.knows(feature::L2) && mode == mode::L2 {
+        return forward::readdress(packet, backend.source_mac, backend.destination_mac);
+    }
+    if tables.knows(feature::GUE) && mode == mode::GUE {
+        let control = tables.control().ok_or(DropReason::Inconsistent)?;
+        let port = GuePort(control.gue_port);
+        return forward::encapsulate(packet, flow, backend, hash, Some(port));
+    }
+    Err(DropReason::Inconsistent)
 }
 
 /// What answers from an endpoint become, where some service is in mode `nat` and this is its backend. The

@@ -375,7 +375,7 @@ fn forward<P: Packet, T: Tables>(
         }
     }
     tables.count_service(way.service, bytes, opens);
-    tables.count_backend(backend.counters, bytes, opens);
+    tables.count_backend(backend, bytes, opens);
     Ok(egress::by(packet, backend.interface))
 }
 

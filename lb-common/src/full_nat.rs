@@ -183,7 +183,7 @@ fn to_backend<P: Packet, T: Tables>(
     }
     forward::readdress(packet, backend.source_mac, backend.destination_mac)?;
     tables.count_service(service.index, bytes, flow.opens());
-    tables.count_backend(backend.counters, bytes, flow.opens());
+    tables.count_backend(backend, bytes, flow.opens());
     Ok(())
 }
 

@@ -341,7 +341,7 @@ fn to_backend<P: Packet, T: Tables>(
         )?,
     }
     tables.count_service(service.index, bytes, false);
-    tables.count_backend(backend.counters, bytes, false);
+    tables.count_backend(backend, bytes, false);
     Ok(egress::by(packet, backend.interface))
 }
 
@@ -395,7 +395,7 @@ fn to_translated<P: Packet, T: Tables>(
     readdress(packet, outer, end, backend.address, Sum::new())?;
     forward::readdress(packet, backend.source_mac, backend.destination_mac)?;
     tables.count_service(service.index, bytes, false);
-    tables.count_backend(backend.counters, bytes, false);
+    tables.count_backend(backend, bytes, false);
     Ok(egress::by(packet, backend.interface))
 }
 

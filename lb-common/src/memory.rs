@@ -339,7 +339,8 @@ impl Tables for MemoryTables {
             .add(bytes, new_flow);
     }
 
-    fn count_backend(&self, index: u32, bytes: u64, new_flow: bool) {
+    fn count_backend(&self, backend: &Backend, bytes: u64, new_flow: bool) {
+        let index = backend.counters;
         let mut counted = self.counted.borrow_mut();
         counted
             .backends
@@ -533,7 +534,11 @@ mod tests {
         let tables = MemoryTables::default();
         for index in [1, 2] {
             tables.count_service(index, 60, true);
-            tables.count_backend(index, 60, true);
+            let backend = Backend {
+                counters: index,
+                ..Backend::default()
+            };
+            tables.count_backend(&backend, 60, true);
             tables.count_flow(index, FlowEvent::Recorded);
             tables.add_load(index, 1);
         }

@@ -367,21 +367,19 @@ fn to_backend<'t, P: Packet, T: Tables>(
         return Err(DropReason::PacketTooBig);
     }
     let bytes = packet.length() as u64;
-    match service.descriptor.mode {
-        mode::NAT if tables.knows(feature::NAT) => {
-            let port = service.descriptor.port_at(backend, flow.destination_port);
-            translate(packet, flow, backend, port)?;
+    let mode = service.descriptor.mode;
+    if tables.knows(feature::NAT) && mode == mode::NAT {
+        let port = service.descriptor.port_at(backend, flow.destination_port);
+        translate(packet, flow, backend, port)?;
+    } else {
+        // Where answers pass, they tell more than clients do.
+        if tables.knows(feature::PASSIVE) && service.descriptor.sampling() != 0 {
+            passive::watch(packet, tables, flow, service.descriptor, backend, hash);
         }
-        mode => {
-            // Where answers pass, they tell more than clients do.
-            if tables.knows(feature::PASSIVE) && service.descriptor.sampling() != 0 {
-                passive::watch(packet, tables, flow, service.descriptor, backend, hash);
-            }
-            egress::deliver(packet, tables, flow, mode, backend, hash)?;
-        }
+        egress::deliver(packet, tables, flow, mode, backend, hash)?;
     }
     tables.count_service(service.index, bytes, flow.opens());
-    tables.count_backend(backend.counters, bytes, flow.opens());
+    tables.count_backend(backend, bytes, flow.opens());
     Ok(backend)
 }
 
@@ -397,6 +395,9 @@ pub(crate) fn backend<'t, P: Packet, T: Tables>(
     in_force: &InForce<'t>,
     hash: FlowHash,
 ) -> Result<&'t Backend, DropReason> {
+    if !tables.knows(feature::GUARDS | feature::QUIC) {
+        return steer::backend(tables, in_force, flow, hash);
+    }
     let descriptor = in_force.service.descriptor;
     let guarded = tables.knows(feature::GUARDS) && descriptor.flags & service_flag::GUARDED != 0;
     if guarded {

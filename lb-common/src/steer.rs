@@ -174,12 +174,12 @@ pub fn backend<'t, T: Tables>(
         return Err(DropReason::NoBackend);
     }
     let slot = slot(tables, descriptor, hash, 0).ok_or(DropReason::Inconsistent)?;
-    let owner = candidate(tables, descriptor, slot.owner()).ok_or(DropReason::Inconsistent)?;
-    if slot.phase() == Phase::Steady
-        && owner.takes()
-        && descriptor.flags & service_flag::TRACKED == 0
-    {
-        return Ok(owner.backend);
+    // Whoever owns it, where flows are looked up: two lines of memory that such packets need not wait for.
+    if slot.phase() == Phase::Steady && descriptor.flags & service_flag::TRACKED == 0 {
+        let owner = candidate(tables, descriptor, slot.owner()).ok_or(DropReason::Inconsistent)?;
+        if owner.takes() {
+            return Ok(owner.backend);
+        }
     }
     let by_source = descriptor.flags & service_flag::BY_SOURCE != 0;
     let was_by_source = descriptor.flags & service_flag::PREVIOUSLY_BY_SOURCE != 0;

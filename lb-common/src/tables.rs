@@ -1010,10 +1010,10 @@ pub struct RouteQuery {
 pub trait Tables {
     /// The control element.
     fn control(&self) -> Option<&Control>;
-    /// Whether this is loaded for a feature, a bit of [`feature`]. Only what it is loaded for is in the tables. A constant
+    /// Whether this is loaded for any of some features, bits of [`feature`]. Only what it is loaded for is in the tables. A constant
     /// to the kernel's verifier, which takes out what cannot be reached.
     fn knows(&self, feature: u32) -> bool;
-    /// Whether anything uses a feature that it is loaded for.
+    /// Whether anything uses one that it is loaded for.
     fn uses(&self, feature: u32) -> bool;
     /// The generation in force, read once.
     fn generation(&self) -> u64;
@@ -1059,7 +1059,7 @@ pub trait Tables {
     /// Adds a forwarded packet to a service's counters.
     fn count_service(&self, index: u32, bytes: u64, new_flow: bool);
     /// Adds a forwarded packet to a backend's counters.
-    fn count_backend(&self, index: u32, bytes: u64, new_flow: bool);
+    fn count_backend(&self, backend: &Backend, bytes: u64, new_flow: bool);
     /// Counts a dropped packet.
     fn count_drop(&self, reason: DropReason);
     /// Counts an answer, or that there is none.

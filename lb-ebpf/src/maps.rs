@@ -3,7 +3,7 @@
 //! Sizes are the smallest that load; the agent sets the real ones. Names and formats are part of
 //! the pinned contract (`lb_common::tables::FORMAT`).
 
-use core::{arch::asm, mem::MaybeUninit};
+use core::{arch::asm, ffi::c_void, mem::MaybeUninit};
 
 use aya_ebpf::{
     Global,
@@ -228,22 +228,22 @@ fn element<T, const N: usize>(
     map: &'static Array<T, N, MMAPABLE>,
     index: &u32,
 ) -> Option<&'static T> {
-    // SAFETY: the map's own key, four bytes, which the helper only reads; what it gives is an element of it, which
-    // is never freed, or null. What changes in it is read by itself.
-    unsafe {
-        helpers::bpf_map_lookup_elem(
-            core::ptr::from_ref(map).cast_mut().cast(),
-            core::ptr::from_ref(index).cast(),
-        )
-        .cast::<T>()
-        .as_ref()
-    }
+    let found = look_up(core::ptr::from_ref(map).cast(), index);
+    // SAFETY: an element of the map, which is never freed, or null. What changes in it is read by itself.
+    unsafe { found.cast::<T>().as_ref() }
+}
+
+/// The element of an array, or null.
+#[inline(always)]
+fn look_up(map: *const c_void, index: &u32) -> *mut c_void {
+    // SAFETY: the helper reads the key of an array, four bytes.
+    unsafe { helpers::bpf_map_lookup_elem(map.cast_mut(), core::ptr::from_ref(index).cast()) }
 }
 
 /// Adds a packet to this CPU's share of a counter.
 #[inline(always)]
-fn count<const N: usize>(map: &PerCpuArray<Counters, N>, index: u32, bytes: u64, new_flow: bool) {
-    if let Some(counters) = map.get_ptr_mut(index) {
+fn count(counters: Option<*mut Counters>, bytes: u64, new_flow: bool) {
+    if let Some(counters) = counters {
         // SAFETY: this CPU's element, which nothing else touches while the program runs on it.
         unsafe { (*counters).add(bytes, new_flow) };
     }
@@ -433,12 +433,14 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn count_service(&self, index: u32, bytes: u64, new_flow: bool) {
-        count(&SERVICE_COUNTERS, index, bytes, new_flow);
+        count(SERVICE_COUNTERS.get_ptr_mut(index), bytes, new_flow);
     }
 
     #[inline(always)]
-    fn count_backend(&self, index: u32, bytes: u64, new_flow: bool) {
-        count(&BACKEND_COUNTERS, index, bytes, new_flow);
+    fn count_backend(&self, backend: &Backend, bytes: u64, new_flow: bool) {
+        let map = core::ptr::from_ref(&BACKEND_COUNTERS).cast();
+        let counters = look_up(map, &backend.counters).cast::<Counters>();
+        count((!counters.is_null()).then_some(counters), bytes, new_flow);
     }
 
     #[inline(always)]

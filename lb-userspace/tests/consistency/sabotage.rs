@@ -289,8 +289,8 @@ impl Tables for Bent<'_> {
         self.tables.count_service(index, bytes, new_flow);
     }
 
-    fn count_backend(&self, index: u32, bytes: u64, new_flow: bool) {
-        self.tables.count_backend(index, bytes, new_flow);
+    fn count_backend(&self, backend: &Backend, bytes: u64, new_flow: bool) {
+        self.tables.count_backend(backend, bytes, new_flow);
     }
 
     fn count_drop(&self, reason: DropReason) {
