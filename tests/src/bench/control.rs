@@ -2,13 +2,14 @@
 //! the kernel's and so are the waits for packets in flight; what is left out is the loop around the core,
 //! probes and the API.
 //!
-//! [`pool`] measures one service of many backends, [`fleet`] many services at once, [`sweep`] the flow
-//! tables, [`restart`] taking up the maps again.
+//! [`pool`] measures one service of many backends, [`fleet`] many services at once, [`watched`] services of which
+//! it is looked at what packets show, [`sweep`] the flow tables, [`restart`] taking up the maps again.
 
 mod fleet;
 mod pool;
 mod restart;
 mod sweep;
+mod watched;
 
 use std::time::Duration;
 
@@ -53,9 +54,10 @@ pub fn run(quick: bool, filter: &str) -> Result<Vec<Latency>> {
     let effort = if quick { QUICK } else { FULL };
     let mut latencies = Vec::new();
     type Part = fn(Effort) -> Result<Vec<Latency>>;
-    let parts: [(&[&str], Part); 4] = [
+    let parts: [(&[&str], Part); 5] = [
         (&pool::NAMES, pool::run),
         (&fleet::NAMES, fleet::run),
+        (&watched::NAMES, watched::run),
         (&sweep::NAMES, sweep::run),
         (&restart::NAMES, restart::run),
     ];

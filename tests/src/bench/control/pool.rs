@@ -10,7 +10,7 @@ use lb_common::tables::feature;
 use lb_userspace::{
     dataplane::{Capacity, bpf::LoadOptions},
     health::{Event, Target},
-    model::{Backend, Change, FlowState, Mode, Scheduler, ServiceId},
+    model::{Backend, Change, FlowState, Mode, Passive, Scheduler, ServiceId},
     snapshot::Condition,
 };
 
@@ -32,7 +32,7 @@ const GROUPS_RING: u32 = 65_537;
 pub(super) fn run(effort: Effort) -> Result<Vec<Latency>> {
     let mut latencies = Vec::new();
     for backends in BACKENDS {
-        let mut bench = Bench::new(1, backends, None)?;
+        let mut bench = Bench::new(&Shape::of_one(backends))?;
         let size = bench.size()?;
         latencies.extend(bench.failures(effort, "")?);
         let adds: Result<_> = (0..effort.often).map(|_| bench.add()).collect();
@@ -40,14 +40,68 @@ pub(super) fn run(effort: Effort) -> Result<Vec<Latency>> {
         let weights: Result<_> = (0..effort.often).map(|turn| bench.weigh(turn)).collect();
         latencies.push(latency("weight", size, weights?));
     }
-    let mut bench = Bench::new(GROUP, GROUPS_BACKENDS, Some(GROUPS_RING))?;
+    let group = Shape {
+        services: GROUP,
+        ring_size: Some(GROUPS_RING),
+        grouped: true,
+        ..Shape::of_one(GROUPS_BACKENDS)
+    };
+    let mut bench = Bench::new(&group)?;
     latencies.extend(bench.failures(effort, &format!("-group-{GROUP}"))?);
     Ok(latencies)
 }
 
-/// A service, or a group of them, and the flows that have been tried.
-struct Bench {
-    balancer: Balancer,
+/// What services there are, each of so many backends.
+pub(super) struct Shape {
+    pub(super) services: u32,
+    pub(super) backends: u16,
+    pub(super) ring_size: Option<u32>,
+    /// All of them share a pool.
+    pub(super) grouped: bool,
+    pub(super) passive: Passive,
+}
+
+impl Shape {
+    /// One service.
+    pub(super) fn of_one(backends: u16) -> Self {
+        Self {
+            services: 1,
+            backends,
+            ring_size: None,
+            grouped: false,
+            passive: Passive::OFF,
+        }
+    }
+
+    fn features(&self) -> u32 {
+        match self.passive.is_off() {
+            true => feature::IPIP,
+            false => feature::IPIP | feature::PASSIVE,
+        }
+    }
+
+    fn capacity(&self) -> Capacity {
+        let pools = match self.grouped {
+            true => 1,
+            false => self.services,
+        };
+        let backends = pools * u32::from(self.backends);
+        Capacity {
+            services: self.services.max(16),
+            backends: (2 * backends).max(8_192),
+            members: (4 * backends).max(16_384),
+            slots: 1 << 22,
+            flows: 1 << 16,
+            half_open: 1 << 16,
+            fragments: 1_024,
+            ..Capacity::default()
+        }
+    }
+}
+
+/// Services, and the flows that have been tried.
+pub(super) struct Bench {
+    pub(super) balancer: Balancer,
     /// Whose backends are checked: the first.
     id: ServiceId,
     pool: Pool,
@@ -57,10 +111,10 @@ struct Bench {
 }
 
 impl Bench {
-    fn new(services: u32, backends: u16, ring_size: Option<u32>) -> Result<Self> {
+    pub(super) fn new(shape: &Shape) -> Result<Self> {
         let pool = Pool {
             number: 2,
-            backends,
+            backends: shape.backends,
             v6: false,
         };
         let kind = Kind {
@@ -69,47 +123,42 @@ impl Bench {
             mode: Mode::Ipip,
             scheduler: Scheduler::Maglev,
             flow_state: FlowState::Auto,
-            ring_size,
+            ring_size: shape.ring_size,
             pool,
         };
         let mut balancer = Balancer::load(&LoadOptions {
             pins: None,
-            capacity: Capacity {
-                services: services.max(16),
-                backends: 8_192,
-                members: 16_384,
-                slots: 1 << 22,
-                flows: 1 << 16,
-                half_open: 1 << 16,
-                fragments: 1_024,
-                ..Capacity::default()
-            },
-            features: feature::IPIP,
+            capacity: shape.capacity(),
+            features: shape.features(),
             log_level: 0,
         })?;
-        let ids = 0..services;
-        let services: Result<Vec<_>> = ids.clone().map(|n| kind.service(numbered(n))).collect();
+        let services: Result<Vec<_>> = (0..shape.services)
+            .map(|n| kind.service(numbered(n)))
+            .collect();
         let mut services = services?;
-        if services.len() > 1 {
-            for service in &mut services {
-                service.group = Some("bench".to_owned());
-            }
+        for service in &mut services {
+            service.group = shape.grouped.then(|| "bench".to_owned());
+            service.passive = shape.passive;
         }
         balancer.serve(services)?;
         balancer.reach_pool(pool.other());
+        // New flows: those of a backend that is only down may stay. In a group of the last service, which learns
+        // of it no later than the others.
+        let last = match shape.grouped {
+            true => shape.services - 1,
+            false => 0,
+        };
         Ok(Self {
             balancer,
             id: numbered(0),
             pool,
             backends: pool.backends(),
-            // New flows: those of a backend that is only down may stay. Of the last service, which learns
-            // of it no later than the others.
-            frame: Frame::new(numbered(ids.end - 1).vip, Payload::Tcp(flags::SYN), 0, 1),
+            frame: Frame::new(numbered(last).vip, Payload::Tcp(flags::SYN), 0, 1),
             next: 0,
         })
     }
 
-    fn size(&self) -> Result<Size> {
+    pub(super) fn size(&self) -> Result<Size> {
         Ok(Size {
             backends: self.backends.len() as u32,
             slots: self.balancer.placed(self.id)?.ring.size(),
@@ -131,8 +180,20 @@ impl Bench {
         backend_of(self.balancer.program.xdp()?, frame)
     }
 
+    /// Clients send so many SYNs twice.
+    pub(super) fn resend(&mut self, times: usize) -> Result<()> {
+        for _ in 0..times {
+            let frame = self.frame.at(self.next);
+            self.next += 1;
+            for _ in 0..2 {
+                self.steered(&frame)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Backends fail in turn; the scenarios' names end so.
-    fn failures(&mut self, effort: Effort, suffix: &str) -> Result<[Latency; 2]> {
+    pub(super) fn failures(&mut self, effort: Effort, suffix: &str) -> Result<[Latency; 2]> {
         let size = self.size()?;
         let (mut steers, mut follows) = (Vec::new(), Vec::new());
         for turn in 0..effort.often {
