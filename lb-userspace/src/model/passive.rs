@@ -5,7 +5,7 @@ use std::{fmt, str::FromStr, time::Duration};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::{ModelError, Protocol, Service, check::invalid};
+use super::{Mode, ModelError, Protocol, Service, check::invalid};
 use crate::duration;
 
 /// What the packets of handshakes have to show of a backend before it is kept out, and how long it is.
@@ -162,6 +162,16 @@ pub(super) fn check_passive(service: &Service) -> Result<(), ModelError> {
     if service.id.protocol != Protocol::Tcp {
         return refuse("goes by the handshakes of TCP, which UDP has none of: leave it out".into());
     }
+    if service.mode == Mode::FullNat {
+        return refuse(
+            "does not know the handshakes of mode \"full-nat\" yet: leave it out, or use another mode".into(),
+        );
+    }
+    if service.mode == Mode::Nat && service.id.has_every_port() {
+        return refuse(
+            "goes by refused connections in mode \"nat\", and with every port whoever asks for closed ones would have backends kept out: leave it out, name the ports, or use a mode in which backends answer directly, such as \"ipip\"".into(),
+        );
+    }
     if passive.refusals == 0 && passive.failing == 0 {
         return refuse(
             "with refusals=0 and failing=0 there is nothing to keep a backend out for: use \"off\""
@@ -208,6 +218,26 @@ pub(super) fn check_passive(service: &Service) -> Result<(), ModelError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn passive_is_refused_where_it_would_do_nothing_or_what_clients_want() {
+        let refused = |id: &str, mode| {
+            let service = Service {
+                passive: Passive::ON,
+                ..Service::new(id.parse().unwrap(), mode)
+            };
+            let error = check_passive(&service).err();
+            error.map(|error| error.to_string()).unwrap_or_default()
+        };
+        let (one, every) = ("10.0.0.1:80/tcp", "10.0.0.1:*/tcp");
+        let full_nat = refused(one, Mode::FullNat);
+        assert!(full_nat.contains("use another mode"), "{full_nat}");
+        let ports = refused(every, Mode::Nat);
+        assert!(ports.contains("name the ports"), "{ports}");
+        for (id, mode) in [(one, Mode::Nat), (one, Mode::Ipip), (every, Mode::L2)] {
+            assert_eq!(refused(id, mode), "", "{id}");
+        }
+    }
 
     #[test]
     fn passive_settings_are_read_as_they_are_written() {
