@@ -3,32 +3,36 @@
 //!
 //! Three signs count. Connections refused in a row: only a closed port or a host that is not there makes them, so a
 //! few are enough. And, of the answers of a backend and of the handshakes of its clients, a share that fails
-//! which is large by itself and cannot be chance where that of the others is what is usual. What clients bring
+//! which is large by itself and cannot be chance next to that of the others. What clients bring
 //! about (floods of forged SYNs, a network that loses packets) makes all backends look alike, and so nobody an outlier.
 //!
-//! "Cannot be chance" is Chernoff's bound: of n trials that fail with probability p each, a share s > p of them
-//! fails with a probability of at most exp(-n·D(s‖p)), D being the divergence of Kullback and Leibler (H. Chernoff,
-//! Annals of Mathematical Statistics 23(4), 1952). Ejection, a time that grows with each, and a ceiling are as Envoy
-//! has them.
+//! What cannot be chance is `trials`' to say.
+//!
+//! Compared is what is of the same time. That a handshake goes well is known at once, that it fails only after a time, so
+//! that whoever begins to take flows looks better than it is at first: nothing of that counts, neither for it nor against
+//! others.
+//!
+//! Ejection, a time that grows with each, and a ceiling are as Envoy has them.
+
+mod trials;
 
 use std::{collections::BTreeMap, time::Duration};
 
 use lb_common::tables::Tick;
 
+pub use self::trials::Trials;
 use crate::{
     model::Passive,
     plan::{has_passed, ticks},
 };
 
-/// The logarithm of one to the probability below which nothing is chance: 10⁻⁹.
-const IMPLAUSIBLE: f64 = 20.723;
-/// What fails anyway, at least: a better network cannot be told from this one by as few trials.
-const USUAL: f64 = 0.01;
+/// How much later than it is over the agent may learn that a handshake has failed.
+const LATE: Duration = Duration::from_millis(100);
 /// Parts of the window, of which the oldest is given up at a time. They begin at the same moments for all backends.
 const PARTS: usize = 20;
 /// Of which so many are looked at by themselves as well, the last ones: else a window that is full of what was good would have to
 /// be half over first.
-const LAST_PARTS: usize = 2;
+const LAST_PARTS: Tick = 2;
 
 /// What a backend has shown so far. Counts rise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -67,59 +71,6 @@ impl Shown {
     }
 }
 
-/// How trials ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Trials {
-    /// Well.
-    pub good: u64,
-    /// Otherwise.
-    pub bad: u64,
-}
-
-impl Trials {
-    fn all(self) -> u64 {
-        self.good + self.bad
-    }
-
-    fn plus(self, other: Self) -> Self {
-        Self {
-            good: self.good + other.good,
-            bad: self.bad + other.bad,
-        }
-    }
-
-    /// What is left of these without a part of them.
-    fn minus(self, part: Self) -> Self {
-        Self {
-            good: self.good - part.good,
-            bad: self.bad - part.bad,
-        }
-    }
-
-    /// Whether so many fail as cannot be chance where others are as these are.
-    fn is_implausible(self, others: Self) -> bool {
-        let (all, bad) = (self.all() as f64, self.bad as f64);
-        // Laplace's rule of succession, for where others have had few.
-        let usual = ((others.bad + 1) as f64 / (others.all() + 2) as f64).max(USUAL);
-        let share = bad / all;
-        share > usual && all * divergence(share, usual) >= IMPLAUSIBLE
-    }
-
-    /// Whether it fails more than settings allow, and others do not.
-    fn is_outlier(self, others: Self, settings: &Passive) -> bool {
-        settings.failing > 0
-            && self.all() >= u64::from(settings.volume)
-            && self.bad * 100 >= self.all() * u64::from(settings.failing)
-            && self.is_implausible(others)
-    }
-}
-
-/// D(s‖p) of two Bernoulli distributions, in nats.
-fn divergence(s: f64, p: f64) -> f64 {
-    let term = |s: f64, p: f64| if s > 0.0 { s * (s / p).ln() } else { 0.0 };
-    term(s, p) + term(1.0 - s, 1.0 - p)
-}
-
 /// What a backend has shown of late.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Recent {
@@ -130,6 +81,10 @@ pub struct Recent {
 }
 
 impl Recent {
+    fn bad(self) -> u64 {
+        self.answers.bad + self.handshakes.bad
+    }
+
     fn plus(self, other: Self) -> Self {
         Self {
             answers: self.answers.plus(other.answers),
@@ -186,6 +141,10 @@ pub struct Outlier {
     recent: Recent,
     /// The number of the part that is being filled, counted from the beginning of time.
     part: Tick,
+    /// How many parts count, that one included.
+    parts: Tick,
+    /// Since when it takes new flows, if it does.
+    taking: Option<Tick>,
     /// Ejections that are not forgotten yet.
     pub times: u32,
     /// Since when it is kept out, if it is.
@@ -203,28 +162,36 @@ impl Outlier {
             window: Default::default(),
             recent: Recent::default(),
             part: 0,
+            parts: 0,
+            taking: None,
             times: 0,
             ejected: None,
             well_since: now,
         }
     }
 
-    /// Takes in what it has shown by now.
-    pub fn take(&mut self, shown: Shown, settings: &Passive, now: Tick) {
+    /// Takes in what it has shown by now, and whether it takes new flows.
+    pub fn take(&mut self, shown: Shown, takes: bool, settings: &Passive, now: Tick) {
+        if takes != self.taking.is_some() {
+            self.begin_anew();
+            self.taking = takes.then_some(now);
+        }
         if !shown.is_after(self.last) {
             (self.last, self.paid) = (Shown::default(), 0);
         }
         self.turn_window(settings, now);
-        let news = shown.since(self.last);
-        let part = &mut self.window[place(self.part)];
-        *part = part.plus(news);
-        self.recent = self.recent.plus(news);
+        if self.parts > 0 {
+            let news = shown.since(self.last);
+            let part = &mut self.window[place(self.part)];
+            *part = part.plus(news);
+            self.recent = self.recent.plus(news);
+        }
         self.last = shown;
         self.forgive(settings, now);
     }
 
     fn turn_window(&mut self, settings: &Passive, now: Tick) {
-        let length = (ticks(settings.window) / PARTS as Tick).max(1);
+        let length = part_length(settings);
         let part = now / length;
         // All of it where it is of another time.
         let over = part.wrapping_sub(self.part).min(PARTS as Tick);
@@ -233,6 +200,23 @@ impl Outlier {
             self.recent = self.recent.minus(over);
         }
         self.part = part;
+        let learnt = ticks(settings.handshake + LATE);
+        self.parts = match self.parts {
+            0 if over == 0 => 0,
+            0 => {
+                // Those that failed of the flows that it took first are known when this part begins.
+                let taken = self.taking.map(|since| now.wrapping_sub(since));
+                let before = taken.and_then(|taken| taken.checked_sub(now % length));
+                before.is_some_and(|before| before >= learnt).into()
+            }
+            parts => (parts + over).min(PARTS as Tick),
+        };
+    }
+
+    /// What it has shown so far is of before.
+    fn begin_anew(&mut self) {
+        (self.window, self.recent, self.parts) = Default::default();
+        self.taking = None;
     }
 
     fn forgive(&mut self, settings: &Passive, now: Tick) {
@@ -243,16 +227,19 @@ impl Outlier {
         }
     }
 
-    /// The last parts of that.
-    fn lately(&self) -> Recent {
-        let parts = (0..LAST_PARTS as Tick).map(|n| self.window[place(self.part.wrapping_sub(n))]);
+    /// The last so many parts of that.
+    fn lately(&self, parts: Tick) -> Recent {
+        if parts >= self.parts {
+            return self.recent;
+        }
+        let parts = (0..parts).map(|n| self.window[place(self.part.wrapping_sub(n))]);
         parts.fold(Recent::default(), Recent::plus)
     }
 
     /// Whether there is anything to judge.
     pub fn is_suspect(&self) -> bool {
-        let bad = self.recent.answers.bad + self.recent.handshakes.bad;
-        self.ejected.is_some() || bad > 0
+        let refused = self.last.streak.min(self.last.refused - self.paid);
+        self.ejected.is_some() || self.recent.bad() > 0 || refused > 0
     }
 
     /// Whether it is back, and an ejection is not forgotten yet: one refusal is enough then.
@@ -266,8 +253,8 @@ impl Outlier {
         time.min(settings.longest)
     }
 
-    /// Why it is to be kept out, if it is; `others` are what the others have shown in the whole window and lately.
-    fn fails(&self, others: [Recent; 2], settings: &Passive) -> Option<Reason> {
+    /// Why it is to be kept out, if it is; `others` tells what the others have shown in the last so many parts.
+    fn fails(&self, mut others: impl FnMut(Tick) -> Recent, settings: &Passive) -> Option<Reason> {
         let refused = self.last.streak.min(self.last.refused - self.paid);
         let few = if self.is_on_probation() {
             1
@@ -277,15 +264,20 @@ impl Outlier {
         if settings.refusals > 0 && refused >= few {
             return Some(Reason::Refusals(refused));
         }
-        let mut spans = [self.recent, self.lately()].into_iter().zip(others);
-        spans.find_map(|(own, others)| {
-            if own.answers.is_outlier(others.answers, settings) {
-                return Some(Reason::Answers(own.answers, others.answers));
-            }
-            own.handshakes
-                .is_outlier(others.handshakes, settings)
-                .then_some(Reason::Handshakes(own.handshakes, others.handshakes))
-        })
+        if self.recent.bad() == 0 {
+            return None;
+        }
+        [self.parts, self.parts.min(LAST_PARTS)]
+            .into_iter()
+            .find_map(|parts| {
+                let (own, others) = (self.lately(parts), others(parts));
+                if own.answers.is_outlier(others.answers, settings) {
+                    return Some(Reason::Answers(own.answers, others.answers));
+                }
+                own.handshakes
+                    .is_outlier(others.handshakes, settings)
+                    .then_some(Reason::Handshakes(own.handshakes, others.handshakes))
+            })
     }
 
     fn eject(&mut self, settings: &Passive, now: Tick) {
@@ -300,9 +292,14 @@ impl Outlier {
     fn come_back(&mut self, now: Tick) {
         self.ejected = None;
         self.paid = self.last.refused;
-        (self.window, self.recent) = Default::default();
+        self.begin_anew();
         self.well_since = now;
     }
+}
+
+/// How long a part of the window is.
+fn part_length(settings: &Passive) -> Tick {
+    (ticks(settings.window) / PARTS as Tick).max(1)
 }
 
 /// Where a part is in the window.
@@ -313,7 +310,9 @@ fn place(part: Tick) -> usize {
 /// How a backend stands, but for what packets show.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Place {
-    /// It takes new flows.
+    /// Nobody keeps it from taking new flows, neither people nor its agent.
+    pub wanted: bool,
+    /// It is, and could take some, or does.
     pub takes: bool,
     /// Somebody wants it to, whatever it shows.
     pub forced: bool,
@@ -339,28 +338,27 @@ pub fn ceiling(pool: usize, settings: &Passive) -> usize {
     share.max(least).min(pool.saturating_sub(1))
 }
 
-/// Judges a pool: `places` are its backends that people want to take flows.
+/// Judges a pool: `places` are all of its backends.
 pub fn judge<K: Ord + Copy>(
-    pool: &mut BTreeMap<K, Outlier>,
+    pool: &mut BTreeMap<K, &mut Outlier>,
     places: &BTreeMap<K, Place>,
     settings: &Passive,
     now: Tick,
 ) -> Vec<Change<K>> {
     pool.retain(|key, _| places.contains_key(key));
-    let most = ceiling(places.len(), settings);
+    let most = ceiling(places.values().filter(|p| p.wanted).count(), settings);
     let mut changes: Vec<Change<K>> = let_in(pool, places, settings, now, most)
         .into_iter()
         .map(Change::Returned)
         .collect();
-    let ejected = |outlier: &Outlier| outlier.ejected.is_some();
-    let mut taking = places
-        .iter()
-        .filter(|(key, place)| place.takes && !pool.get(key).is_some_and(ejected))
-        .count();
-    let mut room = most - pool.values().filter(|o| ejected(o)).count();
+    let out = |key: &K| pool.get(key).is_some_and(|o| o.ejected.is_some());
+    let taking = places.iter().filter(|(key, p)| p.takes && !out(key));
+    let mut taking = taking.count();
+    let left = places.iter().filter(|(key, p)| p.wanted && out(key));
+    let mut room = most - left.count();
     // The surest first; each that goes changes what the others are compared with.
     while room > 0 && taking > 1 {
-        let Some((key, reason)) = worst(pool, places, settings) else {
+        let Some((key, reason)) = worst(pool, places, settings, now) else {
             break;
         };
         if let Some(outlier) = pool.get_mut(&key) {
@@ -374,49 +372,64 @@ pub fn judge<K: Ord + Copy>(
 
 /// Who comes back: those who have waited long enough, those whom people want, and those who are too many.
 fn let_in<K: Ord + Copy>(
-    pool: &mut BTreeMap<K, Outlier>,
+    pool: &mut BTreeMap<K, &mut Outlier>,
     places: &BTreeMap<K, Place>,
     settings: &Passive,
     now: Tick,
     most: usize,
 ) -> Vec<K> {
-    let since = |(key, outlier): (&K, &Outlier)| Some((outlier.ejected?, *key));
-    let mut out: Vec<(Tick, K)> = pool.iter().filter_map(since).collect();
-    out.sort_by_key(|&(since, _)| std::cmp::Reverse(now.wrapping_sub(since)));
-    let mut left = out.len();
+    let out = |(key, outlier): (&K, &&mut Outlier)| {
+        let place = places.get(key)?;
+        Some((outlier.ejected?, *key, *place))
+    };
+    let mut out: Vec<(Tick, K, Place)> = pool.iter().filter_map(out).collect();
+    out.sort_by_key(|&(since, ..)| std::cmp::Reverse(now.wrapping_sub(since)));
+    let mut left = out.iter().filter(|(.., place)| place.wanted).count();
     let mut back = Vec::new();
-    for (since, key) in out {
-        let (Some(outlier), Some(place)) = (pool.get_mut(&key), places.get(&key)) else {
+    for (since, key, place) in out {
+        let Some(outlier) = pool.get_mut(&key) else {
             continue;
         };
         let hold = ticks(outlier.hold(settings).max(place.at_least));
         let waited = place.ready && has_passed(hold, since, now);
-        if waited || place.forced || left > most {
+        if waited || place.forced || (place.wanted && left > most) {
             outlier.come_back(now);
             back.push(key);
-            left -= 1;
+            left -= usize::from(place.wanted);
         }
     }
     back
 }
 
 fn worst<K: Ord + Copy>(
-    pool: &BTreeMap<K, Outlier>,
+    pool: &BTreeMap<K, &mut Outlier>,
     places: &BTreeMap<K, Place>,
     settings: &Passive,
+    now: Tick,
 ) -> Option<(K, Reason)> {
-    let inside = || pool.iter().filter(|(_, outlier)| outlier.ejected.is_none());
-    let sum = |[whole, last]: [Recent; 2], (_, outlier): (&K, &Outlier)| {
-        [whole.plus(outlier.recent), last.plus(outlier.lately())]
+    let part = now / part_length(settings);
+    // Who is there, and has been for so many parts.
+    let compared = |outlier: &Outlier, parts: Tick| {
+        outlier.ejected.is_none() && outlier.part == part && outlier.parts >= parts
     };
-    let [whole, last] = inside().fold(Default::default(), sum);
+    let mut sums: BTreeMap<Tick, Recent> = BTreeMap::new();
     let mut found: Option<(K, Reason)> = None;
-    for (&key, outlier) in inside() {
-        let place = places.get(&key);
-        if place.is_none_or(|place| !place.takes || place.forced) {
+    for (&key, outlier) in pool {
+        let may = places.get(&key).is_some_and(|p| p.takes && !p.forced);
+        if !may || outlier.ejected.is_some() {
             continue;
         }
-        let others = [whole.minus(outlier.recent), last.minus(outlier.lately())];
+        let others = |parts: Tick| {
+            let all = sums.entry(parts).or_insert_with(|| {
+                let there = pool.values().filter(|other| compared(other, parts));
+                let shown = there.map(|other| other.lately(parts));
+                shown.fold(Recent::default(), Recent::plus)
+            });
+            match compared(outlier, parts) {
+                true => all.minus(outlier.lately(parts)),
+                false => *all,
+            }
+        };
         match (outlier.fails(others, settings), &found) {
             (Some(Reason::Refusals(n)), Some((_, Reason::Refusals(most)))) if n <= *most => {}
             (Some(reason @ Reason::Refusals(_)), _) | (Some(reason), None) => {

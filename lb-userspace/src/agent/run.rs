@@ -35,6 +35,8 @@ const STEP: Duration = Duration::from_millis(200);
 /// How often what packets show is looked at, of services that want it. It is memory that the program writes to: a look
 /// costs no call of the kernel, and no packet has to wake anybody.
 const WATCH: Duration = Duration::from_millis(10);
+/// A look is followed by a pause that makes it this part of the time at most, however many backends there are.
+const WATCH_PART: u32 = 10;
 /// Pause before a plan that the kernel refused, or a sweep that came to nothing, is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 /// Sweeps that are tried again that soon, until one comes to something.
@@ -206,8 +208,10 @@ impl<D: Dataplane> Running<D> {
             }
         }
         if self.core.watches() && self.watch <= now {
-            self.watch = now + WATCH;
-            if self.core.watch() {
+            let begun = Instant::now();
+            let turned = self.core.watch();
+            self.watch = begun + WATCH.max(begun.elapsed() * WATCH_PART);
+            if turned {
                 self.enforce();
             }
         }

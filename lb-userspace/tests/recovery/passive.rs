@@ -4,12 +4,13 @@ use std::time::{Duration, SystemTime};
 
 use lb_common::tables::{Handshake, Sign, TICK_SHIFT, Tables as _, handshake, state};
 use lb_userspace::{
+    health::Event,
     model::{Admin, Change, OnDown, Passive, Settings},
     plan::ticks,
     snapshot::{BackendState, Condition, Happened},
 };
 
-use crate::pool::{Pool, address, id};
+use crate::pool::{Pool, address, event, id};
 
 const PASSIVE: &str = "passive = \"on\"";
 const UNCHECKED: &str = "passive = \"on\"\nhealth = { type = \"none\" }";
@@ -53,6 +54,13 @@ fn look(pool: &mut Pool, millis: u64) -> bool {
     }
     pool.core.observe(SystemTime::UNIX_EPOCH);
     news
+}
+
+/// What everybody shows counts from now on.
+fn ripen(pool: &mut Pool) {
+    for _ in 0..5 {
+        look(pool, 500);
+    }
 }
 
 /// Seconds until a backend takes flows again.
@@ -164,12 +172,19 @@ fn who_is_kept_out_is_let_in_where_all_others_fail_their_checks() {
 
 #[test]
 fn it_comes_back_only_once_its_checks_pass_and_a_little_after_they_have_asked() {
-    let keys = "passive = \"ejection=1s\"\nhealth = { type = \"tcp\", interval = \"4s\", timeout = \"1s\" }";
+    let keys = "passive = \"ejection=1s\"\nhealth = { type = \"tcp\", interval = \"4s\", timeout = \"1s\", fall = 2 }";
     let mut pool = pool_of(keys, 3);
     refuse(&pool, 3, 3);
     look(&mut pool, 10);
-    look(&mut pool, 4_900);
-    assert!(!pool.takes(3), "no probe may have ended since");
+    let reason = "ejected for 9s: 3 connections in a row were refused";
+    assert_eq!(pool.reason(3), reason);
+    let left = pool.status(3).passive.unwrap().left.unwrap();
+    assert_eq!(left.as_secs(), 9, "{left:?}");
+    look(&mut pool, 8_900);
+    assert!(
+        !pool.takes(3),
+        "checks may not have found yet that it is down"
+    );
     pool.down(3);
     look(&mut pool, 60_000);
     assert!(!pool.takes(3));
@@ -218,10 +233,139 @@ fn a_change_that_is_refused_lets_nobody_in() {
     let mut pool = pool_of(PASSIVE, 3);
     refuse(&pool, 3, 3);
     look(&mut pool, 10);
-    let unknown = Change::RemoveBackend(id(), address(77));
-    assert!(pool.core.change(unknown).is_err());
+    let at = pool.core.dataplane().executed;
+    pool.core.dataplane_mut().fail_at = Some(at);
+    let off = Settings {
+        passive: Some(Passive::OFF),
+        ..Settings::default()
+    };
+    let change = Change::EditService(id(), off);
+    pool.core.change(change).unwrap_err();
     pool.core.enforce().unwrap();
     assert!(!pool.takes(3));
+    assert_eq!(pool.status(3).passive.unwrap().ejections, 1);
+    assert_eq!(waits(&mut pool, 3), 10, "and no longer than it had to");
+}
+
+#[test]
+fn it_comes_back_although_one_of_its_checks_has_something_to_complain_of() {
+    let mut pool = pool_of(PASSIVE, 3);
+    let complain = |pool: &mut Pool| {
+        pool.check(Event {
+            error: Some("admin: refused; one is enough".to_owned()),
+            ..event(3, Condition::Up)
+        });
+    };
+    complain(&mut pool);
+    refuse(&pool, 3, 3);
+    look(&mut pool, 10);
+    complain(&mut pool);
+    assert!(!pool.takes(3));
+    assert_eq!(waits(&mut pool, 3), 10);
+}
+
+#[test]
+fn who_is_drained_meanwhile_is_kept_out_all_the_same_and_nothing_is_forgotten() {
+    let weight = |weight| Change::EditBackend {
+        id: id(),
+        address: address(3),
+        weight: Some(weight),
+        admin: None,
+        max_connections: None,
+        tier: None,
+    };
+    type Way = (&'static str, fn(&mut Pool), fn(&mut Pool));
+    let ways: [Way; 2] = [
+        (
+            "drain",
+            |pool| pool.ask(3, Admin::Draining),
+            |pool| pool.ask(3, Admin::Active),
+        ),
+        ("down", |pool| pool.down(3), |pool| pool.up(3)),
+    ];
+    for (name, away, back) in ways {
+        let mut pool = pool_of(PASSIVE, 3);
+        refuse(&pool, 3, 3);
+        look(&mut pool, 10);
+        away(&mut pool);
+        look(&mut pool, 1_000);
+        back(&mut pool);
+        look(&mut pool, 10);
+        assert!(!pool.takes(3), "{name}");
+        assert_eq!(pool.status(3).passive.unwrap().ejections, 1, "{name}");
+        assert_eq!(waits(&mut pool, 3), 9, "{name}");
+        refuse(&pool, 3, 1);
+        look(&mut pool, 10);
+        assert!(!pool.takes(3), "{name}: on probation");
+    }
+    let mut pool = pool_of(PASSIVE, 3);
+    refuse(&pool, 3, 3);
+    look(&mut pool, 10);
+    pool.change(weight(0));
+    look(&mut pool, 1_000);
+    pool.change(weight(1));
+    look(&mut pool, 10);
+    assert!(!pool.takes(3));
+}
+
+#[test]
+fn who_is_drained_while_it_is_kept_out_is_told_to_drain_once_its_time_is_over() {
+    let mut pool = pool_of(UNCHECKED, 3);
+    refuse(&pool, 3, 3);
+    look(&mut pool, 10);
+    pool.ask(3, Admin::Draining);
+    assert!(pool.reason(3).starts_with("ejected for 10s"));
+    look(&mut pool, 10_100);
+    let standing = pool.status(3).standing.unwrap();
+    assert_eq!(standing.state, BackendState::Draining, "{standing:?}");
+}
+
+#[test]
+fn in_a_flood_the_only_primary_is_not_taken_for_an_outlier_next_to_its_standby() {
+    let keys = format!("{PASSIVE}\nfailback = \"manual\"");
+    let mut pool = Pool::new(&keys, &["", ", tier = 1"]);
+    for n in 1..=2 {
+        pool.up(n);
+    }
+    look(&mut pool, 0);
+    ripen(&mut pool);
+    for _ in 0..20 {
+        show(&pool, 1, Sign::Progressed, 3);
+        show(&pool, 1, Sign::Resent, 30);
+        look(&mut pool, 50);
+    }
+    assert_eq!(pool.status(1).passive.unwrap().missed, 600);
+    assert!(pool.takes(1) && !pool.takes(2), "{}", pool.reason(1));
+    assert_eq!(pool.status(1).passive.unwrap().ejections, 0);
+}
+
+#[test]
+fn in_a_flood_whoever_comes_back_is_not_the_yardstick_of_the_other() {
+    for away in [Admin::Draining, Admin::Maintenance] {
+        let mut pool = Pool::new(UNCHECKED, &[""; 2]);
+        look(&mut pool, 0);
+        ripen(&mut pool);
+        // What fails is known to fail a second later than it began.
+        let mut pending = [const { Vec::new() }; 2];
+        for turn in 0..800_u64 {
+            match turn {
+                100 => pool.ask(2, away),
+                200 => pool.ask(2, Admin::Active),
+                _ => {}
+            }
+            for n in [1, 2].into_iter().filter(|&n| pool.takes(n)) {
+                show(&pool, n, Sign::Progressed, 1);
+                pending[usize::from(n) - 1].push(turn + 100);
+            }
+            for (n, pending) in (1..).zip(&mut pending) {
+                let known = pending.extract_if(.., |at| *at <= turn).count();
+                show(&pool, n, Sign::Resent, 2 * known as u64);
+            }
+            look(&mut pool, 10);
+            let ejections = |n| pool.status(n).passive.unwrap().ejections;
+            assert_eq!([1, 2].map(ejections), [0, 0], "{away:?} {turn}");
+        }
+    }
 }
 
 #[test]
@@ -254,6 +398,7 @@ fn begin(pool: &mut Pool, place: u32, n: u8) {
 #[test]
 fn handshakes_that_nothing_follows_count_after_the_time_that_they_are_given() {
     let mut pool = pool_of("passive = \"handshake=500ms\"", 3);
+    ripen(&mut pool);
     for place in 0..8 {
         begin(&mut pool, place, 3);
     }

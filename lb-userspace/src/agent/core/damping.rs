@@ -10,7 +10,7 @@ use std::{
 
 use lb_common::tables::Tick;
 
-use super::{Core, forced::Key, targets::inherit};
+use super::{Core, forced::Key, outliers::of_pool, targets::inherit};
 use crate::{
     agent::damping::Flaps,
     dataplane::Dataplane,
@@ -47,7 +47,7 @@ impl Damped {
 
     /// Whether any backend of a pool has to wait.
     pub(super) fn has(&self, lead: ServiceId) -> bool {
-        self.held.keys().any(|&(of, _)| of == lead)
+        self.held.range(of_pool(lead)).next().is_some()
     }
 
     /// Forgets all of a backend: somebody has taken it into their hands.

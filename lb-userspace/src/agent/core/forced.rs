@@ -92,15 +92,28 @@ impl<D: Dataplane> Core<D> {
 
     /// What is left of a backend, unless it is up.
     pub(super) fn liveness_of(&self, key: Key) -> Option<Liveness> {
-        let found = match self.admin(key) {
-            Some(Admin::Up) => None,
-            _ if self.panics.uses(key) => None,
-            _ => self.down.get(&key),
-        };
-        let all = [found, self.forced.get(&key)].into_iter().flatten();
-        let held = self.damped.holds(key) && self.admin(key) != Some(Admin::Up);
+        self.liveness_with(key, || self.admin(key))
+    }
+
+    /// The same, where it is at hand what an operator asked of it: to find that takes a walk along its pool.
+    pub(super) fn liveness_with(
+        &self,
+        key: Key,
+        admin: impl FnOnce() -> Option<Admin>,
+    ) -> Option<Liveness> {
+        let found = self.down.get(&key).filter(|_| !self.panics.uses(key));
+        let ejected = self.outliers.waits(key) && !self.damped.spared.contains(&key.0);
         // Never dead for that: it may be alive.
-        let held = (held || self.is_ejected(key)).then_some(Liveness::Down);
+        let held = (self.damped.holds(key) || ejected).then_some(Liveness::Down);
+        let forced = self.forced.get(&key);
+        if found.is_none() && held.is_none() && forced.is_none() {
+            return None;
+        }
+        let (found, held) = match admin() {
+            Some(Admin::Up) => (None, None),
+            _ => (found, held),
+        };
+        let all = [found, forced].into_iter().flatten();
         all.map(|down| self.means(key.0, down)).chain(held).max()
     }
 

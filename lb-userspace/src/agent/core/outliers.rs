@@ -5,11 +5,12 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::SocketAddr,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6},
+    ops::RangeBounds,
     time::Duration,
 };
 
-use lb_common::tables::{Handshake, SECOND, Signs, TICK_SHIFT, Tick};
+use lb_common::tables::{Handshake, SECOND, Signs, TICK_SHIFT, Tick, state};
 
 use super::{Core, forced::Key, targets::inherit};
 use crate::{
@@ -18,7 +19,7 @@ use crate::{
     health::Target,
     model::{Admin, Backend, Passive, Service, ServiceId},
     plan::{duration, has_passed, ticks},
-    snapshot::PassiveStatus,
+    snapshot::{Condition, PassiveStatus},
 };
 
 /// How often handshakes are looked through for those that nothing follows.
@@ -38,6 +39,8 @@ struct Kept {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Outliers {
     kept: BTreeMap<Key, Kept>,
+    /// Those of them who are kept out.
+    out: BTreeSet<Key>,
     /// Handshakes that nothing followed, by index of counters.
     stalled: BTreeMap<u32, u64>,
     /// Which handshakes are watched, by pool.
@@ -51,35 +54,42 @@ pub(super) struct Outliers {
 impl Outliers {
     /// Whether a backend has to wait, needed or not.
     pub(super) fn waits(&self, key: Key) -> bool {
-        let kept = self.kept.get(&key);
-        kept.is_some_and(|kept| kept.outlier.ejected.is_some())
+        self.out.contains(&key)
     }
 
     /// Backends that have to wait.
     pub(super) fn keys(&self) -> impl Iterator<Item = &Key> {
-        let waits = |(_, kept): &(&Key, &Kept)| kept.outlier.ejected.is_some();
-        self.kept.iter().filter(waits).map(|(key, _)| key)
+        self.out.iter()
     }
 
     /// Whether any backend of a pool has to wait.
     pub(super) fn has(&self, lead: ServiceId) -> bool {
-        self.keys().any(|&(of, _)| of == lead)
+        self.out.range(of_pool(lead)).next().is_some()
     }
 
     /// Forgets all of a backend: somebody has taken it into their hands.
     pub(super) fn forget(&mut self, key: Key) {
         self.kept.remove(&key);
+        self.out.remove(&key);
     }
 
     /// Forgets all but these.
     pub(super) fn retain(&mut self, keys: &BTreeSet<Key>) {
         self.kept.retain(|key, _| keys.contains(key));
+        self.out.retain(|key| keys.contains(key));
     }
 
     /// Pools have another first service now, by `(before, now)`.
     pub(super) fn follow(&mut self, leads: &BTreeSet<(ServiceId, ServiceId)>) {
         let under = |(_, address), now| (now, address);
         inherit(&mut self.kept, leads, |(lead, _)| lead, under);
+        let waits = |(_, kept): &(&Key, &Kept)| kept.outlier.ejected.is_some();
+        self.out = self
+            .kept
+            .iter()
+            .filter(waits)
+            .map(|(&key, _)| key)
+            .collect();
         inherit(&mut self.sampling, leads, |lead| lead, |_, now| now);
     }
 }
@@ -89,6 +99,8 @@ struct Watched {
     address: SocketAddr,
     counters: u32,
     interface: u32,
+    /// Whether it takes new flows.
+    takes: bool,
 }
 
 impl<D: Dataplane> Core<D> {
@@ -142,13 +154,15 @@ impl<D: Dataplane> Core<D> {
         let Some((service, placed)) = service.zip(placed) else {
             return Vec::new();
         };
+        let there: BTreeSet<SocketAddr> = service.backends.iter().map(|b| b.address).collect();
         let members = placed.members();
-        let wanted = members.filter(|(_, member)| service.backend(member.address()).is_some());
+        let wanted = members.filter(|(_, member)| there.contains(&member.address()));
         wanted
             .map(|(_, member)| Watched {
                 address: member.address(),
                 counters: member.backend.counters,
                 interface: member.backend.interface,
+                takes: member.backend.state & state::TAKES != 0,
             })
             .collect()
     }
@@ -204,8 +218,10 @@ impl<D: Dataplane> Core<D> {
             .or_insert_with(new);
         if kept.counters != watched.counters {
             *kept = new();
+            self.outliers.out.remove(&(lead, watched.address));
+            self.chronicle.touch((lead, watched.address));
         }
-        kept.outlier.take(shown, passive, now);
+        kept.outlier.take(shown, watched.takes, passive, now);
         Ok(kept.outlier.is_suspect())
     }
 
@@ -225,19 +241,11 @@ impl<D: Dataplane> Core<D> {
             return false;
         };
         let places = self.places(service);
-        let of_pool = self.outliers.kept.iter().filter(|((of, _), _)| *of == lead);
-        let mut pool: BTreeMap<SocketAddr, Outlier> = of_pool
-            .map(|(&(_, address), kept)| (address, kept.outlier.clone()))
+        let of_pool = self.outliers.kept.range_mut(of_pool(lead));
+        let mut pool: BTreeMap<SocketAddr, &mut Outlier> = of_pool
+            .map(|(&(_, address), kept)| (address, &mut kept.outlier))
             .collect();
         let changes = outlier::judge(&mut pool, &places, passive, now);
-        self.outliers
-            .kept
-            .retain(|&(of, address), _| of != lead || pool.contains_key(&address));
-        for (address, outlier) in pool {
-            if let Some(kept) = self.outliers.kept.get_mut(&(lead, address)) {
-                kept.outlier = outlier;
-            }
-        }
         for change in &changes {
             self.note_change(lead, change);
         }
@@ -260,36 +268,37 @@ impl<D: Dataplane> Core<D> {
             Change::Ejected(address, reason) => (address, reason.to_string()),
             Change::Returned(address) => (address, String::new()),
         };
-        self.chronicle.touch((lead, address));
-        if let Some(kept) = self.outliers.kept.get_mut(&(lead, address)) {
+        let key = (lead, address);
+        self.chronicle.touch(key);
+        if let Some(kept) = self.outliers.kept.get_mut(&key) {
             kept.why = why;
+            match kept.outlier.ejected {
+                Some(_) => self.outliers.out.insert(key),
+                None => self.outliers.out.remove(&key),
+            };
         }
     }
 
-    /// Backends that are to take flows, and how each stands.
+    /// How each backend of a pool stands.
     fn places(&self, service: &Service) -> BTreeMap<SocketAddr, Place> {
-        let checks = service.health.checks.iter();
-        let waits = checks.map(|check| check.interval + check.timeout);
-        let at_least = waits.max().unwrap_or_default();
+        let at_least = asked_within(service);
+        let place = |backend: &Backend| Place {
+            wanted: self.is_eligible((service.id, backend.address), backend),
+            takes: false,
+            forced: backend.admin == Admin::Up,
+            ready: self.is_ready(service, backend),
+            at_least,
+        };
         let backends = service.backends.iter();
-        let wanted = backends.filter(|b| self.is_eligible((service.id, b.address), b));
-        wanted
-            .map(|backend| {
-                let place = Place {
-                    takes: self.is_fit(service, backend),
-                    forced: backend.admin == Admin::Up,
-                    ready: self.is_ready(service, backend),
-                    at_least: match service.health.is_none() {
-                        true => Duration::ZERO,
-                        false => at_least,
-                    },
-                };
-                (backend.address, place)
-            })
-            .collect()
+        let places = backends.map(|backend| {
+            let place = place(backend);
+            let takes = place.wanted && self.is_fit(service, backend);
+            (backend.address, Place { takes, ..place })
+        });
+        places.collect()
     }
 
-    /// Whether the last that its checks have said is that a backend is well.
+    /// Whether the last that its checks have said is that a backend is up.
     fn is_ready(&self, service: &Service, backend: &Backend) -> bool {
         let target = Target {
             service: service.id,
@@ -297,7 +306,7 @@ impl<D: Dataplane> Core<D> {
         };
         let down = self.down.contains_key(&(service.id, backend.address));
         let checked = self.checked.get(&target);
-        !down && checked.is_none_or(|checked| checked.error.is_none())
+        !down && checked.is_none_or(|checked| checked.condition == Condition::Up)
     }
 
     /// Watches more or fewer of a pool's handshakes; whether that is another share than before.
@@ -336,34 +345,40 @@ impl<D: Dataplane> Core<D> {
     pub(super) fn stop_watching(&mut self) {
         let on: BTreeSet<ServiceId> = self.watched_pools().iter().map(|(lead, _)| *lead).collect();
         self.outliers.kept.retain(|(lead, _), _| on.contains(lead));
+        self.outliers.out.retain(|(lead, _)| on.contains(lead));
         self.outliers.sampling.retain(|lead, _| on.contains(lead));
         self.outliers.begun.retain(|lead, _| on.contains(lead));
     }
 
     /// Whether a backend is kept out.
     pub(super) fn is_ejected(&self, key: Key) -> bool {
-        self.outliers.waits(key)
-            && !self.damped.spared.contains(&key.0)
-            && self.admin(key) != Some(Admin::Up)
+        let waits = self.outliers.waits(key) && !self.damped.spared.contains(&key.0);
+        waits && self.admin(key) != Some(Admin::Up)
+    }
+
+    /// For how long a backend is kept out at least.
+    fn hold_of_outlier(&self, key: Key, outlier: &Outlier) -> Option<Duration> {
+        let service = self.state.service(key.0)?;
+        Some(outlier.hold(&service.passive).max(asked_within(service)))
     }
 
     /// Why a backend is kept out, where it is.
     pub(super) fn ejected_for(&self, key: Key) -> Option<String> {
         let kept = self.outliers.kept.get(&key)?;
-        let passive = self.state.service(key.0)?.passive;
-        let hold = humantime::format_duration(kept.outlier.hold(&passive));
+        let hold = self.hold_of_outlier(key, &kept.outlier)?;
+        let hold = humantime::format_duration(hold);
         let why = &kept.why;
         self.is_ejected(key)
             .then(|| format!("ejected for {hold}: {why}"))
     }
 
     /// What packets show of a backend, where they are looked at.
-    pub(super) fn passive_status(&self, service: &Service, key: Key) -> Option<PassiveStatus> {
+    pub(super) fn passive_status(&self, key: Key) -> Option<PassiveStatus> {
         let kept = self.outliers.kept.get(&key)?;
         let signs = self.dataplane.signs(kept.counters).unwrap_or_default();
         let shown = self.shown(kept.counters, &signs);
         let now = self.dataplane.now();
-        let hold = ticks(kept.outlier.hold(&service.passive));
+        let hold = ticks(self.hold_of_outlier(key, &kept.outlier)?);
         let left = kept.outlier.ejected.filter(|_| self.is_ejected(key));
         let left = left.map(|since| duration(hold.saturating_sub(now.wrapping_sub(since))));
         let took = signs.nanoseconds.checked_div(signs.progressed);
@@ -378,4 +393,29 @@ impl<D: Dataplane> Core<D> {
             left,
         })
     }
+}
+
+/// The keys of a pool's backends.
+pub(super) fn of_pool(lead: ServiceId) -> impl RangeBounds<Key> {
+    let first = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
+    let last = SocketAddr::V6(SocketAddrV6::new(
+        Ipv6Addr::from_bits(u128::MAX),
+        u16::MAX,
+        u32::MAX,
+        u32::MAX,
+    ));
+    (lead, first)..=(lead, last)
+}
+
+/// How long it takes the checks of a service at most to find a backend that fails all of them.
+fn asked_within(service: &Service) -> Duration {
+    if service.health.is_none() {
+        return Duration::ZERO;
+    }
+    let checks = service.health.checks.iter();
+    let times = checks.map(|check| {
+        let fails = check.interval.saturating_mul(check.fall);
+        fails.saturating_add(check.timeout)
+    });
+    times.max().unwrap_or_default()
 }

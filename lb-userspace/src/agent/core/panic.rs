@@ -72,10 +72,10 @@ impl<D: Dataplane> Core<D> {
     /// Judges every pool anew.
     pub(super) fn judge_all(&mut self) {
         let services = self.state.services();
+        let firsts = services.filter(|service| self.state.lead(service.id) == service.id);
         let may =
-            services.filter(|s| s.panic_below > 0 || self.panics.has(s.id) || self.keeps_out(s.id));
-        let leads = may.map(|service| service.id);
-        let leads: BTreeSet<_> = leads.filter(|&id| self.state.lead(id) == id).collect();
+            firsts.filter(|s| s.panic_below > 0 || self.panics.has(s.id) || self.keeps_out(s.id));
+        let leads: BTreeSet<_> = may.map(|service| service.id).collect();
         self.panics.0.retain(|lead, _| leads.contains(lead));
         self.damped.spared.retain(|lead| leads.contains(lead));
         for lead in leads {

@@ -140,7 +140,8 @@ impl<D: Dataplane> Core<D> {
     /// Whether a backend could take new flows, its tier left aside.
     pub(super) fn is_fit(&self, service: &Service, backend: &Backend) -> bool {
         let lead = self.state.lead(service.id);
-        backend.is_wanted() && self.liveness_of((lead, backend.address)).is_none()
+        let key = (lead, backend.address);
+        backend.is_wanted() && self.liveness_with(key, || Some(backend.admin)).is_none()
     }
 
     /// The same, where nobody is used against what its checks say.

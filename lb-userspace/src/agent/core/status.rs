@@ -171,7 +171,7 @@ impl<D: Dataplane> Core<D> {
                 .copied()
                 .unwrap_or_default(),
             damping: self.damping_status((lead, address)),
-            passive: self.passive_status(service, (lead, address)),
+            passive: self.passive_status((lead, address)),
             slow_start: self.slow_start_status(service, (lead, address)),
             adaptive: self.adaptive_status((lead, address)),
             effective_weight: self.parts(service, address).of(backend.weight),
