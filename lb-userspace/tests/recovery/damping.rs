@@ -2,7 +2,7 @@
 
 use lb_common::tables::state;
 use lb_userspace::{
-    model::{Admin, FlapDamping, Settings},
+    model::{Admin, Change, FlapDamping, Settings},
     snapshot::{BackendState, Condition, DampingStatus, Happened},
 };
 
@@ -231,6 +231,45 @@ fn turning_it_off_lets_everybody_in_and_another_time_counts_at_once() {
     pool.set(damping("off"));
     assert!(pool.takes(3));
     assert_eq!(failures(&pool, 3), 0);
+}
+
+#[test]
+fn a_refused_change_lets_nobody_in_and_forgets_nothing() {
+    let mut pool = Pool::new(DAMPING, &[""; 3]);
+    flap(&mut pool, 3, 1);
+    pool.down(3);
+    pool.up(3);
+    let at = pool.core.dataplane().executed;
+    pool.core.dataplane_mut().fail_at = Some(at);
+    let off = Settings {
+        flap_damping: Some(FlapDamping::default()),
+        ..Settings::default()
+    };
+    let change = Change::EditService(id(), off);
+    pool.core.change(change).unwrap_err();
+    pool.core.enforce().unwrap();
+    assert!(!pool.takes(3));
+    assert_eq!(failures(&pool, 3), 2);
+    assert_eq!(waits(&mut pool, 3), 10);
+}
+
+#[test]
+fn who_would_be_kept_out_and_is_needed_is_told_of_only_once_it_is_kept_out() {
+    let mut pool = Pool::new(DAMPING, &[""; 1]);
+    for _ in 0..3 {
+        pool.down(1);
+        pool.up(1);
+        assert!(pool.takes(1), "there is nobody else");
+    }
+    let damped = |pool: &Pool| {
+        let events = pool.events().into_iter();
+        let damped = events.filter(|event| matches!(event.what, Happened::Damped { .. }));
+        damped.count()
+    };
+    assert_eq!(damped(&pool), 0);
+    let mut pool = Pool::new(DAMPING, &[""; 2]);
+    flap(&mut pool, 2, 2);
+    assert_eq!(damped(&pool), 1);
 }
 
 #[test]

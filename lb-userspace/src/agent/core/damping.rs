@@ -25,6 +25,8 @@ pub(super) struct Damped {
     flaps: BTreeMap<Key, Flaps>,
     /// Since when the checks of those who are kept out pass.
     held: BTreeMap<Key, Tick>,
+    /// Who is kept out, or would be if nobody needed it, and was not told of.
+    untold: BTreeSet<Key>,
     /// Pools whose backends are not kept out for now, since too few others are left.
     pub(super) spared: BTreeSet<ServiceId>,
 }
@@ -87,12 +89,20 @@ impl<D: Dataplane> Core<D> {
             return;
         };
         flaps.recover(now);
-        let (failures, hold) = (flaps.failures, flaps.hold(damping));
-        if hold.is_zero() {
+        if flaps.hold(damping).is_zero() {
             return;
         }
         self.damped.held.insert(key, now);
-        self.chronicle.note_damped(key, has_to_wait(failures, hold));
+        self.damped.untold.insert(key);
+    }
+
+    /// Tells who is kept out since the last time, once it is certain that they are: they may be needed.
+    pub(super) fn tell_damped(&mut self) {
+        for key in std::mem::take(&mut self.damped.untold) {
+            if let Some(why) = self.kept_out(key) {
+                self.chronicle.note_damped(key, why);
+            }
+        }
     }
 
     /// Lets those in who have waited long enough, and forgets what is old enough; whether anybody came in.

@@ -76,6 +76,7 @@ impl Told {
 impl<D: Dataplane> Core<D> {
     /// Records and logs what has turned since the last time; `now` is when.
     pub fn observe(&mut self, now: SystemTime) {
+        self.tell_damped();
         for (service, what, reason) in std::mem::take(&mut self.chronicle.pools) {
             match what {
                 Happened::Panic => tracing::warn!(%service, "{reason}"),
