@@ -21,7 +21,7 @@ use std::net::IpAddr;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
-    health::{Target, heartbeat::Whose},
+    health::{Target, heartbeat::Whose, reports::Reports},
     model::{AccessList, Change, ModelError, Service, ServiceId},
     plan::PlanError,
     snapshot::{ClientList, EventFilter, EventList, FlowFilter, FlowList, ServiceStatus, Snapshot},
@@ -77,10 +77,8 @@ pub enum Request {
     AccessLists(oneshot::Sender<Vec<Listed>>),
     /// What is wanted of the first service of a group.
     Group(String, oneshot::Sender<Option<Service>>),
-    /// A backend reports by itself.
+    /// A backend reports by itself that is not known to: what is wrong with that.
     Beat(Target, oneshot::Sender<Result<(), ChangeError>>),
-    /// The same by a datagram, from this address.
-    BeatFrom(IpAddr, Whose),
     /// List recorded flows.
     Flows(FlowFilter, oneshot::Sender<Result<FlowList, ChangeError>>),
     /// What has happened lately.
@@ -93,13 +91,21 @@ pub enum Request {
 #[derive(Debug, Clone)]
 pub struct Handle {
     requests: mpsc::Sender<Request>,
+    reports: Reports,
 }
 
 impl Handle {
     /// A handle and the receiving end for the loop.
     pub fn new() -> (Self, mpsc::Receiver<Request>) {
         let (requests, receiver) = mpsc::channel(64);
-        (Self { requests }, receiver)
+        let reports = Reports::default();
+        (Self { requests, reports }, receiver)
+    }
+
+    /// The same, that passes beats on by `reports`.
+    #[must_use]
+    pub fn reporting(self, reports: Reports) -> Self {
+        Self { reports, ..self }
     }
 
     /// Applies `change`; returns once it is in force in the kernel.
@@ -116,6 +122,9 @@ impl Handle {
     /// # Errors
     /// It is not there, or is not checked so.
     pub async fn beat(&self, target: Target) -> Result<(), ChangeError> {
+        if self.reports.beat(&target) {
+            return Ok(());
+        }
         let (reply, answer) = oneshot::channel();
         let request = Request::Beat(target, reply);
         self.requests
@@ -129,12 +138,14 @@ impl Handle {
     ///
     /// # Errors
     /// [`ChangeError::Stopping`].
-    pub async fn beat_from(&self, sender: IpAddr, whose: Whose) -> Result<(), ChangeError> {
-        let request = Request::BeatFrom(sender, whose);
-        self.requests
-            .send(request)
-            .await
-            .map_err(|_| ChangeError::Stopping)
+    pub fn beat_from(&self, sender: IpAddr, whose: Whose) -> Result<(), ChangeError> {
+        if self.requests.is_closed() {
+            return Err(ChangeError::Stopping);
+        }
+        if self.reports.beat_from(sender, whose) == 0 {
+            tracing::debug!(%sender, ?whose, "a heartbeat of nobody");
+        }
+        Ok(())
     }
 
     /// Recorded flows.

@@ -89,7 +89,7 @@ fn age(core: &mut Core<MemoryDataplane>) {
     }
 }
 
-/// So many of backend 1's probes have passed and failed, and it is not up.
+/// So many of backend 1's probes have passed and failed, the latter at last in a row, and it is not up.
 fn probed(core: &mut Core<MemoryDataplane>, passed: u64, failed: u64) {
     let target = Target {
         service: id(),
@@ -102,6 +102,7 @@ fn probed(core: &mut Core<MemoryDataplane>, passed: u64, failed: u64) {
     };
     let event = Event {
         changed: true,
+        fails: failed >= 3,
         checks: vec![status],
         ..Event::new(target, Condition::Down)
     };
@@ -122,7 +123,11 @@ fn a_backend_that_has_yet_to_pass_enough_checks_keeps_its_flows() {
     pass(&mut core, Duration::from_secs(61));
     age(&mut core);
     assert_eq!(state_of(&core), state::HOLDS, "nothing has failed yet");
-    probed(&mut core, 1, 1);
+    for failed in 1..=2 {
+        probed(&mut core, 1, failed);
+        assert_eq!(state_of(&core), state::HOLDS, "one may be chance");
+    }
+    probed(&mut core, 1, 3);
     assert_eq!(state_of(&core), 0);
 }
 
@@ -133,7 +138,7 @@ fn the_time_until_a_backend_counts_as_dead_begins_with_its_first_failure() {
     ask(&mut core, Admin::Maintenance);
     ask(&mut core, Admin::Active);
     pass(&mut core, Duration::from_secs(59));
-    probed(&mut core, 0, 1);
+    probed(&mut core, 0, 3);
     pass(&mut core, Duration::from_secs(59));
     age(&mut core);
     assert_eq!(state_of(&core), state::HOLDS);

@@ -76,7 +76,7 @@ struct Down {
     /// Nobody is there: its own port refuses, or its host does not answer.
     gone: bool,
     /// It was found in the maps to hold flows and to take none, whatever the reason: no check has
-    /// failed yet.
+    /// failed often enough yet.
     found: bool,
 }
 
@@ -586,7 +586,7 @@ impl<D: Dataplane> Core<D> {
         }
         self.chronicle.touch((service, address));
         let asked = self.hear(service, address, event.asked);
-        let failed = event.checks.is_empty() || event.checks.iter().any(|c| c.failed > 0);
+        let failed = event.checks.is_empty() || event.fails;
         let checked = Checked {
             condition: event.condition,
             error: event.error,
@@ -610,7 +610,7 @@ impl<D: Dataplane> Core<D> {
     }
 
     /// Makes a backend's condition take effect; true where the rings must follow. One that is not up only
-    /// since it has passed too few checks yet, and has failed none, loses nothing by it.
+    /// since it has passed too few checks yet, and has not failed enough of them, loses nothing by it.
     fn follow(&mut self, target: Target, condition: Condition, dead: bool, failed: bool) -> bool {
         let Target { service, address } = target;
         let key = (service, address);

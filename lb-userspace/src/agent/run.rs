@@ -19,7 +19,7 @@ use tokio::{
 use super::{ChangeError, Core, Request, core::Sweep};
 use crate::{
     dataplane::{Dataplane, DataplaneError, Programs},
-    health::{Checker, Event, heartbeat::Whose},
+    health::{Checker, Event},
     model::Change,
     neighbours::{Resolver, Update},
     plan::census::Census,
@@ -352,18 +352,9 @@ impl<D: Dataplane> Running<D> {
             Request::Beat(target, reply) => {
                 let expected = self.core.expects_beat(target);
                 if let Ok(target) = &expected {
-                    self.sources.checker.beat(target);
+                    self.sources.checker.reports().beat(target);
                 }
                 drop(reply.send(expected.map(|_| ()).map_err(Into::into)));
-            }
-            Request::BeatFrom(sender, whose) => {
-                let whose = Whose {
-                    service: whose.service.map(|id| self.core.state().lead(id)),
-                    ..whose
-                };
-                if self.sources.checker.beat_from(sender, whose) == 0 {
-                    tracing::debug!(%sender, ?whose, "a heartbeat of nobody");
-                }
             }
         }
     }

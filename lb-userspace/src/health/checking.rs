@@ -44,6 +44,8 @@ pub struct Finding {
     pub took: Option<Duration>,
     /// Whether the last probe that blames the backend was told that nobody is there.
     pub nobody: bool,
+    /// Whether it has failed as often in a row as takes the backend down.
+    pub fails: bool,
     /// What the backend's agent asks for.
     pub asked: Asked,
 }
@@ -105,6 +107,7 @@ impl<P: Prober> Checking<P> {
                 status: CheckStatus::new(name.clone(), initial),
                 took: None,
                 nobody: false,
+                fails: false,
                 asked,
             },
             subject: Subject {
@@ -210,6 +213,7 @@ impl<P: Prober> Checking<P> {
         if let Some(outcome) = judged {
             self.machine.observe(outcome);
         }
+        self.finding.fails = self.machine.fails();
         let status = &mut self.finding.status;
         status.patience = match &self.rhythm {
             Rhythm::Beats(beats) => Some(beats.patience()),

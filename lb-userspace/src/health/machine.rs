@@ -32,6 +32,8 @@ pub struct Machine {
     rise: u32,
     fall: u32,
     against: u32,
+    /// Failures in a row, whatever the condition.
+    failures: u32,
 }
 
 impl Machine {
@@ -43,6 +45,7 @@ impl Machine {
             rise: rise.max(1),
             fall: fall.max(1),
             against: 0,
+            failures: 0,
         }
     }
 
@@ -56,8 +59,19 @@ impl Machine {
         self.against > 0 || self.condition == Condition::Starting
     }
 
+    /// Whether probes have failed as often in a row as takes a backend down, which one that began so has yet to be shown to be.
+    pub fn fails(&self) -> bool {
+        self.failures >= self.fall
+    }
+
     /// Takes note of a probe; returns the transition it completes, if any.
     pub fn observe(&mut self, outcome: Outcome) -> Option<Transition> {
+        self.failures = match outcome {
+            Outcome::Failure => self.failures.saturating_add(1),
+            Outcome::Says(false) => self.fall,
+            Outcome::Success | Outcome::Says(true) => 0,
+            Outcome::Nothing => self.failures,
+        };
         let (turned, needed) = match (self.condition, outcome) {
             (Condition::Up, Outcome::Success | Outcome::Says(true))
             | (Condition::Down, Outcome::Failure | Outcome::Says(false)) => {

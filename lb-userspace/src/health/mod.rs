@@ -3,7 +3,7 @@
 //!
 //! `accrual` tells what takes long from what does not,
 //! `schedule` says when, `probe` asks, `heartbeat` tells silence from beats, which come through the API or
-//! `heartbeat_port`, `machine` judges;
+//! `heartbeat_port` and are passed on by `reports`, `machine` judges;
 //! `checking` joins them for one check, `runner` those of one target with the help of `combine`, and
 //! [`Checker`] keeps one runner per target. `reply` is what a backend's own agent says.
 
@@ -15,12 +15,13 @@ pub mod heartbeat_port;
 pub mod machine;
 pub mod probe;
 pub mod reply;
+pub mod reports;
 mod runner;
 mod schedule;
 
 use std::{
     collections::{BTreeMap, HashMap},
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     sync::Arc,
     time::Duration,
 };
@@ -33,9 +34,9 @@ use tokio::{
 use crate::{
     health::{
         checking::Tools,
-        heartbeat::Whose,
         probe::{Network, Prober},
         reply::Asked,
+        reports::Reports,
         runner::Runner,
     },
     model::{Health, ServiceId},
@@ -89,6 +90,8 @@ pub struct TargetConfig {
     pub smooth: Option<Duration>,
     /// What it counts as before its first probe. Only looked at when the target is new.
     pub initial: Condition,
+    /// Services beside the target's own by whose names it reports: those of its group.
+    pub also: Arc<[ServiceId]>,
 }
 
 /// What running checks go by.
@@ -97,23 +100,17 @@ struct Checks {
     health: Arc<Health>,
     alone: bool,
     way: Way,
-    smooth: Option<Duration>,
 }
 
 impl TargetConfig {
     fn checks(&self) -> Checks {
         let Self {
-            health,
-            alone,
-            way,
-            smooth,
-            ..
+            health, alone, way, ..
         } = self;
         Checks {
             health: Arc::clone(health),
             alone: *alone,
             way: *way,
-            smooth: *smooth,
         }
     }
 }
@@ -130,6 +127,9 @@ pub struct Event {
     /// Whether it is down, and the last probe that says anything about it was told that nobody is
     /// there ([`probe::ProbeError::says_dead`]), which is more than no answer.
     pub dead: bool,
+    /// Whether it is down, and a check has failed as often in a row as it takes: one that began as down, as some do after a
+    /// restart of the agent, has yet to be found so.
+    pub fails: bool,
     /// Why the last probes failed, where they did.
     pub error: Option<String>,
     /// How long the last probes took, the slowest of those that succeeded.
@@ -151,6 +151,7 @@ impl Event {
             condition,
             changed: false,
             dead: false,
+            fails: false,
             error: None,
             latency: None,
             smoothed: None,
@@ -167,14 +168,15 @@ pub struct Checker<P = Network> {
     events: mpsc::Sender<Event>,
     permits: Arc<Semaphore>,
     running: BTreeMap<Target, Running>,
-    /// The targets at each address that report by themselves.
-    reporting: HashMap<IpAddr, Vec<Target>>,
+    reports: Reports,
 }
 
 /// The task of one target.
 #[derive(Debug)]
 struct Running {
     checks: watch::Sender<Checks>,
+    /// Over how long latencies are smoothed, which disturbs no check.
+    smooth: watch::Sender<Option<Duration>>,
     beats: Arc<Notify>,
     task: AbortHandle,
 }
@@ -199,8 +201,13 @@ impl<P: Prober> Checker<P> {
             events,
             permits: Arc::new(Semaphore::new(probes_in_flight)),
             running: BTreeMap::new(),
-            reporting: HashMap::new(),
+            reports: Reports::default(),
         }
+    }
+
+    /// Passes beats on to the targets, from anywhere.
+    pub fn reports(&self) -> Reports {
+        self.reports.clone()
     }
 
     /// Makes `targets` the ones that are checked. New ones start, missing ones stop; one whose
@@ -211,58 +218,41 @@ impl<P: Prober> Checker<P> {
     pub fn set(&mut self, targets: BTreeMap<Target, TargetConfig>) {
         self.running
             .retain(|target, _| targets.contains_key(target));
-        self.reporting.clear();
+        let (mut reporting, mut leads) = (HashMap::new(), HashMap::new());
         for (target, config) in targets {
-            if config.health.expects_beats() {
-                let there = self.reporting.entry(target.address.ip()).or_default();
-                there.push(target);
+            let reports = config.health.expects_beats();
+            if reports {
+                leads.extend(config.also.iter().map(|&id| (id, target.service)));
             }
             match self.running.get(&target) {
-                Some(running) => running.update(config.checks()),
+                Some(running) => running.update(&config),
                 None => {
                     let running = self.start(target, config);
                     self.running.insert(target, running);
                 }
             }
+            if let Some(running) = self.running.get(&target).filter(|_| reports) {
+                reporting.insert(target, Arc::clone(&running.beats));
+            }
         }
-    }
-
-    /// Takes note of a beat of `target`; whether it is one that reports.
-    pub fn beat(&self, target: &Target) -> bool {
-        let running = self.running.get(target);
-        let running = running.filter(|running| running.checks.borrow().health.expects_beats());
-        if let Some(running) = running {
-            running.beats.notify_one();
-        }
-        running.is_some()
-    }
-
-    /// Takes note of a beat that came from `sender`; how many targets it is about.
-    pub fn beat_from(&self, sender: IpAddr, whose: Whose) -> usize {
-        let there = self.reporting.get(&sender).map_or(&[][..], Vec::as_slice);
-        let meant = there.iter().filter(|target| {
-            whose
-                .backend
-                .is_none_or(|backend| backend == target.address)
-                && whose
-                    .service
-                    .is_none_or(|service| service == target.service)
-        });
-        meant.filter(|target| self.beat(target)).count()
+        self.reports.set(reporting, leads);
     }
 
     fn start(&self, target: Target, config: TargetConfig) -> Running {
         let (checks, updates) = watch::channel(config.checks());
+        let (smooth, smoothed) = watch::channel(config.smooth);
         let beats = Arc::new(Notify::new());
         let tools = Tools {
             prober: self.prober.clone(),
             permits: Arc::clone(&self.permits),
             beats: Arc::clone(&beats),
         };
-        let runner = Runner::new(target, config.initial, tools, self.events.clone());
+        let events = self.events.clone();
+        let runner = Runner::new(target, config.initial, tools, smoothed, events);
         let task = tokio::spawn(runner.run(updates)).abort_handle();
         Running {
             checks,
+            smooth,
             beats,
             task,
         }
@@ -270,7 +260,9 @@ impl<P: Prober> Checker<P> {
 }
 
 impl Running {
-    fn update(&self, checks: Checks) {
+    fn update(&self, config: &TargetConfig) {
+        self.smooth.send_replace(config.smooth);
+        let checks = config.checks();
         self.checks.send_if_modified(|current| {
             let changed = *current != checks;
             *current = checks;

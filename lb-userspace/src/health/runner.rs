@@ -36,6 +36,8 @@ struct Unheard;
 pub struct Runner<P> {
     target: Target,
     tools: Tools<P>,
+    /// Over how long latencies are smoothed, if they are.
+    smooth: watch::Receiver<Option<Duration>>,
     events: mpsc::Sender<Event>,
     /// What the receiver knows, and when it was told, if ever.
     reported: Event,
@@ -70,11 +72,13 @@ impl<P: Prober> Runner<P> {
         target: Target,
         initial: Condition,
         tools: Tools<P>,
+        smooth: watch::Receiver<Option<Duration>>,
         events: mpsc::Sender<Event>,
     ) -> Self {
         Self {
             target,
             tools,
+            smooth,
             events,
             reported: Event::new(target, initial),
             at: None,
@@ -101,13 +105,16 @@ impl<P: Prober> Runner<P> {
             return self.settle().await;
         }
         let (mut findings, mut checks) = self.begin(wanted);
-        self.every = wanted
-            .smooth
-            .map_or(LATENCY_EVERY, |over| (over / 3).min(LATENCY_EVERY));
         let mut latencies = vec![Latency::default(); findings.len()];
         while let Some((index, finding)) = checks.next().await {
-            if let Some((took, over)) = finding.took.zip(wanted.smooth) {
-                latencies[index].add(took, time::Instant::now(), over);
+            let smooth = *self.smooth.borrow();
+            self.every = smooth.map_or(LATENCY_EVERY, |over| (over / 3).min(LATENCY_EVERY));
+            match (finding.took, smooth) {
+                (Some(took), Some(over)) => {
+                    latencies[index].add(took, time::Instant::now(), over);
+                }
+                (_, None) => latencies.fill(Latency::default()),
+                (None, Some(_)) => {}
             }
             findings[index] = finding;
             let event = Event {
@@ -174,6 +181,7 @@ impl<P: Prober> Runner<P> {
                 && findings
                     .iter()
                     .any(|f| f.nobody && f.status.condition == Condition::Down),
+            fails: condition == Condition::Down && findings.iter().any(|f| f.fails),
             error: error(findings),
             latency: findings.iter().filter_map(|f| f.status.latency).max(),
             asked: asked
@@ -189,7 +197,7 @@ impl<P: Prober> Runner<P> {
         let last = &self.reported;
         self.at.is_none_or(|at| at.elapsed() >= self.every)
             || (last.condition, last.dead, last.asked) != (event.condition, event.dead, event.asked)
-            || last.error != event.error
+            || (last.fails, &last.error) != (event.fails, &event.error)
             || !event
                 .checks
                 .iter()

@@ -106,6 +106,7 @@ fn config(health: impl Into<Health>, initial: Condition) -> TargetConfig {
         smooth: None,
         way: Way::default(),
         initial,
+        also: Arc::default(),
     }
 }
 
@@ -159,6 +160,7 @@ async fn first_success_is_reported_as_up_within_one_interval() {
             condition: up,
             changed: true,
             dead: false,
+            fails: false,
             error: None,
             latency,
             smoothed: None,

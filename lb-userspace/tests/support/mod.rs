@@ -149,7 +149,6 @@ async fn run(
             Request::Beat(target, reply) => {
                 let _ = reply.send(beat(&state.lock().unwrap(), target));
             }
-            Request::BeatFrom(..) => {}
         }
     }
 }

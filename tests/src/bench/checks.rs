@@ -152,6 +152,7 @@ fn start(runtime: &Runtime, probe: Probe, port: u16, in_flight: usize) -> Checke
             alone: true,
             way: Way::default(),
             initial: Condition::Starting,
+            also: Arc::default(),
         };
         let target = Target {
             service: service(),

@@ -30,6 +30,8 @@ impl<D: Dataplane> Core<D> {
                 Mode::Nat | Mode::FullNat | Mode::L2 => Way::Direct,
             };
             let follows = service.adaptive.filter(|adaptive| adaptive.from.latency);
+            let also = pool.iter().map(|service| service.id);
+            let also: Arc<[ServiceId]> = also.filter(|&id| id != service.id).collect();
             let ports: BTreeSet<u16> = pool.iter().map(|s| s.id.vip.port()).collect();
             let checked = |backend: &&Backend| backend.admin != Admin::Maintenance;
             for backend in service.backends.iter().filter(checked) {
@@ -46,6 +48,7 @@ impl<D: Dataplane> Core<D> {
                         way,
                         smooth: follows.map(|adaptive| smoothed_over(&adaptive)),
                         initial,
+                        also: Arc::clone(&also),
                     },
                 );
             }

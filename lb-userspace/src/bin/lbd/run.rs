@@ -138,6 +138,7 @@ impl Started {
         let attached = attendant.bring_up(interfaces, || Ok(core.change(change)?))?;
         core.set_interfaces(attached);
         let (handle, requests) = Handle::new();
+        let handle = handle.reporting(checker.reports());
         let sources = Sources {
             requests,
             checker,

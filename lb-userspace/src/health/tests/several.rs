@@ -1,6 +1,7 @@
 //! Several checks of a backend, those that it answers by itself, and how they are told.
 
 use super::*;
+use crate::health::heartbeat::Whose;
 
 fn named(name: &str, probe: Probe, port: Option<u16>) -> Check {
     Check {
@@ -93,6 +94,20 @@ async fn a_check_that_hangs_does_not_hold_up_the_others() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn one_that_began_as_down_is_found_so_by_as_many_failures_as_take_it_down_and_at_once() {
+    let (mut checker, script, mut events) = checker();
+    script.dead.lock().unwrap().insert(address(1));
+    checker.set(targets([1], &health(), Condition::Down));
+    let begin = Instant::now();
+    let event = next(&mut events).await;
+    assert!(!event.fails && event.error.is_some(), "{event:?}");
+    let event = next(&mut events).await;
+    assert!(event.fails && event.condition == Condition::Down);
+    // The third ends within its timeout.
+    assert!(begin.elapsed() > INTERVAL * 2 && begin.elapsed() <= INTERVAL * 3 + TIMEOUT);
+}
+
+#[tokio::test(start_paused = true)]
 async fn in_doubt_the_fast_interval_finds_out_sooner() {
     let (mut checker, script, mut events) = checker();
     let fast = Check {
@@ -119,11 +134,16 @@ fn heart(n: u16) -> BTreeMap<Target, TargetConfig> {
 async fn heartbeats_bring_a_backend_up_and_their_absence_takes_it_down() {
     let (mut checker, _, mut events) = checker();
     checker.set(heart(1));
-    assert!(checker.beat(&target(1)));
+    assert!(checker.reports().beat(&target(1)));
     assert_eq!(next_turn(&mut events).await.condition, Condition::Up);
     for _ in 0..10 {
         time::sleep(INTERVAL).await;
-        assert_eq!(checker.beat_from(address(1).ip(), Whose::default()), 1);
+        assert_eq!(
+            checker
+                .reports()
+                .beat_from(address(1).ip(), Whose::default()),
+            1
+        );
     }
     let begin = Instant::now();
     let event = next_turn(&mut events).await;
@@ -132,10 +152,10 @@ async fn heartbeats_bring_a_backend_up_and_their_absence_takes_it_down() {
     assert!(!event.dead, "silence is not death");
     let took = begin.elapsed();
     assert!((INTERVAL * 3..=INTERVAL * 4).contains(&took), "{took:?}");
-    checker.beat(&target(1));
+    checker.reports().beat(&target(1));
     tokio::task::yield_now().await;
     time::sleep(INTERVAL).await;
-    checker.beat(&target(1));
+    checker.reports().beat(&target(1));
     assert_eq!(next_turn(&mut events).await.condition, Condition::Up);
 }
 
@@ -148,11 +168,11 @@ async fn a_single_silence_that_is_unlikely_enough_takes_a_backend_down() {
         health.checks[0].detector = Detector::Phi;
     }
     checker.set(all);
-    checker.beat(&target(1));
+    checker.reports().beat(&target(1));
     assert_eq!(next_turn(&mut events).await.condition, Condition::Up);
     for _ in 0..300 {
         time::sleep(INTERVAL).await;
-        assert!(checker.beat(&target(1)));
+        assert!(checker.reports().beat(&target(1)));
     }
     let begin = Instant::now();
     let event = next_turn(&mut events).await;
@@ -215,13 +235,42 @@ async fn latencies_are_smoothed_and_told_as_often_as_somebody_goes_by_them() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_latencies_are_smoothed_over_changes_without_disturbing_checks() {
+    let (mut checker, script, mut events) = checker();
+    let set = |checker: &mut Checker<Script>, smooth| {
+        let mut all = targets([1], &health(), Condition::Up);
+        for config in all.values_mut() {
+            config.smooth = smooth;
+        }
+        checker.set(all);
+    };
+    set(&mut checker, None);
+    script.dead.lock().unwrap().insert(address(1));
+    // Two of the three failures that take it down, of which the change may forget none.
+    while script.probes.load(Ordering::Relaxed) < 2 {
+        time::sleep(TIMEOUT / 10).await;
+    }
+    time::sleep(TIMEOUT).await;
+    let begin = Instant::now();
+    set(&mut checker, Some(INTERVAL * 3));
+    let event = next_turn(&mut events).await;
+    assert_eq!(event.condition, Condition::Down);
+    assert!(
+        begin.elapsed() <= INTERVAL + TIMEOUT,
+        "{:?}",
+        begin.elapsed()
+    );
+    assert_eq!(event.smoothed, Some(TIMEOUT));
+}
+
+#[tokio::test(start_paused = true)]
 async fn heartbeats_of_strangers_and_of_backends_that_are_probed_count_for_nobody() {
     let (mut checker, _, _events) = checker();
     let mut all = heart(1);
     all.extend(targets([2], &health(), Condition::Starting));
     checker.set(all);
-    assert!(!checker.beat(&target(2)) && !checker.beat(&target(3)));
-    let from = |whose| checker.beat_from(address(1).ip(), whose);
+    assert!(!checker.reports().beat(&target(2)) && !checker.reports().beat(&target(3)));
+    let from = |whose| checker.reports().beat_from(address(1).ip(), whose);
     let whose = |n| Whose {
         backend: Some(address(n)),
         service: None,
@@ -233,9 +282,12 @@ async fn heartbeats_of_strangers_and_of_backends_that_are_probed_count_for_nobod
         ..whose(1)
     };
     assert_eq!(from(other), 0);
-    assert_eq!(checker.beat_from([192, 0, 2, 1].into(), whose(1)), 0);
+    assert_eq!(
+        checker.reports().beat_from([192, 0, 2, 1].into(), whose(1)),
+        0
+    );
     checker.set(BTreeMap::new());
-    assert_eq!(checker.beat_from(address(1).ip(), whose(1)), 0);
+    assert_eq!(checker.reports().beat_from(address(1).ip(), whose(1)), 0);
 }
 
 fn agent() -> Check {
