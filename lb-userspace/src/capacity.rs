@@ -9,6 +9,8 @@ use crate::snapshot::{BackendState, BackendStatus, ServiceStatus};
 
 /// Wholes are in thousandths.
 const WHOLE: u64 = 1_000;
+/// A weight of 1, of which parts may be in effect.
+const WHOLE_WEIGHT: u64 = 10_000;
 
 /// How loaded a pool is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +44,7 @@ struct Member {
     takes: bool,
     stands_by: bool,
     tier: u8,
+    /// In ten-thousandths, as it is in effect.
     weight: u64,
     load: Option<u64>,
     most: Option<u64>,
@@ -55,8 +58,8 @@ impl Member {
             stands_by: state == Standby,
             tier: status.backend.tier,
             weight: match ignores_weights {
-                true => 1,
-                false => status.backend.weight.into(),
+                true => WHOLE_WEIGHT,
+                false => (status.effective_weight * WHOLE_WEIGHT as f64).round() as u64,
             },
             load: status.connections.map(u64::from),
             most: status.backend.max_connections.map(u64::from),
@@ -88,7 +91,11 @@ fn imbalance(takers: &[Member]) -> Option<u64> {
     let of_tier = |members: &Vec<&Member>| {
         let load: u64 = members.iter().filter_map(|m| m.load).sum();
         let weight: u64 = members.iter().map(|m| m.weight).sum();
-        let over = |m: &&Member| (m.load? * WHOLE * weight).checked_div(m.weight * load);
+        let over = |m: &&Member| {
+            let own = u128::from(m.load? * WHOLE) * u128::from(weight);
+            let over = own.checked_div(u128::from(m.weight) * u128::from(load))?;
+            u64::try_from(over).ok()
+        };
         members.iter().filter_map(over).max()
     };
     tiers.values().filter_map(of_tier).max()

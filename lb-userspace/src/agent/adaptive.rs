@@ -113,6 +113,15 @@ impl Shares {
         self.courses.insert(backend, Course::new(share, now));
     }
 
+    /// Keeps shares within bounds that may be others than before.
+    pub fn bound(&mut self, policy: &Adaptive) {
+        let [least, most] = [policy.least, policy.most].map(|percent| f64::from(percent) / 100.0);
+        for course in self.courses.values_mut() {
+            course.share = course.share.clamp(least, most);
+            course.wanted = course.wanted.clamp(least, most);
+        }
+    }
+
     /// Forgets backends that are not there any more.
     pub fn retain(&mut self, mut there: impl FnMut(SocketAddr) -> bool) {
         self.courses.retain(|&backend, _| there(backend));

@@ -140,6 +140,8 @@ pub struct Core<D> {
     state: State,
     /// The state has been asked for. Until then, what serves in the maps is not to be taken for unwanted.
     told: bool,
+    /// The state was edited since the maps were written.
+    edited: bool,
     /// What backends' agents ask for.
     asked: AllAsked,
     /// What was told of backends, and what is to be.
@@ -186,6 +188,7 @@ impl<D: Dataplane> Core<D> {
             dataplane,
             state: State::default(),
             told: false,
+            edited: false,
             asked: AllAsked::new(),
             chronicle: Told::default(),
             tiers: Tiers::default(),
@@ -246,6 +249,17 @@ impl<D: Dataplane> Core<D> {
     /// Says where the program is attached.
     pub fn set_interfaces(&mut self, interfaces: Vec<InterfaceStatus>) {
         self.interfaces = interfaces;
+    }
+
+    /// Says that what is about to be wanted is not what the maps were written for: weights that differ do so for that, and not
+    /// since they follow how backends fare, or grow.
+    pub fn begin_edited(&mut self) {
+        self.edited = true;
+    }
+
+    /// Whether weights in the maps go on from where an agent before this one has left them.
+    fn resumes(&self) -> bool {
+        !self.told && !self.edited
     }
 
     /// What is wanted.
@@ -364,6 +378,22 @@ impl<D: Dataplane> Core<D> {
     }
 
     fn enforce_after(
+        &mut self,
+        census: Option<&Census>,
+        keeps_flows: bool,
+    ) -> Result<(), ChangeError> {
+        let done = self.enforce_once(census, keeps_flows);
+        // What no person has asked for may not stand in the way of everything else.
+        if matches!(done, Err(ChangeError::NoRoom(_))) && self.adapting.take_back() {
+            return self.enforce_once(census, keeps_flows);
+        }
+        if done.is_ok() {
+            self.adapting.settle();
+        }
+        done
+    }
+
+    fn enforce_once(
         &mut self,
         census: Option<&Census>,
         keeps_flows: bool,

@@ -86,6 +86,7 @@ pub async fn run<D: Dataplane>(
         retry: None,
         sweep: Sweeping::Due(Instant::now()),
         age: Instant::now() + AGE,
+        look: Instant::now() + AGE,
         step: Instant::now(),
         watch: Instant::now(),
         sweeps: JoinSet::new(),
@@ -95,6 +96,7 @@ pub async fn run<D: Dataplane>(
         parked: VecDeque::new(),
     };
     agent.tell_watchers();
+    agent.save();
     let mut ready = Some(ready);
     let start = Instant::now();
     let mut start_until = Some(start + RESOLVE);
@@ -135,6 +137,8 @@ struct Running<D> {
     sweep: Sweeping,
     /// When backends that are down are looked at next.
     age: Instant,
+    /// When it is looked at next how backends fare whose weights follow that.
+    look: Instant,
     /// When weights that grow are looked at next, if any do.
     step: Instant,
     /// When what packets show is looked at next, if anybody wants it.
@@ -166,7 +170,8 @@ impl<D: Dataplane> Running<D> {
         let waiting = self.waiting.iter().map(|waiting| waiting.until);
         let step = self.core.is_ramping().then_some(self.step);
         let watch = self.core.watches().then_some(self.watch);
-        let own = [self.retry, sweep, Some(self.age), step, watch, start];
+        let (age, look) = (Some(self.age), Some(self.look));
+        let own = [self.retry, sweep, age, look, step, watch, start];
         waiting.chain(own.into_iter().flatten()).min()
     }
 
@@ -196,8 +201,18 @@ impl<D: Dataplane> Running<D> {
         }
         if self.age <= now {
             self.age = now + AGE;
-            let (aged, adapted) = (self.core.age(), self.core.look());
-            if aged || adapted {
+            if self.core.age() {
+                self.enforce();
+            }
+        }
+        if self.look <= now {
+            let adapted = self.core.look();
+            // Others have a turn between one pool and the next.
+            self.look = match self.core.has_looks_left() {
+                true => now,
+                false => now + AGE,
+            };
+            if adapted {
                 self.enforce();
             }
         }

@@ -168,6 +168,11 @@ impl Adaptive {
             ("adaptive.most", out(most, 100, 1_000, " of the weight"))
         } else if !percent.contains(&dead_band.into()) {
             ("adaptive.dead_band", out(dead_band.into(), 1, 100, ""))
+        } else if u32::from(most) * 100 <= u32::from(least) * (100 + u32::from(dead_band)) {
+            let problem = format!(
+                "{dead_band}% is as wide as from {least}% to {most}% of a weight, so that none would ever move: give a lower one, or other bounds"
+            );
+            ("adaptive.dead_band", problem)
         } else if !percent.contains(&unsteady.into()) {
             let slots = out(unsteady.into(), 1, 100, " of the slots");
             ("adaptive.unsteady", slots)

@@ -588,6 +588,18 @@ const BAD_SERVICES: &[Bad] = &[
         "use \"latency\", \"flows\" or \"agent\"",
     ),
     (
+        "adaptive = { from = [\"latency\"], least = 100, most = 100 }",
+        4,
+        "service[0].adaptive.dead_band",
+        "none would ever move",
+    ),
+    (
+        "adaptive = { from = [\"latency\"], least = 80, most = 100 }",
+        4,
+        "service[0].adaptive.dead_band",
+        "25% is as wide as from 80% to 100%",
+    ),
+    (
         "adaptive = { from = [\"latency\"], least = 0 }",
         4,
         "service[0].adaptive.least",

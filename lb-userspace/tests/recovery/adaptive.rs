@@ -3,14 +3,18 @@
 use std::time::Duration;
 
 use lb_userspace::{
+    capacity,
     dataplane::{Dataplane as _, Operation},
-    health::{Event, reply::Asked},
-    model::{Adaptive, Settings, Signal},
+    health::{Event, Target, reply::Asked},
+    model::{Adaptive, Change, Service, ServiceId, Settings, Signal},
     plan::{census, ticks},
     snapshot::Condition,
 };
 
-use crate::pool::{Pool, address, event, id};
+use crate::{
+    pool::{Pool, VIP, address, event, id},
+    reach::memory,
+};
 
 const BY_LATENCY: &str =
     "moving_time = \"20s\"\nadaptive = { from = [\"latency\"], interval = \"1s\" }";
@@ -159,6 +163,179 @@ fn a_restarted_agent_goes_on_with_the_shares_that_it_finds() {
 }
 
 #[test]
+fn an_agent_with_an_edited_configuration_begins_with_the_weights_that_it_says() {
+    let mut pool = four(BY_LATENCY);
+    take(&mut pool, &[99; 4]);
+    let pool = pool.restart_edited(|service| service.backends[3].weight = 4);
+    assert_eq!(percents(&pool), [100; 4]);
+    let slots: [u32; 4] = std::array::from_fn(|n| pool.status(n as u8 + 1).slots);
+    assert!(slots[3].abs_diff(SLOTS * 4 / 7) < 20, "{slots:?}");
+    let grown = Pool::with_ring(SLOTS, "slow_start = \"90s\"", &["", "", "", ", weight = 4"]);
+    let grown = grown.restart_edited(|service| service.backends[0].weight = 8);
+    assert_eq!(grown.status(4).slow_start, None);
+}
+
+/// Backends with agents, whose weights follow this.
+fn with_agents(from: &str) -> Pool {
+    four(&format!(
+        "checks = [{{ type = \"tcp\" }}, {{ type = \"agent\", port = 9777 }}]\nmoving_time = \"20s\"\nadaptive = {{ from = {from}, interval = \"1s\" }}"
+    ))
+}
+
+/// The last backend's agent asks for so many percent; its probes take as long as all others'.
+fn ask(pool: &mut Pool, percent: u16) {
+    take(pool, &[99; 3]);
+    pool.check(Event {
+        asked: Asked {
+            weight: Some(percent),
+            ..Asked::default()
+        },
+        smoothed: Some(Duration::from_millis(99)),
+        ..event(4, Condition::Up)
+    });
+}
+
+#[test]
+fn what_an_agent_asks_for_counts_once_after_a_restart() {
+    let mut pool = with_agents("[\"latency\"]");
+    ask(&mut pool, 50);
+    assert_eq!(pool.status(4).effective_weight, 0.5);
+    let mut pool = pool.restart();
+    ask(&mut pool, 50);
+    assert_eq!(pool.status(4).effective_weight, 0.5);
+    let keys = "health = { type = \"agent\", port = 9777 }\nslow_start = \"90s\"";
+    let mut pool = four(keys);
+    ask(&mut pool, 50);
+    let mut pool = pool.restart();
+    ask(&mut pool, 50);
+    assert_eq!(pool.status(4).effective_weight, 0.5);
+}
+
+#[test]
+fn what_an_agent_asks_for_counts_once_where_weights_begin_or_cease_to_follow_it() {
+    let set = |pool: &mut Pool, signals: &[Signal]| {
+        let adaptive = Adaptive {
+            interval: Duration::from_secs(1),
+            ..Adaptive::by(signals.iter().copied())
+        };
+        pool.set(Settings {
+            adaptive: Some(Some(adaptive)),
+            ..Settings::default()
+        });
+    };
+    let weight = |pool: &Pool| pool.status(4).effective_weight;
+    let mut pool = with_agents("[\"latency\", \"agent\"]");
+    ask(&mut pool, 30);
+    pass(&mut pool, 400);
+    let before = weight(&pool);
+    assert!((0.3..0.38).contains(&before), "{before}");
+    set(&mut pool, &[Signal::Latency]);
+    let after = weight(&pool);
+    assert!((after - before).abs() < 0.01, "{before} {after}");
+    pass(&mut pool, 60);
+    assert!((0.3..0.38).contains(&weight(&pool)), "{}", weight(&pool));
+    set(&mut pool, &[Signal::Latency, Signal::Agent]);
+    assert!((weight(&pool) - after).abs() < 0.02, "{}", weight(&pool));
+}
+
+#[test]
+fn balance_is_measured_by_the_weights_in_effect() {
+    let keys = "health = { type = \"agent\", port = 9777 }";
+    let mut pool = Pool::new(keys, &[", max_connections = 100"; 2]);
+    pool.up(1);
+    pool.check(Event {
+        asked: Asked {
+            weight: Some(50),
+            ..Asked::default()
+        },
+        ..event(2, Condition::Up)
+    });
+    for (n, flows) in [(1, 40), (2, 20)] {
+        let placed = pool.core.layout().placed(id()).unwrap();
+        let counters = placed.member(address(n)).unwrap().1.backend.counters;
+        let add = Operation::AddLoad(counters, flows);
+        pool.core.dataplane_mut().execute(&[add]).unwrap();
+    }
+    let capacity = capacity::of(&pool.core.service(id()).unwrap()).unwrap();
+    assert_eq!(capacity.imbalance, Some(1_000));
+}
+
+#[test]
+fn shares_are_within_bounds_that_become_narrower() {
+    let mut pool = four(BY_LATENCY);
+    take(&mut pool, &[99, 99, 99, 399]);
+    pass(&mut pool, 400);
+    let narrow = Adaptive {
+        least: 50,
+        most: 110,
+        interval: Duration::from_secs(1),
+        ..Adaptive::by([Signal::Latency])
+    };
+    pool.set(Settings {
+        adaptive: Some(Some(narrow)),
+        ..Settings::default()
+    });
+    assert_eq!(percents(&pool), [100, 100, 100, 50]);
+    assert_eq!(pool.status(4).effective_weight, 0.5);
+}
+
+#[test]
+fn shares_that_the_maps_have_no_room_for_are_given_up_and_stand_in_nobodys_way() {
+    // For one ring, and not for another beside it.
+    let mut memory = memory();
+    memory.capacity.slots = SLOTS + SLOTS / 2;
+    let mut pool = Pool::over(memory, SLOTS, BY_LATENCY, &[""; 4]);
+    take(&mut pool, &[99, 99, 99, 399]);
+    let clock = &pool.core.dataplane().tables.time;
+    clock.set(clock.get().wrapping_add(ticks(Duration::from_secs(2))));
+    assert!(pool.core.look());
+    let changes = |pool: &Pool| pool.core.service(id()).unwrap().adaptive.unwrap();
+    assert_eq!(changes(&pool).changes, 1);
+    pool.core.enforce().unwrap();
+    let status = changes(&pool);
+    assert_eq!((status.changes, status.holds, status.held), (0, 1, true));
+    assert_eq!(percents(&pool), [100; 4]);
+    assert!(!pool.core.is_behind());
+}
+
+#[test]
+fn rings_of_several_pools_are_tried_one_at_a_time_and_each_has_its_turn() {
+    let mut pool = four(BY_LATENCY);
+    let ids = [VIP, "10.0.0.2:80/tcp"].map(|id| id.parse::<ServiceId>().unwrap());
+    let second = Service {
+        id: ids[1],
+        ..pool.core.state().service(ids[0]).unwrap().clone()
+    };
+    pool.change(Change::AddService(second));
+    for service in ids {
+        for (n, millis) in [(1, 99), (2, 99), (3, 99), (4, 399)] {
+            let event = event(n, Condition::Up);
+            let target = Target {
+                service,
+                ..event.target
+            };
+            pool.check(Event {
+                target,
+                smoothed: Some(Duration::from_millis(millis)),
+                ..event
+            });
+        }
+    }
+    let clock = &pool.core.dataplane().tables.time;
+    clock.set(clock.get().wrapping_add(ticks(Duration::from_secs(2))));
+    let changes = |pool: &Pool| {
+        let status = |id| pool.core.service(id).unwrap().adaptive.unwrap();
+        ids.map(|id| status(id).changes)
+    };
+    for expected in [[1, 0], [1, 1]] {
+        assert!(pool.core.look() && pool.core.has_looks_left());
+        pool.core.enforce().unwrap();
+        assert_eq!(changes(&pool), expected);
+    }
+    assert!(!pool.core.look() && !pool.core.has_looks_left());
+}
+
+#[test]
 fn turned_off_weights_are_as_configured_again() {
     let mut pool = four(BY_LATENCY);
     take(&mut pool, &[99, 99, 99, 399]);
@@ -215,7 +392,7 @@ fn a_refused_change_leaves_shares_as_they_were() {
         adaptive: Some(None),
         ..Settings::default()
     };
-    let change = lb_userspace::model::Change::EditService(id(), settings);
+    let change = Change::EditService(id(), settings);
     pool.core.change(change).unwrap_err();
     pool.core.enforce().unwrap();
     assert_eq!(percents(&pool), before);

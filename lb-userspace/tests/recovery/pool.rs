@@ -43,6 +43,11 @@ impl Pool {
 
     /// The same, with a ring of so many slots.
     pub fn with_ring(slots: u32, keys: &str, backends: &[&str]) -> Self {
+        Self::over(memory(), slots, keys, backends)
+    }
+
+    /// The same, over these maps.
+    pub fn over(memory: MemoryDataplane, slots: u32, keys: &str, backends: &[&str]) -> Self {
         let backend = |(n, keys): (u8, &&str)| format!("{{ address = \"{}\"{keys} }}", address(n));
         let backends: Vec<String> = (1..).zip(backends).map(backend).collect();
         let text = format!(
@@ -51,7 +56,7 @@ impl Pool {
         );
         let services = config::parse(&text, "test").unwrap().services;
         let mut pool = Self {
-            core: agent_over(memory()),
+            core: agent_over(memory),
             services,
         };
         pool.change(Change::Replace(pool.services.clone()));
@@ -62,6 +67,16 @@ impl Pool {
     pub fn restart(mut self) -> Self {
         let services = self.core.state().services().cloned().collect();
         self.core = agent_over(std::mem::take(self.core.dataplane_mut()));
+        self.change(Change::Replace(services));
+        self
+    }
+
+    /// Another agent over the same maps, whose configuration was edited like this.
+    pub fn restart_edited(mut self, edit: impl Fn(&mut Service)) -> Self {
+        let mut services: Vec<Service> = self.core.state().services().cloned().collect();
+        services.iter_mut().for_each(edit);
+        self.core = agent_over(std::mem::take(self.core.dataplane_mut()));
+        self.core.begin_edited();
         self.change(Change::Replace(services));
         self
     }

@@ -17,7 +17,7 @@ use crate::{
     agent::adaptive::{Move, Shares, Signs, TRIES, smaller, smoothed_over},
     dataplane::Dataplane,
     health::Target,
-    model::{Adaptive, Backend, Service, ServiceId},
+    model::{Adaptive, Backend, Service, ServiceId, Signals},
     plan::{self, Placed, has_passed, ticks},
     smooth::Smooth,
     snapshot::{AdaptivePoolStatus, AdaptiveStatus},
@@ -28,11 +28,21 @@ const COUNT: Duration = Duration::from_secs(1);
 
 /// What is known of pools whose weights follow how they fare, under their first services.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Adapting(BTreeMap<ServiceId, Pool>);
+pub(super) struct Adapting {
+    pools: BTreeMap<ServiceId, Pool>,
+    /// The pool that was looked at last: the next one's turn comes first.
+    last: Option<ServiceId>,
+    /// A pool may be due that the last look has left to the next.
+    left: bool,
+    /// Shares before the last looks, of pools of which the maps have not taken the new ones yet.
+    before: BTreeMap<ServiceId, Shares>,
+}
 
 #[derive(Debug, Clone, Default)]
 struct Pool {
     shares: Shares,
+    /// What weights followed when these shares came about.
+    from: Signals,
     flows: BTreeMap<SocketAddr, Smooth>,
     /// When it was looked at last, or has begun.
     looked: Tick,
@@ -41,22 +51,54 @@ struct Pool {
     status: AdaptivePoolStatus,
 }
 
+/// What a look at a pool has come to.
+#[derive(Debug)]
+enum Looked {
+    /// No ring was tried.
+    Nothing,
+    /// No ring that was tried leaves enough slots steady.
+    Held,
+    /// Shares are others than these now.
+    Changed(Shares),
+}
+
 impl Adapting {
     /// The shares of a pool whose weights follow anything.
     pub(super) fn shares(&self, lead: ServiceId) -> Option<&Shares> {
-        self.0.get(&lead).map(|pool| &pool.shares)
+        self.pools.get(&lead).map(|pool| &pool.shares)
+    }
+
+    /// The maps have the shares as they are.
+    pub(super) fn settle(&mut self) {
+        self.before.clear();
+    }
+
+    /// The maps have no room for the shares that the last looks came to: they are as before, and their pools held back.
+    /// Whether there were any.
+    pub(super) fn take_back(&mut self) -> bool {
+        let before = std::mem::take(&mut self.before);
+        let any = !before.is_empty();
+        for (lead, shares) in before {
+            if let Some(pool) = self.pools.get_mut(&lead) {
+                pool.shares = shares;
+                pool.status.changes = pool.status.changes.saturating_sub(1);
+                pool.status.held = true;
+                pool.status.holds += 1;
+            }
+        }
+        any
     }
 
     /// Pools have another first service now, by `(before, now)`; those that stay keep theirs.
     pub(super) fn follow(&mut self, leads: &BTreeSet<(ServiceId, ServiceId)>) {
-        inherit(&mut self.0, leads, |lead| lead, |_, now| now);
+        inherit(&mut self.pools, leads, |lead| lead, |_, now| now);
     }
 }
 
 impl<D: Dataplane> Core<D> {
     /// Takes up pools whose weights are to follow how they fare, and forgets others.
     pub(super) fn turn_adapting(&mut self) {
-        let mut before = std::mem::take(&mut self.adapting.0);
+        let mut before = std::mem::take(&mut self.adapting.pools);
         for service in self.state.services() {
             let lead = service.id;
             let Some(policy) = &service.adaptive else {
@@ -70,7 +112,31 @@ impl<D: Dataplane> Core<D> {
             let there = |address| service.backend(address).is_some();
             pool.shares.retain(there);
             pool.flows.retain(|&address, _| there(address));
-            self.adapting.0.insert(lead, pool);
+            if pool.from.agent != policy.from.agent {
+                self.hand_over(service, policy, &mut pool.shares);
+            }
+            pool.from = policy.from;
+            pool.shares.bound(policy);
+            self.adapting.pools.insert(lead, pool);
+        }
+    }
+
+    /// What agents ask for counts within shares from now on, or beside them; either way it counts once, and weights stay
+    /// as they are as far as bounds allow.
+    fn hand_over(&self, service: &Service, policy: &Adaptive, shares: &mut Shares) {
+        let now = self.dataplane.now();
+        for backend in &service.backends {
+            let asked = self.asked.get(&(service.id, backend.address));
+            let Some(asked @ 1..) = asked.and_then(|asked| asked.weight) else {
+                continue;
+            };
+            let (share, asked) = (shares.percent(backend.address), f64::from(asked) / 100.0);
+            let share = f64::from(share) / 100.0;
+            let share = match policy.from.agent {
+                true => share * asked,
+                false => share / asked,
+            };
+            shares.find(backend.address, share, policy, now);
         }
     }
 
@@ -81,9 +147,13 @@ impl<D: Dataplane> Core<D> {
         let mut pool = Pool {
             looked: now,
             counted: now,
+            from: policy.from,
             ..Pool::default()
         };
-        let Some(placed) = self.layout.placed(service.id).filter(|_| !self.told) else {
+        // What an agent asked for is part of the weights that are found, and will be asked for again.
+        let asks = service.hears_agents() || !service.has_agents();
+        let resumes = self.resumes() && asks;
+        let Some(placed) = self.layout.placed(service.id).filter(|_| resumes) else {
             return pool;
         };
         let mut found: BTreeMap<u8, Vec<(f64, SocketAddr)>> = BTreeMap::new();
@@ -111,29 +181,50 @@ impl<D: Dataplane> Core<D> {
     }
 
     /// Looks at how backends fare, as often as their services say; true where weights are others now, so that the maps must
-    /// follow by [`Core::enforce`]. To be called once a second or so.
+    /// follow by [`Core::enforce`]. To be called once a second or so, and again as soon as others had their turn where
+    /// [`Core::has_looks_left`]: rings are tried for one pool at a time, which takes long for many.
     pub fn look(&mut self) -> bool {
-        let mut changed = false;
-        let leads: Vec<ServiceId> = self.adapting.0.keys().copied().collect();
-        for lead in leads {
-            let Some(mut pool) = self.adapting.0.remove(&lead) else {
+        let leads: Vec<ServiceId> = self.adapting.pools.keys().copied().collect();
+        let last = self.adapting.last;
+        let first = leads.partition_point(|&lead| last.is_some_and(|last| lead <= last));
+        self.adapting.left = false;
+        let (earlier, later) = leads.split_at(first);
+        for (n, &lead) in later.iter().chain(earlier).enumerate() {
+            let Some(mut pool) = self.adapting.pools.remove(&lead) else {
                 continue;
             };
-            if let Some(service) = self.state.service(lead)
-                && let Some(policy) = &service.adaptive
-            {
-                changed |= self.look_at(service, policy, &mut pool);
-            }
-            self.adapting.0.insert(lead, pool);
+            let service = self.state.service(lead);
+            let policy = service.and_then(|service| service.adaptive);
+            let looked = match service.zip(policy) {
+                Some((service, policy)) => self.look_at(service, &policy, &mut pool),
+                None => Looked::Nothing,
+            };
+            self.adapting.pools.insert(lead, pool);
+            let changed = match looked {
+                Looked::Nothing => continue,
+                Looked::Held => false,
+                Looked::Changed(before) => {
+                    self.adapting.before.entry(lead).or_insert(before);
+                    true
+                }
+            };
+            self.adapting.last = Some(lead);
+            self.adapting.left = n + 1 < leads.len();
+            return changed;
         }
-        changed
+        false
     }
 
-    fn look_at(&self, service: &Service, policy: &Adaptive, pool: &mut Pool) -> bool {
+    /// Whether the last [`Core::look`] has left pools to the next one.
+    pub fn has_looks_left(&self) -> bool {
+        self.adapting.left
+    }
+
+    fn look_at(&self, service: &Service, policy: &Adaptive, pool: &mut Pool) -> Looked {
         let now = self.dataplane.now();
         let placed = self.layout.placed(service.id).filter(|_| self.told);
         let Some(placed) = placed else {
-            return false;
+            return Looked::Nothing;
         };
         if policy.from.flows && has_passed(ticks(COUNT), pool.counted, now) {
             let passed = plan::duration(now.wrapping_sub(pool.counted));
@@ -141,7 +232,7 @@ impl<D: Dataplane> Core<D> {
             pool.counted = now;
         }
         if !has_passed(ticks(policy.interval), pool.looked, now) {
-            return false;
+            return Looked::Nothing;
         }
         pool.looked = now;
         let over = asked::over(service, service.id, &self.asked);
@@ -151,7 +242,7 @@ impl<D: Dataplane> Core<D> {
         }
         pool.status.held = false;
         if moves.is_empty() || self.is_unsettled(service.id) {
-            return false;
+            return Looked::Nothing;
         }
         match self.affordable(&over, policy, placed, &pool.shares, &moves) {
             Some((moves, shares)) => {
@@ -160,13 +251,12 @@ impl<D: Dataplane> Core<D> {
                     tracing::debug!(service = %id, %backend, from = one.from, to = one.to, "share of its weight");
                 }
                 pool.status.changes += 1;
-                pool.shares = shares;
-                true
+                Looked::Changed(std::mem::replace(&mut pool.shares, shares))
             }
             None => {
                 pool.status.held = true;
                 pool.status.holds += 1;
-                false
+                Looked::Held
             }
         }
     }
@@ -278,6 +368,6 @@ impl<D: Dataplane> Core<D> {
 
     /// How a pool's weights have followed so far, where they do.
     pub(super) fn adaptive_pool_status(&self, lead: ServiceId) -> Option<AdaptivePoolStatus> {
-        self.adapting.0.get(&lead).map(|pool| pool.status)
+        self.adapting.pools.get(&lead).map(|pool| pool.status)
     }
 }

@@ -151,8 +151,8 @@ impl<D: Dataplane> Core<D> {
         let were = fit.iter().filter(|(at, _)| placed.member(**at).is_some());
         let were = were.map(|(&address, &fit)| (address, fit)).collect();
         known.pools.insert(lead, were);
-        // Where weights follow how backends fare, that is why one has less.
-        if self.told || service.adaptive.is_some() {
+        // Where weights follow how backends fare, or what their agents ask for, that may be why one has less.
+        if !self.resumes() || service.adaptive.is_some() || service.has_agents() {
             return;
         }
         let found = found(service, placed);

@@ -7,7 +7,7 @@ use super::{Core, forced::Key, standby};
 use crate::{
     agent::{adaptive::Shares, ramp::WHOLE},
     dataplane::Dataplane,
-    model::{Backend, Service, State},
+    model::{Backend, Probe, Service, State},
 };
 
 /// All of something, in percent.
@@ -109,6 +109,14 @@ impl<D: Dataplane> Core<D> {
 }
 
 impl Service {
+    /// Whether backends have agents that may ask for a part of their weights.
+    pub(super) fn has_agents(&self) -> bool {
+        let checks = &self.health.checks;
+        checks
+            .iter()
+            .any(|check| matches!(check.probe, Probe::Agent(_)))
+    }
+
     /// Whether what agents ask for of weights is one of the things that these follow by and by.
     pub(super) fn hears_agents(&self) -> bool {
         self.adaptive.is_some_and(|adaptive| adaptive.from.agent)

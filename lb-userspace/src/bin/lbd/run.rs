@@ -112,12 +112,17 @@ impl Started {
         } = wanted;
         let listeners = Listeners::bind(arguments, config, name).await?;
         let store = instance::state_path(name);
-        let (access_lists, services) = match former_state(&store, text) {
+        let former = former_state(&store, text);
+        let edited = former.is_none();
+        let (access_lists, services) = match former {
             Some(stored) => (stored.access_lists, stored.services),
             None => (config.access_lists.clone(), config.services.clone()),
         };
         let (mut program, mut core) =
             load(arguments, config, name, claim.pins().clone(), &services)?;
+        if edited {
+            core.begin_edited();
+        }
         let change = Change::ReplaceAll(access_lists, services);
         let (health_events, health) = mpsc::channel(4_096);
         let checker = Checker::new(health_events, probes_in_flight(raise_descriptors()));
