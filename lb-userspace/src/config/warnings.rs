@@ -65,6 +65,12 @@ fn check(service: &Service) -> Vec<Option<String>> {
         (keeps && !unchecked && service.dead_after.is_zero()).then(|| {
             "dead_after 0 makes every backend that is down dead, which moves the flows that on_down = \"keep\" would keep".to_owned()
         }),
+        (unchecked && !service.flap_damping.is_off()).then(|| {
+            "flap_damping has no effect, since health.type = \"none\" finds nothing down".to_owned()
+        }),
+        (unchecked && service.panic_below > 0).then(|| {
+            "panic_below has no effect, since health.type = \"none\" finds nothing down".to_owned()
+        }),
         unheard(service).then(|| {
             "its agents are its only check, and one that does not answer changes nothing: add a check, or set unreachable = \"fail\"".to_owned()
         }),

@@ -351,6 +351,17 @@ fn what_is_probably_not_meant_is_a_warning_with_its_line() {
             "on_down has no effect, since health.type",
         ),
         (
+            pool(
+                "health = { type = \"none\" }\nflap_damping = \"10s\"",
+                plain,
+            ),
+            "flap_damping has no effect, since health.type",
+        ),
+        (
+            pool("health = { type = \"none\" }\npanic_below = 50", plain),
+            "panic_below has no effect, since health.type",
+        ),
+        (
             pool("dead_after = \"0s\"", plain),
             "dead_after 0 makes every backend that is down dead",
         ),
