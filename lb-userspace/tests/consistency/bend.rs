@@ -73,7 +73,10 @@ pub fn bent(
             Operation::Slots(ring) => *ring = bent_ring(ring, before.as_ref(), tables, sabotage),
             Operation::Descriptor(_, _, descriptor) => bend_descriptor(descriptor, sabotage),
             Operation::State(_, state)
-                if sabotage == Sabotage::LeavingBackendHoldsNothing && *state == state::HOLDS =>
+                if matches!(
+                    sabotage,
+                    Sabotage::LeavingBackendHoldsNothing | Sabotage::EjectedIsTakenForDead
+                ) && *state == state::HOLDS =>
             {
                 *state = 0;
             }

@@ -55,6 +55,8 @@ pub enum Sabotage {
     WokenSlotStaysSteady,
     /// A backend that fails its checks counts as dead.
     DownIsTakenForDead,
+    /// A backend that is kept out for what packets show loses its flows.
+    EjectedIsTakenForDead,
     /// A backend that drains or was removed loses its flows.
     LeavingBackendHoldsNothing,
     /// The entry and the id of a backend that was removed are free at the next sweep.
@@ -104,7 +106,7 @@ pub enum Sabotage {
 
 impl Sabotage {
     /// All that a sequence shows.
-    pub const ALL: [Self; 35] = [
+    pub const ALL: [Self; 36] = [
         Self::TableEvicts,
         Self::UnrecordedChoiceStands,
         Self::OthersRecordsAreOverwritten,
@@ -119,6 +121,7 @@ impl Sabotage {
         Self::WakesComeBeforeTheRings,
         Self::WokenSlotStaysSteady,
         Self::DownIsTakenForDead,
+        Self::EjectedIsTakenForDead,
         Self::LeavingBackendHoldsNothing,
         Self::LeavingBackendIsFreedAtOnce,
         Self::PreviousRingIsReleased,

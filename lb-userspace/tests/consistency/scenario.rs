@@ -71,6 +71,8 @@ pub enum Kind {
     Revive,
     /// Ends and is back before the rings have followed.
     DieAndRevive,
+    /// Packets show that it refuses connections, whether it does or not.
+    Refusals,
     /// Time has come to look who has been down for too long.
     Age,
     NextHop,
@@ -145,6 +147,7 @@ fn kind() -> impl Strategy<Value = Kind> {
         3 => Just(Kind::Die),
         4 => Just(Kind::Revive),
         1 => Just(Kind::DieAndRevive),
+        3 => Just(Kind::Refusals),
         1 => Just(Kind::Age),
         1 => Just(Kind::NextHop),
         2 => Just(Kind::RingSize),

@@ -51,7 +51,10 @@ impl Dataplane for Stage {
             world.rush();
         }
         let mut at_once = false;
-        let mut operations = bent(operations, &world.memory.tables, world.sabotage);
+        let in_place =
+            |sabotage: &Sabotage| *sabotage != Sabotage::EjectedIsTakenForDead || world.watching;
+        let sabotage = world.sabotage.filter(in_place);
+        let mut operations = bent(operations, &world.memory.tables, sabotage);
         if world.sabotage == Some(Sabotage::ServerIdsComeAfterTheirServers) {
             let is_server = |op: &mut Operation| matches!(op, Operation::Server(..));
             world.withheld.extend(operations.extract_if(.., is_server));

@@ -3,10 +3,11 @@
 use std::{net::SocketAddr, time::Duration};
 
 use clap::ValueEnum as _;
+use lb_common::tables::{Sign, Tables as _};
 use lb_userspace::{
     model::{
-        Adaptive, Admin, Change, Failback, FlapDamping, FlowState, OnDown, Protocol, Scheduler,
-        Settings, Signal, SlowStart,
+        Adaptive, Admin, Change, Failback, FlapDamping, FlowState, OnDown, Passive, Protocol,
+        Scheduler, ServiceId, Settings, Signal, SlowStart,
     },
     plan::{self, census},
 };
@@ -84,6 +85,11 @@ impl Simulation {
                     self.enforce();
                 }
             }
+            Kind::Refusals => {
+                if let Some(address) = self.backend(service, step) {
+                    self.refuse(id, address);
+                }
+            }
             Kind::Age => self.age(),
             Kind::RingSize
             | Kind::Scheduler
@@ -123,6 +129,30 @@ impl Simulation {
         if stepped || followed {
             self.enforce();
         }
+        self.watch();
+    }
+
+    /// As many connections in a row are refused as have a backend kept out, where that is looked at.
+    fn refuse(&mut self, id: ServiceId, address: SocketAddr) {
+        let placed = self.core.layout().placed(id);
+        if let Some((_, member)) = placed.and_then(|placed| placed.member(address)) {
+            let counters = member.backend.counters;
+            let world = self.stage.world();
+            let times = u64::from(Passive::ON.refusals);
+            for sign in [Sign::Refused, Sign::Streak] {
+                world.memory.tables.add_sign(counters, sign, times);
+            }
+        }
+        self.watch();
+    }
+
+    /// The agent looks at what packets show.
+    fn watch(&mut self) {
+        self.stage.world().watching = true;
+        if self.core.watches() && self.core.watch() {
+            self.enforce();
+        }
+        self.stage.world().watching = false;
     }
 
     fn flood(&mut self, service: usize, step: Step, sent: &[Sent]) {
@@ -299,6 +329,14 @@ impl Simulation {
                 };
                 settings.adaptive = Some((step.amount % 2 == 1).then_some(adaptive));
                 settings.panic_below = Some([0, 50, 100][usize::from(step.amount % 3)]);
+                let ejection = (self.moving_time / 2).max(Duration::from_secs(1));
+                settings.passive = Some(Passive {
+                    on: id.protocol == Protocol::Tcp && !step.amount.is_multiple_of(4),
+                    max_ejected: [50, 100][usize::from(step.choice % 2)],
+                    ejection,
+                    longest: ejection * 4,
+                    ..Passive::ON
+                });
             }
             _ if step.choice.is_multiple_of(2) => settings.on_down = Some(OnDown::Keep),
             _ => settings.on_down = Some(OnDown::Resteer),

@@ -83,6 +83,8 @@ pub struct World {
     pub withheld: Vec<Operation>,
     /// Two packets of a flow may be on two CPUs at once.
     pub interleaved: bool,
+    /// The agent looks at what packets show, and does what it comes to.
+    pub watching: bool,
     /// Services that lead a client to the same backend at every moment.
     pub together: Vec<ServiceId>,
 }
@@ -112,6 +114,7 @@ impl World {
             held_back: false,
             withheld: Vec::new(),
             interleaved: false,
+            watching: false,
             together: Vec::new(),
         };
         world.set_clock();

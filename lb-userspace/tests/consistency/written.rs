@@ -22,6 +22,10 @@ pub fn all() -> Vec<(Sabotage, Scenario)> {
             Sabotage::WakesComeBeforeTheRings,
             backend_that_wakes_while_flows_begin(),
         ),
+        (
+            Sabotage::EjectedIsTakenForDead,
+            backend_that_is_kept_out_while_it_serves(),
+        ),
     ]
 }
 
@@ -75,4 +79,17 @@ fn id_that_another_backend_got_while_nothing_was_kept() -> Scenario {
         (Kind::Traffic, 0, 0, 10, 10),
     ];
     scenario(&[0], 401, [40_100, 40_100], 45, &steps)
+}
+
+/// A backend is kept out for what packets show, with flows that it goes on serving.
+fn backend_that_is_kept_out_while_it_serves() -> Scenario {
+    let steps = [
+        (Kind::Recovery, 0, 0, 1, 1),
+        (Kind::Traffic, 0, 0, 15, 2),
+        (Kind::Refusals, 0, 1, 0, 3),
+        (Kind::Traffic, 0, 0, 15, 4),
+        (Kind::Sweep, 0, 0, 0, 5),
+        (Kind::Traffic, 0, 0, 15, 6),
+    ];
+    scenario(&[0], 402, [40_200, 40_200], 45, &steps)
 }
