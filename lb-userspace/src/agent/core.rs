@@ -6,6 +6,7 @@ mod asked;
 mod damping;
 mod drain;
 mod forced;
+mod known;
 mod loads;
 mod outliers;
 mod panic;
@@ -26,8 +27,8 @@ use std::{
 use lb_common::tables::{Tick, state};
 
 use self::{
-    adaptive::Adapting, asked::AllAsked, damping::Damped, outliers::Outliers, panic::Panics,
-    slow_start::SlowStarts, standby::Tiers, standing::Told,
+    known::{Checked, Down, Known},
+    standing::Told,
 };
 use super::ChangeError;
 use crate::{
@@ -43,7 +44,7 @@ use crate::{
         census::{self, Census},
         listing,
     },
-    snapshot::{CheckStatus, ClientList, Condition, FlowFilter, FlowList, InterfaceStatus},
+    snapshot::{ClientList, Condition, FlowFilter, FlowList, InterfaceStatus},
 };
 
 /// Sweeps in a moving time.
@@ -55,30 +56,6 @@ const LONGEST_SWEEP: Duration = Duration::from_secs(30);
 /// long as that took, so that no more than a fifth of a processor's time goes into such sweeps.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
 const PAUSES: u32 = 4;
-
-/// What the checks have said of a backend last.
-#[derive(Debug, Clone)]
-struct Checked {
-    condition: Condition,
-    error: Option<String>,
-    latency: Option<Duration>,
-    /// How long probes take on average, where weights follow that.
-    smoothed: Option<Duration>,
-    checks: Vec<CheckStatus>,
-}
-
-/// A backend that fails its checks.
-#[derive(Debug, Clone, Copy)]
-struct Down {
-    since: Tick,
-    /// It counts as dead.
-    dead: bool,
-    /// Nobody is there: its own port refuses, or its host does not answer.
-    gone: bool,
-    /// It was found in the maps to hold flows and to take none, whatever the reason: no check has
-    /// failed often enough yet.
-    found: bool,
-}
 
 /// Plans in a row by which backends get new entries where there is room for few at a time.
 const MOST_PLANS: usize = 16;
@@ -142,28 +119,12 @@ pub struct Core<D> {
     told: bool,
     /// The state was edited since the maps were written.
     edited: bool,
-    /// What backends' agents ask for.
-    asked: AllAsked,
     /// What was told of backends, and what is to be.
     chronicle: Told,
-    /// Who takes which share of new flows.
-    tiers: Tiers,
-    /// Who is kept out for failing too often.
-    damped: Damped,
-    /// Who is kept out for what packets show.
-    outliers: Outliers,
-    /// Which pools are in panic.
-    panics: Panics,
-    /// Whose weight grows.
-    slow: SlowStarts,
-    /// Whose weights follow how they fare.
-    adapting: Adapting,
-    /// The state as all of these would have it, where that is another.
+    /// What is known of backends.
+    known: Known,
+    /// The state as that would have it, where that is another.
     adapted: Option<State>,
-    checked: BTreeMap<Target, Checked>,
-    down: BTreeMap<(ServiceId, SocketAddr), Down>,
-    /// Backends that somebody has forced down.
-    forced: BTreeMap<(ServiceId, SocketAddr), Down>,
     census: Census,
     /// The plan after the last sweep has settled slots.
     has_settled: bool,
@@ -189,18 +150,9 @@ impl<D: Dataplane> Core<D> {
             state: State::default(),
             told: false,
             edited: false,
-            asked: AllAsked::new(),
             chronicle: Told::default(),
-            tiers: Tiers::default(),
-            damped: Damped::default(),
-            outliers: Outliers::default(),
-            panics: Panics::default(),
-            slow: SlowStarts::default(),
-            adapting: Adapting::default(),
+            known: Known::default(),
             adapted: None,
-            checked: BTreeMap::new(),
-            down: BTreeMap::new(),
-            forced: BTreeMap::new(),
             census: Census::default(),
             has_settled: false,
             next_hops: BTreeMap::new(),
@@ -229,7 +181,7 @@ impl<D: Dataplane> Core<D> {
                         gone: false,
                         found,
                     };
-                    core.down.insert((id, member.address()), down);
+                    core.known.down.insert((id, member.address()), down);
                 }
             }
         }
@@ -295,26 +247,16 @@ impl<D: Dataplane> Core<D> {
         let keeps_flows = matches!(change, Change::EditService(..));
         let next = self.state.apply(change)?;
         let before = std::mem::replace(&mut self.state, next);
-        let (down, checked) = (self.down.clone(), self.checked.clone());
-        let (asked, tiers) = (self.asked.clone(), self.tiers.clone());
-        let (forced, slow) = (self.forced.clone(), self.slow.clone());
-        let (panics, damped) = (self.panics.clone(), self.damped.clone());
-        let adapting = self.adapting.clone();
-        let outliers = self.outliers.clone();
+        let known = self.known.clone();
         let untold = self.chronicle.untold();
         self.follow_leads(&before);
         self.forget_drained(&before);
         self.follow_admin(&before);
         if let Some(id) = released {
-            self.tiers.release(self.state.lead(id));
+            self.known.tiers.release(self.state.lead(id));
         }
         if let Err(error) = self.enforce_after(None, keeps_flows) {
-            (self.state, self.down, self.checked) = (before, down, checked);
-            (self.asked, self.tiers) = (asked, tiers);
-            (self.forced, self.slow) = (forced, slow);
-            (self.panics, self.damped) = (panics, damped);
-            self.adapting = adapting;
-            self.outliers = outliers;
+            (self.state, self.known) = (before, known);
             self.adapt();
             self.chronicle.unsay(untold);
             self.put_back();
@@ -322,13 +264,7 @@ impl<D: Dataplane> Core<D> {
         }
         self.told = true;
         self.chronicle.touch_all();
-        let keys = self.keys();
-        self.checked
-            .retain(|target, _| keys.contains(&(target.service, target.address)));
-        self.down.retain(|key, _| keys.contains(key));
-        self.damped.retain(&keys);
-        self.outliers.retain(&keys);
-        self.asked.retain(|key, _| keys.contains(key));
+        self.known.retain(&self.keys());
         Ok(())
     }
 
@@ -352,7 +288,7 @@ impl<D: Dataplane> Core<D> {
     /// is wanted of it now that it is known tells which.
     fn forget_drained(&mut self, before: &State) {
         let (state, layout) = (&self.state, &self.layout);
-        self.down.retain(|&(id, address), down| {
+        self.known.down.retain(|&(id, address), down| {
             let known = before
                 .service(id)
                 .is_some_and(|s| s.backend(address).is_some());
@@ -384,11 +320,11 @@ impl<D: Dataplane> Core<D> {
     ) -> Result<(), ChangeError> {
         let done = self.enforce_once(census, keeps_flows);
         // What no person has asked for may not stand in the way of everything else.
-        if matches!(done, Err(ChangeError::NoRoom(_))) && self.adapting.take_back() {
+        if matches!(done, Err(ChangeError::NoRoom(_))) && self.known.adapting.take_back() {
             return self.enforce_once(census, keeps_flows);
         }
         if done.is_ok() {
-            self.adapting.settle();
+            self.known.adapting.settle();
         }
         done
     }
@@ -460,7 +396,7 @@ impl<D: Dataplane> Core<D> {
             census,
             overflows: &overflows,
             traffic: &traffic,
-            sampling: &self.outliers.sampling,
+            sampling: &self.known.outliers.sampling,
             keeps_flows,
         };
         let plan = plan::plan(&self.layout, &inputs)?;
@@ -624,7 +560,7 @@ impl<D: Dataplane> Core<D> {
             smoothed: event.smoothed,
             checks: event.checks,
         };
-        self.checked.insert(event.target, checked);
+        self.known.checked.insert(event.target, checked);
         self.follow(event.target, event.condition, event.dead, failed) | asked
     }
 
@@ -632,9 +568,9 @@ impl<D: Dataplane> Core<D> {
     fn hear(&mut self, service: ServiceId, address: SocketAddr, asked: Asked) -> bool {
         let key = (service, address);
         let before = if asked == Asked::default() {
-            self.asked.remove(&key)
+            self.known.asked.remove(&key)
         } else {
-            self.asked.insert(key, asked)
+            self.known.asked.insert(key, asked)
         };
         before.unwrap_or_default() != asked
     }
@@ -646,14 +582,14 @@ impl<D: Dataplane> Core<D> {
         let key = (service, address);
         let live = self.liveness_of(key);
         if condition != Condition::Down {
-            let down = self.down.remove(&key);
+            let down = self.known.down.remove(&key);
             if down.is_some_and(|down| !down.found) {
                 self.count_recovery(key);
             }
             return down.is_some();
         }
         let now = self.dataplane.now();
-        let before = self.down.get(&key).copied();
+        let before = self.known.down.get(&key).copied();
         let proving = before.is_some_and(|before| before.found);
         if !proving || failed {
             self.count_failure(key, before.is_some());
@@ -665,7 +601,7 @@ impl<D: Dataplane> Core<D> {
             gone,
             found: proving && !failed,
         };
-        self.down.insert(key, down);
+        self.known.down.insert(key, down);
         let turned = self.judge(service);
         if self.liveness_of(key) == live {
             return turned;

@@ -98,7 +98,7 @@ impl Adapting {
 impl<D: Dataplane> Core<D> {
     /// Takes up pools whose weights are to follow how they fare, and forgets others.
     pub(super) fn turn_adapting(&mut self) {
-        let mut before = std::mem::take(&mut self.adapting.pools);
+        let mut before = std::mem::take(&mut self.known.adapting.pools);
         for service in self.state.services() {
             let lead = service.id;
             let Some(policy) = &service.adaptive else {
@@ -117,7 +117,7 @@ impl<D: Dataplane> Core<D> {
             }
             pool.from = policy.from;
             pool.shares.bound(policy);
-            self.adapting.pools.insert(lead, pool);
+            self.known.adapting.pools.insert(lead, pool);
         }
     }
 
@@ -126,7 +126,7 @@ impl<D: Dataplane> Core<D> {
     fn hand_over(&self, service: &Service, policy: &Adaptive, shares: &mut Shares) {
         let now = self.dataplane.now();
         for backend in &service.backends {
-            let asked = self.asked.get(&(service.id, backend.address));
+            let asked = self.known.asked.get(&(service.id, backend.address));
             let Some(asked @ 1..) = asked.and_then(|asked| asked.weight) else {
                 continue;
             };
@@ -184,13 +184,13 @@ impl<D: Dataplane> Core<D> {
     /// follow by [`Core::enforce`]. To be called once a second or so, and again as soon as others had their turn where
     /// [`Core::has_looks_left`]: rings are tried for one pool at a time, which takes long for many.
     pub fn look(&mut self) -> bool {
-        let leads: Vec<ServiceId> = self.adapting.pools.keys().copied().collect();
-        let last = self.adapting.last;
+        let leads: Vec<ServiceId> = self.known.adapting.pools.keys().copied().collect();
+        let last = self.known.adapting.last;
         let first = leads.partition_point(|&lead| last.is_some_and(|last| lead <= last));
-        self.adapting.left = false;
+        self.known.adapting.left = false;
         let (earlier, later) = leads.split_at(first);
         for (n, &lead) in later.iter().chain(earlier).enumerate() {
-            let Some(mut pool) = self.adapting.pools.remove(&lead) else {
+            let Some(mut pool) = self.known.adapting.pools.remove(&lead) else {
                 continue;
             };
             let service = self.state.service(lead);
@@ -199,17 +199,17 @@ impl<D: Dataplane> Core<D> {
                 Some((service, policy)) => self.look_at(service, &policy, &mut pool),
                 None => Looked::Nothing,
             };
-            self.adapting.pools.insert(lead, pool);
+            self.known.adapting.pools.insert(lead, pool);
             let changed = match looked {
                 Looked::Nothing => continue,
                 Looked::Held => false,
                 Looked::Changed(before) => {
-                    self.adapting.before.entry(lead).or_insert(before);
+                    self.known.adapting.before.entry(lead).or_insert(before);
                     true
                 }
             };
-            self.adapting.last = Some(lead);
-            self.adapting.left = n + 1 < leads.len();
+            self.known.adapting.last = Some(lead);
+            self.known.adapting.left = n + 1 < leads.len();
             return changed;
         }
         false
@@ -217,7 +217,7 @@ impl<D: Dataplane> Core<D> {
 
     /// Whether the last [`Core::look`] has left pools to the next one.
     pub fn has_looks_left(&self) -> bool {
-        self.adapting.left
+        self.known.adapting.left
     }
 
     fn look_at(&self, service: &Service, policy: &Adaptive, pool: &mut Pool) -> Looked {
@@ -235,7 +235,7 @@ impl<D: Dataplane> Core<D> {
             return Looked::Nothing;
         }
         pool.looked = now;
-        let over = asked::over(service, service.id, &self.asked);
+        let over = asked::over(service, service.id, &self.known.asked);
         let mut moves = Vec::new();
         for signs in self.signs(service, &over, policy, &pool.flows).values() {
             moves.extend(pool.shares.look(signs, policy, now));
@@ -263,7 +263,7 @@ impl<D: Dataplane> Core<D> {
 
     /// Whether a pool is in a state that will not last.
     fn is_unsettled(&self, lead: ServiceId) -> bool {
-        self.panics.has(lead) || self.slow.has_any(lead)
+        self.known.panics.has(lead) || self.known.slow.has_any(lead)
     }
 
     /// Flows in progress, as they are on average.
@@ -299,11 +299,11 @@ impl<D: Dataplane> Core<D> {
                 service: service.id,
                 address: backend.address,
             };
-            let checked = self.checked.get(&target);
+            let checked = self.known.checked.get(&target);
             let latency = checked.and_then(|checked| checked.smoothed);
             let flows = flows.get(&backend.address).and_then(Smooth::mean);
             let key: Key = (service.id, backend.address);
-            let asked = self.asked.get(&key).and_then(|asked| asked.weight);
+            let asked = self.known.asked.get(&key).and_then(|asked| asked.weight);
             let capacity = backend.max_connections.filter(|_| limited);
             Signs {
                 latency: latency.filter(|_| policy.from.latency),
@@ -353,8 +353,8 @@ impl<D: Dataplane> Core<D> {
 
     /// A backend's share, where its weight follows how it fares.
     pub(super) fn adaptive_status(&self, (lead, address): Key) -> Option<AdaptiveStatus> {
-        let standing = self.adapting.shares(lead)?.standing(address)?;
-        let checked = self.checked.get(&Target {
+        let standing = self.known.adapting.shares(lead)?.standing(address)?;
+        let checked = self.known.checked.get(&Target {
             service: lead,
             address,
         });
@@ -368,6 +368,6 @@ impl<D: Dataplane> Core<D> {
 
     /// How a pool's weights have followed so far, where they do.
     pub(super) fn adaptive_pool_status(&self, lead: ServiceId) -> Option<AdaptivePoolStatus> {
-        self.adapting.pools.get(&lead).map(|pool| pool.status)
+        self.known.adapting.pools.get(&lead).map(|pool| pool.status)
     }
 }

@@ -75,30 +75,35 @@ impl Damped {
 impl<D: Dataplane> Core<D> {
     /// Takes note that a backend that took flows fails its checks. Who was kept out waits anew, and that is all.
     pub(super) fn count_failure(&mut self, key: Key, was_down: bool) {
-        let waited = self.damped.held.remove(&key).is_some();
+        let waited = self.known.damped.held.remove(&key).is_some();
         let damping = self.damping_of(key.0);
         if !waited && !was_down && !damping.is_off() {
-            self.damped.flaps.entry(key).or_default().fail(damping);
+            self.known
+                .damped
+                .flaps
+                .entry(key)
+                .or_default()
+                .fail(damping);
         }
     }
 
     /// Takes note that a backend's checks pass again, and keeps it out where it has to wait.
     pub(super) fn count_recovery(&mut self, key: Key) {
         let (damping, now) = (self.damping_of(key.0), self.dataplane.now());
-        let Some(flaps) = self.damped.flaps.get_mut(&key) else {
+        let Some(flaps) = self.known.damped.flaps.get_mut(&key) else {
             return;
         };
         flaps.recover(now);
         if flaps.hold(damping).is_zero() {
             return;
         }
-        self.damped.held.insert(key, now);
-        self.damped.untold.insert(key);
+        self.known.damped.held.insert(key, now);
+        self.known.damped.untold.insert(key);
     }
 
     /// Tells who is kept out since the last time, once it is certain that they are: they may be needed.
     pub(super) fn tell_damped(&mut self) {
-        for key in std::mem::take(&mut self.damped.untold) {
+        for key in std::mem::take(&mut self.known.damped.untold) {
             if let Some(why) = self.kept_out(key) {
                 self.chronicle.note_damped(key, why);
             }
@@ -112,23 +117,26 @@ impl<D: Dataplane> Core<D> {
             let hold = ticks(self.hold_of(key));
             has_passed(hold, since, now).then_some(key)
         };
-        let over: Vec<Key> = self.damped.held.iter().filter_map(over).collect();
+        let over: Vec<Key> = self.known.damped.held.iter().filter_map(over).collect();
         for &key in &over {
-            self.damped.held.remove(&key);
+            self.known.damped.held.remove(&key);
             self.chronicle.touch(key);
-            if let Some(flaps) = self.damped.flaps.get_mut(&key) {
+            if let Some(flaps) = self.known.damped.flaps.get_mut(&key) {
                 flaps.recover(now);
             }
         }
-        let keys: Vec<Key> = self.damped.flaps.keys().copied().collect();
+        let keys: Vec<Key> = self.known.damped.flaps.keys().copied().collect();
         for key in keys {
             let damping = self.damping_of(key.0);
-            let well = !self.down.contains_key(&key) && !self.damped.waits(key);
-            if let Some(flaps) = self.damped.flaps.get_mut(&key).filter(|_| well) {
+            let well = !self.known.down.contains_key(&key) && !self.known.damped.waits(key);
+            if let Some(flaps) = self.known.damped.flaps.get_mut(&key).filter(|_| well) {
                 flaps.forgive(damping, now);
             }
         }
-        self.damped.flaps.retain(|_, flaps| flaps.failures > 0);
+        self.known
+            .damped
+            .flaps
+            .retain(|_, flaps| flaps.failures > 0);
         !over.is_empty()
     }
 
@@ -139,9 +147,9 @@ impl<D: Dataplane> Core<D> {
                 .service(lead)
                 .is_none_or(|s| s.flap_damping.is_off())
         };
-        let keys: Vec<Key> = self.damped.flaps.keys().copied().collect();
+        let keys: Vec<Key> = self.known.damped.flaps.keys().copied().collect();
         for key in keys.into_iter().filter(|key| off(key.0)) {
-            self.damped.forget(key);
+            self.known.damped.forget(key);
         }
     }
 
@@ -152,14 +160,14 @@ impl<D: Dataplane> Core<D> {
 
     /// How long a backend's checks have to pass.
     fn hold_of(&self, key: Key) -> Duration {
-        let flaps = self.damped.flaps.get(&key).copied();
+        let flaps = self.known.damped.flaps.get(&key).copied();
         flaps.unwrap_or_default().hold(self.damping_of(key.0))
     }
 
     /// Why a backend is kept out, where it is.
     pub(super) fn kept_out(&self, key: Key) -> Option<String> {
-        let failures = self.damped.flaps.get(&key)?.failures;
-        let holds = self.damped.holds(key);
+        let failures = self.known.damped.flaps.get(&key)?.failures;
+        let holds = self.known.damped.holds(key);
         holds.then(|| has_to_wait(failures, self.hold_of(key)))
     }
 
@@ -167,15 +175,17 @@ impl<D: Dataplane> Core<D> {
     pub(super) fn damping_status(&self, key: Key) -> DampingStatus {
         let now = self.dataplane.now();
         let since = self
+            .known
             .damped
             .held
             .get(&key)
-            .filter(|_| self.damped.holds(key));
+            .filter(|_| self.known.damped.holds(key));
         let left = since.map(|&since| {
             duration(ticks(self.hold_of(key)).saturating_sub(now.wrapping_sub(since)))
         });
         DampingStatus {
             failures: self
+                .known
                 .damped
                 .flaps
                 .get(&key)

@@ -8,7 +8,7 @@ use std::{
 
 use lb_common::tables::Tick;
 
-use super::{Core, Down};
+use super::{Core, known::Down};
 use crate::{
     dataplane::Dataplane,
     health::Target,
@@ -45,7 +45,7 @@ impl<D: Dataplane> Core<D> {
             let was = was.map(|backend| backend.admin);
             let admin = self.admin(key);
             if admin == Some(Admin::Down) {
-                let since = self.forced.get(&key).map_or(now, |down| down.since);
+                let since = self.known.forced.get(&key).map_or(now, |down| down.since);
                 forced.insert(key, down_since(since));
             }
             let maintained = |admin| admin == Some(Admin::Maintenance);
@@ -56,17 +56,17 @@ impl<D: Dataplane> Core<D> {
             }
             // Somebody has looked after it.
             if was != admin && (admin == Some(Admin::Up) || maintained(admin)) {
-                self.damped.forget(key);
-                self.outliers.forget(key);
+                self.known.damped.forget(key);
+                self.known.outliers.forget(key);
             }
         }
-        self.forced = forced;
+        self.known.forced = forced;
     }
 
     /// What the checks have said is of the time before.
     fn stop_checking(&mut self, key @ (service, address): Key) {
-        self.checked.remove(&Target { service, address });
-        self.asked.remove(&key);
+        self.known.checked.remove(&Target { service, address });
+        self.known.asked.remove(&key);
     }
 
     /// Who comes back from maintenance has to pass its checks first. Where it was down already, only the
@@ -78,14 +78,16 @@ impl<D: Dataplane> Core<D> {
                 found: true,
                 ..down_since(now)
             };
-            self.down.entry(key).or_insert(new).since = now;
+            self.known.down.entry(key).or_insert(new).since = now;
         }
     }
 
     /// What is left of every backend that is not up.
     pub(super) fn liveness(&self) -> BTreeMap<Key, Liveness> {
-        let keys = self.down.keys().chain(self.forced.keys());
-        let keys = keys.chain(self.damped.keys()).chain(self.outliers.keys());
+        let keys = self.known.down.keys().chain(self.known.forced.keys());
+        let keys = keys
+            .chain(self.known.damped.keys())
+            .chain(self.known.outliers.keys());
         keys.filter_map(|&key| Some((key, self.liveness_of(key)?)))
             .collect()
     }
@@ -101,11 +103,11 @@ impl<D: Dataplane> Core<D> {
         key: Key,
         admin: impl FnOnce() -> Option<Admin>,
     ) -> Option<Liveness> {
-        let found = self.down.get(&key).filter(|_| !self.panics.uses(key));
-        let ejected = self.outliers.waits(key) && !self.damped.spared.contains(&key.0);
+        let found = self.known.down.get(&key).filter(|_| !self.known.panics.uses(key));
+        let ejected = self.known.outliers.waits(key) && !self.known.damped.spared.contains(&key.0);
         // Never dead for that: it may be alive.
-        let held = (self.damped.holds(key) || ejected).then_some(Liveness::Down);
-        let forced = self.forced.get(&key);
+        let held = (self.known.damped.holds(key) || ejected).then_some(Liveness::Down);
+        let forced = self.known.forced.get(&key);
         if found.is_none() && held.is_none() && forced.is_none() {
             return None;
         }
@@ -131,13 +133,13 @@ impl<D: Dataplane> Core<D> {
     pub(super) fn mark_the_long_down(&mut self) -> Vec<Key> {
         let now = self.dataplane.now();
         let mut dead = Vec::new();
-        for (&key, down) in self.down.iter_mut().chain(&mut self.forced) {
+        for (&key, down) in self.known.down.iter_mut().chain(&mut self.known.forced) {
             let Some(service) = self.state.service(key.0) else {
                 continue;
             };
             // Nobody looks whether it still is; or it takes flows all the same.
             let admin = service.backend(key.1).map(|backend| backend.admin);
-            if admin == Some(Admin::Maintenance) || self.panics.uses(key) {
+            if admin == Some(Admin::Maintenance) || self.known.panics.uses(key) {
                 continue;
             }
             let passed = has_passed(ticks(service.dead_after), down.since, now);

@@ -130,8 +130,8 @@ impl<D: Dataplane> Core<D> {
 
     fn survey(&mut self, pools: &[(ServiceId, Passive)]) -> Result<bool, DataplaneError> {
         let now = self.dataplane.now();
-        if has_passed(ticks(LOOK_THROUGH), self.outliers.looked, now) {
-            self.outliers.looked = now;
+        if has_passed(ticks(LOOK_THROUGH), self.known.outliers.looked, now) {
+            self.known.outliers.looked = now;
             self.look_through(pools, now)?;
         }
         let mut turned = false;
@@ -178,7 +178,7 @@ impl<D: Dataplane> Core<D> {
             let counters = self.looked_at(lead).into_iter().map(|w| w.counters);
             patience.extend(counters.map(|counters| (counters, ticks(passive.handshake))));
         }
-        let stalled = &mut self.outliers.stalled;
+        let stalled = &mut self.known.outliers.stalled;
         stalled.retain(|counters, _| patience.contains_key(counters));
         self.dataplane.end_handshakes(&mut |handshake: &Handshake| {
             let since = (handshake.since >> TICK_SHIFT) as Tick;
@@ -212,13 +212,14 @@ impl<D: Dataplane> Core<D> {
             why: String::new(),
         };
         let kept = self
+            .known
             .outliers
             .kept
             .entry((lead, watched.address))
             .or_insert_with(new);
         if kept.counters != watched.counters {
             *kept = new();
-            self.outliers.out.remove(&(lead, watched.address));
+            self.known.outliers.out.remove(&(lead, watched.address));
             self.chronicle.touch((lead, watched.address));
         }
         kept.outlier.take(shown, watched.takes, passive, now);
@@ -226,7 +227,13 @@ impl<D: Dataplane> Core<D> {
     }
 
     fn shown(&self, counters: u32, signs: &Signs) -> Shown {
-        let stalled = self.outliers.stalled.get(&counters).copied().unwrap_or(0);
+        let stalled = self
+            .known
+            .outliers
+            .stalled
+            .get(&counters)
+            .copied()
+            .unwrap_or(0);
         Shown {
             accepted: signs.accepted,
             refused: signs.refused + signs.unreachable,
@@ -241,7 +248,7 @@ impl<D: Dataplane> Core<D> {
             return false;
         };
         let places = self.places(service);
-        let of_pool = self.outliers.kept.range_mut(of_pool(lead));
+        let of_pool = self.known.outliers.kept.range_mut(of_pool(lead));
         let mut pool: BTreeMap<SocketAddr, &mut Outlier> = of_pool
             .map(|(&(_, address), kept)| (address, &mut kept.outlier))
             .collect();
@@ -270,11 +277,11 @@ impl<D: Dataplane> Core<D> {
         };
         let key = (lead, address);
         self.chronicle.touch(key);
-        if let Some(kept) = self.outliers.kept.get_mut(&key) {
+        if let Some(kept) = self.known.outliers.kept.get_mut(&key) {
             kept.why = why;
             match kept.outlier.ejected {
-                Some(_) => self.outliers.out.insert(key),
-                None => self.outliers.out.remove(&key),
+                Some(_) => self.known.outliers.out.insert(key),
+                None => self.known.outliers.out.remove(&key),
             };
         }
     }
@@ -304,8 +311,8 @@ impl<D: Dataplane> Core<D> {
             service: service.id,
             address: backend.address,
         };
-        let down = self.down.contains_key(&(service.id, backend.address));
-        let checked = self.checked.get(&target);
+        let down = self.known.down.contains_key(&(service.id, backend.address));
+        let checked = self.known.checked.get(&target);
         !down && checked.is_none_or(|checked| checked.condition == Condition::Up)
     }
 
@@ -315,7 +322,7 @@ impl<D: Dataplane> Core<D> {
         if service.is_none_or(|service| !service.watches_handshakes()) {
             return Ok(false);
         }
-        let before = self.outliers.begun.get(&lead).copied();
+        let before = self.known.outliers.begun.get(&lead).copied();
         if before.is_some_and(|(since, _)| !has_passed(SECOND, since, now)) {
             return Ok(false);
         }
@@ -325,7 +332,7 @@ impl<D: Dataplane> Core<D> {
                 begun += self.dataplane.service_counters(index)?.flows;
             }
         }
-        self.outliers.begun.insert(lead, (now, begun));
+        self.known.outliers.begun.insert(lead, (now, begun));
         let Some((since, had)) = before else {
             return Ok(false);
         };
@@ -333,26 +340,31 @@ impl<D: Dataplane> Core<D> {
         let rate = begun.saturating_sub(had) * u64::from(SECOND) / time;
         let is = self.sampling_of(lead);
         let next = outlier::next_sampling(is, rate);
-        self.outliers.sampling.insert(lead, next);
+        self.known.outliers.sampling.insert(lead, next);
         Ok(next != is)
     }
 
     fn sampling_of(&self, lead: ServiceId) -> u8 {
-        self.outliers.sampling.get(&lead).copied().unwrap_or(1)
+        self.known
+            .outliers
+            .sampling
+            .get(&lead)
+            .copied()
+            .unwrap_or(1)
     }
 
     /// Lets everybody in of services that look at packets no more.
     pub(super) fn stop_watching(&mut self) {
         let on: BTreeSet<ServiceId> = self.watched_pools().iter().map(|(lead, _)| *lead).collect();
-        self.outliers.kept.retain(|(lead, _), _| on.contains(lead));
-        self.outliers.out.retain(|(lead, _)| on.contains(lead));
-        self.outliers.sampling.retain(|lead, _| on.contains(lead));
-        self.outliers.begun.retain(|lead, _| on.contains(lead));
+        self.known.outliers.kept.retain(|(lead, _), _| on.contains(lead));
+        self.known.outliers.out.retain(|(lead, _)| on.contains(lead));
+        self.known.outliers.sampling.retain(|lead, _| on.contains(lead));
+        self.known.outliers.begun.retain(|lead, _| on.contains(lead));
     }
 
     /// Whether a backend is kept out.
     pub(super) fn is_ejected(&self, key: Key) -> bool {
-        let waits = self.outliers.waits(key) && !self.damped.spared.contains(&key.0);
+        let waits = self.known.outliers.waits(key) && !self.known.damped.spared.contains(&key.0);
         waits && self.admin(key) != Some(Admin::Up)
     }
 
@@ -364,7 +376,7 @@ impl<D: Dataplane> Core<D> {
 
     /// Why a backend is kept out, where it is.
     pub(super) fn ejected_for(&self, key: Key) -> Option<String> {
-        let kept = self.outliers.kept.get(&key)?;
+        let kept = self.known.outliers.kept.get(&key)?;
         let hold = self.hold_of_outlier(key, &kept.outlier)?;
         let hold = humantime::format_duration(hold);
         let why = &kept.why;
@@ -374,7 +386,7 @@ impl<D: Dataplane> Core<D> {
 
     /// What packets show of a backend, where they are looked at.
     pub(super) fn passive_status(&self, key: Key) -> Option<PassiveStatus> {
-        let kept = self.outliers.kept.get(&key)?;
+        let kept = self.known.outliers.kept.get(&key)?;
         let signs = self.dataplane.signs(kept.counters).unwrap_or_default();
         let shown = self.shown(kept.counters, &signs);
         let now = self.dataplane.now();

@@ -74,10 +74,10 @@ impl<D: Dataplane> Core<D> {
         let services = self.state.services();
         let firsts = services.filter(|service| self.state.lead(service.id) == service.id);
         let may =
-            firsts.filter(|s| s.panic_below > 0 || self.panics.has(s.id) || self.keeps_out(s.id));
+            firsts.filter(|s| s.panic_below > 0 || self.known.panics.has(s.id) || self.keeps_out(s.id));
         let leads: BTreeSet<_> = may.map(|service| service.id).collect();
-        self.panics.0.retain(|lead, _| leads.contains(lead));
-        self.damped.spared.retain(|lead| leads.contains(lead));
+        self.known.panics.0.retain(|lead, _| leads.contains(lead));
+        self.known.damped.spared.retain(|lead| leads.contains(lead));
         for lead in leads {
             self.judge(lead);
         }
@@ -89,26 +89,26 @@ impl<D: Dataplane> Core<D> {
             return false;
         };
         let below = service.panic_below;
-        let spared = self.damped.spared.contains(&lead);
-        if below == 0 && !self.panics.has(lead) && !self.keeps_out(lead) && !spared {
+        let spared = self.known.damped.spared.contains(&lead);
+        if below == 0 && !self.known.panics.has(lead) && !self.keeps_out(lead) && !spared {
             return false;
         }
         let (spares, after) = self.verdict(service);
         let spared = match spares {
-            true => self.damped.spared.insert(lead),
-            false => self.damped.spared.remove(&lead),
+            true => self.known.damped.spared.insert(lead),
+            false => self.known.damped.spared.remove(&lead),
         };
         if spared {
             self.chronicle.touch_all();
         }
         let before = match after {
-            Some(after) => self.panics.0.insert(lead, after),
-            None => self.panics.0.remove(&lead),
+            Some(after) => self.known.panics.0.insert(lead, after),
+            None => self.known.panics.0.remove(&lead),
         };
         if let Some(before) = &before {
             self.leave(lead, &before.used);
         }
-        match (&before, self.panics.0.get(&lead)) {
+        match (&before, self.known.panics.0.get(&lead)) {
             (None, Some(panic)) => {
                 let (healthy, used) = (panic.healthy.percent(), panic.used.len());
                 let text = format!(
@@ -128,7 +128,7 @@ impl<D: Dataplane> Core<D> {
 
     /// Whether anybody of a pool would be kept out although its checks pass.
     fn keeps_out(&self, lead: ServiceId) -> bool {
-        self.damped.has(lead) || self.outliers.has(lead)
+        self.known.damped.has(lead) || self.known.outliers.has(lead)
     }
 
     /// Whether nobody is kept out of a pool for having failed too often or for what packets show, and its panic.
@@ -173,10 +173,17 @@ impl<D: Dataplane> Core<D> {
             let weight = weights.entry(backend.tier).or_default();
             let own = service.counted_weight(backend);
             weight.all += own;
-            match self.down.get(&key).filter(|_| backend.admin != Admin::Up) {
+            match self
+                .known
+                .down
+                .get(&key)
+                .filter(|_| backend.admin != Admin::Up)
+            {
                 Some(down) if down.gone => {}
                 Some(_) => used.entry(backend.tier).or_default().push(backend.address),
-                None if with_held || !(self.damped.waits(key) || self.outliers.waits(key)) => {
+                None if with_held
+                    || !(self.known.damped.waits(key) || self.known.outliers.waits(key)) =>
+                {
                     weight.healthy += own;
                 }
                 None => {}
@@ -187,7 +194,7 @@ impl<D: Dataplane> Core<D> {
 
     /// Whether nobody keeps a backend out, neither people nor its agent.
     pub(super) fn is_eligible(&self, key: Key, backend: &Backend) -> bool {
-        let asked = self.asked.get(&key);
+        let asked = self.known.asked.get(&key);
         let drains = asked.is_some_and(|asked| asked.drains() || asked.weight == Some(0));
         backend.is_wanted() && (backend.admin == Admin::Up || !drains)
     }
@@ -197,10 +204,10 @@ impl<D: Dataplane> Core<D> {
     fn leave(&mut self, lead: ServiceId, used: &BTreeSet<SocketAddr>) {
         let now = self.dataplane.now();
         for &address in used {
-            if self.panics.uses((lead, address)) {
+            if self.known.panics.uses((lead, address)) {
                 continue;
             }
-            if let Some(down) = self.down.get_mut(&(lead, address)) {
+            if let Some(down) = self.known.down.get_mut(&(lead, address)) {
                 (down.since, down.dead) = (now, down.gone);
             }
         }

@@ -68,14 +68,14 @@ impl SlowStarts {
 impl<D: Dataplane> Core<D> {
     /// Whether any backend's weight grows, so that [`Core::step`] has something to do.
     pub fn is_ramping(&self) -> bool {
-        !self.slow.ramps.is_empty()
+        !self.known.slow.ramps.is_empty()
     }
 
     /// Whether a backend has come to its next part of its weight, so that the maps must follow by
     /// [`Core::enforce`].
     pub fn step(&self) -> bool {
         let now = self.dataplane.now();
-        let mut ramps = self.slow.ramps.iter();
+        let mut ramps = self.known.slow.ramps.iter();
         ramps.any(|(&(lead, _), ramp)| {
             let slow = self.state.service(lead).map(|service| service.slow_start);
             let next = slow.and_then(|slow| ramp.go_on(slow, now));
@@ -85,7 +85,7 @@ impl<D: Dataplane> Core<D> {
 
     /// Begins, goes on with and ends what grows; `asked` is the state as its backends' agents would have it.
     pub(super) fn turn_ramps(&mut self, asked: Option<&State>) {
-        let mut before = std::mem::take(&mut self.slow);
+        let mut before = std::mem::take(&mut self.known.slow);
         let mut after = SlowStarts::default();
         for service in self.state.services() {
             let lead = service.id;
@@ -108,7 +108,7 @@ impl<D: Dataplane> Core<D> {
         for &key in turned.filter(|key| before.has(**key) != after.has(**key)) {
             self.chronicle.touch(key);
         }
-        self.slow = after;
+        self.known.slow = after;
     }
 
     fn turn_pool(
@@ -121,7 +121,7 @@ impl<D: Dataplane> Core<D> {
         let (slow, now) = (service.slow_start, self.dataplane.now());
         let were = before.pools.get(&service.id);
         let was = |address| were.and_then(|were| were.get(&address).copied());
-        if self.panics.has(service.id) {
+        if self.known.panics.has(service.id) {
             return;
         }
         let served = were.is_some_and(|were| were.values().any(|&fit| fit));
@@ -168,7 +168,7 @@ impl<D: Dataplane> Core<D> {
 
     /// How far a backend's weight has grown, where it does.
     pub(super) fn slow_start_status(&self, service: &Service, key: Key) -> Option<SlowStartStatus> {
-        let ramp = self.slow.ramps.get(&key)?;
+        let ramp = self.known.slow.ramps.get(&key)?;
         let left = ramp.left(service.slow_start, self.dataplane.now());
         Some(SlowStartStatus {
             percent: ramp.percent,

@@ -50,7 +50,7 @@ impl Tiers {
 impl<D: Dataplane> Core<D> {
     /// Has everything laid over the state anew, as it and health are now.
     pub(super) fn adapt(&mut self) {
-        let asked = asked::lay_over(&self.state, &self.asked);
+        let asked = asked::lay_over(&self.state, &self.known.asked);
         self.stop_damping();
         self.stop_watching();
         self.judge_all();
@@ -66,7 +66,7 @@ impl<D: Dataplane> Core<D> {
     /// Whether a tier has waited long enough for its failback.
     pub(super) fn failback_is_due(&self) -> bool {
         let now = self.dataplane.now();
-        let mut machines = self.tiers.machines.iter();
+        let mut machines = self.known.tiers.machines.iter();
         machines.any(|(&lead, machine)| {
             let service = self.state.service(lead);
             service.is_some_and(|service| machine.is_due(service.failback, now))
@@ -74,7 +74,7 @@ impl<D: Dataplane> Core<D> {
     }
 
     fn turn_tiers(&mut self, asked: Option<&State>) {
-        let mut before = std::mem::take(&mut self.tiers);
+        let mut before = std::mem::take(&mut self.known.tiers);
         let now = self.dataplane.now();
         let (mut after, mut news) = (Tiers::default(), Vec::new());
         for service in self.state.services() {
@@ -91,12 +91,12 @@ impl<D: Dataplane> Core<D> {
             };
             let mut machine = before.machines.remove(&lead).unwrap_or_default();
             let shares = machine.turn(&weights, policy, now);
-            let shares = self.panics.shares(lead).cloned().unwrap_or(shares);
+            let shares = self.known.panics.shares(lead).cloned().unwrap_or(shares);
             news.push((lead, before.shares.remove(&lead), shares.clone()));
             after.machines.insert(lead, machine);
             after.shares.insert(lead, shares);
         }
-        self.tiers = after;
+        self.known.tiers = after;
         for (lead, before, after) in news {
             self.chronicle.note_shares(lead, before.as_ref(), &after);
         }
@@ -104,11 +104,11 @@ impl<D: Dataplane> Core<D> {
 
     /// Why a tier gets no new flows, where it gets none.
     pub(super) fn stands_by(&self, service: &Service, tier: u8) -> Option<String> {
-        let shares = self.tiers.shares.get(&service.id)?;
+        let shares = self.known.tiers.shares.get(&service.id)?;
         if shares.get(&tier).is_none_or(|&share| share > 0) {
             return None;
         }
-        let machine = self.tiers.machines.get(&service.id);
+        let machine = self.known.tiers.machines.get(&service.id);
         Some(if tier < service.from_tier {
             format!("failed over to tier {} by hand", service.from_tier)
         } else if machine.is_some_and(|machine| machine.waits(tier)) {
@@ -124,13 +124,13 @@ impl<D: Dataplane> Core<D> {
         let mut weights: BTreeMap<u8, Weight> = BTreeMap::new();
         for (backend, now) in service.backends.iter().zip(&over.backends) {
             let key = (service.id, backend.address);
-            let asked = self.asked.get(&key);
+            let asked = self.known.asked.get(&key);
             let percent = asked.and_then(|asked| asked.weight).unwrap_or(100).min(100);
             let own = service.counted_weight(backend);
             let weight = weights.entry(backend.tier).or_default();
-            weight.all += own * 100 * u64::from(self.slow.counted(key));
+            weight.all += own * 100 * u64::from(self.known.slow.counted(key));
             if self.is_healthy(service, now) {
-                let grown = u64::from(self.slow.percent(key));
+                let grown = u64::from(self.known.slow.percent(key));
                 weight.healthy += own * u64::from(percent) * grown;
             }
         }
@@ -147,18 +147,21 @@ impl<D: Dataplane> Core<D> {
     /// The same, where nobody is used against what its checks say.
     fn is_healthy(&self, service: &Service, backend: &Backend) -> bool {
         let lead = self.state.lead(service.id);
-        self.is_fit(service, backend) && !self.panics.uses((lead, backend.address))
+        self.is_fit(service, backend) && !self.known.panics.uses((lead, backend.address))
     }
 
     /// Whether a backend's agent asks that it take no new flows.
     pub(super) fn drains(&self, key: Key) -> bool {
-        self.asked.get(&key).is_some_and(|asked| asked.drains())
+        self.known
+            .asked
+            .get(&key)
+            .is_some_and(|asked| asked.drains())
     }
 
     fn lay_tiers_over(&self, state: &State) -> Option<State> {
         let mut services: BTreeMap<ServiceId, Service> = BTreeMap::new();
         for service in state.services() {
-            let shares = self.tiers.shares(state.lead(service.id));
+            let shares = self.known.tiers.shares(state.lead(service.id));
             if let Some(shares) = shares {
                 let fit = |backend: &Backend| self.is_fit(service, backend);
                 let mut over = service.clone();
@@ -172,10 +175,10 @@ impl<D: Dataplane> Core<D> {
     /// A service's tiers, where it has more than one.
     pub(super) fn tier_status(&self, service: &Service) -> Vec<TierStatus> {
         let lead = self.state.lead(service.id);
-        let Some(shares) = self.tiers.shares.get(&lead) else {
+        let Some(shares) = self.known.tiers.shares.get(&lead) else {
             return Vec::new();
         };
-        let machine = self.tiers.machines.get(&lead);
+        let machine = self.known.tiers.machines.get(&lead);
         let status = |(&number, &share)| {
             let backends = service.backends.iter().filter(|b| b.tier == number);
             let fit = |b: &&Backend| self.is_healthy(service, b) && !self.drains((lead, b.address));

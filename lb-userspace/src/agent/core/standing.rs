@@ -150,7 +150,11 @@ impl<D: Dataplane> Core<D> {
             service: key.0,
             address: key.1,
         };
-        let error = self.checked.get(&target).and_then(|c| c.error.clone());
+        let error = self
+            .known
+            .checked
+            .get(&target)
+            .and_then(|c| c.error.clone());
         let by_hand = |state| Some((state, "by hand".to_owned()));
         match backend.admin {
             Admin::Maintenance => return by_hand(BackendState::Maintenance),
@@ -166,7 +170,7 @@ impl<D: Dataplane> Core<D> {
         if let Some(reason) = self.ejected_for(key) {
             return Some((BackendState::Down, reason));
         }
-        let used = self.panics.uses(key);
+        let used = self.known.panics.uses(key);
         if used || self.liveness_of(key).is_some() {
             let unchecked = "it has to pass its checks first".to_owned();
             let used = if used { "; takes flows in panic" } else { "" };
@@ -207,6 +211,7 @@ impl<D: Dataplane> Core<D> {
                     false => "its checks pass",
                 };
                 let slow = self
+                    .known
                     .slow
                     .has((self.state.lead(service.id), backend.address));
                 let slow = if slow { "; its weight grows" } else { "" };

@@ -124,7 +124,7 @@ impl<D: Dataplane> Core<D> {
                 }),
             lead: self.state.lead(service.id),
             tiers: self.tier_status(service),
-            panic: self.panics.status(self.state.lead(service.id)),
+            panic: self.known.panics.status(self.state.lead(service.id)),
             adaptive: self.adaptive_pool_status(self.state.lead(service.id)),
             traffic: traffic(counters),
             backends,
@@ -142,7 +142,7 @@ impl<D: Dataplane> Core<D> {
         let (address, lead) = (backend.address, self.state.lead(service.id));
         let member = placed.map(|(_, (_, member))| member);
         let counters = member.map(|m| self.dataplane.backend_counters(m.backend.counters));
-        let checked = self.checked.get(&Target {
+        let checked = self.known.checked.get(&Target {
             service: lead,
             address,
         });
@@ -166,6 +166,7 @@ impl<D: Dataplane> Core<D> {
             latency: checked.and_then(|checked| checked.latency),
             checks: checked.map_or_else(Vec::new, |checked| checked.checks.clone()),
             asked: self
+                .known
                 .asked
                 .get(&(lead, address))
                 .copied()

@@ -83,13 +83,13 @@ impl<D: Dataplane> Core<D> {
 
     pub(super) fn condition(&self, service: &Service, address: SocketAddr) -> Condition {
         let lead = self.state.lead(service.id);
-        let checked = self.checked.get(&Target {
+        let checked = self.known.checked.get(&Target {
             service: lead,
             address,
         });
         match checked {
             Some(checked) => checked.condition,
-            None if self.down.contains_key(&(lead, address)) => Condition::Down,
+            None if self.known.down.contains_key(&(lead, address)) => Condition::Down,
             None if service.health.is_none() => Condition::Up,
             None => Condition::Starting,
         }
@@ -104,18 +104,7 @@ impl<D: Dataplane> Core<D> {
             .map(|service| (before.lead(service.id), self.state.lead(service.id)))
             .filter(|&(_, now)| before.service(now).is_none() || before.lead(now) != now)
             .collect();
-        self.tiers.follow(&leads);
-        self.slow.follow(&leads);
-        self.adapting.follow(&leads);
-        self.panics.follow(&leads);
-        self.damped.follow(&leads);
-        self.outliers.follow(&leads);
-        let under = |(_, address), now| (now, address);
-        inherit(&mut self.down, &leads, |(lead, _)| lead, under);
-        inherit(&mut self.forced, &leads, |(lead, _)| lead, under);
-        inherit(&mut self.asked, &leads, |(lead, _)| lead, under);
-        let under = |target, service| Target { service, ..target };
-        inherit(&mut self.checked, &leads, |target| target.service, under);
+        self.known.follow(&leads);
     }
 }
 

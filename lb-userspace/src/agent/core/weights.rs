@@ -42,18 +42,18 @@ impl<D: Dataplane> Core<D> {
     /// What of a backend's weight is in effect.
     pub(super) fn parts(&self, service: &Service, address: SocketAddr) -> Parts {
         let lead = self.state.lead(service.id);
-        self.parts_with(service, (lead, address), self.adapting.shares(lead))
+        self.parts_with(service, (lead, address), self.known.adapting.shares(lead))
     }
 
     fn parts_with(&self, service: &Service, key: Key, shares: Option<&Shares>) -> Parts {
-        let asked = self.asked.get(&key).and_then(|asked| asked.weight);
+        let asked = self.known.asked.get(&key).and_then(|asked| asked.weight);
         Parts {
             // What comes to the same over the share is not to come twice.
             asked: match asked {
                 Some(1..) if service.hears_agents() => ALL,
                 asked => asked.unwrap_or(ALL),
             },
-            grown: self.slow.percent(key).into(),
+            grown: self.known.slow.percent(key).into(),
             adapted: shares.map_or(ALL, |shares| shares.percent(key.1)),
         }
     }
@@ -64,11 +64,11 @@ impl<D: Dataplane> Core<D> {
         let mut services = BTreeMap::new();
         for service in state.services() {
             let lead = state.lead(service.id);
-            if !self.slow.has_pool(lead) && self.adapting.shares(lead).is_none() {
+            if !self.known.slow.has_pool(lead) && self.known.adapting.shares(lead).is_none() {
                 continue;
             }
             let mut over = service.clone();
-            if self.weigh_in(&mut over, self.adapting.shares(lead)) {
+            if self.weigh_in(&mut over, self.known.adapting.shares(lead)) {
                 services.insert(service.id, over);
             }
         }
@@ -101,7 +101,7 @@ impl<D: Dataplane> Core<D> {
     pub(super) fn laid_over_with(&self, asked: &Service, shares: &Shares) -> Service {
         let mut over = asked.clone();
         self.weigh_in(&mut over, Some(shares));
-        if let Some(tiers) = self.tiers.shares(self.state.lead(over.id)) {
+        if let Some(tiers) = self.known.tiers.shares(self.state.lead(over.id)) {
             standby::share_out(&mut over, tiers, |backend| self.is_fit(asked, backend));
         }
         over
