@@ -6,6 +6,7 @@
 pub mod adaptive;
 mod core;
 pub mod damping;
+pub mod history;
 pub mod journal;
 pub mod outlier;
 pub mod panic;

@@ -31,6 +31,11 @@ pub fn socket_path(name: &str) -> PathBuf {
     Path::new(RUN_DIR).join(format!("{name}.sock"))
 }
 
+/// Where the instance `name` keeps what it knows against backends.
+pub fn history_path(name: &str) -> PathBuf {
+    Path::new(RUN_DIR).join(format!("{name}.history.json"))
+}
+
 /// Where the instance `name` keeps its state, wherever its socket is.
 pub fn state_path(name: &str) -> PathBuf {
     Path::new(RUN_DIR).join(format!("{name}.state.json"))

@@ -30,12 +30,20 @@ pub struct Stored {
 /// For the owner alone: headers and arguments of checks may be secrets.
 const MODE: u32 = 0o600;
 
-/// Keeps `stored` at `path`, in a directory that is made where it is missing; a reader sees the old
-/// or the new, never a part, and has to be the owner.
+/// Keeps `stored` at `path`, as [`write`] does.
 ///
 /// # Errors
 /// The file cannot be written.
 pub fn save(path: &Path, stored: &Stored) -> io::Result<()> {
+    write(path, &serde_json::to_vec(stored)?)
+}
+
+/// Writes a file at `path`, in a directory that is made where it is missing; a reader sees the old
+/// or the new, never a part, and has to be the owner.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn write(path: &Path, content: &[u8]) -> io::Result<()> {
     if let Some(parent) = path.parent() {
         DirBuilder::new()
             .recursive(true)
@@ -52,8 +60,19 @@ pub fn save(path: &Path, stored: &Stored) -> io::Result<()> {
         .open(&temporary)?;
     // Another agent's may have been left there, open to all.
     file.set_permissions(Permissions::from_mode(MODE))?;
-    file.write_all(&serde_json::to_vec(stored)?)?;
+    file.write_all(content)?;
     fs::rename(temporary, path)
+}
+
+/// Removes a file, where it is there.
+///
+/// # Errors
+/// It stays.
+pub fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// What was kept at `path` under the same configuration, if anything.

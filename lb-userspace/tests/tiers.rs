@@ -16,11 +16,10 @@ use lb_userspace::{
     dataplane::memory::MemoryDataplane,
     health::{Event, Target},
     model::{Admin, Change, Failback, ModelError, Service, ServiceId, Settings},
-    plan::ticks,
     snapshot::{Condition, EventFilter},
 };
 
-use crate::reach::{asking, memory, reached};
+use crate::reach::{asking, left_behind, memory, reached, wind};
 
 const VIP: &str = "10.0.0.1:80/tcp";
 
@@ -47,11 +46,16 @@ fn over(memory: MemoryDataplane, keys: &str) -> Core<MemoryDataplane> {
 }
 
 fn with_services(memory: MemoryDataplane, services: Vec<Service>) -> Core<MemoryDataplane> {
+    let mut core = empty(memory);
+    core.change(Change::Replace(services)).unwrap();
+    core
+}
+
+fn empty(memory: MemoryDataplane) -> Core<MemoryDataplane> {
     let mut core = Core::new("tiers".to_owned(), Tunnel::default(), memory).unwrap();
     for n in 1..=4 {
         core.network(reached(address(n).ip(), 1));
     }
-    core.change(Change::Replace(services)).unwrap();
     core
 }
 
@@ -62,6 +66,20 @@ fn start(keys: &str) -> Core<MemoryDataplane> {
 /// Another agent over the same maps.
 fn restart(mut core: Core<MemoryDataplane>, keys: &str) -> Core<MemoryDataplane> {
     over(std::mem::take(core.dataplane_mut()), keys)
+}
+
+/// The same after so long a time, and with what the former one has left to it.
+fn restart_after(
+    mut core: Core<MemoryDataplane>,
+    keys: &str,
+    away: Duration,
+) -> Core<MemoryDataplane> {
+    let history = left_behind(&core, away);
+    let mut next = empty(std::mem::take(core.dataplane_mut()));
+    next.recall(history);
+    let services = config::parse(&text(keys), "test").unwrap().services;
+    next.change(Change::Replace(services)).unwrap();
+    next
 }
 
 fn check(core: &mut Core<MemoryDataplane>, n: u8, condition: Condition) {
@@ -87,8 +105,7 @@ fn up(core: &mut Core<MemoryDataplane>, n: u8) {
 
 /// Time passes, and the agent looks at its watch.
 fn pass(core: &mut Core<MemoryDataplane>, time: Duration) {
-    let clock = &core.dataplane().tables.time;
-    clock.set(clock.get() + ticks(time));
+    wind(core, time);
     if core.age() {
         core.enforce().unwrap();
     }
@@ -182,6 +199,53 @@ fn manual_failback_waits_for_its_word_across_a_restart() {
     (1..=4).for_each(|n| up(&mut core, n));
     assert_eq!(shares(&core), [0, 0, 100, 0]);
     fail_over(&mut core, 0);
+    assert_eq!(shares(&core), [50, 50, 0, 0]);
+}
+
+#[test]
+fn a_failback_that_waits_goes_on_waiting_over_a_restart_and_no_longer_than_without() {
+    const WAITING: &str = "failback = \"60s\"";
+    let mut core = start(WAITING);
+    (1..=2).for_each(|n| down(&mut core, n));
+    (1..=2).for_each(|n| up(&mut core, n));
+    pass(&mut core, Duration::from_secs(20));
+    let mut core = restart_after(core, WAITING, Duration::from_secs(30));
+    assert_eq!(shares(&core), [0, 0, 100, 0]);
+    let status = core.service(id()).unwrap();
+    assert!(status.tiers[0].waits, "{:?}", status.tiers);
+    // Before any check has said anything.
+    pass(&mut core, Duration::from_secs(5));
+    assert_eq!(shares(&core), [0, 0, 100, 0]);
+    (1..=4).for_each(|n| up(&mut core, n));
+    pass(&mut core, Duration::from_secs(6));
+    assert_eq!(shares(&core), [50, 50, 0, 0]);
+}
+
+#[test]
+fn a_tier_that_has_a_part_of_its_flows_waits_for_its_word_over_a_restart() {
+    const MANUAL: &str = "failback = \"manual\"";
+    let mut core = start(MANUAL);
+    down(&mut core, 1);
+    up(&mut core, 1);
+    assert_eq!(shares(&core), [36, 36, 29, 0]);
+    let mut core = restart_after(core, MANUAL, Duration::from_secs(1));
+    assert_eq!(shares(&core), [36, 36, 29, 0]);
+    (1..=4).for_each(|n| up(&mut core, n));
+    assert_eq!(shares(&core), [36, 36, 29, 0]);
+    fail_over(&mut core, 0);
+    assert_eq!(shares(&core), [50, 50, 0, 0]);
+}
+
+#[test]
+fn who_failed_in_a_tier_that_waits_has_to_pass_its_checks_after_a_restart() {
+    const WAITING: &str = "failback = \"10s\"\nspill_below = 40";
+    let mut core = start(WAITING);
+    (1..=2).for_each(|n| down(&mut core, n));
+    up(&mut core, 1);
+    let mut core = restart_after(core, WAITING, Duration::from_secs(20));
+    pass(&mut core, Duration::from_secs(1));
+    assert_eq!(shares(&core), [100, 0, 0, 0], "not backend 2, unasked");
+    up(&mut core, 2);
     assert_eq!(shares(&core), [50, 50, 0, 0]);
 }
 

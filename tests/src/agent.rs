@@ -55,7 +55,9 @@ impl Home {
         let directory = tempfile::tempdir().context("a directory for lbd")?;
         let name = format!("t{}-{}", process::id(), next_number());
         // Of a killed run whose number was the same.
-        drop(fs::remove_file(instance::state_path(&name)));
+        for kept in [instance::state_path(&name), instance::history_path(&name)] {
+            drop(fs::remove_file(kept));
+        }
         let mut home = Self::at(name, directory.path(), Bpffs::unique()?);
         home._directory = Some(directory);
         Ok(home)

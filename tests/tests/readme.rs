@@ -227,7 +227,10 @@ impl Desk {
 impl Drop for Desk {
     fn drop(&mut self) {
         // Everything else goes with the directory and the BPF file system.
-        drop(fs::remove_file(instance::state_path(&Self::name())));
+        let name = Self::name();
+        for kept in [instance::state_path(&name), instance::history_path(&name)] {
+            drop(fs::remove_file(kept));
+        }
     }
 }
 

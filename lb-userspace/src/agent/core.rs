@@ -6,6 +6,7 @@ mod asked;
 mod damping;
 mod drain;
 mod forced;
+mod history;
 mod known;
 mod loads;
 mod outliers;
@@ -30,7 +31,7 @@ use self::{
     known::{Checked, Down, Known},
     standing::Told,
 };
-use super::ChangeError;
+use super::{ChangeError, history::History};
 use crate::{
     config::Tunnel,
     dataplane::{Capacity, Dataplane, DataplaneError, FlowTables, Operation},
@@ -123,6 +124,8 @@ pub struct Core<D> {
     chronicle: Told,
     /// What is known of backends.
     known: Known,
+    /// What the agent before this one knew, until the state is told.
+    former: Option<History<Duration>>,
     /// The state as that would have it, where that is another.
     adapted: Option<State>,
     census: Census,
@@ -152,6 +155,7 @@ impl<D: Dataplane> Core<D> {
             edited: false,
             chronicle: Told::default(),
             known: Known::default(),
+            former: None,
             adapted: None,
             census: Census::default(),
             has_settled: false,
@@ -250,6 +254,7 @@ impl<D: Dataplane> Core<D> {
         let known = self.known.clone();
         let untold = self.chronicle.untold();
         self.follow_leads(&before);
+        self.take_up_history();
         self.forget_drained(&before);
         self.follow_admin(&before);
         if let Some(id) = released {
@@ -583,10 +588,12 @@ impl<D: Dataplane> Core<D> {
         let live = self.liveness_of(key);
         if condition != Condition::Down {
             let down = self.known.down.remove(&key);
-            if down.is_some_and(|down| !down.found) {
+            // The agent before this one may have known more than the maps tell.
+            let failed = self.known.damped.has_failed(key);
+            if down.is_some_and(|down| !down.found) || failed {
                 self.count_recovery(key);
             }
-            return down.is_some();
+            return down.is_some() || failed;
         }
         let now = self.dataplane.now();
         let before = self.known.down.get(&key).copied();

@@ -17,10 +17,23 @@ pub struct Flaps {
     /// How many.
     pub failures: u32,
     /// Since when it is well, or forgotten the last one for, while it is.
-    well_since: Tick,
+    pub well_since: Tick,
 }
 
+/// Failures that are counted, at most: whatever the settings, the time is the longest by then.
+const MOST: u32 = 64;
+
 impl Flaps {
+    /// Failures that were counted before, by settings that may have been others.
+    pub fn known(failures: u32, well_since: Tick, damping: FlapDamping) -> Self {
+        let mut flaps = Self {
+            failures: 0,
+            well_since,
+        };
+        (0..failures.min(MOST)).for_each(|_| flaps.fail(damping));
+        flaps
+    }
+
     /// Counts a failure; no more than lead to the longest time, so that all are forgotten in bounded time.
     pub fn fail(&mut self, damping: FlapDamping) {
         if self.hold(damping) < damping.most {

@@ -150,7 +150,7 @@ pub struct Outlier {
     /// Since when it is kept out, if it is.
     pub ejected: Option<Tick>,
     /// Since when it is well, or forgotten the last ejection for, while it is.
-    well_since: Tick,
+    pub well_since: Tick,
 }
 
 impl Outlier {
@@ -168,6 +168,23 @@ impl Outlier {
             ejected: None,
             well_since: now,
         }
+    }
+
+    /// The same with ejections that were counted before, by settings that may have been others.
+    pub fn known(times: u32, ejected: Option<Tick>, well_since: Tick, settings: &Passive) -> Self {
+        let longest = settings.longest.as_millis();
+        let most = longest.div_ceil(settings.ejection.as_millis().max(1));
+        let most = u32::try_from(most).unwrap_or(u32::MAX);
+        Self {
+            times: times.min(most).max(u32::from(ejected.is_some())),
+            ejected,
+            ..Self::new(Shown::default(), well_since)
+        }
+    }
+
+    /// What it has shown so far counts for nothing.
+    pub fn begin_at(&mut self, shown: Shown) {
+        (self.last, self.paid) = (shown, shown.refused);
     }
 
     /// Takes in what it has shown by now, and whether it takes new flows.

@@ -10,13 +10,18 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use lb_common::tables::Tick;
 use tokio::{
     sync::{mpsc, oneshot},
     task::{JoinError, JoinSet},
     time::{Instant, sleep_until},
 };
 
-use super::{ChangeError, Core, Request, core::Sweep};
+use super::{
+    ChangeError, Core, Request,
+    core::Sweep,
+    history::{self, History},
+};
 use crate::{
     dataplane::{Dataplane, DataplaneError, Programs},
     health::{Checker, Event},
@@ -59,6 +64,8 @@ pub struct Sources {
     pub store: Option<(PathBuf, String)>,
     /// Loads programs for what a change needs that those in force are not loaded for.
     pub programs: Arc<dyn Programs>,
+    /// Where what is known against backends is kept for it.
+    pub history: Option<PathBuf>,
 }
 
 /// A change that waits for programs, and whoever waits for it.
@@ -94,6 +101,7 @@ pub async fn run<D: Dataplane>(
         loads: JoinSet::new(),
         loaded: 0,
         parked: VecDeque::new(),
+        remembered: None,
     };
     agent.tell_watchers();
     agent.save();
@@ -113,7 +121,7 @@ pub async fn run<D: Dataplane>(
         let wake = agent.next_deadline(start_until);
         tokio::select! {
             biased;
-            () = &mut shutdown => return,
+            () = &mut shutdown => return agent.remember(),
             Some(event) = agent.sources.health.recv() => agent.on_health(event),
             Some(update) = agent.sources.network.recv() => agent.on_network(update),
             Some(request) = agent.sources.requests.recv() => agent.on_request(request),
@@ -153,6 +161,8 @@ struct Running<D> {
     loaded: u32,
     /// Changes in the order in which they came, since the one that they are loaded for.
     parked: VecDeque<Parked>,
+    /// What is kept for the next agent.
+    remembered: Option<History<Tick>>,
 }
 
 /// The sweep of the flow tables, which runs beside the loop.
@@ -215,6 +225,7 @@ impl<D: Dataplane> Running<D> {
             if adapted {
                 self.enforce();
             }
+            self.remember();
         }
         if self.core.is_ramping() && self.step <= now {
             self.step = now + STEP;
@@ -399,6 +410,7 @@ impl<D: Dataplane> Running<D> {
         }
         self.tell_watchers();
         self.save();
+        self.remember();
         let unresolved = self.core.unresolved();
         let addresses: BTreeSet<IpAddr> = unresolved.difference(&known).copied().collect();
         if addresses.is_empty() {
@@ -472,6 +484,28 @@ impl<D: Dataplane> Running<D> {
         ) {
             let path = path.display();
             tracing::error!(%error, %path, "changes will not outlive this agent");
+        }
+    }
+
+    /// Keeps what is known against backends, where that is news.
+    fn remember(&mut self) {
+        let Some(path) = &self.sources.history else {
+            return;
+        };
+        let history = self.core.history();
+        if self.remembered.as_ref() == Some(&history) {
+            return;
+        }
+        self.remembered = Some(history.clone());
+        let kept = match history.is_empty() {
+            true => store::remove(path),
+            false => history::write(history, self.core.dataplane().now(), SystemTime::now())
+                .map_err(Into::into)
+                .and_then(|text| store::write(path, &text)),
+        };
+        if let Err(error) = kept {
+            let path = path.display();
+            tracing::error!(%error, %path, "what is held against backends will not outlive this agent");
         }
     }
 

@@ -105,6 +105,7 @@ impl Agent {
             resolver: Resolver::idle(),
             network: mpsc::channel(1).1,
             store: None,
+            history: None,
             programs,
         };
         let (stop, stopped) = oneshot::channel::<()>();

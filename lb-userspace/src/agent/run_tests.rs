@@ -250,6 +250,7 @@ fn flooded(requests: mpsc::Receiver<Request>, faults: Arc<Faults>) -> (Core<Floo
         network: mpsc::channel(1).1,
         store: None,
         programs: Arc::new(NoPrograms),
+        history: None,
     };
     (core, sources, Dam(over))
 }

@@ -78,6 +78,18 @@ impl Machine {
         self.held.clear();
     }
 
+    /// The tiers that wait, what each may have at most, and since when it could carry more.
+    pub fn held(&self) -> impl Iterator<Item = (u8, u16, Option<Tick>)> {
+        let all = self.held.iter();
+        all.map(|(&tier, held)| (tier, held.most, held.better))
+    }
+
+    /// Takes up one of these.
+    pub fn hold_back(&mut self, tier: u8, most: u16, better: Option<Tick>) {
+        let most = most.min(WHOLE);
+        self.held.insert(tier, Held { most, better });
+    }
+
     /// Whether a tier could carry more than it is given, and waits.
     pub fn waits(&self, tier: u8) -> bool {
         let held = self.held.get(&tier);

@@ -3,13 +3,21 @@
 
 #![allow(dead_code, reason = "every test program that includes it uses a part")]
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::{Duration, SystemTime},
+};
 
 use lb_common::tables::HASH_KEY_WORDS;
 use lb_userspace::{
-    dataplane::memory::MemoryDataplane,
+    agent::{
+        Core,
+        history::{self, History},
+    },
+    dataplane::{Dataplane as _, memory::MemoryDataplane},
     model::{Admin, Change, ServiceId},
     neighbours::{NextHop, Update},
+    plan::ticks,
 };
 
 /// Empty maps, with room for a few services.
@@ -30,6 +38,21 @@ pub fn asking(id: ServiceId, address: SocketAddr, admin: Admin) -> Change {
         max_connections: None,
         tier: None,
     }
+}
+
+/// Lets time pass by the maps' clock.
+pub fn wind(core: &Core<MemoryDataplane>, time: Duration) {
+    let clock = &core.dataplane().tables.time;
+    clock.set(clock.get().wrapping_add(ticks(time)));
+}
+
+/// What an agent that ends leaves to the next one, which starts after so long a time.
+#[expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+pub fn left_behind(core: &Core<MemoryDataplane>, away: Duration) -> History<Duration> {
+    let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
+    let text = history::write(core.history(), core.dataplane().now(), now).unwrap();
+    wind(core, away);
+    history::read(&text, now + away).unwrap()
 }
 
 /// A next hop of an address, in one of several ways.

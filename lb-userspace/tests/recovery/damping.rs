@@ -8,10 +8,10 @@ use lb_userspace::{
 
 use crate::pool::{Pool, address, id};
 
-const DAMPING: &str = "flap_damping = \"10s to 60s\"";
+pub const DAMPING: &str = "flap_damping = \"10s to 60s\"";
 
 /// The backend goes down and comes up, so many times.
-fn flap(pool: &mut Pool, n: u8, times: usize) {
+pub fn flap(pool: &mut Pool, n: u8, times: usize) {
     for _ in 0..times {
         pool.down(n);
         pool.up(n);
@@ -23,7 +23,7 @@ fn flap(pool: &mut Pool, n: u8, times: usize) {
 }
 
 /// Seconds until a backend takes flows after it came up.
-fn waits(pool: &mut Pool, n: u8) -> u64 {
+pub fn waits(pool: &mut Pool, n: u8) -> u64 {
     let mut waited = 0;
     while !pool.takes(n) {
         pool.pass(1);
@@ -33,7 +33,7 @@ fn waits(pool: &mut Pool, n: u8) -> u64 {
     waited
 }
 
-fn failures(pool: &Pool, n: u8) -> u32 {
+pub fn failures(pool: &Pool, n: u8) -> u32 {
     pool.status(n).damping.failures
 }
 
@@ -273,7 +273,7 @@ fn who_would_be_kept_out_and_is_needed_is_told_of_only_once_it_is_kept_out() {
 }
 
 #[test]
-fn a_restarted_agent_remembers_nothing_and_holds_nothing_against_anybody() {
+fn an_agent_that_is_left_nothing_holds_nothing_against_anybody() {
     let mut pool = Pool::new(DAMPING, &[""; 3]);
     flap(&mut pool, 3, 2);
     pool.down(3);

@@ -4,6 +4,7 @@
 
 mod adaptive;
 mod damping;
+mod history;
 mod panic;
 mod passive;
 mod pool;

@@ -6,16 +6,18 @@ use lb_common::tables::{Handshake, Sign, TICK_SHIFT, Tables as _, handshake, sta
 use lb_userspace::{
     health::Event,
     model::{Admin, Change, OnDown, Passive, Settings},
-    plan::ticks,
     snapshot::{BackendState, Condition, Happened},
 };
 
-use crate::pool::{Pool, address, event, id};
+use crate::{
+    pool::{Pool, address, event, id},
+    reach::wind,
+};
 
-const PASSIVE: &str = "passive = \"on\"";
-const UNCHECKED: &str = "passive = \"on\"\nhealth = { type = \"none\" }";
+pub const PASSIVE: &str = "passive = \"on\"";
+pub const UNCHECKED: &str = "passive = \"on\"\nhealth = { type = \"none\" }";
 
-fn pool_of(keys: &str, backends: usize) -> Pool {
+pub fn pool_of(keys: &str, backends: usize) -> Pool {
     let mut pool = Pool::new(keys, &vec![""; backends]);
     for n in 1..=backends as u8 {
         pool.up(n);
@@ -35,19 +37,14 @@ fn show(pool: &Pool, n: u8, sign: Sign, times: u64) {
     tables.add_sign(counters(pool, n), sign, times);
 }
 
-fn refuse(pool: &Pool, n: u8, times: u64) {
+pub fn refuse(pool: &Pool, n: u8, times: u64) {
     show(pool, n, Sign::Refused, times);
     show(pool, n, Sign::Streak, times);
 }
 
 /// So many milliseconds pass, and then the agent looks at what packets show; whether that was news.
-fn look(pool: &mut Pool, millis: u64) -> bool {
-    let clock = &pool.core.dataplane().tables.time;
-    clock.set(
-        clock
-            .get()
-            .wrapping_add(ticks(Duration::from_millis(millis))),
-    );
+pub fn look(pool: &mut Pool, millis: u64) -> bool {
+    wind(&pool.core, Duration::from_millis(millis));
     let news = pool.core.watch();
     if news {
         pool.core.enforce().unwrap();
@@ -64,7 +61,7 @@ fn ripen(pool: &mut Pool) {
 }
 
 /// Seconds until a backend takes flows again.
-fn waits(pool: &mut Pool, n: u8) -> u64 {
+pub fn waits(pool: &mut Pool, n: u8) -> u64 {
     let mut waited = 0;
     while !pool.takes(n) {
         look(pool, 1_000);

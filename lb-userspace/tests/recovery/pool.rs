@@ -7,16 +7,15 @@ use std::{
 
 use lb_common::tables::state;
 use lb_userspace::{
-    agent::Core,
+    agent::{Core, history::History},
     config::{self, Tunnel},
     dataplane::memory::MemoryDataplane,
     health::{Event, Target},
     model::{Admin, Backend, Change, Service, ServiceId, Settings},
-    plan::ticks,
     snapshot::{BackendStatus, Condition, EventFilter, EventRecord},
 };
 
-use crate::reach::{asking, memory, reached};
+use crate::reach::{asking, left_behind, memory, reached, wind};
 
 pub const VIP: &str = "10.0.0.1:80/tcp";
 const SLOTS: u32 = 1_021;
@@ -81,6 +80,25 @@ impl Pool {
         self
     }
 
+    /// The same after so long a time, and with what this agent has left to it.
+    pub fn restart_after(self, away: Duration) -> Self {
+        self.restart_with(away, |history| history)
+    }
+
+    /// The same, with what becomes of that.
+    pub fn restart_with(
+        mut self,
+        away: Duration,
+        change: impl FnOnce(History<Duration>) -> History<Duration>,
+    ) -> Self {
+        let services = self.core.state().services().cloned().collect();
+        let history = left_behind(&self.core, away);
+        self.core = agent_over(std::mem::take(self.core.dataplane_mut()));
+        self.core.recall(change(history));
+        self.change(Change::Replace(services));
+        self
+    }
+
     pub fn change(&mut self, change: Change) {
         self.core.change(change).unwrap();
         self.core.observe(SystemTime::UNIX_EPOCH);
@@ -134,8 +152,7 @@ impl Pool {
     /// So many seconds pass, and the agent looks at its watch as often as it does.
     pub fn pass(&mut self, seconds: u64) {
         for _ in 0..5 * seconds {
-            let clock = &self.core.dataplane().tables.time;
-            clock.set(clock.get().wrapping_add(ticks(Duration::from_millis(200))));
+            wind(&self.core, Duration::from_millis(200));
             let (aged, stepped) = (self.core.age(), self.core.step());
             if aged || stepped {
                 self.core.enforce().unwrap();
@@ -193,7 +210,7 @@ impl Pool {
     }
 }
 
-fn agent_over(memory: MemoryDataplane) -> Core<MemoryDataplane> {
+pub fn agent_over(memory: MemoryDataplane) -> Core<MemoryDataplane> {
     let mut core = Core::new("recovery".to_owned(), Tunnel::default(), memory).unwrap();
     for n in 1..=100 {
         core.network(reached(address(n).ip(), 1));

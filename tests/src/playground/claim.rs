@@ -14,7 +14,7 @@ use nix::fcntl::{Flock, FlockArg};
 use crate::{netns, topology::stable_names_taken};
 
 /// What the agent and the playground keep, after a dot.
-const FILES: [&str; 4] = ["toml", "sock", "state.json", "lock"];
+const FILES: [&str; 5] = ["toml", "sock", "state.json", "history.json", "lock"];
 
 /// The right to use a name. Its files go on drop.
 #[derive(Debug)]

@@ -12,7 +12,7 @@ use lb_common::tables::Tick;
 
 use super::{Core, forced::Key, outliers::of_pool, targets::inherit};
 use crate::{
-    agent::damping::Flaps,
+    agent::{damping::Flaps, history::FlapsOf},
     dataplane::Dataplane,
     model::{FlapDamping, ServiceId},
     plan::{duration, has_passed, ticks},
@@ -27,6 +27,8 @@ pub(super) struct Damped {
     held: BTreeMap<Key, Tick>,
     /// Who is kept out, or would be if nobody needed it, and was not told of.
     untold: BTreeSet<Key>,
+    /// Who failed its checks when the agent before this one ended, and has not been heard of since.
+    failing: BTreeSet<Key>,
     /// Pools whose backends are not kept out for now, since too few others are left.
     pub(super) spared: BTreeSet<ServiceId>,
 }
@@ -40,6 +42,37 @@ impl Damped {
     /// Whether a backend is kept out.
     pub(super) fn holds(&self, key: Key) -> bool {
         self.waits(key) && !self.spared.contains(&key.0)
+    }
+
+    /// What is held against every backend.
+    pub(super) fn all(&self) -> impl Iterator<Item = (&Key, &Flaps)> {
+        self.flaps.iter()
+    }
+
+    /// Since when the checks of a backend pass that has to wait.
+    pub(super) fn held_since(&self, key: Key) -> Option<Tick> {
+        self.held.get(&key).copied()
+    }
+
+    /// Takes up what the agent before this one held against a backend.
+    pub(super) fn take_up(&mut self, key: Key, of: &FlapsOf<Tick>, damping: FlapDamping) {
+        let flaps = Flaps::known(of.failures, of.well_since, damping);
+        self.flaps.insert(key, flaps);
+        if of.failing {
+            self.failing.insert(key);
+        } else if let Some(since) = of.held_since {
+            self.held.insert(key, since);
+        }
+    }
+
+    /// The same, which is left to be heard of.
+    pub(super) fn is_failing(&self, key: Key) -> bool {
+        self.failing.contains(&key)
+    }
+
+    /// Whether a backend is heard of for the first time that was failing when the agent before this one ended.
+    pub(super) fn has_failed(&mut self, key: Key) -> bool {
+        self.failing.remove(&key)
     }
 
     /// Backends that have to wait.
@@ -56,12 +89,14 @@ impl Damped {
     pub(super) fn forget(&mut self, key: Key) {
         self.flaps.remove(&key);
         self.held.remove(&key);
+        self.failing.remove(&key);
     }
 
     /// Forgets all but these.
     pub(super) fn retain(&mut self, keys: &BTreeSet<Key>) {
         self.flaps.retain(|key, _| keys.contains(key));
         self.held.retain(|key, _| keys.contains(key));
+        self.failing.retain(|key| keys.contains(key));
     }
 
     /// Pools have another first service now, by `(before, now)`.
@@ -76,8 +111,9 @@ impl<D: Dataplane> Core<D> {
     /// Takes note that a backend that took flows fails its checks. Who was kept out waits anew, and that is all.
     pub(super) fn count_failure(&mut self, key: Key, was_down: bool) {
         let waited = self.known.damped.held.remove(&key).is_some();
+        let counted = self.known.damped.has_failed(key);
         let damping = self.damping_of(key.0);
-        if !waited && !was_down && !damping.is_off() {
+        if !waited && !was_down && !counted && !damping.is_off() {
             self.known
                 .damped
                 .flaps
@@ -128,7 +164,9 @@ impl<D: Dataplane> Core<D> {
         let keys: Vec<Key> = self.known.damped.flaps.keys().copied().collect();
         for key in keys {
             let damping = self.damping_of(key.0);
-            let well = !self.known.down.contains_key(&key) && !self.known.damped.waits(key);
+            let well = !self.known.down.contains_key(&key)
+                && !self.known.damped.waits(key)
+                && !self.known.damped.is_failing(key);
             if let Some(flaps) = self.known.damped.flaps.get_mut(&key).filter(|_| well) {
                 flaps.forgive(damping, now);
             }

@@ -45,8 +45,8 @@ impl<D: Dataplane> Core<D> {
             let was = was.map(|backend| backend.admin);
             let admin = self.admin(key);
             if admin == Some(Admin::Down) {
-                let since = self.known.forced.get(&key).map_or(now, |down| down.since);
-                forced.insert(key, down_since(since));
+                let known = self.known.forced.get(&key).copied();
+                forced.insert(key, known.unwrap_or_else(|| down_since(now)));
             }
             let maintained = |admin| admin == Some(Admin::Maintenance);
             match (maintained(was), maintained(admin)) {

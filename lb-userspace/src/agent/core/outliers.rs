@@ -14,7 +14,10 @@ use lb_common::tables::{Handshake, SECOND, Signs, TICK_SHIFT, Tick, state};
 
 use super::{Core, forced::Key, targets::inherit};
 use crate::{
-    agent::outlier::{self, Change, Outlier, Place, Shown},
+    agent::{
+        history::EjectionsOf,
+        outlier::{self, Change, Outlier, Place, Shown},
+    },
     dataplane::{Dataplane, DataplaneError},
     health::Target,
     model::{Admin, Backend, Passive, Service, ServiceId},
@@ -28,8 +31,9 @@ const LOOK_THROUGH: Duration = Duration::from_millis(50);
 /// What is kept of a backend.
 #[derive(Debug, Clone)]
 struct Kept {
-    /// Index of its counters; of another one, all of this is of somebody else.
-    counters: u32,
+    /// Index of its counters; of another one, all of this is of somebody else. None of one of which the agent before
+    /// this one knew, until it is looked at.
+    counters: Option<u32>,
     outlier: Outlier,
     /// Why it is kept out, or was last.
     why: String,
@@ -65,6 +69,33 @@ impl Outliers {
     /// Whether any backend of a pool has to wait.
     pub(super) fn has(&self, lead: ServiceId) -> bool {
         self.out.range(of_pool(lead)).next().is_some()
+    }
+
+    /// What is held against every backend.
+    pub(super) fn ejections(&self) -> impl Iterator<Item = EjectionsOf<Tick>> {
+        let held = |(_, kept): &(&Key, &Kept)| kept.outlier.times > 0;
+        let of = |(&(service, backend), kept): (&Key, &Kept)| EjectionsOf {
+            service,
+            backend,
+            times: kept.outlier.times,
+            well_since: kept.outlier.well_since,
+            ejected_since: kept.outlier.ejected,
+            why: kept.why.clone(),
+        };
+        self.kept.iter().filter(held).map(of)
+    }
+
+    /// Takes up what the agent before this one held against a backend.
+    pub(super) fn take_up(&mut self, key: Key, of: EjectionsOf<Tick>, passive: &Passive) {
+        let kept = Kept {
+            counters: None,
+            outlier: Outlier::known(of.times, of.ejected_since, of.well_since, passive),
+            why: of.why,
+        };
+        if kept.outlier.ejected.is_some() {
+            self.out.insert(key);
+        }
+        self.kept.insert(key, kept);
     }
 
     /// Forgets all of a backend: somebody has taken it into their hands.
@@ -207,7 +238,7 @@ impl<D: Dataplane> Core<D> {
         }
         let shown = self.shown(watched.counters, &signs);
         let new = || Kept {
-            counters: watched.counters,
+            counters: Some(watched.counters),
             outlier: Outlier::new(shown, now),
             why: String::new(),
         };
@@ -217,10 +248,17 @@ impl<D: Dataplane> Core<D> {
             .kept
             .entry((lead, watched.address))
             .or_insert_with(new);
-        if kept.counters != watched.counters {
-            *kept = new();
-            self.known.outliers.out.remove(&(lead, watched.address));
-            self.chronicle.touch((lead, watched.address));
+        match kept.counters {
+            None => {
+                kept.counters = Some(watched.counters);
+                kept.outlier.begin_at(shown);
+            }
+            Some(counters) if counters != watched.counters => {
+                *kept = new();
+                self.known.outliers.out.remove(&(lead, watched.address));
+                self.chronicle.touch((lead, watched.address));
+            }
+            Some(_) => {}
         }
         kept.outlier.take(shown, watched.takes, passive, now);
         Ok(kept.outlier.is_suspect())
@@ -387,8 +425,9 @@ impl<D: Dataplane> Core<D> {
     /// What packets show of a backend, where they are looked at.
     pub(super) fn passive_status(&self, key: Key) -> Option<PassiveStatus> {
         let kept = self.known.outliers.kept.get(&key)?;
-        let signs = self.dataplane.signs(kept.counters).unwrap_or_default();
-        let shown = self.shown(kept.counters, &signs);
+        let counters = kept.counters?;
+        let signs = self.dataplane.signs(counters).unwrap_or_default();
+        let shown = self.shown(counters, &signs);
         let now = self.dataplane.now();
         let hold = ticks(self.hold_of_outlier(key, &kept.outlier)?);
         let left = kept.outlier.ejected.filter(|_| self.is_ejected(key));

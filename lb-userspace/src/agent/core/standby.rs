@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lb_common::tables::state;
+use lb_common::tables::{Tick, state};
 
 use super::{Core, asked, forced::Key, targets::inherit};
 use crate::{
@@ -39,6 +39,21 @@ impl Tiers {
     pub(super) fn shares(&self, lead: ServiceId) -> Option<&Shares> {
         let shares = self.shares.get(&lead)?;
         shares.values().any(|&share| share > 0).then_some(shares)
+    }
+
+    /// The tiers of each pool that wait for their failback, as [`Machine::held`].
+    pub(super) fn held(&self) -> impl Iterator<Item = (ServiceId, u8, u16, Option<Tick>)> {
+        let pools = self.machines.iter();
+        pools.flat_map(|(&lead, machine)| {
+            let held = machine.held();
+            held.map(move |(tier, most, better)| (lead, tier, most, better))
+        })
+    }
+
+    /// Takes up one of these from the agent before this one.
+    pub(super) fn take_up(&mut self, lead: ServiceId, tier: u8, most: u16, better: Option<Tick>) {
+        let machine = self.machines.entry(lead).or_default();
+        machine.hold_back(tier, most, better);
     }
 
     /// Pools have another first service now, by `(before, now)`; those that stay keep theirs.

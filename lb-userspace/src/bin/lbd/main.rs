@@ -6,8 +6,7 @@ mod run;
 mod servers;
 
 use std::{
-    cell::RefCell, fs, io::ErrorKind, net::IpAddr, os::unix::net::UnixStream, path::Path,
-    process::ExitCode,
+    cell::RefCell, fs, net::IpAddr, os::unix::net::UnixStream, path::Path, process::ExitCode,
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -97,13 +96,9 @@ fn detach(arguments: &Detach) -> Result<()> {
         );
     }
     Pins::new(&arguments.bpffs, name).remove()?;
-    for leftover in [instance::state_path(name), socket] {
-        match fs::remove_file(&leftover) {
-            Err(error) if error.kind() != ErrorKind::NotFound => {
-                return Err(error).with_context(|| format!("removing {}", leftover.display()));
-            }
-            _ => {}
-        }
+    let kept = [instance::state_path(name), instance::history_path(name)];
+    for leftover in kept.into_iter().chain([socket]) {
+        store::remove(&leftover).with_context(|| format!("removing {}", leftover.display()))?;
     }
     Ok(())
 }

@@ -5,13 +5,19 @@
 
 use std::{
     collections::BTreeSet,
+    fs,
+    io::ErrorKind,
     path::Path,
     sync::{Arc, Mutex},
+    time::{Duration, SystemTime},
 };
 
 use anyhow::{Context as _, Result};
 use lb_userspace::{
-    agent::{self, Core, Handle, Sources},
+    agent::{
+        self, Core, Handle, Sources,
+        history::{self, History},
+    },
     config::Config,
     dataplane::{
         Capacity, Dataplane as _,
@@ -132,6 +138,10 @@ impl Started {
         if let Some(update) = network.recv().await {
             core.network(update);
         }
+        let history = instance::history_path(name);
+        if let Some(former) = former_history(&history) {
+            core.recall(former);
+        }
         if !matches!(arguments.bpf_log, LogLevel::Off) {
             forward_log(&mut program)?;
         }
@@ -152,6 +162,7 @@ impl Started {
             network,
             store: Some((store, text.clone())),
             programs: program,
+            history: Some(history),
         };
         Ok(Self {
             core,
@@ -183,6 +194,21 @@ fn former_state(store: &Path, text: &str) -> Option<Stored> {
         tracing::info!("taking up the state of the former agent");
     }
     stored
+}
+
+/// What a former agent knew against backends, where that is to be made use of.
+fn former_history(path: &Path) -> Option<History<Duration>> {
+    let text = match fs::read(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return None,
+        text => text,
+    };
+    let read = text.map_err(anyhow::Error::from);
+    let read = read.and_then(|text| Ok(history::read(&text, SystemTime::now())?));
+    let unusable = |error: &anyhow::Error| {
+        let path = path.display();
+        tracing::warn!(%path, "nothing is held against anybody: the history of the former agent is unusable: {error:#}");
+    };
+    read.inspect_err(unusable).ok()
 }
 
 /// Allows itself as many open files as it may: each probe under way is one. How many those are.

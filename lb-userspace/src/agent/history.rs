@@ -1,0 +1,400 @@
+//! What an agent knows against backends and tiers, kept for the one after it. Pure: text and time come in, no file is
+//! touched.
+//!
+//! The agent counts in ticks, which mean nothing to anybody else, so what is written are moments by the clock on the wall, and
+//! what is read are ages. A clock that has been put back makes these wrong by an unknown time: such a text is refused, and so is one
+//! that is damaged or of another format. Who reads begins afresh then, as if there were none.
+
+use std::{
+    net::SocketAddr,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use lb_common::tables::Tick;
+use serde::{Deserialize, Serialize};
+
+use crate::{model::ServiceId, plan::duration};
+
+/// Changes with the format.
+const FORMAT: u32 = 1;
+
+/// Why a text is no history.
+#[derive(Debug, thiserror::Error)]
+pub enum HistoryError {
+    /// It cannot be read.
+    #[error("it is damaged: {0}")]
+    Damaged(#[from] serde_json::Error),
+    /// Another version of the agent wrote it.
+    #[error("it is of format {0}, and this agent reads {FORMAT}")]
+    Format(u32),
+    /// It was written later than now, or says that something began later than it was written.
+    #[error("it is {0:?} ahead of the clock, which has been put back")]
+    Ahead(Duration),
+}
+
+/// What is kept, with times as `T`. Services are the first ones of their groups.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct History<T> {
+    /// Of backends that have failed of late.
+    pub flaps: Vec<FlapsOf<T>>,
+    /// Of backends that were kept out for what packets show.
+    pub ejections: Vec<EjectionsOf<T>>,
+    /// Of tiers that could not carry their flows and have not got them back.
+    pub tiers: Vec<TierOf<T>>,
+    /// Of backends that somebody has forced down.
+    pub forced: Vec<ForcedOf<T>>,
+}
+
+/// The failures of a backend that are not forgotten ([`super::damping`]).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FlapsOf<T> {
+    /// Of which service.
+    pub service: ServiceId,
+    /// Which.
+    pub backend: SocketAddr,
+    /// How many.
+    pub failures: u32,
+    /// Since when it is well, or forgotten the last one for.
+    pub well_since: T,
+    /// Since when its checks pass, where it is kept out.
+    pub held_since: Option<T>,
+    /// Whether it fails its checks.
+    pub failing: bool,
+}
+
+/// The ejections of a backend that are not forgotten ([`super::outlier`]).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EjectionsOf<T> {
+    /// Of which service.
+    pub service: ServiceId,
+    /// Which.
+    pub backend: SocketAddr,
+    /// How many.
+    pub times: u32,
+    /// Since when it is well, or forgotten the last one for.
+    pub well_since: T,
+    /// Since when it is kept out, where it is.
+    pub ejected_since: Option<T>,
+    /// Why it was, the last time.
+    pub why: String,
+}
+
+/// A tier that waits for its failback ([`super::tiers`]).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TierOf<T> {
+    /// Of which service.
+    pub service: ServiceId,
+    /// Which.
+    pub tier: u8,
+    /// The share of new flows that it has at most, of [`super::tiers::WHOLE`].
+    pub most: u16,
+    /// Since when it could carry more.
+    pub better_since: Option<T>,
+    /// Its backends that fail their checks: the others take no new flows for their tier's sake alone.
+    pub failing: Vec<SocketAddr>,
+}
+
+/// A backend that somebody has forced down.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ForcedOf<T> {
+    /// Of which service.
+    pub service: ServiceId,
+    /// Which.
+    pub backend: SocketAddr,
+    /// Since when.
+    pub since: T,
+    /// Whether it has been for so long that it counts as dead.
+    pub dead: bool,
+}
+
+impl<T> Default for History<T> {
+    fn default() -> Self {
+        Self {
+            flaps: Vec::new(),
+            ejections: Vec::new(),
+            tiers: Vec::new(),
+            forced: Vec::new(),
+        }
+    }
+}
+
+impl<T> History<T> {
+    /// Whether there is nothing to keep.
+    pub fn is_empty(&self) -> bool {
+        let Self {
+            flaps,
+            ejections,
+            tiers,
+            forced,
+        } = self;
+        flaps.is_empty() && ejections.is_empty() && tiers.is_empty() && forced.is_empty()
+    }
+
+    /// The same with other times.
+    ///
+    /// # Errors
+    /// The first of `to`.
+    pub fn try_map<U, E>(self, to: impl Fn(T) -> Result<U, E>) -> Result<History<U>, E> {
+        let flaps = self.flaps.into_iter().map(|of| {
+            Ok(FlapsOf {
+                service: of.service,
+                backend: of.backend,
+                failures: of.failures,
+                well_since: to(of.well_since)?,
+                held_since: of.held_since.map(&to).transpose()?,
+                failing: of.failing,
+            })
+        });
+        let ejections = self.ejections.into_iter().map(|of| {
+            Ok(EjectionsOf {
+                service: of.service,
+                backend: of.backend,
+                times: of.times,
+                well_since: to(of.well_since)?,
+                ejected_since: of.ejected_since.map(&to).transpose()?,
+                why: of.why,
+            })
+        });
+        let tiers = self.tiers.into_iter().map(|of| {
+            Ok(TierOf {
+                service: of.service,
+                tier: of.tier,
+                most: of.most,
+                better_since: of.better_since.map(&to).transpose()?,
+                failing: of.failing,
+            })
+        });
+        let forced = self.forced.into_iter().map(|of| {
+            Ok(ForcedOf {
+                service: of.service,
+                backend: of.backend,
+                since: to(of.since)?,
+                dead: of.dead,
+            })
+        });
+        Ok(History {
+            flaps: flaps.collect::<Result<_, E>>()?,
+            ejections: ejections.collect::<Result<_, E>>()?,
+            tiers: tiers.collect::<Result<_, E>>()?,
+            forced: forced.collect::<Result<_, E>>()?,
+        })
+    }
+}
+
+/// A history as it is written.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Written {
+    format: u32,
+    /// When, in milliseconds since 1970 in UTC, as are all times in it.
+    written: u64,
+    history: History<u64>,
+}
+
+/// What tells the format, whatever else there is.
+#[derive(Deserialize)]
+struct Header {
+    format: u32,
+}
+
+/// `history` of an agent that counts `ticks` at the moment `now`, as it is to be written.
+///
+/// # Errors
+/// It cannot be.
+pub fn write(history: History<Tick>, ticks: Tick, now: SystemTime) -> serde_json::Result<Vec<u8>> {
+    let written = millis(now);
+    let since = |tick: Tick| -> Result<u64, std::convert::Infallible> {
+        let age = duration(age(tick, ticks)).as_millis();
+        Ok(written.saturating_sub(u64::try_from(age).unwrap_or(u64::MAX)))
+    };
+    let Ok(history) = history.try_map(since);
+    serde_json::to_vec(&Written {
+        format: FORMAT,
+        written,
+        history,
+    })
+}
+
+/// What was written, with times as they have passed until `now`.
+///
+/// # Errors
+/// See [`HistoryError`].
+pub fn read(text: &[u8], now: SystemTime) -> Result<History<Duration>, HistoryError> {
+    let Header { format } = serde_json::from_slice(text)?;
+    if format != FORMAT {
+        return Err(HistoryError::Format(format));
+    }
+    let Written {
+        written, history, ..
+    } = serde_json::from_slice(text)?;
+    let now = millis(now);
+    let ahead = |of: u64, by: u64| match of.checked_sub(by) {
+        None | Some(0) => Ok(()),
+        Some(ahead) => Err(HistoryError::Ahead(Duration::from_millis(ahead))),
+    };
+    ahead(written, now)?;
+    history.try_map(|since| {
+        ahead(since, written)?;
+        Ok(Duration::from_millis(now - since))
+    })
+}
+
+/// How long ago a tick was; one that another processor was ahead by is now.
+fn age(tick: Tick, now: Tick) -> Tick {
+    let age = now.wrapping_sub(tick);
+    if age > i32::MAX as Tick { 0 } else { age }
+}
+
+fn millis(time: SystemTime) -> u64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::plan::ticks;
+
+    fn at(millis: u64) -> SystemTime {
+        UNIX_EPOCH + Duration::from_millis(millis)
+    }
+
+    fn service() -> ServiceId {
+        "10.0.0.1:80/tcp".parse().unwrap()
+    }
+
+    fn backend(n: u8) -> SocketAddr {
+        SocketAddr::from(([10, 1, 0, n], 80))
+    }
+
+    /// One of each kind, that began at this time.
+    fn history<T: Copy>(since: T) -> History<T> {
+        History {
+            flaps: vec![FlapsOf {
+                service: service(),
+                backend: backend(1),
+                failures: 3,
+                well_since: since,
+                held_since: Some(since),
+                failing: true,
+            }],
+            ejections: vec![EjectionsOf {
+                service: service(),
+                backend: backend(2),
+                times: 2,
+                well_since: since,
+                ejected_since: Some(since),
+                why: "a connection was refused".to_owned(),
+            }],
+            tiers: vec![TierOf {
+                service: service(),
+                tier: 0,
+                most: 500,
+                better_since: Some(since),
+                failing: vec![backend(3)],
+            }],
+            forced: vec![ForcedOf {
+                service: service(),
+                backend: backend(4),
+                since,
+                dead: true,
+            }],
+        }
+    }
+
+    const WRITTEN: u64 = 1_700_000_000_000;
+
+    fn written() -> Vec<u8> {
+        write(history(100), 100, at(WRITTEN)).unwrap()
+    }
+
+    #[test]
+    fn what_is_written_is_read_and_the_time_until_then_has_passed() {
+        let read = read(&written(), at(WRITTEN + 5_000)).unwrap();
+        assert_eq!(read, history(Duration::from_secs(5)));
+        let nothing = write(History::default(), 7, at(WRITTEN)).unwrap();
+        assert!(super::read(&nothing, at(WRITTEN)).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_clock_that_was_put_back_is_told_with_by_how_much() {
+        let error = read(&written(), at(WRITTEN - 1_500)).unwrap_err();
+        let told = "it is 1.5s ahead of the clock, which has been put back";
+        assert_eq!(error.to_string(), told);
+    }
+
+    #[test]
+    fn a_time_after_the_writing_is_refused() {
+        let text = String::from_utf8(written()).unwrap();
+        let ahead = text.replace(
+            &format!("\"since\":{WRITTEN}"),
+            &format!("\"since\":{}", WRITTEN + 1),
+        );
+        assert_ne!(text, ahead);
+        let error = read(ahead.as_bytes(), at(WRITTEN + 10_000)).unwrap_err();
+        assert!(matches!(error, HistoryError::Ahead(_)), "{error}");
+    }
+
+    #[test]
+    fn another_format_is_told_whatever_is_in_it() {
+        for text in [r#"{"format":2,"more":[]}"#, r#"{"format":0}"#] {
+            let error = read(text.as_bytes(), at(WRITTEN)).unwrap_err();
+            assert!(matches!(error, HistoryError::Format(0 | 2)), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_is_damaged_or_no_history_is_refused() {
+        let whole = written();
+        let mut more = whole.clone();
+        more.extend(b"}");
+        let cut = &whole[..whole.len() - 9];
+        for text in [b"".as_slice(), b"{}", b"null", cut, &more, b"\xff\xfe"] {
+            let error = read(text, at(WRITTEN)).unwrap_err();
+            assert!(matches!(error, HistoryError::Damaged(_)), "{error}");
+        }
+        let text = String::from_utf8(whole).unwrap();
+        let unknown = text.replace("\"dead\"", "\"deaf\"");
+        assert!(read(unknown.as_bytes(), at(WRITTEN)).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn ages_outlast_writing_and_reading_to_a_tick_and_a_millisecond(
+            since: Tick, age in 0u64..2_000_000_000, later in 0u64..100_000_000,
+        ) {
+            let age = Duration::from_millis(age);
+            let now = since.wrapping_add(ticks(age));
+            let text = write(history(since), now, at(WRITTEN)).unwrap();
+            let read = read(&text, at(WRITTEN + later)).unwrap();
+            let found = read.forced[0].since;
+            let expected = age + Duration::from_millis(later);
+            let slack = Duration::from_millis(3);
+            prop_assert!(found + slack >= expected && found <= expected + slack, "{found:?} for {expected:?}");
+            prop_assert_eq!(&read, &history(found));
+        }
+
+        #[test]
+        fn no_text_makes_it_fail_otherwise_than_by_an_error(
+            damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
+            length in any::<prop::sample::Index>(),
+        ) {
+            let mut text = written();
+            for (place, byte) in damage {
+                let place = place.index(text.len());
+                text[place] = byte;
+            }
+            text.truncate(length.index(text.len()) + 1);
+            if let Ok(read) = read(&text, at(WRITTEN + 1_000)) {
+                prop_assert!(read.forced.iter().all(|of| of.since <= Duration::from_millis(WRITTEN + 1_000)));
+            }
+        }
+    }
+}

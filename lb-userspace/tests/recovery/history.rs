@@ -1,0 +1,247 @@
+//! What is held against backends, over a restart of the agent.
+
+use std::time::Duration;
+
+use lb_common::tables::state;
+use lb_userspace::{
+    agent::history::History,
+    model::{Admin, Change, Passive, Settings},
+    snapshot::BackendState,
+};
+
+use crate::{
+    damping::{self, DAMPING, failures, flap},
+    passive::{self, PASSIVE, UNCHECKED, look, pool_of, refuse},
+    pool::{Pool, address, id},
+};
+
+const SOON: Duration = Duration::from_secs(2);
+const LATER: Duration = Duration::from_secs(3_600);
+
+/// A pool whose third backend has failed three times and is kept out for 20 seconds.
+fn kept_out() -> Pool {
+    let mut pool = Pool::new(DAMPING, &[""; 3]);
+    flap(&mut pool, 3, 2);
+    pool.down(3);
+    pool.up(3);
+    assert!(!pool.takes(3));
+    pool
+}
+
+#[test]
+fn who_has_failed_too_often_is_kept_out_over_a_restart_for_what_is_left_of_its_time() {
+    let mut pool = kept_out();
+    pool.pass(5);
+    let mut pool = pool.restart_after(SOON);
+    assert_eq!((pool.state(3), failures(&pool, 3)), (state::HOLDS, 3));
+    (1..=3).for_each(|n| pool.up(n));
+    let reason = "its checks have to pass for 20s first: it has failed 3 times of late";
+    assert_eq!(pool.reason(3), reason);
+    assert_eq!(pool.shares(), [50, 50, 0]);
+    assert_eq!(damping::waits(&mut pool, 3), 13);
+    // And waits for longer the next time.
+    pool.down(3);
+    pool.up(3);
+    assert_eq!(damping::waits(&mut pool, 3), 40);
+}
+
+#[test]
+fn time_in_which_no_agent_runs_passes_too() {
+    let mut pool = kept_out().restart_after(Duration::from_secs(30));
+    assert!(!pool.takes(3), "it has to pass its checks");
+    pool.pass(1);
+    pool.up(3);
+    assert!(pool.takes(3));
+    assert_eq!(failures(&pool, 3), 3);
+    let mut pool = kept_out().restart_after(LATER);
+    pool.pass(1);
+    pool.up(3);
+    assert!(pool.takes(3));
+    // Nobody knows whether it was well meanwhile.
+    assert_eq!(failures(&pool, 3), 3);
+}
+
+#[test]
+fn who_fails_when_the_agent_ends_waits_once_it_passes_and_that_is_no_further_failure() {
+    let mut pool = Pool::new(DAMPING, &[""; 3]);
+    flap(&mut pool, 3, 1);
+    pool.down(3);
+    // The second one knows only by the first that it failed.
+    let mut pool = pool.restart_after(SOON).restart_after(SOON);
+    pool.up(3);
+    assert_eq!((pool.takes(3), failures(&pool, 3)), (false, 2));
+    assert_eq!(damping::waits(&mut pool, 3), 10);
+    pool.down(3);
+    let mut pool = pool.restart_after(SOON);
+    pool.down(3);
+    assert_eq!(failures(&pool, 3), 3);
+    pool.up(3);
+    assert_eq!(damping::waits(&mut pool, 3), 20);
+}
+
+#[test]
+fn who_fails_and_is_used_in_panic_when_the_agent_ends_has_not_failed_once_more() {
+    let keys = format!("{DAMPING}\npanic_below = 70");
+    let mut pool = Pool::new(&keys, &[""; 2]);
+    flap(&mut pool, 2, 1);
+    pool.down(2);
+    assert!(pool.takes(2), "panic");
+    let mut pool = pool.restart_after(SOON);
+    assert!(pool.takes(2));
+    pool.down(2);
+    assert_eq!(failures(&pool, 2), 2);
+}
+
+#[test]
+fn who_is_ejected_stays_so_over_a_restart_and_is_on_probation_afterwards() {
+    for keys in [PASSIVE, UNCHECKED] {
+        let mut pool = pool_of(keys, 3);
+        refuse(&pool, 3, 3);
+        look(&mut pool, 10);
+        look(&mut pool, 3_000);
+        let mut pool = pool.restart_after(SOON);
+        assert_eq!(pool.state(3), state::HOLDS, "{keys}");
+        (1..=3).for_each(|n| pool.up(n));
+        look(&mut pool, 10);
+        let standing = pool.status(3).standing.unwrap();
+        let reason = "ejected for 10s: 3 connections in a row were refused";
+        assert_eq!(
+            (standing.state, standing.reason.as_str()),
+            (BackendState::Down, reason),
+            "{keys}"
+        );
+        assert_eq!(pool.shares(), [50, 50, 0]);
+        let waited = passive::waits(&mut pool, 3);
+        assert!((4..=6).contains(&waited), "{waited}, {keys}");
+        // What it has shown before the restart is paid for; one refusal more is enough, and for longer.
+        look(&mut pool, 10);
+        assert!(pool.takes(3));
+        refuse(&pool, 3, 1);
+        look(&mut pool, 10);
+        assert_eq!(pool.reason(3), "ejected for 20s: a connection was refused");
+    }
+}
+
+#[test]
+fn an_ejection_that_is_over_is_forgotten_in_its_time_over_a_restart() {
+    let mut pool = pool_of(UNCHECKED, 3);
+    refuse(&pool, 3, 3);
+    look(&mut pool, 10);
+    passive::waits(&mut pool, 3);
+    let ejections = |pool: &Pool| pool.status(3).passive.unwrap().ejections;
+    assert_eq!(ejections(&pool), 1);
+    let mut pool = pool.restart_after(SOON);
+    look(&mut pool, 10);
+    assert!(pool.takes(3));
+    assert_eq!(ejections(&pool), 1);
+    look(&mut pool, 9_000);
+    assert_eq!(ejections(&pool), 0);
+}
+
+#[test]
+fn who_was_forced_down_is_dead_in_the_time_since_then_and_stays_so() {
+    let mut pool = Pool::new("dead_after = \"60s\"", &[""; 2]);
+    pool.ask(2, Admin::Down);
+    pool.pass(20);
+    let mut pool = pool.restart_after(Duration::from_secs(20));
+    (1..=2).for_each(|n| pool.up(n));
+    assert_eq!(pool.state(2), state::HOLDS);
+    pool.pass(19);
+    assert_eq!(pool.state(2), state::HOLDS);
+    pool.pass(2);
+    assert_eq!(pool.state(2), 0);
+    let mut pool = pool.restart_after(SOON);
+    (1..=2).for_each(|n| pool.up(n));
+    assert_eq!(pool.state(2), 0, "its checks say nothing here");
+    // Nor does another change revive it.
+    pool.ask(1, Admin::Draining);
+    assert_eq!(pool.state(2), 0);
+    pool.ask(2, Admin::Active);
+    assert!(pool.takes(2));
+}
+
+#[test]
+fn who_was_forced_up_still_is_against_its_checks() {
+    let mut pool = Pool::new("", &[""; 2]);
+    pool.ask(2, Admin::Up);
+    pool.down(2);
+    let mut pool = pool.restart_after(SOON);
+    assert!(pool.takes(2));
+    pool.down(2);
+    assert!(pool.takes(2));
+}
+
+#[test]
+fn nothing_is_known_of_backends_and_settings_that_are_no_more() {
+    let mut pool = kept_out();
+    pool.change(Change::RemoveBackend(id(), address(2)));
+    let elsewhere = |mut history: History<Duration>| {
+        for of in &mut history.flaps {
+            of.backend = address(2);
+        }
+        history
+    };
+    let mut pool = pool.restart_with(SOON, elsewhere);
+    pool.up(3);
+    assert!(pool.takes(3));
+    assert!(pool.core.history().is_empty());
+    let off = Settings {
+        flap_damping: Some("off".parse().unwrap()),
+        passive: Some(Passive::default()),
+        ..Settings::default()
+    };
+    let mut pool = kept_out();
+    let mut left = None;
+    pool.restart_with(SOON, |history| {
+        left = Some(history.clone());
+        history
+    });
+    pool = Pool::new("", &[""; 3]).restart_with(SOON, |_| left.unwrap_or_default());
+    pool.set(off);
+    assert!(pool.takes(3) && pool.core.history().is_empty());
+}
+
+#[test]
+fn counts_that_no_agent_would_come_to_are_bounded_by_the_longest_time() {
+    let mut pool = kept_out();
+    pool.pass(1);
+    let many = |mut history: History<Duration>| {
+        history.flaps[0].failures = u32::MAX;
+        history
+    };
+    let mut pool = pool.restart_with(SOON, many);
+    pool.up(3);
+    assert_eq!(failures(&pool, 3), 5);
+    assert!(damping::waits(&mut pool, 3) <= 60);
+    let mut pool = pool_of(UNCHECKED, 3);
+    refuse(&pool, 3, 3);
+    look(&mut pool, 10);
+    let many = |mut history: History<Duration>| {
+        history.ejections[0].times = u32::MAX;
+        history
+    };
+    let mut pool = pool.restart_with(SOON, many);
+    pool.up(3);
+    assert!(passive::waits(&mut pool, 3) <= 300);
+    assert_eq!(pool.status(3).passive.unwrap().ejections, 30);
+}
+
+#[test]
+fn what_is_known_under_the_former_first_service_of_a_group_counts_under_the_new_one() {
+    let mut pool = kept_out();
+    let grouped = |vip: &str, pool: &Pool| {
+        let mut service = pool.core.state().service(id()).unwrap().clone();
+        service.id = vip.parse().unwrap();
+        service.group = Some("web".to_owned());
+        service
+    };
+    let both = ["10.0.0.1:80/tcp", "10.0.0.0:80/tcp"].map(|vip| grouped(vip, &pool));
+    let first = both[1].id;
+    let history = crate::reach::left_behind(&pool.core, SOON);
+    let maps = std::mem::take(pool.core.dataplane_mut());
+    pool.core = crate::pool::agent_over(maps);
+    pool.core.recall(history);
+    pool.change(Change::Replace(both.to_vec()));
+    assert_eq!(pool.core.state().lead(id()), first);
+    assert_eq!(failures(&pool, 3), 3);
+}
