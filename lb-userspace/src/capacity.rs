@@ -24,7 +24,8 @@ pub struct Capacity {
     /// The most loaded backend for its weight over the mean of its tier, in thousandths: 1,000 where all are
     /// equal; the worst tier counts.
     pub imbalance: Option<u64>,
-    /// How many backends can fail, the largest first, before the others and standbys cannot carry the load.
+    /// How many backends can fail, the largest first, before the others and standbys cannot carry the load; none of a
+    /// pool in panic.
     pub headroom: Option<usize>,
 }
 
@@ -35,7 +36,7 @@ pub fn of(status: &ServiceStatus) -> Option<Capacity> {
         let state = backend.standing.as_ref()?.state;
         Some(Member::of(backend, state, ignores_weights))
     });
-    assess(&members.collect::<Vec<_>>())
+    assess(&members.collect::<Vec<_>>(), status.panic.is_some())
 }
 
 /// A backend as far as it matters here.
@@ -54,7 +55,7 @@ impl Member {
     fn of(status: &BackendStatus, state: BackendState, ignores_weights: bool) -> Self {
         use BackendState::{Standby, Starting, Suspect, Up};
         Self {
-            takes: matches!(state, Starting | Up | Suspect),
+            takes: matches!(state, Starting | Up | Suspect) || status.used_in_panic,
             stands_by: state == Standby,
             tier: status.backend.tier,
             weight: match ignores_weights {
@@ -67,7 +68,7 @@ impl Member {
     }
 }
 
-fn assess(members: &[Member]) -> Option<Capacity> {
+fn assess(members: &[Member], panics: bool) -> Option<Capacity> {
     let takers: Vec<Member> = members.iter().copied().filter(|m| m.takes).collect();
     let load: u64 = takers.iter().map(|m| m.load).sum::<Option<u64>>()?;
     if takers.is_empty() {
@@ -79,7 +80,11 @@ fn assess(members: &[Member]) -> Option<Capacity> {
         most,
         utilisation: most.and_then(|most| (load * WHOLE).checked_div(most)),
         imbalance: imbalance(&takers),
-        headroom: headroom(members, load),
+        // Those that are used already say of themselves that they fail.
+        headroom: match panics {
+            true => Some(0),
+            false => headroom(members, load),
+        },
     })
 }
 
@@ -146,15 +151,15 @@ mod tests {
             imbalance: Some(1_500),
             headroom: Some(1),
         };
-        assert_eq!(assess(&pool), Some(expected));
+        assert_eq!(assess(&pool, false), Some(expected));
     }
 
     #[test]
     fn the_largest_backends_are_the_ones_to_be_missed() {
         let pool = [member(10, 1_000), member(10, 30), member(10, 30)];
-        assert_eq!(assess(&pool).unwrap().headroom, Some(2));
+        assert_eq!(assess(&pool, false).unwrap().headroom, Some(2));
         let pool = [member(50, 1_000), member(10, 30), member(10, 30)];
-        assert_eq!(assess(&pool).unwrap().headroom, Some(0));
+        assert_eq!(assess(&pool, false).unwrap().headroom, Some(0));
     }
 
     #[test]
@@ -168,9 +173,18 @@ mod tests {
             stands_by: false,
             ..standby
         };
-        let capacity = assess(&[member(80, 100), standby, down]).unwrap();
+        let capacity = assess(&[member(80, 100), standby, down], false).unwrap();
         assert_eq!((capacity.most, capacity.headroom), (Some(100), Some(1)));
-        assert_eq!(assess(&[standby, down]), None);
+        assert_eq!(assess(&[standby, down], false), None);
+    }
+
+    #[test]
+    fn a_pool_in_panic_counts_whom_it_uses_and_has_nobody_to_spare() {
+        let pool = [member(10, 100), member(30, 100)];
+        let capacity = assess(&pool, true).unwrap();
+        assert_eq!((capacity.load, capacity.most), (40, Some(200)));
+        assert_eq!(capacity.headroom, Some(0));
+        assert_eq!(assess(&pool, false).unwrap().headroom, Some(1));
     }
 
     #[test]
@@ -181,8 +195,8 @@ mod tests {
             ..member(load, 100)
         };
         let even = [weighed(3, 30, 0), weighed(1, 10, 0), weighed(1, 2, 1)];
-        assert_eq!(assess(&even).unwrap().imbalance, Some(1_000));
-        assert_eq!(assess(&[member(0, 100)]).unwrap().imbalance, None);
+        assert_eq!(assess(&even, false).unwrap().imbalance, Some(1_000));
+        assert_eq!(assess(&[member(0, 100)], false).unwrap().imbalance, None);
     }
 
     #[test]
@@ -191,14 +205,14 @@ mod tests {
             most: None,
             ..member(5, 1)
         };
-        let capacity = assess(&[member(5, 100), unlimited]).unwrap();
+        let capacity = assess(&[member(5, 100), unlimited], false).unwrap();
         assert_eq!((capacity.utilisation, capacity.headroom), (None, None));
         assert_eq!(capacity.imbalance, Some(1_000));
         let uncounted = Member {
             load: None,
             ..member(0, 100)
         };
-        assert_eq!(assess(&[uncounted]), None);
+        assert_eq!(assess(&[uncounted], false), None);
     }
 
     proptest! {
@@ -207,7 +221,7 @@ mod tests {
             pool in prop::collection::vec((0..100u64, 1..100u64), 1..12),
         ) {
             let pool: Vec<Member> = pool.into_iter().map(|(load, most)| member(load, most)).collect();
-            let capacity = assess(&pool).unwrap();
+            let capacity = assess(&pool, false).unwrap();
             let lost = capacity.headroom.unwrap();
             let mut most: Vec<u64> = pool.iter().filter_map(|m| m.most).collect();
             most.sort_unstable();

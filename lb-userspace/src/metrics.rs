@@ -363,7 +363,12 @@ impl Scrape {
             .filter(|service| service.service.panic_below > 0);
         let panics = panics.map(|s| (service_labels(s), u64::from(s.panic.is_some())));
         let help = "1 while so few backends are healthy that the others are used as well";
-        gauges(encoder, "lb_service_panic", help, None, panics)
+        gauges(encoder, "lb_service_panic", help, None, panics)?;
+        let pools = self.pools().filter(|s| s.service.panic_below > 0);
+        let used = pools.flat_map(|s| Self::backends_of(s).filter(|(_, b)| !b.leaving));
+        let used = used.map(|(labels, b)| (labels, u64::from(b.used_in_panic)));
+        let help = "1 while it takes new flows although it is down, as its pool is in panic";
+        gauges(encoder, "lb_backend_used_in_panic", help, None, used)
     }
 
     fn pool(&self) -> impl Iterator<Item = ([(&'static str, String); 2], &BackendStatus)> {

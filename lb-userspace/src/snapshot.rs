@@ -124,6 +124,8 @@ pub struct BackendStatus {
     pub slots: u32,
     /// Flows recorded for it at the last sweep.
     pub recorded: u32,
+    /// Whether it takes new flows although it is down, as its pool is in panic.
+    pub used_in_panic: bool,
     /// What it still has, where it takes no new flows.
     pub drain: Option<DrainStatus>,
     /// Flows in progress, where the service counts them.

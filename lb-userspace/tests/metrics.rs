@@ -114,6 +114,7 @@ fn snapshot() -> Snapshot {
         leaving: false,
         slots,
         recorded: 6,
+        used_in_panic: index == 1,
         drain: None,
         connections: (index == 1).then_some(4),
         traffic: Traffic {
@@ -227,6 +228,7 @@ fn leaving() -> BackendStatus {
         leaving: true,
         slots: 0,
         recorded: 7,
+        used_in_panic: false,
         drain: None,
         connections: None,
         traffic: Traffic {
@@ -324,6 +326,8 @@ fn the_page_holds_every_figure_of_the_snapshot() {
         "lb_events_total 9".to_owned(),
         format!("lb_tier_share_ratios{{{service},tier=\"1\"}} 0.25"),
         format!("lb_service_panic{{{service}}} 1"),
+        format!("lb_backend_used_in_panic{{{first}}} 0"),
+        format!("lb_backend_used_in_panic{{{second}}} 1"),
         format!("lb_tier_healthy_backends{{{service},tier=\"0\"}} 1"),
         format!("lb_backend_recorded_flows{{{first}}} 6"),
         format!("lb_backend_connections{{{second}}} 4"),

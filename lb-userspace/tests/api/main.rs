@@ -69,7 +69,7 @@ async fn status_tells_instance_interfaces_tally_and_drops() {
         "generation": 7,
         "interfaces": [{"name": "eth0", "mode": "native"}],
         "services": 1,
-        "backends": {"total": 2, "up": 1, "down": 1, "starting": 0},
+        "backends": {"total": 2, "up": 1, "down": 1, "starting": 0, "used_in_panic": 0},
         "worst": {"utilisation": null, "imbalance": null, "headroom": null},
         "flow_tables": {
             "established": {"entries": 1200, "capacity": 262_144},

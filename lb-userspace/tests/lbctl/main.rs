@@ -422,6 +422,11 @@ async fn a_panic_is_shown_by_its_service_and_by_the_status() {
     );
     let json = succeed_json(&agent, "status").await;
     assert_eq!(json["panic"], json!(["10.0.0.1:80/tcp"]));
+    assert!(
+        status.contains("1 up, 1 down (1 of them used in panic)\n"),
+        "{status}"
+    );
+    assert_eq!(json["backends"]["used_in_panic"], 1);
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 use lb_common::tables::state;
 use lb_userspace::{
+    capacity,
     health::{
         Event,
         reply::{Asked, Wants},
@@ -55,6 +56,25 @@ fn below_the_threshold_those_that_are_down_are_used_and_no_more_once_enough_are_
         "panic is over: backends that are down are used no more",
     ];
     assert_eq!(told(&pool), expected);
+}
+
+#[test]
+fn in_panic_the_capacity_of_those_that_are_used_counts_and_none_is_to_spare() {
+    let figures = |pool: &Pool| {
+        let capacity = capacity::of(&pool.core.service(id()).unwrap()).unwrap();
+        (capacity.most, capacity.headroom)
+    };
+    let mut pool = failing(PANIC, &[", max_connections = 100"; 4], [1, 2]);
+    assert_eq!(figures(&pool), (Some(200), Some(1)));
+    pool.down(3);
+    assert_eq!(figures(&pool), (Some(400), Some(0)));
+    let used: Vec<bool> = (1..=4).map(|n| pool.status(n).used_in_panic).collect();
+    assert_eq!(used, [true, true, true, false]);
+    pool.refuses(1);
+    assert_eq!(figures(&pool), (Some(300), Some(0)), "nobody is there");
+    pool.up(1);
+    pool.up(2);
+    assert_eq!(figures(&pool), (Some(300), Some(2)));
 }
 
 #[test]

@@ -256,6 +256,7 @@ fn leaving() -> BackendStatus {
         leaving: true,
         slots: 0,
         recorded: 2,
+        used_in_panic: false,
         drain: None,
         connections: None,
         traffic: Traffic {
@@ -395,6 +396,7 @@ fn describe(service: &Service) -> ServiceStatus {
             leaving: false,
             slots: if down { 0 } else { 502 },
             recorded: 5,
+            used_in_panic: service.panic_below == PANICS && down,
             drain: (!matches!(backend.admin, Admin::Active | Admin::Up)).then_some(DrainStatus {
                 observed: 5,
                 unknown_slots: 17,

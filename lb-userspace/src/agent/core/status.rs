@@ -183,6 +183,7 @@ impl<D: Dataplane> Core<D> {
             leaving,
             slots: placed.map_or(0, |(placed, (id, _))| placed.ring.share(id)),
             recorded: placed.map_or(0, |(placed, (id, _))| self.census.records_of(placed, id)),
+            used_in_panic: !leaving && self.known.panics.uses((lead, address)),
             drain: placed.and_then(|(placed, at)| self.drain_status(placed, at)),
             connections: load.and_then(Result::ok),
             traffic: traffic(counters),

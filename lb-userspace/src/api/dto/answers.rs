@@ -77,6 +77,9 @@ pub struct Tally {
     pub down: usize,
     /// Not checked yet.
     pub starting: usize,
+    /// Those that take new flows although they are down, as their pool is in panic.
+    #[serde(default)]
+    pub used_in_panic: usize,
 }
 
 /// A service as it stands.
@@ -313,6 +316,7 @@ impl From<&snapshot::Snapshot> for Status {
         let pools = leads.flat_map(|s| &s.backends);
         for backend in pools.filter(|b| !b.leaving) {
             backends.total += 1;
+            backends.used_in_panic += usize::from(backend.used_in_panic);
             match backend.condition {
                 snapshot::Condition::Starting => backends.starting += 1,
                 snapshot::Condition::Up => backends.up += 1,

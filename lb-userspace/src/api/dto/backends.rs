@@ -66,6 +66,9 @@ pub struct Backend {
     pub slots: u32,
     /// Flows recorded for it.
     pub recorded: u32,
+    /// Whether it takes new flows although it is down, as its pool is in panic.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub used_in_panic: bool,
     /// What it still has, where it takes no new flows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drain: Option<Drain>,
@@ -227,6 +230,7 @@ impl From<&snapshot::BackendStatus> for Backend {
             mtu: status.mtu,
             slots: status.slots,
             recorded: status.recorded,
+            used_in_panic: status.used_in_panic,
             drain: status.drain.map(Into::into),
             connections: status.connections,
             traffic: status.traffic.into(),

@@ -15,7 +15,7 @@ pub struct Capacity {
     pub utilisation: Option<u64>,
     /// The most loaded backend for its weight over the mean of its tier, in thousandths.
     pub imbalance: Option<u64>,
-    /// How many backends can fail, the largest first, before the others and standbys cannot carry the load.
+    /// How many backends can fail, the largest first, before the others and standbys cannot carry the load; 0 in panic.
     pub headroom: Option<usize>,
 }
 

@@ -28,6 +28,9 @@ fn describe(status: &Status) -> String {
         .collect();
     let tally = &status.backends;
     let mut backends = format!("{} up, {} down", tally.up, tally.down);
+    if tally.used_in_panic > 0 {
+        backends += &format!(" ({} of them used in panic)", tally.used_in_panic);
+    }
     if tally.starting > 0 {
         backends += &format!(", {} not checked yet", tally.starting);
     }
