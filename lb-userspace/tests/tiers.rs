@@ -16,7 +16,8 @@ use lb_userspace::{
     dataplane::memory::MemoryDataplane,
     health::{Event, Target},
     model::{Admin, Change, Failback, ModelError, Service, ServiceId, Settings},
-    snapshot::{Condition, EventFilter},
+    neighbours::Update,
+    snapshot::{BackendState, Condition, EventFilter},
 };
 
 use crate::reach::{asking, left_behind, memory, reached, wind};
@@ -246,6 +247,87 @@ fn who_failed_in_a_tier_that_waits_has_to_pass_its_checks_after_a_restart() {
     pass(&mut core, Duration::from_secs(1));
     assert_eq!(shares(&core), [100, 0, 0, 0], "not backend 2, unasked");
     up(&mut core, 2);
+    assert_eq!(shares(&core), [50, 50, 0, 0]);
+}
+
+/// Nobody answers for the address of a backend.
+fn no_way(n: u8) -> Update {
+    Update::NextHop {
+        address: address(n).ip(),
+        next_hop: None,
+        reason: Some("it has not told its hardware address".to_owned()),
+    }
+}
+
+/// An agent whose backends are all there but those of `lost`, which no way leads to.
+fn start_without(lost: &[u8], keys: &str) -> Core<MemoryDataplane> {
+    let mut core = Core::new("tiers".to_owned(), Tunnel::default(), memory()).unwrap();
+    for n in 1..=4 {
+        let update = match lost.contains(&n) {
+            true => no_way(n),
+            false => reached(address(n).ip(), 1),
+        };
+        core.network(update);
+    }
+    let services = config::parse(&text(keys), "test").unwrap().services;
+    core.change(Change::Replace(services)).unwrap();
+    (1..=4).for_each(|n| up(&mut core, n));
+    core
+}
+
+fn find_way(core: &mut Core<MemoryDataplane>, n: u8) {
+    assert!(core.network(reached(address(n).ip(), 1)));
+    core.enforce().unwrap();
+}
+
+#[test]
+fn a_primary_that_no_way_leads_to_is_missed_like_one_that_is_down() {
+    let mut core = start_without(&[1], "");
+    pass(&mut core, Duration::from_secs(4));
+    assert_eq!(shares(&core), [0, 71, 29, 0]);
+    let service = core.service(id()).unwrap();
+    assert_eq!(service.tiers[0].healthy, 1);
+    core.observe(SystemTime::UNIX_EPOCH);
+    let standing = core.service(id()).unwrap();
+    let standing = standing
+        .backend(address(1))
+        .unwrap()
+        .standing
+        .clone()
+        .unwrap();
+    assert_eq!(
+        (standing.state, standing.reason.as_str()),
+        (
+            BackendState::Down,
+            "no next hop: it has not told its hardware address"
+        )
+    );
+    find_way(&mut core, 1);
+    assert_eq!(shares(&core), [50, 50, 0, 0]);
+    let mut core = start_without(&[1, 2], "");
+    pass(&mut core, Duration::from_secs(4));
+    assert_eq!(shares(&core), [0, 0, 100, 0]);
+    find_way(&mut core, 2);
+    assert_eq!(shares(&core), [0, 71, 29, 0]);
+}
+
+#[test]
+fn a_tier_does_not_lose_its_flows_while_ways_to_it_are_found_out() {
+    let mut core = start_without(&[1, 2], "failback = \"manual\"");
+    pass(&mut core, Duration::from_secs(2));
+    find_way(&mut core, 1);
+    find_way(&mut core, 2);
+    pass(&mut core, Duration::from_secs(60));
+    assert_eq!(shares(&core), [50, 50, 0, 0]);
+    assert!(!core.service(id()).unwrap().tiers[0].waits);
+}
+
+#[test]
+fn a_backend_that_has_lost_its_way_keeps_the_last_one_and_its_share() {
+    let mut core = start("");
+    core.network(no_way(1));
+    core.enforce().unwrap();
+    pass(&mut core, Duration::from_secs(60));
     assert_eq!(shares(&core), [50, 50, 0, 0]);
 }
 

@@ -16,6 +16,7 @@ mod standby;
 mod standing;
 mod status;
 mod targets;
+mod ways;
 mod weights;
 
 use std::{
@@ -30,6 +31,7 @@ use lb_common::tables::{Tick, state};
 use self::{
     known::{Checked, Down, Known},
     standing::Told,
+    ways::NoWays,
 };
 use super::{ChangeError, history::History};
 use crate::{
@@ -132,6 +134,8 @@ pub struct Core<D> {
     /// The plan after the last sweep has settled slots.
     has_settled: bool,
     next_hops: BTreeMap<IpAddr, NextHop>,
+    /// Addresses that are known to have none.
+    no_ways: NoWays,
     own_addresses: BTreeSet<IpAddr>,
 }
 
@@ -160,6 +164,7 @@ impl<D: Dataplane> Core<D> {
             census: Census::default(),
             has_settled: false,
             next_hops: BTreeMap::new(),
+            no_ways: NoWays::default(),
             own_addresses: BTreeSet::new(),
         };
         core.adopt()?;
@@ -531,7 +536,7 @@ impl<D: Dataplane> Core<D> {
     }
 
     /// Takes backends for dead that have been down for too long, lets those in that were kept out for long enough, and
-    /// sees who has waited long enough for their failback; true where the maps must follow by
+    /// sees who has waited long enough for their failback, or for a way; true where the maps must follow by
     /// [`Core::enforce`].
     pub fn age(&mut self) -> bool {
         let dead = self.mark_the_long_down();
@@ -540,7 +545,8 @@ impl<D: Dataplane> Core<D> {
             self.mark(id, address);
         }
         let released = self.release();
-        released || !dead.is_empty() || self.failback_is_due()
+        let missed = self.miss_ways();
+        missed || released || !dead.is_empty() || self.failback_is_due()
     }
 
     /// Takes note of what a check says. A failure takes effect in the maps before this returns, in
@@ -684,7 +690,13 @@ impl<D: Dataplane> Core<D> {
                 address,
                 next_hop: Some(next_hop),
                 ..
-            } => self.next_hops.insert(address, next_hop) != Some(next_hop),
+            } => {
+                let missed = self.no_ways.find(address);
+                if missed {
+                    self.chronicle.touch_all();
+                }
+                self.next_hops.insert(address, next_hop) != Some(next_hop) || missed
+            }
             Update::NextHop {
                 address,
                 next_hop: None,
@@ -692,6 +704,7 @@ impl<D: Dataplane> Core<D> {
             } => {
                 let reason = reason.unwrap_or_default();
                 tracing::warn!(%address, reason, "no next hop");
+                self.no_ways.miss(address, reason, self.dataplane.now());
                 self.next_hops.remove(&address).is_some()
             }
             Update::Forgotten(addresses) => {
@@ -699,6 +712,7 @@ impl<D: Dataplane> Core<D> {
                 let wanted = self.watched();
                 for address in addresses.difference(&wanted) {
                     self.next_hops.remove(address);
+                    self.no_ways.find(*address);
                 }
                 false
             }

@@ -8,10 +8,11 @@ use lb_userspace::{
         reply::{Asked, Wants},
     },
     model::{Admin, Change, Settings},
+    neighbours::Update,
     snapshot::{BackendState, Condition, Happened, PanicStatus},
 };
 
-use crate::pool::{Pool, event, id};
+use crate::pool::{Pool, address, event, id};
 
 const PANIC: &str = "panic_below = 50\ndead_after = \"10s\"";
 
@@ -75,6 +76,24 @@ fn in_panic_the_capacity_of_those_that_are_used_counts_and_none_is_to_spare() {
     pool.up(1);
     pool.up(2);
     assert_eq!(figures(&pool), (Some(300), Some(2)));
+}
+
+#[test]
+fn who_no_way_leads_to_is_missed_and_not_used() {
+    let mut pool = Pool::new(PANIC, &[""; 2]);
+    pool.add(101, 1);
+    pool.core.network(Update::NextHop {
+        address: address(101).ip(),
+        next_hop: None,
+        reason: None,
+    });
+    pool.up(101);
+    pool.pass(4);
+    assert_eq!(panic(&pool), None, "two thirds are healthy");
+    pool.down(1);
+    let status = panic(&pool).unwrap();
+    assert_eq!((status.healthy_percent, status.used), (33, 1));
+    assert!(pool.takes(1) && !pool.takes(101));
 }
 
 #[test]

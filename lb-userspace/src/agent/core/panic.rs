@@ -4,7 +4,8 @@
 //! what packets show ([`super::outliers`]), and whose checks pass; and so does any pool of which nobody else is healthy.
 //!
 //! Never used are those that somebody keeps out (drain, maintenance, down by hand, weight 0, an agent that asks for
-//! it), and those whose own port refuses or whose host is not there: a flow that goes there is lost for certain.
+//! it), and those whose own port refuses, whose host is not there or to which no way leads: a flow that goes there is
+//! lost for certain.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -180,6 +181,7 @@ impl<D: Dataplane> Core<D> {
                 .filter(|_| backend.admin != Admin::Up)
             {
                 Some(down) if down.gone => {}
+                _ if self.unusable(service, backend.address).is_some() => {}
                 Some(_) => used.entry(backend.tier).or_default().push(backend.address),
                 None if with_held
                     || !(self.known.damped.waits(key) || self.known.outliers.waits(key)) =>

@@ -152,11 +152,13 @@ impl<D: Dataplane> Core<D> {
         weights
     }
 
-    /// Whether a backend could take new flows, its tier left aside.
+    /// Whether a backend could take new flows, its tier left aside: nobody keeps it out, and a way leads there.
     pub(super) fn is_fit(&self, service: &Service, backend: &Backend) -> bool {
         let lead = self.state.lead(service.id);
         let key = (lead, backend.address);
-        backend.is_wanted() && self.liveness_with(key, || Some(backend.admin)).is_none()
+        backend.is_wanted()
+            && self.liveness_with(key, || Some(backend.admin)).is_none()
+            && self.unusable(service, backend.address).is_none()
     }
 
     /// The same, where nobody is used against what its checks say.

@@ -15,7 +15,7 @@ use crate::{
     dataplane::{Dataplane, DataplaneError},
     health::Target,
     model::{Admin, Backend, Service, ServiceId},
-    plan::{Placed, PlacedMember, census::ServiceCensus, next_hop},
+    plan::{Placed, PlacedMember, census::ServiceCensus},
     snapshot::{
         AddressPoolStatus, BackendStatus, Condition, FlowStatus, ServiceStatus, Snapshot, TableUse,
         Traffic,
@@ -189,18 +189,6 @@ impl<D: Dataplane> Core<D> {
             traffic: traffic(counters),
             backend,
         }
-    }
-
-    /// Why the service's mode cannot use the way to a backend.
-    pub(super) fn unusable(&self, service: &Service, address: SocketAddr) -> Option<String> {
-        let known = self.next_hops.contains_key(&address.ip());
-        let usable = next_hop(&self.next_hops, service.mode, address.ip()).is_some();
-        (known && !usable).then(|| {
-            format!(
-                "{} is behind a router, and mode l2 needs it on a link of this host: use ipip or gue",
-                address.ip()
-            )
-        })
     }
 
     fn flow_status(&self, placed: &Placed, index: u32) -> FlowStatus {
