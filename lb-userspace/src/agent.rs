@@ -48,6 +48,9 @@ pub enum ChangeError {
     /// The kernel refused.
     #[error("the kernel refused the change: {0}")]
     Kernel(String),
+    /// A backend says that it has no flows left, and that cannot be.
+    #[error("{0}")]
+    NotDrained(String),
     /// The agent is stopping.
     #[error("the agent is stopping; try again once it runs")]
     Stopping,
@@ -80,6 +83,8 @@ pub enum Request {
     Group(String, oneshot::Sender<Option<Service>>),
     /// A backend reports by itself that is not known to: what is wrong with that.
     Beat(Target, oneshot::Sender<Result<(), ChangeError>>),
+    /// A backend says that it has no flow left.
+    Drained(Target, oneshot::Sender<Result<(), ChangeError>>),
     /// List recorded flows.
     Flows(FlowFilter, oneshot::Sender<Result<FlowList, ChangeError>>),
     /// What has happened lately.
@@ -126,13 +131,15 @@ impl Handle {
         if self.reports.beat(&target) {
             return Ok(());
         }
-        let (reply, answer) = oneshot::channel();
-        let request = Request::Beat(target, reply);
-        self.requests
-            .send(request)
-            .await
-            .map_err(|_| ChangeError::Stopping)?;
-        answer.await.map_err(|_| ChangeError::Stopping)?
+        self.ask(|reply| Request::Beat(target, reply)).await?
+    }
+
+    /// Takes note that a backend has no flow left, as it says itself.
+    ///
+    /// # Errors
+    /// It is not there, or may have flows again at any time.
+    pub async fn drained(&self, target: Target) -> Result<(), ChangeError> {
+        self.ask(|reply| Request::Drained(target, reply)).await?
     }
 
     /// Takes note that a datagram from `sender` reports backends there; nobody is answered.

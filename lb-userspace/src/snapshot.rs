@@ -263,6 +263,8 @@ pub struct DrainStatus {
     pub unknown_slots: u32,
     /// Whether connection ids may still lead packets to it.
     pub by_id: bool,
+    /// Whether it has said itself, since it takes no new flows, that it has none left.
+    pub reported: bool,
     /// Whether it has no flow any more, for certain.
     pub ended: bool,
 }

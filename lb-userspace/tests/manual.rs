@@ -4,9 +4,12 @@
 
 mod reach;
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
-use lb_common::tables::state;
+use lb_common::tables::{FlowKey, Record, Table, Tables as _, flow_kind, record_flag, state};
 use lb_userspace::{
     agent::Core,
     config::{self, Tunnel},
@@ -313,4 +316,102 @@ fn where_flows_are_never_recorded_a_drain_ends_at_once() {
     let mut core = start("moving_time = \"0s\"");
     ask(&mut core, Admin::Draining);
     assert!(drain(&core).unwrap().ended);
+}
+
+/// Backend 1 says that it has no flow left, as it knew so many milliseconds ago.
+fn say_drained(core: &mut Core<MemoryDataplane>, millis: u64) -> Result<bool, String> {
+    let target = Target {
+        service: id(),
+        address: address(1),
+    };
+    let age = Duration::from_millis(millis);
+    core.says_drained(target, age)
+        .map_err(|error| error.to_string())
+}
+
+/// A record of a flow of backend 1 that was used last now.
+fn record(core: &Core<MemoryDataplane>, port: u16, flags: u16) {
+    let placed = core.layout().placed(id()).unwrap();
+    let (local, member) = placed.member(address(1)).unwrap();
+    let tables = &core.dataplane().tables;
+    let stamp = tables.now();
+    let key = FlowKey {
+        source: IpAddr::from([192, 0, 2, 1]).into(),
+        service: placed.services[&id()] as u16,
+        port,
+        kind: flow_kind::FLOW,
+        to: 0,
+    };
+    let record = Record {
+        member: local,
+        flags,
+        generation: member.member.generation,
+        stamp,
+        since: stamp,
+    };
+    tables.record(Table::Established, &key, &record, true);
+}
+
+#[test]
+fn a_backend_that_has_no_flow_left_ends_its_drain_with_the_next_sweep_that_finds_none() {
+    let mut core = start("moving_time = \"15m\"");
+    let refused = say_drained(&mut core, 0).unwrap_err();
+    assert!(refused.contains("takes new flows"), "{refused}");
+    ask(&mut core, Admin::Draining);
+    sweep(&mut core);
+    let refused = say_drained(&mut core, 0).unwrap_err();
+    assert!(refused.contains("for 0 ms only"), "{refused}");
+    pass(&mut core, Duration::from_millis(1_500));
+    let refused = say_drained(&mut core, 1_000).unwrap_err();
+    assert!(refused.contains("may be on their way"), "{refused}");
+    assert_eq!(say_drained(&mut core, 0), Ok(true));
+    assert_eq!(say_drained(&mut core, 0), Ok(false), "known");
+    let said = drain(&core).unwrap();
+    assert!(said.reported && !said.ended, "no sweep since: {said:?}");
+    pass(&mut core, Duration::from_millis(10));
+    sweep(&mut core);
+    let ended = drain(&core).unwrap();
+    assert!(ended.ended && ended.unknown_slots > 100, "{ended:?}");
+    // Of that drain alone.
+    ask(&mut core, Admin::Active);
+    ask(&mut core, Admin::Draining);
+    sweep(&mut core);
+    let anew = drain(&core).unwrap();
+    assert!(!anew.reported && !anew.ended, "{anew:?}");
+}
+
+#[test]
+fn a_recorded_flow_that_has_not_ended_speaks_against_a_backend_that_has_none_left() {
+    for (flags, ends) in [
+        (0, false),
+        (record_flag::FINISHED, true),
+        (record_flag::RESET, true),
+    ] {
+        let mut core = start("moving_time = \"15m\"");
+        ask(&mut core, Admin::Draining);
+        pass(&mut core, Duration::from_secs(2));
+        record(&core, 1, flags);
+        assert_eq!(say_drained(&mut core, 0), Ok(true));
+        pass(&mut core, Duration::from_secs(2));
+        record(&core, 2, record_flag::FINISHED);
+        sweep(&mut core);
+        let drain = drain(&core).unwrap();
+        assert_eq!((drain.ended, drain.observed), (ends, 2), "{flags}");
+    }
+}
+
+#[test]
+fn while_a_backend_says_that_it_has_none_left_sweeps_come_sooner_until_one_proves_it() {
+    let mut core = start("moving_time = \"15m\"");
+    ask(&mut core, Admin::Draining);
+    sweep(&mut core);
+    let pause = |core: &Core<MemoryDataplane>| core.next_sweep(Duration::ZERO);
+    let usual = pause(&core);
+    assert!(usual > Duration::from_secs(10), "{usual:?}");
+    pass(&mut core, Duration::from_secs(2));
+    say_drained(&mut core, 0).unwrap();
+    assert_eq!(pause(&core), Duration::from_secs(2));
+    pass(&mut core, Duration::from_millis(10));
+    sweep(&mut core);
+    assert_eq!(pause(&core), usual);
 }

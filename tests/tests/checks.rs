@@ -326,6 +326,14 @@ fn agents_weigh_drain_and_take_down_their_backends_and_never_undo_a_persons_drai
             await_shares(&stage, &service, [0.5, 0.0, 0.5])?;
             assert_eq!(who_answers(&stage, &service, 50)?, names([1, 3]));
 
+            agents[1].say("drained");
+            wait_until("the drain has ended", SOON, || {
+                let second = stage.backend(&service, web_address(2)).ok().flatten();
+                second
+                    .is_some_and(|b| b["drain"]["ended"] == true && b["drain"]["reported"] == true)
+            })?;
+            agents[1].say("ready up 100%");
+
             agents[2].say("down # disk is full");
             stage.await_condition(&service, web_address(3), "down")?;
             let error = last_error(&stage, &service, 3)?;

@@ -2,13 +2,14 @@
 
 use std::{collections::BTreeMap, thread, time::Duration};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use lb_tests::{
     config::{Health, Service},
     load::{held::Held, open_loop::OpenLoop},
     skip::with_root,
     stage::{BACKENDS, Stage, vip, web, web_address},
     topology::{Topology, backend_name},
+    wait::wait_until,
 };
 
 const HELD: usize = 90;
@@ -130,6 +131,55 @@ fn backends_forced_down_and_up_go_against_their_checks_until_that_is_undone() ->
             }
             of_first(&stage, &service, "up")?;
             assert_eq!(stage.only(&service, 50)?, backend_name(1));
+            Ok(())
+        },
+    )
+}
+
+/// How far the drain of backend 1 is.
+fn drain(stage: &Stage, service: &Service) -> Result<serde_json::Value> {
+    let first = stage.backend(service, web_address(1))?.context("it")?;
+    Ok(first["drain"].clone())
+}
+
+#[test]
+fn a_drain_ends_early_once_the_backend_says_that_it_has_none_left_and_none_is_observed()
+-> Result<()> {
+    with_root(
+        "a_drain_ends_early_once_the_backend_says_that_it_has_none_left_and_none_is_observed",
+        || {
+            // Else it would take as long as this, for connections that are idle.
+            let service = web(Health::HTTP).with("moving_time", "15m");
+            let stage = stage(&service)?;
+            let client = &stage.topology.client;
+            let held = Held::open(client, vip(&service)?, HELD, PERIOD)?;
+            let (code, told) = of_first(&stage, &service, "drained")?;
+            assert_eq!(code, Some(5), "{told}");
+            assert!(told.contains("takes new flows"), "{told}");
+            of_first(&stage, &service, "drain")?;
+            wait_until("it may say so", Duration::from_secs(10), || {
+                of_first(&stage, &service, "drained").is_ok_and(|(code, _)| code == Some(0))
+            })?;
+            // It is mistaken, as its connections show.
+            let (code, told) = of_first(&stage, &service, "drain --wait --timeout 8s")?;
+            assert_eq!(code, Some(6), "{told}");
+            assert!(told.contains("the backend says that it has none"), "{told}");
+            let lives = held.stop()?;
+            assert!(lives.per_backend()[&backend_name(1)] > 0);
+            assert_eq!(lives.broken_per_backend(), BTreeMap::new());
+            let (code, told) = of_first(&stage, &service, "drain --wait --timeout 60s")?;
+            println!("{}; {told}", drain(&stage, &service)?);
+            assert_eq!(code, Some(0), "{told}");
+            let ended = drain(&stage, &service)?;
+            let unknown = ended["unknown_slots"].as_u64();
+            assert!(unknown > Some(0), "by itself: {ended}");
+            // What it said is of this drain alone.
+            of_first(&stage, &service, "undrain")?;
+            assert!(takes_flows(&stage, &service)?);
+            of_first(&stage, &service, "drain")?;
+            let (code, told) = of_first(&stage, &service, "drain --wait --timeout 4s")?;
+            assert_eq!(code, Some(6), "{told}");
+            assert_eq!(drain(&stage, &service)?["reported"], false);
             Ok(())
         },
     )

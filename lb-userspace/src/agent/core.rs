@@ -29,6 +29,7 @@ use std::{
 use lb_common::tables::{Tick, state};
 
 use self::{
+    drain::Stills,
     known::{Checked, Down, Known},
     standing::Told,
     ways::NoWays,
@@ -55,6 +56,8 @@ const SWEEPS: u32 = 8;
 /// Bounds of the time between sweeps.
 const SHORTEST_SWEEP: Duration = Duration::from_millis(500);
 const LONGEST_SWEEP: Duration = Duration::from_secs(30);
+/// From one sweep to the next while a backend says that it has no flow left.
+const PROOF: Duration = Duration::from_secs(2);
 /// Where the next sweep is wanted sooner than usual: at least so long after the last, and so many times as
 /// long as that took, so that no more than a fifth of a processor's time goes into such sweeps.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
@@ -126,6 +129,8 @@ pub struct Core<D> {
     chronicle: Told,
     /// What is known of backends.
     known: Known,
+    /// Who takes no new flows in the maps.
+    stills: Stills,
     /// What the agent before this one knew, until the state is told.
     former: Option<History<Duration>>,
     /// The state as that would have it, where that is another.
@@ -159,6 +164,7 @@ impl<D: Dataplane> Core<D> {
             edited: false,
             chronicle: Told::default(),
             known: Known::default(),
+            stills: Stills::default(),
             former: None,
             adapted: None,
             census: Census::default(),
@@ -430,6 +436,10 @@ impl<D: Dataplane> Core<D> {
         self.restamp(&mut plan)?;
         self.layout = Arc::new(plan.layout);
         self.behind = false;
+        let pools = self.layout.pools.values();
+        let members = pools.flat_map(|placed| placed.members());
+        let members = members.map(|(_, member)| member);
+        self.stills.note(members, self.dataplane.now());
         Ok(match plan.put_off {
             0 => Outcome::Whole,
             _ => Outcome::Partly,
@@ -488,6 +498,10 @@ impl<D: Dataplane> Core<D> {
         };
         let soonest = SHORTEST_PAUSE.max(took * PAUSES);
         let wanted = wanted.map_or(Duration::MAX, plan::duration);
+        let wanted = match self.awaits_proof() {
+            true => wanted.min(PROOF),
+            false => wanted,
+        };
         wanted.max(soonest).min(self.sweep_interval())
     }
 

@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     dataplane::{Dataplane, DataplaneError, Programs},
-    health::{Checker, Event},
+    health::{Checker, Event, Target},
     model::Change,
     neighbours::{Resolver, Update},
     plan::census::Census,
@@ -327,7 +327,24 @@ impl<D: Dataplane> Running<D> {
     }
 
     fn note(&mut self, event: Event) -> bool {
-        self.core.health(event)
+        let drained = event.none_left.map(|since| (event.target, since));
+        let changed = self.core.health(event);
+        if let Some((target, since)) = drained
+            && let Err(early) = self.hear_drained(target, since.elapsed())
+        {
+            // It says so again.
+            tracing::debug!(%early, "not drained yet");
+        }
+        changed
+    }
+
+    /// A backend says that it has no flow left: a sweep shows whether none is recorded either.
+    fn hear_drained(&mut self, target: Target, age: Duration) -> Result<(), ChangeError> {
+        let news = self.core.says_drained(target, age)?;
+        if news && matches!(self.sweep, Sweeping::Due(_)) {
+            self.sweep = Sweeping::Due(Instant::now());
+        }
+        Ok(())
     }
 
     fn on_network(&mut self, update: Update) {
@@ -381,6 +398,9 @@ impl<D: Dataplane> Running<D> {
                     self.sources.checker.reports().beat(target);
                 }
                 drop(reply.send(expected.map(|_| ()).map_err(Into::into)));
+            }
+            Request::Drained(target, reply) => {
+                drop(reply.send(self.hear_drained(target, Duration::ZERO)));
             }
         }
     }

@@ -323,6 +323,15 @@ impl Client {
         self.ask(Method::POST, &path, Bytes::new()).await
     }
 
+    /// Reports for a backend that takes no new flows that it has none left.
+    ///
+    /// # Errors
+    /// Why it was refused.
+    pub async fn drained(&self, id: ServiceId, address: SocketAddr) -> Answer<Heard> {
+        let path = format!("{}/drained", backend_path(id, address));
+        self.ask(Method::POST, &path, Bytes::new()).await
+    }
+
     fn body(&self, value: &impl Serialize) -> Answer<Bytes> {
         let json = serde_json::to_vec(value).map_err(|error| self.protocol(&error))?;
         Ok(json.into())

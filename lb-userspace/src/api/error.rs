@@ -90,6 +90,7 @@ impl From<ChangeError> for ApiError {
             ChangeError::NotLoaded(_) | ChangeError::Kernel(_) => {
                 Self::new(StatusCode::INTERNAL_SERVER_ERROR, "kernel", message)
             }
+            ChangeError::NotDrained(_) => Self::new(StatusCode::CONFLICT, "not_drained", message),
             ChangeError::Stopping => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", message)
             }

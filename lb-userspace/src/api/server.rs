@@ -69,7 +69,8 @@ fn router(handle: Handle) -> Router {
             "/services/{id}/backends/{address}",
             patch(edit_backend).delete(remove_backend),
         )
-        .route("/services/{id}/backends/{address}/heartbeat", post(beat));
+        .route("/services/{id}/backends/{address}/heartbeat", post(beat))
+        .route("/services/{id}/backends/{address}/drained", post(drained));
     Router::new()
         .nest(VERSION, routes)
         .fallback(no_route)
@@ -356,6 +357,18 @@ async fn beat(
     }))
 }
 
+async fn drained(
+    State(handle): State<Handle>,
+    Id(service): Id,
+    Address(address): Address,
+) -> Answer<Json<dto::Heard>> {
+    handle.drained(Target { service, address }).await?;
+    Ok(Json(dto::Heard {
+        service,
+        backend: address,
+    }))
+}
+
 fn changed(action: Action, service: ServiceId, backend: Option<SocketAddr>) -> Json<Changed> {
     Json(Changed {
         changed: Subject {
@@ -373,7 +386,7 @@ fn changed(action: Action, service: ServiceId, backend: Option<SocketAddr>) -> J
 
 async fn no_route(uri: Uri) -> Response {
     let message = format!(
-        "no path {}: there are {VERSION}/status, {VERSION}/metrics, {VERSION}/flows, {VERSION}/clients, {VERSION}/events, {VERSION}/access-lists[/NAME[/judge]] and {VERSION}/services[/ID[/failover|/backends[/ADDRESS[/heartbeat]]]], ID percent-encoded as in 10.0.0.1:80%2Ftcp",
+        "no path {}: there are {VERSION}/status, {VERSION}/metrics, {VERSION}/flows, {VERSION}/clients, {VERSION}/events, {VERSION}/access-lists[/NAME[/judge]] and {VERSION}/services[/ID[/failover|/backends[/ADDRESS[/heartbeat|/drained]]]], ID percent-encoded as in 10.0.0.1:80%2Ftcp",
         uri.path()
     );
     ApiError::new(StatusCode::NOT_FOUND, "no_route", message).into_response()

@@ -16,7 +16,7 @@ use crate::{
         heartbeat::{Beats, Silence},
         machine::{Machine, Outcome},
         probe::{Answer, ProbeError, Prober, Subject},
-        reply::{Asked, Reply, Serving},
+        reply::{Asked, Reply, Serving, Wants},
         schedule::{Schedule, seed},
     },
     model::{Check, Dns, Probe, Protocol, Transport, Unreachable},
@@ -48,6 +48,8 @@ pub struct Finding {
     pub fails: bool,
     /// What the backend's agent asks for.
     pub asked: Asked,
+    /// When it was asked that it answered last that it has no flow left, if that was its last answer.
+    pub none_left: Option<Instant>,
 }
 
 /// Probes that say what is usual, at least.
@@ -70,6 +72,8 @@ pub struct Checking<P: Prober> {
     usual: Option<Accrual>,
     /// Whether the last word of the backend's agent about it was that it is down.
     said_down: bool,
+    /// When the last probe began.
+    asked_at: Instant,
 }
 
 enum Rhythm {
@@ -109,6 +113,7 @@ impl<P: Prober> Checking<P> {
                 nobody: false,
                 fails: false,
                 asked,
+                none_left: None,
             },
             subject: Subject {
                 target,
@@ -123,6 +128,7 @@ impl<P: Prober> Checking<P> {
             question: None,
             preparing: JoinSet::new(),
             said_down: false,
+            asked_at: now,
         }
     }
 
@@ -152,6 +158,7 @@ impl<P: Prober> Checking<P> {
             Rhythm::Probes(schedule) => {
                 let start = schedule.next(Instant::now(), self.machine.in_doubt());
                 sleep_until(start).await;
+                self.asked_at = Instant::now();
                 self.probe().await.map(Some)
             }
         };
@@ -248,6 +255,8 @@ impl<P: Prober> Checking<P> {
 
     fn hear(&mut self, reply: &Reply) -> (Option<Outcome>, Option<String>) {
         self.finding.asked.hear(reply);
+        let drained = reply.wants == Some(Wants::Drained);
+        self.finding.none_left = drained.then_some(self.asked_at);
         let (outcome, error) = match &reply.serving {
             Some(Serving::Up) => {
                 self.said_down = false;

@@ -29,6 +29,7 @@ use std::{
 use tokio::{
     sync::{Notify, Semaphore, mpsc, watch},
     task::AbortHandle,
+    time::Instant,
 };
 
 use crate::{
@@ -141,6 +142,8 @@ pub struct Event {
     pub checks: Vec<CheckStatus>,
     /// What the backend's agent asks for.
     pub asked: Asked,
+    /// When the agent was asked that answered last that no flow is left.
+    pub none_left: Option<Instant>,
 }
 
 impl Event {
@@ -157,6 +160,7 @@ impl Event {
             smoothed: None,
             checks: Vec::new(),
             asked: Asked::default(),
+            none_left: None,
         }
     }
 }

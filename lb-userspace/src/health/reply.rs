@@ -47,6 +47,9 @@ pub enum Wants {
     /// It is being worked on: no new flows either.
     #[serde(rename = "maint")]
     Maintenance,
+    /// It wants no new flows, and has none left: not HAProxy's word, which takes it for none.
+    #[serde(rename = "drained")]
+    Drained,
 }
 
 impl Reply {
@@ -72,6 +75,7 @@ impl Reply {
             "ready" => self.wants = Some(Wants::Flows),
             "drain" => self.wants = Some(Wants::Drain),
             "maint" => self.wants = Some(Wants::Maintenance),
+            "drained" => self.wants = Some(Wants::Drained),
             _ => match (percent(word), limit(word)) {
                 (Some(weight), _) => self.weight = Some(weight),
                 (None, Some(most)) => self.max_connections = Some(most),
@@ -117,7 +121,8 @@ pub struct Asked {
 impl Asked {
     /// Whether it wants no new flows.
     pub fn drains(&self) -> bool {
-        matches!(self.wants, Some(Wants::Drain | Wants::Maintenance))
+        let wants = self.wants;
+        wants.is_some_and(|wants| wants != Wants::Flows)
     }
 
     /// Takes note of another line.
@@ -134,6 +139,7 @@ impl std::fmt::Display for Wants {
             Self::Flows => "ready",
             Self::Drain => "drain",
             Self::Maintenance => "maint",
+            Self::Drained => "drained",
         })
     }
 }
@@ -180,6 +186,7 @@ mod tests {
             ("ready", wants(Wants::Flows)),
             ("drain", wants(Wants::Drain)),
             ("maint", wants(Wants::Maintenance)),
+            ("drained", wants(Wants::Drained)),
             ("maxconn:30", limited),
             ("75%", weighted(75)),
             ("0%", weighted(0)),

@@ -188,6 +188,7 @@ impl<P: Prober> Runner<P> {
                 .into_iter()
                 .find(|asked| *asked != Asked::default())
                 .unwrap_or_default(),
+            none_left: findings.iter().filter_map(|f| f.none_left).max(),
             checks: findings.iter().map(|f| f.status.clone()).collect(),
             ..Event::new(self.target, condition)
         }
@@ -198,6 +199,7 @@ impl<P: Prober> Runner<P> {
         self.at.is_none_or(|at| at.elapsed() >= self.every)
             || (last.condition, last.dead, last.asked) != (event.condition, event.dead, event.asked)
             || (last.fails, &last.error) != (event.fails, &event.error)
+            || last.none_left != event.none_left
             || !event
                 .checks
                 .iter()

@@ -166,6 +166,7 @@ async fn first_success_is_reported_as_up_within_one_interval() {
             smoothed: None,
             checks: event.checks.clone(),
             asked: Asked::default(),
+            none_left: None,
         }
     );
     let check = CheckStatus {

@@ -44,6 +44,8 @@ pub struct ServiceCensus {
     pub half_open: u32,
     /// Live records of each local id in its present generation.
     pub by_member: BTreeMap<u16, u32>,
+    /// Those among them whose flow one of its ends has closed or reset.
+    pub ended_by_member: BTreeMap<u16, u32>,
     /// Slots with a live record of another backend than their owner.
     pub foreign: BTreeSet<u32>,
     /// Sessions of mode `full-nat`, which count as flows above, too.
@@ -57,8 +59,10 @@ pub struct ServiceCensus {
 
 impl ServiceCensus {
     fn count_use(&mut self, record: &Record, moves: bool, at_owner: bool) {
-        let ended = record_flag::FINISHED | record_flag::RESET;
-        let count = match (record.flags & ended != 0, moves, at_owner) {
+        let ended = record.flags & (record_flag::FINISHED | record_flag::RESET) != 0;
+        *self.by_member.entry(record.member).or_default() += 1;
+        *self.ended_by_member.entry(record.member).or_default() += u32::from(ended);
+        let count = match (ended, moves, at_owner) {
             (true, ..) => &mut self.uses.ended,
             (_, true, _) => &mut self.uses.moving,
             (_, _, false) => &mut self.uses.away,
@@ -88,6 +92,8 @@ pub struct Census {
     pub ended: BTreeMap<Holder, i64>,
     /// By how much the flows in progress of backends are counted too high, those that ended left out.
     pub excess: Excess,
+    /// When it began.
+    pub began: Tick,
     /// What it began with, by number of the pool.
     seen: BTreeMap<u32, Seen>,
     /// Addresses that sessions could begin with then.
@@ -172,6 +178,7 @@ pub fn sweep(
     let mut census = Census {
         seen,
         offered: pools.flat_map(|all| all.iter().copied()).collect(),
+        began: now,
         ..Census::default()
     };
     let mut loads = Tally::begin(layout, tables, now)?;
@@ -289,11 +296,28 @@ impl Census {
         self.of(placed).filter_map(|s| s.by_member.get(&id)).sum()
     }
 
+    /// Those among them of flows that have not ended.
+    fn open_of(&self, placed: &Placed, id: u16) -> u32 {
+        let ended: u32 = self
+            .of(placed)
+            .filter_map(|s| s.ended_by_member.get(&id))
+            .sum();
+        self.records_of(placed, id).saturating_sub(ended)
+    }
+
+    /// The same as [`Census::is_vacant`], but for records of flows that have ended, which are kept for what may still come.
+    pub fn is_idle(&self, placed: &Placed, id: u16) -> bool {
+        !self.took(placed, id) && self.open_of(placed, id) == 0
+    }
+
+    fn took(&self, placed: &Placed, id: u16) -> bool {
+        let seen = self.seen.get(&placed.number);
+        seen.is_none_or(|seen| seen.taking.contains(&id))
+    }
+
     /// Whether a backend took no new flows when the sweep began, and had none: it will not have any.
     pub fn is_vacant(&self, placed: &Placed, id: u16) -> bool {
-        let seen = self.seen.get(&placed.number);
-        let took = seen.is_none_or(|seen| seen.taking.contains(&id));
-        !took && self.records_of(placed, id) == 0
+        !self.took(placed, id) && self.records_of(placed, id) == 0
     }
 
     fn judge(
@@ -333,7 +357,6 @@ impl Census {
             Table::HalfOpen => service.half_open += 1,
             Table::Established => service.established += 1,
         }
-        *service.by_member.entry(record.member).or_default() += 1;
         let whole = placed.descriptor.flags & service_flag::MOVING != 0;
         service.count_use(record, whole || slot.phase() == Phase::Moving, at_owner);
         if !at_owner {

@@ -285,6 +285,21 @@ async fn a_heartbeat_is_heard_of_backends_that_are_there_only() {
 }
 
 #[tokio::test]
+async fn a_backend_reports_that_it_is_drained_and_is_refused_while_it_is_not() {
+    let agent = FakeAgent::start(WEB);
+    let backend = "/v1/services/10.0.0.1:80%2Ftcp/backends/10.1.0.2:80";
+    let path = format!("{backend}/drained");
+    let (status, refusal) = ask(&agent, "POST", &path, "").await;
+    assert_eq!((status, &refusal["code"]), (409, &json!("not_drained")));
+    ask(&agent, "PATCH", backend, r#"{"state":"draining"}"#).await;
+    let heard = json!({"service": "10.0.0.1:80/tcp", "backend": "10.1.0.2:80"});
+    assert_eq!(ask(&agent, "POST", &path, "").await, (200, heard));
+    let other = path.replace("0.2:80", "0.9:80");
+    let (status, refusal) = ask(&agent, "POST", &other, "").await;
+    assert_eq!((status, &refusal["code"]), (404, &json!("unknown_backend")));
+}
+
+#[tokio::test]
 async fn several_checks_are_taken_and_told_as_they_were_given() {
     let agent = FakeAgent::start("");
     let checks = json!([

@@ -72,6 +72,19 @@ async fn checks_are_given_as_in_the_configuration_or_by_options_of_their_own() {
 }
 
 #[tokio::test]
+async fn a_drained_backend_is_reported_in_one_line() {
+    let agent = FakeAgent::start(SEVERAL);
+    succeed(&agent, "backend drain 10.0.0.1:80/tcp 10.1.0.2:80").await;
+    let command = "backend drained 10.0.0.1:80/tcp 10.1.0.2:80";
+    let line = succeed(&agent, command).await;
+    let said = "reported that backend 10.1.0.2:80 of 10.0.0.1:80/tcp has no flow left\n";
+    assert_eq!(line, said);
+    let json = succeed_json(&agent, command).await;
+    let heard = json!({"service": "10.0.0.1:80/tcp", "backend": "10.1.0.2:80"});
+    assert_eq!(json, heard);
+}
+
+#[tokio::test]
 async fn a_heartbeat_is_reported_in_one_line() {
     let agent = FakeAgent::start(SEVERAL);
     let command = "backend heartbeat 10.0.0.1:80/tcp 10.1.0.2:80";

@@ -149,6 +149,9 @@ async fn run(
             Request::Beat(target, reply) => {
                 let _ = reply.send(beat(&state.lock().unwrap(), target));
             }
+            Request::Drained(target, reply) => {
+                let _ = reply.send(drained(&state.lock().unwrap(), target));
+            }
         }
     }
 }
@@ -177,6 +180,17 @@ fn beat(state: &State, target: Target) -> Result<(), ChangeError> {
     let service = state.service(id).ok_or(ModelError::UnknownService { id })?;
     let known = service.backend(address).map(drop);
     Ok(known.ok_or(ModelError::UnknownBackend { id, address })?)
+}
+
+/// Only who is drained has no flow left.
+fn drained(state: &State, target: Target) -> Result<(), ChangeError> {
+    beat(state, target)?;
+    let service = state.service(target.service);
+    let backend = service.and_then(|service| service.backend(target.address));
+    match backend.is_some_and(|backend| backend.admin == Admin::Active) {
+        true => Err(ChangeError::NotDrained("drain it first".to_owned())),
+        false => Ok(()),
+    }
 }
 
 fn apply(state: &mut State, change: Change) -> Result<(), ChangeError> {
@@ -401,6 +415,7 @@ fn describe(service: &Service) -> ServiceStatus {
                 observed: 5,
                 unknown_slots: 17,
                 by_id: false,
+                reported: false,
                 ended: backend.weight == WEIGHT_OF_A_DRAINED,
             }),
             connections: backend.max_connections.map(|_| 3),

@@ -1,18 +1,118 @@
 //! How far backends that take no new flows are from having none.
 //!
 //! What a backend has is known only in part: recorded flows are seen by sweeps; others may be idle, and are
-//! unknown until they speak, which they do through slots that still lead to it, or until these have moved on.
+//! unknown until they speak, which they do through slots that still lead to it, or until these have moved on. The
+//! backend itself knows: what it says counts from when it has taken no new flows for long enough that none is on its way. Recorded
+//! flows that have not ended contradict it.
 
-use lb_common::tables::state;
+use std::{collections::BTreeMap, time::Duration};
+
+use lb_common::tables::{Tick, state};
 
 use super::Core;
 use crate::{
+    agent::ChangeError,
     dataplane::Dataplane,
-    plan::{Placed, PlacedMember, still_named},
+    health::Target,
+    model::ModelError,
+    plan::{Placed, PlacedMember, duration, has_passed, loads::Holder, still_named, ticks},
     snapshot::DrainStatus,
 };
 
+/// A packet that was sent to a backend before it took no new flows is there by then, and what came of it is known there.
+const IN_FLIGHT: Duration = Duration::from_secs(1);
+
+/// What is known of a member that takes no new flows.
+#[derive(Debug, Clone, Copy)]
+struct Still {
+    /// Since when it does not, at the latest.
+    since: Tick,
+    /// When it has said last that it has none left.
+    said: Option<Tick>,
+}
+
+/// Members that take no new flows.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Stills(BTreeMap<Holder, Still>);
+
+impl Stills {
+    /// Takes note of who takes none now.
+    pub(super) fn note<'a>(&mut self, members: impl Iterator<Item = &'a PlacedMember>, now: Tick) {
+        let mut before = std::mem::take(&mut self.0);
+        let new = Still {
+            since: now,
+            said: None,
+        };
+        let still = members.filter(|member| member.backend.state & state::TAKES == 0);
+        self.0 = still
+            .map(|member| {
+                let holder = member.holder();
+                (holder, before.remove(&holder).unwrap_or(new))
+            })
+            .collect();
+    }
+
+    fn said(&self, member: &PlacedMember) -> Option<Tick> {
+        self.0.get(&member.holder())?.said
+    }
+}
+
 impl<D: Dataplane> Core<D> {
+    /// Takes note that a backend says that it has no flow left, as it knew so long ago; whether that is news.
+    ///
+    /// # Errors
+    /// It is not there, or takes new flows, or has done so until too short a time ago: what it says is of before.
+    pub fn says_drained(&mut self, target: Target, age: Duration) -> Result<bool, ChangeError> {
+        let Target {
+            service: id,
+            address,
+        } = target;
+        let known = self.state.service(id);
+        known.ok_or(ModelError::UnknownService { id })?;
+        let placed = self.layout.placed(id);
+        let member = placed.and_then(|placed| placed.member(address));
+        let (_, member) = member.ok_or(ModelError::UnknownBackend { id, address })?;
+        let holder = member.holder();
+        let now = self.dataplane.now();
+        let takes = member.backend.state & state::TAKES != 0;
+        let Some(still) = self.stills.0.get_mut(&holder).filter(|_| !takes) else {
+            return Err(ChangeError::NotDrained(format!(
+                "backend {address} of {id} takes new flows, so that it may have some at any time: drain it first, and report it once it has none"
+            )));
+        };
+        let quiet = duration(now.wrapping_sub(still.since)).saturating_sub(age);
+        if quiet < IN_FLIGHT {
+            let [quiet, least] = [quiet, IN_FLIGHT].map(|time| time.as_millis());
+            return Err(ChangeError::NotDrained(format!(
+                "backend {address} of {id} has taken no new flows for {quiet} ms only, and packets of some may be on their way: report it once it has taken none for {least} ms"
+            )));
+        }
+        let news = still.said.is_none();
+        still.said = Some(now.wrapping_sub(ticks(age)));
+        Ok(news)
+    }
+
+    /// Whether the next sweep may find that a backend has no flow left which says so.
+    pub(super) fn awaits_proof(&self) -> bool {
+        self.stills.0.values().any(|still| still.said.is_some())
+            && self.layout.pools.values().any(|placed| {
+                let mut members = placed.members();
+                members.any(|(id, member)| {
+                    self.stills.said(member).is_some() && !self.has_none_left(placed, id, member)
+                })
+            })
+    }
+
+    /// Whether a member has said that it has no flow left, and a sweep since has found none.
+    fn has_none_left(&self, placed: &Placed, id: u16, member: &PlacedMember) -> bool {
+        let Some(said) = self.stills.said(member) else {
+            return false;
+        };
+        let stateless = placed.descriptor.moving_time == 0;
+        let swept = has_passed(0, said, self.census.began) && self.census.is_about(placed);
+        stateless || (swept && self.census.is_idle(placed, id))
+    }
+
     /// What is left of a member that takes no new flows; nothing of one that takes some.
     pub(super) fn drain_status(
         &self,
@@ -32,11 +132,13 @@ impl<D: Dataplane> Core<D> {
         let by_id = still_named(placed).contains(&id);
         let stateless = placed.descriptor.moving_time == 0;
         let swept = self.census.is_about(placed) && self.census.is_vacant(placed, id);
+        let moved = unknown_slots == 0 && !by_id && (stateless || swept);
         Some(DrainStatus {
             observed: self.census.records_of(placed, id),
             unknown_slots,
             by_id,
-            ended: unknown_slots == 0 && !by_id && (stateless || swept),
+            reported: self.stills.said(member).is_some(),
+            ended: moved || self.has_none_left(placed, id, member),
         })
     }
 }

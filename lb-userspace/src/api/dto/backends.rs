@@ -143,6 +143,9 @@ pub struct Drain {
     pub unknown_slots: u32,
     /// Whether connection ids may still lead packets to it.
     pub by_id: bool,
+    /// Whether it has said itself that it has none left.
+    #[serde(default)]
+    pub reported: bool,
     /// Whether it has no flow any more, for certain.
     pub ended: bool,
 }
@@ -313,12 +316,14 @@ impl From<snapshot::DrainStatus> for Drain {
             observed,
             unknown_slots,
             by_id,
+            reported,
             ended,
         } = status;
         Self {
             observed,
             unknown_slots,
             by_id,
+            reported,
             ended,
         }
     }

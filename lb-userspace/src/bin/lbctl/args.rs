@@ -590,6 +590,12 @@ pub enum BackendVerb {
         #[command(flatten)]
         target: Target,
     },
+    /// Report that a drained backend has no connection left, as it knows itself, so that its drain ends
+    Drained {
+        /// Which.
+        #[command(flatten)]
+        target: Target,
+    },
     /// Limit a backend's flows in progress; at the limit it takes no new ones
     Limit {
         /// Which.

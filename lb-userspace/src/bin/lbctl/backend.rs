@@ -26,6 +26,7 @@ pub async fn run(client: &Client, verb: &BackendVerb, output: Output) -> Result<
     let (changed, line) = match verb {
         BackendVerb::List { service } => return show(client, *service, output).await,
         BackendVerb::Heartbeat { target } => return beat(client, target, output).await,
+        BackendVerb::Drained { target } => return drained(client, target, output).await,
         BackendVerb::Add {
             target,
             weight,
@@ -92,6 +93,17 @@ async fn beat(client: &Client, target: &Target, output: Output) -> Result<String
     match output {
         Output::Json => output::json(&heard),
         Output::Table => Ok(format!("reported backend {address} of {service}\n")),
+    }
+}
+
+async fn drained(client: &Client, target: &Target, output: Output) -> Result<String, Failure> {
+    let Target { service, address } = *target;
+    let heard = client.drained(service, address).await?;
+    match output {
+        Output::Json => output::json(&heard),
+        Output::Table => Ok(format!(
+            "reported that backend {address} of {service} has no flow left\n"
+        )),
     }
 }
 

@@ -80,9 +80,14 @@ fn describe(backend: &Backend) -> String {
         observed,
         unknown_slots,
         by_id,
+        reported,
         ..
     } = drain;
     let mut text = format!("{observed} flows observed");
+    if reported {
+        return text
+            + "; the backend says that it has none, and those that have ended do not count";
+    }
     if unknown_slots > 0 {
         text += &format!("; unknown: idle ones in {unknown_slots} slots");
     }

@@ -319,6 +319,28 @@ async fn what_an_agent_asks_for_is_told_and_its_word_counts_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn that_no_flow_is_left_is_told_with_each_answer_that_says_so_and_when_it_was_asked_for() {
+    let (mut checker, script, mut events) = checker();
+    *script.says.lock().unwrap() = "drained".to_owned();
+    let begin = Instant::now();
+    checker.set(targets([1], &agent(), Condition::Starting));
+    let first = events.recv().await.unwrap();
+    assert_eq!(first.asked.wants, Some(Wants::Drained));
+    assert!(first.asked.drains());
+    let second = events.recv().await.unwrap();
+    assert!(begin.elapsed() <= INTERVAL * 3, "not only now and then");
+    let [first, second] = [first, second].map(|event| event.none_left.unwrap());
+    let asked = [begin, first, second, Instant::now()];
+    assert!(asked.is_sorted() && first < second, "{asked:?}");
+    *script.says.lock().unwrap() = "drain".to_owned();
+    let event = events.recv().await.unwrap();
+    assert_eq!(
+        (event.asked.wants, event.none_left),
+        (Some(Wants::Drain), None)
+    );
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_agent_that_does_not_answer_changes_nothing_unless_it_is_said_to() {
     let (mut checker, script, mut events) = checker();
     *script.says.lock().unwrap() = "25%".to_owned();

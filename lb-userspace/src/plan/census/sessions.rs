@@ -112,11 +112,9 @@ impl Census {
             _ => service.half_open += 1,
         }
         service.sessions += 1;
-        *service.by_member.entry(record.member).or_default() += 1;
-        if let Some((_, slot)) = slot_of(key, (id, placed), &layout.control.hash_key) {
-            let at_owner = u32::from(record.member) == slot.owner();
-            service.count_use(record, false, at_owner);
-        }
+        let slot = slot_of(key, (id, placed), &layout.control.hash_key);
+        let at_owner = slot.is_some_and(|(_, slot)| u32::from(record.member) == slot.owner());
+        service.count_use(record, false, at_owner);
         Judgement::Keep
     }
 
