@@ -26,7 +26,7 @@ use crate::{
     netns::{Namespace, next_number},
     process::{Process, run},
     topology::INTERFACE,
-    wait::wait_ok,
+    wait::{wait_ok, wait_until},
 };
 
 const READY: Duration = Duration::from_secs(10);
@@ -191,6 +191,28 @@ impl Agent {
         self.ready()
     }
 
+    /// The same, but that it is asked to stop.
+    ///
+    /// # Errors
+    /// As [`Self::sigterm`] and [`Self::restart`].
+    pub fn stop_and_restart(&mut self) -> Result<()> {
+        self.sigterm()?;
+        self.restart()
+    }
+
+    /// Waits until what it keeps of backends for the next agent has `what` in it.
+    ///
+    /// # Errors
+    /// It has not soon.
+    pub fn await_history(&self, what: &str) -> Result<()> {
+        let path = instance::history_path(&self.home.name);
+        let read = || fs::read_to_string(&path);
+        wait_until("it is kept for the next agent", STOP, || {
+            read().is_ok_and(|kept| kept.contains(what))
+        })
+        .with_context(|| format!("no {what} in {:?}", read()))
+    }
+
     /// Runs `lbd detach` of its name, whether it runs or not.
     ///
     /// # Errors
@@ -312,6 +334,9 @@ impl Agent {
         Ok(ids)
     }
 }
+
+/// Ways in which an agent is replaced by the next one: killed, and asked to stop.
+pub const RESTARTS: [fn(&mut Agent) -> Result<()>; 2] = [Agent::restart, Agent::stop_and_restart];
 
 impl Drop for Agent {
     fn drop(&mut self) {

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use lb_tests::{
+    agent::RESTARTS,
     config::{Health, Service},
     load::{
         Phase,
@@ -15,7 +16,7 @@ use lb_tests::{
     process::run_with_input,
     skip::with_root,
     stage::{BACKENDS, Stage, v4_pool, vip, web, web_address},
-    topology::{Topology, vip_v4},
+    topology::{Topology, backend_name, vip_v4},
     wait::wait_until,
 };
 use serde_json::Value;
@@ -224,6 +225,47 @@ fn who_is_kept_out_keeps_its_connections_and_comes_back_once_it_accepts_new_ones
             println!("{}", load.stop()?);
             let lives = held.stop()?;
             println!("{lives}");
+            assert_eq!(lives.broken_per_backend(), BTreeMap::new());
+            Ok(())
+        },
+    )
+}
+
+#[test]
+fn who_is_kept_out_stays_so_over_restarts_of_the_agent_though_its_checks_pass() -> Result<()> {
+    with_root(
+        "who_is_kept_out_stays_so_over_restarts_of_the_agent_though_its_checks_pass",
+        || {
+            let service = web(CHECK).with("passive", "ejection=5m");
+            let mut stage = stage(&service, Topology::new(BACKENDS)?)?;
+            let client = stage.topology.client.clone();
+            let held = Held::open(&client, vip(&service)?, 60, Duration::from_millis(200))?;
+            let load = OpenLoop::start(&client, vip(&service)?, 200)?;
+            refuse_new(&stage, VICTIM, true)?;
+            wait_until("the victim is kept out", SOON, || {
+                is_ejected(&stage, &service, VICTIM)
+            })?;
+            refuse_new(&stage, VICTIM, false)?;
+            load.stop()?;
+            for restart in RESTARTS {
+                stage
+                    .agent
+                    .await_history("connections in a row were refused")?;
+                restart(&mut stage.agent)?;
+                for n in 1..=BACKENDS {
+                    stage.await_condition(&service, web_address(n), "up")?;
+                }
+                let why = reason(&stage, &service, VICTIM)?;
+                assert!(why.starts_with("ejected for 5m: 3 conn"), "{why}");
+                let left = &backend(&stage, &service, VICTIM)?["passive"]["left_ms"];
+                println!("{left} ms are left; {why}");
+                assert!(left.as_u64().is_some_and(|left| left < 300_000), "{left}");
+                let answers = stage.answers(&service, 300)?;
+                assert_eq!(answers.get(&backend_name(VICTIM)), None, "{answers:?}");
+                assert_eq!(answers.len(), 2, "{answers:?}");
+            }
+            let lives = held.stop()?;
+            assert!(lives.per_backend()[&backend_name(VICTIM)] > 0);
             assert_eq!(lives.broken_per_backend(), BTreeMap::new());
             Ok(())
         },

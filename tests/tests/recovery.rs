@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use lb_tests::{
+    agent::RESTARTS,
     config::{Health, Service},
     load::{held::Held, open_loop::OpenLoop},
     skip::with_root,
@@ -179,3 +180,82 @@ fn a_backend_that_fails_twice_is_kept_out_until_its_time_is_over_or_somebody_say
         },
     )
 }
+
+#[test]
+fn a_backend_that_fails_again_and_again_stays_kept_out_over_restarts_of_the_agent() -> Result<()> {
+    with_root(
+        "a_backend_that_fails_again_and_again_stays_kept_out_over_restarts_of_the_agent",
+        || {
+            let service = web(Health::HTTP).with("flap_damping", "5m to 10m");
+            let mut stage = stage(&service, "up")?;
+            for _ in 0..2 {
+                kill_and_revive(&mut stage, &service, 1)?;
+            }
+            assert_eq!(answered_by(&stage, &service, 1)?, 0);
+            for restart in RESTARTS {
+                stage.agent.await_history("\"held_since\":1")?;
+                restart(&mut stage.agent)?;
+                for n in 1..=BACKENDS {
+                    stage.await_condition(&service, web_address(n), "up")?;
+                }
+                assert_eq!(answered_by(&stage, &service, 1)?, 0);
+                let first = stage.backend(&service, web_address(1))?.context("it")?;
+                println!("{}", first["damping"]);
+                assert_eq!(first["damping"]["failures"], 2, "{first}");
+                let left = first["damping"]["left_ms"].as_u64();
+                assert!(left.is_some_and(|left| left < 300_000), "{first}");
+            }
+            // One that is down as the agent ends waits once it is up again.
+            ask(&stage, &service, "up", 1)?;
+            ask(&stage, &service, "auto", 1)?;
+            for _ in 0..2 {
+                assert!(answered_by(&stage, &service, 1)? > 0);
+                stage.servers[0].kill();
+                stage.await_condition(&service, web_address(1), "down")?;
+                stage.agent.await_history("\"failing\":true")?;
+                stage.agent.restart()?;
+                stage.servers[0].restart()?;
+                stage.await_condition(&service, web_address(1), "up")?;
+            }
+            assert_eq!(answered_by(&stage, &service, 1)?, 0);
+            Ok(())
+        },
+    )
+}
+
+#[test]
+fn a_history_that_is_damaged_of_another_format_or_from_the_future_is_told_and_left_aside()
+-> Result<()> {
+    with_root(
+        "a_history_that_is_damaged_of_another_format_or_from_the_future_is_told_and_left_aside",
+        || {
+            let service = web(Health::HTTP).with("flap_damping", "5m to 10m");
+            let mut stage = stage(&service, "up")?;
+            let path = lb_userspace::instance::history_path(&stage.agent.home().name);
+            for (history, told) in [
+                ("{\"format\":1,\"writ", "it is damaged"),
+                ("{\"format\":0,\"flaps\":[]}", "it is of format 0"),
+                (FROM_THE_FUTURE, "the clock, which has been put back"),
+            ] {
+                for _ in 0..2 {
+                    kill_and_revive(&mut stage, &service, 1)?;
+                }
+                assert_eq!(answered_by(&stage, &service, 1)?, 0);
+                stage.agent.sigterm()?;
+                std::fs::write(&path, history)?;
+                stage.agent.restart()?;
+                let log = stage.agent.log();
+                let warned = log.lines().any(|l| l.contains("WARN") && l.contains(told));
+                ensure!(warned, "{told} is not in {log}");
+                for n in 1..=BACKENDS {
+                    stage.await_condition(&service, web_address(n), "up")?;
+                }
+                assert!(answered_by(&stage, &service, 1)? > 0);
+            }
+            Ok(())
+        },
+    )
+}
+
+/// In the year 2286, with nothing in it.
+const FROM_THE_FUTURE: &str = "{\"format\":1,\"written\":10000000000000,\"history\":{\"flaps\":[],\"ejections\":[],\"tiers\":[],\"forced\":[]}}";

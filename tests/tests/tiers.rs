@@ -5,11 +5,12 @@ use std::{collections::BTreeMap, thread, time::Duration};
 
 use anyhow::{Result, ensure};
 use lb_tests::{
+    agent::RESTARTS,
     config::{Health, Service},
     load::held::{Held, HeldReport},
     skip::with_root,
-    stage::{BACKENDS, Stage, vip, web, web_address},
-    topology::{Topology, backend_name},
+    stage::{BACKENDS, Stage, tcp, vip, web, web_address},
+    topology::{Topology, backend_name, backend_v4, vip_v4},
     wait::wait_until,
 };
 
@@ -200,4 +201,76 @@ fn failing_over_by_hand_and_back_breaks_no_connection() -> Result<()> {
         }
         Ok(())
     })
+}
+
+/// Of 300 requests, how many the standby answers.
+fn standbys_part(stage: &Stage, service: &Service) -> Result<usize> {
+    let answers = stage.answers(service, 300)?;
+    Ok(answers.get(&backend_name(3)).copied().unwrap_or(0))
+}
+
+#[test]
+fn a_tier_that_is_held_back_in_part_or_by_hand_stays_so_over_restarts_of_the_agent() -> Result<()> {
+    with_root(
+        "a_tier_that_is_held_back_in_part_or_by_hand_stays_so_over_restarts_of_the_agent",
+        || {
+            let service = service().with("failback", "manual");
+            let mut stage = stage(&service)?;
+            kill(&mut stage, &service, 1)?;
+            revive(&mut stage, &service, 1)?;
+            let held = hold(&stage, &service)?;
+            let before = standbys_part(&stage, &service)?;
+            // 28.6% of them.
+            ensure!((50..130).contains(&before), "{before}");
+            for restart in RESTARTS {
+                stage.agent.await_history("\"better_since\":1")?;
+                restart(&mut stage.agent)?;
+                for n in 1..=BACKENDS {
+                    stage.await_condition(&service, web_address(n), "up")?;
+                }
+                let after = standbys_part(&stage, &service)?;
+                println!("{before} of 300 to the standby before a restart, {after} after it");
+                ensure!((50..130).contains(&after), "{after}");
+                assert_eq!(stage.shown(&service)?["tiers"][0]["waits"], true);
+            }
+            stage.lbctl(&format!("failover {} --to 1", service.vip))?;
+            stage.lbctl(&format!("backend down {} {}", service.vip, web_address(2)))?;
+            for restart in RESTARTS {
+                restart(&mut stage.agent)?;
+                assert_eq!(answering(&stage, &service)?, names([3]));
+                for n in 1..=BACKENDS {
+                    stage.await_condition(&service, web_address(n), "up")?;
+                }
+                assert_eq!(answering(&stage, &service)?, names([3]));
+            }
+            stage.lbctl(&format!("failback {}", service.vip))?;
+            assert_eq!(answering(&stage, &service)?, names([1, 3]));
+            stage.lbctl(&format!("backend auto {} {}", service.vip, web_address(2)))?;
+            stage.lbctl(&format!("failback {}", service.vip))?;
+            assert_eq!(answering(&stage, &service)?, names([1, 2]));
+            only_of(held, []).map(drop)
+        },
+    )
+}
+
+#[test]
+fn a_primary_that_is_not_on_the_network_is_missed_without_any_check() -> Result<()> {
+    with_root(
+        "a_primary_that_is_not_on_the_network_is_missed_without_any_check",
+        || {
+            let nobody = std::net::SocketAddr::from((backend_v4(99), 80));
+            let backends = [web_address(1), nobody, web_address(3)];
+            let service = Service::new(tcp(vip_v4(1)), "nat", Health::NONE, backends);
+            let service = service.tiered(&[0, 0, 1]);
+            let stage = Stage::new(Topology::new(BACKENDS)?, vec![service.clone()])?;
+            wait_until("the standby has its part", SOON, || {
+                standbys_part(&stage, &service).is_ok_and(|part| (50..130).contains(&part))
+            })?;
+            let missed = stage.backend(&service, nobody)?;
+            let standing = missed.map(|backend| backend["standing"].clone());
+            println!("{standing:?}");
+            assert_eq!(standing.map(|s| s["state"].clone()), Some("down".into()));
+            Ok(())
+        },
+    )
 }
