@@ -17,6 +17,7 @@ use crate::{
     forward::{self, End, Ends},
     full_nat,
     hash::FlowHash,
+    martian,
     packet::Packet,
     pipeline, refuse,
     steer::{self, InForce},
@@ -63,7 +64,11 @@ pub fn process<P: Packet, T: Tables>(
     if read::read(packet, fragment).is_none() {
         return Ok(Verdict::Pass);
     }
-    let is_vip = steer::owned(tables, fragment.flow.destination) & owned::VIP != 0;
+    let owned = steer::owned(tables, fragment.flow.destination);
+    if let Some(outcome) = martian::outcome(&fragment.flow, owned) {
+        return outcome;
+    }
+    let is_vip = owned & owned::VIP != 0;
     if !is_vip && !tables.uses(feature::NAT) {
         return Ok(Verdict::Pass);
     }

@@ -11,7 +11,7 @@ use crate::{
     checksum::Sum,
     egress::{self, Onward},
     flow::{self, Flow, Signal},
-    forward, full_nat,
+    forward, full_nat, martian,
     packet::Packet,
     passive::Said,
     pipeline::Rest,
@@ -83,6 +83,9 @@ pub fn process<P: Packet, T: Tables>(
     };
     // Asked once, since the kernel's program has little room for questions.
     let owned = steer::owned(tables, message.outer.destination);
+    if let Some(outcome) = martian::outcome(&message.outer, owned) {
+        return Ok(outcome);
+    }
     Ok(match message.kind {
         Kind::Echo if owned & owned::VIP != 0 => answer(packet, tables, &message.outer),
         Kind::Echo => Ok(Verdict::Pass),

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`pipeline`] | the order of the stages |
 //! | [`flow`] | bytes to a flow |
+//! | [`martian`] | sources that no host has |
 //! | [`admit`] | who may send, and how many flows may begin |
 //! | [`rate`] | token buckets |
 //! | [`steer`] | flow to backend, by the ring alone |
@@ -50,6 +51,7 @@ pub mod full_nat;
 pub mod hash;
 pub mod icmp;
 pub mod maglev;
+pub mod martian;
 #[cfg(feature = "std")]
 pub mod memory;
 pub mod mss;

@@ -10,7 +10,7 @@ use crate::{
     fragment::{self, Early, Fragment},
     full_nat,
     hash::FlowHash,
-    icmp, mss, mtu,
+    icmp, martian, mss, mtu,
     packet::Packet,
     passive,
     quic::{self, Start},
@@ -218,6 +218,8 @@ fn follow<P: Packet, T: Tables>(
 ) -> Result<Result<Verdict, DropReason>, Rest> {
     let mut flow = Flow::EMPTY;
     Ok(match parse(packet, &mut flow) {
+        // Whether it is to a VIP is found out where there is time for it.
+        Ok(()) if martian::judge(&flow).is_some() => return Err(Rest::Refused),
         Ok(()) => match steer::service(tables, &flow.to()) {
             Some(found) if is_full_nat(tables, &found) => {
                 tables.hand_over(Handover::default());

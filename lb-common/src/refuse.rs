@@ -11,6 +11,8 @@
 //! its VIP is *the host* that cannot be reached for now, which by RFC 1122 §3.2.2.1 and §4.2.3.9 is no more
 //! than a hint, so that established connections outlive it, while new ones fail at once.
 //!
+//! Before all that, what says that it comes from nobody or from the VIP itself is dropped ([`crate::martian`]).
+//!
 //! Never answered is what RFC 1122 §3.2.2 and RFC 4443 §2.4(e) exempt, nor a reset, nor more than
 //! [`crate::budget`] has. The frame alone says what is refused and why: this is called for what
 //! [`crate::pipeline::usual`] left, and chooses no backend.
@@ -24,7 +26,7 @@ use network_types::{
 use crate::{
     checksum::Sum,
     flow::{self, Family, Flow, Stop},
-    forward, mtu,
+    forward, martian, mtu,
     packet::Packet,
     steer,
     tables::{Address, Tables, owned, refusal},
@@ -112,6 +114,10 @@ pub fn process<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<Verdi
     let Some(unknown) = read(packet, &mut flow) else {
         return Ok(Verdict::Pass);
     };
+    let owned = steer::owned(tables, flow.destination);
+    if let Some(outcome) = martian::outcome(&flow, owned) {
+        return outcome;
+    }
     let (cause, policy) = judge(tables, &flow, unknown);
     carry_out(packet, tables, &flow, cause, policy)
 }
@@ -319,16 +325,9 @@ fn is_from_a_host<P: Packet, T: Tables>(packet: &P, tables: &T, flow: &Flow) -> 
     let alone = packet
         .read::<EthHdr>(0)
         .is_some_and(|ethernet| ethernet.dst_addr[0] & GROUP == 0);
-    let [first, .., last] = flow.source.octets();
-    let is_host = if flow.v4 {
-        let [first, ..] = flow.source.low().to_ne_bytes();
-        // This network, loopback, multicast and what is reserved (RFC 1122 §3.2.1.3).
-        first != 0 && first != 127 && first < 224
-    } else {
-        // The unspecified address and the loopback, multicast, IPv4 (RFC 4291 §2.4, §2.5.5.2).
-        let low = last <= 1 && flow.source.prefix(127) == Address::v6([0; 16]);
-        !low && first != 0xff && !flow.source.is_v4()
-    };
+    let [first, ..] = flow.source.low().to_ne_bytes();
+    // What else is none has not come so far; this is reserved (RFC 1122 §3.2.2).
+    let is_host = !flow.v4 || first < 240;
     alone && is_host && steer::owned(tables, flow.source) == 0
 }
 

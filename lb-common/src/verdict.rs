@@ -91,6 +91,10 @@ counted! {
     PortsExhausted = 20, "ports_exhausted";
     /// Of mode `full-nat`: it is of a connection that is not known, and opens none.
     NoSession = 21, "no_session";
+    /// From an address that no host has ([`crate::martian`]).
+    MartianSource = 22, "martian_source";
+    /// From the address that it goes to.
+    Land = 23, "land";
 }
 
 counted! {

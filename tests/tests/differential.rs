@@ -138,7 +138,7 @@ const HELD: usize = 16;
 const CHANGE_EVERY: u64 = 250;
 
 /// What frames of this size can be dropped for; the others take giants, or a defect.
-const REACHED: [DropReason; 15] = [
+const REACHED: [DropReason; 17] = [
     DropReason::NoBackend,
     DropReason::Truncated,
     DropReason::BadHeader,
@@ -154,6 +154,8 @@ const REACHED: [DropReason; 15] = [
     DropReason::AccessDenied,
     DropReason::SourceLimit,
     DropReason::ServiceLimit,
+    DropReason::MartianSource,
+    DropReason::Land,
 ];
 
 /// Frames to a program that is loaded for less: what it knows, the others have looked into.

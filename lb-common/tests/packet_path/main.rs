@@ -17,6 +17,7 @@ mod headers;
 mod hearsay;
 mod icmp;
 mod l2;
+mod martian;
 mod mss;
 mod nat;
 mod passive;

@@ -242,8 +242,8 @@ fn a_prefix_makes_one_client_of_many() {
         let first = taken_by(&stage, &syn(one, VIP6));
         taken_by(&stage, &syn(other, VIP6)) == first
     };
-    assert!(of(64, "[2001:db8::1]:1", "[2001:db8::ffff:0:0:2]:1"));
-    assert!(!of(64, "[2001:db8::1]:1", "[2001:db8:0:1::1]:1"));
+    assert!(of(64, "[2001:db8::9]:1", "[2001:db8::ffff:0:0:2]:1"));
+    assert!(!of(64, "[2001:db8::9]:1", "[2001:db8:0:1::1]:1"));
     assert!(of(127, "[2001:db8::2]:1", "[2001:db8::3]:1"));
     assert!(!of(128, "[2001:db8::2]:1", "[2001:db8::3]:1"));
     assert!(of(32, "[2001:db8::2]:1", "[2001:db8:1::3]:1"));

@@ -20,7 +20,7 @@ use crate::{
 
 /// Servers of either family, in order of their positions on the stages below.
 const SERVERS4: [&str; 3] = [SERVER4, "10.1.0.3:8080", "10.1.255.255:65535"];
-const SERVERS6: [&str; 3] = [SERVER6, "[fd00:1::3]:8080", "[ffff::ffff]:65535"];
+const SERVERS6: [&str; 3] = [SERVER6, "[fd00:1::3]:8080", "[feff:ffff::ffff]:65535"];
 
 fn stage(mode: Mode, v4: [&str; 3], v6: [&str; 3]) -> Stage {
     let (v4, v6) = (v4.map(server), v6.map(server));
@@ -62,7 +62,7 @@ fn transport() -> impl Strategy<Value = Transport> {
 /// A whole packet to a VIP that has far enough to go.
 fn request() -> impl Strategy<Value = Spec> {
     let ends = prop_oneof![
-        any::<[u8; 4]>().prop_map(|client| (IpAddr::from(client), socket(VIP4))),
+        a_hosts_v4().prop_map(|client| (IpAddr::from(client), socket(VIP4))),
         any::<[u8; 14]>().prop_map(|tail| (global_v6(tail).into(), socket(VIP6))),
     ];
     let header = (3u8.., any::<u8>(), 0..1u32 << 20, any::<u16>(), 0..=10usize);
@@ -96,6 +96,15 @@ fn request() -> impl Strategy<Value = Spec> {
                 }
             },
         )
+}
+
+/// None of those that `martian` is about.
+fn a_hosts_v4() -> impl Strategy<Value = [u8; 4]> {
+    let first = prop_oneof![1..127u8, 128..224u8, 240..255u8];
+    let client = (first, any::<[u8; 3]>()).prop_map(|(a, [b, c, d])| [a, b, c, d]);
+    client.prop_filter("the VIP itself", |&client| {
+        IpAddr::from(client) != socket(VIP4).ip()
+    })
 }
 
 /// Out of 2000::/16, where no IPv4-mapped address is.

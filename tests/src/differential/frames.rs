@@ -146,6 +146,10 @@ impl Generator {
     }
 
     pub(super) fn stranger(&mut self, like: SocketAddr) -> SocketAddr {
+        if self.random.once_in(32) {
+            let nobody = self.nobody(like.ip());
+            return SocketAddr::new(nobody, self.random.word() as u16);
+        }
         // Half of them come again, as packets of a connection do.
         let word = if self.random.once_in(2) {
             Random(self.random.word() % 64).word()
@@ -158,6 +162,27 @@ impl Generator {
             IpAddr::V6(_) => IpAddr::from([0x2001, 0xdb8, 0, 0, 0, a.into(), b.into(), c.into()]),
         };
         SocketAddr::new(ip, u16::from_be_bytes([c, d]))
+    }
+
+    /// An address that none may send to `to` from: no host's, or that address itself; or one next to those.
+    fn nobody(&mut self, to: IpAddr) -> IpAddr {
+        let byte = self.random.byte();
+        let last = self.random.pick(&[0, 1, 255]);
+        if to.is_ipv4() {
+            let first = self
+                .random
+                .pick(&[0, 1, 126, 127, 128, 223, 224, 239, 240, 255]);
+            let rest = self.random.pick(&[byte, 255]);
+            self.random
+                .pick(&[IpAddr::from([first, rest, rest, last]), to])
+        } else {
+            let group = self.random.pick(&[0xfe80, 0xfeff, 0xff00, 0xff02, 0xffff]);
+            let last = u16::from(last);
+            let own = IpAddr::from([0, 0, 0, 0, 0, 0, 0, last]);
+            let mapped = IpAddr::from([0, 0, 0, 0, 0, 0xffff, 0x0a02, last]);
+            let group = IpAddr::from([group, 0, 0, 0, 0, 0, 0, last]);
+            self.random.pick(&[own, mapped, group, to])
+        }
     }
 
     fn protocol(&mut self) -> u8 {
