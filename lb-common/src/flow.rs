@@ -115,6 +115,12 @@ impl Flow {
         }
     }
 
+    /// Where its packet ends in the frame, in bytes.
+    #[inline(always)]
+    pub const fn end(&self) -> usize {
+        wire::ETHERNET + self.length as usize
+    }
+
     /// Whether it opens a connection.
     #[inline(always)]
     pub fn opens(&self) -> bool {
@@ -197,7 +203,7 @@ pub fn parse_v4<P: Packet>(packet: &P, flow: &mut Flow) -> Result<(), Stop> {
     let Some(header) = header_v4(&ip) else {
         return Err(Stop::Refused(DropReason::BadHeader));
     };
-    if usize::from(length) < header || wire::ETHERNET + usize::from(length) > packet.length() {
+    if usize::from(length) < header || !packet.reaches(wire::ETHERNET + usize::from(length)) {
         return Err(Stop::Refused(DropReason::BadHeader));
     }
     // More fragments, or an offset: the reserved and the don't-fragment bit do not matter.
@@ -228,7 +234,7 @@ pub fn parse_v6<P: Packet>(packet: &P, flow: &mut Flow) -> Result<(), Stop> {
     flow.destination = Address::v6(ip.dst_addr);
     let payload = u16::from_be_bytes(ip.payload_len);
     let length = match u16::try_from(wire::IPV6 + usize::from(payload)) {
-        Ok(length) if wire::ETHERNET + usize::from(length) <= packet.length() => length,
+        Ok(length) if packet.reaches(wire::ETHERNET + usize::from(length)) => length,
         _ => return Err(Stop::Refused(DropReason::BadHeader)),
     };
     let [first, second, ..] = ip.vcf;
@@ -322,7 +328,7 @@ fn signal(tcp: &TcpHdr) -> Signal {
 #[inline(always)]
 pub(crate) fn transport<P: Packet>(packet: &P, flow: &mut Flow) -> Result<(), Stop> {
     let truncated = Stop::Refused(DropReason::Truncated);
-    let end = wire::ETHERNET + usize::from(flow.length);
+    let end = flow.end();
     if flow.protocol == protocol::TCP {
         let Some(tcp) = packet.read::<TcpHdr>(flow.transport) else {
             return Err(truncated);

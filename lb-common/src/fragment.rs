@@ -365,7 +365,7 @@ fn forward<P: Packet, T: Tables>(
     if flow.length > backend.mtu {
         return Err(DropReason::PacketTooBig);
     }
-    let bytes = packet.length() as u64;
+    let bytes = packet.length_around(flow.end()) as u64;
     let opens = port.is_some() && flow.opens();
     match way.mode {
         mode::NAT => {

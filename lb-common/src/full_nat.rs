@@ -166,7 +166,7 @@ fn to_backend<P: Packet, T: Tables>(
         });
         return Err(DropReason::PacketTooBig);
     }
-    let bytes = packet.length() as u64;
+    let bytes = packet.length_around(flow.end()) as u64;
     let (client, client_port) = (flow.source, flow.source_port);
     let port = descriptor.port_at(backend, flow.destination_port);
     let ends = Ends::both((way.address, way.port), (backend.address, port));

@@ -149,8 +149,8 @@ fn read<P: Packet>(packet: &P) -> Option<Message> {
         protocol::ICMPV6
     };
     outer.transport = wire::ETHERNET + header;
-    let end = end(&outer);
-    if outer.transport + wire::ICMP > end || end > packet.length() {
+    let end = outer.end();
+    if outer.transport + wire::ICMP > end || !packet.reaches(end) {
         return None;
     }
     let icmp = packet.read::<IcmpHdr>(outer.transport)?;
@@ -160,12 +160,6 @@ fn read<P: Packet>(packet: &P) -> Option<Message> {
         kind_v6(icmp.kind)
     };
     Some(Message { outer, kind })
-}
-
-/// Where a packet ends in its frame.
-#[inline(always)]
-fn end(outer: &Flow) -> usize {
-    wire::ETHERNET + usize::from(outer.length)
 }
 
 #[inline(always)]
@@ -270,7 +264,7 @@ fn quoted<P: Packet>(packet: &P, outer: &Flow) -> Option<Quoted> {
     }
     let transport = network + header;
     // As much as every error quotes (RFC 792); the ports are in it.
-    if transport + 8 > end(outer) {
+    if transport + 8 > outer.end() {
         return None;
     }
     let ports = packet.read::<Ports>(transport)?;
@@ -328,7 +322,7 @@ fn to_backend<P: Packet, T: Tables>(
     if outer.length > backend.mtu {
         return Err(DropReason::PacketTooBig);
     }
-    let bytes = packet.length() as u64;
+    let bytes = packet.length_around(outer.end()) as u64;
     match service.descriptor.mode {
         mode::NAT => {
             let port = service.descriptor.port_at(backend, quoted.from.port);
@@ -382,7 +376,7 @@ fn to_translated<P: Packet, T: Tables>(
     if outer.length > backend.mtu {
         return Err(DropReason::PacketTooBig);
     }
-    let bytes = packet.length() as u64;
+    let bytes = packet.length_around(outer.end()) as u64;
     let port = service.descriptor.port_at(backend, quoted.from.port);
     // A router on the way to the client keeps its own address.
     let sender = if outer.source == quoted.to.address {
@@ -577,7 +571,7 @@ fn requote<P: Packet>(
         } else {
             wire::UDP_CHECK
         };
-    if at + 2 <= self::end(outer) {
+    if at + 2 <= outer.end() {
         let Check(check) = forward::read(packet, at)?;
         let before = u16::from_ne_bytes(check);
         if is_tcp || before != 0 {

@@ -11,11 +11,21 @@ impl<T: ZeroCopy + Copy + for<'de> SchemaRead<'de, DefaultConfig, Dst = T>> Head
 
 /// A frame, from its Ethernet header on. Offsets are in bytes from there.
 pub trait Packet {
-    /// Length of the frame in bytes.
+    /// Length of the whole frame in bytes. What [`Packet::read`] and [`Packet::write`] find may be less: a frame that is
+    /// longer than a page lies in several buffers, and they know the first.
     fn length(&self) -> usize;
+    /// Whether it has that many bytes at least.
+    fn reaches(&self, end: usize) -> bool {
+        end <= self.length()
+    }
+    /// Length of the frame of a packet that ends at `end`. Where all of that is in the first buffer, nothing behind is
+    /// counted that might be in another.
+    fn length_around(&self, _end: usize) -> usize {
+        self.length()
+    }
     /// Index of the interface that it came in by.
     fn interface(&self) -> u32;
-    /// A copy of the header at `offset`; `None` where the frame ends before it does. By value, so
+    /// A copy of the header at `offset`; `None` where the frame, or its first buffer, ends before it does. By value, so
     /// that the kernel's implementation can load it word by word.
     fn read<T: Header>(&self, offset: usize) -> Option<T>;
     /// Writes the header at `offset`; `None`, and nothing written, where the frame ends before it does.

@@ -81,13 +81,14 @@ pub enum Rest {
 /// It is another's, and nothing is done, or all but the rest.
 #[inline(always)]
 pub fn usual<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<Verdict, Rest> {
+    let mut verdict = Verdict::Pass;
     // Once for each family, so that neither carries the other's addresses along.
-    let outcome = match flow::family(packet) {
-        Some(Family::V4) => follow(packet, tables, flow::parse_v4)?,
-        Some(Family::V6) => follow(packet, tables, flow::parse_v6)?,
-        None => Ok(Verdict::Pass),
-    };
-    Ok(counted(tables, outcome))
+    match flow::family(packet) {
+        Some(Family::V4) => follow(packet, tables, flow::parse_v4, &mut verdict)?,
+        Some(Family::V6) => follow(packet, tables, flow::parse_v6, &mut verdict)?,
+        None => {}
+    }
+    Ok(verdict)
 }
 
 /// The same for frames that take longer to understand, apart from [`usual`] so that the kernel can have it
@@ -209,15 +210,17 @@ fn counted<T: Tables>(tables: &T, outcome: Result<Verdict, DropReason>) -> Verdi
     })
 }
 
-/// The stages after the family is known.
+/// The stages after the family is known. The verdict goes into place: returned, it would be one word for the compiler, into
+/// which it puts whatever is at hand where a verdict has no number, and the kernel's verifier refuses that of a pointer.
 #[inline(always)]
 fn follow<P: Packet, T: Tables>(
     packet: &mut P,
     tables: &T,
     parse: impl FnOnce(&P, &mut Flow) -> Result<(), Stop>,
-) -> Result<Result<Verdict, DropReason>, Rest> {
+    verdict: &mut Verdict,
+) -> Result<(), Rest> {
     let mut flow = Flow::EMPTY;
-    Ok(match parse(packet, &mut flow) {
+    let outcome = match parse(packet, &mut flow) {
         // Whether it is to a VIP is found out where there is time for it.
         Ok(()) if martian::judge(&flow).is_some() => return Err(Rest::Refused),
         Ok(()) => match steer::service(tables, &flow.to()) {
@@ -272,7 +275,15 @@ fn follow<P: Packet, T: Tables>(
         Err(Stop::Unusual) => return Err(Rest::Unusual),
         Err(Stop::Foreign) if refuses(tables) => return Err(Rest::Refused),
         Err(_) => Ok(Verdict::Pass),
-    })
+    };
+    match outcome {
+        Ok(decided) => *verdict = decided,
+        Err(reason) => {
+            tables.count_drop(reason);
+            *verdict = Verdict::Drop(reason);
+        }
+    }
+    Ok(())
 }
 
 /// Whether packets to a VIP that no service has are anything but the kernel's.
@@ -368,7 +379,7 @@ fn to_backend<'t, P: Packet, T: Tables>(
         });
         return Err(DropReason::PacketTooBig);
     }
-    let bytes = packet.length() as u64;
+    let bytes = packet.length_around(flow.end()) as u64;
     let mode = service.descriptor.mode;
     if tables.knows(feature::NAT) && mode == mode::NAT {
         let port = service.descriptor.port_at(backend, flow.destination_port);

@@ -219,8 +219,7 @@ fn foreign_v4<P: Packet>(packet: &P, flow: &mut Flow) -> Option<Cause> {
     } else {
         0
     };
-    let whole = usize::from(flow.length) >= header
-        && wire::ETHERNET + usize::from(flow.length) <= packet.length();
+    let whole = usize::from(flow.length) >= header && packet.reaches(flow.end());
     whole.then_some(Cause::Protocol(0))
 }
 
@@ -235,7 +234,7 @@ fn foreign_v6<P: Packet>(packet: &P, flow: &mut Flow) -> Option<Cause> {
     flow.length = u16::from_be_bytes(ip.payload_len).checked_add(wire::IPV6 as u16)?;
     flow.transport = found.offset;
     flow.v4 = false;
-    let whole = wire::ETHERNET + usize::from(flow.length) <= packet.length();
+    let whole = packet.reaches(flow.end());
     // A message behind extension headers is the kernel's, as one that nothing here understands.
     (whole && found.protocol != protocol::ICMPV6).then_some(Cause::Protocol(found.named_at))
 }
@@ -302,7 +301,7 @@ fn reply<P: Packet>(packet: &P, flow: &Flow, policy: u8) -> Option<Reply> {
     }
     let tcp = packet.read::<TcpHdr>(flow.transport)?;
     let header = usize::from(tcp.doff()) * 4;
-    let segment = wire::ETHERNET + usize::from(flow.length) - flow.transport;
+    let segment = flow.end() - flow.transport;
     if tcp.rst() != 0 || header < wire::TCP || header > segment {
         return None;
     }

@@ -51,7 +51,7 @@ static RUNS: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 static TARGET: ProgramArray = ProgramArray::with_max_entries(1, 0);
 
 /// Entry point: what is repeated.
-#[xdp]
+#[xdp(frags)]
 pub fn restore(ctx: XdpContext) -> u32 {
     if prepare(&ctx).is_some() {
         // SAFETY: on success this does not return; on failure the frame is untouched.
@@ -61,13 +61,13 @@ pub fn restore(ctx: XdpContext) -> u32 {
 }
 
 /// The least that can be measured: a bare `XDP_TX`, which sends the frame back to where it came from.
-#[xdp]
+#[xdp(frags)]
 pub fn noop(_: XdpContext) -> u32 {
     xdp_action::XDP_TX
 }
 
 /// The least that a switch takes for sent back by a neighbour: its MAC addresses change places.
-#[xdp]
+#[xdp(frags)]
 pub fn swap_macs(ctx: XdpContext) -> u32 {
     let start = ctx.data();
     if start + NETWORK > ctx.data_end() {

@@ -64,7 +64,7 @@ impl Host for Maps {
 }
 
 /// Entry point.
-#[xdp]
+#[xdp(frags)]
 pub fn decap(ctx: XdpContext) -> u32 {
     match decapsulate::process(&mut XdpPacket::<false>::new(&ctx), &Maps) {
         Fate::Pass => xdp_action::XDP_PASS,

@@ -22,7 +22,7 @@ use lb_common::{
 use crate::{maps::Maps, packet::XdpPacket};
 
 /// Entry point.
-#[xdp]
+#[xdp(frags)]
 #[inline(always)]
 pub fn lb(ctx: XdpContext) -> u32 {
     let mut packet = XdpPacket::<false>::new(&ctx);
@@ -45,7 +45,7 @@ pub fn lb(ctx: XdpContext) -> u32 {
 
 /// What [`lb`] leaves: [`pipeline::unusual`] as a program of its own, so that its stack and budget are its
 /// own too.
-#[xdp]
+#[xdp(frags)]
 #[inline(always)]
 pub fn unusual(ctx: XdpContext) -> u32 {
     let mut packet = XdpPacket::<true>::new(&ctx);
@@ -57,7 +57,7 @@ pub fn unusual(ctx: XdpContext) -> u32 {
 }
 
 /// The same with [`pipeline::full_nat`].
-#[xdp]
+#[xdp(frags)]
 #[inline(always)]
 pub fn full_nat(ctx: XdpContext) -> u32 {
     let mut packet = XdpPacket::<true>::new(&ctx);
@@ -72,7 +72,7 @@ pub fn full_nat(ctx: XdpContext) -> u32 {
 }
 
 /// The same with [`pipeline::full_nat_new`].
-#[xdp]
+#[xdp(frags)]
 #[inline(always)]
 pub fn full_nat_new(ctx: XdpContext) -> u32 {
     let packet = XdpPacket::<true, true>::new(&ctx);
@@ -85,7 +85,7 @@ pub fn full_nat_new(ctx: XdpContext) -> u32 {
 }
 
 /// The same with [`pipeline::full_nat_answer`].
-#[xdp]
+#[xdp(frags)]
 #[inline(always)]
 pub fn full_nat_answer(ctx: XdpContext) -> u32 {
     let mut packet = XdpPacket::<true>::new(&ctx);
@@ -97,7 +97,7 @@ pub fn full_nat_answer(ctx: XdpContext) -> u32 {
 }
 
 /// The same with [`pipeline::full_nat_error`].
-#[xdp]
+#[xdp(frags)]
 #[inline(always)]
 pub fn full_nat_error(ctx: XdpContext) -> u32 {
     let mut packet = XdpPacket::<true>::new(&ctx);
@@ -106,7 +106,7 @@ pub fn full_nat_error(ctx: XdpContext) -> u32 {
 }
 
 /// The same with [`pipeline::untranslated`].
-#[xdp]
+#[xdp(frags)]
 #[inline(always)]
 pub fn untranslated(ctx: XdpContext) -> u32 {
     let mut packet = XdpPacket::<true, true>::new(&ctx);
@@ -115,7 +115,7 @@ pub fn untranslated(ctx: XdpContext) -> u32 {
 }
 
 /// The same with [`pipeline::refused`].
-#[xdp]
+#[xdp(frags)]
 #[inline(always)]
 pub fn refused(ctx: XdpContext) -> u32 {
     let mut packet = XdpPacket::<true>::new(&ctx);
@@ -124,7 +124,7 @@ pub fn refused(ctx: XdpContext) -> u32 {
 }
 
 /// The same with [`pipeline::too_big`].
-#[xdp]
+#[xdp(frags)]
 #[inline(always)]
 pub fn too_big(ctx: XdpContext) -> u32 {
     let mut packet = XdpPacket::<true>::new(&ctx);
@@ -133,7 +133,7 @@ pub fn too_big(ctx: XdpContext) -> u32 {
 }
 
 /// The same with [`pipeline::syn`].
-#[xdp]
+#[xdp(frags)]
 #[inline(always)]
 pub fn syn(ctx: XdpContext) -> u32 {
     let mut packet = XdpPacket::<true>::new(&ctx);
@@ -142,7 +142,7 @@ pub fn syn(ctx: XdpContext) -> u32 {
 }
 
 /// The same with [`pipeline::fragment`].
-#[xdp]
+#[xdp(frags)]
 #[inline(always)]
 pub fn fragment(ctx: XdpContext) -> u32 {
     let mut packet = XdpPacket::<true>::new(&ctx);
@@ -154,7 +154,7 @@ pub fn fragment(ctx: XdpContext) -> u32 {
 }
 
 /// [`pipeline::held`], by which the agent gives back what [`fragment()`] has handed to it. On no interface.
-#[xdp]
+#[xdp(frags)]
 #[inline(always)]
 pub fn held(ctx: XdpContext) -> u32 {
     let mut packet = XdpPacket::<true, true>::new(&ctx);

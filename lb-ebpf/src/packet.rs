@@ -2,14 +2,19 @@
 
 use core::{arch::asm, mem::MaybeUninit};
 
-use aya_ebpf::{bindings::xdp_md, helpers, programs::XdpContext};
+use aya_ebpf::{Global, bindings::xdp_md, helpers, programs::XdpContext};
 use lb_common::{
     packet::{Header, Packet},
     wire,
 };
 
-/// More bytes than any frame has.
+/// More bytes than the first buffer of any frame has, which headers are read in.
 const LONGEST: usize = 0x3fff;
+
+/// Whether a frame may lie in several buffers, as one does that is longer than a page; only the first is between `data` and
+/// `data_end`. Set before the program is loaded: 0 on kernels that have no such frames (before Linux 5.18).
+#[unsafe(no_mangle)]
+static MULTI_BUFFER: Global<u8> = Global::new(1);
 
 /// The frame that the program was called with. Where its headers are at offsets that were read from it,
 /// `WANDERS` keeps the compiler from finding a place a second time, since the verifier knows of the first
@@ -36,6 +41,12 @@ impl<const WANDERS: bool, const AGAIN: bool> XdpPacket<WANDERS, AGAIN> {
     fn data_end(&self) -> usize {
         // SAFETY: as in `data`.
         unsafe { (*self.ctx).data_end as usize }
+    }
+
+    /// Bytes in the first buffer.
+    #[inline(always)]
+    fn linear(&self) -> usize {
+        self.data_end() - self.data()
     }
 
     /// The bounds check that the verifier looks for.
@@ -69,7 +80,22 @@ impl<const WANDERS: bool, const AGAIN: bool> XdpPacket<WANDERS, AGAIN> {
 impl<const WANDERS: bool, const AGAIN: bool> Packet for XdpPacket<WANDERS, AGAIN> {
     #[inline(always)]
     fn length(&self) -> usize {
-        self.data_end() - self.data()
+        if MULTI_BUFFER.load() == 0 {
+            return self.linear();
+        }
+        // SAFETY: as in `data`.
+        unsafe { helpers::generated::bpf_xdp_get_buff_len(self.ctx) as usize }
+    }
+
+    #[inline(always)]
+    fn reaches(&self, end: usize) -> bool {
+        end <= self.linear() || end <= self.length()
+    }
+
+    #[inline(always)]
+    fn length_around(&self, end: usize) -> usize {
+        let linear = self.linear();
+        if end <= linear { linear } else { self.length() }
     }
 
     #[inline(always)]
@@ -109,7 +135,7 @@ impl<const WANDERS: bool, const AGAIN: bool> Packet for XdpPacket<WANDERS, AGAIN
 
     #[inline(always)]
     fn shrink_front(&mut self, bytes: usize) -> bool {
-        self.length() >= bytes + wire::ETHERNET && self.adjust_head(bytes as i32)
+        self.linear() >= bytes + wire::ETHERNET && self.adjust_head(bytes as i32)
     }
 
     #[inline(always)]

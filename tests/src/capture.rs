@@ -21,7 +21,7 @@ use crate::netns::Namespace;
 /// Holds thousands of frames until they are asked for.
 const RECEIVE_BUFFER: usize = 64 << 20;
 /// More than any frame here has.
-const MAX_FRAME: usize = 2048;
+const MAX_FRAME: usize = 1 << 14;
 /// As `PACKET_OUTGOING` of `linux/if_packet.h`.
 const OUTGOING: u8 = 4;
 

@@ -619,8 +619,12 @@ fn next_hop(address: IpAddr) -> Update {
             source_mac: [2, 0, 0, 0, 1, last],
             destination_mac: [2, 0, 0, 0, 2, last],
             source_address: source.ip(),
-            // Every fifth takes little.
-            mtu: if last % 5 == 2 { 90 } else { 1_500 },
+            // Every fifth takes little, another fifth much.
+            mtu: match last % 5 {
+                2 => 90,
+                3 => 9_000,
+                _ => 1_500,
+            },
             on_link: true,
         }),
         reason: None,

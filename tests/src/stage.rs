@@ -297,11 +297,19 @@ pub fn every_mode() -> Vec<Service> {
 /// # Errors
 /// As [`vip`].
 pub fn every_udp_mode() -> Result<Vec<Service>> {
+    every_mode_at(UDP_PORT, "udp")
+}
+
+/// The services of [`every_mode`], of a protocol and at a port of their own, and without checks.
+///
+/// # Errors
+/// As [`vip`].
+pub fn every_mode_at(port: u16, protocol: &str) -> Result<Vec<Service>> {
     let of = |service: Service| {
-        let vip = SocketAddr::new(vip(&service)?.ip(), UDP_PORT);
+        let vip = SocketAddr::new(vip(&service)?.ip(), port);
         let backends = service.backends.iter();
-        let backends = backends.map(|(address, _)| SocketAddr::new(address.ip(), UDP_PORT));
-        let (name, mode) = (format!("{vip}/udp"), service.mode);
+        let backends = backends.map(|(address, _)| SocketAddr::new(address.ip(), port));
+        let (name, mode) = (format!("{vip}/{protocol}"), service.mode);
         Ok(Service {
             keys: service.keys.clone(),
             ..Service::new(name, mode, Health::NONE, backends)

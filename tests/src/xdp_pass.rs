@@ -2,7 +2,7 @@
 //!
 //! veth hands frames of `XDP_TX` over only when the receiving end has a program of its own; NAPI
 //! alone (`ethtool -K … gro on`) is not enough: the frames then wait in the ring until something
-//! else polls it. See `veth_xdp_flush` in
+//! else polls it. It takes frames in several buffers, without which links cannot be wide. See `veth_xdp_flush` in
 //! <https://elixir.bootlin.com/linux/v6.12/source/drivers/net/veth.c>. The program is written out
 //! as an ELF object here, so that the harness needs no BPF compiler.
 
@@ -49,7 +49,7 @@ impl XdpPass {
 
 fn object() -> Result<Vec<u8>> {
     let mut object = Object::new(BinaryFormat::Elf, Architecture::Bpf, Endianness::Little);
-    let code = object.add_section(Vec::new(), b"xdp".to_vec(), SectionKind::Text);
+    let code = object.add_section(Vec::new(), b"xdp.frags".to_vec(), SectionKind::Text);
     let value = object.append_section_data(code, &CODE, 8);
     object.add_symbol(Symbol {
         name: NAME.into(),

@@ -14,11 +14,11 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use lb_tests::{
-    config::{Health, Service},
+    config::Service,
     netns::Namespace,
     process::{run, run_with_input},
     skip::with_root,
-    stage::{BACKENDS, Stage, every_mode, vip},
+    stage::{BACKENDS, Stage, every_mode_at, vip},
     topology::{Topology, backend_name, backend_v4, backend_v6},
     wait::{wait_ok, wait_until},
 };
@@ -36,21 +36,6 @@ const PORT: u16 = 9_001;
 const SEND: u8 = b'?';
 /// A transfer that makes no progress is given up after so long.
 const PATIENCE: Duration = Duration::from_secs(10);
-
-/// The services of [`every_mode`], at [`PORT`].
-fn services() -> Result<Vec<Service>> {
-    let of = |service: Service| {
-        let at = SocketAddr::new(vip(&service)?.ip(), PORT);
-        let backends = service.backends.iter();
-        let backends = backends.map(|(address, _)| SocketAddr::new(address.ip(), PORT));
-        let (name, mode) = (format!("{at}/tcp"), service.mode);
-        Ok(Service {
-            keys: service.keys.clone(),
-            ..Service::new(name, mode, Health::NONE, backends)
-        })
-    };
-    every_mode().into_iter().map(of).collect()
-}
 
 /// A balancer of `services`, with a server of transfers at every backend.
 fn stage(services: Vec<Service>) -> Result<Stage> {
@@ -166,7 +151,7 @@ fn a_transfer_is_completed_when_the_way_to_its_backend_becomes_narrower_in_every
     with_root(
         "a_transfer_is_completed_when_the_way_to_its_backend_becomes_narrower_in_every_mode",
         || {
-            let services = services()?;
+            let services = every_mode_at(PORT, "tcp")?;
             let stage = stage(services.clone())?;
             let mut told = 0;
             for service in &services {
@@ -202,7 +187,7 @@ fn a_client_learns_the_mtu_that_each_modes_headers_leave() -> Result<()> {
     with_root(
         "a_client_learns_the_mtu_that_each_modes_headers_leave",
         || {
-            let services = services()?;
+            let services = every_mode_at(PORT, "tcp")?;
             let stage = stage(services.clone())?;
             for service in &services {
                 forget_paths(&stage)?;
@@ -250,7 +235,10 @@ fn a_client_that_hears_no_errors_is_kept_within_the_way_by_the_mss_of_nat_servic
         "a_client_that_hears_no_errors_is_kept_within_the_way_by_the_mss_of_nat_services",
         || {
             let nat = |service: &Service| service.mode == "nat";
-            let services: Vec<Service> = services()?.into_iter().filter(nat).collect();
+            let services: Vec<Service> = every_mode_at(PORT, "tcp")?
+                .into_iter()
+                .filter(nat)
+                .collect();
             let stage = stage(services.clone())?;
             deafen(&stage.topology.client)?;
             set_links(&stage.topology, NARROW)?;
@@ -292,7 +280,10 @@ fn a_backend_that_answers_directly_is_kept_within_its_way_to_the_client_by_a_low
         "a_backend_that_answers_directly_is_kept_within_its_way_to_the_client_by_a_lower_mss",
         || {
             let direct = |service: &Service| service.mode != "nat";
-            let services: Vec<Service> = services()?.into_iter().filter(direct).collect();
+            let services: Vec<Service> = every_mode_at(PORT, "tcp")?
+                .into_iter()
+                .filter(direct)
+                .collect();
             let stage = stage(services.clone())?;
             batch(&stage.topology.switch, "link set client mtu 1280\n")?;
             let fetched = fetch(&stage, &services[0]);

@@ -103,8 +103,8 @@ pub(super) fn read<P: Packet>(packet: &P, fragment: &mut Fragment) -> Option<()>
     }
     flow.transport = packet.forget(flow.transport);
     fragment.headers = packet.forget(fragment.headers);
-    let end = wire::ETHERNET + usize::from(flow.length);
-    if end > packet.length() {
+    let end = flow.end();
+    if !packet.reaches(end) {
         return None;
     }
     fragment.length = end.checked_sub(flow.transport)?;
@@ -183,7 +183,7 @@ pub(super) enum Found {
 /// must be there (RFC 1858 §3, RFC 7112 §5).
 #[inline(always)]
 pub(super) fn ports<P: Packet>(packet: &P, flow: &mut Flow) -> Result<Found, DropReason> {
-    let end = wire::ETHERNET + usize::from(flow.length);
+    let end = flow.end();
     if !flow.v4 {
         for _ in 0..MAX_EXTENSION_HEADERS {
             if !flow::is_extension(flow.protocol) {

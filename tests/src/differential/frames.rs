@@ -224,11 +224,11 @@ impl Generator {
                 }
             }
         }
-        // Some are longer than ways are wide.
-        let payload = if self.random.once_in(32) {
-            1_200 + self.random.below(400)
-        } else {
-            self.random.below(48)
+        // Some are longer than ways are wide, a few longer than a page, and so in several buffers.
+        let payload = match self.random.below(128) {
+            0..4 => 1_200 + self.random.below(400),
+            4 => 4_100 + self.random.below(4_700),
+            _ => self.random.below(48),
         };
         bytes.extend((0..payload).map(|_| self.random.byte()));
         bytes

@@ -250,6 +250,11 @@ fn load(
         log_level: arguments.bpf_log as u8,
     };
     let (program, mut maps) = Program::load(&options)?;
+    if !program.takes_multi_buffer() {
+        tracing::warn!(
+            "this kernel has no XDP frames longer than a page (Linux 5.18 has them): interfaces need an MTU below some 3,500 bytes"
+        );
+    }
     if maps.control()?.hash_key == [0; lb_common::tables::HASH_KEY_WORDS] {
         maps.initialise(draw_hash_key().context("drawing the flow hash's secret")?)?;
     }

@@ -13,7 +13,7 @@ use lb_common::tables::Address;
 use zerocopy::transmute;
 
 use super::{
-    chain,
+    chain, frags,
     links::{Links, Mode, pin_name},
     pins::{entries, remove_if_empty, remove_link, remove_tree},
 };
@@ -40,9 +40,11 @@ pub fn attach(
 ) -> Result<(), DataplaneError> {
     let doing = format!("loading the decapsulator for {interface}");
     let failed = |error: &dyn std::error::Error| DataplaneError::new(&*doing, &chain(error));
+    let fitted = frags::fit(OBJECT);
     let mut ebpf = EbpfLoader::new()
         .override_global("GUE_PORT", &gue_port.to_be(), true)
-        .load(OBJECT)
+        .override_global(frags::MULTI_BUFFER, &fitted.multi_buffer, true)
+        .load(&fitted.object)
         .map_err(|error| failed(&error))?;
     terminate(&mut ebpf, addresses)?;
     let program = ebpf

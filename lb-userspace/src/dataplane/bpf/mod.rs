@@ -9,6 +9,7 @@ pub mod decap;
 mod detach;
 mod early;
 mod flows;
+mod frags;
 mod grace;
 mod links;
 mod mapped;
@@ -72,6 +73,7 @@ pub struct Program {
     options: LoadOptions,
     /// What those in force are loaded for, as [`Maps`] tells.
     features: Arc<AtomicU32>,
+    takes_multi_buffer: bool,
 }
 
 /// How to load.
@@ -111,10 +113,12 @@ impl Program {
     /// Loads the program over maps that are there, or makes them.
     fn open(options: LoadOptions) -> Result<Self, DataplaneError> {
         let capacity = options.capacity;
+        let fitted = frags::fit(LB_OBJECT);
         let mut loader = EbpfLoader::new();
         loader
             .override_global("AYA_LOG_LEVEL", &options.log_level, false)
             .override_global("FEATURES", &options.features, true)
+            .override_global(frags::MULTI_BUFFER, &fitted.multi_buffer, true)
             .map_max_entries("LOOKUP", lookup_buckets(capacity.services))
             .map_max_entries("SERVICE_ENTRIES", capacity.services + 1)
             .map_max_entries("SERVICE_COUNTERS", capacity.services)
@@ -154,12 +158,13 @@ impl Program {
             }
         }
         let ebpf = loader
-            .load(LB_OBJECT)
+            .load(&fitted.object)
             .map_err(|error| DataplaneError::new("loading the BPF object", &chain(&error)))?;
         let mut program = Self {
             ebpf,
             features: Arc::new(AtomicU32::new(options.features)),
             options,
+            takes_multi_buffer: fitted.multi_buffer != 0,
         };
         let others = others(program.options.features).map(|(name, _)| name);
         for name in [ENTRY, early::HELD].into_iter().chain(others) {
@@ -217,6 +222,11 @@ impl Program {
             set.map_err(|error| failed(&error))?;
         }
         Ok(())
+    }
+
+    /// Whether it takes frames that are longer than a page, which kernels before Linux 5.18 do not have.
+    pub fn takes_multi_buffer(&self) -> bool {
+        self.takes_multi_buffer
     }
 
     /// The loaded object, for its log.
