@@ -204,10 +204,21 @@ pub fn held<P: Packet, T: Tables>(packet: &mut P, tables: &T, place: &mut Fragme
 
 #[inline(always)]
 fn counted<T: Tables>(tables: &T, outcome: Result<Verdict, DropReason>) -> Verdict {
-    outcome.unwrap_or_else(|reason| {
-        tables.count_drop(reason);
-        Verdict::Drop(reason)
-    })
+    let mut verdict = Verdict::Pass;
+    settle(tables, &outcome, &mut verdict);
+    verdict
+}
+
+/// The same in place.
+#[inline(always)]
+fn settle<T: Tables>(tables: &T, outcome: &Result<Verdict, DropReason>, verdict: &mut Verdict) {
+    match *outcome {
+        Ok(decided) => *verdict = decided,
+        Err(reason) => {
+            tables.count_drop(reason);
+            *verdict = Verdict::Drop(reason);
+        }
+    }
 }
 
 /// The stages after the family is known. The verdict goes into place: returned, it would be one word for the compiler, into
@@ -276,13 +287,7 @@ fn follow<P: Packet, T: Tables>(
         Err(Stop::Foreign) if refuses(tables) => return Err(Rest::Refused),
         Err(_) => Ok(Verdict::Pass),
     };
-    match outcome {
-        Ok(decided) => *verdict = decided,
-        Err(reason) => {
-            tables.count_drop(reason);
-            *verdict = Verdict::Drop(reason);
-        }
-    }
+    settle(tables, &outcome, verdict);
     Ok(())
 }
 
