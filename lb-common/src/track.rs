@@ -85,18 +85,13 @@ impl Found {
     };
 }
 
-/// A slot's answer for flows that are not recorded.
+/// A slot's answer for flows that are not recorded. Nothing that can be had again: it is kept while the choice is
+/// made, which takes what is left of the kernel's stack.
 struct Place<'t> {
-    /// Whether they may be older than the owner's time.
-    moves: bool,
-    /// Whether they may be older than the service's settings.
-    whole: bool,
-    /// Local id of the backend that the slot gives them to.
-    named: u32,
-    /// Whether no change but a death would give them to another: the ring before a move of the whole
-    /// service stays as it is, the one beneath does not.
-    lasts: bool,
-    /// Who takes them: that one, or the owner where it is dead; `None` where both are.
+    /// Local id of the backend that every answer would lead to, as long as nobody dies; [`NOBODY`] where there is
+    /// none.
+    certain: u32,
+    /// Who takes them: whom the slot names, or the owner where that is dead; `None` where both are.
     keeper: Option<Candidate<'t>>,
 }
 
@@ -196,18 +191,18 @@ struct Asked<'a, 't, T> {
 impl<'t, T: Tables> Asked<'_, 't, T> {
     #[inline(always)]
     fn answer(&self) -> Result<Option<Candidate<'t>>, Overtaken> {
-        let opens = self.opens();
         let found = self.find()?;
         if found.is_live
             && !found.over
             && let Some(candidate) = self.recorded(&found.record)
-            && (candidate.takes() || !opens)
+            && (candidate.takes() || !self.opens())
         {
             return Ok(Some(candidate));
         }
-        let place = self.place();
         let lost = found.is_live;
-        let begins = lost || self.is_new(&place);
+        let left = self.counted_at(&found.record);
+        let place = self.place();
+        let begins = lost || self.is_new();
         let candidate = match place.keeper {
             Some(keeper) if !begins => keeper,
             _ => match self.choose() {
@@ -215,23 +210,23 @@ impl<'t, T: Tables> Asked<'_, 't, T> {
                 None => return Ok(None),
             },
         };
-        // Nothing to remember where every answer would be the same.
-        let owner = self.question.slot.owner();
-        let certain = place.lasts && candidate.id == place.named && candidate.id == owner;
         let always = self.service.descriptor.flags & service_flag::ALWAYS != 0;
-        if !certain || lost || always {
+        // Nothing to remember where every answer would be the same.
+        if candidate.id != place.certain || lost || always {
             // Over an old record in its own table, where it is looked for first.
             // Where no keeper is left, a connection that opens is better tried again than begun where
             // it could not stay once the ring follows.
             if !self.record(found.table, &candidate, lost)? {
                 match place.keeper {
                     Some(keeper) => return Ok(Some(keeper)),
-                    None if opens => return Ok(None),
+                    None if self.opens() => return Ok(None),
                     None => {}
                 }
             }
             // In an old record's place there is room, unless the sweep has just taken that out.
-            self.recount(&found.record, found.record.flags, 0);
+            if left != NOBODY {
+                self.tables.add_load(left, -1);
+            }
         }
         if begins && self.persists() {
             self.tables.remember(self.question, candidate.id);
@@ -287,9 +282,10 @@ impl<'t, T: Tables> Asked<'_, 't, T> {
     /// recorded is new where choices are made by connection or by client, unless it may be older than
     /// that.
     #[inline(always)]
-    fn is_new(&self, place: &Place<'_>) -> bool {
-        let scheduled = self.service.descriptor.scheduler() != scheduler::RING && !place.moves;
-        let persists = self.persists() && !place.whole;
+    fn is_new(&self) -> bool {
+        let moves = self.moves_whole() || self.question.slot.phase() == Phase::Moving;
+        let scheduled = self.service.descriptor.scheduler() != scheduler::RING && !moves;
+        let persists = self.persists() && !self.moves_whole();
         self.opens() || (self.question.connectionless && (scheduled || persists))
     }
 
@@ -368,6 +364,16 @@ impl<'t, T: Tables> Asked<'_, 't, T> {
         }
     }
 
+    /// Index of the counters that a record's flow is counted in; [`NOBODY`] where it is in none.
+    #[inline(always)]
+    fn counted_at(&self, record: &Record) -> u32 {
+        if record.flags & record_flag::COUNTED == 0 {
+            return NOBODY;
+        }
+        self.named(record)
+            .map_or(NOBODY, |candidate| candidate.backend.counters)
+    }
+
     /// A packet after the first that is no RST: the flow is established, as far as the table has room.
     #[inline(always)]
     fn promote(&self, found: Found) -> Result<Found, Overtaken> {
@@ -411,11 +417,18 @@ impl<'t, T: Tables> Asked<'_, 't, T> {
         self.service.descriptor.flags & service_flag::COUNTED != 0
     }
 
+    /// Whether unrecorded flows may be older than the service's settings.
+    #[inline(always)]
+    fn moves_whole(&self) -> bool {
+        self.service.descriptor.flags & service_flag::MOVING != 0
+    }
+
     #[inline(always)]
     fn place(&self) -> Place<'t> {
-        let descriptor = self.service.descriptor;
         let slot = self.question.slot;
-        let whole = descriptor.flags & service_flag::MOVING != 0;
+        let whole = self.moves_whole();
+        // Whether no change but a death would give the slot's flows to another: the ring before a move of the whole
+        // service stays as it is, the one beneath does not.
         let (mut named, mut lasts) = (slot.keeper(), !whole);
         // Whom the ring before gives its flows to, while that holds flows.
         if whole
@@ -424,12 +437,14 @@ impl<'t, T: Tables> Asked<'_, 't, T> {
         {
             (named, lasts) = (keeper.id, true);
         }
+        let owner = slot.owner();
         Place {
-            moves: whole || slot.phase() == Phase::Moving,
-            whole,
-            named,
-            lasts,
-            keeper: self.keeper(named, slot.owner()),
+            certain: if lasts && named == owner {
+                owner
+            } else {
+                NOBODY
+            },
+            keeper: self.keeper(named, owner),
         }
     }
 

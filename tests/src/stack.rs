@@ -13,9 +13,12 @@ use object::{
 /// What a chain of calls may use (`MAX_BPF_STACK`,
 /// <https://github.com/torvalds/linux/blob/v6.18/include/linux/filter.h>).
 pub const MOST: u32 = 512;
-/// With a JIT, every frame takes a multiple of this (`round_up_stack_depth`,
+/// What every frame takes a multiple of, with a JIT (`round_up_stack_depth`,
 /// <https://github.com/torvalds/linux/blob/v6.18/kernel/bpf/verifier.c>).
-const ALIGNMENT: u32 = 16;
+pub const ALIGNMENT: u32 = 16;
+/// The same of older kernels (`check_max_stack_depth`,
+/// <https://github.com/torvalds/linux/blob/v6.1/kernel/bpf/verifier.c>).
+pub const FORMER_ALIGNMENT: u32 = 32;
 
 /// Bytes of an instruction; two make a 64-bit load.
 const INSTRUCTION: usize = 8;
@@ -31,7 +34,7 @@ const FRAME: u8 = 10;
 /// A chain of calls, from a program down.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chain {
-    /// Functions and the bytes of their frames, rounded.
+    /// Functions and the bytes of their frames, rounded up.
     pub frames: Vec<(String, u32)>,
 }
 
@@ -90,13 +93,13 @@ struct Function {
     calls: BTreeSet<Place>,
 }
 
-/// The deepest chain of each program of an object.
+/// The deepest chain of each program of an object, where every frame takes a multiple of `alignment` bytes.
 ///
 /// # Errors
 /// It is no object of little-endian BPF, a call leads nowhere, or functions call each other in turns.
-pub fn deepest(object: &[u8]) -> Result<Vec<Chain>> {
+pub fn deepest(object: &[u8], alignment: u32) -> Result<Vec<Chain>> {
     let file: ElfFile64<'_> = ElfFile64::parse(object).context("the object")?;
-    let functions = functions(&file)?;
+    let functions = functions(&file, alignment)?;
     let called: BTreeSet<Place> = functions.values().flat_map(|f| f.calls.clone()).collect();
     let programs = functions.keys().filter(|place| !called.contains(place));
     programs
@@ -124,7 +127,7 @@ fn deepest_from(
     Ok(deepest)
 }
 
-fn functions(file: &ElfFile64<'_>) -> Result<BTreeMap<Place, Function>> {
+fn functions(file: &ElfFile64<'_>, alignment: u32) -> Result<BTreeMap<Place, Function>> {
     let mut functions = BTreeMap::new();
     for symbol in file
         .symbols()
@@ -148,7 +151,7 @@ fn functions(file: &ElfFile64<'_>) -> Result<BTreeMap<Place, Function>> {
         let place = (index.0, symbol.address());
         let function = Function {
             name: symbol.name()?.to_owned(),
-            frame: frame(&code),
+            frame: frame(&code, alignment),
             calls: calls(&code, place, &relocated)?,
         };
         functions.insert(place, function);
@@ -156,14 +159,14 @@ fn functions(file: &ElfFile64<'_>) -> Result<BTreeMap<Place, Function>> {
     Ok(functions)
 }
 
-fn frame(code: &[Instruction]) -> u32 {
+fn frame(code: &[Instruction], alignment: u32) -> u32 {
     let nexts = code.iter().copied().skip(1).map(Some).chain([None]);
     let reaches = code.iter().zip(nexts).map(|(own, next)| own.reach(next));
     reaches
         .max()
         .unwrap_or(0)
         .max(1)
-        .next_multiple_of(ALIGNMENT)
+        .next_multiple_of(alignment)
 }
 
 /// The symbols that instructions of a section are to be linked with, by their place: section and value.
