@@ -26,7 +26,7 @@ use crate::{
         owned, refusal,
     },
     verdict::{Answer, DropReason, Piece, Verdict},
-    wire::{self, Byte, Word, protocol},
+    wire::{self, protocol},
 };
 
 mod read;
@@ -421,35 +421,9 @@ fn rewrite<P: Packet>(
     forward::set_address(packet, wire::ETHERNET, flow.v4, end, address).map(drop)
 }
 
-/// Copies a frame to where it is held: `put` gets the number of each word and what it is. How many bytes it
-/// has; `None` where it is too long.
+/// Bytes of a frame that can be held; `None` where it is too long.
 #[inline(always)]
-pub fn copy<P: Packet>(packet: &P, mut put: impl FnMut(usize, u64)) -> Option<u32> {
+pub fn holds<P: Packet>(packet: &P) -> Option<usize> {
     let length = packet.length();
-    if length > 8 * HELD_WORDS {
-        return None;
-    }
-    let mut at = 0;
-    for number in 0..HELD_WORDS {
-        if at >= length {
-            break;
-        }
-        let mut word = [0; 8];
-        if at + 8 <= length {
-            let Word(low) = packet.read(at)?;
-            let Word(high) = packet.read(at + 4)?;
-            let ([a, b, c, d], [e, f, g, h]) = (low, high);
-            word = [a, b, c, d, e, f, g, h];
-        } else {
-            for (place, to) in word.iter_mut().enumerate() {
-                if at + place < length {
-                    let Byte(byte) = packet.read(at + place)?;
-                    *to = byte;
-                }
-            }
-        }
-        put(number, u64::from_ne_bytes(word));
-        at += 8;
-    }
-    Some(length as u32)
+    (length <= 8 * HELD_WORDS).then_some(length)
 }

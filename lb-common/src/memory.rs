@@ -18,6 +18,7 @@ use crate::{
         ServiceEntry, Session, Sign, Signs, SourceKey, TICK_SHIFT, Table, Tables, Tick, WayBack,
     },
     verdict::{Answer, DROP_COUNTERS, DropReason, Piece},
+    wire::Byte,
 };
 
 /// [`Tables`] in memory. Fill the public fields; counters come back through methods.
@@ -387,12 +388,11 @@ impl Tables for MemoryTables {
         if !self.take_of_budget(HELD) {
             return false;
         }
-        let mut frame = Vec::new();
-        let length = fragment::copy(packet, |_, word| frame.extend(word.to_ne_bytes()));
-        let Some(length) = length else {
+        let Some(length) = fragment::holds(packet) else {
             return false;
         };
-        frame.truncate(length as usize);
+        let bytes = (0..length).map_while(|at| packet.read(at));
+        let frame = bytes.map(|Byte(byte)| byte).collect();
         self.held.borrow_mut().push(HeldFrame {
             key: *key,
             offset,

@@ -44,6 +44,8 @@ use lb_common::{
     verdict::{Answer, DROP_COUNTERS, DropReason, FIRST_ANSWER, FIRST_PIECE, Piece},
 };
 
+use crate::packet::load;
+
 /// What the kernel says of an element that is there already (`asm-generic/errno-base.h`).
 const EEXIST: i32 = 17;
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
@@ -501,13 +503,12 @@ impl Tables for Maps {
             return false;
         };
         let early: *mut Early = place.as_mut_ptr().cast();
-        // SAFETY: the place is an `Early`'s, and this program's alone until it is submitted.
-        let words: *mut u64 = unsafe { (&raw mut (*early).frame).cast() };
-        let copied = fragment::copy(packet, |number, word| {
-            // SAFETY: as above; no more words come than it has.
-            unsafe { words.add(number).write(word) };
+        let length = fragment::holds(packet).and_then(|length| {
+            // SAFETY: the place is an `Early`'s, and this program's alone until it is submitted; the context is that
+            // of the program's own frame.
+            unsafe { load(self.ctx, &raw mut (*early).frame, length) }
         });
-        let Some(length) = copied else {
+        let Some(length) = length else {
             place.discard(0);
             return false;
         };
