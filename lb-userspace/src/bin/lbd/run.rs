@@ -145,6 +145,12 @@ impl Started {
         if !matches!(arguments.bpf_log, LogLevel::Off) {
             forward_log(&mut program)?;
         }
+        if !program.takes_fragments_back() {
+            tracing::warn!(
+                "this kernel takes no fragments back (Linux 5.18 does, by BPF_F_TEST_XDP_LIVE_FRAMES): those that \
+                 come before the first of their datagram are lost"
+            );
+        }
         let early = program.early_fragments()?;
         let program = Arc::new(Mutex::new(program));
         let keeper = fragments::keep(early, program.clone())

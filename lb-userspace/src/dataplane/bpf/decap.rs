@@ -16,6 +16,7 @@ use super::{
     chain, frags,
     links::{Links, Mode, pin_name},
     pins::{entries, remove_if_empty, remove_link, remove_tree},
+    refused,
 };
 use crate::dataplane::DataplaneError;
 
@@ -45,13 +46,13 @@ pub fn attach(
         .override_global("GUE_PORT", &gue_port.to_be(), true)
         .override_global(frags::MULTI_BUFFER, &fitted.multi_buffer, true)
         .load(&fitted.object)
-        .map_err(|error| failed(&error))?;
+        .map_err(|error| refused(&*doing, &error))?;
     terminate(&mut ebpf, addresses)?;
     let program = ebpf
         .program_mut("decap")
         .ok_or_else(|| DataplaneError::new(&*doing, &"no program decap"))?;
     let program: &mut Xdp = program.try_into().map_err(|error| failed(&error))?;
-    program.load().map_err(|error| failed(&error))?;
+    program.load().map_err(|error| refused(&*doing, &error))?;
     let links = Links::new(directory(bpffs, interface), Vec::new());
     let attached = links.attach(program, interface, &[mode]).map(drop);
     if attached.is_err() && !links.has(interface) {

@@ -11,6 +11,7 @@ mod early;
 mod flows;
 mod frags;
 mod grace;
+mod kernel;
 mod links;
 mod mapped;
 mod maps;
@@ -159,7 +160,7 @@ impl Program {
         }
         let ebpf = loader
             .load(&fitted.object)
-            .map_err(|error| DataplaneError::new("loading the BPF object", &chain(&error)))?;
+            .map_err(|error| refused("loading the BPF object", &error))?;
         let mut program = Self {
             ebpf,
             features: Arc::new(AtomicU32::new(options.features)),
@@ -169,9 +170,7 @@ impl Program {
         let others = others(program.options.features).map(|(name, _)| name);
         for name in [ENTRY, early::HELD].into_iter().chain(others) {
             let loaded = program.named(name)?.load();
-            loaded.map_err(|error| {
-                DataplaneError::new(format!("loading the XDP program {name}"), &chain(&error))
-            })?;
+            loaded.map_err(|error| refused(format!("loading the XDP program {name}"), &error))?;
         }
         Ok(program)
     }
@@ -372,6 +371,11 @@ pub fn draw_hash_key() -> io::Result<[u64; HASH_KEY_WORDS]> {
     let mut bytes = [[0u8; 8]; HASH_KEY_WORDS];
     fs::File::open("/dev/urandom")?.read_exact(bytes.as_flattened_mut())?;
     Ok(bytes.map(u64::from_ne_bytes))
+}
+
+/// What a kernel did not load, and whether it is too old for it.
+fn refused(loading: impl Into<String>, error: &dyn std::error::Error) -> DataplaneError {
+    DataplaneError::new(loading.into() + &kernel::remark(), &chain(error))
 }
 
 /// An error with its causes, on one line.
