@@ -82,7 +82,7 @@ fn start_servers(stage: &Stage) -> Result<()> {
 /// Bytes of which no two stretches are alike for long.
 fn data(length: usize) -> Vec<u8> {
     (0..length)
-        .map(|n| (n ^ n / 251 ^ n / 65_521) as u8)
+        .map(|n| (n ^ (n / 251) ^ (n / 65_521)) as u8)
         .collect()
 }
 

@@ -103,7 +103,11 @@ impl<D: Dataplane> Core<D> {
         key: Key,
         admin: impl FnOnce() -> Option<Admin>,
     ) -> Option<Liveness> {
-        let found = self.known.down.get(&key).filter(|_| !self.known.panics.uses(key));
+        let found = self
+            .known
+            .down
+            .get(&key)
+            .filter(|_| !self.known.panics.uses(key));
         let ejected = self.known.outliers.waits(key) && !self.known.damped.spared.contains(&key.0);
         // Never dead for that: it may be alive.
         let held = (self.known.damped.holds(key) || ejected).then_some(Liveness::Down);

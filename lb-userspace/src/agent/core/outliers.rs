@@ -394,10 +394,22 @@ impl<D: Dataplane> Core<D> {
     /// Lets everybody in of services that look at packets no more.
     pub(super) fn stop_watching(&mut self) {
         let on: BTreeSet<ServiceId> = self.watched_pools().iter().map(|(lead, _)| *lead).collect();
-        self.known.outliers.kept.retain(|(lead, _), _| on.contains(lead));
-        self.known.outliers.out.retain(|(lead, _)| on.contains(lead));
-        self.known.outliers.sampling.retain(|lead, _| on.contains(lead));
-        self.known.outliers.begun.retain(|lead, _| on.contains(lead));
+        self.known
+            .outliers
+            .kept
+            .retain(|(lead, _), _| on.contains(lead));
+        self.known
+            .outliers
+            .out
+            .retain(|(lead, _)| on.contains(lead));
+        self.known
+            .outliers
+            .sampling
+            .retain(|lead, _| on.contains(lead));
+        self.known
+            .outliers
+            .begun
+            .retain(|lead, _| on.contains(lead));
     }
 
     /// Whether a backend is kept out.

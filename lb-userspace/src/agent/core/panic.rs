@@ -74,8 +74,8 @@ impl<D: Dataplane> Core<D> {
     pub(super) fn judge_all(&mut self) {
         let services = self.state.services();
         let firsts = services.filter(|service| self.state.lead(service.id) == service.id);
-        let may =
-            firsts.filter(|s| s.panic_below > 0 || self.known.panics.has(s.id) || self.keeps_out(s.id));
+        let may = firsts
+            .filter(|s| s.panic_below > 0 || self.known.panics.has(s.id) || self.keeps_out(s.id));
         let leads: BTreeSet<_> = may.map(|service| service.id).collect();
         self.known.panics.0.retain(|lead, _| leads.contains(lead));
         self.known.damped.spared.retain(|lead| leads.contains(lead));
