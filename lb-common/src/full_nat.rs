@@ -14,8 +14,8 @@ use crate::{
     session::{self, Known, Way},
     steer::{self, Candidate, InForce},
     tables::{
-        Address, FlowEvent, Handover, PortKey, Tables, client_address as tells, feature, mode,
-        owned, refusal, service_flag,
+        Address, FlowEvent, FlowKey, Handover, PortKey, Tables, client_address as tells, feature,
+        mode, owned, refusal, service_flag,
     },
     track::Question,
     verdict::{DropReason, Verdict},
@@ -166,6 +166,11 @@ fn to_backend<P: Packet, T: Tables>(
         });
         return Err(DropReason::PacketTooBig);
     }
+    // Its client is remembered for as long as the service says, and not only as one that opens.
+    if way.confirms && descriptor.persistence != 0 {
+        let key = steer::key(&service, flow);
+        tables.confirm(&question(tables, in_force, flow, key)?, way.candidate.id);
+    }
     let bytes = packet.length_around(flow.end()) as u64;
     let (client, client_port) = (flow.source, flow.source_port);
     let port = descriptor.port_at(backend, flow.destination_port);
@@ -191,7 +196,7 @@ fn to_backend<P: Packet, T: Tables>(
 /// has died, so that the next one resets it.
 #[inline(always)]
 fn try_begin<T: Tables>(tables: &T, in_force: &InForce<'_>, flow: &Flow) -> Result<(), DropReason> {
-    let InForce { service, half } = *in_force;
+    let InForce { service, .. } = *in_force;
     let guarded = service.descriptor.flags & service_flag::GUARDED != 0;
     if guarded {
         admit::source(tables, in_force, flow)?;
@@ -214,18 +219,7 @@ fn try_begin<T: Tables>(tables: &T, in_force: &InForce<'_>, flow: &Flow) -> Resu
     if service.descriptor.ring_size == 0 {
         return Err(DropReason::NoBackend);
     }
-    let hash = steer::place(tables, &service, flow).ok_or(DropReason::Inconsistent)?;
-    let slot = steer::slot(tables, service.descriptor, hash, 0).ok_or(DropReason::Inconsistent)?;
-    let question = Question {
-        key,
-        hash,
-        previous_hash: hash,
-        slot,
-        half,
-        signal: flow.signal,
-        connectionless: flow.protocol == protocol::UDP,
-        over: false,
-    };
+    let question = question(tables, in_force, flow, key)?;
     let id = tables.choose(&question);
     if id == schedule::NOBODY {
         return Err(DropReason::NoBackend);
@@ -239,6 +233,29 @@ fn try_begin<T: Tables>(tables: &T, in_force: &InForce<'_>, flow: &Flow) -> Resu
         tables.remember(&question, id);
     }
     Ok(())
+}
+
+/// What is asked of a flow that begins, or has just been established.
+#[inline(always)]
+fn question<T: Tables>(
+    tables: &T,
+    in_force: &InForce<'_>,
+    flow: &Flow,
+    key: FlowKey,
+) -> Result<Question, DropReason> {
+    let InForce { service, half } = *in_force;
+    let hash = steer::place(tables, &service, flow).ok_or(DropReason::Inconsistent)?;
+    let slot = steer::slot(tables, service.descriptor, hash, 0).ok_or(DropReason::Inconsistent)?;
+    Ok(Question {
+        key,
+        hash,
+        previous_hash: hash,
+        slot,
+        half,
+        signal: flow.signal,
+        connectionless: flow.protocol == protocol::UDP,
+        over: false,
+    })
 }
 
 /// A backend's answer on its way to the client.

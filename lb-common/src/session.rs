@@ -16,7 +16,7 @@ use crate::{
     steer::{self, Candidate, Service},
     tables::{
         Address, FlowEvent, FlowKey, PoolKey, PortKey, Record, Recorded, SECOND, Session, Tables,
-        Tick, Translation, record_flag, service_flag,
+        Tick, Translation, mode, record_flag, service_flag,
     },
     track::{OPENING_LIFETIME, Question, RESET_LIFETIME},
     wire::protocol,
@@ -177,8 +177,9 @@ pub fn answered<'t, T: Tables>(
 ) -> Option<(FlowKey, Service<'t>, Option<Candidate<'t>>)> {
     let flow = tables.port(key)?;
     let service = Service::at(tables, flow.service.into(), half)?;
-    // Its service may have gone, or turned into another.
-    if service.descriptor.protocol != key.protocol {
+    // Its service may have gone, got another mode, or turned into another.
+    let descriptor = service.descriptor;
+    if descriptor.protocol != key.protocol || descriptor.mode != mode::FULL_NAT {
         return None;
     }
     let (now, moving_time) = (tables.now(), service.descriptor.moving_time);
@@ -262,12 +263,10 @@ fn try_begin<T: Tables>(
     session.protocol = descriptor.protocol;
     session.zero = 0;
     let before = former(tables, &service, question, place);
-    if before.stays {
-        // The same ends, from which the backend has seen the last of what was before.
-        tables.visit_session(&question.key, |session| {
-            session.record = place.session.record;
-        });
-    } else {
+    // The same ends, from which the backend has seen the last of what was before. The sweep may have taken it out just now.
+    let renew = |session: &mut Session| session.record = place.session.record;
+    let renewed = before.stays && tables.visit_session(&question.key, renew).is_some();
+    if !renewed {
         let Some(new) = claim(tables, &question.key, translation, to, place) else {
             tables.count_flow(service.index, FlowEvent::PortsExhausted);
             return Some(EXHAUSTED);
@@ -289,7 +288,11 @@ fn try_begin<T: Tables>(
                 return Some(EXHAUSTED);
             }
         }
-        if before.is_there && place.former != place.port {
+        // Unless the sweep has released it already, and it is another flow's since.
+        if before.is_there
+            && place.former != place.port
+            && is_of(tables, &place.former, &question.key)
+        {
             tables.release_port(&place.former);
         }
     }

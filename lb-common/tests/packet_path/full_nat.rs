@@ -291,15 +291,17 @@ fn an_answer_that_cannot_go_on_is_the_kernels_as_it_came() {
 
 #[test]
 fn a_session_lasts_as_long_as_its_state_says() {
+    // A connection that is established may be idle for longer than one that is half closed.
+    let idle = 2 * HALF_CLOSED_LIFETIME;
     let quiet: [(&[(bool, Flags)], Tick); 5] = [
         (&[], OPENING_LIFETIME),
-        (&[(true, Flags::ACK)], IDLE),
-        (&[(true, Flags::FIN)], HALF_CLOSED_LIFETIME.min(IDLE)),
+        (&[(true, Flags::ACK)], idle),
+        (&[(true, Flags::FIN)], HALF_CLOSED_LIFETIME),
         (&[(true, Flags::FIN), (false, Flags::FIN)], CLOSED_LIFETIME),
         (&[(true, Flags::ACK), (false, Flags::RST)], RESET_LIFETIME),
     ];
     for (said, lifetime) in quiet {
-        let stage = serving(&[server(SERVER4)]);
+        let stage = serving(&[server(SERVER4)]).moving_time(idle);
         assert!(goes_on(stage.at(1_000), &syn(CLIENT4, VIP4)));
         for &(by_client, flags) in said {
             let packet = match by_client {
@@ -314,6 +316,31 @@ fn a_session_lasts_as_long_as_its_state_says() {
         assert!(is_answered(lives.at(last + lifetime - 1)), "{said:?}");
         assert!(!is_answered(stage.at(last + lifetime)), "{said:?}");
     }
+}
+
+#[test]
+fn a_client_whose_connection_is_established_is_remembered_for_as_long_as_the_service_says() {
+    const PERSISTENCE: Tick = 10 * OPENING_LIFETIME;
+    let servers = [server(SERVER4), server("10.1.0.12:80")];
+    let stage = || {
+        serving(&servers)
+            .scheduled(Scheduler::Turns(&[0, 1]))
+            .persisting(PERSISTENCE, 128)
+    };
+    let backend = |outcome: Outcome| *outcome.counted.servers.keys().next().expect("forwarded");
+    let opened = |stage: &Stage, port: u16| {
+        let client = format!("{}:{port}", socket(CLIENT4).ip());
+        backend(stage.run(&syn(&client, VIP4).frame()))
+    };
+    let stage = stage().translating(&[POOL4], (2_000, 2_100));
+    let first = opened(&stage, 4_000);
+    let client = format!("{}:4000", socket(CLIENT4).ip());
+    assert_eq!(backend(stage.run(&segment(&client, VIP4).frame())), first);
+    assert_eq!(stage.clients(), (1, 0));
+    stage.at(PERSISTENCE - 1);
+    assert_eq!(opened(&stage, 4_001), first);
+    stage.at(3 * PERSISTENCE);
+    assert_ne!(opened(&stage, 4_002), first);
 }
 
 #[test]

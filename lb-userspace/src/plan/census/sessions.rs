@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use lb_common::{
     session,
-    tables::{Address, FlowKey, PortKey, Session, Table, Tick, record_flag},
+    tables::{Address, FlowKey, PortKey, Session, Table, Tick, mode, record_flag},
 };
 
 use super::{ByIndex, Census, Layout, Placed, REMOVED_AT_ONCE, Tally, backend_of, removal};
@@ -100,7 +100,10 @@ impl Census {
         let Some((id, placed)) = found else {
             return removal;
         };
-        if !session::live(record, now, placed.descriptor.moving_time) {
+        // With another mode, nobody's packets find it any more.
+        if placed.descriptor.mode != mode::FULL_NAT
+            || !session::live(record, now, placed.descriptor.moving_time)
+        {
             return Judgement::Remove;
         }
         if backend_of(placed, record).is_none() {
