@@ -160,8 +160,13 @@ fn service(vip: &str, mode: Mode, backends: &[&str]) -> Result<Service> {
         "id": vip, "mode": mode, "backends": backends
     }))?;
     service.health = Health::none();
-    // Of some, nobody looks at what packets show.
-    if service.id.protocol == Protocol::Tcp && !vip.contains("::3]") {
+    // Of some, nobody looks at what packets show, and of some nobody may.
+    let may_not = match mode {
+        Mode::Nat => service.id.has_every_port(),
+        Mode::FullNat => true,
+        Mode::Ipip | Mode::Gue | Mode::L2 => false,
+    };
+    if service.id.protocol == Protocol::Tcp && !may_not && !vip.contains("::3]") {
         service.passive = Passive::ON;
     }
     Ok(service)
