@@ -370,7 +370,8 @@ impl Bench {
         let kernel = self.core.sweep()?.run()?;
         let twin = self.core.dataplane();
         let mut memory = &twin.memory.tables;
-        let host = census::sweep(self.core.layout(), &mut memory, twin.now())?;
+        // Of the same moment, whatever the kernel's has taken.
+        let host = census::sweep(self.core.layout(), &mut memory, kernel.began)?;
         ensure!(
             host == kernel,
             "sweeps differ:\n host   {host:?}\n kernel {kernel:?}"

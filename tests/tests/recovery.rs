@@ -208,10 +208,14 @@ fn a_backend_that_fails_again_and_again_stays_kept_out_over_restarts_of_the_agen
             // One that is down as the agent ends waits once it is up again.
             ask(&stage, &service, "up", 1)?;
             ask(&stage, &service, "auto", 1)?;
-            for _ in 0..2 {
+            for failures in 1..=2 {
                 assert!(answered_by(&stage, &service, 1)? > 0);
                 stage.servers[0].kill();
                 stage.await_condition(&service, web_address(1), "down")?;
+                // It is written once a second, and might still say what was before.
+                stage
+                    .agent
+                    .await_history(&format!("\"failures\":{failures}"))?;
                 stage.agent.await_history("\"failing\":true")?;
                 stage.agent.restart()?;
                 stage.servers[0].restart()?;

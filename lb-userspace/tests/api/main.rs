@@ -400,7 +400,7 @@ async fn a_removed_backend_with_flows_is_told_and_counts_no_more() {
     let (_, status) = ask(&agent, "GET", "/v1/status", "").await;
     assert_eq!(
         status["backends"],
-        json!({"total": 2, "up": 1, "down": 1, "starting": 0})
+        json!({"total": 2, "up": 1, "down": 1, "starting": 0, "used_in_panic": 0})
     );
 }
 
