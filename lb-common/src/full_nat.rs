@@ -169,7 +169,9 @@ fn to_backend<P: Packet, T: Tables>(
     // Its client is remembered for as long as the service says, and not only as one that opens.
     if way.confirms && descriptor.persistence != 0 {
         let key = steer::key(&service, flow);
-        tables.confirm(&question(tables, in_force, flow, key)?, way.candidate.id);
+        let question = question(tables, in_force, flow, key)?;
+        tables.ask(&question);
+        tables.confirm(&question, way.candidate.id);
     }
     let bytes = packet.length_around(flow.end()) as u64;
     let (client, client_port) = (flow.source, flow.source_port);

@@ -1235,7 +1235,12 @@ pub trait Tables {
         persist::remember(self, question, id);
     }
 
-    /// [`persist::confirm`] of these tables.
+    /// Puts a question where the functions find it that the kernel's verifier takes by themselves. [`Tables::track`] and
+    /// [`Tables::choose`] do so too; what they go on with has it from there.
+    #[inline(always)]
+    fn ask(&self, _question: &Question) {}
+
+    /// [`persist::confirm`] of these tables, of the question that was asked last.
     #[inline(always)]
     fn confirm(&self, question: &Question, id: u32)
     where

@@ -795,12 +795,16 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn ask(&self, question: &Question) {
+        if let Some(place) = QUESTION.get_ptr_mut(0) {
+            // SAFETY: this CPU's element, which nothing else touches while the program runs on it.
+            unsafe { (*place).write(*question) };
+        }
+    }
+
+    #[inline(always)]
     fn choose(&self, question: &Question) -> u32 {
-        let Some(place) = QUESTION.get_ptr_mut(0) else {
-            return schedule::NOBODY;
-        };
-        // SAFETY: this CPU's element, which nothing else touches while the program runs on it.
-        unsafe { (*place).write(*question) };
+        self.ask(question);
         choose_backend()
     }
 
