@@ -1,4 +1,4 @@
-//! The project's commands: `cargo xtask setup | build | run | test | soak | bench | fuzz | ci`.
+//! The project's commands: `cargo xtask setup | build | run | test | vm | soak | bench | fuzz | ci`.
 //!
 //! Owns everything between a fresh clone and a running program: tools, the BPF objects, the host
 //! build, and starting what was built. Never holds logic of the load balancer itself.
@@ -21,6 +21,7 @@ mod run;
 mod setup;
 mod soak;
 mod test;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -55,6 +56,8 @@ enum Verb {
     Run(run::Arguments),
     /// Run all tests; arguments go to cargo-nextest
     Test(test::Arguments),
+    /// Run tests on another kernel, in a virtual machine
+    Vm(vm::Arguments),
     /// Hold connections over changes of every kind, and count those that break
     Soak(soak::Arguments),
     /// Run a benchmark, or all of them
@@ -90,6 +93,7 @@ fn dispatch(verb: Verb) -> Result<ExitCode> {
         Verb::Build => build::run(&project),
         Verb::Run(arguments) => run::run(&project, &arguments),
         Verb::Test(arguments) => test::run(&project, &arguments),
+        Verb::Vm(arguments) => vm::run(&project, &arguments),
         Verb::Soak(arguments) => soak::run(&project, &arguments),
         Verb::Bench(arguments) => bench::run(&project, &arguments),
         Verb::Fuzz(arguments) => fuzz::run(&project, &arguments),

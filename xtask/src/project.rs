@@ -62,6 +62,11 @@ impl Project {
         self.root.join("target/xtask")
     }
 
+    /// Kernels to test on, and what it takes to start them.
+    pub fn vm(&self) -> PathBuf {
+        self.root.join("target/vm")
+    }
+
     /// The cargo that started this command, able to find the checkout's own tools.
     pub fn host_cargo(&self) -> Command {
         let mut command = Command::new(host_cargo_path());

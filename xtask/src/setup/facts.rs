@@ -118,6 +118,7 @@ fn programs_found() -> BTreeSet<String> {
     let wanted = super::plan::PROGRAMS.iter();
     wanted
         .chain(&super::plan::SERVERS)
+        .chain(&super::plan::EMULATOR)
         .map(|wanted| wanted.program)
         .chain(["cargo-nextest", "cargo-deny", "c++", "rustup"])
         .filter(|name| program::find(name).is_some())

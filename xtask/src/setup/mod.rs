@@ -32,6 +32,8 @@ pub enum Need {
     NetworkTools,
     /// Further servers, and what breaks them, of the tests.
     Servers,
+    /// The machine that tests on other kernels run in.
+    Emulator,
     /// The test runner.
     Nextest,
     /// rustfmt and clippy for the host, clippy for the BPF programs.
@@ -53,6 +55,14 @@ pub const TEST: &[Need] = &[
     Need::Servers,
     Need::Bpffs,
     Need::Nextest,
+];
+/// What the tests on another kernel need: there, everything else is mounted.
+pub const VM: &[Need] = &[
+    Need::BpfToolchain,
+    Need::NetworkTools,
+    Need::Servers,
+    Need::Nextest,
+    Need::Emulator,
 ];
 /// What the tests need without root: those that load programs skip themselves.
 pub const TEST_UNPRIVILEGED: &[Need] = &[Need::BpfToolchain, Need::Nextest];

@@ -39,6 +39,9 @@ pub const SERVERS: [Wanted; 3] = [
     wanted("nft", "nftables"),
 ];
 
+/// What other kernels are booted in.
+pub const EMULATOR: [Wanted; 1] = [wanted("qemu-system-x86_64", "qemu-system-x86")];
+
 const NEXTEST_VERSION: &str = "0.9.143";
 const DENY_VERSION: &str = "0.19.0";
 
@@ -133,6 +136,10 @@ pub fn plan(facts: &Facts, needs: &[Need], tools: &Path) -> Plan {
             Need::Servers => {
                 let why = "the tests of failures start them";
                 installed(facts, "apt-servers", &SERVERS, why)
+            }
+            Need::Emulator => {
+                let why = "boots other kernels";
+                installed(facts, "apt-emulator", &EMULATOR, why)
             }
             Need::Nextest => cargo_tool(
                 facts,

@@ -3,7 +3,7 @@ use std::path::PathBuf;
 
 use super::*;
 use crate::setup::facts::{Compiler, HostLints, Tool};
-use crate::setup::{BUILD, RUN, TEST};
+use crate::setup::{BUILD, RUN, TEST, VM};
 
 fn programs(names: &[&str]) -> impl Iterator<Item = String> {
     names.iter().map(|name| (*name).to_owned())
@@ -111,6 +111,16 @@ fn only_missing_packages_are_installed() {
         step(&facts, RUN, "apt-network").by_hand,
         "apt-get install ethtool iputils-ping"
     );
+}
+
+#[test]
+fn only_tests_on_another_kernel_install_an_emulator() {
+    assert_eq!(planned(&complete(), VM), ["apt-update", "apt-emulator"]);
+    assert_eq!(
+        step(&complete(), VM, "apt-emulator").by_hand,
+        "apt-get install qemu-system-x86"
+    );
+    assert!(!planned(&fresh(), TEST).contains(&"apt-emulator"));
 }
 
 #[test]
