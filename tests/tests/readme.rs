@@ -54,6 +54,14 @@ const ELSEWHERE: &[(&str, &str)] = &[
         "its parts are tested in tests/src/fuzz.rs and compared in tests/differential.rs",
     ),
     (
+        "cargo xtask vm",
+        "runs tests of this package; its own are in xtask/src/vm",
+    ),
+    (
+        "cargo xtask vm --kernel 6.12 -- -E \"binary(stack)\"",
+        "the same with another kernel and another filter, which those tests are about",
+    ),
+    (
         "cargo xtask bench checks",
         "`cargo xtask ci` runs it with --quick",
     ),
