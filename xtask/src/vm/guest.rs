@@ -73,8 +73,16 @@ const THREADS: &str = "NEXTEST_TEST_THREADS";
 /// How many frames the differential test compares.
 const FRAMES: &str = "LB_DIFFERENTIAL_PACKETS";
 
-/// What the caller may say unless it says so: two processors that are emulated take their time.
-const UNLESS_SAID: [(&str, &str); 2] = [(THREADS, "2"), (FRAMES, "20000")];
+/// What holds unless the caller says otherwise: two processors that are emulated take their time, but the differential
+/// test wants to have seen everything that frames can lead to, which with 20,000 it has not.
+const UNLESS_SAID: [(&str, &str); 2] = [(THREADS, "2"), (FRAMES, "60000")];
+
+/// What holds whatever the caller says. The guest's console is a terminal without a width, which a bar would be
+/// drawn on line by line.
+const ALWAYS: [(&str, &str); 2] = [
+    ("CARGO_TERM_COLOR", "never"),
+    ("NEXTEST_SHOW_PROGRESS", "none"),
+];
 
 /// Whether the guest gets a variable of the caller's.
 pub fn is_passed_on(name: &str) -> bool {
@@ -140,6 +148,7 @@ impl Tests<'_> {
         unless_said
             .map(pair)
             .chain(self.variables.iter().cloned())
+            .chain(ALWAYS.map(pair))
             .chain(own.map(|(name, value)| (name.to_owned(), value)))
             .collect()
     }
@@ -217,13 +226,22 @@ mod tests {
 
     #[test]
     fn what_the_caller_says_of_frames_wins() {
-        assert!(script(&[], &[]).contains("export LB_DIFFERENTIAL_PACKETS=20000\n"));
+        assert!(script(&[], &[]).contains("export LB_DIFFERENTIAL_PACKETS=60000\n"));
         let said = script(&[], &[(FRAMES, "7")]);
         assert!(
             said.contains("export LB_DIFFERENTIAL_PACKETS=7\n"),
             "{said}"
         );
-        assert!(!said.contains("=20000"), "{said}");
+        assert!(!said.contains("=60000"), "{said}");
+    }
+
+    #[test]
+    fn a_console_without_a_width_gets_no_bar() {
+        let script = script(&[], &[]);
+        assert!(
+            script.contains("export NEXTEST_SHOW_PROGRESS=none\n"),
+            "{script}"
+        );
     }
 
     #[test]

@@ -34,6 +34,8 @@ use machine::{Accelerator, Folder, Machine};
 
 /// The machine that is emulated.
 const ARCHITECTURE: &str = "x86_64";
+/// Cargo's name of it; what is used elsewhere need not be downloaded.
+const PLATFORM: &str = "x86_64-unknown-linux-gnu";
 /// nextest's profile: which tests, and how long they may take.
 const PROFILE: &str = "vm";
 
@@ -93,7 +95,8 @@ pub fn run(project: &Project, arguments: &Arguments) -> Result<ExitCode> {
     Ok(exit_code(report.passed()))
 }
 
-/// Builds the tests, and writes down for the guest, which has no cargo's leave to build, what there is.
+/// Builds the tests, and writes down what there is for the guest, where nothing can be built. Unit tests are left
+/// out: what they test reaches no kernel.
 fn prepare<'a>(
     project: &'a Project,
     run: &'a Folder,
@@ -102,11 +105,15 @@ fn prepare<'a>(
 ) -> Result<guest::Tests<'a>> {
     let listed = describe(
         project,
-        &["nextest", "list", "--workspace"],
+        &["nextest", "list", "--workspace", "--test", "*"],
         &["--list-type", "binaries-only", "--message-format", "json"],
     )?;
     write(&run.path().join(guest::BINARIES), &listed)?;
-    let metadata = describe(project, &["metadata"], &["--format-version", "1"])?;
+    let metadata = describe(
+        project,
+        &["metadata"],
+        &["--format-version", "1", "--filter-platform", PLATFORM],
+    )?;
     write(&run.path().join(guest::METADATA), &metadata)?;
     Ok(guest::Tests {
         nextest: nextest(project)?,
