@@ -55,7 +55,7 @@ impl Accelerator {
     pub fn describe(self) -> &'static str {
         match self {
             Self::Kvm => "by KVM",
-            Self::Emulation => "emulated, as there is no KVM (some twenty times as slow)",
+            Self::Emulation => "emulated, as there is no KVM (many times as slow)",
         }
     }
 
