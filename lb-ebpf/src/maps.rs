@@ -42,9 +42,8 @@ use lb_common::{
     },
     track::{self, Question},
     verdict::{Answer, DROP_COUNTERS, DropReason, FIRST_ANSWER, FIRST_PIECE, Piece},
+    wire,
 };
-
-use crate::packet::load;
 
 /// What the kernel says of an element that is there already (`asm-generic/errno-base.h`).
 const EEXIST: i32 = 17;
@@ -240,6 +239,31 @@ fn element<T, const N: usize>(
 fn look_up(map: *const c_void, index: &u32) -> *mut c_void {
     // SAFETY: the helper reads the key of an array, four bytes.
     unsafe { helpers::bpf_map_lookup_elem(map.cast_mut(), core::ptr::from_ref(index).cast()) }
+}
+
+/// Copies the first `length` bytes of the frame of `ctx` to `place`; how many, or `None` where there are none or `place`
+/// is too small. The kernel does it, since older verifiers follow a loop anew for every way to it.
+///
+/// # Safety
+/// `ctx` is the program's own, and `place` can be written.
+#[inline(always)]
+unsafe fn load<const WORDS: usize>(
+    ctx: *mut xdp_md,
+    place: *mut [u64; WORDS],
+    mut length: usize,
+) -> Option<u32> {
+    if length < wire::ETHERNET {
+        return None;
+    }
+    // SAFETY: a move to itself, which keeps the compiler from making one comparison of the two, of which the verifier
+    // would learn no bound.
+    unsafe { asm!("{0} = {0}", inout(reg) length, options(nomem, nostack)) };
+    if length > 8 * WORDS {
+        return None;
+    }
+    // SAFETY: `place` has room for so many bytes, and whatever they are, they are words.
+    let failed = unsafe { helpers::bpf_xdp_load_bytes(ctx, 0, place.cast(), length as u32) };
+    (failed == 0).then_some(length as u32)
 }
 
 /// Adds a packet to this CPU's share of a counter.

@@ -150,31 +150,6 @@ impl<const WANDERS: bool, const AGAIN: bool> Packet for XdpPacket<WANDERS, AGAIN
     }
 }
 
-/// Copies the first `length` bytes of the frame of `ctx` to `place`; how many, or `None` where there are none or `place`
-/// is too small. The kernel does it, since older verifiers follow a loop anew for every way to it.
-///
-/// # Safety
-/// `ctx` is the program's own, and `place` can be written.
-#[inline(always)]
-pub unsafe fn load<const WORDS: usize>(
-    ctx: *mut xdp_md,
-    place: *mut [u64; WORDS],
-    mut length: usize,
-) -> Option<u32> {
-    if length < wire::ETHERNET {
-        return None;
-    }
-    // SAFETY: a move to itself, which keeps the compiler from making one comparison of the two, of which the verifier
-    // would learn no bound.
-    unsafe { asm!("{0} = {0}", inout(reg) length, options(nomem, nostack)) };
-    if length > 8 * WORDS {
-        return None;
-    }
-    // SAFETY: `place` has room for so many bytes, and whatever they are, they are words.
-    let failed = unsafe { helpers::bpf_xdp_load_bytes(ctx, 0, place.cast(), length as u32) };
-    (failed == 0).then_some(length as u32)
-}
-
 /// A function that the verifier takes by itself, so that it knows nothing of what comes back.
 #[unsafe(no_mangle)]
 #[inline(never)]

@@ -58,10 +58,6 @@ const ELSEWHERE: &[(&str, &str)] = &[
         "runs tests of this package; its own are in xtask/src/vm",
     ),
     (
-        "cargo xtask vm --kernel 6.12 -- -E \"binary(stack)\"",
-        "the same with another kernel and another filter, which those tests are about",
-    ),
-    (
         "cargo xtask bench checks",
         "`cargo xtask ci` runs it with --quick",
     ),
