@@ -480,27 +480,6 @@ impl Descriptor {
         }
     }
 
-    /// Bits of [`feature`] that its packets need, as far as they follow from this.
-    pub const fn features(&self) -> u32 {
-        const BY_SOURCE: u16 = service_flag::BY_SOURCE | service_flag::PREVIOUSLY_BY_SOURCE;
-        let mode = match self.mode {
-            mode::NAT => feature::NAT,
-            mode::IPIP => feature::IPIP,
-            mode::L2 => feature::L2,
-            mode::GUE => feature::GUE,
-            mode::FULL_NAT => feature::FULL_NAT,
-            _ => 0,
-        };
-        const fn flag(is: bool, feature: u32) -> u32 {
-            if is { feature } else { 0 }
-        }
-        mode | flag(self.port == 0, feature::ALL_PORTS)
-            | flag(self.flags & service_flag::GUARDED != 0, feature::GUARDS)
-            | flag(self.flags & BY_SOURCE != 0, feature::BY_SOURCE)
-            | flag(self.quic != 0, feature::QUIC)
-            | flag(self.sampling() != 0, feature::PASSIVE)
-    }
-
     /// Where the service is.
     pub const fn endpoint(&self) -> Endpoint {
         Endpoint {

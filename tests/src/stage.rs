@@ -15,7 +15,7 @@ use crate::{
     agent::{Agent, Decapsulator},
     backend::{self, Backend, OTHER_PORT},
     config::{Config, Health, Service},
-    load::{Report, requests},
+    load::{Report, numbered::Receiver, requests},
     topology::{POOL_V4, POOL_V6, Topology, backend_name, backend_v4, backend_v6, vip_v4, vip_v6},
     wait::{wait_for, wait_until},
 };
@@ -68,6 +68,16 @@ impl Stage {
             servers,
             topology,
         })
+    }
+
+    /// Receivers of numbered datagrams at every backend.
+    ///
+    /// # Errors
+    /// One cannot be started.
+    pub fn receivers(&self) -> Result<Vec<Receiver>> {
+        (1..=BACKENDS)
+            .map(|n| Receiver::start(self.topology.backend(n), &backend_name(n), UDP_PORT))
+            .collect()
     }
 
     /// Takes the far end of the tunnel away at backend `n`.

@@ -7,10 +7,10 @@ use aya::programs::loaded_programs;
 use lb_tests::{
     agent::xdp,
     config::{Config, Health, Service},
-    load::numbered::{Receiver, Sender, settle},
+    load::numbered::{Sender, settle},
     skip::with_root,
     stage::{BACKENDS, Stage, UDP_PORT, address_pool, full_nat, tcp, v4_pool, web, web_address},
-    topology::{INTERFACE, Topology, backend_name, vip_v4},
+    topology::{INTERFACE, Topology, vip_v4},
 };
 
 /// Datagrams a second: one lost shows an interruption of 20 µs.
@@ -52,9 +52,7 @@ fn a_change_that_needs_more_of_the_program_has_it_replaced_and_no_packet_is_lost
             // Its program is there from the start, its services are not.
             let mut stage = Stage::new(Topology::exclusive(BACKENDS)?, vec![nat.clone(), udp])?;
             let client = stage.topology.client.clone();
-            let receivers = (1..=BACKENDS)
-                .map(|n| Receiver::start(stage.topology.backend(n), &backend_name(n), UDP_PORT))
-                .collect::<Result<Vec<_>>>()?;
+            let receivers = stage.receivers()?;
             let sender = Sender::start(&client, numbered, RATE, FLOWS)?;
             let (mut id, mut size) = program(&stage)?;
             println!("program {id} of {size} bytes");

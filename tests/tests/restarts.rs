@@ -9,7 +9,7 @@ use lb_tests::{
     config::{Health, Service},
     load::{
         held::Held,
-        numbered::{Delivery, Receiver, Sender, settle},
+        numbered::{Delivery, Sender, settle},
     },
     skip::with_root,
     stage::{BACKENDS, Slots, Stage, UDP_PORT, every_mode, v4_pool, vip, web},
@@ -37,7 +37,7 @@ fn killing_the_agent_loses_no_packet_breaks_no_connection_and_resets_no_counter(
             );
             let mut stage = Stage::new(Topology::exclusive(BACKENDS)?, vec![web.clone(), udp])?;
             let client = stage.topology.client.clone();
-            let receivers = receivers(&stage)?;
+            let receivers = stage.receivers()?;
             let held = Held::open(&client, vip(&web)?, 100, Duration::from_millis(500))?;
             let sender = Sender::start(&client, numbered, RATE, FLOWS)?;
             for round in 1..=KILLS {
@@ -84,12 +84,6 @@ fn slots_that_move_while_the_agent_is_killed_go_on_moving_and_settle() -> Result
             Ok(())
         },
     )
-}
-
-fn receivers(stage: &Stage) -> Result<Vec<Receiver>> {
-    (1..=BACKENDS)
-        .map(|n| Receiver::start(stage.topology.backend(n), &backend_name(n), UDP_PORT))
-        .collect()
 }
 
 /// The new agent takes up the maps of the killed one, and no counter goes back.

@@ -82,7 +82,7 @@ fn a_new_udp_backend_takes_its_share_within_a_minute_and_no_active_flow_moves() 
             let services = vec![active.clone(), fresh.clone()];
             let stage = Stage::new(Topology::exclusive(BACKENDS)?, services)?;
             let _echoes = echoes(&stage)?;
-            let receivers = receivers(&stage)?;
+            let receivers = stage.receivers()?;
             let client = &stage.topology.client;
             let sender = Sender::start(client, numbered, RATE, FLOWS)?;
             wait_until("every flow is under way", SOON, || {
@@ -141,11 +141,5 @@ fn echoes(stage: &Stage) -> Result<Vec<UdpEcho>> {
             let address = (IpAddr::from(backend_v4(n)), ECHO_PORT).into();
             UdpEcho::start(stage.topology.backend(n), &backend_name(n), &[address])
         })
-        .collect()
-}
-
-fn receivers(stage: &Stage) -> Result<Vec<Receiver>> {
-    (1..=BACKENDS)
-        .map(|n| Receiver::start(stage.topology.backend(n), &backend_name(n), UDP_PORT))
         .collect()
 }

@@ -231,7 +231,7 @@ impl Stage {
             members_len: servers.len() as u16,
             ..Descriptor::default()
         };
-        self.tables.control.features |= descriptor.features();
+        self.tables.control.features |= features(&descriptor);
         if servers.iter().any(|server| server.mss != mss::OFF) {
             self.tables.control.features |= feature::MSS;
         }
@@ -297,7 +297,7 @@ impl Stage {
         let halves = &mut last.expect("a service").halves;
         halves.iter_mut().for_each(change);
         for descriptor in halves {
-            self.tables.control.features |= descriptor.features();
+            self.tables.control.features |= features(descriptor);
         }
         self
     }
@@ -473,4 +473,26 @@ fn endpoint(at: SocketAddr, protocol: u8) -> Endpoint {
         zero: 0,
         zeros: 0,
     }
+}
+
+/// Bits of [`feature`] that a service's packets need, as far as they follow from its descriptor.
+fn features(descriptor: &Descriptor) -> u32 {
+    const BY_SOURCE: u16 = service_flag::BY_SOURCE | service_flag::PREVIOUSLY_BY_SOURCE;
+    let mode = match descriptor.mode {
+        mode::NAT => feature::NAT,
+        mode::IPIP => feature::IPIP,
+        mode::L2 => feature::L2,
+        mode::GUE => feature::GUE,
+        mode::FULL_NAT => feature::FULL_NAT,
+        _ => 0,
+    };
+    let flag = |is: bool, feature: u32| if is { feature } else { 0 };
+    mode | flag(descriptor.port == 0, feature::ALL_PORTS)
+        | flag(
+            descriptor.flags & service_flag::GUARDED != 0,
+            feature::GUARDS,
+        )
+        | flag(descriptor.flags & BY_SOURCE != 0, feature::BY_SOURCE)
+        | flag(descriptor.quic != 0, feature::QUIC)
+        | flag(descriptor.sampling() != 0, feature::PASSIVE)
 }

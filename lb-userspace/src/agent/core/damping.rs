@@ -10,7 +10,11 @@ use std::{
 
 use lb_common::tables::Tick;
 
-use super::{Core, forced::Key, outliers::of_pool, targets::inherit};
+use super::{
+    Core,
+    forced::{Key, of_pool},
+    targets::inherit,
+};
 use crate::{
     agent::{damping::Flaps, history::FlapsOf},
     dataplane::Dataplane,

@@ -3,7 +3,8 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::SocketAddr,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6},
+    ops::RangeBounds,
 };
 
 use lb_common::tables::Tick;
@@ -18,6 +19,18 @@ use crate::{
 
 /// A backend, under the first service of its group.
 pub(super) type Key = (ServiceId, SocketAddr);
+
+/// The keys of a pool's backends.
+pub(super) fn of_pool(lead: ServiceId) -> impl RangeBounds<Key> {
+    let first = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
+    let last = SocketAddr::V6(SocketAddrV6::new(
+        Ipv6Addr::from_bits(u128::MAX),
+        u16::MAX,
+        u32::MAX,
+        u32::MAX,
+    ));
+    (lead, first)..=(lead, last)
+}
 
 impl<D: Dataplane> Core<D> {
     /// What an operator asked of a backend.

@@ -5,14 +5,17 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6},
-    ops::RangeBounds,
+    net::SocketAddr,
     time::Duration,
 };
 
 use lb_common::tables::{Handshake, SECOND, Signs, TICK_SHIFT, Tick, state};
 
-use super::{Core, forced::Key, targets::inherit};
+use super::{
+    Core,
+    forced::{Key, of_pool},
+    targets::inherit,
+};
 use crate::{
     agent::{
         history::EjectionsOf,
@@ -456,18 +459,6 @@ impl<D: Dataplane> Core<D> {
             left,
         })
     }
-}
-
-/// The keys of a pool's backends.
-pub(super) fn of_pool(lead: ServiceId) -> impl RangeBounds<Key> {
-    let first = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
-    let last = SocketAddr::V6(SocketAddrV6::new(
-        Ipv6Addr::from_bits(u128::MAX),
-        u16::MAX,
-        u32::MAX,
-        u32::MAX,
-    ));
-    (lead, first)..=(lead, last)
 }
 
 /// How long it takes the checks of a service at most to find a backend that fails all of them.

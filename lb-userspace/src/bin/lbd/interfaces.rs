@@ -78,25 +78,18 @@ impl Attendant {
         change: impl FnOnce() -> Result<()>,
     ) -> Result<Vec<InterfaceStatus>> {
         let mut attached = BTreeMap::new();
-        let of = |held: Held| -> Result<Vec<&String>> {
-            let mut found = Vec::new();
-            for interface in interfaces {
-                if self.program().held(interface)? == held {
-                    found.push(interface);
-                }
-            }
-            Ok(found)
-        };
-        let (new, same, other) = (
-            of(Held::Not)?,
-            of(Held::SameFormat)?,
-            of(Held::OtherFormat)?,
-        );
-        for interface in new.into_iter().chain(same) {
+        let mut wanted: Vec<(Held, &String)> = Vec::new();
+        for interface in interfaces {
+            wanted.push((self.program().held(interface)?, interface));
+        }
+        wanted.sort_unstable();
+        let others = wanted.partition_point(|(held, _)| *held < Held::OtherFormat);
+        let (first, last) = wanted.split_at(others);
+        for &(_, interface) in first {
             attached.insert(interface, self.attach(interface, Program::attach)?);
         }
         change()?;
-        for interface in other {
+        for &(_, interface) in last {
             attached.insert(interface, self.attach(interface, Program::attach)?);
         }
         self.program().keep_only(interfaces)?;

@@ -145,12 +145,6 @@ impl Started {
         if !matches!(arguments.bpf_log, LogLevel::Off) {
             forward_log(&mut program)?;
         }
-        if !program.takes_fragments_back() {
-            tracing::warn!(
-                "this kernel takes no fragments back (Linux 5.18 does, by BPF_F_TEST_XDP_LIVE_FRAMES): those that \
-                 come before the first of their datagram are lost"
-            );
-        }
         let early = program.early_fragments()?;
         let program = Arc::new(Mutex::new(program));
         let keeper = fragments::keep(early, program.clone())
@@ -256,11 +250,6 @@ fn load(
         log_level: arguments.bpf_log as u8,
     };
     let (program, mut maps) = Program::load(&options)?;
-    if !program.takes_multi_buffer() {
-        tracing::warn!(
-            "this kernel has no XDP frames longer than a page (Linux 5.18 has them): interfaces need an MTU below some 3,500 bytes"
-        );
-    }
     if maps.control()?.hash_key == [0; lb_common::tables::HASH_KEY_WORDS] {
         maps.initialise(draw_hash_key().context("drawing the flow hash's secret")?)?;
     }

@@ -1,5 +1,6 @@
 //! Frames in several buffers, longer than a page, which links with MTUs above some 3,500 bytes bring. The objects are
-//! built for them; this makes one of them fit for a kernel that has none (before Linux 5.18). Loads nothing.
+//! built for them; this makes the decapsulator's fit for a backend whose kernel has none (before Linux 5.18). The load
+//! balancer's takes a newer one for other reasons. Loads nothing.
 
 use std::borrow::Cow;
 

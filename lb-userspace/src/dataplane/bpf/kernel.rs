@@ -1,41 +1,9 @@
-//! What the running kernel lacks, in words for people. Asks the kernel; never decides what is done about it.
+//! That the running kernel is too old, in words for people. Never decides what is done about it.
 
 use std::fs;
 
-use aya::{
-    programs::{ProgramError, TestRun as _, TestRunAttrs, TestRunOptions},
-    sys::SyscallError,
-};
-
-use super::{Program, early::HELD};
-
 /// The oldest kernel that the programs are tested on (`cargo xtask vm`).
 const OLDEST: (u32, u32) = (6, 1);
-/// More frames at once than any kernel takes (`TEST_XDP_MAX_BATCH`,
-/// <https://github.com/torvalds/linux/blob/v6.1/net/bpf/test_run.c>).
-const TOO_MANY: u32 = 257;
-/// As long as the kernel asks of a frame at least (`ETH_HLEN`).
-const SHORTEST: [u8; 14] = [0; 14];
-
-impl Program {
-    /// Whether the kernel takes back fragments that were held (`BPF_F_TEST_XDP_LIVE_FRAMES`, Linux 5.18). Asks for more
-    /// than is allowed: a kernel that knows of it says that it is too much, any other that it is nonsense, and
-    /// nothing is run.
-    pub fn takes_fragments_back(&mut self) -> bool {
-        let options = TestRunOptions {
-            data_in: Some(&SHORTEST),
-            repeat: 1,
-            attrs: TestRunAttrs::new().xdp_live_frames(TOO_MANY),
-            ..TestRunOptions::default()
-        };
-        let run = self.named(HELD).map(|held| held.test_run(options));
-        matches!(
-            run,
-            Ok(Err(ProgramError::SyscallError(SyscallError { io_error, .. })))
-                if io_error.raw_os_error() == Some(libc::E2BIG)
-        )
-    }
-}
 
 /// To go on with after what was refused: that the kernel is older than any that the programs are tested on. Empty
 /// where it is not.

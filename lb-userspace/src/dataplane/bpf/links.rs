@@ -53,8 +53,8 @@ pub struct Links {
     former: Vec<PathBuf>,
 }
 
-/// Whether an interface has a former agent's program.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Whether an interface has a former agent's program, in the order in which interfaces are attached to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Held {
     /// It has none.
     Not,

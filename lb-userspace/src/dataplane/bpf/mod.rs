@@ -74,7 +74,6 @@ pub struct Program {
     options: LoadOptions,
     /// What those in force are loaded for, as [`Maps`] tells.
     features: Arc<AtomicU32>,
-    takes_multi_buffer: bool,
 }
 
 /// How to load.
@@ -114,12 +113,10 @@ impl Program {
     /// Loads the program over maps that are there, or makes them.
     fn open(options: LoadOptions) -> Result<Self, DataplaneError> {
         let capacity = options.capacity;
-        let fitted = frags::fit(LB_OBJECT);
         let mut loader = EbpfLoader::new();
         loader
             .override_global("AYA_LOG_LEVEL", &options.log_level, false)
             .override_global("FEATURES", &options.features, true)
-            .override_global(frags::MULTI_BUFFER, &fitted.multi_buffer, true)
             .map_max_entries("LOOKUP", lookup_buckets(capacity.services))
             .map_max_entries("SERVICE_ENTRIES", capacity.services + 1)
             .map_max_entries("SERVICE_COUNTERS", capacity.services)
@@ -159,13 +156,12 @@ impl Program {
             }
         }
         let ebpf = loader
-            .load(&fitted.object)
+            .load(LB_OBJECT)
             .map_err(|error| refused("loading the BPF object", &error))?;
         let mut program = Self {
             ebpf,
             features: Arc::new(AtomicU32::new(options.features)),
             options,
-            takes_multi_buffer: fitted.multi_buffer != 0,
         };
         let others = others(program.options.features).map(|(name, _)| name);
         for name in [ENTRY, early::HELD].into_iter().chain(others) {
@@ -221,11 +217,6 @@ impl Program {
             set.map_err(|error| failed(&error))?;
         }
         Ok(())
-    }
-
-    /// Whether it takes frames that are longer than a page, which kernels before Linux 5.18 do not have.
-    pub fn takes_multi_buffer(&self) -> bool {
-        self.takes_multi_buffer
     }
 
     /// The loaded object, for its log.
