@@ -99,8 +99,8 @@ pub struct Rig {
     program: Option<(u32, Program)>,
     _bpffs: Bpffs,
     fleet: Fleet,
-    /// What ages the flow tables, until they are.
-    ageing: Option<Frame>,
+    /// The scenario whose flows age the flow tables, until they have.
+    ageing: Option<Scenario>,
 }
 
 impl Rig {
@@ -151,7 +151,7 @@ impl Rig {
             program: None,
             _bpffs: bpffs,
             fleet,
-            ageing: most.map(|scenario| scenario.frame.clone()),
+            ageing: most.cloned(),
         })
     }
 
@@ -199,10 +199,10 @@ impl Rig {
     /// # Errors
     /// They do not come there, or the kernel refuses.
     pub fn prepare(&mut self, scenario: &Scenario) -> Result<Witnesses> {
-        self.load(scenario.features()?)?;
         if scenario.records != Records::Unasked {
             self.age()?;
         }
+        self.load(scenario.features()?)?;
         let mut witnesses = Witnesses::default();
         if let Some((id, kind)) = scenario.service.filter(|_| scenario.slots != Slots::Steady) {
             witnesses = self.move_slots(id, kind.pool)?;
@@ -243,9 +243,11 @@ impl Rig {
     /// Fills flow tables and empties them again, once: a new table gives flows that come one after the other
     /// places beside each other, which no table in use does.
     fn age(&mut self) -> Result<()> {
-        let Some(frame) = self.ageing.take() else {
+        let Some(scenario) = self.ageing.take() else {
             return Ok(());
         };
+        self.load(scenario.features()?)?;
+        let frame = scenario.frame;
         self.establish(&frame, frame.flows, 2)?;
         let endless = Frame { flows: 0, ..frame };
         self.fill(&endless)?;
