@@ -9,9 +9,13 @@ pub enum ProbeError {
     /// Nothing listens there.
     #[error("connection refused")]
     Refused,
-    /// The network has no way there, or nobody answers to the address.
+    /// Nobody answers to the address, where it should be.
     #[error("cannot connect: {0}")]
     Unreachable(String),
+    /// The network has no way to where it should be: a route has gone, here or further on. Says nothing of who is
+    /// there, and whoever has another way may still reach it.
+    #[error("cannot connect: {0}")]
+    NoWay(String),
     /// No verdict in time.
     #[error("no answer within {0:?}")]
     Timeout(Duration),
@@ -63,8 +67,8 @@ impl ProbeError {
         !matches!(self, Self::Local(_) | Self::Unaskable(_))
     }
 
-    /// Whether the probe was told that nobody is there, by the backend's host or by the network.
-    /// Silence, a broken connection and a bad answer are not that: whoever caused them may be alive.
+    /// Whether the probe was told that nobody is there, by the backend's host or by its network.
+    /// Silence, a broken connection, a bad answer and a route that is missing are not that: whoever is behind them may be alive.
     ///
     /// `serves` says whether the port probed is the one that flows go to. A refusal at another says
     /// that the checks have lost their listener, not the flows; and firewalls that let nobody in there may
@@ -82,20 +86,18 @@ impl ProbeError {
             libc::EADDRNOTAVAIL,
             libc::EPERM,
         ];
-        // What the kernel makes of ICMP's "destination unreachable", and of a route or neighbour that
-        // is missing here (icmp_err_convert, icmpv6_err_convert). Administrative prohibition is not
-        // among them where it can be told apart (EACCES): it speaks of the probe.
-        const UNREACHABLE: [i32; 4] = [
-            libc::ENETUNREACH,
-            libc::EHOSTUNREACH,
-            libc::EHOSTDOWN,
-            libc::ENONET,
-        ];
+        // What the kernel makes of ICMP's "host unreachable", and of a neighbour that does not answer
+        // (icmp_err_convert, icmpv6_err_convert). Administrative prohibition is not among them where it can
+        // be told apart (EACCES): it speaks of the probe.
+        const UNREACHABLE: [i32; 2] = [libc::EHOSTUNREACH, libc::EHOSTDOWN];
+        // The same of "network unreachable", and of a route that is missing here.
+        const NO_WAY: [i32; 2] = [libc::ENETUNREACH, libc::ENONET];
         match error.raw_os_error() {
             Some(libc::ECONNREFUSED) => Self::Refused,
             Some(libc::ECONNRESET) => Self::Closed,
             Some(code) if LOCAL.contains(&code) => Self::Local(error.to_string()),
             Some(code) if UNREACHABLE.contains(&code) => Self::Unreachable(error.to_string()),
+            Some(code) if NO_WAY.contains(&code) => Self::NoWay(error.to_string()),
             _ => Self::Connect(error.to_string()),
         }
     }

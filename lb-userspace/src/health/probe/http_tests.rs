@@ -109,13 +109,13 @@ async fn refused_connection_fails_at_once_not_after_the_timeout() {
 }
 
 #[tokio::test]
-async fn address_without_a_way_is_unreachable() {
+async fn address_without_a_way_is_down_and_not_dead() {
     // The kernel knows no way by TCP to a broadcast address, and the loopback network has one.
     let address = "127.255.255.255:80".parse().unwrap();
     for check in [check(Probe::TCP), http("/", None)] {
         let error = probe(address, &check).await.unwrap_err();
-        assert!(matches!(error, ProbeError::Unreachable(_)), "{error:?}");
-        assert!(error.says_dead(true) && error.blames_backend());
+        assert!(matches!(error, ProbeError::NoWay(_)), "{error:?}");
+        assert!(error.blames_backend() && !error.says_dead(true));
     }
 }
 
@@ -431,9 +431,9 @@ fn who_is_said_not_to_be_there_is_dead_and_who_is_silent_or_broken_is_not() {
     for (error, dead) in [
         (from(libc::ECONNREFUSED), true),
         (from(libc::EHOSTUNREACH), true),
-        (from(libc::ENETUNREACH), true),
         (from(libc::EHOSTDOWN), true),
-        (from(libc::ENONET), true),
+        (from(libc::ENETUNREACH), false),
+        (from(libc::ENONET), false),
         (from(libc::ETIMEDOUT), false),
         (from(libc::ECONNRESET), false),
         (from(libc::EACCES), false),
