@@ -279,12 +279,14 @@ impl<'t, T: Tables> Asked<'_, 't, T> {
     }
 
     /// Whether an unrecorded packet begins a flow. Without connections to tell by, whatever is not
-    /// recorded is new where choices are made by connection or by client, unless it may be older than
-    /// that.
+    /// recorded is new where choices are made by connection or by client, or backends have limits, unless it
+    /// may be older than that.
     #[inline(always)]
     fn is_new(&self) -> bool {
         let moves = self.moves_whole() || self.question.slot.phase() == Phase::Moving;
-        let scheduled = self.service.descriptor.scheduler() != scheduler::RING && !moves;
+        let descriptor = self.service.descriptor;
+        let counted = descriptor.flags & service_flag::COUNTED != 0;
+        let scheduled = (counted || descriptor.scheduler() != scheduler::RING) && !moves;
         let persists = self.persists() && !self.moves_whole();
         self.opens() || (self.question.connectionless && (scheduled || persists))
     }

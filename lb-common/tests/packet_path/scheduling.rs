@@ -114,6 +114,26 @@ fn a_full_owners_new_flows_go_to_their_next_choices() {
     assert_eq!(order(&stage, 5), [first, first, second, third, third]);
 }
 
+/// No packet of theirs says that it begins a flow.
+#[test]
+fn datagrams_keep_to_limits_also_where_the_ring_alone_chooses() {
+    let [first, second, third] = CHOICES.map(|n| n as u32);
+    let servers: Vec<_> = (0..8).map(|n| server(&format!("10.1.0.{n}:80"))).collect();
+    let stage = Stage::new()
+        .serve(Mode::Ipip, VIP4, UDP, &servers)
+        .moving_time(MOVING_TIME)
+        .recording_all()
+        .ring(&[0, 1, 2, 3, 4, 5, 6, 7])
+        .weigh(first, 1, 2)
+        .weigh(second, 1, 1);
+    let of_flow = |n| taken_by(&stage, &datagram(&format!("192.0.2.{n}:1234"), VIP4));
+    let taken: Vec<_> = (0..5).map(of_flow).collect();
+    let wanted = [first, first, second, third, third].map(Some);
+    assert_eq!(taken, wanted);
+    // Those that are recorded are within what is allowed.
+    assert_eq!((0..5).map(of_flow).collect::<Vec<_>>(), wanted);
+}
+
 #[test]
 fn whoever_takes_one_more_is_found_however_many_are_full() {
     // Of pools that are compared at once, and window by window.
