@@ -3,6 +3,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -159,7 +160,7 @@ pub struct PassiveStatus {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum BackendState {
-    /// Not checked yet; takes new flows.
+    /// Not checked yet; takes new flows where it is among the first of its pool.
     Starting,
     /// Takes new flows.
     Up,
@@ -483,8 +484,8 @@ pub struct ServiceStatus {
     pub panic: Option<PanicStatus>,
     /// How weights follow how its backends fare, where they do.
     pub adaptive: Option<AdaptivePoolStatus>,
-    /// Its backends, in the order of `service.backends`.
-    pub backends: Vec<BackendStatus>,
+    /// Its backends, in the order of `service.backends`; one for all services of a group.
+    pub backends: Arc<[BackendStatus]>,
 }
 
 impl ServiceStatus {

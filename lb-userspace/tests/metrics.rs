@@ -155,7 +155,7 @@ fn snapshot() -> Snapshot {
             ring_size: 251,
             flows: flows(),
             traffic,
-            backends,
+            backends: backends.into(),
         }],
         established: TableUse {
             entries: 12,

@@ -65,7 +65,7 @@ fn each_backend_is_told_with_what_is_its_own_and_a_former_one_as_leaving() {
         told,
         [(4, false), (3, false), (1, false), (2, true)].map(|(n, left)| (address(n), left))
     );
-    for backend in &status.backends {
+    for backend in status.backends.iter() {
         // Shares of what the four had are kept as far as they go; weights are 4, 3 and 1 now.
         let share = f64::from(backend.slots) / 1_021.0 * 8.0;
         let weight = if backend.leaving {

@@ -3,6 +3,7 @@
 use std::{
     collections::{HashMap, HashSet},
     net::SocketAddr,
+    sync::Arc,
 };
 
 use lb_common::{
@@ -40,11 +41,7 @@ impl<D: Dataplane> Core<D> {
             instance: self.instance.clone(),
             generation: self.layout.generation,
             interfaces: self.interfaces.clone(),
-            services: self
-                .state
-                .services()
-                .map(|service| self.service_status(service))
-                .collect(),
+            services: self.service_statuses(),
             established: TableUse {
                 entries: self.census.established,
                 capacity: self.dataplane.capacity().flows,
@@ -82,15 +79,27 @@ impl<D: Dataplane> Core<D> {
         pools.collect()
     }
 
-    /// One service at this moment, where it is there.
-    pub fn service(&self, id: ServiceId) -> Option<ServiceStatus> {
-        Some(self.service_status(self.state.service(id)?))
+    /// Every service at this moment. Backends are told once for each pool: a thousand services may share a thousand.
+    fn service_statuses(&self) -> Vec<ServiceStatus> {
+        let mut pools: HashMap<ServiceId, Arc<[BackendStatus]>> = HashMap::new();
+        let services = self.state.services().map(|service| {
+            let lead = self.state.lead(service.id);
+            let backends = pools.entry(lead);
+            let backends = backends.or_insert_with(|| self.backend_statuses(service));
+            self.service_status(service, Arc::clone(backends))
+        });
+        services.collect()
     }
 
-    fn service_status(&self, service: &Service) -> ServiceStatus {
+    /// One service at this moment, where it is there.
+    pub fn service(&self, id: ServiceId) -> Option<ServiceStatus> {
+        let service = self.state.service(id)?;
+        Some(self.service_status(service, self.backend_statuses(service)))
+    }
+
+    /// The backends of a service's pool, and after them those that leave it.
+    fn backend_statuses(&self, service: &Service) -> Arc<[BackendStatus]> {
         let placed = self.layout.placed(service.id);
-        let index = placed.and_then(|placed| placed.services.get(&service.id).copied());
-        let counters = index.map(|index| self.dataplane.service_counters(index));
         let wanted: HashSet<SocketAddr> = service.backends.iter().map(|b| b.address).collect();
         let members: Vec<_> = placed.into_iter().flat_map(Placed::members).collect();
         let left = members
@@ -113,7 +122,13 @@ impl<D: Dataplane> Core<D> {
             let at = by_address.get(&backend.address).copied();
             self.backend_status(service, placed.zip(at), backend.clone(), false)
         });
-        let backends = backends.chain(left).collect();
+        backends.chain(left).collect()
+    }
+
+    fn service_status(&self, service: &Service, backends: Arc<[BackendStatus]>) -> ServiceStatus {
+        let placed = self.layout.placed(service.id);
+        let index = placed.and_then(|placed| placed.services.get(&service.id).copied());
+        let counters = index.map(|index| self.dataplane.service_counters(index));
         ServiceStatus {
             service: service.clone(),
             ring_size: placed.map_or(0, |placed| placed.descriptor.ring_size),

@@ -313,7 +313,7 @@ impl From<&snapshot::Snapshot> for Status {
         let leads = snapshot.services.iter().filter(|s| s.lead == s.service.id);
         let panics = leads.clone().filter(|s| s.panic.is_some());
         let panic = panics.map(|s| s.service.id).collect();
-        let pools = leads.flat_map(|s| &s.backends);
+        let pools = leads.flat_map(|s| s.backends.iter());
         for backend in pools.filter(|b| !b.leaving) {
             backends.total += 1;
             backends.used_in_panic += usize::from(backend.used_in_panic);
