@@ -337,3 +337,17 @@ fn what_would_make_connection_ids_unreadable_is_refused_and_changes_nothing() {
     let mut unused = Balancer::new(service(0, &[]));
     set(&mut unused, none).unwrap();
 }
+
+#[test]
+fn a_backend_that_leaves_is_not_taken_back_under_another_id() {
+    let mut balancer = Balancer::new(service(0, &[1, 2]));
+    balancer.remove(1);
+    let other = json!({"address": address(1), "server_id": "0a09"});
+    match balancer.add(1, other) {
+        Err(ChangeError::Forgets(why)) => assert!(why.contains("connection ids"), "{why}"),
+        other => panic!("{other:?}"),
+    }
+    assert!(balancer.leads(0, 1));
+    balancer.add(1, backend(1)).unwrap();
+    assert!(balancer.leads(0, 1));
+}

@@ -259,7 +259,7 @@ impl<D: Dataplane> Core<D> {
             _ => None,
         };
         // A new configuration means what it says; a setting is not worth a connection.
-        let keeps_flows = matches!(change, Change::EditService(..));
+        let keeps_flows = matches!(change, Change::EditService(..) | Change::AddBackend(..));
         let next = self.state.apply(change)?;
         let before = std::mem::replace(&mut self.state, next);
         let known = self.known.clone();
@@ -460,12 +460,12 @@ impl<D: Dataplane> Core<D> {
         read.map_err(|error| ChangeError::Kernel(error.to_string()))
     }
 
-    /// Packets so far of backends that take no new flows of QUIC services, by index of their counters.
+    /// Packets so far of backends that take no new flows, where records of flows do not tell ([`Inputs::traffic`]).
     fn traffic(&self) -> Result<BTreeMap<u32, u64>, ChangeError> {
-        let services = self.state.services().filter(|s| s.quic.is_some());
-        let left = services.flat_map(|service| {
-            let placed = self.layout.placed(service.id);
-            let members = placed.into_iter().flat_map(Placed::members);
+        let pools = self.layout.pools.values();
+        let untold = pools.filter(|placed| placed.descriptor.quic != 0 || placed.takes_none());
+        let left = untold.flat_map(|placed| {
+            let members = placed.members();
             members.filter(|(_, member)| member.backend.state & state::TAKES == 0)
         });
         let read = |(_, member): (u16, &PlacedMember)| {

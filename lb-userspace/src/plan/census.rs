@@ -77,9 +77,9 @@ impl ServiceCensus {
 pub struct Census {
     /// By index of the service.
     pub services: BTreeMap<u32, ServiceCensus>,
-    /// Records in the table of established flows, those removed left out.
+    /// Records found in the table of established flows, those that it removed included: never are there more.
     pub established: u32,
-    /// Records in the table of half-open flows, likewise.
+    /// Records found in the table of half-open flows, likewise.
     pub half_open: u32,
     /// Sessions of mode `full-nat`, those removed left out.
     pub sessions: u32,
@@ -184,7 +184,7 @@ pub fn sweep(
     let mut loads = Tally::begin(layout, tables, now)?;
     for table in [Table::HalfOpen, Table::Established] {
         let mut doomed = Vec::new();
-        let mut kept = 0;
+        let mut all = 0;
         tables.scan(table, &mut |key, record| {
             let judgement = match key.kind {
                 flow_kind::CLIENT => census.judge_client(layout, key, record, now),
@@ -197,9 +197,9 @@ pub fn sweep(
                     census.judge(layout, found, table, key, record, now)
                 }
             };
-            match judgement {
-                Judgement::Keep => kept += 1,
-                Judgement::Remove => doomed.push((*key, *record)),
+            all += 1;
+            if judgement == Judgement::Remove {
+                doomed.push((*key, *record));
             }
         })?;
         for chunk in doomed.chunks(REMOVED_AT_ONCE) {
@@ -215,8 +215,8 @@ pub fn sweep(
             }
         }
         match table {
-            Table::HalfOpen => census.half_open = kept,
-            Table::Established => census.established = kept,
+            Table::HalfOpen => census.half_open = all,
+            Table::Established => census.established = all,
         }
     }
     sessions::sweep(&mut census, layout, &by_index, tables, &mut loads, now)?;

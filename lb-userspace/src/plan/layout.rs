@@ -11,7 +11,7 @@ use lb_common::{
     memory::MemoryTables,
     tables::{
         Address, Backend, Control, Descriptor, Endpoint, Guard, Member, Phase, Server, ServerKey,
-        Slot, Tick, WayBack, service_flag,
+        Slot, Tick, WayBack, service_flag, state,
     },
 };
 
@@ -77,6 +77,8 @@ pub struct Ring {
     pub moved: Vec<Tick>,
     /// Slots that each local id owns.
     shares: Vec<u32>,
+    /// Slots that lead to each, as their owner or their keeper.
+    naming: Vec<u32>,
     /// Slots in each phase.
     pub phases: Phases,
     /// When the first and the last of those that move did.
@@ -102,11 +104,15 @@ fn is_before(one: Tick, other: Tick) -> bool {
 impl Ring {
     /// A ring of these slots, which moved at these times.
     pub fn new(start: u32, slots: Vec<Slot>, moved: Vec<Tick>) -> Self {
-        let ids = slots.iter().map(|slot| slot.owner() as usize + 1).max();
-        let mut shares = vec![0; ids.unwrap_or(0)];
+        let named = slots.iter().flat_map(|slot| [slot.owner(), slot.keeper()]);
+        let ids = named.max().map_or(0, |id| id as usize + 1);
+        let (mut shares, mut naming) = (vec![0; ids], vec![0; ids]);
         let mut phases = Phases::default();
         for slot in &slots {
-            shares[slot.owner() as usize] += 1;
+            let [owner, keeper] = [slot.owner(), slot.keeper()].map(|id| id as usize);
+            shares[owner] += 1;
+            naming[owner] += 1;
+            naming[keeper] += u32::from(keeper != owner);
             match slot.phase() {
                 Phase::Steady => phases.steady += 1,
                 Phase::Moving => phases.moving += 1,
@@ -126,6 +132,7 @@ impl Ring {
             slots,
             moved,
             shares,
+            naming,
             phases,
             moving_since,
         }
@@ -156,15 +163,9 @@ impl Ring {
         self.slots.len() as u32
     }
 
-    /// Whether a slot of it names a member.
-    pub fn names(&self, id: u16) -> bool {
-        self.slots.iter().any(|&slot| leads_to(slot, id))
-    }
-
-    /// How many slots lead to it.
+    /// How many slots lead to a member.
     fn naming(&self, id: u16) -> u32 {
-        let naming = self.slots.iter().filter(|&&slot| leads_to(slot, id));
-        naming.count() as u32
+        self.naming.get(usize::from(id)).copied().unwrap_or(0)
     }
 
     /// The writes that put all of it in the arena.
@@ -225,7 +226,7 @@ pub struct Placed {
     pub sequence: Vec<u16>,
     /// Choices that could not be recorded, by index of the service, where there were any.
     pub overflows: Watched<BTreeMap<u32, u64>>,
-    /// Packets of backends that leave, by local id, where connection ids lead to them.
+    /// Packets of backends that take no new flows, by local id, where connection ids may lead to them or slots that stay.
     pub traffic: BTreeMap<u16, Watched<u64>>,
     /// Slots that have entered each phase.
     pub passed: Passed,
@@ -319,9 +320,21 @@ impl Placed {
             .filter_map(|(member, id)| Some((id, member.as_ref().ok()?)))
     }
 
+    /// Whether none of its members takes new flows. Its ring stays as it is then.
+    pub fn takes_none(&self) -> bool {
+        let mut members = self.members();
+        members.all(|(_, member)| member.backend.state & state::TAKES == 0)
+    }
+
+    /// Whether nothing is under way to a member, although slots may lead to it: no packet has gone to it for
+    /// the moving time, and nobody takes new flows, so that none of its own would have moved.
+    pub fn is_quiet(&self, id: u16) -> bool {
+        self.takes_none() && self.traffic.get(&id).is_some_and(Watched::is_quiet)
+    }
+
     /// Whether a slot of its rings names a member.
     pub fn names(&self, id: u16) -> bool {
-        self.ring.names(id) || self.previous.as_ref().is_some_and(|ring| ring.names(id))
+        self.naming(id) > 0
     }
 
     /// How many slots lead to it, of the ring in force and of the one before that unrecorded flows still go by.
@@ -329,11 +342,6 @@ impl Placed {
         let previous = self.previous.as_ref().map_or(0, |ring| ring.naming(id));
         self.ring.naming(id) + previous
     }
-}
-
-fn leads_to(slot: Slot, id: u16) -> bool {
-    let id = u32::from(id);
-    slot.owner() == id || slot.keeper() == id
 }
 
 /// Everything that the maps hold.

@@ -74,7 +74,8 @@ pub struct Inputs<'a> {
     pub census: Option<&'a Census>,
     /// Choices that could not be recorded so far, by index of the service; read with a census only.
     pub overflows: &'a BTreeMap<u32, u64>,
-    /// Packets so far of backends of QUIC services, by index of their counters; as `overflows`.
+    /// Packets so far of backends that take no new flows, of QUIC services and of pools where nobody does, by index
+    /// of their counters; as `overflows`.
     pub traffic: &'a BTreeMap<u32, u64>,
     /// Which handshakes are watched ([`Descriptor::sampling`]) of services that look at them, where not all: by the
     /// first of their group.
@@ -445,6 +446,8 @@ impl Draft {
         let waits = !self.after.is_empty()
             || !self.in_place.is_empty()
             || !self.buried.is_empty()
+            // What packets in flight choose before they see it is recorded when the next sweep begins.
+            || !self.wakes.is_empty()
             || !self.released.entries.is_empty();
         let mut operations = self.before;
         let in_place = !self.in_place.is_empty();

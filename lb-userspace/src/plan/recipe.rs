@@ -111,6 +111,21 @@ pub(super) fn wanted(service: &Service, placed: &Placed) -> Recipe {
     Recipe { size, claims }
 }
 
+/// Who gets the slots of backends that were removed where nobody takes new flows: those that are wanted and hold some.
+/// The slots would lead to the removed ones for ever. Empty where there is nothing to inherit.
+pub(super) fn heirs(service: &Service, placed: &Placed) -> Vec<(u16, u16)> {
+    let removed = |member: &PlacedMember| service.backend(member.address()).is_none();
+    let mut members = placed.members();
+    if !members.any(|(id, member)| removed(member) && placed.ring.share(id) > 0) {
+        return Vec::new();
+    }
+    placed
+        .members()
+        .filter(|(_, member)| member.backend.state & state::HOLDS != 0)
+        .filter_map(|(id, member)| Some((id, service.backend(member.address())?.weight.max(1))))
+        .collect()
+}
+
 /// The owners that a recipe makes.
 pub(super) fn owners(recipe: &Recipe, placed: &Placed) -> Vec<u16> {
     let mut claims: Vec<Claim> = recipe

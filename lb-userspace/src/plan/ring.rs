@@ -7,6 +7,7 @@
 //! - It settles once the moving time has passed since it moved last and since the last choice of its
 //!   service that could not be recorded.
 //! - It does not settle where another choice could not be recorded since the plan was made.
+//! - Where nobody takes new flows, only slots of removed backends move: to those that hold flows.
 //! - It is steady again once a sweep that began when it settled already found no flow recorded for
 //!   anybody but its owner, or where every flow is looked up.
 
@@ -84,7 +85,10 @@ impl Draft {
         dead: &Dead,
     ) -> Result<(), NoRoom> {
         let settings = Settings::of(service);
-        let wanted = recipe::wanted(service, placed);
+        let mut wanted = recipe::wanted(service, placed);
+        if wanted.claims.is_empty() {
+            wanted.claims = recipe::heirs(service, placed);
+        }
         let before = placed.descriptor;
         settings.write(&mut placed.descriptor);
         // Without anybody to take new flows, those under way keep their backends.
@@ -98,6 +102,8 @@ impl Draft {
         } else if !wanted.claims.is_empty() && (build || self.has_woken(placed)) {
             let owners = recipe::owners(&wanted, placed);
             self.move_slots(service, placed, &owners, inputs.now, dead)?;
+        } else if service.backends.is_empty() && is_forsaken(placed, inputs) {
+            self.drop_ring(placed);
         }
         if build || whole {
             placed.recipe = Some(wanted);
@@ -290,6 +296,15 @@ impl Draft {
         self.put_ring(service, placed, slots, moved)
     }
 
+    /// All backends were removed, and no flow is left: nothing needs to be found any more.
+    fn drop_ring(&mut self, placed: &mut Placed) {
+        self.release_span(placed.ring.start, placed.ring.size());
+        placed.descriptor.ring_start = 0;
+        placed.descriptor.ring_size = 0;
+        placed.ring = Arc::default();
+        placed.recipe = None;
+    }
+
     /// The order in which a scheduler takes backends, written aside where it changed.
     fn place_sequence(&mut self, service: &Service, placed: &mut Placed) -> Result<(), NoRoom> {
         let wanted = recipe::sequence(service, placed);
@@ -324,6 +339,18 @@ impl Draft {
             self.released.slots.push(start);
         }
     }
+}
+
+/// Whether no flow of a pool can be under way: none is recorded, and no member has had a packet for the moving time.
+fn is_forsaken(placed: &Placed, inputs: &Inputs<'_>) -> bool {
+    let whole = placed.descriptor.flags & service_flag::MOVING != 0;
+    let Some(census) = inputs.census.filter(|census| census.is_about(placed)) else {
+        return false;
+    };
+    let mut members = placed.members();
+    placed.ring.size() > 0
+        && !whole
+        && members.all(|(id, _)| placed.is_quiet(id) && census.is_vacant(placed, id))
 }
 
 /// What holds as long as a pool's services could record every choice since the plan's reading.

@@ -105,7 +105,7 @@ fn kept(
 }
 
 /// Takes note of which backends that take no new flows still get packets. Connection ids lead to them without a
-/// record, so that a sweep of the flow tables does not tell.
+/// record, and so do steady slots where nobody else could own them, so that a sweep of the flow tables does not tell.
 pub(super) fn note_traffic(placed: &mut Placed, inputs: &Inputs<'_>) {
     let resigned: BTreeMap<u16, u32> = placed
         .members()

@@ -1,7 +1,8 @@
 //! How far backends that take no new flows are from having none.
 //!
 //! What a backend has is known only in part: recorded flows are seen by sweeps; others may be idle, and are
-//! unknown until they speak, which they do through slots that still lead to it, or until these have moved on. The
+//! unknown until they speak, which they do through slots that still lead to it, or until these have moved on. Where
+//! nobody takes new flows, slots stay; who has had no packet for the moving time then has no flow that is kept. The
 //! backend itself knows: what it says counts from when it has taken no new flows for long enough that none is on its way. Recorded
 //! flows that have not ended contradict it.
 
@@ -128,7 +129,10 @@ impl<D: Dataplane> Core<D> {
                 ..DrainStatus::default()
             });
         }
-        let unknown_slots = placed.naming(id);
+        let unknown_slots = match placed.is_quiet(id) {
+            true => 0,
+            false => placed.naming(id),
+        };
         let by_id = still_named(placed).contains(&id);
         let stateless = placed.descriptor.moving_time == 0;
         let swept = self.census.is_about(placed) && self.census.is_vacant(placed, id);
