@@ -225,6 +225,70 @@ fn a_backend_in_maintenance_is_not_checked_and_has_to_pass_its_checks_when_it_co
     assert_eq!(state_of(&core), TAKES);
 }
 
+/// Adds backend 3.
+fn add(core: &mut Core<MemoryDataplane>) {
+    core.network(reached(address(3).ip(), 1));
+    let backend = serde_json::from_value(serde_json::json!({ "address": address(3) })).unwrap();
+    core.change(Change::AddBackend(id(), backend)).unwrap();
+}
+
+/// The entry's state, and what the checks have said.
+fn third(core: &Core<MemoryDataplane>) -> (u8, Condition) {
+    let placed = core.layout().placed(id()).unwrap();
+    let (_, member) = placed.member(address(3)).unwrap();
+    let status = core.service(id()).unwrap();
+    let condition = status.backend(address(3)).unwrap().condition;
+    (member.backend.state, condition)
+}
+
+fn third_passes(core: &mut Core<MemoryDataplane>, condition: Condition) {
+    let target = Target {
+        service: id(),
+        address: address(3),
+    };
+    core.health(Event::new(target, condition));
+    core.enforce().unwrap();
+}
+
+#[test]
+fn a_backend_that_joins_others_that_serve_takes_flows_once_a_check_has_passed() {
+    let mut core = start("");
+    add(&mut core);
+    assert_eq!(third(&core), (state::HOLDS, Condition::Starting));
+    let targets = core.targets();
+    let mut added = targets.iter().filter(|(at, _)| at.address == address(3));
+    // One success is enough, and not as many as after a failure.
+    assert_eq!(added.next().unwrap().1.initial, Condition::Starting);
+    third_passes(&mut core, Condition::Up);
+    assert_eq!(third(&core), (TAKES, Condition::Up));
+}
+
+#[test]
+fn a_backend_that_joins_others_and_fails_its_checks_has_never_taken_a_flow() {
+    let mut core = start("");
+    add(&mut core);
+    third_passes(&mut core, Condition::Down);
+    assert_eq!(third(&core), (state::HOLDS, Condition::Down));
+}
+
+#[test]
+fn a_backend_that_joins_while_nobody_takes_flows_takes_them_at_once() {
+    let mut core = start("");
+    for n in 1..=2 {
+        core.change(asking(id(), address(n), Admin::Draining))
+            .unwrap();
+    }
+    add(&mut core);
+    assert_eq!(third(&core).0, TAKES);
+}
+
+#[test]
+fn a_backend_that_joins_and_is_not_checked_takes_flows_at_once() {
+    let mut core = start("health = { type = \"none\" }");
+    add(&mut core);
+    assert_eq!(third(&core), (TAKES, Condition::Up));
+}
+
 #[test]
 fn a_backend_that_comes_back_from_maintenance_by_another_way_has_to_pass_its_checks_too() {
     let mut core = start("");
@@ -414,4 +478,163 @@ fn while_a_backend_says_that_it_has_none_left_sweeps_come_sooner_until_one_prove
     pass(&mut core, Duration::from_millis(10));
     sweep(&mut core);
     assert_eq!(pause(&core), usual);
+}
+
+/// Whether a refusal of a check at a backend's port tells that nobody is there.
+#[test]
+fn what_refuses_at_a_port_where_not_all_flows_arrive_is_down_and_not_dead() {
+    let service = |vip: &str, mode: &str, keys: &str| {
+        let (backend, keys) = ("[{ address = \"10.1.0.1:8080\" }]", format!("{keys}\n"));
+        format!(
+            "[[service]]\nvip = \"{vip}\"\nmode = \"{mode}\"\non_down = \"keep\"\nmoving_time = \"60s\"\n{keys}backend = {backend}\n"
+        )
+    };
+    let grouped = |vip: &str, mode: &str| service(vip, mode, "group = \"web\"");
+    for (text, alone) in [
+        (service("10.0.0.1:8080/tcp", "ipip", ""), true),
+        (service("10.0.0.1:80/tcp", "nat", ""), true),
+        (service("10.0.0.1:80/tcp", "ipip", ""), false),
+        (service("10.0.0.1:80/tcp", "l2", ""), false),
+        (grouped("10.0.0.1:80/tcp", "nat"), false),
+        (grouped("10.0.0.1:8080/tcp", "nat"), true),
+        (
+            grouped("10.0.0.1:8080/tcp", "ipip") + &grouped("10.0.0.2:8080/tcp", "ipip"),
+            true,
+        ),
+        (
+            grouped("10.0.0.1:8080/tcp", "ipip") + &grouped("10.0.0.1:8080/udp", "ipip"),
+            false,
+        ),
+    ] {
+        let mut core = Core::new("manual".to_owned(), Tunnel::default(), memory()).unwrap();
+        let services = config::parse(&text, "test").unwrap().services;
+        core.change(Change::Replace(services)).unwrap();
+        let found: Vec<bool> = core.targets().values().map(|config| config.alone).collect();
+        assert_eq!(found, [alone], "{text}");
+    }
+}
+
+/// Nobody of the service takes new flows, so that its slots stay where they are.
+mod last {
+    use super::*;
+    use lb_common::tables::Backend;
+
+    /// A packet goes to a backend.
+    fn packet(core: &Core<MemoryDataplane>, n: u8) {
+        let placed = core.layout().placed(id()).unwrap();
+        let (_, member) = placed.member(address(n)).unwrap();
+        let backend: Backend = member.backend;
+        core.dataplane().tables.count_backend(&backend, 60, false);
+    }
+
+    fn members(core: &Core<MemoryDataplane>) -> Vec<SocketAddr> {
+        let placed = core.layout().placed(id()).unwrap();
+        placed.members().map(|(_, m)| m.address()).collect()
+    }
+
+    fn moving_time(core: &Core<MemoryDataplane>) -> Duration {
+        core.state().service(id()).unwrap().moving_time()
+    }
+
+    /// A sweep, and another after the moving time.
+    fn quiet(core: &mut Core<MemoryDataplane>) {
+        sweep(core);
+        pass(core, moving_time(core));
+        sweep(core);
+    }
+
+    #[test]
+    fn a_drain_of_all_has_ended_once_nobody_has_had_a_packet_for_the_moving_time() {
+        let mut core = start("");
+        packet(&core, 1);
+        for n in 1..=2 {
+            core.change(asking(id(), address(n), Admin::Draining))
+                .unwrap();
+        }
+        // What moved when the first of them drained has to settle.
+        for _ in 0..2 {
+            quiet(&mut core);
+        }
+        packet(&core, 2);
+        sweep(&mut core);
+        let half = moving_time(&core) / 2;
+        let service = core.service(id()).unwrap();
+        let second = service.backend(address(2)).unwrap().drain.unwrap();
+        assert!(!second.ended && second.unknown_slots > 0, "{second:?}");
+        pass(&mut core, half);
+        packet(&core, 2);
+        sweep(&mut core);
+        pass(&mut core, half + Duration::from_millis(2));
+        sweep(&mut core);
+        let service = core.service(id()).unwrap();
+        assert!(!service.backend(address(2)).unwrap().drain.unwrap().ended);
+        pass(&mut core, half);
+        sweep(&mut core);
+        let service = core.service(id()).unwrap();
+        for n in 1..=2 {
+            let drain = service.backend(address(n)).unwrap().drain.unwrap();
+            assert_eq!((drain.ended, drain.unknown_slots), (true, 0), "{n}");
+        }
+    }
+
+    #[test]
+    fn quiet_backends_have_not_ended_their_drain_while_flows_of_theirs_are_recorded() {
+        let mut core = start("");
+        for n in 1..=2 {
+            core.change(asking(id(), address(n), Admin::Draining))
+                .unwrap();
+        }
+        for _ in 0..2 {
+            quiet(&mut core);
+        }
+        assert!(drain(&core).unwrap().ended);
+        record(&core, 4_000, 0);
+        sweep(&mut core);
+        let drain = drain(&core).unwrap();
+        assert_eq!(
+            (drain.observed, drain.unknown_slots, drain.ended),
+            (1, 0, false)
+        );
+    }
+
+    #[test]
+    fn backends_that_were_all_removed_leave_once_they_are_quiet() {
+        let mut core = start("");
+        packet(&core, 1);
+        for n in 1..=2 {
+            core.change(Change::RemoveBackend(id(), address(n)))
+                .unwrap();
+        }
+        quiet(&mut core);
+        assert_eq!(members(&core).len(), 2, "what moved has settled just now");
+        for _ in 0..3 {
+            quiet(&mut core);
+        }
+        assert_eq!(members(&core), []);
+        let placed = core.layout().placed(id()).unwrap();
+        assert_eq!(placed.descriptor.ring_size, 0);
+        add(&mut core);
+        assert_eq!(third(&core).0, TAKES);
+    }
+
+    #[test]
+    fn a_backend_that_was_removed_beside_drained_ones_leaves_its_slots_to_them() {
+        let mut core = start("");
+        // The last to drain has all slots.
+        for n in [2, 1] {
+            core.change(asking(id(), address(n), Admin::Draining))
+                .unwrap();
+        }
+        core.change(Change::RemoveBackend(id(), address(1)))
+            .unwrap();
+        for _ in 0..3 {
+            quiet(&mut core);
+        }
+        assert_eq!(members(&core), [address(2)]);
+        core.change(asking(id(), address(2), Admin::Active))
+            .unwrap();
+        let placed = core.layout().placed(id()).unwrap();
+        let (second, _) = placed.member(address(2)).unwrap();
+        assert_eq!(placed.ring.share(second), 251);
+    }
 }

@@ -55,6 +55,8 @@ fn moving() -> Core<MemoryDataplane> {
     let reachable: Vec<IpAddr> = addresses().collect();
     let mut core = serving(&service("10.1.0.1:80", "10.1.0.2:80"), &reachable);
     core.change(third()).unwrap();
+    assert!(check(&mut core, Condition::Up));
+    core.enforce().unwrap();
     core
 }
 
@@ -218,6 +220,22 @@ fn settling_slots_wait_for_a_sweep_that_began_after_their_owner_woke() {
     let late = swept(&core);
     core.swept(late).unwrap();
     assert_eq!(slots_in(&core, Phase::Settling), 0);
+}
+
+/// Else a sweep could read the place of a flow that a packet in flight has chosen somebody else for before it is there.
+#[test]
+fn who_wakes_without_a_switch_is_followed_by_a_grace_period() {
+    let mut core = moving();
+    pass_the_moving_time(&core);
+    let census = swept(&core);
+    core.swept(census).unwrap();
+    assert!(check(&mut core, Condition::Down) && check(&mut core, Condition::Up));
+    let operations = planned(&core, core.state(), None).operations;
+    let switches = |operation: &Operation| matches!(operation, Operation::Switch(_));
+    assert!(!operations.iter().any(switches), "{operations:?}");
+    let wakes = |op: &Operation| matches!(op, Operation::State(_, s) if s & state::TAKES != 0);
+    let wake = operations.iter().position(wakes).unwrap();
+    assert_eq!(operations.get(wake + 1), Some(&Operation::Grace));
 }
 
 /// While it was dead, its flows' records were for the sweep to take. What came of them meanwhile is theirs.

@@ -195,6 +195,7 @@ impl<D: Dataplane> Core<D> {
                         dead: !found,
                         gone: false,
                         found,
+                        new: false,
                     };
                     core.known.down.insert((id, member.address()), down);
                 }
@@ -627,6 +628,7 @@ impl<D: Dataplane> Core<D> {
             dead: gone || before.is_some_and(|before| before.dead),
             gone,
             found: proving && !failed,
+            new: false,
         };
         self.known.down.insert(key, down);
         let turned = self.judge(service);

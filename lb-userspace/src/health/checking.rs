@@ -132,7 +132,7 @@ impl<P: Prober> Checking<P> {
         }
     }
 
-    /// Whether the backend's port is the only one that serves: who refuses there is not there at all.
+    /// Whether all flows arrive at the backend's own port: who refuses there is not there at all.
     pub fn alone(self, alone: bool) -> Self {
         Self { alone, ..self }
     }

@@ -83,7 +83,7 @@ pub enum Way {
 pub struct TargetConfig {
     /// Its checks: what they ask, their rhythm and thresholds.
     pub health: Arc<Health>,
-    /// Its port is the only one that serves: who refuses there is not there at all.
+    /// All of its flows arrive at its own port: who refuses there is not there at all.
     pub alone: bool,
     /// How traffic reaches it.
     pub way: Way,

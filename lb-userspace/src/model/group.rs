@@ -2,7 +2,7 @@
 
 use std::{fmt::Debug, net::SocketAddr};
 
-use super::{Backend, Service, name_of};
+use super::{Backend, Mode, Service, name_of};
 
 /// Reads a group's name.
 ///
@@ -41,6 +41,14 @@ impl Service {
             SocketAddr::new(backend.ip(), self.id.vip.port())
         } else {
             backend
+        }
+    }
+
+    /// Where packets of its flows arrive at a backend, in whichever mode; port 0 stands for every one.
+    pub fn arrives_at(&self, backend: SocketAddr) -> SocketAddr {
+        match self.mode {
+            Mode::Nat | Mode::FullNat => self.served_at(backend),
+            Mode::Ipip | Mode::Gue | Mode::L2 => SocketAddr::new(backend.ip(), self.id.vip.port()),
         }
     }
 

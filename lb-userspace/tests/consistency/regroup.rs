@@ -192,6 +192,11 @@ fn a_service_waits_for_its_own_slots_and_those_of_the_group() {
         let flows = open(&core);
         let back = Change::AddBackend(id(changed), backend(4));
         core.change(back).unwrap();
+        let address = backend(4).address;
+        let service = core.state().lead(id(changed));
+        let passed = Event::new(Target { service, address }, Condition::Up);
+        assert!(core.health(passed));
+        core.enforce().unwrap();
         assert_refused(&mut core, OTHER, Some("web"), "slots move or settle");
         assert_unmoved(&core, &flows);
         rest(&mut core);

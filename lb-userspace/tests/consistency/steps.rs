@@ -200,7 +200,9 @@ impl Simulation {
                 let weight = u16::from(step.amount % 4);
                 let backend = scenario::backend(&self.services[service], at, weight);
                 self.change(Change::AddBackend(id, backend));
-                if killed && self.tell(service, at, false, true) {
+                // It has to pass a check first, where others take flows.
+                self.unchecked |= step.amount % 16 == 8;
+                if !self.unchecked && self.tell(service, at, !killed, killed) {
                     self.enforce();
                 }
             }

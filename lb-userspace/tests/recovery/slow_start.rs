@@ -71,6 +71,8 @@ fn without_slow_start_a_backend_comes_back_whole() {
 fn a_backend_that_is_added_begins_slowly_and_so_does_one_whose_drain_is_undone() {
     let mut pool = Pool::new(SLOW, &[""; 3]);
     pool.add(4, 1);
+    assert_eq!(pool.shares(), [33, 33, 33, 0]);
+    pool.up(4);
     assert_eq!(pool.shares(), [32, 32, 32, 3]);
     pool.pass(91);
     assert_eq!(pool.shares(), [25; 4]);
@@ -238,6 +240,8 @@ fn a_tier_that_comes_back_gets_new_flows_as_its_weight_grows_and_the_standby_kee
 fn a_new_primary_that_begins_slowly_is_not_missed() {
     let mut pool = Pool::new(SLOW, &["", ", tier = 1"]);
     pool.add(3, 1);
+    assert_eq!(pool.shares(), [100, 0, 0]);
+    pool.up(3);
     assert_eq!(pool.shares(), [91, 0, 9]);
 }
 

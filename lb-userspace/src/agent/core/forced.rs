@@ -7,13 +7,13 @@ use std::{
     ops::RangeBounds,
 };
 
-use lb_common::tables::Tick;
+use lb_common::tables::{Tick, state};
 
 use super::{Core, known::Down};
 use crate::{
     dataplane::Dataplane,
     health::Target,
-    model::{Admin, OnDown, Service, ServiceId, State},
+    model::{Admin, Backend, OnDown, Service, ServiceId, State},
     plan::{Liveness, has_passed, ticks},
 };
 
@@ -54,7 +54,9 @@ impl<D: Dataplane> Core<D> {
         let now = self.dataplane.now();
         let mut forced = BTreeMap::new();
         for key in self.keys() {
-            let was = before.service(key.0).and_then(|s| s.backend(key.1));
+            let service = before.service(key.0);
+            let was = service.and_then(|s| s.backend(key.1));
+            let added = was.is_none() && (service.is_some() || self.is_no_member(key));
             let was = was.map(|backend| backend.admin);
             let admin = self.admin(key);
             if admin == Some(Admin::Down) {
@@ -64,7 +66,8 @@ impl<D: Dataplane> Core<D> {
             let maintained = |admin| admin == Some(Admin::Maintenance);
             match (maintained(was), maintained(admin)) {
                 (false, true) => self.stop_checking(key),
-                (true, false) => self.distrust(key, now),
+                (true, false) => self.distrust(key, now, false),
+                _ if added && self.others_take(key) => self.distrust(key, now, true),
                 _ => {}
             }
             // Somebody has looked after it.
@@ -82,17 +85,44 @@ impl<D: Dataplane> Core<D> {
         self.known.asked.remove(&key);
     }
 
-    /// Who comes back from maintenance has to pass its checks first. Where it was down already, only the
-    /// time until it counts as dead begins anew.
-    fn distrust(&mut self, key: Key, now: Tick) {
+    /// Who comes back from maintenance has to pass its checks first, and who is `new` one of them. Where it was
+    /// down already, only the time until it counts as dead begins anew.
+    fn distrust(&mut self, key: Key, now: Tick, new: bool) {
         let checked = self.state.service(key.0);
         if checked.is_some_and(|service| !service.health.is_none()) {
-            let new = Down {
+            let unproven = Down {
                 found: true,
+                new,
                 ..down_since(now)
             };
-            self.known.down.entry(key).or_insert(new).since = now;
+            self.known.down.entry(key).or_insert(unproven).since = now;
         }
+    }
+
+    /// Whether a backend was added while others took new flows, and has not been checked yet.
+    pub(super) fn is_unproven(&self, key: Key) -> bool {
+        self.known.down.get(&key).is_some_and(|down| down.new)
+    }
+
+    fn is_no_member(&self, (lead, address): Key) -> bool {
+        let placed = self.layout.placed(lead);
+        placed.is_some_and(|placed| placed.member(address).is_none())
+    }
+
+    /// Whether others of its pool take new flows, and may go on doing so. A pool's first backends do from the start:
+    /// nobody else would.
+    fn others_take(&self, (lead, address): Key) -> bool {
+        let (placed, service) = (self.layout.placed(lead), self.state.service(lead));
+        let Some((placed, service)) = placed.zip(service) else {
+            return false;
+        };
+        let mut takers = placed.members().filter(|(_, member)| {
+            let wanted = service.backend(member.address());
+            member.backend.state & state::TAKES != 0
+                && member.address() != address
+                && wanted.is_some_and(Backend::is_wanted)
+        });
+        takers.next().is_some()
     }
 
     /// What is left of every backend that is not up.
@@ -175,5 +205,6 @@ fn down_since(since: Tick) -> Down {
         dead: false,
         gone: false,
         found: false,
+        new: false,
     }
 }

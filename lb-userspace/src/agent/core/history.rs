@@ -97,6 +97,7 @@ impl<D: Dataplane> Core<D> {
                     dead: of.dead,
                     gone: false,
                     found: false,
+                    new: false,
                 };
                 self.known.forced.insert(key, down);
             }

@@ -40,6 +40,8 @@ pub(super) struct Down {
     /// It was found in the maps to hold flows and to take none, whatever the reason: no check has
     /// failed often enough yet.
     pub(super) found: bool,
+    /// It was added while others took new flows, and has not been checked yet.
+    pub(super) new: bool,
 }
 
 /// See above; everything is under the first service of a group.

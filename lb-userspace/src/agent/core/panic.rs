@@ -168,7 +168,8 @@ impl<D: Dataplane> Core<D> {
         let mut used: BTreeMap<u8, Vec<SocketAddr>> = BTreeMap::new();
         for backend in &service.backends {
             let key = (service.id, backend.address);
-            if !self.is_eligible(key, backend) {
+            // Who has just been added is not missed yet.
+            if !self.is_eligible(key, backend) || self.is_unproven(key) {
                 continue;
             }
             let weight = weights.entry(backend.tier).or_default();

@@ -94,8 +94,11 @@ impl<D: Dataplane> Core<D> {
             }
             let over = asked.and_then(|asked| asked.service(lead));
             let backends = &over.unwrap_or(service).backends;
-            let fit: Fitness = backends
+            // Who has yet to pass its first check is new when it has.
+            let proven = backends
                 .iter()
+                .filter(|backend| !self.is_unproven((lead, backend.address)));
+            let fit: Fitness = proven
                 .map(|backend| (backend.address, self.is_fit(service, backend)))
                 .collect();
             if !before.pools.contains_key(&lead) {

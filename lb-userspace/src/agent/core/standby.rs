@@ -139,6 +139,10 @@ impl<D: Dataplane> Core<D> {
         let mut weights: BTreeMap<u8, Weight> = BTreeMap::new();
         for (backend, now) in service.backends.iter().zip(&over.backends) {
             let key = (service.id, backend.address);
+            // Who has just been added is not missed yet.
+            if self.is_unproven(key) {
+                continue;
+            }
             let asked = self.known.asked.get(&key);
             let percent = asked.and_then(|asked| asked.weight).unwrap_or(100).min(100);
             let own = service.counted_weight(backend);

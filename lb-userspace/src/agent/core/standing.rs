@@ -172,6 +172,11 @@ impl<D: Dataplane> Core<D> {
         }
         let used = self.known.panics.uses(key);
         if used || self.liveness_of(key).is_some() {
+            let starts = self.condition(service, key.1) == Condition::Starting;
+            if starts && !used && backend.admin == Admin::Active {
+                let reason = "it has to pass a check first".to_owned();
+                return Some((BackendState::Starting, reason));
+            }
             let unchecked = "it has to pass its checks first".to_owned();
             let used = if used { "; takes flows in panic" } else { "" };
             let reason = error.unwrap_or(unchecked) + used;

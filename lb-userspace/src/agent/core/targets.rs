@@ -11,7 +11,7 @@ use crate::{
     agent::adaptive::smoothed_over,
     dataplane::Dataplane,
     health::{Target, TargetConfig, Way},
-    model::{Admin, Backend, Mode, ModelError, Service, ServiceId, State},
+    model::{Admin, Backend, Check, Mode, ModelError, Probe, Service, ServiceId, State},
     snapshot::Condition,
 };
 
@@ -32,7 +32,6 @@ impl<D: Dataplane> Core<D> {
             let follows = service.adaptive.filter(|adaptive| adaptive.from.latency);
             let also = pool.iter().map(|service| service.id);
             let also: Arc<[ServiceId]> = also.filter(|&id| id != service.id).collect();
-            let ports: BTreeSet<u16> = pool.iter().map(|s| s.id.vip.port()).collect();
             let checked = |backend: &&Backend| backend.admin != Admin::Maintenance;
             for backend in service.backends.iter().filter(checked) {
                 let target = Target {
@@ -44,7 +43,7 @@ impl<D: Dataplane> Core<D> {
                     target,
                     TargetConfig {
                         health: Arc::clone(&health),
-                        alone: ports.len() == 1 && !service.id.has_every_port(),
+                        alone: is_alone(&pool, backend),
                         way,
                         smooth: follows.map(|adaptive| smoothed_over(&adaptive)),
                         initial,
@@ -87,9 +86,10 @@ impl<D: Dataplane> Core<D> {
             service: lead,
             address,
         });
+        let down = self.known.down.get(&(lead, address));
         match checked {
             Some(checked) => checked.condition,
-            None if self.known.down.contains_key(&(lead, address)) => Condition::Down,
+            None if down.is_some_and(|down| !down.new) => Condition::Down,
             None if service.health.is_none() => Condition::Up,
             None => Condition::Starting,
         }
@@ -106,6 +106,22 @@ impl<D: Dataplane> Core<D> {
             .collect();
         self.known.follow(&leads);
     }
+}
+
+/// Whether what refuses a check at a backend's own port refuses all of its flows: all arrive there, by one protocol. A
+/// check at the VIP asks the first one alone.
+fn is_alone(pool: &[&Service], backend: &Backend) -> bool {
+    let Some((first, others)) = pool.split_first() else {
+        return false;
+    };
+    let at_vip = |check: &Check| matches!(check.probe, Probe::Vip {});
+    let one_question = others.is_empty() || !first.health.checks.iter().any(at_vip);
+    let mut services = pool.iter();
+    one_question
+        && services.all(|service| {
+            service.id.protocol == first.id.protocol
+                && service.arrives_at(backend.address) == backend.address
+        })
 }
 
 /// What is known under former leads is known under those of now too, given as `(before, now)`; none of the
