@@ -26,7 +26,7 @@ mod error;
 pub mod server;
 mod socket;
 
-pub use server::serve;
+pub use server::{serve, serve_reports};
 pub use socket::bind;
 
 /// First part of every path. Changes only when an old client could misread a new agent.

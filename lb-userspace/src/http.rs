@@ -1,10 +1,10 @@
 //! How the agent's HTTP servers run and stop. What they answer is `api`'s and `metrics`'.
 
-use std::{fmt::Debug, time::Duration};
+use std::{fmt::Debug, io, net::SocketAddr, pin::Pin, time::Duration};
 
 use anyhow::Context as _;
 use axum::{Router, serve::Listener};
-use tokio::sync::oneshot;
+use tokio::{net::TcpListener, sync::oneshot};
 
 /// How long requests under way may hold up the end.
 const GRACE: Duration = Duration::from_secs(2);
@@ -19,19 +19,44 @@ where
     L: Listener,
     L::Addr: Debug,
 {
+    let server = axum::serve(listener, router);
+    let start =
+        |signal| -> Boxed<_> { Box::pin(server.with_graceful_shutdown(signal).into_future()) };
+    until(shutdown, start).await
+}
+
+/// The same, where handlers may ask who sends ([`axum::extract::ConnectInfo`]).
+pub(crate) async fn serve_peers(
+    listener: TcpListener,
+    router: Router,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> anyhow::Result<()> {
+    let router = router.into_make_service_with_connect_info::<SocketAddr>();
+    let server = axum::serve(listener, router);
+    let start =
+        |signal| -> Boxed<_> { Box::pin(server.with_graceful_shutdown(signal).into_future()) };
+    until(shutdown, start).await
+}
+
+type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+async fn until(
+    shutdown: impl Future<Output = ()> + Send + 'static,
+    start: impl FnOnce(Boxed<()>) -> Boxed<io::Result<()>>,
+) -> anyhow::Result<()> {
     let (stopping, stopped) = oneshot::channel();
     let signal = async move {
         shutdown.await;
         // The receiver waits below for as long as this future lives.
         let _ = stopping.send(());
     };
-    let server = axum::serve(listener, router).with_graceful_shutdown(signal);
+    let server = start(Box::pin(signal));
     let deadline = async move {
         let _ = stopped.await;
         tokio::time::sleep(GRACE).await;
     };
     tokio::select! {
-        ended = server.into_future() => ended.context("the HTTP server failed"),
+        ended = server => ended.context("the HTTP server failed"),
         () = deadline => Ok(()),
     }
 }

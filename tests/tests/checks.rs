@@ -3,7 +3,8 @@
 
 use std::{
     collections::BTreeMap,
-    fs, io,
+    fs,
+    io::{self, Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::{Arc, Mutex},
     time::Duration,
@@ -366,10 +367,29 @@ fn heart(namespace: &Namespace, n: u8) -> Result<Background<()>> {
     })
 }
 
+/// A request of the host of backend `n` that reports on `backend`: the answer's status line.
+fn beat_by_tcp(topology: &Topology, n: u8, backend: SocketAddr, vip: &str) -> Result<String> {
+    topology.backend(n).run(|| {
+        let port = (BALANCER_V4, HEARTBEAT_PORT).into();
+        let mut stream = std::net::TcpStream::connect_timeout(&port, SOON)?;
+        stream.set_read_timeout(Some(SOON))?;
+        let path = format!(
+            "/v1/services/{}/backends/{backend}/heartbeat",
+            vip.replace('/', "%2F")
+        );
+        let request =
+            format!("POST {path} HTTP/1.1\r\nHost: balancer\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes())?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer.lines().next().unwrap_or_default().to_owned())
+    })
+}
+
 #[test]
-fn backends_report_by_udp_or_by_lbctl_and_are_down_once_beats_are_missing() -> Result<()> {
+fn backends_report_by_udp_tcp_or_lbctl_and_are_down_once_beats_are_missing() -> Result<()> {
     with_root(
-        "backends_report_by_udp_or_by_lbctl_and_are_down_once_beats_are_missing",
+        "backends_report_by_udp_tcp_or_lbctl_and_are_down_once_beats_are_missing",
         || {
             let service = checked(&[format!("{{ type = \"heartbeat\", {FAST} }}")]);
             let config = Config {
@@ -399,6 +419,16 @@ fn backends_report_by_udp_or_by_lbctl_and_are_down_once_beats_are_missing() -> R
             stage.await_condition(&service, web_address(1), "down")?;
             stage.await_condition(&service, web_address(2), "up")?;
             assert!(!who_answers(&stage, &service, 50)?.contains(&backend_name(1)));
+            stage.await_condition(&service, web_address(3), "down")?;
+            wait_until("it is up by TCP", SOON, || {
+                let reported = beat_by_tcp(&stage.topology, 3, web_address(3), &service.vip);
+                let up = |backend: Value| backend["condition"] == "up";
+                let backend = stage.backend(&service, web_address(3));
+                reported.is_ok_and(|answer| answer == "HTTP/1.1 200 OK")
+                    && backend.ok().flatten().is_some_and(up)
+            })?;
+            let answer = beat_by_tcp(&stage.topology, 2, web_address(3), &service.vip)?;
+            assert_eq!(answer, "HTTP/1.1 403 Forbidden");
             let refused =
                 stage
                     .agent

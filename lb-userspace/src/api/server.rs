@@ -6,15 +6,16 @@ use axum::{
     Json, Router,
     body::Bytes,
     extract::{
-        DefaultBodyLimit, FromRequest, FromRequestParts, Query, RawPathParams, Request, State,
-        rejection::QueryRejection,
+        ConnectInfo, DefaultBodyLimit, FromRequest, FromRequestParts, Query, RawPathParams,
+        Request, State, rejection::QueryRejection,
     },
     http::{Method, StatusCode, Uri, header, request::Parts},
+    middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::{get, patch, post},
 };
 use serde::de::DeserializeOwned;
-use tokio::net::UnixListener;
+use tokio::net::{TcpListener, UnixListener};
 
 use super::{
     MAX_BODY, MAX_LIST, VERSION,
@@ -39,6 +40,50 @@ pub async fn serve(
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> anyhow::Result<()> {
     http::serve(listener, router(handle), shutdown).await
+}
+
+/// The part of it that backends may use from where they are: what they report of themselves. Answers until `shutdown`, and then
+/// those that are under way.
+///
+/// # Errors
+/// The socket failed.
+pub async fn serve_reports(
+    listener: TcpListener,
+    handle: Handle,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> anyhow::Result<()> {
+    let routes = reports().route_layer(middleware::from_fn(of_oneself));
+    let router = Router::new()
+        .nest(VERSION, routes)
+        .fallback(no_report)
+        .method_not_allowed_fallback(no_method)
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .with_state(handle);
+    http::serve_peers(listener, router, shutdown).await
+}
+
+fn reports() -> Router<Handle> {
+    Router::new()
+        .route("/services/{id}/backends/{address}/heartbeat", post(beat))
+        .route("/services/{id}/backends/{address}/drained", post(drained))
+}
+
+/// A backend reports for itself: nobody else could be told from anybody.
+async fn of_oneself(
+    ConnectInfo(sender): ConnectInfo<SocketAddr>,
+    Address(address): Address,
+    request: Request,
+    next: Next,
+) -> Response {
+    let sender = sender.ip().to_canonical();
+    if sender == address.ip() {
+        return next.run(request).await;
+    }
+    let message = format!(
+        "a report on backend {address} has to come from {}, and this one came from {sender}",
+        address.ip()
+    );
+    ApiError::new(StatusCode::FORBIDDEN, "not_its_own", message).into_response()
 }
 
 fn router(handle: Handle) -> Router {
@@ -69,8 +114,7 @@ fn router(handle: Handle) -> Router {
             "/services/{id}/backends/{address}",
             patch(edit_backend).delete(remove_backend),
         )
-        .route("/services/{id}/backends/{address}/heartbeat", post(beat))
-        .route("/services/{id}/backends/{address}/drained", post(drained));
+        .merge(reports());
     Router::new()
         .nest(VERSION, routes)
         .fallback(no_route)
@@ -387,6 +431,14 @@ fn changed(action: Action, service: ServiceId, backend: Option<SocketAddr>) -> J
 async fn no_route(uri: Uri) -> Response {
     let message = format!(
         "no path {}: there are {VERSION}/status, {VERSION}/metrics, {VERSION}/flows, {VERSION}/clients, {VERSION}/events, {VERSION}/access-lists[/NAME[/judge]] and {VERSION}/services[/ID[/failover|/backends[/ADDRESS[/heartbeat|/drained]]]], ID percent-encoded as in 10.0.0.1:80%2Ftcp",
+        uri.path()
+    );
+    ApiError::new(StatusCode::NOT_FOUND, "no_route", message).into_response()
+}
+
+async fn no_report(uri: Uri) -> Response {
+    let message = format!(
+        "no path {}: backends report to {VERSION}/services/ID/backends/ADDRESS/heartbeat and …/drained here, ID percent-encoded as in 10.0.0.1:80%2Ftcp",
         uri.path()
     );
     ApiError::new(StatusCode::NOT_FOUND, "no_route", message).into_response()

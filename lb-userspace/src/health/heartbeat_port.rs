@@ -1,4 +1,4 @@
-//! Owns the UDP port that backends report to. A datagram counts for backends at the address that it came
+//! Owns the UDP port that backends report to, as `api` does the same port of TCP. A datagram counts for backends at the address that it came
 //! from alone; nobody is answered, so that the port cannot be used to flood others.
 
 use tokio::net::UdpSocket;

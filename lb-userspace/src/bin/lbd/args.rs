@@ -55,7 +55,7 @@ pub struct Run {
     /// Address to serve Prometheus metrics on
     #[arg(long)]
     pub metrics: Option<SocketAddr>,
-    /// Address of the UDP port that backends report to, for checks of type heartbeat
+    /// Address of the port that backends report to, by UDP or HTTP, for checks of type heartbeat
     #[arg(long)]
     pub heartbeat: Option<SocketAddr>,
     /// How to attach

@@ -17,7 +17,7 @@ pub struct Listeners {
     api: UnixListener,
     socket: SocketFile,
     metrics: Option<TcpListener>,
-    heartbeat: Option<UdpSocket>,
+    reports: Option<(UdpSocket, TcpListener)>,
 }
 
 impl Listeners {
@@ -34,7 +34,7 @@ impl Listeners {
             Some(address) => Some(listen(address).await?),
             None => None,
         };
-        let heartbeat = match arguments.heartbeat.or(config.heartbeat) {
+        let reports = match arguments.heartbeat.or(config.heartbeat) {
             Some(address) => Some(hear(address).await?),
             None => None,
         };
@@ -42,7 +42,7 @@ impl Listeners {
             api,
             socket,
             metrics,
-            heartbeat,
+            reports,
         })
     }
 
@@ -54,8 +54,9 @@ impl Listeners {
         if let Some(listener) = self.metrics {
             servers.metrics(listener);
         }
-        if let Some(socket) = self.heartbeat {
-            tokio::spawn(heartbeat_port::listen(socket, servers.handle.clone()));
+        if let Some((datagrams, requests)) = self.reports {
+            tokio::spawn(heartbeat_port::listen(datagrams, servers.handle.clone()));
+            servers.reports(requests);
         }
         let running = Running {
             stop,
@@ -75,10 +76,14 @@ async fn listen(address: SocketAddr) -> Result<TcpListener> {
         .with_context(|| format!("serving metrics on {address}"))
 }
 
-async fn hear(address: SocketAddr) -> Result<UdpSocket> {
-    UdpSocket::bind(address)
-        .await
-        .with_context(|| format!("listening for heartbeats on {address}"))
+/// Backends report by datagrams, or by requests to the same port of TCP.
+async fn hear(address: SocketAddr) -> Result<(UdpSocket, TcpListener)> {
+    let what = || format!("listening for heartbeats on {address}");
+    let datagrams = UdpSocket::bind(address).await.with_context(what)?;
+    // The port that was given, where any was asked for.
+    let address = datagrams.local_addr().with_context(what)?;
+    let requests = TcpListener::bind(address).await.with_context(what)?;
+    Ok((datagrams, requests))
 }
 
 /// The API's socket in the file system; goes on drop.
@@ -119,6 +124,15 @@ impl Servers {
         tokio::spawn(async move {
             if let Err(error) = server.await {
                 tracing::error!(%error, "the API has ended");
+            }
+        });
+    }
+
+    fn reports(&self, listener: TcpListener) {
+        let server = api::serve_reports(listener, self.handle.clone(), self.until_stopped());
+        tokio::spawn(async move {
+            if let Err(error) = server.await {
+                tracing::error!(%error, "backends cannot report by TCP any more");
             }
         });
     }
