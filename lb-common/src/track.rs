@@ -68,6 +68,8 @@ struct Found {
     table: Table,
     /// It stands for a connection that has ended, and this packet opens another.
     over: bool,
+    /// This is the first packet that says of its client that it is there: none that opens or resets.
+    confirms: bool,
 }
 
 impl Found {
@@ -82,6 +84,7 @@ impl Found {
         },
         table: Table::HalfOpen,
         over: false,
+        confirms: false,
     };
 }
 
@@ -192,6 +195,10 @@ impl<'t, T: Tables> Asked<'_, 't, T> {
     #[inline(always)]
     fn answer(&self) -> Result<Option<Candidate<'t>>, Overtaken> {
         let found = self.find()?;
+        if found.confirms && self.persists() {
+            let id = found.record.member.into();
+            self.tables.confirm(self.question, id);
+        }
         if found.is_live
             && !found.over
             && let Some(candidate) = self.recorded(&found.record)
@@ -343,11 +350,15 @@ impl<'t, T: Tables> Asked<'_, 't, T> {
         if !is_live {
             return Found::NOTHING;
         }
+        // Of a connection that was recorded over one that had ended: promoted, any other is.
+        let opening = record_flag::OPENING;
+        let opened = before & opening != 0 && record.flags & opening == 0;
         Found {
             is_live,
             record,
             table,
             over: closed(before) && signal == Signal::Opens,
+            confirms: table == Table::Established && opened && signal != Signal::Resets,
         }
     }
 
@@ -392,11 +403,9 @@ impl<'t, T: Tables> Asked<'_, 't, T> {
             }
         }
         tables.forget(Table::HalfOpen, key);
-        if self.persists() {
-            tables.confirm(self.question, found.record.member.into());
-        }
         Ok(Found {
             table: Table::Established,
+            confirms: true,
             ..found
         })
     }

@@ -334,7 +334,9 @@ pub fn offer(service: &Service) -> Offer {
         id: service.id,
         moving_time: ticks(service.moving_time()).into(),
         quic: service.quic.is_some(),
-        by_connection: service.scheduler.records_every_flow() || !service.persistence.is_zero(),
+        by_connection: service.scheduler.records_every_flow()
+            || !service.persistence.is_zero()
+            || service.counts_flows(),
         gap: false,
         open: true,
         pause: Time::from(ticks(service.moving_time())).max(2),

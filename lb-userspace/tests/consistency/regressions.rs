@@ -18,6 +18,7 @@ pub fn all() -> Vec<Scenario> {
         counters_that_change_hands_during_a_sweep(),
         setting_that_releases_a_backend_without_connections(),
         panic_that_ends_while_a_flow_has_no_room(),
+        client_that_opens_again_from_the_port_of_a_connection_that_has_ended(),
     ]
 }
 
@@ -358,4 +359,27 @@ fn panic_that_ends_while_a_flow_has_no_room() -> Scenario {
         (Kind::Tier, 0, 64, 83, 1_173_711_057),
     ];
     scenario(&[2], 37, [3_700, 2], 45, &steps)
+}
+
+/// The second connection is recorded over the first, among the established ones, so that nothing promoted it, and its client
+/// was forgotten as one that has only sent a SYN is.
+fn client_that_opens_again_from_the_port_of_a_connection_that_has_ended() -> Scenario {
+    let steps = [
+        (Kind::SlowSweep, 0, 7, 46, 2_981_291_744),
+        (Kind::Restart, 0, 8, 233, 1_769_714_290),
+        (Kind::Limit, 6, 0, 158, 4_217_324_837),
+        (Kind::Traffic, 0, 0, 140, 457_538_257),
+        (Kind::SynFlood, 104, 127, 4, 0),
+        (Kind::Traffic, 0, 0, 106, 734_869_119),
+        (Kind::RemoveBackend, 14, 3, 109, 937_085_213),
+        (Kind::Sweep, 0, 0, 226, 3_167_295_500),
+        (Kind::SlowSweep, 0, 86, 79, 2_348_273_627),
+        (Kind::Retry, 0, 0, 207, 1_238_787_013),
+        (Kind::Revive, 0, 0, 169, 2_862_444_510),
+        (Kind::Traffic, 0, 0, 213, 759_256_260),
+        (Kind::Limit, 43, 0, 193, 1_869_578_152),
+        (Kind::Sweep, 0, 0, 119, 3_509_439_348),
+        (Kind::Traffic, 0, 0, 0, 0),
+    ];
+    scenario(&[5, 11], 30, [3_000, 15], 900, &steps)
 }

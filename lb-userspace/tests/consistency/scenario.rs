@@ -97,6 +97,8 @@ pub enum Kind {
     Fail,
     /// What has failed is tried again.
     Retry,
+    /// The agent is killed amid a change, and another takes its place after a while.
+    Kill,
     Sweep,
     /// A sweep during which the next steps happen.
     SlowSweep,
@@ -164,6 +166,7 @@ fn kind() -> impl Strategy<Value = Kind> {
         1 => Just(Kind::RemoveService),
         2 => Just(Kind::AddService),
         4 => Just(Kind::Restart),
+        4 => Just(Kind::Kill),
         2 => Just(Kind::Fail),
         2 => Just(Kind::Retry),
     ]

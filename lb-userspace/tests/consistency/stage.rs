@@ -32,6 +32,14 @@ impl Stage {
     }
 }
 
+/// What an agent does after it was killed comes to nothing.
+fn alive(world: &World) -> Result<(), DataplaneError> {
+    match world.dead {
+        true => Err(DataplaneError::new("testing", &"killed")),
+        false => Ok(()),
+    }
+}
+
 impl Dataplane for Stage {
     fn features(&self) -> u32 {
         self.world().memory.features()
@@ -44,6 +52,7 @@ impl Dataplane for Stage {
     fn execute(&mut self, operations: &[Operation]) -> Result<(), DataplaneError> {
         let mut guard = self.world();
         let world = &mut *guard;
+        alive(world)?;
         let conditional = operations
             .iter()
             .any(|op| matches!(op, Operation::Overflows(..)));
@@ -74,6 +83,7 @@ impl Dataplane for Stage {
                 world.tally.broken.push(objection);
             }
             let outcome = world.carry_out(&operation);
+            world.dead = world.doomed && outcome.is_err();
             if outcome.is_err() && world.random.once_in(4) {
                 // So may what is done about it.
                 let soon = world.random.index(4);
@@ -86,7 +96,9 @@ impl Dataplane for Stage {
     }
 
     fn read(&self) -> Result<MemoryTables, DataplaneError> {
-        self.world().memory.read()
+        let world = self.world();
+        alive(&world)?;
+        world.memory.read()
     }
 
     fn service_counters(&self, index: u32) -> Result<Counters, DataplaneError> {

@@ -118,7 +118,39 @@ impl Simulation {
                 world.memory.fail_at = Some(at);
             }
             Kind::Retry => self.enforce(),
+            Kind::Kill => self.killed(service, step),
         }
+    }
+
+    /// Killed amid one of several changes: what it has written of that is what packets go by until another agent reads it.
+    fn killed(&mut self, service: usize, step: Step) {
+        const CHANGES: [Kind; 8] = [
+            Kind::AddBackend,
+            Kind::RemoveBackend,
+            Kind::Weight,
+            Kind::Drain,
+            Kind::Undrain,
+            Kind::RingSize,
+            Kind::Scheduler,
+            Kind::FlowState,
+        ];
+        let mut world = self.stage.world();
+        let last = world.random.index(32);
+        let kind = CHANGES[world.random.index(CHANGES.len())];
+        world.memory.fail_at = Some(world.memory.executed + last);
+        world.doomed = true;
+        drop(world);
+        self.with_service(service, Step { kind, ..step });
+        let mut world = self.stage.world();
+        (world.memory.fail_at, world.doomed) = (None, false);
+        if !std::mem::replace(&mut world.dead, false) {
+            return;
+        }
+        world.tally.kills += 1;
+        let scale = Time::from(plan::ticks(self.moving_time));
+        world.advance(scale * (Time::from(step.amount % 16)) / 16);
+        drop(world);
+        self.restart(step.choice & 1 == 0);
     }
 
     fn traffic(&mut self, step: Step) {
@@ -222,6 +254,7 @@ impl Simulation {
             _ => max_connections = Some(Some(u32::from(step.amount)).filter(|limit| limit % 4 > 0)),
         }
         self.unchecked |= admin.is_some() && self.is_maintained(service, address);
+        self.stage.world().offers[service].by_connection |= max_connections.flatten().is_some();
         self.change(Change::EditBackend {
             id,
             address,

@@ -15,6 +15,8 @@ pub struct Tally {
     pub flows: u64,
     /// Steps of the agent.
     pub changes: u64,
+    /// Agents that were killed amid a change.
+    pub kills: u64,
     /// Operations carried out.
     pub operations: u64,
     /// Packets that looked their flow up.
@@ -42,6 +44,7 @@ impl Tally {
         self.flows += other.flows;
         self.returned += other.returned;
         self.changes += other.changes;
+        self.kills += other.kills;
         self.operations += other.operations;
         self.lookups.set(self.lookups.get() + other.lookups.get());
         self.named.set(self.named.get() + other.named.get());
@@ -58,10 +61,11 @@ impl fmt::Display for Tally {
         let share = 100.0 * self.lookups.get() as f64 / (packets.max(1)) as f64;
         write!(
             f,
-            "{} sequences, {} changes, {} operations, {} flows ({} of clients that return), {} packets ({} of floods), \
+            "{} sequences, {} changes, {} kills amid one, {} operations, {} flows ({} of clients that return), {} packets ({} of floods), \
              {share:.1}% looked up, {} by connection id, {} overflows, {} entries at most, {} broken",
             self.sequences,
             self.changes,
+            self.kills,
             self.operations,
             self.flows,
             self.returned,

@@ -85,6 +85,10 @@ pub struct World {
     pub interleaved: bool,
     /// The agent looks at what packets show, and does what it comes to.
     pub watching: bool,
+    /// The agent is killed by the next operation that fails.
+    pub doomed: bool,
+    /// It was, and no other has taken its place yet.
+    pub dead: bool,
     /// Services that lead a client to the same backend at every moment.
     pub together: Vec<ServiceId>,
 }
@@ -115,6 +119,8 @@ impl World {
             withheld: Vec::new(),
             interleaved: false,
             watching: false,
+            doomed: false,
+            dead: false,
             together: Vec::new(),
         };
         world.set_clock();
