@@ -1,7 +1,8 @@
-//! How soon heartbeats tell that a backend has died, and how often that it has although it lives: simulated networks before
-//! the detectors themselves. The table that it prints is that of docs/detection.md.
+//! How soon heartbeats tell that a backend has died, and how often that it has although it lives; how soon probes tell that
+//! one has become slow, and how often that it has although it has not: simulated networks and servers before the detectors
+//! themselves. The tables that it prints are those of docs/detection.md.
 //!
-//! `LB_TEST_DAYS` says how many days of beats are simulated for each figure; a fifth of one where it is not set.
+//! `LB_TEST_DAYS` says how many days of beats and probes are simulated for each figure; a fifth of one where it is not set.
 
 #![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
 
@@ -13,7 +14,10 @@ use std::{
 };
 
 use lb_userspace::{
-    health::heartbeat::{Beats, Silence},
+    health::{
+        accrual::Accrual,
+        heartbeat::{Beats, Silence},
+    },
     model::{Check, Detector, Probe},
 };
 use tokio::time::Instant;
@@ -214,4 +218,142 @@ fn phi_finds_the_dead_of_a_steady_network_sooner_than_three_beats_and_accuses_no
     let (phi, three) = (of("φ 8"), of("3 missing"));
     assert!(phi.median * 2 < three.median, "{phi:?} {three:?}");
     assert_eq!((phi.false_a_day, three.false_a_day), (0.0, 0.0));
+}
+
+/// How long a server takes to answer, in seconds.
+#[derive(Debug, Clone, Copy)]
+struct Server {
+    name: &'static str,
+    least: f64,
+    /// Mean of what comes on top, which is exponentially distributed.
+    more: f64,
+    /// How many answers take as much as a tenth of a second longer.
+    hiccups: f64,
+}
+
+const SERVERS: [Server; 4] = [
+    Server {
+        name: "near",
+        least: 0.001,
+        more: 0.000_2,
+        hiccups: 0.0,
+    },
+    Server {
+        name: "busy",
+        least: 0.005,
+        more: 0.003,
+        hiccups: 0.0,
+    },
+    Server {
+        name: "far",
+        least: 0.040,
+        more: 0.003,
+        hiccups: 0.0,
+    },
+    Server {
+        name: "hiccups",
+        least: 0.001,
+        more: 0.000_2,
+        hiccups: 0.001,
+    },
+];
+
+/// How many times slower one becomes.
+const SLOWER: f64 = 10.0;
+
+impl Server {
+    fn answers(&self, slower: f64, random: &mut fastrand::Rng) -> Duration {
+        let more = -(1.0 - random.f64()).ln() * self.more;
+        let hiccup = match random.f64() < self.hiccups {
+            true => random.f64() / 10.0,
+            false => 0.0,
+        };
+        Duration::from_secs_f64((self.least + more) * slower + hiccup)
+    }
+}
+
+/// What φ of the time that answers take comes to.
+#[derive(Debug, Clone)]
+struct Slowness {
+    /// Of servers that become slow, how many are suspected by the first probe then.
+    at_once: f64,
+    /// For how many probes, the median.
+    suspected: usize,
+    /// Suspicions a day of a server that is as ever, probed every second.
+    false_a_day: f64,
+}
+
+impl Display for Slowness {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let percent = self.at_once * 100.0;
+        write!(
+            f,
+            "{percent:.0}%, {}; {:.1}",
+            self.suspected, self.false_a_day
+        )
+    }
+}
+
+fn slowness(server: &Server, check: &Check, probes: u32) -> Slowness {
+    let mut random = fastrand::Rng::with_seed(1);
+    let mut usual = Accrual::new(check.phi().unwrap());
+    let (mut alarms, mut at_once, mut suspected) = (0_u32, 0_u32, Vec::new());
+    for number in 1..=probes {
+        let took = server.answers(1.0, &mut random);
+        alarms += u32::from(usual.judge(took).is_some());
+        if number.is_multiple_of(DEATHS * 10) {
+            let mut usual = usual.clone();
+            let answers = (0..10 * check.phi().unwrap().window)
+                .map(|_| usual.judge(server.answers(SLOWER, &mut random)).is_some());
+            let suspicious = answers.take_while(|&suspicious| suspicious).count();
+            at_once += u32::from(suspicious > 0);
+            suspected.push(suspicious);
+        }
+    }
+    suspected.sort_unstable();
+    Slowness {
+        at_once: f64::from(at_once) / suspected.len() as f64,
+        suspected: suspected[suspected.len() / 2],
+        false_a_day: f64::from(alarms) * DAY / (f64::from(probes) * INTERVAL.as_secs_f64()),
+    }
+}
+
+fn probe(threshold: u32, min_std_dev_ms: Option<u64>) -> Check {
+    Check {
+        detector: Detector::Phi,
+        phi_threshold: Some(threshold),
+        phi_min_std_dev: min_std_dev_ms.map(Duration::from_millis),
+        ..Check::new(Probe::TCP)
+    }
+}
+
+#[test]
+fn figures_of_slow_answers_by_phi() {
+    let probes = (days() * DAY / INTERVAL.as_secs_f64()) as u32;
+    let names = SERVERS.map(|server| server.name).join(" | ");
+    println!("| detector | {names} |");
+    println!("|{}", "---|".repeat(SERVERS.len() + 1));
+    let rules = [
+        (3, None),
+        (5, None),
+        (8, None),
+        (12, None),
+        (8, Some(1)),
+        (8, Some(20)),
+    ];
+    for (threshold, least) in rules {
+        let all = SERVERS
+            .map(|server| slowness(&server, &probe(threshold, least), probes))
+            .map(|figures| figures.to_string());
+        let least = least.map_or(String::new(), |ms| format!(", at least {ms} ms"));
+        println!("| φ {threshold}{least} | {} |", all.join(" | "));
+    }
+}
+
+#[test]
+fn by_default_a_busy_server_that_becomes_ten_times_slower_is_suspected_at_once_and_for_a_while() {
+    let slow = slowness(&SERVERS[1], &probe(8, None), 20_000);
+    assert!(slow.at_once > 0.9, "{slow:?}");
+    assert!(slow.suspected > 10, "{slow:?}");
+    assert!(slow.false_a_day < 20.0, "{slow:?}");
 }

@@ -15,6 +15,8 @@ const UNSEEN: u32 = 4;
 /// Standard deviations above which the probability is told by its asymptote: below, it is far from the least that a number
 /// can hold.
 const FAR: f64 = 20.0;
+/// Times that say what is usual, at least.
+const ENOUGH: usize = 10;
 /// Beyond what φ can be set to.
 const MOST_DEVIATIONS: f64 = 40.0;
 
@@ -96,8 +98,19 @@ impl Accrual {
         Duration::try_from_secs_f64(mean + self.deviations * deviation).unwrap_or(Duration::MAX)
     }
 
+    /// Takes note of how long an answer took; why that is suspicious, if it is. Of such a one, no more is learnt than that
+    /// patience was too short, so that who stays slow stays suspicious for a while.
+    pub fn judge(&mut self, passed: Duration) -> Option<String> {
+        let why = self.suspects(passed).filter(|_| self.seen() >= ENOUGH);
+        self.note(match why {
+            Some(_) => passed.min(self.patience()),
+            None => passed,
+        });
+        why
+    }
+
     /// Whether so long is suspicious, and why in words.
-    pub fn suspects(&self, passed: Duration) -> Option<String> {
+    fn suspects(&self, passed: Duration) -> Option<String> {
         let phi = self.phi(passed);
         let (mean, deviation) = self.usual();
         (phi >= f64::from(self.policy.threshold)).then(|| {
@@ -109,6 +122,12 @@ impl Accrual {
             )
         })
     }
+}
+
+/// By how much more than is usual something has to take, at least, to be suspicious.
+pub fn least_lateness(policy: &Phi) -> Duration {
+    let least = deviations(f64::from(policy.threshold)) * policy.min_std_dev.as_secs_f64();
+    Duration::try_from_secs_f64(least).unwrap_or(Duration::MAX)
 }
 
 /// -log₁₀ of the probability that a normally distributed number lies more than so many deviations above its mean.
@@ -207,6 +226,50 @@ mod tests {
         assert_eq!(accrual.suspects(Duration::from_millis(30)), None);
         let why = accrual.suspects(Duration::from_millis(100)).unwrap();
         assert_eq!(why, "slow: took 100.0 ms, usually 20.0 ± 10.0 (phi 15.2)");
+    }
+
+    #[test]
+    fn who_becomes_slow_for_good_is_suspected_for_a_while_and_then_that_is_usual() {
+        let usual = Duration::from_millis(20);
+        let slow = Duration::from_millis(200);
+        let mut accrual = after([]);
+        for _ in 0..100 {
+            assert_eq!(accrual.judge(usual), None);
+        }
+        let suspected = (0..1_000).take_while(|_| accrual.judge(slow).is_some());
+        let suspected = suspected.count();
+        assert!((10..20).contains(&suspected), "{suspected}");
+        // Learnt in full, they would be a third of that.
+        let mut accrual = after(std::iter::repeat_n(usual, 100));
+        let in_full = (0..1_000).take_while(|_| {
+            let why = accrual.suspects(slow);
+            accrual.note(slow);
+            why.is_some()
+        });
+        assert!(in_full.count() <= suspected / 2);
+    }
+
+    #[test]
+    fn too_few_answers_say_nothing_of_what_is_usual() {
+        let mut accrual = after([]);
+        for _ in 0..ENOUGH - 1 {
+            accrual.judge(Duration::from_millis(1));
+        }
+        assert_eq!(accrual.judge(SECOND), None);
+        let mut accrual = after(std::iter::repeat_n(Duration::from_millis(1), ENOUGH));
+        assert!(accrual.judge(SECOND).is_some());
+    }
+
+    #[test]
+    fn nothing_is_suspicious_that_is_less_than_the_least_lateness_late() {
+        let policy = policy(8);
+        let least = least_lateness(&policy);
+        assert_eq!(least.as_micros(), 56_120);
+        let accrual = after(std::iter::repeat_n(SECOND, 50));
+        let late = |by| accrual.suspects(SECOND + least + by).is_some();
+        assert!(late(Duration::from_micros(10)));
+        let early = accrual.suspects(SECOND + least - Duration::from_micros(10));
+        assert_eq!(early, None);
     }
 
     proptest! {

@@ -52,9 +52,6 @@ pub struct Finding {
     pub none_left: Option<Instant>,
 }
 
-/// Probes that say what is usual, at least.
-const ENOUGH: usize = 10;
-
 /// One check of one target.
 pub struct Checking<P: Prober> {
     subject: Subject,
@@ -247,10 +244,7 @@ impl<P: Prober> Checking<P> {
     /// Why a probe that succeeded is suspicious all the same.
     fn suspicion(&mut self, outcome: &Result<Option<Answer>, ProbeError>) -> Option<String> {
         let (usual, answer) = (self.usual.as_mut()?, outcome.as_ref().ok()?.as_ref()?);
-        let why = usual.suspects(answer.latency);
-        let why = why.filter(|_| usual.seen() >= ENOUGH);
-        usual.note(answer.latency);
-        why
+        usual.judge(answer.latency)
     }
 
     fn hear(&mut self, reply: &Reply) -> (Option<Outcome>, Option<String>) {

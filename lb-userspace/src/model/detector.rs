@@ -10,6 +10,7 @@ use super::{
     Check, Probe,
     check_health::{Checked, wrong},
 };
+use crate::health::accrual::least_lateness;
 
 /// How a check tells what is late.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, ValueEnum)]
@@ -40,12 +41,18 @@ pub struct Phi {
     pub min_std_dev: Duration,
 }
 
-impl Default for Phi {
-    fn default() -> Self {
+impl Phi {
+    /// What is gone by where nothing else is said. Beats come by a timer of the backend's and may be a little late; how long
+    /// a probe takes differs by less, and is cut off by its timeout.
+    fn default_of(probe: &Probe) -> Self {
+        let min_std_dev = match probe {
+            Probe::Heartbeat {} => 100,
+            _ => 5,
+        };
         Self {
             threshold: 8,
             window: 200,
-            min_std_dev: Duration::from_millis(100),
+            min_std_dev: Duration::from_millis(min_std_dev),
         }
     }
 }
@@ -53,7 +60,7 @@ impl Default for Phi {
 impl Check {
     /// What it goes by where that is φ.
     pub fn phi(&self) -> Option<Phi> {
-        let default = Phi::default();
+        let default = Phi::default_of(&self.probe);
         (self.detector == Detector::Phi).then(|| Phi {
             threshold: self.phi_threshold.unwrap_or(default.threshold),
             window: self.phi_window.unwrap_or(default.window),
@@ -92,6 +99,16 @@ impl Check {
         let deviations = Duration::from_millis(1)..=Duration::from_secs(3_600);
         if !deviations.contains(&phi.min_std_dev) {
             let problem = format!("{:?} is out of range: 1 ms to 1 hour", phi.min_std_dev);
+            return wrong("phi_min_std_dev", problem);
+        }
+        let least = least_lateness(&phi);
+        if self.probe != (Probe::Heartbeat {}) && least >= self.timeout {
+            let problem = format!(
+                "{:?} has an answer be late once it takes {} ms more than usual, by when it has failed, the timeout being {:?}: set this lower, or phi_threshold",
+                phi.min_std_dev,
+                least.as_millis(),
+                self.timeout
+            );
             return wrong("phi_min_std_dev", problem);
         }
         Ok(())

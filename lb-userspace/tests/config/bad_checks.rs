@@ -42,6 +42,12 @@ const CHECKS: &[Bad] = &[
         "1 ms to 1 hour",
     ),
     (
+        "health = { type = \"tcp\", detector = \"phi\", phi_min_std_dev = \"100ms\" }",
+        4,
+        "service[0].health.phi_min_std_dev",
+        "once it takes 561 ms more than usual, by when it has failed, the timeout being 500ms",
+    ),
+    (
         "health = { type = \"exec\", command = [\"/x\"], detector = \"phi\" }",
         4,
         "service[0].health.detector",

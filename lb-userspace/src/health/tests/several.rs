@@ -188,7 +188,6 @@ async fn a_probe_that_takes_unusually_long_is_told_and_takes_nobody_down() {
     let (mut checker, script, mut events) = checker();
     let slow = Check {
         detector: Detector::Phi,
-        phi_min_std_dev: Some(Duration::from_millis(5)),
         ..health()
     };
     checker.set(targets([1], &slow, Condition::Starting));
