@@ -13,6 +13,10 @@ use crate::{
 /// Largest datagram that is looked at.
 pub const MAX_DATAGRAM: usize = 256;
 
+/// From when on a timer that comes late says that this host stood still: one of a busy host is late by less, and beats may be
+/// due as often as that.
+const STOOD_STILL: Duration = Duration::from_millis(250);
+
 /// The longest that a beat is waited for, however rare they have been.
 const LONGEST: Duration = Duration::from_secs(2 * 3_600);
 
@@ -27,7 +31,8 @@ pub struct Beats {
     last: Instant,
     /// Whether there was one.
     heard: bool,
-    missed: u32,
+    /// When the next counts as missing.
+    due: Instant,
 }
 
 /// What the time having come means.
@@ -43,7 +48,7 @@ impl Beats {
     /// Beats are due every interval of `check` from `now` on, and missing when they are later than its
     /// timeout, or than beats of late make likely.
     pub fn new(check: &Check, now: Instant) -> Self {
-        Self {
+        let mut beats = Self {
             interval: check.interval,
             grace: check.timeout,
             learnt: check
@@ -51,8 +56,16 @@ impl Beats {
                 .map(|phi| Accrual::expecting(phi, check.interval)),
             last: now,
             heard: false,
-            missed: 0,
-        }
+            due: now,
+        };
+        beats.wait(now, false);
+        beats
+    }
+
+    /// Waits as of now.
+    fn wait(&mut self, now: Instant, heard: bool) {
+        (self.last, self.heard) = (now, heard);
+        self.due = now + self.patience();
     }
 
     /// A beat has come.
@@ -63,7 +76,7 @@ impl Beats {
             let passed = now.saturating_duration_since(self.last);
             learnt.note(passed.min(patience));
         }
-        (self.last, self.heard, self.missed) = (now, true, 0);
+        self.wait(now, true);
     }
 
     /// For how long after a beat the next is waited for.
@@ -76,17 +89,22 @@ impl Beats {
 
     /// When the next beat counts as missing.
     pub fn due(&self) -> Instant {
-        self.last + self.patience() + self.interval * self.missed
+        self.due
     }
 
     /// That time has come, and it is `now`.
     pub fn silence(&mut self, now: Instant) -> Silence {
-        if now.saturating_duration_since(self.due()) >= self.interval {
+        let late = now.saturating_duration_since(self.due);
+        if late >= self.interval.max(STOOD_STILL) {
             // Nothing is learnt of it.
-            (self.last, self.heard, self.missed) = (now, false, 0);
+            self.wait(now, false);
             return Silence::Stalled;
         }
-        self.missed = self.missed.saturating_add(1);
+        // However late the timer is, beats have an interval to come until another one is missing.
+        self.due = match late < self.interval {
+            true => self.due,
+            false => now,
+        } + self.interval;
         Silence::Missed
     }
 }
@@ -162,6 +180,30 @@ mod tests {
         let late = start + SECOND * 60;
         assert_eq!(beats.silence(late), Silence::Stalled);
         assert_eq!(beats.due(), late + SECOND + HALF);
+    }
+
+    #[test]
+    fn of_beats_that_are_due_often_one_is_missing_each_time_the_timer_comes_however_late_a_busy_host_is()
+     {
+        let interval = Duration::from_millis(10);
+        let check = Check {
+            interval,
+            timeout: interval,
+            ..Check::new(Probe::Heartbeat {})
+        };
+        let mut beats = Beats::new(&check, Instant::now());
+        for late in [0, 9, 10, 25, 200] {
+            let now = beats.due() + Duration::from_millis(late);
+            assert_eq!(beats.silence(now), Silence::Missed, "{late}");
+            let wait = beats.due() - now;
+            assert!(
+                wait <= interval && (late < 10 || wait == interval),
+                "{wait:?}"
+            );
+        }
+        let now = beats.due() + STOOD_STILL;
+        assert_eq!(beats.silence(now), Silence::Stalled);
+        assert_eq!(beats.due(), now + interval * 2);
     }
 
     fn learning() -> (Beats, Instant) {

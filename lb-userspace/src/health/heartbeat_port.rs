@@ -1,20 +1,35 @@
 //! Owns the UDP port that backends report to, as `api` does the same port of TCP. A datagram counts for backends at the address that it came
 //! from alone; nobody is answered, so that the port cannot be used to flood others.
 
-use tokio::net::UdpSocket;
+use std::time::Duration;
+
+use tokio::{net::UdpSocket, time::sleep};
 
 use super::heartbeat::{MAX_DATAGRAM, Whose};
 use crate::agent::{ChangeError, Handle};
 
+/// After the first error.
+const FIRST_PAUSE: Duration = Duration::from_millis(1);
+/// While errors go on: a beat is late by no more than that once they end.
+const LONGEST_PAUSE: Duration = Duration::from_millis(200);
+
 /// Passes beats on to the agent until it stops.
 pub async fn listen(socket: UdpSocket, handle: Handle) {
     let mut datagram = [0; MAX_DATAGRAM];
+    let mut failures = 0;
     loop {
-        // Errors belong to single datagrams: the next may be fine.
-        let Ok((length, sender)) = socket.recv_from(&mut datagram).await else {
-            tokio::task::yield_now().await;
-            continue;
+        let (length, sender) = match socket.recv_from(&mut datagram).await {
+            Ok(received) => received,
+            Err(error) => {
+                if failures == 0 {
+                    tracing::warn!(%error, "heartbeats cannot be received; trying again");
+                }
+                sleep(pause_after(failures)).await;
+                failures = failures.saturating_add(1);
+                continue;
+            }
         };
+        failures = 0;
         let sender = sender.ip().to_canonical();
         match Whose::parse(&datagram[..length]) {
             Err(problem) => tracing::debug!(%sender, problem, "not a heartbeat"),
@@ -27,9 +42,16 @@ pub async fn listen(socket: UdpSocket, handle: Handle) {
     }
 }
 
+/// How long nothing is asked of a socket after so many errors in a row and one more. Most belong to single datagrams: the next
+/// may be fine.
+fn pause_after(failures: u32) -> Duration {
+    let doubled = FIRST_PAUSE.saturating_mul(2_u32.saturating_pow(failures));
+    doubled.min(LONGEST_PAUSE)
+}
+
 #[cfg(test)]
 mod tests {
-    use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
+    use std::{collections::HashMap, net::SocketAddr, sync::Arc};
 
     use tokio::{sync::Notify, time::timeout};
 
@@ -37,6 +59,14 @@ mod tests {
     use crate::health::{Target, reports::Reports};
 
     const SOON: Duration = Duration::from_secs(10);
+
+    #[test]
+    fn the_first_error_costs_no_beat_and_errors_that_go_on_no_processor() {
+        assert_eq!(pause_after(0), Duration::from_millis(1));
+        assert_eq!(pause_after(3), Duration::from_millis(8));
+        assert_eq!(pause_after(8), LONGEST_PAUSE);
+        assert_eq!(pause_after(u32::MAX), LONGEST_PAUSE);
+    }
 
     #[tokio::test]
     async fn datagrams_are_beats_of_their_sender_noise_is_not_and_nobody_waits_for_the_agents_loop()
