@@ -232,6 +232,8 @@ pub struct EventFilter {
     pub service: Option<ServiceId>,
     /// After the one of this number.
     pub after: Option<u64>,
+    /// Of which agent that number is, as [`EventList::epoch`].
+    pub epoch: Option<u64>,
     /// The last so many.
     pub limit: usize,
 }
@@ -251,7 +253,9 @@ pub struct EventList {
     pub events: Vec<EventRecord>,
     /// The number of the last event there was, whichever service it is of.
     pub last: u64,
-    /// Events after the one asked for that are kept no more.
+    /// Of which agent that number is: when it started, in milliseconds of Unix time.
+    pub epoch: u64,
+    /// Events after the one asked for that are kept no more; at most so many, where those of one service were asked for.
     pub lost: u64,
 }
 

@@ -107,6 +107,7 @@ fn told(core: &Core<MemoryDataplane>) -> Vec<String> {
     let all = EventFilter {
         service: None,
         after: None,
+        epoch: None,
         limit: usize::MAX,
     };
     let events = core.events(&all).events.into_iter();

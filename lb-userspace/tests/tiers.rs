@@ -408,6 +408,7 @@ fn a_refused_change_leaves_who_waits_as_it_was() {
         let all = EventFilter {
             service: None,
             after: None,
+            epoch: None,
             limit: 1,
         };
         core.events(&all).last

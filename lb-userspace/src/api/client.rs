@@ -1,6 +1,7 @@
 //! The API's client, for `lbctl` and tests. One connection per request, each bounded in time.
 
 use std::{
+    error::Error as _,
     io,
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
@@ -79,6 +80,12 @@ pub enum ClientError {
         /// How long was waited.
         after: Duration,
     },
+    /// It ended before it had answered; the change may have taken effect.
+    #[error("the agent at {} ended before it had answered: look at its log, and at `lbctl status`", socket.display())]
+    Lost {
+        /// Where.
+        socket: PathBuf,
+    },
     /// The agent refused; nothing changed.
     #[error("{message}")]
     Refused {
@@ -97,6 +104,26 @@ pub enum ClientError {
         /// What was wrong with it.
         problem: String,
     },
+}
+
+impl ClientError {
+    /// Whether the agent may only be away for a moment, as it is while it is restarted.
+    pub fn is_away(&self) -> bool {
+        match self {
+            Self::AgentDown { .. } | Self::TimedOut { .. } | Self::Lost { .. } => true,
+            Self::Unreachable { source, .. } => source.kind() != io::ErrorKind::PermissionDenied,
+            Self::Refused { status, .. } => *status == 503,
+            Self::Protocol { .. } => false,
+        }
+    }
+}
+
+/// Whether the other end went away before its answer was there.
+fn is_cut_off(error: &hyper::Error) -> bool {
+    let by_system = error
+        .source()
+        .is_some_and(|source| source.is::<io::Error>());
+    error.is_incomplete_message() || by_system
 }
 
 fn hint(source: &io::Error) -> &'static str {
@@ -376,12 +403,18 @@ impl Client {
             .body(Full::new(body))
             .map_err(|error| self.protocol(&error))?;
         let response = sender.send_request(request).await;
-        let response = response.map_err(|error| self.protocol(&error))?;
+        let response = response.map_err(|error| match is_cut_off(&error) {
+            true => self.lost(),
+            false => self.protocol(&error),
+        })?;
         let status = response.status();
         let body = Limited::new(response.into_body(), MAX_ANSWER)
             .collect()
             .await;
-        let body = body.map_err(|error| self.protocol(&error))?;
+        let body = body.map_err(|error| match error.downcast_ref().is_some_and(is_cut_off) {
+            true => self.lost(),
+            false => self.protocol(&error),
+        })?;
         Ok((status, body.to_bytes()))
     }
 
@@ -393,6 +426,11 @@ impl Client {
             }
             _ => ClientError::Unreachable { socket, source },
         }
+    }
+
+    fn lost(&self) -> ClientError {
+        let socket = self.socket.clone();
+        ClientError::Lost { socket }
     }
 
     fn protocol(&self, problem: &impl ToString) -> ClientError {
@@ -423,11 +461,13 @@ fn events_path(query: &EventQuery) -> String {
     let EventQuery {
         service,
         after,
+        epoch,
         limit,
     } = query;
     let given = [
         ("service", service.map(|id| id.to_string())),
         ("after", after.map(|after| after.to_string())),
+        ("epoch", epoch.map(|epoch| epoch.to_string())),
         ("limit", limit.map(|limit| limit.to_string())),
     ];
     format!("/events?{}", query_string(given))

@@ -537,6 +537,7 @@ async fn the_client_speaks_every_route() {
     let query = EventQuery {
         service: Some(web),
         after: Some(1),
+        epoch: None,
         limit: Some(5),
     };
     let events = client.events(&query).await.unwrap();

@@ -103,22 +103,35 @@ async fn an_agent_that_never_answers_is_given_up() {
 async fn an_answer_that_makes_no_sense_is_a_protocol_error() {
     for answer in [
         "nonsense\r\n\r\n",
-        "",
         "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}",
         "HTTP/1.1 502 Bad Gateway\r\ncontent-length: 4\r\n\r\noops",
-        "HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{",
     ] {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("a.sock");
-        let listener = UnixListener::bind(&path).unwrap();
-        tokio::spawn(async move {
-            let (mut stream, _) = listener.accept().await.unwrap();
-            stream.write_all(answer.as_bytes()).await.unwrap();
-        });
-        let error = Client::new(path).status().await.unwrap_err();
+        let error = error_of(answer).await;
         assert!(
             matches!(error, ClientError::Protocol { .. }),
             "{answer}: {error:?}"
         );
+        assert!(!error.is_away());
     }
+}
+
+#[tokio::test]
+async fn an_answer_that_is_cut_off_is_of_an_agent_that_ended() {
+    for answer in ["", "HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{"] {
+        let error = error_of(answer).await;
+        let cut_off = matches!(error, ClientError::Lost { .. });
+        assert!(cut_off && error.is_away(), "{answer}: {error:?}");
+    }
+}
+
+/// What a client makes of that answer.
+async fn error_of(answer: &'static str) -> ClientError {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("a.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        stream.write_all(answer.as_bytes()).await.unwrap();
+    });
+    Client::new(path).status().await.unwrap_err()
 }

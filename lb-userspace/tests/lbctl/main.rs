@@ -513,6 +513,68 @@ async fn events_are_lines_or_json_and_go_on_as_they_come() {
     assert!(child.try_wait().unwrap().is_none(), "it goes on");
 }
 
+/// What a program writes until there is as much as `expected`, which it is to be.
+async fn reads(from: &mut (impl tokio::io::AsyncRead + Unpin), expected: &str) {
+    let mut seen = vec![0; expected.len()];
+    let read = timeout(Duration::from_secs(60), from.read_exact(&mut seen)).await;
+    read.unwrap().unwrap();
+    assert_eq!(String::from_utf8(seen).unwrap(), expected);
+}
+
+#[tokio::test]
+async fn who_follows_events_or_waits_for_a_drain_goes_on_over_a_restart_of_the_agent() {
+    let agent = FakeAgent::start(WEB);
+    let events = succeed(&agent, "events").await;
+    const DRAIN: &str = "backend drain 10.0.0.1:80/tcp 10.1.0.2:80 --wait --timeout 50s";
+    let [mut follows, mut waits] = ["events --follow", DRAIN].map(|arguments| {
+        lbctl(&agent.socket, arguments)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
+    });
+    let (mut out, mut errors) = (
+        follows.stdout.take().unwrap(),
+        follows.stderr.take().unwrap(),
+    );
+    reads(&mut out, &events).await;
+    let mut progress = waits.stderr.take().unwrap();
+    reads(
+        &mut progress,
+        "5 flows observed; unknown: idle ones in 17 slots\n",
+    )
+    .await;
+    let away = format!("no agent answers at {}", agent.socket.display());
+    let directory = agent.stop().await;
+    reads(&mut errors, &away).await;
+    reads(&mut progress, &away).await;
+    // Of as many events as the one before, all of which are news.
+    let weightless = WEB.replace(
+        "max_connections = 9",
+        &format!("weight = {WEIGHT_OF_A_DRAINED}, state = \"draining\""),
+    );
+    let _agent = FakeAgent::start_in(directory, &weightless, 2);
+    reads(&mut out, &events).await;
+    let ended = timeout(Duration::from_secs(60), waits.wait()).await;
+    assert!(ended.unwrap().unwrap().success());
+}
+
+#[tokio::test]
+async fn a_drain_is_waited_for_no_longer_than_said_while_no_agent_answers() {
+    let agent = FakeAgent::start(WEB);
+    let socket = agent.socket.clone();
+    let stops = async {
+        let drained = |agent: &FakeAgent| web(agent).backends[0].admin == Admin::Draining;
+        while !drained(&agent) {
+            tokio::task::yield_now().await;
+        }
+        agent.stop().await
+    };
+    const DRAIN: &str = "backend drain 10.0.0.1:80/tcp 10.1.0.2:80 --wait --timeout 2s";
+    let (ran, _directory) = tokio::join!(run(&socket, DRAIN), stops);
+    assert_eq!(ran.code, 6, "{}", ran.stderr);
+}
+
 #[tokio::test]
 async fn what_pools_carry_and_can_lose_is_shown() {
     let agent = FakeAgent::start("");

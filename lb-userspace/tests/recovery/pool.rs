@@ -204,6 +204,7 @@ impl Pool {
         let all = EventFilter {
             service: None,
             after: None,
+            epoch: None,
             limit: usize::MAX,
         };
         self.core.events(&all).events

@@ -66,14 +66,19 @@ pub struct FakeAgent {
 impl FakeAgent {
     /// Serves the state that `configuration` describes.
     pub fn start(configuration: &str) -> Self {
+        Self::start_in(tempfile::tempdir().unwrap(), configuration, 1)
+    }
+
+    /// The same at a socket in `directory`, with the events of that epoch.
+    pub fn start_in(directory: TempDir, configuration: &str, epoch: u64) -> Self {
         let config = lb_userspace::config::parse(configuration, "test").unwrap();
         let state = Arc::new(Mutex::new(State::new(config.services).unwrap()));
-        let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("default.sock");
         let listener = api::bind(&socket).unwrap();
         let (handle, requests) = Handle::new();
         let snapshots = Arc::default();
-        let agent = tokio::spawn(run(requests, state.clone(), Arc::clone(&snapshots)));
+        let known = (state.clone(), Arc::clone(&snapshots));
+        let agent = tokio::spawn(run(requests, known.0, known.1, epoch));
         let (stop, stopped) = oneshot::channel();
         let server = tokio::spawn(api::serve(listener, handle, async {
             let _ = stopped.await;
@@ -118,6 +123,7 @@ async fn run(
     mut requests: mpsc::Receiver<Request>,
     state: Arc<Mutex<State>>,
     snapshots: Arc<AtomicUsize>,
+    epoch: u64,
 ) {
     while let Some(request) = requests.recv().await {
         match request {
@@ -138,7 +144,7 @@ async fn run(
                 let _ = reply.send(state.lock().unwrap().listings());
             }
             Request::Events(filter, reply) => {
-                let _ = reply.send(events().list(&filter));
+                let _ = reply.send(events(epoch).list(&filter));
             }
             Request::Flows(filter, reply) => {
                 let _ = reply.send(Ok(flows(&state.lock().unwrap(), filter)));
@@ -157,8 +163,9 @@ async fn run(
 }
 
 /// A standby that took over: two events.
-fn events() -> Journal {
+fn events(epoch: u64) -> Journal {
     let mut journal = Journal::default();
+    journal.begin(epoch);
     let at = SystemTime::UNIX_EPOCH + Duration::from_millis(1_700_000_000_123);
     let service = "10.0.0.1:80/tcp".parse().unwrap();
     let turned = Happened::Turned {

@@ -35,6 +35,9 @@ pub struct EventQuery {
     pub service: Option<ServiceId>,
     /// After the one of this number.
     pub after: Option<u64>,
+    /// Of which agent that number is, as [`Events::epoch`] said: all events of another one come after it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epoch: Option<u64>,
     /// The last so many.
     pub limit: Option<usize>,
 }
@@ -46,7 +49,10 @@ pub struct Events {
     pub events: Vec<Event>,
     /// The number of the last event there was, to ask for those after it.
     pub last: u64,
-    /// Events after the one asked for that are kept no more.
+    /// Of which agent that number is: when it started, in milliseconds of Unix time.
+    #[serde(default)]
+    pub epoch: u64,
+    /// Events after the one asked for that are kept no more; at most so many, where those of one service were asked for.
     pub lost: u64,
 }
 
@@ -95,6 +101,7 @@ impl From<EventQuery> for EventFilter {
         Self {
             service: query.service,
             after: query.after,
+            epoch: query.epoch,
             limit: query.limit.unwrap_or(DEFAULT_EVENTS),
         }
     }
@@ -105,6 +112,7 @@ impl From<snapshot::EventList> for Events {
         Self {
             events: list.events.into_iter().map(Into::into).collect(),
             last: list.last,
+            epoch: list.epoch,
             lost: list.lost,
         }
     }

@@ -14,11 +14,12 @@ use lb_userspace::{
     },
     model::Admin,
 };
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 use crate::{
     args::{Target, Wait},
     failure::Failure,
+    patience,
 };
 
 /// Sweeps, after which there is news, are half a second apart at least.
@@ -48,8 +49,10 @@ pub async fn wait(client: &Client, target: &Target, wait: Wait) -> Result<(), Fa
 
 async fn until_ended(client: &Client, target: &Target, told: &mut String) -> Result<(), Failure> {
     let Target { service, address } = *target;
+    let mut pause = Duration::ZERO;
     loop {
-        let backends = client.backends(service).await?;
+        let backends = patience::until_answered(pause, || client.backends(service)).await?;
+        pause = LOOK;
         let Some(backend) = backends.into_iter().find(|b| b.address == address) else {
             // Removed meanwhile, and left.
             return Ok(());
@@ -67,7 +70,6 @@ async fn until_ended(client: &Client, target: &Target, told: &mut String) -> Res
             tell(&now);
             *told = now;
         }
-        sleep(LOOK).await;
     }
 }
 

@@ -2,19 +2,17 @@
 
 use std::time::{Duration, UNIX_EPOCH};
 
+use crate::{
+    args::{self, Output},
+    failure::Failure,
+    output, patience,
+};
 use lb_userspace::{
     api::{
         client::Client,
         dto::{Event, EventKind, EventQuery, Events},
     },
     model::name_of,
-};
-use tokio::time::sleep;
-
-use crate::{
-    args::{self, Output},
-    failure::Failure,
-    output,
 };
 
 /// How often new ones are asked for.
@@ -25,6 +23,7 @@ pub async fn run(client: &Client, args: &args::Events, output: Output) -> Result
     let mut query = EventQuery {
         service: args.service,
         after: None,
+        epoch: None,
         limit: Some(args.limit),
     };
     let mut list = client.events(&query).await?;
@@ -41,9 +40,8 @@ pub async fn run(client: &Client, args: &args::Events, output: Output) -> Result
             Output::Json => json_lines(&list)?,
             Output::Table => lines(&list),
         })?;
-        query.after = Some(list.last);
-        sleep(LOOK).await;
-        list = client.events(&query).await?;
+        (query.after, query.epoch) = (Some(list.last), Some(list.epoch));
+        list = patience::until_answered(LOOK, || client.events(&query)).await?;
     }
 }
 

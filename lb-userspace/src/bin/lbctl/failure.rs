@@ -55,7 +55,8 @@ fn client_exit_code(error: &ClientError) -> u8 {
     match error {
         ClientError::AgentDown { .. }
         | ClientError::Unreachable { .. }
-        | ClientError::TimedOut { .. } => NO_AGENT,
+        | ClientError::TimedOut { .. }
+        | ClientError::Lost { .. } => NO_AGENT,
         ClientError::Refused { status, code, .. } => match (status, code.as_str()) {
             (
                 404,

@@ -25,6 +25,7 @@ mod failover;
 mod failure;
 mod flows;
 mod output;
+mod patience;
 mod service;
 mod status;
 
