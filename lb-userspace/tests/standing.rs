@@ -180,6 +180,31 @@ fn what_people_and_agents_ask_is_told_as_such() {
 }
 
 #[test]
+fn who_is_up_by_hand_and_takes_no_flow_all_the_same_is_not_told_to_be_up() {
+    let mut core = start();
+    let second = address(2);
+    core.change(asking(id(), second, Admin::Up)).unwrap();
+    core.observe(at(2));
+    let reason = "tier 1 is not needed; up by hand";
+    is(&core, 2, BackendState::Standby, reason, 1);
+    ask(&mut core, Admin::Up, 3);
+    is(&core, 1, BackendState::Up, "by hand", 1);
+    let weightless = Change::EditBackend {
+        id: id(),
+        address: address(1),
+        weight: Some(0),
+        admin: None,
+        max_connections: None,
+        tier: None,
+    };
+    core.change(weightless).unwrap();
+    core.observe(at(4));
+    is(&core, 1, BackendState::Draining, "its weight is 0", 4);
+    // Who stood by takes over.
+    is(&core, 2, BackendState::Up, "by hand", 4);
+}
+
+#[test]
 fn nothing_is_told_twice_and_nobody_who_has_gone_is_told_of() {
     let mut core = start();
     let before = told(&core);

@@ -3,6 +3,7 @@
 
 mod adaptive;
 mod asked;
+mod checked;
 mod damping;
 mod drain;
 mod forced;
@@ -11,6 +12,7 @@ mod known;
 mod loads;
 mod outliers;
 mod panic;
+mod pools;
 mod slow_start;
 mod standby;
 mod standing;
@@ -20,8 +22,8 @@ mod ways;
 mod weights;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, SocketAddr},
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::IpAddr,
     sync::Arc,
     time::Duration,
 };
@@ -30,25 +32,23 @@ use lb_common::tables::{Tick, state};
 
 use self::{
     drain::Stills,
-    known::{Checked, Down, Known},
+    known::{Down, Known},
+    pools::Pools,
     standing::Told,
     ways::NoWays,
 };
 use super::{ChangeError, history::History};
 use crate::{
     config::Tunnel,
-    dataplane::{Capacity, Dataplane, DataplaneError, FlowTables, Operation},
-    health::{Event, Target, reply::Asked},
-    model::{
-        AddressPool, Admin, Change, ModelError, Service, ServiceId, State, UNKNOWN_PORT, Unserved,
-    },
+    dataplane::{Capacity, Dataplane, DataplaneError, FlowTables},
+    model::{AddressPool, Change, ModelError, Service, ServiceId, State, UNKNOWN_PORT, Unserved},
     neighbours::{NextHop, Update},
     plan::{
-        self, Inputs, Layout, Liveness, Placed, PlacedMember, Plan,
+        self, Inputs, Layout, Placed, PlacedMember, Plan,
         census::{self, Census},
         listing,
     },
-    snapshot::{ClientList, Condition, FlowFilter, FlowList, InterfaceStatus},
+    snapshot::{ClientList, FlowFilter, FlowList, InterfaceStatus},
 };
 
 /// Sweeps in a moving time.
@@ -196,6 +196,7 @@ impl<D: Dataplane> Core<D> {
                         gone: false,
                         found,
                         new: false,
+                        failing: false,
                     };
                     core.known.down.insert((id, member.address()), down);
                 }
@@ -305,19 +306,22 @@ impl<D: Dataplane> Core<D> {
     /// is wanted of it now that it is known tells which.
     fn forget_drained(&mut self, before: &State) {
         let (state, layout) = (&self.state, &self.layout);
-        self.known.down.retain(|&(id, address), down| {
-            let known = before
-                .service(id)
-                .is_some_and(|s| s.backend(address).is_some());
-            let service = state.service(id);
-            let spare = |tier| {
-                let placed = layout.placed(id).zip(service);
-                placed.is_some_and(|(placed, service)| {
-                    standby::spare(service, placed).contains(&tier)
-                })
+        let (mut before, mut after) = (Pools::of(before), Pools::of(state));
+        let mut spare: HashMap<ServiceId, BTreeSet<u8>> = HashMap::new();
+        self.known.down.retain(|&key, down| {
+            let Some(backend) = after.backend(key) else {
+                return true;
             };
-            let backend = service.and_then(|service| service.backend(address));
-            known || down.dead || backend.is_none_or(|b| b.is_wanted() && !spare(b.tier))
+            if down.dead || before.backend(key).is_some() {
+                return true;
+            }
+            let spare = spare.entry(key.0).or_insert_with(|| {
+                let placed = layout.placed(key.0).zip(state.service(key.0));
+                placed.map_or_else(BTreeSet::new, |(placed, service)| {
+                    standby::spare(service, placed)
+                })
+            });
+            backend.is_wanted() && !spare.contains(&backend.tier)
         });
     }
 
@@ -555,118 +559,13 @@ impl<D: Dataplane> Core<D> {
     /// [`Core::enforce`].
     pub fn age(&mut self) -> bool {
         let dead = self.mark_the_long_down();
-        for &(id, address) in &dead {
-            self.chronicle.touch((id, address));
-            self.mark(id, address);
+        for &key in &dead {
+            self.chronicle.touch(key);
         }
+        self.mark(&dead);
         let released = self.release();
         let missed = self.miss_ways();
         missed || released || !dead.is_empty() || self.failback_is_due()
-    }
-
-    /// Takes note of what a check says. A failure takes effect in the maps before this returns, in
-    /// one store; true where the rings must follow by [`Core::enforce`].
-    pub fn health(&mut self, event: Event) -> bool {
-        let Target { service, address } = event.target;
-        if self
-            .state
-            .service(service)
-            .and_then(|service| service.backend(address))
-            .is_none_or(|backend| backend.admin == Admin::Maintenance)
-        {
-            return false;
-        }
-        self.chronicle.touch((service, address));
-        let asked = self.hear(service, address, event.asked);
-        let failed = event.checks.is_empty() || event.fails;
-        let checked = Checked {
-            condition: event.condition,
-            error: event.error,
-            latency: event.latency,
-            smoothed: event.smoothed,
-            checks: event.checks,
-        };
-        self.known.checked.insert(event.target, checked);
-        self.follow(event.target, event.condition, event.dead, failed) | asked
-    }
-
-    /// Takes note of what a backend's agent asks for; whether that is news.
-    fn hear(&mut self, service: ServiceId, address: SocketAddr, asked: Asked) -> bool {
-        let key = (service, address);
-        let before = if asked == Asked::default() {
-            self.known.asked.remove(&key)
-        } else {
-            self.known.asked.insert(key, asked)
-        };
-        before.unwrap_or_default() != asked
-    }
-
-    /// Makes a backend's condition take effect; true where the rings must follow. One that is not up only
-    /// since it has passed too few checks yet, and has not failed enough of them, loses nothing by it.
-    fn follow(&mut self, target: Target, condition: Condition, dead: bool, failed: bool) -> bool {
-        let Target { service, address } = target;
-        let key = (service, address);
-        let live = self.liveness_of(key);
-        if condition != Condition::Down {
-            let down = self.known.down.remove(&key);
-            // The agent before this one may have known more than the maps tell.
-            let failed = self.known.damped.has_failed(key);
-            if down.is_some_and(|down| !down.found) || failed {
-                self.count_recovery(key);
-            }
-            return down.is_some() || failed;
-        }
-        let now = self.dataplane.now();
-        let before = self.known.down.get(&key).copied();
-        let proving = before.is_some_and(|before| before.found);
-        if !proving || failed {
-            self.count_failure(key, before.is_some());
-        }
-        let gone = dead || before.is_some_and(|before| before.gone);
-        let down = Down {
-            since: before.map_or(now, |before| if proving { now } else { before.since }),
-            dead: gone || before.is_some_and(|before| before.dead),
-            gone,
-            found: proving && !failed,
-            new: false,
-        };
-        self.known.down.insert(key, down);
-        let turned = self.judge(service);
-        if self.liveness_of(key) == live {
-            return turned;
-        }
-        self.mark(service, address);
-        true
-    }
-
-    /// Takes a backend's new flows, or all, from it by one store.
-    fn mark(&mut self, service: ServiceId, address: SocketAddr) {
-        let Some(liveness) = self.liveness_of((service, address)) else {
-            return;
-        };
-        let found = self.layout.placed(service);
-        let Some((id, member)) = found.and_then(|placed| placed.member(address)) else {
-            return;
-        };
-        let left = match liveness {
-            Liveness::Down => member.backend.state & state::HOLDS,
-            Liveness::Dead => 0,
-        };
-        match self
-            .dataplane
-            .execute(&[Operation::State(member.entry, left)])
-        {
-            Ok(()) => {
-                let placed = Arc::make_mut(&mut self.layout).placed_mut(service);
-                let member = placed.and_then(|placed| placed.members.get_mut(usize::from(id)));
-                if let Some(Ok(member)) = member {
-                    member.backend.state = left;
-                }
-            }
-            Err(error) => {
-                tracing::error!(%error, %service, %address, "cannot mark a backend as down")
-            }
-        }
     }
 
     /// Says which address pools services may have, before there are any services.

@@ -86,23 +86,8 @@ pub async fn run<D: Dataplane>(
     ready: impl FnOnce(),
     shutdown: impl Future<Output = ()>,
 ) {
-    let mut agent = Running {
-        core,
-        sources,
-        waiting: Vec::new(),
-        retry: None,
-        sweep: Sweeping::Due(Instant::now()),
-        age: Instant::now() + AGE,
-        look: Instant::now() + AGE,
-        step: Instant::now(),
-        watch: Instant::now(),
-        sweeps: JoinSet::new(),
-        sweep_retries: 0,
-        loads: JoinSet::new(),
-        loaded: 0,
-        parked: VecDeque::new(),
-        remembered: None,
-    };
+    let mut agent = Running::new(core, sources);
+    agent.core.begin_journal(SystemTime::now());
     agent.tell_watchers();
     agent.save();
     let mut ready = Some(ready);
@@ -163,6 +148,8 @@ struct Running<D> {
     parked: VecDeque<Parked>,
     /// What is kept for the next agent.
     remembered: Option<History<Tick>>,
+    /// What should be kept could not be written the last time.
+    forgetful: bool,
 }
 
 /// The sweep of the flow tables, which runs beside the loop.
@@ -172,6 +159,28 @@ enum Sweeping {
 }
 
 impl<D: Dataplane> Running<D> {
+    /// Nothing has been done yet.
+    fn new(core: Core<D>, sources: Sources) -> Self {
+        Self {
+            core,
+            sources,
+            waiting: Vec::new(),
+            retry: None,
+            sweep: Sweeping::Due(Instant::now()),
+            age: Instant::now() + AGE,
+            look: Instant::now() + AGE,
+            step: Instant::now(),
+            watch: Instant::now(),
+            sweeps: JoinSet::new(),
+            sweep_retries: 0,
+            loads: JoinSet::new(),
+            loaded: 0,
+            parked: VecDeque::new(),
+            remembered: None,
+            forgetful: false,
+        }
+    }
+
     fn next_deadline(&self, start: Option<Instant>) -> Option<Instant> {
         let sweep = match self.sweep {
             Sweeping::Due(due) => Some(due),
@@ -315,25 +324,38 @@ impl<D: Dataplane> Running<D> {
     /// All news that is there, then one plan for all of it. What comes meanwhile has to wait.
     fn on_health(&mut self, event: Event) {
         let others = self.sources.health.len();
-        let mut changed = self.note(event);
+        let mut news = vec![event];
+        let mut of = BTreeSet::from([news[0].target]);
+        let mut changed = false;
         for _ in 0..others {
-            if let Ok(event) = self.sources.health.try_recv() {
-                changed |= self.note(event);
+            let Ok(event) = self.sources.health.try_recv() else {
+                break;
+            };
+            // Of one backend it is told what came in between, too.
+            if !of.insert(event.target) {
+                of = BTreeSet::from([event.target]);
+                changed |= self.note(std::mem::take(&mut news));
+                self.core.observe(SystemTime::now());
             }
+            news.push(event);
         }
-        if changed {
+        if self.note(news) || changed {
             self.enforce();
         }
     }
 
-    fn note(&mut self, event: Event) -> bool {
-        let drained = event.none_left.map(|since| (event.target, since));
-        let changed = self.core.health(event);
-        if let Some((target, since)) = drained
-            && let Err(early) = self.hear_drained(target, since.elapsed())
-        {
-            // It says so again.
-            tracing::debug!(%early, "not drained yet");
+    /// Takes note of the news of as many backends.
+    fn note(&mut self, news: Vec<Event>) -> bool {
+        let drained = news
+            .iter()
+            .filter_map(|event| Some((event.target, event.none_left?)));
+        let drained: Vec<_> = drained.collect();
+        let changed = self.core.health_of_all(news);
+        for (target, since) in drained {
+            if let Err(early) = self.hear_drained(target, since.elapsed()) {
+                // It says so again.
+                tracing::debug!(%early, "not drained yet");
+            }
         }
         changed
     }
@@ -407,8 +429,8 @@ impl<D: Dataplane> Running<D> {
 
     fn on_change(&mut self, change: Change, reply: oneshot::Sender<Result<(), ChangeError>>) {
         // Loading takes the kernel seconds, in which failures and whatever else there is take effect; changes keep their
-        // order.
-        if !self.loads.is_empty() {
+        // order, but for what cannot wait and has nothing to do with those that do.
+        if !self.loads.is_empty() && !self.may_overtake(&change) {
             self.parked.push_back((change, reply));
             return;
         }
@@ -418,8 +440,13 @@ impl<D: Dataplane> Running<D> {
             if let ChangeError::NotLoaded(features) = error
                 && features & !self.loaded != 0
             {
-                self.load(features);
-                self.parked.push_front((change, reply));
+                match self.loads.is_empty() {
+                    true => {
+                        self.load(features);
+                        self.parked.push_front((change, reply));
+                    }
+                    false => self.parked.push_back((change, reply)),
+                }
                 return;
             }
             drop(reply.send(Err(error)));
@@ -443,6 +470,18 @@ impl<D: Dataplane> Running<D> {
             until,
             reply,
         });
+    }
+
+    /// Whether a change takes new flows from somebody who should have none, and no change that waits is of that pool.
+    fn may_overtake(&self, change: &Change) -> bool {
+        let Some(id) = change.diverts() else {
+            return false;
+        };
+        let state = self.core.state();
+        let lead = state.lead(id);
+        self.parked
+            .iter()
+            .all(|(parked, _)| !parked.may_be_of(lead, state))
     }
 
     /// Loads programs for a change, beside the loop.
@@ -516,16 +555,25 @@ impl<D: Dataplane> Running<D> {
         if self.remembered.as_ref() == Some(&history) {
             return;
         }
-        self.remembered = Some(history.clone());
+        let now = (self.core.dataplane().now(), SystemTime::now());
         let kept = match history.is_empty() {
             true => store::remove(path),
-            false => history::write(history, self.core.dataplane().now(), SystemTime::now())
+            false => history::write(history.clone(), now.0, now.1)
                 .map_err(Into::into)
                 .and_then(|text| store::write(path, &text)),
         };
-        if let Err(error) = kept {
-            let path = path.display();
-            tracing::error!(%error, %path, "what is held against backends will not outlive this agent");
+        match kept {
+            Ok(()) => {
+                self.remembered = Some(history);
+                self.forgetful = false;
+            }
+            // It is tried again with every look, and told once.
+            Err(error) => {
+                let path = path.display();
+                if !std::mem::replace(&mut self.forgetful, true) {
+                    tracing::error!(%error, %path, "what is held against backends would not outlive this agent; trying again");
+                }
+            }
         }
     }
 

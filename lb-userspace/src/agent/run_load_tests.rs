@@ -240,3 +240,52 @@ async fn programs_that_are_not_what_they_are_said_to_be_are_not_loaded_for_ever(
     assert_eq!(agent.services().await, [id(1)]);
     agent.end().await;
 }
+
+fn asking(number: u8, admin: Admin) -> Change {
+    Change::EditBackend {
+        id: id(number),
+        address: backend(number),
+        weight: None,
+        admin: Some(admin),
+        max_connections: None,
+        tier: None,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_to_take_no_new_flows_waits_for_no_programs_unless_a_change_of_its_pool_does() {
+    let mut agent = Agent::start().await;
+    agent.add(5, Mode::Ipip).await.unwrap().unwrap();
+    let first = agent.add(2, Mode::Nat);
+    agent.asked().await;
+    let divert = |change| timeout(PATIENCE, agent.handle.change(change));
+    divert(asking(1, Admin::Down)).await.unwrap().unwrap();
+    divert(Change::FailOver(id(1), 0)).await.unwrap().unwrap();
+    // A change that waits, and one behind it of the same pool.
+    let weight = Change::EditBackend {
+        id: id(5),
+        address: backend(5),
+        weight: Some(7),
+        admin: None,
+        max_connections: None,
+        tier: None,
+    };
+    let mut waiting = Vec::new();
+    for change in [weight, asking(5, Admin::Draining)] {
+        let (reply, answer) = oneshot::channel();
+        let request = Request::Change(Box::new(change), reply);
+        agent.handle.requests.send(request).await.unwrap();
+        waiting.push(answer);
+    }
+    divert(asking(1, Admin::Draining)).await.unwrap().unwrap();
+    assert!(!first.is_finished());
+    for answer in &mut waiting {
+        answer.try_recv().expect_err("it waits");
+    }
+    agent.fates.send(Fate::InForce).unwrap();
+    answer(first).await.unwrap();
+    for answer in waiting {
+        timeout(PATIENCE, answer).await.unwrap().unwrap().unwrap();
+    }
+    agent.end().await;
+}

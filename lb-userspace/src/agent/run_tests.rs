@@ -24,7 +24,7 @@ use crate::{
     health::Target,
     model::{Admin, Backend, Mode, Service},
     plan::Ring,
-    snapshot::Condition,
+    snapshot::{BackendState, Condition, EventFilter, Happened},
 };
 
 /// Longer than anything here takes.
@@ -312,4 +312,75 @@ async fn sweeps_that_always_fail_are_tried_again_soon_so_many_times_and_then_whe
     let soon = SWEEP_RETRIES as usize;
     assert!(pauses[..soon].iter().all(|&pause| pause == RETRY));
     assert_eq!(pauses[soon], SWEEP);
+}
+
+/// The core of an agent, two backends of which have news, and nothing else to do.
+fn with_news(news: &[(u8, Condition)]) -> (Running<Flood>, Dam) {
+    let (_, requests) = Handle::new();
+    let (core, sources, dam) = flooded(requests, Arc::default());
+    dam.0.store(true, Ordering::Relaxed);
+    let mut agent = Running::new(core, sources);
+    while agent.sources.health.try_recv().is_ok() {}
+    let events = agent.core.dataplane().events.clone();
+    for &(n, condition) in news {
+        let target = Target {
+            service: service().id,
+            address: backend(n).address,
+        };
+        events.try_send(Event::new(target, condition)).unwrap();
+    }
+    (agent, dam)
+}
+
+#[tokio::test]
+async fn who_goes_down_and_comes_up_before_the_agent_looks_is_told_to_have_done_both() {
+    let all = EventFilter {
+        service: None,
+        after: None,
+        epoch: None,
+        limit: usize::MAX,
+    };
+    use Condition::{Down, Up};
+    let (mut agent, _dam) = with_news(&[(1, Up), (2, Up), (1, Down), (2, Up), (1, Up)]);
+    agent.core.observe(SystemTime::now());
+    let first = agent.sources.health.try_recv().unwrap();
+    agent.on_health(first);
+    agent.core.observe(SystemTime::now());
+    let told = agent.core.events(&all).events.into_iter();
+    let of_first = told.filter_map(|event| match event.what {
+        Happened::Turned {
+            backend: of, to, ..
+        } => (of == backend(1).address).then_some(to),
+        _ => None,
+    });
+    use BackendState as State;
+    assert_eq!(
+        of_first.collect::<Vec<_>>(),
+        [State::Up, State::Down, State::Up]
+    );
+    assert!(agent.sources.health.try_recv().is_err(), "all was heard");
+}
+
+#[tokio::test]
+async fn what_could_not_be_kept_for_the_next_agent_is_kept_once_it_can() {
+    let (mut agent, _dam) = with_news(&[]);
+    let directory = tempfile::tempdir().unwrap();
+    let missing = directory.path().join("file");
+    std::fs::write(&missing, "").unwrap();
+    let path = missing.join("history.json");
+    agent.sources.history = Some(path.clone());
+    let down = Change::EditBackend {
+        id: service().id,
+        address: backend(1).address,
+        weight: None,
+        admin: Some(Admin::Down),
+        max_connections: None,
+        tier: None,
+    };
+    agent.core.change(down).unwrap();
+    agent.remember();
+    assert!(!path.exists());
+    std::fs::remove_file(&missing).unwrap();
+    agent.remember();
+    assert!(path.exists());
 }

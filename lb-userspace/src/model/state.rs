@@ -68,6 +68,46 @@ pub enum Change {
     ReplaceAll(Vec<AccessList>, Vec<Service>),
 }
 
+impl Change {
+    /// The service whose new flows it sends elsewhere, where that is all it does: a backend is taken for down, drained or
+    /// maintained, or another tier goes first.
+    pub fn diverts(&self) -> Option<ServiceId> {
+        match *self {
+            Self::EditBackend {
+                id,
+                admin: Some(Admin::Down | Admin::Draining | Admin::Maintenance),
+                weight: None,
+                max_connections: None,
+                tier: None,
+                ..
+            }
+            | Self::FailOver(id, _) => Some(id),
+            _ => None,
+        }
+    }
+
+    /// Whether it may be about the pool of `lead`, the first service of its group in `state`, or come to be.
+    pub fn may_be_of(&self, lead: ServiceId, state: &State) -> bool {
+        let of_group = |group: &Option<String>| {
+            let first = group.as_ref().and_then(|group| state.of_group(group));
+            first.is_some_and(|first| first.id == lead)
+        };
+        match self {
+            Self::AddService(service) => service.id == lead || of_group(&service.group),
+            Self::EditService(id, settings) => {
+                state.lead(*id) == lead || settings.group.as_ref().is_some_and(of_group)
+            }
+            Self::RemoveService(id)
+            | Self::AddBackend(id, _)
+            | Self::RemoveBackend(id, _)
+            | Self::EditBackend { id, .. }
+            | Self::FailOver(id, _) => state.lead(*id) == lead,
+            Self::SetAccessList(_) | Self::EditAccessList(..) | Self::RemoveAccessList(_) => false,
+            Self::Replace(_) | Self::ReplaceAll(..) => true,
+        }
+    }
+}
+
 /// Settings of a service that can be changed while it runs.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Settings {

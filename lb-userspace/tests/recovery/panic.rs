@@ -289,3 +289,23 @@ fn a_refused_change_leaves_the_panic_as_it_was() {
     assert_eq!(pool.shares(), [25; 4]);
     assert!(panic(&pool).is_some());
 }
+
+#[test]
+fn of_news_that_come_together_the_pool_is_judged_once() {
+    let mut pool = failing(PANIC, &[""; 4], [1, 2]);
+    let news = vec![event(3, Condition::Down), event(1, Condition::Up)];
+    assert!(pool.core.health_of_all(news), "the rings must follow");
+    assert!(!pool.takes(3), "half is healthy all the while");
+    pool.core.enforce().unwrap();
+    assert_eq!(pool.shares(), [50, 0, 0, 50]);
+    assert_eq!((panic(&pool), told(&pool).len()), (None, 0));
+}
+
+#[test]
+fn of_many_that_fail_together_each_takes_no_new_flow_before_the_rings_follow() {
+    let mut pool = Pool::new("", &[""; 20]);
+    let news = (1..=15).map(|n| event(n, Condition::Down)).collect();
+    assert!(pool.core.health_of_all(news));
+    let taking: Vec<u8> = (1..=20).filter(|&n| pool.takes(n)).collect();
+    assert_eq!(taking, [16, 17, 18, 19, 20]);
+}

@@ -9,7 +9,7 @@ use std::{
 
 use lb_common::tables::{Tick, state};
 
-use super::{Core, known::Down};
+use super::{Core, known::Down, pools::Pools};
 use crate::{
     dataplane::Dataplane,
     health::Target,
@@ -53,12 +53,15 @@ impl<D: Dataplane> Core<D> {
     pub(super) fn follow_admin(&mut self, before: &State) {
         let now = self.dataplane.now();
         let mut forced = BTreeMap::new();
-        for key in self.keys() {
-            let service = before.service(key.0);
-            let was = service.and_then(|s| s.backend(key.1));
-            let added = was.is_none() && (service.is_some() || self.is_no_member(key));
-            let was = was.map(|backend| backend.admin);
-            let admin = self.admin(key);
+        let (mut then, mut after) = (Pools::of(before), Pools::of(&self.state));
+        let turns: Vec<_> = self
+            .keys()
+            .into_iter()
+            .map(|key| (key, then.admin(key), after.admin(key)))
+            .collect();
+        for (key, was, admin) in turns {
+            let known = before.service(key.0).is_some();
+            let added = was.is_none() && (known || self.is_no_member(key));
             if admin == Some(Admin::Down) {
                 let known = self.known.forced.get(&key).copied();
                 forced.insert(key, known.unwrap_or_else(|| down_since(now)));
@@ -131,16 +134,12 @@ impl<D: Dataplane> Core<D> {
         let keys = keys
             .chain(self.known.damped.keys())
             .chain(self.known.outliers.keys());
-        keys.filter_map(|&key| Some((key, self.liveness_of(key)?)))
+        let mut pools = Pools::of(&self.state);
+        keys.filter_map(|&key| Some((key, self.liveness_with(key, || pools.admin(key))?)))
             .collect()
     }
 
-    /// What is left of a backend, unless it is up.
-    pub(super) fn liveness_of(&self, key: Key) -> Option<Liveness> {
-        self.liveness_with(key, || self.admin(key))
-    }
-
-    /// The same, where it is at hand what an operator asked of it: to find that takes a walk along its pool.
+    /// What is left of a backend, unless it is up; `admin` finds what an operator asked of it.
     pub(super) fn liveness_with(
         &self,
         key: Key,
@@ -179,18 +178,18 @@ impl<D: Dataplane> Core<D> {
     /// Who has been down for as long as it takes to count as dead, and does not yet.
     pub(super) fn mark_the_long_down(&mut self) -> Vec<Key> {
         let now = self.dataplane.now();
+        let mut pools = Pools::of(&self.state);
         let mut dead = Vec::new();
         for (&key, down) in self.known.down.iter_mut().chain(&mut self.known.forced) {
             let Some(service) = self.state.service(key.0) else {
                 continue;
             };
-            // Nobody looks whether it still is; or it takes flows all the same.
-            let admin = service.backend(key.1).map(|backend| backend.admin);
-            if admin == Some(Admin::Maintenance) || self.known.panics.uses(key) {
+            let passed = has_passed(ticks(service.dead_after), down.since, now);
+            if !passed || down.dead || down.found || self.known.panics.uses(key) {
                 continue;
             }
-            let passed = has_passed(ticks(service.dead_after), down.since, now);
-            if passed && !down.dead && !down.found {
+            // Of who is in maintenance, nobody looks whether it still is.
+            if pools.admin(key) != Some(Admin::Maintenance) {
                 down.dead = true;
                 dead.push(key);
             }
@@ -206,5 +205,6 @@ fn down_since(since: Tick) -> Down {
         gone: false,
         found: false,
         new: false,
+        failing: false,
     }
 }

@@ -98,6 +98,7 @@ impl<D: Dataplane> Core<D> {
                     gone: false,
                     found: false,
                     new: false,
+                    failing: false,
                 };
                 self.known.forced.insert(key, down);
             }

@@ -42,6 +42,8 @@ pub(super) struct Down {
     pub(super) found: bool,
     /// It was added while others took new flows, and has not been checked yet.
     pub(super) new: bool,
+    /// The agent before this one knew that its checks fail, and since when.
+    pub(super) failing: bool,
 }
 
 /// See above; everything is under the first service of a group.

@@ -170,16 +170,36 @@ impl<D: Dataplane> Core<D> {
         }
         let mut turned = false;
         for &(lead, passive) in pools {
-            let mut suspect = false;
-            for watched in self.looked_at(lead) {
-                suspect |= self.hear_out(lead, &watched, &passive, now)?;
+            // One that cannot be read takes nothing from what the others have come to.
+            match self.survey_pool(lead, &passive, now) {
+                Ok(changed) => turned |= changed,
+                Err(error) => {
+                    tracing::error!(%error, service = %lead, "what packets show cannot be read");
+                }
             }
-            if suspect {
-                turned |= self.judge_outliers(lead, &passive, now);
-            }
-            turned |= self.turn_sampling(lead, now)?;
         }
         Ok(turned)
+    }
+
+    fn survey_pool(
+        &mut self,
+        lead: ServiceId,
+        passive: &Passive,
+        now: Tick,
+    ) -> Result<bool, DataplaneError> {
+        let mut suspect = false;
+        for watched in self.looked_at(lead) {
+            suspect |= self.hear_out(lead, &watched, passive, now)?;
+        }
+        // What is known is judged, whether or not more can be read.
+        let turned = suspect && self.judge_outliers(lead, passive, now);
+        match self.turn_sampling(lead, now) {
+            Err(error) if turned => {
+                tracing::error!(%error, service = %lead, "which handshakes are watched stays");
+                Ok(true)
+            }
+            sampling => sampling.map(|sampling| turned || sampling),
+        }
     }
 
     /// The backends of a pool that are wanted and are in the maps.
@@ -300,13 +320,11 @@ impl<D: Dataplane> Core<D> {
         // Of all together: the first that is kept out may leave too few.
         !changes.is_empty() && {
             self.judge(lead);
-            for change in &changes {
-                if let Change::Ejected(address, _) = *change
-                    && self.liveness_of((lead, address)).is_some()
-                {
-                    self.mark(lead, address);
-                }
-            }
+            let ejected = changes.iter().filter_map(|change| match *change {
+                Change::Ejected(address, _) => Some((lead, address)),
+                Change::Returned(_) => None,
+            });
+            self.mark(&ejected.collect::<Vec<Key>>());
             true
         }
     }

@@ -3,7 +3,10 @@
 //!
 //! Backends of a tier without a share take no new flows and keep those that they have, as drained ones do.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::SocketAddr,
+};
 
 use lb_common::tables::{Tick, state};
 
@@ -257,10 +260,12 @@ pub(super) fn share_out(service: &mut Service, shares: &Shares, fit: impl Fn(&Ba
 /// The tiers behind those that take new flows, in the maps: they were not asked, which says nothing of their
 /// backends.
 pub(super) fn spare(service: &Service, placed: &Placed) -> BTreeSet<u8> {
+    let backends = service.backends.iter();
+    let tiers: HashMap<SocketAddr, u8> = backends.map(|b| (b.address, b.tier)).collect();
     let taking = placed
         .members()
         .filter(|(_, member)| member.backend.state & state::TAKES != 0)
-        .filter_map(|(_, member)| Some(service.backend(member.address())?.tier));
+        .filter_map(|(_, member)| tiers.get(&member.address()).copied());
     let Some(last) = taking.max() else {
         return BTreeSet::new();
     };

@@ -5,7 +5,7 @@ use std::{
     time::SystemTime,
 };
 
-use super::{Core, forced::Key};
+use super::{Core, forced::Key, pools::Pools};
 use crate::{
     agent::{journal::Journal, tiers::Shares},
     dataplane::Dataplane,
@@ -95,16 +95,26 @@ impl<D: Dataplane> Core<D> {
                 .standings
                 .retain(|key, _| there.contains(key));
         }
-        for key in keys {
-            self.observe_backend(key, now);
+        let mut pools = Pools::of(&self.state);
+        let standings: Vec<_> = keys
+            .into_iter()
+            .map(|key| (key, self.state_and_reason(key, pools.backend(key))))
+            .collect();
+        for (key, standing) in standings {
+            match standing {
+                Some((state, reason)) => self.observe_backend(key, state, reason, now),
+                None => drop(self.chronicle.standings.remove(&key)),
+            }
         }
     }
 
-    fn observe_backend(&mut self, key @ (service, backend): Key, now: SystemTime) {
-        let Some((state, reason)) = self.state_and_reason(key) else {
-            self.chronicle.standings.remove(&key);
-            return;
-        };
+    fn observe_backend(
+        &mut self,
+        key @ (service, backend): Key,
+        state: BackendState,
+        reason: String,
+        now: SystemTime,
+    ) {
         let before = self
             .chronicle
             .standings
@@ -133,6 +143,15 @@ impl<D: Dataplane> Core<D> {
         self.chronicle.standings.insert(key, standing);
     }
 
+    /// Says when this agent has started, by which its events are told from those of others.
+    pub fn begin_journal(&mut self, now: SystemTime) {
+        let since = now
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
+        let epoch = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
+        self.chronicle.journal.begin(epoch);
+    }
+
     /// The state of a backend, as it was observed last.
     pub(super) fn standing(&self, key: Key) -> Option<Standing> {
         self.chronicle.standings.get(&key).cloned()
@@ -143,9 +162,13 @@ impl<D: Dataplane> Core<D> {
         self.chronicle.journal.list(filter)
     }
 
-    fn state_and_reason(&self, key: Key) -> Option<(BackendState, String)> {
+    fn state_and_reason(
+        &self,
+        key: Key,
+        backend: Option<&Backend>,
+    ) -> Option<(BackendState, String)> {
         let service = self.state.service(key.0)?;
-        let backend = service.backend(key.1)?;
+        let backend = backend?;
         let target = Target {
             service: key.0,
             address: key.1,
@@ -171,7 +194,8 @@ impl<D: Dataplane> Core<D> {
             return Some((BackendState::Down, reason));
         }
         let used = self.known.panics.uses(key);
-        if used || self.liveness_of(key).is_some() {
+        let down = self.liveness_with(key, || Some(backend.admin));
+        if used || down.is_some() {
             let starts = self.condition(service, key.1) == Condition::Starting;
             if starts && !used && backend.admin == Admin::Active {
                 let reason = "it has to pass a check first".to_owned();
@@ -184,13 +208,19 @@ impl<D: Dataplane> Core<D> {
         }
         Some(match backend.admin {
             Admin::Draining => return by_hand(BackendState::Draining),
+            _ if backend.weight == 0 => (BackendState::Draining, "its weight is 0".to_owned()),
             Admin::Up => {
                 let checks = error.map(|error| format!("; its checks say: {error}"));
                 let checks = checks.unwrap_or_default();
-                (BackendState::Up, format!("by hand{checks}"))
+                match self.stands_by(service, backend.tier) {
+                    Some(reason) => (
+                        BackendState::Standby,
+                        format!("{reason}; up by hand{checks}"),
+                    ),
+                    None => (BackendState::Up, format!("by hand{checks}")),
+                }
             }
             _ if self.drains(key) => (BackendState::Draining, "its agent asks for it".to_owned()),
-            _ if backend.weight == 0 => (BackendState::Draining, "its weight is 0".to_owned()),
             _ => self.state_by_checks(service, backend, error),
         })
     }
