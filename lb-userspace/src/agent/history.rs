@@ -13,7 +13,7 @@ use std::{
 use lb_common::tables::Tick;
 use serde::{Deserialize, Serialize};
 
-use crate::{model::ServiceId, plan::duration};
+use crate::{health::reply::Asked, model::ServiceId, plan::duration};
 
 /// Changes with the format.
 const FORMAT: u32 = 1;
@@ -44,6 +44,12 @@ pub struct History<T> {
     pub tiers: Vec<TierOf<T>>,
     /// Of backends that somebody has forced down.
     pub forced: Vec<ForcedOf<T>>,
+    /// Of backends that fail their checks.
+    #[serde(default = "Vec::new")]
+    pub down: Vec<DownOf<T>>,
+    /// Of backends whose agents ask for something.
+    #[serde(default)]
+    pub asked: Vec<AskedOf>,
 }
 
 /// The failures of a backend that are not forgotten ([`super::damping`]).
@@ -112,6 +118,32 @@ pub struct ForcedOf<T> {
     pub dead: bool,
 }
 
+/// A backend that fails its checks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DownOf<T> {
+    /// Of which service.
+    pub service: ServiceId,
+    /// Which.
+    pub backend: SocketAddr,
+    /// Since when.
+    pub since: T,
+    /// Whether nobody is there: its own port refuses, or its host does not answer.
+    pub gone: bool,
+}
+
+/// What a backend's agent asks for ([`crate::health::reply`]).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AskedOf {
+    /// Of which service.
+    pub service: ServiceId,
+    /// Which.
+    pub backend: SocketAddr,
+    /// What.
+    pub asked: Asked,
+}
+
 impl<T> Default for History<T> {
     fn default() -> Self {
         Self {
@@ -119,6 +151,8 @@ impl<T> Default for History<T> {
             ejections: Vec::new(),
             tiers: Vec::new(),
             forced: Vec::new(),
+            down: Vec::new(),
+            asked: Vec::new(),
         }
     }
 }
@@ -131,8 +165,11 @@ impl<T> History<T> {
             ejections,
             tiers,
             forced,
+            down,
+            asked,
         } = self;
-        flaps.is_empty() && ejections.is_empty() && tiers.is_empty() && forced.is_empty()
+        let by_agent = flaps.is_empty() && ejections.is_empty() && tiers.is_empty();
+        by_agent && forced.is_empty() && down.is_empty() && asked.is_empty()
     }
 
     /// The same with other times.
@@ -177,11 +214,21 @@ impl<T> History<T> {
                 dead: of.dead,
             })
         });
+        let down = self.down.into_iter().map(|of| {
+            Ok(DownOf {
+                service: of.service,
+                backend: of.backend,
+                since: to(of.since)?,
+                gone: of.gone,
+            })
+        });
         Ok(History {
             flaps: flaps.collect::<Result<_, E>>()?,
             ejections: ejections.collect::<Result<_, E>>()?,
             tiers: tiers.collect::<Result<_, E>>()?,
             forced: forced.collect::<Result<_, E>>()?,
+            down: down.collect::<Result<_, E>>()?,
+            asked: self.asked,
         })
     }
 }
@@ -260,7 +307,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::plan::ticks;
+    use crate::{health::reply::Wants, plan::ticks};
 
     fn at(millis: u64) -> SystemTime {
         UNIX_EPOCH + Duration::from_millis(millis)
@@ -305,6 +352,22 @@ mod tests {
                 backend: backend(4),
                 since,
                 dead: true,
+            }],
+            down: vec![DownOf {
+                service: service(),
+                backend: backend(5),
+                since,
+                gone: true,
+            }],
+            asked: vec![AskedOf {
+                service: service(),
+                backend: backend(6),
+                asked: Asked {
+                    weight: Some(50),
+                    wants: Some(Wants::Drain),
+                    max_connections: Some(3),
+                    says_down: true,
+                },
             }],
         }
     }

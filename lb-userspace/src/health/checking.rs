@@ -67,8 +67,6 @@ pub struct Checking<P: Prober> {
     finding: Finding,
     /// How long probes take, where one that takes longer is suspicious.
     usual: Option<Accrual>,
-    /// Whether the last word of the backend's agent about it was that it is down.
-    said_down: bool,
     /// When the last probe began.
     asked_at: Instant,
 }
@@ -124,7 +122,6 @@ impl<P: Prober> Checking<P> {
             alone: true,
             question: None,
             preparing: JoinSet::new(),
-            said_down: false,
             asked_at: now,
         }
     }
@@ -252,12 +249,8 @@ impl<P: Prober> Checking<P> {
         let drained = reply.wants == Some(Wants::Drained);
         self.finding.none_left = drained.then_some(self.asked_at);
         let (outcome, error) = match &reply.serving {
-            Some(Serving::Up) => {
-                self.said_down = false;
-                (Outcome::Says(true), None)
-            }
+            Some(Serving::Up) => (Outcome::Says(true), None),
             Some(Serving::Down(why)) => {
-                self.said_down = true;
                 let why = ProbeError::SaysDown(why.clone());
                 (Outcome::Says(false), Some(why.to_string()))
             }
@@ -271,7 +264,7 @@ impl<P: Prober> Checking<P> {
     /// What it means that an agent says neither up nor down: what it said last stays. A backend that was down
     /// for another reason, such as the former `lbd` having drained it, is not held down.
     fn unsaid(&self) -> Outcome {
-        match self.said_down {
+        match self.finding.asked.says_down {
             true => Outcome::Nothing,
             false => Outcome::Success,
         }

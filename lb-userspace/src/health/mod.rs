@@ -91,6 +91,8 @@ pub struct TargetConfig {
     pub smooth: Option<Duration>,
     /// What it counts as before its first probe. Only looked at when the target is new.
     pub initial: Condition,
+    /// What its agent has asked for before that. Looked at as seldom.
+    pub asked: Asked,
     /// Services beside the target's own by whose names it reports: those of its group.
     pub also: Arc<[ServiceId]>,
 }
@@ -162,6 +164,12 @@ impl Event {
             asked: Asked::default(),
             none_left: None,
         }
+    }
+
+    /// `next` as what comes after this.
+    fn turned_to(&self, next: Self) -> Self {
+        let changed = next.condition != self.condition;
+        Self { changed, ..next }
     }
 }
 
@@ -252,7 +260,11 @@ impl<P: Prober> Checker<P> {
             beats: Arc::clone(&beats),
         };
         let events = self.events.clone();
-        let runner = Runner::new(target, config.initial, tools, smoothed, events);
+        let before = Event {
+            asked: config.asked,
+            ..Event::new(target, config.initial)
+        };
+        let runner = Runner::new(before, tools, smoothed, events);
         let task = tokio::spawn(runner.run(updates)).abort_handle();
         Running {
             checks,

@@ -108,7 +108,8 @@ fn limit(word: &str) -> Option<u32> {
 }
 
 /// What a backend's agent asks for, of all that it has said so far.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Asked {
     /// Share of the configured weight, in percent.
     pub weight: Option<u16>,
@@ -116,6 +117,9 @@ pub struct Asked {
     pub wants: Option<Wants>,
     /// Flows in progress at which it wants no more; 0: no limit of its own, as with HAProxy.
     pub max_connections: Option<u32>,
+    /// Whether its last word about itself was that it cannot serve.
+    #[serde(default)]
+    pub says_down: bool,
 }
 
 impl Asked {
@@ -130,6 +134,9 @@ impl Asked {
         self.weight = reply.weight.or(self.weight);
         self.wants = reply.wants.or(self.wants);
         self.max_connections = reply.max_connections.or(self.max_connections);
+        if let Some(serving) = &reply.serving {
+            self.says_down = *serving != Serving::Up;
+        }
     }
 }
 
@@ -256,19 +263,24 @@ mod tests {
     #[test]
     fn what_a_line_does_not_mention_stays() {
         let mut asked = Asked::default();
-        asked.hear(&Reply::parse("50% drain"));
+        asked.hear(&Reply::parse("50% drain down"));
+        assert!(asked.says_down);
         asked.hear(&Reply::parse("up maxconn:5"));
-        asked.hear(&Reply::parse("75%"));
+        asked.hear(&Reply::parse("75% stopped"));
+        asked.hear(&Reply::parse(""));
         assert_eq!(
             asked,
             Asked {
                 weight: Some(75),
                 wants: Some(Wants::Drain),
-                max_connections: Some(5)
+                max_connections: Some(5),
+                says_down: true,
             }
         );
         asked.hear(&Reply::parse("ready"));
         assert_eq!(asked.wants, Some(Wants::Flows));
+        asked.hear(&Reply::parse("up"));
+        assert!(!asked.says_down);
     }
 
     proptest! {

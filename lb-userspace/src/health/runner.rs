@@ -67,20 +67,19 @@ impl Latency {
 }
 
 impl<P: Prober> Runner<P> {
-    /// A runner that has not probed yet.
+    /// A runner that has not probed yet, of a target that was as said before.
     pub fn new(
-        target: Target,
-        initial: Condition,
+        before: Event,
         tools: Tools<P>,
         smooth: watch::Receiver<Option<Duration>>,
         events: mpsc::Sender<Event>,
     ) -> Self {
         Self {
-            target,
+            target: before.target,
             tools,
             smooth,
             events,
-            reported: Event::new(target, initial),
+            reported: before,
             at: None,
             every: LATENCY_EVERY,
         }
@@ -106,7 +105,23 @@ impl<P: Prober> Runner<P> {
         }
         let (mut findings, mut checks) = self.begin(wanted);
         let mut latencies = vec![Latency::default(); findings.len()];
-        while let Some((index, finding)) = checks.next().await {
+        let mut news = None;
+        loop {
+            let (index, finding) = tokio::select! {
+                biased;
+                // Nobody may have taken what was told before, which the other checks do not wait for.
+                slot = self.events.reserve(), if news.is_some() => {
+                    let (Ok(slot), Some(event)) = (slot, news.take()) else {
+                        return Unheard;
+                    };
+                    self.reported = self.reported.turned_to(event);
+                    self.at = Some(time::Instant::now());
+                    slot.send(self.reported.clone());
+                    continue;
+                }
+                Some(found) = checks.next() => found,
+                else => return Unheard,
+            };
             let smooth = *self.smooth.borrow();
             self.every = smooth.map_or(LATENCY_EVERY, |over| (over / 3).min(LATENCY_EVERY));
             match (finding.took, smooth) {
@@ -121,11 +136,8 @@ impl<P: Prober> Runner<P> {
                 smoothed: latencies.iter().filter_map(Latency::mean).max(),
                 ..self.judge(health.combine, &findings)
             };
-            if let Err(unheard) = self.tell(event).await {
-                return unheard;
-            }
+            news = self.is_news(&event).then_some(event);
         }
-        Unheard
     }
 
     /// Starts all checks. They begin with the target's condition, and its agent with what it has said.
@@ -162,12 +174,14 @@ impl<P: Prober> Runner<P> {
 
     /// Up, without a probe, and nothing more to say.
     async fn settle(&mut self) -> Unheard {
-        self.at = None;
         let event = Event::new(self.target, Condition::Up);
-        match self.tell(event).await {
-            Ok(()) => std::future::pending().await,
-            Err(unheard) => unheard,
-        }
+        let Ok(slot) = self.events.reserve().await else {
+            return Unheard;
+        };
+        self.reported = self.reported.turned_to(event);
+        self.at = Some(time::Instant::now());
+        slot.send(self.reported.clone());
+        std::future::pending().await
     }
 
     /// What all checks together say.
@@ -205,20 +219,6 @@ impl<P: Prober> Runner<P> {
                 .iter()
                 .map(|check| check.condition)
                 .eq(last.checks.iter().map(|check| check.condition))
-    }
-
-    async fn tell(&mut self, event: Event) -> Result<(), Unheard> {
-        if !self.is_news(&event) {
-            return Ok(());
-        }
-        // Waiting comes first: a change of the checks may end it, and what was not said then is
-        // still news after the next probe.
-        let slot = self.events.reserve().await.map_err(|_| Unheard)?;
-        let changed = event.condition != self.reported.condition;
-        self.reported = Event { changed, ..event };
-        self.at = Some(time::Instant::now());
-        slot.send(self.reported.clone());
-        Ok(())
     }
 }
 

@@ -106,6 +106,7 @@ fn config(health: impl Into<Health>, initial: Condition) -> TargetConfig {
         smooth: None,
         way: Way::default(),
         initial,
+        asked: Asked::default(),
         also: Arc::default(),
     }
 }
@@ -461,6 +462,24 @@ async fn turn_that_a_full_channel_held_back_is_reported_after_the_check_changed(
         event.changed && event.condition == Condition::Up,
         "{event:?}"
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn checks_go_on_while_nobody_takes_their_news_and_the_last_is_told_then() {
+    let (sender, mut events) = mpsc::channel(1);
+    let full = Event::new(target(9), Condition::Up);
+    sender.send(full).await.unwrap();
+    let script = Script::default();
+    let mut checker = Checker::with_prober(sender, script.clone(), 8);
+    checker.set(targets([1], &health(), Condition::Starting));
+    time::sleep(INTERVAL * 10).await;
+    let probes = script.probes.load(Ordering::Relaxed);
+    assert!((9..=11).contains(&probes), "{probes}");
+    script.dead.lock().unwrap().insert(address(1));
+    time::sleep(INTERVAL * 5).await;
+    assert_eq!(events.recv().await.unwrap().target, target(9));
+    let event = events.recv().await.unwrap();
+    assert_eq!((event.condition, event.changed), (Condition::Down, true));
 }
 
 #[tokio::test(start_paused = true)]

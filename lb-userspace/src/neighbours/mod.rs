@@ -87,9 +87,11 @@ impl Resolver {
     }
 }
 
-#[cfg(test)]
 impl Resolver {
-    /// One that says nothing.
+    /// One that says nothing, for who tells next hops by hand.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
     pub fn idle() -> Self {
         Self {
             watched: watch::channel(BTreeSet::new()).0,

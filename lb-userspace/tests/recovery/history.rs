@@ -5,14 +5,18 @@ use std::time::Duration;
 use lb_common::tables::state;
 use lb_userspace::{
     agent::history::History,
+    health::{
+        Event, Target,
+        reply::{Asked, Wants},
+    },
     model::{Admin, Change, Passive, Settings},
-    snapshot::BackendState,
+    snapshot::{BackendState, CheckStatus, Condition},
 };
 
 use crate::{
     damping::{self, DAMPING, failures, flap},
     passive::{self, PASSIVE, UNCHECKED, look, pool_of, refuse},
-    pool::{Pool, address, id},
+    pool::{Pool, address, event, id},
 };
 
 const SOON: Duration = Duration::from_secs(2);
@@ -244,4 +248,118 @@ fn what_is_known_under_the_former_first_service_of_a_group_counts_under_the_new_
     pool.change(Change::Replace(both.to_vec()));
     assert_eq!(pool.core.state().lead(id()), first);
     assert_eq!(failures(&pool, 3), 3);
+}
+
+#[test]
+fn who_was_down_is_dead_in_the_time_since_it_failed_once_its_checks_have_failed_again() {
+    let mut pool = Pool::new("dead_after = \"60s\"", &[""; 2]);
+    pool.down(2);
+    pool.pass(20);
+    // And over a second restart before its checks have said anything.
+    let mut pool = pool
+        .restart_after(SOON)
+        .restart_after(Duration::from_secs(45));
+    pool.pass(5);
+    assert_eq!(pool.state(2), state::HOLDS, "it may be well by now");
+    let proving = Event {
+        checks: vec![CheckStatus::new("tcp".to_owned(), Condition::Down)],
+        ..event(2, Condition::Down)
+    };
+    pool.check(proving);
+    pool.pass(2);
+    assert_eq!(
+        pool.state(2),
+        state::HOLDS,
+        "it has not failed often enough"
+    );
+    pool.down(2);
+    pool.pass(1);
+    assert_eq!(pool.state(2), 0);
+    let mut pool = Pool::new("dead_after = \"60s\"", &[""; 2]);
+    pool.down(2);
+    let mut pool = pool.restart_after(LATER);
+    pool.up(2);
+    assert!(pool.takes(2));
+    pool.down(2);
+    pool.pass(59);
+    assert_eq!(pool.state(2), state::HOLDS, "another failure");
+}
+
+#[test]
+fn who_refused_is_used_in_no_panic_after_a_restart() {
+    let mut pool = Pool::new("panic_below = 100", &[""; 3]);
+    pool.refuses(3);
+    let mut pool = pool.restart_after(SOON);
+    pool.down(2);
+    assert!(pool.takes(2), "panic");
+    assert_eq!(pool.state(3), 0);
+}
+
+const AGENT: &str = "health = { type = \"agent\", port = 9777 }";
+
+#[test]
+fn what_agents_have_asked_for_stays_over_a_restart_until_they_say_otherwise() {
+    let mut pool = Pool::new(AGENT, &[""; 3]);
+    let asked = Asked {
+        weight: Some(50),
+        wants: Some(Wants::Drain),
+        says_down: true,
+        ..Asked::default()
+    };
+    pool.check(Event {
+        asked,
+        ..event(3, Condition::Up)
+    });
+    assert!(!pool.takes(3));
+    let mut pool = pool.restart_after(LATER);
+    pool.check(Event {
+        asked: pool.asked(3),
+        ..event(3, Condition::Up)
+    });
+    assert_eq!((pool.asked(3), pool.takes(3)), (asked, false));
+    assert_eq!(pool.reason(3), "its agent asks for it");
+    pool.check(event(3, Condition::Up));
+    assert!(pool.takes(3));
+    assert!(pool.core.history().is_empty());
+}
+
+#[test]
+fn what_agents_have_asked_for_goes_with_the_first_service_of_a_group() {
+    let mut pool = Pool::new(&format!("group = \"web\"\n{AGENT}"), &[""; 2]);
+    let mut second = pool.core.state().service(id()).unwrap().clone();
+    second.id = "10.0.0.2:80/tcp".parse().unwrap();
+    let second_id = second.id;
+    pool.change(Change::AddService(second));
+    let asked = Asked {
+        says_down: true,
+        ..Asked::default()
+    };
+    pool.check(Event {
+        asked,
+        ..event(2, Condition::Down)
+    });
+    pool.change(Change::RemoveService(id()));
+    let target = Target {
+        service: second_id,
+        address: address(2),
+    };
+    let targets = pool.core.targets();
+    let config = &targets[&target];
+    assert_eq!((config.asked, config.initial), (asked, Condition::Down));
+}
+
+#[test]
+fn what_agents_have_asked_for_is_nothing_to_a_service_without_them() {
+    let mut pool = Pool::new(AGENT, &[""; 2]);
+    let asked = Asked {
+        wants: Some(Wants::Drain),
+        ..Asked::default()
+    };
+    pool.check(Event {
+        asked,
+        ..event(2, Condition::Up)
+    });
+    let history = crate::reach::left_behind(&pool.core, SOON);
+    let pool = Pool::new("", &[""; 2]).restart_with(SOON, |_| history);
+    assert_eq!(pool.asked(2), Asked::default());
 }

@@ -10,7 +10,7 @@ use lb_userspace::{
     agent::{Core, history::History},
     config::{self, Tunnel},
     dataplane::memory::MemoryDataplane,
-    health::{Event, Target},
+    health::{Event, Target, reply::Asked},
     model::{Admin, Backend, Change, Service, ServiceId, Settings},
     snapshot::{BackendStatus, Condition, EventFilter, EventRecord},
 };
@@ -193,6 +193,12 @@ impl Pool {
     pub fn status(&self, n: u8) -> BackendStatus {
         let service = self.core.service(id()).unwrap();
         service.backend(address(n)).unwrap().clone()
+    }
+
+    /// What a backend's agent has asked for so far, as its checks are told.
+    pub fn asked(&self, n: u8) -> Asked {
+        let target = event(n, Condition::Up).target;
+        self.core.targets()[&target].asked
     }
 
     /// Why a backend is in the state that it is in.

@@ -403,6 +403,7 @@ fn describe(service: &Service) -> ServiceStatus {
                 weight: (backend.weight == WEIGHT_OF_AN_AGENT).then_some(50),
                 wants: (backend.weight == WEIGHT_OF_AN_AGENT).then_some(Wants::Drain),
                 max_connections: None,
+                says_down: false,
             },
             damping: damping(backend.weight),
             passive: (!service.passive.is_off()).then(signs),

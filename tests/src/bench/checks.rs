@@ -15,7 +15,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use lb_userspace::{
-    health::{Checker, Target, TargetConfig, Way, probes_in_flight},
+    health::{Checker, Target, TargetConfig, Way, probes_in_flight, reply::Asked},
     model::{Check, Health, Http, Probe, ServiceId},
     snapshot::Condition,
 };
@@ -152,6 +152,7 @@ fn start(runtime: &Runtime, probe: Probe, port: u16, in_flight: usize) -> Checke
             alone: true,
             way: Way::default(),
             initial: Condition::Starting,
+            asked: Asked::default(),
             also: Arc::default(),
         };
         let target = Target {

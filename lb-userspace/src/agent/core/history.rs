@@ -6,9 +6,9 @@ use lb_common::tables::Tick;
 
 use super::{Core, forced::Key, known::Down};
 use crate::{
-    agent::history::{EjectionsOf, FlapsOf, ForcedOf, History, TierOf},
+    agent::history::{AskedOf, DownOf, EjectionsOf, FlapsOf, ForcedOf, History, TierOf},
     dataplane::Dataplane,
-    model::{Admin, FlapDamping, Passive, ServiceId},
+    model::{Admin, FlapDamping, Passive, Service, ServiceId},
     plan::ticks,
 };
 
@@ -48,11 +48,32 @@ impl<D: Dataplane> Core<D> {
                 since: down.since,
                 dead: down.dead,
             });
+        // Who is only found so has yet to be shown to fail.
+        let down = known
+            .down
+            .iter()
+            .filter(|(_, down)| !down.found || down.failing);
+        let down = down.map(|(&(service, backend), down)| DownOf {
+            service,
+            backend,
+            since: down.since,
+            gone: down.gone,
+        });
+        let asked = known
+            .asked
+            .iter()
+            .map(|(&(service, backend), &asked)| AskedOf {
+                service,
+                backend,
+                asked,
+            });
         History {
             flaps: flaps.collect(),
             ejections: known.outliers.ejections().collect(),
             tiers: tiers.collect(),
             forced: forced.collect(),
+            down: down.collect(),
+            asked: asked.collect(),
         }
     }
 
@@ -102,6 +123,27 @@ impl<D: Dataplane> Core<D> {
                 };
                 self.known.forced.insert(key, down);
             }
+        }
+        for of in history.down {
+            self.take_up_down(&of);
+        }
+        for of in history.asked {
+            if let Some(key) = self.key_of(of.service, of.backend)
+                && self.state.service(key.0).is_some_and(Service::has_agents)
+            {
+                self.known.asked.insert(key, of.asked);
+            }
+        }
+    }
+
+    /// Who is down in the maps has been for longer than this agent has been there; its checks have to say so again before
+    /// anything comes of that.
+    fn take_up_down(&mut self, of: &DownOf<Tick>) {
+        let key = self.key_of(of.service, of.backend);
+        if let Some(down) = key.and_then(|key| self.known.down.get_mut(&key)) {
+            down.since = of.since;
+            down.gone = of.gone;
+            down.failing = true;
         }
     }
 

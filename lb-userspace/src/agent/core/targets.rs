@@ -39,6 +39,11 @@ impl<D: Dataplane> Core<D> {
                     address: backend.address,
                 };
                 let initial = self.condition(service, backend.address);
+                let asked = self
+                    .known
+                    .asked
+                    .get(&(service.id, backend.address))
+                    .copied();
                 targets.insert(
                     target,
                     TargetConfig {
@@ -47,6 +52,7 @@ impl<D: Dataplane> Core<D> {
                         way,
                         smooth: follows.map(|adaptive| smoothed_over(&adaptive)),
                         initial,
+                        asked: asked.unwrap_or_default(),
                         also: Arc::clone(&also),
                     },
                 );

@@ -213,7 +213,7 @@ impl From<&snapshot::BackendStatus> for Backend {
             last_error: status.last_error.clone(),
             latency_us: status.latency.and_then(micros),
             checks: status.checks.iter().map(Into::into).collect(),
-            asked: (status.asked != reply::Asked::default()).then(|| status.asked.into()),
+            asked: asks(status.asked).then(|| status.asked.into()),
             damping: (status.damping.failures > 0).then(|| Damping {
                 failures: status.damping.failures,
                 left_ms: status.damping.left.map(millis),
@@ -285,12 +285,24 @@ impl From<snapshot::PassiveStatus> for Passive {
     }
 }
 
+/// Whether an agent asks for anything, beside what it says of whether its backend can serve.
+fn asks(asked: reply::Asked) -> bool {
+    let says_down = asked.says_down;
+    asked
+        != reply::Asked {
+            says_down,
+            ..reply::Asked::default()
+        }
+}
+
 impl From<reply::Asked> for Asked {
     fn from(asked: reply::Asked) -> Self {
         let reply::Asked {
             weight,
             wants,
             max_connections,
+            // Told as its condition.
+            says_down: _,
         } = asked;
         Self {
             weight_percent: weight,

@@ -426,3 +426,32 @@ async fn a_question_that_cannot_be_prepared_is_told_and_blames_nobody() {
     assert_eq!(event.condition, Condition::Up);
     assert_eq!(event.error.as_deref(), Some("cannot check: no program"));
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_agents_down_is_remembered_over_other_checks_and_by_who_takes_over() {
+    let (mut checker, script, mut events) = checker();
+    *script.says.lock().unwrap() = "down".to_owned();
+    checker.set(targets([1], &agent(), Condition::Up));
+    let event = next_turn(&mut events).await;
+    assert_eq!(event.condition, Condition::Down);
+    *script.says.lock().unwrap() = "75%".to_owned();
+    // A service of the group gets another port.
+    let mut others = targets([1], &agent(), Condition::Up);
+    for config in others.values_mut() {
+        config.alone = false;
+    }
+    checker.set(others);
+    let quiet = time::timeout(INTERVAL * 20, next_turn(&mut events)).await;
+    assert!(quiet.is_err(), "{quiet:?}");
+    // The first service of the group goes, or lbd is started again.
+    drop(checker);
+    let (sender, mut events) = mpsc::channel(64);
+    let mut checker = Checker::with_prober(sender, script, 8);
+    let mut heirs = targets([1], &agent(), Condition::Down);
+    for config in heirs.values_mut() {
+        config.asked = event.asked;
+    }
+    checker.set(heirs);
+    let quiet = time::timeout(INTERVAL * 20, next_turn(&mut events)).await;
+    assert!(quiet.is_err(), "{quiet:?}");
+}
