@@ -1,12 +1,13 @@
 //! Network-namespace harness shared by tests, playground and benchmarks.
 //!
 //! [`topology`] lays out a client, a balancer and backends on one segment of [`netns`] namespaces;
-//! [`backend`], [`udp`] and [`queue`] put real servers into it, [`agent`] the programs under test, and [`load`]
+//! [`backend`], [`udp`], [`queue`] and [`answering`] put real servers into it, [`agent`] the programs under test, and [`load`]
 //! generates traffic and says what became of it; [`stage`] is all of that around given services, and
 //! [`playground`] all of it for people to try. Everything made here is unmade on drop, also after a
 //! panic; what a killed run left behind is swept by the next one.
 
 pub mod agent;
+pub mod answering;
 pub mod backend;
 pub mod bench;
 pub mod binaries;

@@ -16,6 +16,7 @@ use hickory_proto::{
     rr::{RData, Record, rdata::A},
 };
 use lb_tests::{
+    answering::answering,
     config::{Config, Health, Service},
     load::Background,
     netns::Namespace,
@@ -33,7 +34,7 @@ use rustls::{
 use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream, UdpSocket},
+    net::{TcpStream, UdpSocket},
     time,
 };
 use tokio_rustls::TlsAcceptor;
@@ -89,30 +90,8 @@ fn https(
         .with_no_client_auth()
         .with_single_cert(vec![certificate], key)?;
     let acceptor = TlsAcceptor::from(Arc::new(config));
-    serve(namespace, move |stream| answer(acceptor.clone(), stream))
-}
-
-/// Accepts checks at [`CHECK_PORT`], and answers each; how that ends is the checks' affair.
-fn serve<F>(
-    namespace: &Namespace,
-    answer: impl Fn(TcpStream) -> F + Send + 'static,
-) -> Result<Background<()>>
-where
-    F: Future<Output = io::Result<()>> + Send + 'static,
-{
-    Background::start(namespace, move |mut stop| async move {
-        let listener = TcpListener::bind(any(CHECK_PORT))
-            .await
-            .expect("a free port");
-        loop {
-            tokio::select! {
-                _ = stop.wait_for(|stop| *stop) => return,
-                accepted = listener.accept() => {
-                    let (stream, _) = accepted.expect("a connection");
-                    drop(tokio::spawn(answer(stream)));
-                }
-            }
-        }
+    answering(namespace, CHECK_PORT, move |stream| {
+        answer(acceptor.clone(), stream)
     })
 }
 
@@ -265,7 +244,7 @@ impl SpokenFor {
     fn start(namespace: &Namespace) -> Result<Self> {
         let line = Arc::new(Mutex::new("up ready 100%".to_owned()));
         let said = Arc::clone(&line);
-        let server = serve(namespace, move |mut stream| {
+        let server = answering(namespace, CHECK_PORT, move |mut stream| {
             let line = format!("{}\n", said.lock().expect("no panic"));
             async move { stream.write_all(line.as_bytes()).await }
         })?;

@@ -1,11 +1,13 @@
 //! `bench control`: how long the agent's core takes, over the maps of the loaded program. The maps are
-//! the kernel's and so are the waits for packets in flight; what is left out is the loop around the core,
-//! probes and the API.
+//! the kernel's and so are the waits for packets in flight; what is left out is the loop around the core (but for
+//! [`live`]), probes and the API. [`bounds`] says what is too long.
 //!
 //! [`pool`] measures one service of many backends, [`fleet`] many services at once, [`watched`] services of which
 //! it is looked at what packets show, [`sweep`] the flow tables, [`restart`] taking up the maps again.
 
+pub mod bounds;
 mod fleet;
+mod live;
 mod pool;
 mod restart;
 mod sweep;
@@ -22,6 +24,27 @@ use super::report::Latency;
 struct Size {
     backends: u32,
     slots: u32,
+}
+
+impl Size {
+    /// Of so many services as this one.
+    fn times(self, services: u32) -> Self {
+        Self {
+            backends: services * self.backends,
+            slots: services * self.slots,
+        }
+    }
+}
+
+impl Latency {
+    /// The same times, of so much.
+    fn of(self, size: Size) -> Self {
+        Self {
+            backends: size.backends,
+            slots: size.slots,
+            ..self
+        }
+    }
 }
 
 /// How often each thing is done.
@@ -54,8 +77,9 @@ pub fn run(quick: bool, filter: &str) -> Result<Vec<Latency>> {
     let effort = if quick { QUICK } else { FULL };
     let mut latencies = Vec::new();
     type Part = fn(Effort) -> Result<Vec<Latency>>;
-    let parts: [(&[&str], Part); 5] = [
+    let parts: [(&[&str], Part); 6] = [
         (&pool::NAMES, pool::run),
+        (&live::NAMES, live::run),
         (&fleet::NAMES, fleet::run),
         (&watched::NAMES, watched::run),
         (&sweep::NAMES, sweep::run),

@@ -31,5 +31,7 @@ fn main() -> Result<()> {
         cli.filter
     );
     println!("{}", cli.format.show(&latencies, control_table)?);
+    let exceeded = control::bounds::exceeded(&latencies, cli.quick);
+    ensure!(exceeded.is_empty(), "too slow: {}", exceeded.join("; "));
     Ok(())
 }

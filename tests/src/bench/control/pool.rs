@@ -2,13 +2,16 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::{Result, ensure};
 use lb_common::tables::feature;
 use lb_userspace::{
-    dataplane::{Capacity, bpf::LoadOptions},
+    dataplane::{
+        Capacity,
+        bpf::{LoadOptions, Program},
+    },
     health::{Event, Target},
     model::{Backend, Change, FlowState, Mode, Passive, Scheduler, ServiceId},
     snapshot::Condition,
@@ -22,12 +25,27 @@ use crate::bench::{
     services::{Guarded, Kind, Pool, numbered},
 };
 
-pub(super) const NAMES: [&str; 4] = ["decide-to-steer", "ring-follows", "add-backend", "weight"];
+pub(super) const NAMES: [&str; 6] = [
+    "decide-to-steer",
+    "ring-follows",
+    "add-backend",
+    "weight",
+    "outage-steers",
+    "outage-follows",
+];
 const BACKENDS: [u16; 3] = [10, 100, 1_000];
 /// The group's: all of its services share the pool and the ring.
 const GROUP: u32 = 1_000;
 const GROUPS_BACKENDS: u16 = 1_000;
 const GROUPS_RING: u32 = 65_537;
+/// As many services on their own, each with its pool.
+const SINGLES: u32 = 1_000;
+const SINGLES_BACKENDS: u16 = 10;
+const SINGLES_RING: u32 = 251;
+/// Backends of a pool half of which fail at once.
+const OUTAGE: u16 = 4_096;
+/// Percent of its weight below which it would panic: less than is left.
+const OUTAGE_PANIC: u8 = 40;
 
 pub(super) fn run(effort: Effort) -> Result<Vec<Latency>> {
     let mut latencies = Vec::new();
@@ -48,7 +66,30 @@ pub(super) fn run(effort: Effort) -> Result<Vec<Latency>> {
     };
     let mut bench = Bench::new(&group)?;
     latencies.extend(bench.failures(effort, &format!("-group-{GROUP}"))?);
+    let singles = Shape {
+        services: SINGLES,
+        ring_size: Some(SINGLES_RING),
+        ..Shape::of_one(SINGLES_BACKENDS)
+    };
+    let mut bench = Bench::new(&singles)?;
+    let size = bench.size()?.times(SINGLES);
+    let figures = bench.failures(effort, &format!("-services-{SINGLES}"))?;
+    latencies.extend(figures.map(|figure| figure.of(size)));
+    let outage = Shape {
+        panic_below: OUTAGE_PANIC,
+        ..Shape::of_one(OUTAGE)
+    };
+    latencies.extend(Bench::new(&outage)?.outages(effort)?);
     Ok(latencies)
+}
+
+/// What a check says.
+pub(super) fn event(service: ServiceId, address: SocketAddr, condition: Condition) -> Event {
+    let target = Target { service, address };
+    Event {
+        changed: true,
+        ..Event::new(target, condition)
+    }
 }
 
 /// What services there are, each of so many backends.
@@ -59,6 +100,9 @@ pub(super) struct Shape {
     /// All of them share a pool.
     pub(super) grouped: bool,
     pub(super) passive: Passive,
+    pub(super) panic_below: u8,
+    /// Of flows; as services have it where absent.
+    pub(super) moving_time: Option<Duration>,
 }
 
 impl Shape {
@@ -70,6 +114,8 @@ impl Shape {
             ring_size: None,
             grouped: false,
             passive: Passive::OFF,
+            panic_below: 0,
+            moving_time: None,
         }
     }
 
@@ -103,11 +149,35 @@ impl Shape {
 pub(super) struct Bench {
     pub(super) balancer: Balancer,
     /// Whose backends are checked: the first.
-    id: ServiceId,
+    pub(super) id: ServiceId,
     pool: Pool,
-    backends: Vec<Backend>,
+    pub(super) backends: Vec<Backend>,
+    pub(super) flows: NewFlows,
+}
+
+/// Flows that have not been before.
+pub(super) struct NewFlows {
     frame: Frame,
     next: u64,
+}
+
+impl NewFlows {
+    /// The next one.
+    fn next(&mut self) -> Vec<u8> {
+        let frame = self.frame.at(self.next);
+        self.next += 1;
+        frame
+    }
+
+    /// The next one whose packets go to a backend.
+    pub(super) fn next_of(&mut self, program: &mut Program, backend: IpAddr) -> Result<Vec<u8>> {
+        loop {
+            let frame = self.next();
+            if backend_of(program.xdp()?, &frame)? == backend {
+                return Ok(frame);
+            }
+        }
+    }
 }
 
 impl Bench {
@@ -139,6 +209,8 @@ impl Bench {
         for service in &mut services {
             service.group = shape.grouped.then(|| "bench".to_owned());
             service.passive = shape.passive;
+            service.panic_below = shape.panic_below;
+            service.moving_time = shape.moving_time.or(service.moving_time);
         }
         balancer.serve(services)?;
         balancer.reach_pool(pool.other());
@@ -153,8 +225,10 @@ impl Bench {
             id: numbered(0),
             pool,
             backends: pool.backends(),
-            frame: Frame::new(numbered(last).vip, Payload::Tcp(flags::SYN), 0, 1),
-            next: 0,
+            flows: NewFlows {
+                frame: Frame::new(numbered(last).vip, Payload::Tcp(flags::SYN), 0, 1),
+                next: 0,
+            },
         })
     }
 
@@ -167,13 +241,7 @@ impl Bench {
 
     /// A flow whose packets go to a backend.
     fn flow_of(&mut self, backend: SocketAddr) -> Result<Vec<u8>> {
-        loop {
-            let frame = self.frame.at(self.next);
-            self.next += 1;
-            if self.steered(&frame)? == backend.ip() {
-                return Ok(frame);
-            }
-        }
+        self.flows.next_of(&mut self.balancer.program, backend.ip())
     }
 
     fn steered(&mut self, frame: &[u8]) -> Result<IpAddr> {
@@ -183,8 +251,7 @@ impl Bench {
     /// Clients send so many SYNs twice.
     pub(super) fn resend(&mut self, times: usize) -> Result<()> {
         for _ in 0..times {
-            let frame = self.frame.at(self.next);
-            self.next += 1;
+            let frame = self.flows.next();
             for _ in 0..2 {
                 self.steered(&frame)?;
             }
@@ -212,7 +279,7 @@ impl Bench {
     fn fail(&mut self, turn: usize) -> Result<(Duration, Duration)> {
         let address = self.backends[turn % self.backends.len()].address;
         let flow = self.flow_of(address)?;
-        let down = self.event(address, Condition::Down);
+        let down = event(self.id, address, Condition::Down);
         #[expect(clippy::disallowed_methods, reason = "what is measured")]
         let start = Instant::now();
         let follow = self.balancer.core.health(down);
@@ -222,7 +289,7 @@ impl Bench {
         ensure!(follow, "the ring does not follow");
         self.balancer.core.enforce()?;
         let followed = start.elapsed();
-        let up = self.event(address, Condition::Up);
+        let up = event(self.id, address, Condition::Up);
         self.balancer.core.health(up);
         self.balancer.core.enforce()?;
         self.balancer.rest()?;
@@ -233,15 +300,48 @@ impl Bench {
         Ok((steer, followed))
     }
 
-    fn event(&self, address: SocketAddr, condition: Condition) -> Event {
-        let target = Target {
-            service: self.id,
-            address,
-        };
-        Event {
-            changed: true,
-            ..Event::new(target, condition)
+    /// Half of the backends fail at once, time and again.
+    fn outages(&mut self, effort: Effort) -> Result<[Latency; 2]> {
+        let size = self.size()?;
+        let (mut steers, mut follows) = (Vec::new(), Vec::new());
+        for _ in 0..effort.seldom {
+            let (steer, follow) = self.outage()?;
+            steers.push(steer);
+            follows.push(follow);
         }
+        Ok([
+            latency("outage-steers", size, steers),
+            latency("outage-follows", size, follows),
+        ])
+    }
+
+    /// How long until a new flow of the last of them goes elsewhere, and until the ring knows and all is told.
+    fn outage(&mut self) -> Result<(Duration, Duration)> {
+        let half = self.backends.len() / 2;
+        let victims: Vec<SocketAddr> = self.backends[..half].iter().map(|b| b.address).collect();
+        let last = victims[half - 1];
+        let flow = self.flow_of(last)?;
+        let events = |condition| -> Vec<Event> {
+            let each = victims.iter();
+            each.map(|&address| event(self.id, address, condition))
+                .collect()
+        };
+        let (down, up) = (events(Condition::Down), events(Condition::Up));
+        #[expect(clippy::disallowed_methods, reason = "what is measured")]
+        let start = Instant::now();
+        let follow = self.balancer.core.health_of_all(down);
+        let to = self.steered(&flow)?;
+        let steer = start.elapsed();
+        ensure!(to != last.ip(), "{last} is down and gets a new flow");
+        ensure!(follow, "the ring does not follow");
+        self.balancer.core.enforce()?;
+        self.balancer.core.observe(SystemTime::UNIX_EPOCH);
+        let followed = start.elapsed();
+        self.balancer.core.health_of_all(up);
+        self.balancer.core.enforce()?;
+        self.balancer.core.observe(SystemTime::UNIX_EPOCH);
+        self.balancer.rest()?;
+        Ok((steer, followed))
     }
 
     /// One backend more.

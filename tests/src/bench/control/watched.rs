@@ -7,7 +7,7 @@ use anyhow::Result;
 use lb_userspace::model::Passive;
 
 use super::{
-    Effort, Size, latency,
+    Effort, latency,
     pool::{Bench, Shape},
 };
 use crate::bench::report::Latency;
@@ -33,10 +33,7 @@ pub(super) fn run(effort: Effort) -> Result<Vec<Latency>> {
             ..Shape::of_one(backends)
         })?;
         let own = bench.size()?;
-        let size = Size {
-            backends: services * own.backends,
-            slots: services * own.slots,
-        };
+        let size = own.times(services);
         // The first takes everybody up.
         bench.balancer.core.watch();
         let looks = (0..effort.often).map(|_| look(&mut bench)).collect();
@@ -47,12 +44,9 @@ pub(super) fn run(effort: Effort) -> Result<Vec<Latency>> {
         latencies.push(latency(named("look-at-suspects"), size, looks));
         let [steer, follow] = bench.failures(effort, "")?;
         for (what, found) in [("decide-to-steer", steer), ("ring-follows", follow)] {
-            latencies.push(Latency {
-                scenario: named(what),
-                backends: size.backends,
-                slots: size.slots,
-                ..found
-            });
+            let found = found.of(size);
+            let scenario = named(what);
+            latencies.push(Latency { scenario, ..found });
         }
     }
     Ok(latencies)
