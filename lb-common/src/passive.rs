@@ -3,8 +3,8 @@
 //!
 //! Where a backend's answers pass, they tell ([`heard`], [`note`]): a SYN-ACK, the reset of a closed port, an ICMP
 //! error on the way to it. Where it answers clients directly, only clients' packets pass, and of some flows,
-//! which their hash picks, it is watched whether a SYN is followed by what only an answer brings about
-//! ([`watch`], [`follow`]).
+//! which their hash picks, it is watched whether a SYN is followed by what only an answer brings about, and how
+//! soon ([`watch`], [`follow`]); also where answers pass and somebody wants to know how soon.
 
 use network_types::tcp::TcpHdr;
 

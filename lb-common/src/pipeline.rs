@@ -386,14 +386,13 @@ fn to_backend<'t, P: Packet, T: Tables>(
     }
     let bytes = packet.length_around(flow.end()) as u64;
     let mode = service.descriptor.mode;
+    if tables.knows(feature::PASSIVE) && service.descriptor.sampling() != 0 {
+        passive::watch(packet, tables, flow, service.descriptor, backend, hash);
+    }
     if tables.knows(feature::NAT) && mode == mode::NAT {
         let port = service.descriptor.port_at(backend, flow.destination_port);
         translate(packet, flow, backend, port)?;
     } else {
-        // Where answers pass, they tell more than clients do.
-        if tables.knows(feature::PASSIVE) && service.descriptor.sampling() != 0 {
-            passive::watch(packet, tables, flow, service.descriptor, backend, hash);
-        }
         egress::deliver(packet, tables, flow, mode, backend, hash)?;
     }
     tables.count_service(service.index, bytes, flow.opens());

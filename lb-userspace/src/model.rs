@@ -482,10 +482,21 @@ impl Service {
         self.access_list.is_some() || !self.flow_limit.is_none() || !self.source_limit.is_none()
     }
 
-    /// Whether its clients' handshakes tell how backends are: where those answer by the balancer, their answers tell,
+    /// Whether its clients' handshakes tell which backends fail: where those answer by the balancer, their answers tell,
     /// and no client can make them.
-    pub fn watches_handshakes(&self) -> bool {
+    pub fn judges_handshakes(&self) -> bool {
         !self.passive.is_off() && self.mode != Mode::Nat
+    }
+
+    /// Whether weights follow how long they take.
+    pub fn times_handshakes(&self) -> bool {
+        self.adaptive
+            .is_some_and(|adaptive| adaptive.from.handshake)
+    }
+
+    /// Whether they are watched, for either.
+    pub fn watches_handshakes(&self) -> bool {
+        self.judges_handshakes() || self.times_handshakes()
     }
 
     /// The backend at `address`.

@@ -1,4 +1,4 @@
-//! A mean of samples that forgets: each counts the less, the older it is. Pure.
+//! Means of samples that forget: each counts the less, the older it is. Pure.
 
 use std::time::Duration;
 
@@ -33,6 +33,41 @@ impl Smooth {
         // What has been nothing so far has nothing to be compared with.
         let most = if mean > 0.0 { mean * MOST } else { sample };
         self.mean = Some(mean + part * (sample.min(most) - mean));
+    }
+}
+
+/// Samples that are counted and added up elsewhere, so that many at a time say more than few; they are forgotten as well.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Total {
+    samples: f64,
+    sum: f64,
+}
+
+impl Total {
+    /// So many samples with this mean.
+    pub fn of(samples: f64, mean: f64) -> Self {
+        let sum = samples * mean;
+        Self { samples, sum }
+    }
+
+    /// Their mean, where there are any.
+    pub fn mean(self) -> Option<f64> {
+        (self.samples > 0.0).then(|| self.sum / self.samples)
+    }
+
+    /// Both together.
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            samples: self.samples + other.samples,
+            sum: self.sum + other.sum,
+        }
+    }
+
+    /// Takes in so many samples with this sum, so long after those before; `over` is the time constant.
+    pub fn add(&mut self, samples: f64, sum: f64, passed: Duration, over: Duration) {
+        let kept = (-passed.as_secs_f64() / over.as_secs_f64().max(f64::MIN_POSITIVE)).exp();
+        self.samples = self.samples * kept + samples;
+        self.sum = self.sum * kept + sum;
     }
 }
 
@@ -86,6 +121,21 @@ mod tests {
         seldom.add(2.0, SECOND * 10, OVER);
         let means = [often, seldom].map(|smooth| smooth.mean().unwrap());
         assert!((means[0] - means[1]).abs() < 1e-9, "{means:?}");
+    }
+
+    #[test]
+    fn samples_that_are_added_up_count_by_their_number_and_are_forgotten_with_time() {
+        let mut total = Total::default();
+        assert_eq!(total.mean(), None);
+        total.add(90.0, 90.0, SECOND, OVER);
+        total.add(10.0, 110.0, Duration::ZERO, OVER);
+        assert_eq!(total.mean(), Some(2.0));
+        // After one time constant, as many of another kind weigh e times as much.
+        total.add(100.0, 0.0, OVER, OVER);
+        let kept = std::f64::consts::E.recip();
+        assert!((total.mean().unwrap() - 2.0 * kept / (1.0 + kept)).abs() < 1e-9);
+        let both = Total::of(100.0, 2.0).plus(Total::of(300.0, 6.0));
+        assert_eq!(both, Total::of(400.0, 5.0));
     }
 
     proptest! {

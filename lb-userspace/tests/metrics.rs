@@ -107,6 +107,7 @@ fn snapshot() -> Snapshot {
             wanted: 25,
             reversals: 0,
             latency: None,
+            handshake: None,
         }),
         effective_weight: 1.5,
         reachable: true,

@@ -232,6 +232,32 @@ fn it_does_so_in_every_such_mode_and_where_clients_are_told_by_their_address() {
 }
 
 #[test]
+fn where_answers_pass_clients_tell_how_soon_they_come_if_they_are_asked() {
+    for (sampling, progressed) in [(0, 0), (1, 1)] {
+        for (client, vip) in [(CLIENT4, VIP4), (CLIENT6, VIP6)] {
+            let stage = Stage::new()
+                .serve(
+                    Mode::Nat,
+                    vip,
+                    TCP,
+                    &[server(if vip == VIP4 { SERVER4 } else { SERVER6 })],
+                )
+                .watching(sampling, INGRESS)
+                .route(ip(client), EGRESS);
+            stage.run(&tcp(client, vip, Flags::SYN, SEQUENCE));
+            stage.ticks(5);
+            let signs = shown(&stage, &[tcp(client, vip, Flags::ACK, SEQUENCE + 1)]);
+            let expected = Signs {
+                progressed,
+                nanoseconds: progressed * 5 * TICK,
+                ..Signs::default()
+            };
+            assert_eq!(signs, expected);
+        }
+    }
+}
+
+#[test]
 fn a_syn_that_is_sent_again_shows_once_that_it_was_not_answered() {
     let stage = direct(1);
     let syn = || tcp(CLIENT4, VIP4, Flags::SYN, SEQUENCE);

@@ -4,8 +4,9 @@
 //! **What it should be.** A backend's share is in inverse proportion to its latency: one that takes four times as long as
 //! the median of its tier gets a quarter. With that, load leads to the shares that speeds have: a server that answers μ
 //! requests a second, and gets λ of them, takes 1/(μ-λ) for each (M/M/1), so that weights in proportion to μ-λ are at rest
-//! where λ is in proportion to μ, whatever the load. Flows in progress for its capacity count in the same way, and since the
-//! backend's own weight is in them they are at rest half-way: at the root of what the speeds are. The worse of both counts,
+//! where λ is in proportion to μ, whatever the load. So does how long its clients' handshakes take. Flows in progress for its
+//! capacity count in the same way, and since the
+//! backend's own weight is in them they are at rest half-way: at the root of what the speeds are. The worst of these counts,
 //! times what its agent asks for.
 //!
 //! **How it gets there.** Within the bounds, by half of what is missing at most and [`STEP`] at a time, and only if that is
@@ -23,6 +24,7 @@ use lb_common::tables::Tick;
 use crate::{
     model::Adaptive,
     plan::{has_passed, ticks},
+    smooth::Total,
 };
 
 /// Part of what is missing that is made up for at once, before any reversal.
@@ -35,12 +37,17 @@ pub const CALM: u32 = 360;
 const SMOOTHED: u32 = 3;
 /// Flows in progress that everybody is taken to have beside its own, so that few are not compared.
 const FEW: f64 = 10.0;
+/// Handshakes as long as those of its tier on average that everybody is taken to have beside its own, so that few say little,
+/// and who has none left is like any other.
+const FEW_HANDSHAKES: f64 = 20.0;
 
 /// What is known of how a backend fares.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Signs {
     /// How long it takes to answer.
     pub latency: Option<Duration>,
+    /// How long its clients' handshakes take, in seconds.
+    pub handshakes: Option<Total>,
     /// Its flows in progress.
     pub flows: Option<f64>,
     /// What it can carry, to any scale that it shares with its tier.
@@ -268,21 +275,27 @@ fn wanted(signs: &BTreeMap<SocketAddr, Signs>, policy: &Adaptive) -> Vec<Option<
     let floor = policy.latency_floor.as_secs_f64();
     let latency = |signs: &Signs| Some(signs.latency?.as_secs_f64() + floor);
     let latencies = next_to_median(signs.values().map(latency));
+    let known = signs.values().filter_map(|signs| signs.handshakes);
+    let usual = known.fold(Total::default(), Total::plus).mean();
+    let handshake = |signs: &Signs| {
+        let own = signs.handshakes?.plus(Total::of(FEW_HANDSHAKES, usual?));
+        Some(own.mean()? + floor)
+    };
+    let handshakes = next_to_median(signs.values().map(handshake));
     let mean = signs.values().map(|s| s.capacity).sum::<f64>() / signs.len().max(1) as f64;
     let load = |signs: &Signs| Some(signs.flows? / signs.capacity + FEW / mean);
     let loads = next_to_median(signs.values().map(load));
     let [least, most] = bounds(policy);
-    let each = signs.values().zip(latencies.into_iter().zip(loads));
-    each.map(|(signs, (latency, load))| {
+    let times = latencies.into_iter().zip(handshakes);
+    let each = signs.values().zip(times.zip(loads));
+    each.map(|(signs, ((latency, handshake), load))| {
         // What is known of one alone is known next to nobody.
-        let worse = match (latency, load) {
-            (Some(latency), Some(load)) => Some(latency.min(load)),
-            (one, other) => one.or(other),
-        };
+        let known = [latency, handshake, load].into_iter().flatten();
+        let worst = known.reduce(f64::min);
         let asked = signs.asked.map(|percent| f64::from(percent.max(1)) / 100.0);
-        let share = match (worse, asked) {
+        let share = match (worst, asked) {
             (None, None) => return None,
-            (worse, asked) => worse.unwrap_or(1.0) * asked.unwrap_or(1.0),
+            (worst, asked) => worst.unwrap_or(1.0) * asked.unwrap_or(1.0),
         };
         Some(share.ln().clamp(least, most))
     })

@@ -123,6 +123,31 @@ fn an_agent_asks_for_a_share_of_what_else_counts() {
 }
 
 #[test]
+fn handshakes_count_by_their_number_and_the_worst_sign_decides() {
+    let timed = |samples: [f64; 3], millis: [f64; 3]| {
+        let mut signs = of_latencies(&[99; 3]);
+        for (signs, (samples, millis)) in signs.values_mut().zip(samples.into_iter().zip(millis)) {
+            signs.handshakes = Some(Total::of(samples, millis / 1e3));
+        }
+        signs
+    };
+    let shares = after(50, &timed([1e4; 3], [99.0, 99.0, 399.0]), &policy());
+    assert!((25..=31).contains(&shares[2]), "{shares:?}");
+    // A single one that takes long is no news, and neither is none at all.
+    for few in [1.0, 0.0] {
+        let shares = after(50, &timed([1e4, 1e4, few], [99.0, 99.0, 399.0]), &policy());
+        assert_eq!(shares, [100; 3]);
+    }
+    let mut signs = timed([1e4; 3], [99.0, 99.0, 399.0]);
+    signs.get_mut(&address(1)).unwrap().latency = Some(Duration::from_millis(199));
+    let shares = after(50, &signs, &policy());
+    assert!(
+        (50..=60).contains(&shares[1]) && (25..=31).contains(&shares[2]),
+        "{shares:?}"
+    );
+}
+
+#[test]
 fn a_move_against_the_last_one_makes_the_next_smaller_until_it_has_been_calm() {
     let mut shares = Shares::default();
     let slow = of_latencies(&[99, 99, 999]);

@@ -28,7 +28,7 @@ pub(super) fn read(service: &Section<'_>) -> Option<Option<Adaptive>> {
 /// What the values may be is the model's to say.
 fn read_section(section: &Section<'_>) -> Option<Adaptive> {
     if !section.has("from") {
-        let problem = "missing: write from = [\"latency\"], \"flows\" or \"agent\", or several";
+        let problem = "missing: write from = [\"latency\"], \"handshake\", \"flows\" or \"agent\", or several";
         section.error(section.span(), "from", problem);
         return None;
     }
@@ -52,13 +52,18 @@ fn read_section(section: &Section<'_>) -> Option<Adaptive> {
 }
 
 fn signal(section: &Section<'_>, name: &Located<&str>) -> Option<Signal> {
-    let known = [Signal::Latency, Signal::Flows, Signal::Agent];
+    let known = [
+        Signal::Latency,
+        Signal::Handshake,
+        Signal::Flows,
+        Signal::Agent,
+    ];
     let found = known
         .into_iter()
         .find(|&signal| name_of(signal) == *name.get_ref());
     if found.is_none() {
         let problem = format!(
-            "`{}` is nothing that weights can follow: use \"latency\", \"flows\" or \"agent\"",
+            "`{}` is nothing that weights can follow: use \"latency\", \"handshake\", \"flows\" or \"agent\"",
             name.get_ref().escape_debug()
         );
         section.error(name.span(), "from", problem);

@@ -6,7 +6,7 @@ use std::{fmt, ops::RangeInclusive, time::Duration};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-use super::{ModelError, Probe, Service, check::invalid, millis, name_of};
+use super::{Mode, ModelError, Probe, Protocol, Service, check::invalid, millis, name_of};
 
 /// What a backend's weight can follow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ValueEnum)]
@@ -14,6 +14,8 @@ use super::{ModelError, Probe, Service, check::invalid, millis, name_of};
 pub enum Signal {
     /// How long its probes take.
     Latency,
+    /// How long the handshakes of its clients take.
+    Handshake,
     /// Its flows in progress.
     Flows,
     /// The share of its weight that its agent asks for.
@@ -26,6 +28,8 @@ pub enum Signal {
 pub struct Signals {
     /// [`Signal::Latency`].
     pub latency: bool,
+    /// [`Signal::Handshake`].
+    pub handshake: bool,
     /// [`Signal::Flows`].
     pub flows: bool,
     /// [`Signal::Agent`].
@@ -38,6 +42,7 @@ impl FromIterator<Signal> for Signals {
         for signal in signals {
             match signal {
                 Signal::Latency => all.latency = true,
+                Signal::Handshake => all.handshake = true,
                 Signal::Flows => all.flows = true,
                 Signal::Agent => all.agent = true,
             }
@@ -56,6 +61,7 @@ impl From<Signals> for Vec<Signal> {
     fn from(signals: Signals) -> Self {
         let each = [
             (signals.latency, Signal::Latency),
+            (signals.handshake, Signal::Handshake),
             (signals.flows, Signal::Flows),
             (signals.agent, Signal::Agent),
         ];
@@ -232,6 +238,19 @@ pub(super) fn check_adaptive(service: &Service) -> Result<(), ModelError> {
         let problem = "\"latency\" is that of probes, and no check has any: add a check of type \"http\" or another that asks the server, or leave it out";
         return invalid(service.id, "adaptive.from", problem);
     }
+    if adaptive.from.handshake {
+        let refuse = |problem| invalid(service.id, "adaptive.from", problem);
+        if service.id.protocol != Protocol::Tcp {
+            return refuse(
+                "\"handshake\" is that of TCP, and UDP has none: use \"latency\", or leave it out",
+            );
+        }
+        if service.mode == Mode::FullNat {
+            return refuse(
+                "\"handshake\" is not measured in mode \"full-nat\" yet: use \"latency\", or another mode",
+            );
+        }
+    }
     if adaptive.from.agent && !probes.any(|probe| matches!(probe, Probe::Agent(_))) {
         let problem = "\"agent\" is what a backend's agent asks for, and no check is of type \"agent\": add one, or leave it out";
         return invalid(service.id, "adaptive.from", problem);
@@ -241,4 +260,28 @@ pub(super) fn check_adaptive(service: &Service) -> Result<(), ModelError> {
         return invalid(service.id, "adaptive.from", problem);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn handshakes_are_followed_where_there_are_any_that_are_measured() {
+        let refused = |id: &str, mode| {
+            let service = Service {
+                adaptive: Some(Adaptive::by([Signal::Handshake])),
+                ..Service::new(id.parse().unwrap(), mode)
+            };
+            let error = check_adaptive(&service).err();
+            error.map(|error| error.to_string()).unwrap_or_default()
+        };
+        let udp = refused("10.0.0.1:53/udp", Mode::Nat);
+        assert!(udp.contains("UDP has none: use \"latency\""), "{udp}");
+        let full_nat = refused("10.0.0.1:80/tcp", Mode::FullNat);
+        assert!(full_nat.contains("or another mode"), "{full_nat}");
+        for mode in [Mode::Nat, Mode::L2, Mode::Ipip, Mode::Gue] {
+            assert_eq!(refused("10.0.0.1:80/tcp", mode), "", "{mode:?}");
+        }
+    }
 }

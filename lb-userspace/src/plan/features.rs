@@ -26,7 +26,10 @@ fn of(service: &Service) -> u32 {
     mode | flag(service.id.has_every_port(), feature::ALL_PORTS)
         | flag(service.is_guarded(), feature::GUARDS)
         | flag(service.quic.is_some(), feature::QUIC)
-        | flag(!service.passive.is_off(), feature::PASSIVE)
+        | flag(
+            !service.passive.is_off() || service.watches_handshakes(),
+            feature::PASSIVE,
+        )
         | flag(service.mss_clamp != MssClamp::Off, feature::MSS)
         | flag(by_source, feature::BY_SOURCE)
 }

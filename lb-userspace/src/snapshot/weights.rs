@@ -31,6 +31,8 @@ pub struct AdaptiveStatus {
     pub reversals: u32,
     /// How long its probes take on average, where that counts.
     pub latency: Option<Duration>,
+    /// How long its clients' handshakes take on average, where that counts.
+    pub handshake: Option<Duration>,
 }
 
 /// How the weights of a pool follow how its backends fare.

@@ -585,7 +585,7 @@ const BAD_SERVICES: &[Bad] = &[
         "adaptive = { from = [\"luck\"] }",
         4,
         "service[0].adaptive.from",
-        "use \"latency\", \"flows\" or \"agent\"",
+        "use \"latency\", \"handshake\", \"flows\" or \"agent\"",
     ),
     (
         "adaptive = { from = [\"latency\"], least = 100, most = 100 }",

@@ -54,7 +54,7 @@ persistence_prefix = 24
 spill_below = 50
 failback = "30s"
 slow_start = "45s from 20%"
-adaptive = { from = ["latency"], least = 30, most = 300, dead_band = 10, unsteady = 8, interval = "5s", latency_floor = "3ms" }
+adaptive = { from = ["latency", "handshake"], least = 30, most = 300, dead_band = 10, unsteady = 8, interval = "5s", latency_floor = "3ms" }
 flap_damping = "10s to 2m"
 passive = "refusals=2,window=20s"
 panic_below = 40
@@ -163,7 +163,7 @@ fn every_key_of_the_format_is_read() {
         ("45s from 20%".to_owned(), "off".to_owned())
     );
     let adaptive = Adaptive {
-        from: [Signal::Latency].into_iter().collect(),
+        from: [Signal::Latency, Signal::Handshake].into_iter().collect(),
         least: 30,
         most: 300,
         dead_band: 10,

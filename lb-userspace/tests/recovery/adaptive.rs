@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
+use lb_common::tables::{Sign, Tables as _};
 use lb_userspace::{
     capacity,
     dataplane::{Dataplane as _, Operation},
     health::{Event, Target, reply::Asked},
-    model::{Adaptive, Change, Service, ServiceId, Settings, Signal},
+    model::{Adaptive, Change, Mode, Passive, Service, ServiceId, Settings, Signal},
     plan::{census, ticks},
     snapshot::Condition,
 };
@@ -121,6 +122,114 @@ fn what_agents_ask_for_is_followed_by_and_by_but_none_at_all_at_once() {
     assert!(u64::from(fewest) * 100 >= u64::from(SLOTS) * 95, "{fewest}");
     ask(&mut pool, 0);
     assert!(!pool.takes(4));
+}
+
+/// So many seconds pass, in each of which so many handshakes with each backend take so many milliseconds, or are
+/// not answered.
+fn shake(pool: &mut Pool, seconds: u32, each: [(u64, u64, u64); 4]) {
+    for _ in 0..seconds {
+        for (n, (answered, millis, missed)) in (1..).zip(each) {
+            let placed = pool.core.layout().placed(id()).unwrap();
+            let counters = placed.member(address(n)).unwrap().1.backend.counters;
+            let tables = &pool.core.dataplane().tables;
+            tables.add_sign(counters, Sign::Progressed, answered);
+            tables.add_sign(counters, Sign::Nanoseconds, answered * millis * 1_000_000);
+            tables.add_sign(counters, Sign::Resent, missed);
+        }
+        pass(pool, 1);
+    }
+}
+
+const BY_HANDSHAKE: &str = "moving_time = \"20s\"\nhealth = { type = \"none\" }\nadaptive = { from = [\"handshake\"], interval = \"1s\" }";
+
+#[test]
+fn backends_whose_clients_wait_for_their_handshakes_get_less() {
+    let mut pool = four(BY_HANDSHAKE);
+    assert!(pool.core.watches());
+    // What they showed before was of another time.
+    for n in 1..=4 {
+        let placed = pool.core.layout().placed(id()).unwrap();
+        let counters = placed.member(address(n)).unwrap().1.backend.counters;
+        let tables = &pool.core.dataplane().tables;
+        tables.add_sign(counters, Sign::Progressed, 1_000_000);
+        tables.add_sign(
+            counters,
+            Sign::Nanoseconds,
+            u64::from(n) * 1_000_000_000_000_000,
+        );
+    }
+    pass(&mut pool, 1);
+    shake(&mut pool, 30, [(100, 19, 0); 4]);
+    assert_eq!(percents(&pool), [100; 4]);
+    shake(
+        &mut pool,
+        300,
+        [(100, 19, 0), (100, 19, 0), (100, 19, 0), (100, 79, 0)],
+    );
+    let [others @ .., slow] = percents::<4>(&pool);
+    assert_eq!(others, [100; 3]);
+    assert!((25..=33).contains(&slow), "{slow}");
+    let handshake = pool.status(4).adaptive.unwrap().handshake.unwrap();
+    assert_eq!(handshake.as_millis(), 79);
+    assert_eq!(pool.status(4).passive, None);
+    shake(&mut pool, 300, [(100, 19, 0); 4]);
+    let [.., back] = percents::<4>(&pool);
+    assert!(back > 70, "{back}");
+}
+
+#[test]
+fn a_handshake_that_is_not_answered_has_taken_as_long_as_it_was_given() {
+    let mut pool = four(&format!(
+        "{BY_HANDSHAKE}\npassive = \"handshake=2s,failing=0%\""
+    ));
+    pass(&mut pool, 1);
+    // One of a hundred for two seconds is twenty milliseconds for each.
+    shake(
+        &mut pool,
+        300,
+        [(100, 19, 0), (100, 19, 0), (100, 19, 0), (99, 19, 1)],
+    );
+    let [.., slow] = percents::<4>(&pool);
+    let handshake = pool.status(4).adaptive.unwrap().handshake.unwrap();
+    assert_eq!(handshake, Duration::from_micros(38_810));
+    assert!((51..=66).contains(&slow), "{slow}");
+    // And the same of all says nothing of any.
+    shake(&mut pool, 600, [(99, 19, 1); 4]);
+    let [.., back] = percents::<4>(&pool);
+    assert!(back > 70, "{back}");
+}
+
+#[test]
+fn in_mode_nat_handshakes_are_timed_where_weights_follow_them_and_nobody_is_kept_out_for_any() {
+    let nat = |keys: &str| Pool::in_mode("nat", SLOTS, keys, &[""; 4]);
+    let sampling = |pool: &Pool| {
+        let placed = pool.core.layout().placed(id()).unwrap();
+        placed.descriptor.sampling()
+    };
+    assert_eq!(sampling(&nat("passive = \"on\"")), 0);
+    let mut pool = nat(&format!("{BY_HANDSHAKE}\npassive = \"on\""));
+    assert_eq!(pool.core.state().service(id()).unwrap().mode, Mode::Nat);
+    assert_eq!(sampling(&pool), 1);
+    for _ in 0..300 {
+        shake(
+            &mut pool,
+            1,
+            [(100, 19, 0), (100, 19, 0), (100, 19, 0), (0, 0, 100)],
+        );
+        pool.core.watch();
+    }
+    let [.., slow] = percents::<4>(&pool);
+    assert!(slow < 30, "{slow}");
+    assert!(pool.takes(4));
+    let shown = pool.status(4).passive.unwrap();
+    assert_eq!((shown.missed, shown.ejections), (30_000, 0));
+    let off = Settings {
+        adaptive: Some(None),
+        passive: Some(Passive::OFF),
+        ..Settings::default()
+    };
+    pool.set(off);
+    assert_eq!((sampling(&pool), pool.core.watches()), (0, false));
 }
 
 #[test]

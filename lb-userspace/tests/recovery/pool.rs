@@ -47,10 +47,25 @@ impl Pool {
 
     /// The same, over these maps.
     pub fn over(memory: MemoryDataplane, slots: u32, keys: &str, backends: &[&str]) -> Self {
+        Self::made(memory, "ipip", slots, keys, backends)
+    }
+
+    /// The same in another mode.
+    pub fn in_mode(mode: &str, slots: u32, keys: &str, backends: &[&str]) -> Self {
+        Self::made(memory(), mode, slots, keys, backends)
+    }
+
+    fn made(
+        memory: MemoryDataplane,
+        mode: &str,
+        slots: u32,
+        keys: &str,
+        backends: &[&str],
+    ) -> Self {
         let backend = |(n, keys): (u8, &&str)| format!("{{ address = \"{}\"{keys} }}", address(n));
         let backends: Vec<String> = (1..).zip(backends).map(backend).collect();
         let text = format!(
-            "[[service]]\nvip = \"{VIP}\"\nmode = \"ipip\"\nring_size = {slots}\n{keys}\nbackend = [{}]\n",
+            "[[service]]\nvip = \"{VIP}\"\nmode = \"{mode}\"\nring_size = {slots}\n{keys}\nbackend = [{}]\n",
             backends.join(", ")
         );
         let services = config::parse(&text, "test").unwrap().services;

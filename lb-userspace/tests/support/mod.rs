@@ -385,6 +385,7 @@ fn adaptive(weight: u16) -> Option<AdaptiveStatus> {
         wanted: 25,
         reversals: 1,
         latency: Some(Duration::from_millis(12)),
+        handshake: None,
     })
 }
 

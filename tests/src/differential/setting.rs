@@ -14,8 +14,8 @@ use lb_userspace::{
     dataplane::Dataplane,
     health::{Event, Target},
     model::{
-        AccessList, AddressPool, Change, ClientAddress, FlowState, Health, Mode, MssClamp, Passive,
-        Prefix, Protocol, Scheduler, Service, Unserved,
+        AccessList, Adaptive, AddressPool, Change, ClientAddress, FlowState, Health, Mode,
+        MssClamp, Passive, Prefix, Protocol, Scheduler, Service, Signal, Unserved,
     },
     neighbours::Update,
     plan::features,
@@ -110,6 +110,7 @@ impl Setting {
         if features & feature::PASSIVE == 0 {
             for service in &mut setting.services {
                 service.passive = Passive::default();
+                service.adaptive = None;
             }
         }
         let needs_more =
@@ -168,6 +169,10 @@ fn service(vip: &str, mode: Mode, backends: &[&str]) -> Result<Service> {
     };
     if service.id.protocol == Protocol::Tcp && !may_not && !vip.contains("::3]") {
         service.passive = Passive::ON;
+    }
+    // Where answers pass, handshakes are watched for their times alone.
+    if vip == "10.0.0.1:80/tcp" {
+        service.adaptive = Some(Adaptive::by([Signal::Handshake]));
     }
     Ok(service)
 }

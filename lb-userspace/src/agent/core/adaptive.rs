@@ -12,18 +12,18 @@ use std::{
 
 use lb_common::tables::{Tick, state};
 
-use super::{Core, asked, forced::Key, targets::inherit};
+use super::{Core, asked, forced::Key, outliers::Handshakes, targets::inherit};
 use crate::{
     agent::adaptive::{Move, Shares, Signs, TRIES, smaller, smoothed_over},
     dataplane::Dataplane,
     health::Target,
     model::{Adaptive, Backend, Service, ServiceId, Signals},
     plan::{self, Placed, has_passed, ticks},
-    smooth::Smooth,
+    smooth::{Smooth, Total},
     snapshot::{AdaptivePoolStatus, AdaptiveStatus},
 };
 
-/// From one count of flows in progress to the next.
+/// From one count of flows in progress, and of handshakes, to the next.
 const COUNT: Duration = Duration::from_secs(1);
 
 /// What is known of pools whose weights follow how they fare, under their first services.
@@ -44,11 +44,22 @@ struct Pool {
     /// What weights followed when these shares came about.
     from: Signals,
     flows: BTreeMap<SocketAddr, Smooth>,
+    handshakes: BTreeMap<SocketAddr, Timed>,
     /// When it was looked at last, or has begun.
     looked: Tick,
-    /// When flows were counted last.
+    /// When flows and handshakes were counted last.
     counted: Tick,
     status: AdaptivePoolStatus,
+}
+
+/// How long the handshakes of a backend's clients take.
+#[derive(Debug, Clone, Copy)]
+struct Timed {
+    /// Index of its counters, and what they have shown of handshakes by the last count.
+    counters: u32,
+    seen: Handshakes,
+    /// In seconds, of late.
+    total: Total,
 }
 
 /// What a look at a pool has come to.
@@ -112,6 +123,7 @@ impl<D: Dataplane> Core<D> {
             let there = |address| service.backend(address).is_some();
             pool.shares.retain(there);
             pool.flows.retain(|&address, _| there(address));
+            pool.handshakes.retain(|&address, _| there(address));
             if pool.from.agent != policy.from.agent {
                 self.hand_over(service, policy, &mut pool.shares);
             }
@@ -226,9 +238,16 @@ impl<D: Dataplane> Core<D> {
         let Some(placed) = placed else {
             return Looked::Nothing;
         };
-        if policy.from.flows && has_passed(ticks(COUNT), pool.counted, now) {
+        if has_passed(ticks(COUNT), pool.counted, now) {
             let passed = plan::duration(now.wrapping_sub(pool.counted));
-            self.count_flows(placed, passed, policy, &mut pool.flows);
+            if policy.from.flows {
+                self.count_flows(placed, passed, policy, &mut pool.flows);
+            }
+            if policy.from.handshake {
+                let (patience, over) = (service.passive.handshake, smoothed_over(policy));
+                let took = &mut pool.handshakes;
+                self.time_handshakes(placed, patience, (passed, over), took);
+            }
             pool.counted = now;
         }
         if !has_passed(ticks(policy.interval), pool.looked, now) {
@@ -237,7 +256,7 @@ impl<D: Dataplane> Core<D> {
         pool.looked = now;
         let over = asked::over(service, service.id, &self.known.asked);
         let mut moves = Vec::new();
-        for signs in self.signs(service, &over, policy, &pool.flows).values() {
+        for signs in self.signs(service, &over, policy, pool).values() {
             moves.extend(pool.shares.look(signs, policy, now));
         }
         pool.status.held = false;
@@ -285,13 +304,48 @@ impl<D: Dataplane> Core<D> {
         }
     }
 
+    /// How long handshakes have taken since the last time. One that was not answered has taken as long as it was given.
+    fn time_handshakes(
+        &self,
+        placed: &Placed,
+        patience: Duration,
+        (passed, over): (Duration, Duration),
+        took: &mut BTreeMap<SocketAddr, Timed>,
+    ) {
+        for (_, member) in placed.members() {
+            let counters = member.backend.counters;
+            let seen = match self.handshakes(counters) {
+                Ok(seen) => seen,
+                Err(error) => {
+                    tracing::error!(%error, "no times of handshakes");
+                    continue;
+                }
+            };
+            // What was shown before it was first looked at counts for nothing.
+            let new = Timed {
+                counters,
+                seen,
+                total: Total::default(),
+            };
+            let timed = took.entry(member.address()).or_insert(new);
+            if timed.counters != counters {
+                *timed = new;
+            }
+            let news = seen.since(timed.seen);
+            let seconds = news.took.as_secs_f64() + news.missed as f64 * patience.as_secs_f64();
+            let samples = (news.progressed + news.missed) as f64;
+            timed.total.add(samples, seconds, passed, over);
+            timed.seen = seen;
+        }
+    }
+
     /// How the backends that take new flows fare, by tier; `over` is the service as their agents would have it.
     fn signs(
         &self,
         service: &Service,
         over: &Service,
         policy: &Adaptive,
-        flows: &BTreeMap<SocketAddr, Smooth>,
+        pool: &Pool,
     ) -> BTreeMap<u8, BTreeMap<SocketAddr, Signs>> {
         let limited = service.backends.iter().all(|b| b.max_connections.is_some());
         let of = |backend: &Backend| {
@@ -301,12 +355,16 @@ impl<D: Dataplane> Core<D> {
             };
             let checked = self.known.checked.get(&target);
             let latency = checked.and_then(|checked| checked.smoothed);
-            let flows = flows.get(&backend.address).and_then(Smooth::mean);
+            let flows = pool.flows.get(&backend.address).and_then(Smooth::mean);
+            let timed = pool.handshakes.get(&backend.address);
             let key: Key = (service.id, backend.address);
             let asked = self.known.asked.get(&key).and_then(|asked| asked.weight);
             let capacity = backend.max_connections.filter(|_| limited);
             Signs {
                 latency: latency.filter(|_| policy.from.latency),
+                handshakes: timed
+                    .map(|timed| timed.total)
+                    .filter(|_| policy.from.handshake),
                 flows: flows.filter(|_| policy.from.flows),
                 capacity: capacity.map_or(f64::from(backend.weight), f64::from),
                 asked: policy.from.agent.then(|| asked.unwrap_or(100)),
@@ -353,7 +411,10 @@ impl<D: Dataplane> Core<D> {
 
     /// A backend's share, where its weight follows how it fares.
     pub(super) fn adaptive_status(&self, (lead, address): Key) -> Option<AdaptiveStatus> {
-        let standing = self.known.adapting.shares(lead)?.standing(address)?;
+        let pool = self.known.adapting.pools.get(&lead)?;
+        let standing = pool.shares.standing(address)?;
+        let timed = pool.handshakes.get(&address);
+        let handshake = timed.and_then(|timed| timed.total.mean());
         let checked = self.known.checked.get(&Target {
             service: lead,
             address,
@@ -363,6 +424,7 @@ impl<D: Dataplane> Core<D> {
             wanted: standing.wanted,
             reversals: standing.reversals,
             latency: checked.and_then(|checked| checked.smoothed),
+            handshake: handshake.map(Duration::from_secs_f64),
         })
     }
 

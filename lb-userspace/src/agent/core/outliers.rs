@@ -1,7 +1,10 @@
-//! Who is kept out for what packets show ([`crate::agent::outlier`]): reads it, and makes the judgement take effect.
+//! Who is kept out for what packets show ([`crate::agent::outlier`]): reads it, and makes the judgement take effect. Has
+//! handshakes watched also where only their times are wanted ([`super::adaptive`]).
 //!
 //! Who is kept out holds the flows that it has, whatever `on_down` says: it may be alive. Where too few others are left,
 //! nobody is ([`super::panic`]).
+
+mod handshakes;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,8 +12,9 @@ use std::{
     time::Duration,
 };
 
-use lb_common::tables::{Handshake, SECOND, Signs, TICK_SHIFT, Tick, state};
+use lb_common::tables::{Signs, Tick, state};
 
+pub(super) use self::handshakes::Handshakes;
 use super::{
     Core,
     forced::{Key, of_pool},
@@ -24,12 +28,9 @@ use crate::{
     dataplane::{Dataplane, DataplaneError},
     health::Target,
     model::{Admin, Backend, Passive, Service, ServiceId},
-    plan::{duration, has_passed, ticks},
+    plan::{duration, ticks},
     snapshot::{Condition, PassiveStatus},
 };
-
-/// How often handshakes are looked through for those that nothing follows.
-const LOOK_THROUGH: Duration = Duration::from_millis(50);
 
 /// What is kept of a backend.
 #[derive(Debug, Clone)]
@@ -140,7 +141,7 @@ struct Watched {
 impl<D: Dataplane> Core<D> {
     /// Whether any packets are looked at, so that [`Core::watch`] has something to do.
     pub fn watches(&self) -> bool {
-        self.state.services().any(|s| !s.passive.is_off())
+        self.state.services().any(is_watched)
     }
 
     /// Takes note of what packets have shown. Who is kept out for it is in the maps before this returns, by one store;
@@ -158,16 +159,13 @@ impl<D: Dataplane> Core<D> {
 
     fn watched_pools(&self) -> Vec<(ServiceId, Passive)> {
         let services = self.state.services();
-        let on = services.filter(|s| !s.passive.is_off() && self.state.lead(s.id) == s.id);
+        let on = services.filter(|s| is_watched(s) && self.state.lead(s.id) == s.id);
         on.map(|service| (service.id, service.passive)).collect()
     }
 
     fn survey(&mut self, pools: &[(ServiceId, Passive)]) -> Result<bool, DataplaneError> {
         let now = self.dataplane.now();
-        if has_passed(ticks(LOOK_THROUGH), self.known.outliers.looked, now) {
-            self.known.outliers.looked = now;
-            self.look_through(pools, now)?;
-        }
+        self.look_through(pools, now)?;
         let mut turned = false;
         for &(lead, passive) in pools {
             // One that cannot be read takes nothing from what the others have come to.
@@ -188,7 +186,12 @@ impl<D: Dataplane> Core<D> {
         now: Tick,
     ) -> Result<bool, DataplaneError> {
         let mut suspect = false;
-        for watched in self.looked_at(lead) {
+        // Where it is off, handshakes are watched for how long they take alone.
+        let heard = match passive.is_off() {
+            true => Vec::new(),
+            false => self.looked_at(lead),
+        };
+        for watched in heard {
             suspect |= self.hear_out(lead, &watched, passive, now)?;
         }
         // What is known is judged, whether or not more can be read.
@@ -221,31 +224,6 @@ impl<D: Dataplane> Core<D> {
             .collect()
     }
 
-    /// Ends handshakes that nothing has followed for too long.
-    fn look_through(
-        &mut self,
-        pools: &[(ServiceId, Passive)],
-        now: Tick,
-    ) -> Result<(), DataplaneError> {
-        let mut patience: BTreeMap<u32, Tick> = BTreeMap::new();
-        for &(lead, passive) in pools {
-            let counters = self.looked_at(lead).into_iter().map(|w| w.counters);
-            patience.extend(counters.map(|counters| (counters, ticks(passive.handshake))));
-        }
-        let stalled = &mut self.known.outliers.stalled;
-        stalled.retain(|counters, _| patience.contains_key(counters));
-        self.dataplane.end_handshakes(&mut |handshake: &Handshake| {
-            let since = (handshake.since >> TICK_SHIFT) as Tick;
-            let late = patience
-                .get(&handshake.counters)
-                .is_some_and(|&patience| has_passed(patience, since, now));
-            if late {
-                *stalled.entry(handshake.counters).or_default() += 1;
-            }
-            late
-        })
-    }
-
     /// Takes in what a backend has shown by now; whether there is anything to judge.
     fn hear_out(
         &mut self,
@@ -259,7 +237,11 @@ impl<D: Dataplane> Core<D> {
             self.dataplane
                 .set_way_in(watched.counters, watched.interface)?;
         }
-        let shown = self.shown(watched.counters, &signs);
+        let mut shown = self.shown(watched.counters, &signs);
+        let service = self.state.service(lead);
+        if !service.is_some_and(Service::judges_handshakes) {
+            (shown.progressed, shown.missed) = (0, 0);
+        }
         let new = || Kept {
             counters: Some(watched.counters),
             outlier: Outlier::new(shown, now),
@@ -375,62 +357,17 @@ impl<D: Dataplane> Core<D> {
         !down && checked.is_none_or(|checked| checked.condition == Condition::Up)
     }
 
-    /// Watches more or fewer of a pool's handshakes; whether that is another share than before.
-    fn turn_sampling(&mut self, lead: ServiceId, now: Tick) -> Result<bool, DataplaneError> {
-        let service = self.state.service(lead);
-        if service.is_none_or(|service| !service.watches_handshakes()) {
-            return Ok(false);
-        }
-        let before = self.known.outliers.begun.get(&lead).copied();
-        if before.is_some_and(|(since, _)| !has_passed(SECOND, since, now)) {
-            return Ok(false);
-        }
-        let mut begun = 0;
-        if let Some(placed) = self.layout.placed(lead) {
-            for &index in placed.services.values() {
-                begun += self.dataplane.service_counters(index)?.flows;
-            }
-        }
-        self.known.outliers.begun.insert(lead, (now, begun));
-        let Some((since, had)) = before else {
-            return Ok(false);
-        };
-        let time = u64::from(now.wrapping_sub(since)).max(1);
-        let rate = begun.saturating_sub(had) * u64::from(SECOND) / time;
-        let is = self.sampling_of(lead);
-        let next = outlier::next_sampling(is, rate);
-        self.known.outliers.sampling.insert(lead, next);
-        Ok(next != is)
-    }
-
-    fn sampling_of(&self, lead: ServiceId) -> u8 {
-        self.known
-            .outliers
-            .sampling
-            .get(&lead)
-            .copied()
-            .unwrap_or(1)
-    }
-
     /// Lets everybody in of services that look at packets no more.
     pub(super) fn stop_watching(&mut self) {
-        let on: BTreeSet<ServiceId> = self.watched_pools().iter().map(|(lead, _)| *lead).collect();
-        self.known
-            .outliers
-            .kept
-            .retain(|(lead, _), _| on.contains(lead));
-        self.known
-            .outliers
-            .out
-            .retain(|(lead, _)| on.contains(lead));
-        self.known
-            .outliers
+        let watched: BTreeMap<ServiceId, Passive> = self.watched_pools().into_iter().collect();
+        let judged = |lead: &ServiceId| watched.get(lead).is_some_and(|passive| !passive.is_off());
+        let outliers = &mut self.known.outliers;
+        outliers.kept.retain(|(lead, _), _| judged(lead));
+        outliers.out.retain(|(lead, _)| judged(lead));
+        outliers
             .sampling
-            .retain(|lead, _| on.contains(lead));
-        self.known
-            .outliers
-            .begun
-            .retain(|lead, _| on.contains(lead));
+            .retain(|lead, _| watched.contains_key(lead));
+        outliers.begun.retain(|lead, _| watched.contains_key(lead));
     }
 
     /// Whether a backend is kept out.
@@ -477,6 +414,11 @@ impl<D: Dataplane> Core<D> {
             left,
         })
     }
+}
+
+/// Whether packets are looked at of a service, for whatever reason.
+fn is_watched(service: &Service) -> bool {
+    !service.passive.is_off() || service.watches_handshakes()
 }
 
 /// How long it takes the checks of a service at most to find a backend that fails all of them.

@@ -132,6 +132,9 @@ pub struct Share {
     /// How long its probes take on average, where that counts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub latency_us: Option<u64>,
+    /// How long its clients' handshakes take on average, where that counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub handshake_us: Option<u64>,
 }
 
 /// What a backend that takes no new flows still has.
@@ -228,6 +231,7 @@ impl From<&snapshot::BackendStatus> for Backend {
                 wanted_percent: share.wanted,
                 reversals: share.reversals,
                 latency_us: share.latency.and_then(micros),
+                handshake_us: share.handshake.and_then(micros),
             }),
             reachable: status.reachable,
             mtu: status.mtu,
