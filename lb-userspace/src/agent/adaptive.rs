@@ -175,6 +175,24 @@ impl Shares {
         moves
     }
 
+    /// Whether everybody has its configured weight.
+    pub fn are_whole(&self) -> bool {
+        self.courses
+            .values()
+            .all(|course| percent(course.share) == 100)
+    }
+
+    /// What is to become of the shares where weights follow nothing any more: all of each comes back, by steps as large as any,
+    /// whatever is measured.
+    pub fn give_back(&mut self) -> Vec<Move> {
+        let back = self.courses.iter_mut().filter_map(|(&backend, course)| {
+            course.wanted = 1.0;
+            let missing = course.wanted.ln() - course.share.ln();
+            course.step(backend, missing, missing, [f64::MIN, f64::MAX])
+        });
+        back.collect()
+    }
+
     /// Makes moves.
     pub fn make(&mut self, moves: &[Move], now: Tick) {
         for one in moves {
@@ -242,8 +260,18 @@ impl Course {
             return None;
         }
         let gain = GAIN / f64::from(2_u32.saturating_pow(self.reversals));
-        let step = (missing * gain).clamp(-STEP, STEP);
-        let [least, most] = bounds(policy);
+        self.step(backend, missing, missing * gain, bounds(policy))
+    }
+
+    /// The move by so much of what is missing, within bounds; all of these are logarithms.
+    fn step(
+        &self,
+        backend: SocketAddr,
+        missing: f64,
+        by: f64,
+        [least, most]: [f64; 2],
+    ) -> Option<Move> {
+        let step = by.clamp(-STEP, STEP);
         let next = (self.share.ln() + step).clamp(least, most).exp();
         let (from, to) = (percent(self.share), percent(next));
         let to = match to == from {

@@ -173,6 +173,34 @@ fn a_move_against_the_last_one_makes_the_next_smaller_until_it_has_been_calm() {
 }
 
 #[test]
+fn shares_that_are_given_back_come_to_the_whole_weight_by_bounded_steps_whatever_was_measured() {
+    let mut shares = Shares::default();
+    for (n, share) in [0.2, 1.0, 2.0].into_iter().enumerate() {
+        shares.find(address(n), share, &policy(), 0);
+    }
+    let mut steps = 0;
+    while !shares.are_whole() {
+        let moves = shares.give_back();
+        assert!(
+            moves.iter().all(|one| one.backend != address(1)),
+            "{moves:?}"
+        );
+        for one in &moves {
+            let (from, to) = (f64::from(one.from), f64::from(one.to));
+            assert!((0.79..=1.26).contains(&(to / from)), "{one:?}");
+            assert!((to - 100.0).abs() < (from - 100.0).abs(), "{one:?}");
+            assert_eq!(shares.standing(one.backend).unwrap().wanted, 100);
+        }
+        shares.make(&moves, 0);
+        steps += 1;
+        assert!(steps < 20);
+    }
+    // A fifth becomes a whole by quarters of itself.
+    assert_eq!(steps, 8);
+    assert_eq!(shares.give_back(), []);
+}
+
+#[test]
 fn proposals_become_smaller_and_end_with_the_one_that_is_worst_off() {
     let mut shares = Shares::default();
     let moves = shares.look(&of_latencies(&[100, 100, 200, 900]), &policy(), 0);

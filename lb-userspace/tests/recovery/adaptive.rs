@@ -445,20 +445,93 @@ fn rings_of_several_pools_are_tried_one_at_a_time_and_each_has_its_turn() {
 }
 
 #[test]
-fn turned_off_weights_are_as_configured_again() {
+fn turned_off_weights_return_to_the_configured_ones_and_most_slots_stay_steady() {
     let mut pool = four(BY_LATENCY);
     take(&mut pool, &[99, 99, 99, 399]);
     pass(&mut pool, 400);
-    let set = |adaptive| Settings {
-        adaptive: Some(adaptive),
-        ..Settings::default()
-    };
-    pool.set(set(None));
+    let [.., slow] = percents::<4>(&pool);
+    pool.set(adapting(None));
+    assert_eq!(percents(&pool), [100, 100, 100, slow], "nothing at once");
+    let mut fewest = pass(&mut pool, 1);
+    let [.., first] = percents::<4>(&pool);
+    assert!(
+        first > slow && first <= slow + slow / 4 + 1,
+        "{slow} {first}"
+    );
+    // What is measured says nothing any more.
+    take(&mut pool, &[99, 99, 99, 9_999]);
+    fewest = fewest.min(pass(&mut pool, 400));
+    assert!(u64::from(fewest) * 100 >= u64::from(SLOTS) * 95, "{fewest}");
     assert_eq!(pool.status(4).adaptive, None);
+    assert_eq!(pool.core.service(id()).unwrap().adaptive, None);
     assert_eq!(pool.status(4).effective_weight, 1.0);
     assert!(pool.status(4).slots.abs_diff(SLOTS / 4) < 4);
-    pool.set(set(Some(Adaptive::by([Signal::Latency]))));
+    pool.set(adapting(Some(Adaptive::by([Signal::Latency]))));
     assert_eq!(percents(&pool), [100; 4]);
+}
+
+fn adapting(adaptive: Option<Adaptive>) -> Settings {
+    Settings {
+        adaptive: Some(adaptive),
+        ..Settings::default()
+    }
+}
+
+#[test]
+fn turned_on_again_on_their_way_back_weights_go_on_from_where_they_are() {
+    let mut pool = four(BY_LATENCY);
+    take(&mut pool, &[99, 99, 99, 399]);
+    pass(&mut pool, 400);
+    let adaptive = pool.core.state().service(id()).unwrap().adaptive;
+    pool.set(adapting(None));
+    pass(&mut pool, 30);
+    let before: [u16; 4] = percents(&pool);
+    assert!((33..90).contains(&before[3]), "{before:?}");
+    pool.set(adapting(adaptive));
+    assert_eq!(percents(&pool), before);
+    pass(&mut pool, 400);
+    // It has turned back twice, so that the dead band is twice as wide.
+    let [.., slow] = percents::<4>(&pool);
+    assert!((25..=40).contains(&slow), "{slow}");
+}
+
+#[test]
+fn turned_off_what_agents_ask_for_counts_once() {
+    let mut pool = with_agents("[\"latency\", \"agent\"]");
+    ask(&mut pool, 30);
+    pass(&mut pool, 400);
+    let before = pool.status(4).effective_weight;
+    pool.set(adapting(None));
+    let after = pool.status(4).effective_weight;
+    assert!((after - before).abs() < 0.01, "{before} {after}");
+    pass(&mut pool, 400);
+    assert_eq!(pool.status(4).effective_weight, 0.3);
+}
+
+#[test]
+fn the_last_step_back_waits_for_room_like_any_other() {
+    let mut memory = memory();
+    memory.capacity.slots = SLOTS * 5 / 2;
+    let mut pool = Pool::over(memory, SLOTS, BY_LATENCY, &[""; 4]);
+    take(&mut pool, &[99, 99, 99, 129]);
+    pass(&mut pool, 60);
+    let before: [u16; 4] = percents(&pool);
+    assert!((80..90).contains(&before[3]), "{before:?}");
+    pool.set(adapting(None));
+    let second = Service {
+        id: "10.0.0.2:80/tcp".parse().unwrap(),
+        ..pool.core.state().service(id()).unwrap().clone()
+    };
+    let other = second.id;
+    pool.change(Change::AddService(second));
+    pass(&mut pool, 60);
+    assert_eq!(percents(&pool), before);
+    assert!(pool.core.service(id()).unwrap().adaptive.unwrap().held);
+    assert!(!pool.core.is_behind());
+    pool.change(Change::RemoveService(other));
+    pass(&mut pool, 60);
+    assert_eq!(percents(&pool), [100; 4]);
+    assert_eq!(pool.core.service(id()).unwrap().adaptive, None);
 }
 
 #[test]
@@ -499,10 +572,13 @@ fn a_refused_change_leaves_shares_as_they_were() {
     pool.core.dataplane_mut().fail_at = Some(at);
     let settings = Settings {
         adaptive: Some(None),
+        moving_time: Some(Duration::from_secs(30)),
         ..Settings::default()
     };
     let change = Change::EditService(id(), settings);
     pool.core.change(change).unwrap_err();
     pool.core.enforce().unwrap();
     assert_eq!(percents(&pool), before);
+    pass(&mut pool, 60);
+    assert_eq!(percents(&pool), before, "they follow what they did");
 }

@@ -2,7 +2,8 @@
 //! is [`crate::agent::adaptive`]'s to say.
 //!
 //! Weights rest while a pool has other things to get over: backends whose weight grows, a panic, or so many slots
-//! that are not steady, for whatever reason, that the change would make them too many.
+//! that are not steady, for whatever reason, that the change would make them too many. Where they are to follow nothing any
+//! more, they come back to what is configured in the same way.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -38,11 +39,11 @@ pub(super) struct Adapting {
     before: BTreeMap<ServiceId, Shares>,
 }
 
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 struct Pool {
     shares: Shares,
-    /// What weights followed when these shares came about.
-    from: Signals,
+    /// How they have come about; from no signals where weights are on their way back to what is configured.
+    policy: Adaptive,
     flows: BTreeMap<SocketAddr, Smooth>,
     handshakes: BTreeMap<SocketAddr, Timed>,
     /// When it was looked at last, or has begun.
@@ -112,25 +113,42 @@ impl<D: Dataplane> Core<D> {
         let mut before = std::mem::take(&mut self.known.adapting.pools);
         for service in self.state.services() {
             let lead = service.id;
-            let Some(policy) = &service.adaptive else {
-                continue;
-            };
             if self.state.lead(lead) != lead {
                 continue;
             }
             let known = before.remove(&lead);
+            let Some(policy) = self.policy_of(service, known.as_ref()) else {
+                continue;
+            };
+            let policy = &policy;
             let mut pool = known.unwrap_or_else(|| self.find_shares(service, policy));
             let there = |address| service.backend(address).is_some();
             pool.shares.retain(there);
             pool.flows.retain(|&address, _| there(address));
             pool.handshakes.retain(|&address, _| there(address));
-            if pool.from.agent != policy.from.agent {
+            if pool.policy.from.agent != policy.from.agent {
                 self.hand_over(service, policy, &mut pool.shares);
             }
-            pool.from = policy.from;
+            pool.policy = *policy;
             pool.shares.bound(policy);
             self.known.adapting.pools.insert(lead, pool);
         }
+    }
+
+    /// How a pool's weights change, if they do: as its service says, or back to what is configured as it said before.
+    fn policy_of(&self, service: &Service, known: Option<&Pool>) -> Option<Adaptive> {
+        let returns = || {
+            let pool = known?;
+            // The maps may not have the last step yet, and have no room for it.
+            let returns =
+                !pool.shares.are_whole() || self.known.adapting.before.contains_key(&service.id);
+            let from = Signals::default();
+            returns.then_some(Adaptive {
+                from,
+                ..pool.policy
+            })
+        };
+        service.adaptive.or_else(returns)
     }
 
     /// What agents ask for counts within shares from now on, or beside them; either way it counts once, and weights stay
@@ -157,10 +175,13 @@ impl<D: Dataplane> Core<D> {
     fn find_shares(&self, service: &Service, policy: &Adaptive) -> Pool {
         let now = self.dataplane.now();
         let mut pool = Pool {
+            shares: Shares::default(),
+            policy: *policy,
+            flows: BTreeMap::new(),
+            handshakes: BTreeMap::new(),
             looked: now,
             counted: now,
-            from: policy.from,
-            ..Pool::default()
+            status: AdaptivePoolStatus::default(),
         };
         // What an agent asked for is part of the weights that are found, and will be asked for again.
         let asks = service.hears_agents() || !service.has_agents();
@@ -205,10 +226,8 @@ impl<D: Dataplane> Core<D> {
             let Some(mut pool) = self.known.adapting.pools.remove(&lead) else {
                 continue;
             };
-            let service = self.state.service(lead);
-            let policy = service.and_then(|service| service.adaptive);
-            let looked = match service.zip(policy) {
-                Some((service, policy)) => self.look_at(service, &policy, &mut pool),
+            let looked = match self.state.service(lead) {
+                Some(service) => self.look_at(service, &mut pool),
                 None => Looked::Nothing,
             };
             self.known.adapting.pools.insert(lead, pool);
@@ -232,8 +251,8 @@ impl<D: Dataplane> Core<D> {
         self.known.adapting.left
     }
 
-    fn look_at(&self, service: &Service, policy: &Adaptive, pool: &mut Pool) -> Looked {
-        let now = self.dataplane.now();
+    fn look_at(&self, service: &Service, pool: &mut Pool) -> Looked {
+        let (now, policy) = (self.dataplane.now(), &pool.policy.clone());
         let placed = self.layout.placed(service.id).filter(|_| self.told);
         let Some(placed) = placed else {
             return Looked::Nothing;
@@ -256,8 +275,12 @@ impl<D: Dataplane> Core<D> {
         pool.looked = now;
         let over = asked::over(service, service.id, &self.known.asked);
         let mut moves = Vec::new();
-        for signs in self.signs(service, &over, policy, pool).values() {
-            moves.extend(pool.shares.look(signs, policy, now));
+        if policy.from == Signals::default() {
+            moves = pool.shares.give_back();
+        } else {
+            for signs in self.signs(service, &over, policy, pool).values() {
+                moves.extend(pool.shares.look(signs, policy, now));
+            }
         }
         pool.status.held = false;
         if moves.is_empty() || self.is_unsettled(service.id) {

@@ -283,7 +283,7 @@ pub struct SetService {
     /// Share its pool with nobody; refused where flows would be forgotten
     #[arg(long, conflicts_with = "group")]
     pub no_group: bool,
-    /// Weights are as configured again
+    /// Weights return to the configured ones, by and by
     #[arg(long, conflicts_with = "adaptive", help_heading = "Flows")]
     pub no_adaptive: bool,
     /// The address pool of the configuration that mode full-nat takes its packets' sources from

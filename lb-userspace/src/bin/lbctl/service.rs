@@ -302,7 +302,13 @@ fn show(service: &Service) -> String {
     if !service.slow_start.is_off() {
         fields.push(("slow start", service.slow_start.to_string()));
     }
-    if let Some(adaptive) = &service.adaptive {
+    let adaptive = match (&service.adaptive, service.adapting) {
+        (Some(adaptive), _) => Some(adaptive.to_string()),
+        // By and by, as they have moved away from them.
+        (None, Some(_)) => Some("off; weights return to the configured ones".to_owned()),
+        (None, None) => None,
+    };
+    if let Some(adaptive) = adaptive {
         let held = service.adapting.is_some_and(|adapting| adapting.held);
         let held = if held {
             "; held back until more are steady"
