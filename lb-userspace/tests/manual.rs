@@ -638,3 +638,34 @@ mod last {
         assert_eq!(placed.ring.share(second), 251);
     }
 }
+
+#[test]
+fn a_backend_that_fails_takes_no_new_flows_from_that_moment_on_whenever_the_next_plan_is_made() {
+    let mut core = start("moving_time = \"15m\"");
+    let target = Target {
+        service: id(),
+        address: address(1),
+    };
+    assert!(core.health(Event::new(target, Condition::Down)));
+    pass(&mut core, Duration::from_millis(1_500));
+    assert_eq!(say_drained(&mut core, 0), Ok(true));
+}
+
+#[test]
+fn what_changes_of_others_does_not_have_a_drain_begin_anew() {
+    let mut core = start("moving_time = \"15m\"");
+    ask(&mut core, Admin::Draining);
+    pass(&mut core, Duration::from_millis(600));
+    for admin in [Admin::Draining, Admin::Active] {
+        core.change(asking(id(), address(2), admin)).unwrap();
+    }
+    pass(&mut core, Duration::from_millis(600));
+    assert_eq!(say_drained(&mut core, 0), Ok(true));
+    // Nor what is read back after a plan that failed.
+    let at = core.dataplane().executed;
+    core.dataplane_mut().fail_at = Some(at);
+    let other = asking(id(), address(2), Admin::Draining);
+    core.change(other).unwrap_err();
+    core.enforce().unwrap();
+    assert!(drain(&core).unwrap().reported);
+}

@@ -210,7 +210,7 @@ impl<D: Dataplane> Core<D> {
         let (mut layout, repairs) = Layout::adopt(&self.dataplane)?;
         self.dataplane.execute(&repairs)?;
         layout.remember(&self.layout);
-        self.layout = Arc::new(layout);
+        self.take_on(layout);
         self.unread = false;
         Ok(())
     }
@@ -439,16 +439,19 @@ impl<D: Dataplane> Core<D> {
         self.restamp(&mut plan)?;
         self.dataplane.execute(&rest)?;
         self.restamp(&mut plan)?;
-        self.layout = Arc::new(plan.layout);
+        self.take_on(plan.layout);
         self.behind = false;
-        let pools = self.layout.pools.values();
-        let members = pools.flat_map(|placed| placed.members());
-        let members = members.map(|(_, member)| member);
-        self.stills.note(members, self.dataplane.now());
         Ok(match plan.put_off {
             0 => Outcome::Whole,
             _ => Outcome::Partly,
         })
+    }
+
+    /// The maps hold this now.
+    fn take_on(&mut self, layout: Layout) {
+        let now = self.dataplane.now();
+        self.stills.follow(&self.layout, &layout, now);
+        self.layout = Arc::new(layout);
     }
 
     fn restamp(&mut self, plan: &mut Plan) -> Result<(), DataplaneError> {

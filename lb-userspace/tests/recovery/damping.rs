@@ -2,11 +2,11 @@
 
 use lb_common::tables::state;
 use lb_userspace::{
-    model::{Admin, Change, FlapDamping, Settings},
+    model::{Admin, Change, FlapDamping, ServiceId, Settings},
     snapshot::{BackendState, Condition, DampingStatus, Happened},
 };
 
-use crate::pool::{Pool, address, id};
+use crate::pool::{Pool, address, event, id};
 
 pub const DAMPING: &str = "flap_damping = \"10s to 60s\"";
 
@@ -315,4 +315,26 @@ fn figures_of_flap_damping_are_fewer_returns_than_without_it() {
         println!("| {up} s up, {down} s down | {without} | {with} |");
         assert!(with < without || up >= 300, "{with} of {without}");
     }
+}
+
+#[test]
+fn who_is_kept_out_is_told_of_though_its_group_has_another_first_service_meanwhile() {
+    let mut pool = Pool::new(DAMPING, &[""; 3]);
+    flap(&mut pool, 3, 1);
+    pool.down(3);
+    assert!(pool.core.health(event(3, Condition::Up)));
+    let both = pool.behind_another();
+    let first = both[0].id;
+    pool.change(Change::Replace(both.to_vec()));
+    assert_eq!(pool.core.state().lead(id()), first);
+    let what = Happened::Damped {
+        backend: address(3),
+    };
+    let told: Vec<ServiceId> = pool
+        .events()
+        .iter()
+        .filter(|event| event.what == what)
+        .map(|event| event.service)
+        .collect();
+    assert_eq!(told, [first], "once");
 }

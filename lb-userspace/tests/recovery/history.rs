@@ -233,14 +233,8 @@ fn counts_that_no_agent_would_come_to_are_bounded_by_the_longest_time() {
 #[test]
 fn what_is_known_under_the_former_first_service_of_a_group_counts_under_the_new_one() {
     let mut pool = kept_out();
-    let grouped = |vip: &str, pool: &Pool| {
-        let mut service = pool.core.state().service(id()).unwrap().clone();
-        service.id = vip.parse().unwrap();
-        service.group = Some("web".to_owned());
-        service
-    };
-    let both = ["10.0.0.1:80/tcp", "10.0.0.0:80/tcp"].map(|vip| grouped(vip, &pool));
-    let first = both[1].id;
+    let both = pool.behind_another();
+    let first = both[0].id;
     let history = crate::reach::left_behind(&pool.core, SOON);
     let maps = std::mem::take(pool.core.dataplane_mut());
     pool.core = crate::pool::agent_over(maps);
@@ -362,4 +356,23 @@ fn what_agents_have_asked_for_is_nothing_to_a_service_without_them() {
     let history = crate::reach::left_behind(&pool.core, SOON);
     let pool = Pool::new("", &[""; 2]).restart_with(SOON, |_| history);
     assert_eq!(pool.asked(2), Asked::default());
+}
+
+#[test]
+fn who_failed_when_the_agent_ended_waits_though_its_group_has_another_first_service_since() {
+    let mut pool = Pool::new(DAMPING, &[""; 3]);
+    flap(&mut pool, 3, 1);
+    pool.down(3);
+    let mut pool = pool.restart_after(SOON);
+    let both = pool.behind_another();
+    let service = both[0].id;
+    pool.change(Change::Replace(both.to_vec()));
+    let up = event(3, Condition::Up);
+    let target = Target {
+        service,
+        ..up.target
+    };
+    pool.check(Event { target, ..up });
+    assert_eq!((pool.takes(3), failures(&pool, 3)), (false, 2));
+    assert_eq!(damping::waits(&mut pool, 3), 10);
 }

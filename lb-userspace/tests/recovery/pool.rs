@@ -114,6 +114,16 @@ impl Pool {
         self
     }
 
+    /// The service in a group with another one, which comes first: what is known of the pool is known under that one then.
+    pub fn behind_another(&self) -> [Service; 2] {
+        ["10.0.0.0:80/tcp", VIP].map(|vip| {
+            let mut service = self.core.state().service(id()).unwrap().clone();
+            service.id = vip.parse().unwrap();
+            service.group = Some("web".to_owned());
+            service
+        })
+    }
+
     pub fn change(&mut self, change: Change) {
         self.core.change(change).unwrap();
         self.core.observe(SystemTime::UNIX_EPOCH);

@@ -159,6 +159,7 @@ impl<D: Dataplane> Core<D> {
                 Some((id, member.entry, member.backend.state & mask))
             })
             .collect();
+        let now = self.dataplane.now();
         for (id, entry, left) in marked {
             if let Err(error) = self.dataplane.execute(&[Operation::State(entry, left)]) {
                 tracing::error!(%error, service = %lead, id, "cannot mark a backend as down");
@@ -168,6 +169,7 @@ impl<D: Dataplane> Core<D> {
             let member = placed.and_then(|placed| placed.members.get_mut(usize::from(id)));
             if let Some(Ok(member)) = member {
                 member.backend.state = left;
+                self.stills.begin(member, now);
             }
         }
     }

@@ -13,7 +13,7 @@ use lb_common::tables::Tick;
 use super::{
     Core,
     forced::{Key, of_pool},
-    targets::inherit,
+    targets::{inherit, inherit_keys},
 };
 use crate::{
     agent::{damping::Flaps, history::FlapsOf},
@@ -108,6 +108,8 @@ impl Damped {
         let under = |(_, address), now| (now, address);
         inherit(&mut self.flaps, leads, |(lead, _)| lead, under);
         inherit(&mut self.held, leads, |(lead, _)| lead, under);
+        inherit_keys(&mut self.untold, leads);
+        inherit_keys(&mut self.failing, leads);
     }
 }
 

@@ -6,7 +6,10 @@
 //! backend itself knows: what it says counts from when it has taken no new flows for long enough that none is on its way. Recorded
 //! flows that have not ended contradict it.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use lb_common::tables::{Tick, state};
 
@@ -16,7 +19,7 @@ use crate::{
     dataplane::Dataplane,
     health::Target,
     model::ModelError,
-    plan::{Placed, PlacedMember, duration, has_passed, loads::Holder, still_named, ticks},
+    plan::{Layout, Placed, PlacedMember, duration, has_passed, loads::Holder, still_named, ticks},
     snapshot::DrainStatus,
 };
 
@@ -37,25 +40,56 @@ struct Still {
 pub(super) struct Stills(BTreeMap<Holder, Still>);
 
 impl Stills {
-    /// Takes note of who takes none now.
-    pub(super) fn note<'a>(&mut self, members: impl Iterator<Item = &'a PlacedMember>, now: Tick) {
-        let mut before = std::mem::take(&mut self.0);
-        let new = Still {
-            since: now,
-            said: None,
-        };
-        let still = members.filter(|member| member.backend.state & state::TAKES == 0);
-        self.0 = still
-            .map(|member| {
-                let holder = member.holder();
-                (holder, before.remove(&holder).unwrap_or(new))
-            })
-            .collect();
+    /// Takes note of who takes none any more or again, by what the maps held and hold. Who changes its place is who it was.
+    pub(super) fn follow(&mut self, before: &Layout, after: &Layout, now: Tick) {
+        let numbers: BTreeSet<&u32> = before.pools.keys().chain(after.pools.keys()).collect();
+        let (mut over, mut begun) = (Vec::new(), Vec::new());
+        for number in numbers {
+            let [was, is] = [before, after].map(|layout| layout.pools.get(number));
+            let room = |placed: Option<&Placed>| placed.map_or(0, |placed| placed.members.len());
+            for place in 0..room(was).max(room(is)) {
+                let [was, is] =
+                    [was, is].map(|placed| placed.and_then(|placed| still_at(placed, place)));
+                if was != is {
+                    over.extend(was);
+                    begun.extend(is);
+                }
+            }
+        }
+        let mut known: BTreeMap<Holder, Still> = BTreeMap::new();
+        known.extend(over.iter().filter_map(|holder| self.0.remove_entry(holder)));
+        for holder in begun {
+            let still = known.remove(&holder).unwrap_or(Still::new(now));
+            self.0.insert(holder, still);
+        }
+    }
+
+    /// Takes note of one that takes none any more.
+    pub(super) fn begin(&mut self, member: &PlacedMember, now: Tick) {
+        if let Some(holder) = still(member) {
+            self.0.entry(holder).or_insert(Still::new(now));
+        }
     }
 
     fn said(&self, member: &PlacedMember) -> Option<Tick> {
         self.0.get(&member.holder())?.said
     }
+}
+
+impl Still {
+    fn new(since: Tick) -> Self {
+        Self { since, said: None }
+    }
+}
+
+/// A member that takes no new flows.
+fn still(member: &PlacedMember) -> Option<Holder> {
+    (member.backend.state & state::TAKES == 0).then(|| member.holder())
+}
+
+/// The one at a place of a pool, if there is one.
+fn still_at(placed: &Placed, place: usize) -> Option<Holder> {
+    placed.members.get(place)?.as_ref().ok().and_then(still)
 }
 
 impl<D: Dataplane> Core<D> {

@@ -6,7 +6,10 @@ use std::{
     sync::Arc,
 };
 
-use super::Core;
+use super::{
+    Core,
+    forced::{Key, of_pool},
+};
 use crate::{
     agent::adaptive::smoothed_over,
     dataplane::Dataplane,
@@ -143,6 +146,15 @@ pub(super) fn inherit<K: Ord + Copy, V: Clone>(
         let heirs: Vec<(K, V)> = of_lead
             .map(|(&key, value)| (under(key, now), value.clone()))
             .collect();
+        known.extend(heirs);
+    }
+}
+
+/// The same of backends of whom it is only known that they are among these.
+pub(super) fn inherit_keys(known: &mut BTreeSet<Key>, leads: &BTreeSet<(ServiceId, ServiceId)>) {
+    for &(before, now) in leads {
+        let of_lead = known.range(of_pool(before));
+        let heirs: Vec<Key> = of_lead.map(|&(_, address)| (now, address)).collect();
         known.extend(heirs);
     }
 }
