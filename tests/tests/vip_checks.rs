@@ -1,34 +1,62 @@
 //! Checks that go the way traffic does, in modes whose answers do not come back through the balancer.
 
-use std::net::SocketAddr;
-
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use lb_tests::{
     backend::PORT,
     config::{Health, Service},
     process::run,
     skip::with_root,
     stage::{BACKENDS, Stage, tcp, v4_pool, v6_pool, vip},
-    topology::{Topology, backend_name, backend_v4, backend_v6, vip_v4, vip_v6},
+    topology::{Topology, backend_name, vip_v4, vip_v6},
 };
 
 const VIP_CHECK: &str =
     "{ type = \"vip\", interval = \"200ms\", timeout = \"100ms\", rise = 2, fall = 3 }";
 
-/// A web service that is only asked the way its traffic goes.
-fn checked(mode: &'static str, v6: bool) -> Service {
-    let service = match v6 {
-        false => Service::new(tcp(vip_v4(1)), mode, Health::NONE, v4_pool(PORT)),
-        true => Service::new(tcp(vip_v6(1)), mode, Health::NONE, v6_pool(PORT)),
+/// A web service that is only asked the way its traffic goes, at VIP `n`.
+fn checked(mode: &'static str, n: u8, [vip6, backends6]: [bool; 2]) -> Service {
+    let vip = match vip6 {
+        false => tcp(vip_v4(n)),
+        true => tcp(vip_v6(n.into())),
+    };
+    let service = match backends6 {
+        false => Service::new(vip, mode, Health::NONE, v4_pool(PORT)),
+        true => Service::new(vip, mode, Health::NONE, v6_pool(PORT)),
     };
     service.checked(&[VIP_CHECK])
 }
 
-fn address(n: u8, v6: bool) -> SocketAddr {
-    match v6 {
-        false => (backend_v4(n), PORT).into(),
-        true => (backend_v6(n), PORT).into(),
+/// One of each mode and pair of families.
+fn every_way() -> Vec<Service> {
+    let families = [[false, false], [true, true], [false, true], [true, false]];
+    let ways = ["ipip", "gue", "l2"]
+        .into_iter()
+        .flat_map(|mode| families.map(|families| (mode, families)));
+    let ways = (1..).zip(ways);
+    ways.map(|(n, (mode, families))| checked(mode, n, families))
+        .collect()
+}
+
+fn await_all(stage: &Stage, services: &[Service], n: u8, condition: &str) -> Result<()> {
+    for service in services {
+        let (address, _) = service.backends[usize::from(n) - 1];
+        let awaited = stage.await_condition(service, address, condition);
+        awaited.with_context(|| format!("{} in mode {}", service.vip, service.mode))?;
     }
+    Ok(())
+}
+
+/// Backend `n` gets no connections of any of them.
+fn gets_none(stage: &Stage, services: &[Service], n: u8) -> Result<()> {
+    for service in services {
+        let answers = stage.answers(service, 30)?;
+        let (vip, mode) = (&service.vip, service.mode);
+        ensure!(
+            !answers.contains_key(&backend_name(n)),
+            "{vip} in mode {mode}: {answers:?}"
+        );
+    }
+    Ok(())
 }
 
 #[test]
@@ -36,40 +64,42 @@ fn a_backend_without_its_vip_or_its_tunnel_gets_no_connections() -> Result<()> {
     with_root(
         "a_backend_without_its_vip_or_its_tunnel_gets_no_connections",
         || {
-            for (mode, v6) in [
-                ("ipip", false),
-                ("ipip", true),
-                ("gue", false),
-                ("gue", true),
-            ] {
-                let service = checked(mode, v6);
-                let mut stage = Stage::new(Topology::new(BACKENDS)?, vec![service.clone()])?;
-                let is = |stage: &Stage, n, condition| {
-                    stage.await_condition(&service, address(n, v6), condition)
-                };
-                for n in 1..=BACKENDS {
-                    is(&stage, n, "up")?;
-                }
-                let prefix = if v6 { 128 } else { 32 };
-                let vip = format!("{}/{prefix}", vip(&service)?.ip());
-                let host = stage.topology.backend(2).clone();
-                let change = |verb| {
+            let services = every_way();
+            let mut stage = Stage::new(Topology::new(BACKENDS)?, services.clone())?;
+            for n in 1..=BACKENDS {
+                await_all(&stage, &services, n, "up")?;
+            }
+            let host = stage.topology.backend(2).clone();
+            let change = |verb: &str| -> Result<()> {
+                for service in &services {
+                    let vip = vip(service)?.ip();
+                    let vip = format!("{vip}/{}", if vip.is_ipv6() { 128 } else { 32 });
                     let mut ip = host.command("ip");
-                    run(ip.args(["addr", verb, &vip, "dev", "lo"])).map(drop)
-                };
-                change("del")?;
-                is(&stage, 2, "down")?;
-                ensure!(!stage.answers(&service, 60)?.contains_key(&backend_name(2)));
-                change("add")?;
-                is(&stage, 2, "up")?;
-                stage.detach_tunnel(3)?;
-                is(&stage, 3, "down")?;
-                ensure!(!stage.answers(&service, 60)?.contains_key(&backend_name(3)));
-                is(&stage, 1, "up")?;
-                // Nothing listens at the VIP any more, which its host says.
-                stage.servers[0].kill();
-                is(&stage, 1, "down")?;
-                let shown = stage.backend(&service, address(1, v6))?;
+                    ip.args(["addr", verb, &vip, "dev", "lo"]);
+                    if verb == "add" && vip.contains(':') {
+                        ip.arg("nodad");
+                    }
+                    run(&mut ip)?;
+                }
+                Ok(())
+            };
+            change("del")?;
+            await_all(&stage, &services, 2, "down")?;
+            gets_none(&stage, &services, 2)?;
+            change("add")?;
+            await_all(&stage, &services, 2, "up")?;
+            stage.detach_tunnel(3)?;
+            let in_tunnels = |service: &Service| service.mode != "l2";
+            let (tunnelled, l2): (Vec<_>, Vec<_>) = services.iter().cloned().partition(in_tunnels);
+            await_all(&stage, &tunnelled, 3, "down")?;
+            gets_none(&stage, &tunnelled, 3)?;
+            await_all(&stage, &l2, 3, "up")?;
+            await_all(&stage, &services, 1, "up")?;
+            // Nothing listens at the VIPs any more, which their host says.
+            stage.servers[0].kill();
+            await_all(&stage, &services, 1, "down")?;
+            for service in &services {
+                let shown = stage.backend(service, service.backends[0].0)?;
                 let error = shown.as_ref().map(|backend| backend["last_error"].clone());
                 ensure!(error == Some("connection refused".into()), "{shown:?}");
             }
@@ -81,9 +111,9 @@ fn a_backend_without_its_vip_or_its_tunnel_gets_no_connections() -> Result<()> {
 #[test]
 fn probes_leave_nothing_behind_at_a_backend() -> Result<()> {
     with_root("probes_leave_nothing_behind_at_a_backend", || {
-        let service = checked("ipip", false);
+        let service = checked("ipip", 1, [false, false]);
         let stage = Stage::new(Topology::new(BACKENDS)?, vec![service.clone()])?;
-        stage.await_condition(&service, address(1, false), "up")?;
+        stage.await_condition(&service, service.backends[0].0, "up")?;
         let mut ss = stage.topology.backend(1).command("ss");
         let half_open = run(ss.args(["-Htan", "state", "syn-recv"]))?;
         // One may be under way.

@@ -379,6 +379,9 @@ impl<D: Dataplane> Running<D> {
         }
         if changed {
             self.enforce();
+            if self.core.probes_by_hops() {
+                self.sources.checker.set(self.core.targets());
+            }
         }
         let done = |waiting: &mut Waiting| waiting.addresses.is_empty();
         for waiting in self.waiting.extract_if(.., done) {

@@ -68,14 +68,34 @@ pub struct Target {
 
 /// How traffic of a service reaches its backends, for probes that go the same way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Way {
-    /// Not in a tunnel.
+pub struct Way {
+    /// What packets become.
+    pub by: By,
+    /// Where they leave this host, where a probe has to know that and it is known.
+    pub hop: Option<Hop>,
+}
+
+/// What packets become on their way to a backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum By {
+    /// They are addressed to it.
     #[default]
-    Direct,
-    /// In an IP header more.
+    Address,
+    /// They have an IP header more.
     Ipip,
-    /// In UDP to this port.
+    /// They are in UDP to this port.
     Gue(u16),
+    /// They have its hardware address.
+    Mac,
+}
+
+/// By which interface packets leave, and to which hardware address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hop {
+    /// The interface's index.
+    pub interface: u32,
+    /// The backend's address, or that of the router to it.
+    pub mac: [u8; 6],
 }
 
 /// How a target is checked.

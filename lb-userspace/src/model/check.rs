@@ -69,7 +69,7 @@ impl Service {
             return Ok(());
         }
         if self.id.protocol != Protocol::Tcp {
-            let problem = "type \"vip\" opens a connection: a UDP service cannot have it";
+            let problem = "type \"vip\" opens a connection, which UDP has none of, and what a server answers to a datagram is its own: use type \"udp\" or \"dns\", which ask the backend's own address";
             return invalid(self.id, "checks", problem);
         }
         if self.id.has_every_port() {
@@ -77,14 +77,21 @@ impl Service {
                 "type \"vip\" asks the VIP's port, and there is no single one: use another type";
             return invalid(self.id, "checks", problem);
         }
-        if !matches!(self.mode, Mode::Ipip | Mode::Gue) {
+        if matches!(self.mode, Mode::Nat | Mode::FullNat) {
             let problem = format!(
-                "type \"vip\" goes through a tunnel, and mode {} has none: use another type, or mode ipip or gue",
+                "type \"vip\" asks backends for the VIP, and in mode {} they get packets to their own addresses, as those of any other type: use type \"tcp\", or mode ipip, gue or l2",
                 name_of(self.mode)
             );
             return invalid(self.id, "checks", problem);
         }
         Ok(())
+    }
+
+    /// Whether probes of a backend have to know where packets to it leave: of a hardware address, or of the interface's
+    /// addresses of the VIP's family, where the backend's own is of the other.
+    pub fn probes_by_hop(&self, backend: IpAddr) -> bool {
+        let other = backend.is_ipv4() != self.id.vip.is_ipv4();
+        self.health.probes_vip() && (self.mode == Mode::L2 || other)
     }
 
     /// Whether `backend` can serve this service, its other backends left aside.
@@ -118,12 +125,6 @@ impl Service {
             let mode = name_of(self.mode);
             let problem = format!(
                 "{address} is of another address family, which mode \"{mode}\" cannot reach: use mode \"ipip\""
-            );
-            return invalid(id, "address", problem);
-        }
-        if self.health.probes_vip() && address.is_ipv4() != id.vip.is_ipv4() {
-            let problem = format!(
-                "{address} is of another address family, in which a check of type \"vip\" has no address to be answered at: use another type"
             );
             return invalid(id, "address", problem);
         }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
@@ -13,8 +13,9 @@ use super::{
 use crate::{
     agent::adaptive::smoothed_over,
     dataplane::Dataplane,
-    health::{Target, TargetConfig, Way},
+    health::{By, Hop, Target, TargetConfig, Way},
     model::{Admin, Backend, Check, Mode, ModelError, Probe, Service, ServiceId, State},
+    plan,
     snapshot::Condition,
 };
 
@@ -27,11 +28,6 @@ impl<D: Dataplane> Core<D> {
                 continue;
             };
             let health = Arc::new(service.health.clone());
-            let way = match service.mode {
-                Mode::Ipip => Way::Ipip,
-                Mode::Gue => Way::Gue(self.tunnel.gue_port),
-                Mode::Nat | Mode::FullNat | Mode::L2 => Way::Direct,
-            };
             let follows = service.adaptive.filter(|adaptive| adaptive.from.latency);
             let also = pool.iter().map(|service| service.id);
             let also: Arc<[ServiceId]> = also.filter(|&id| id != service.id).collect();
@@ -52,7 +48,7 @@ impl<D: Dataplane> Core<D> {
                     TargetConfig {
                         health: Arc::clone(&health),
                         alone: is_alone(&pool, backend),
-                        way,
+                        way: self.way(service, backend.address.ip()),
                         smooth: follows.map(|adaptive| smoothed_over(&adaptive)),
                         initial,
                         asked: asked.unwrap_or_default(),
@@ -62,6 +58,32 @@ impl<D: Dataplane> Core<D> {
             }
         }
         targets
+    }
+
+    /// How probes of a backend that go as traffic does leave this host.
+    fn way(&self, service: &Service, backend: IpAddr) -> Way {
+        let by = match service.mode {
+            Mode::Ipip => By::Ipip,
+            Mode::Gue => By::Gue(self.tunnel.gue_port),
+            Mode::L2 => By::Mac,
+            Mode::Nat | Mode::FullNat => By::Address,
+        };
+        let next = plan::next_hop(&self.next_hops, service.mode, backend);
+        let hop = next.filter(|_| service.probes_by_hop(backend));
+        let hop = hop.map(|next| Hop {
+            interface: next.interface,
+            mac: next.destination_mac,
+        });
+        Way { by, hop }
+    }
+
+    /// Whether what is checked, and how, changes with next hops.
+    pub fn probes_by_hops(&self) -> bool {
+        let by_hop = |service: &Service| {
+            let mut backends = service.backends.iter();
+            backends.any(|backend| service.probes_by_hop(backend.address.ip()))
+        };
+        self.state.services().any(by_hop)
     }
 
     /// What is checked where `target` reports by itself.

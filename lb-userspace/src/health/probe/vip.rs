@@ -1,11 +1,13 @@
 //! Owns probes that go the way traffic does: a SYN to the VIP, wrapped to the backend as the packet path would
-//! wrap it, which has to be answered from the VIP. A backend without its VIP, or without the far end of its
-//! tunnel, fails. Never completes a connection: what was opened is reset at once, by the same way.
+//! wrap it, or sent to its hardware address, which has to be answered from the VIP. A backend without its VIP, or
+//! without the far end of its tunnel, fails. Never completes a connection: what was opened is reset at once, by the same way.
 //!
 //! A socket of TCP's cannot do that: the kernel would need a tunnel device and a route for each backend, which
 //! an agent that dies leaves behind, and takes no answer from an address that is its own, as a VIP may be. So
 //! packets are built here, sent by a raw socket, and answers are read by a packet socket, of whose packets a
 //! filter takes only those to one port. That port is bound, so that nobody else's connections use it.
+
+mod link;
 
 use std::{
     collections::HashMap,
@@ -24,7 +26,7 @@ use tokio::{
 };
 
 use super::{ProbeError, Subject};
-use crate::health::Way;
+use crate::health::{By, Hop, Way};
 
 /// Hops that a SYN may take inside of its tunnel.
 const HOPS: u8 = 64;
@@ -42,6 +44,8 @@ pub(super) struct Answers([Arc<OnceCell<Listener>>; 2]);
 #[derive(Debug)]
 struct Listener {
     port: u16,
+    /// The socket that hears, to send to hardware addresses by.
+    packets: Socket,
     waiting: Waiting,
     task: JoinHandle<()>,
     _bound: Socket,
@@ -83,18 +87,19 @@ impl Answers {
     /// Opens a connection to the VIP of `subject` at its backend, and gives it up again.
     pub(super) async fn ask(&self, subject: &Subject) -> Result<(), ProbeError> {
         let (vip, backend) = (subject.target.service.vip, subject.target.address.ip());
+        let way = Leaving::new(subject.way, vip.is_ipv6(), backend)?;
         let failed = |error: io::Error| ProbeError::from_connect(&error);
         let listener = self.0[usize::from(vip.is_ipv6())]
             .get_or_try_init(|| async { Listener::open(vip.is_ipv6()) })
             .await
             .map_err(|error| ProbeError::Local(error.to_string()))?;
-        let source = SocketAddr::new(own_address(backend).map_err(failed)?, listener.port);
+        let source = SocketAddr::new(way.own_address()?, listener.port);
         let sequence = fastrand::u32(..);
         let (heard, answer) = oneshot::channel();
         lock(&listener.waiting).insert(sequence, heard);
         let _wait = Wait(&listener.waiting, sequence);
         let opens = segment(source, vip, sequence, false);
-        send(subject.way, backend, &opens?).map_err(failed)?;
+        way.send(listener, &opens?).map_err(failed)?;
         let heard = answer.await;
         let heard = heard.map_err(|_| ProbeError::Local("nobody hears answers".to_owned()))?;
         if heard.from != vip {
@@ -106,7 +111,7 @@ impl Answers {
         }
         // Else the backend would wait for the rest for a minute.
         let resets = segment(source, vip, sequence.wrapping_add(1), true);
-        send(subject.way, backend, &resets?).map_err(failed)
+        way.send(listener, &resets?).map_err(failed)
     }
 }
 
@@ -131,12 +136,14 @@ impl Listener {
             .map(|Step { code, jt, jf, k }| SockFilter::new(code, jt, jf, k))
             .collect();
         packets.attach_filter(&filter)?;
+        let sends = packets.try_clone()?;
         // To the runtime it is what gives datagrams, for which it knows UDP's type alone.
         let packets = tokio::net::UdpSocket::from_std(packets.into())?;
         let waiting = Waiting::default();
         let task = tokio::spawn(hear(packets, port, Arc::clone(&waiting)));
         Ok(Self {
             port,
+            packets: sends,
             waiting,
             task,
             _bound: bound,
@@ -263,26 +270,95 @@ fn segment(
     Ok(packet)
 }
 
-/// Sends a packet to `backend` as traffic goes there.
-fn send(way: Way, backend: IpAddr, packet: &[u8]) -> io::Result<()> {
-    let domain = Domain::for_address(SocketAddr::new(backend, 0));
-    let (socket, port) = match way {
-        Way::Ipip => {
-            // Whose outer header is the kernel's to write.
-            let inner = match backend {
-                IpAddr::V4(_) => libc::IPPROTO_IPIP,
-                IpAddr::V6(_) => libc::IPPROTO_IPV6,
-            };
-            (Socket::new(domain, Type::RAW, Some(inner.into()))?, 0)
+/// How packets of the VIP's family get to a backend.
+#[derive(Debug, Clone, Copy)]
+struct Leaving {
+    by: By,
+    backend: IpAddr,
+    v6: bool,
+    /// There, wherever it is needed.
+    hop: Option<Hop>,
+}
+
+impl Leaving {
+    fn new(way: Way, v6: bool, backend: IpAddr) -> Result<Self, ProbeError> {
+        let Way { by, hop } = way;
+        if by == By::Address {
+            let problem = "traffic goes to the backend's own address, and not to the VIP";
+            return Err(ProbeError::Unaskable(problem.to_owned()));
         }
-        Way::Gue(port) => (Socket::new(domain, Type::DGRAM, None)?, port),
-        Way::Direct => return Err(io::ErrorKind::Unsupported.into()),
-    };
-    let sent = socket.send_to(packet, &SocketAddr::new(backend, port).into())?;
-    if sent < packet.len() {
-        return Err(io::ErrorKind::WriteZero.into());
+        if hop.is_none() && (by == By::Mac || backend.is_ipv6() != v6) {
+            let problem = "no next hop to the backend is known yet";
+            return Err(ProbeError::Local(problem.to_owned()));
+        }
+        Ok(Self {
+            by,
+            backend,
+            v6,
+            hop,
+        })
     }
-    Ok(())
+
+    /// This host's address that the backend is to answer to, which is of the VIP's family.
+    fn own_address(self) -> Result<IpAddr, ProbeError> {
+        match self.hop {
+            Some(hop) if self.backend.is_ipv6() != self.v6 => {
+                let own = own_address_of(hop.interface, self.v6);
+                own.map_err(|error| ProbeError::Local(error.to_string()))
+            }
+            _ => own_address(self.backend).map_err(|error| ProbeError::from_connect(&error)),
+        }
+    }
+
+    /// Sends a packet as traffic goes there.
+    fn send(self, listener: &Listener, packet: &[u8]) -> io::Result<()> {
+        let domain = Domain::for_address(SocketAddr::new(self.backend, 0));
+        let to = |port| SocketAddr::new(self.backend, port).into();
+        let sent = match (self.by, self.hop) {
+            (By::Ipip, _) => {
+                // Whose outer header is the kernel's to write.
+                let inner = match self.v6 {
+                    false => libc::IPPROTO_IPIP,
+                    true => libc::IPPROTO_IPV6,
+                };
+                let socket = Socket::new(domain, Type::RAW, Some(inner.into()))?;
+                socket.send_to(packet, &to(0))?
+            }
+            (By::Gue(port), _) => {
+                Socket::new(domain, Type::DGRAM, None)?.send_to(packet, &to(port))?
+            }
+            (By::Mac, Some(hop)) => link::send(&listener.packets, hop, self.v6, packet)?,
+            (By::Mac, None) | (By::Address, _) => return Err(io::ErrorKind::Unsupported.into()),
+        };
+        if sent < packet.len() {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        Ok(())
+    }
+}
+
+/// This host's address of a family on an interface: the one that it would send to all hosts there from.
+fn own_address_of(interface: u32, v6: bool) -> io::Result<IpAddr> {
+    let name = nix::net::if_::if_indextoname(interface)?;
+    let (domain, all): (_, IpAddr) = match v6 {
+        false => (Domain::IPV4, Ipv4Addr::new(224, 0, 0, 1).into()),
+        // Of global scope, so that no link-local address will do.
+        true => (
+            Domain::IPV6,
+            Ipv6Addr::new(0xff0e, 0, 0, 0, 0, 0, 0, 1).into(),
+        ),
+    };
+    let socket = Socket::new(domain, Type::DGRAM, None)?;
+    socket.bind_device(Some(name.as_bytes()))?;
+    // Sends nothing, as above.
+    socket.connect(&SocketAddr::new(all, 9).into())?;
+    let own = socket.local_addr()?.as_socket();
+    let own = own.map(|own| own.ip()).filter(|own| !own.is_unspecified());
+    own.ok_or_else(|| {
+        let (name, family) = (name.to_string_lossy(), if v6 { "IPv6" } else { "IPv4" });
+        let problem = format!("{name} has no address of {family}, which the VIP is of");
+        io::Error::new(io::ErrorKind::AddrNotAvailable, problem)
+    })
 }
 
 #[cfg(test)]
@@ -380,7 +456,30 @@ mod tests {
     }
 
     #[test]
-    fn families_that_differ_cannot_be_asked() {
+    fn without_a_next_hop_nobody_is_asked_who_needs_one_and_nobody_is_blamed() {
+        let hop = Some(Hop {
+            interface: 1,
+            mac: [2; 6],
+        });
+        let backend: IpAddr = "10.2.0.1".parse().unwrap();
+        for (by, v6, needs) in [
+            (By::Ipip, false, false),
+            (By::Gue(6_080), false, false),
+            (By::Ipip, true, true),
+            (By::Gue(6_080), true, true),
+            (By::Mac, false, true),
+            (By::Mac, true, true),
+        ] {
+            assert!(Leaving::new(Way { by, hop }, v6, backend).is_ok());
+            let without = Leaving::new(Way { by, hop: None }, v6, backend);
+            assert_eq!(without.is_err(), needs, "{by:?} {v6}");
+            assert!(without.err().is_none_or(|error| !error.blames_backend()));
+        }
+        assert!(Leaving::new(Way::default(), false, backend).is_err());
+    }
+
+    #[test]
+    fn no_segment_is_of_two_families() {
         let packet = segment(address("10.0.0.1:1"), address("[fd00::1]:80"), 1, false);
         assert!(matches!(packet, Err(ProbeError::Unaskable(_))));
     }

@@ -369,31 +369,32 @@ fn every_kind_of_check_survives_json_and_refuses_what_it_does_not_know() {
 }
 
 #[test]
-fn a_check_of_the_vip_is_for_connections_through_a_tunnel_of_the_vips_own_family() {
+fn a_check_of_the_vip_is_for_connections_in_modes_in_which_backends_answer_directly() {
     let with = |id: &str, mode, backend: &str| {
         let mut service = service(id, mode, &[backend]);
         service.health = check(Probe::Vip {}).into();
         State::new([service]).map(drop).map_err(|e| e.to_string())
     };
     let tcp = "10.0.0.1:80/tcp";
-    for mode in [Mode::Ipip, Mode::Gue] {
-        assert_eq!(with(tcp, mode, "10.1.0.2:80"), Ok(()));
-        assert_eq!(with("[fd00::1]:80/tcp", mode, "[fd00::2]:80"), Ok(()));
+    for mode in [Mode::Ipip, Mode::Gue, Mode::L2] {
+        for id in [tcp, "[fd00::1]:80/tcp"] {
+            for backend in ["10.1.0.2:80", "[fd00::2]:80"] {
+                assert_eq!(with(id, mode, backend), Ok(()), "{id} {mode:?}");
+            }
+        }
     }
     for (wrong, part) in [
-        (with(tcp, Mode::Nat, "10.1.0.2:80"), "mode nat has none"),
-        (with(tcp, Mode::L2, "10.1.0.2:80"), "mode l2 has none"),
+        (
+            with(tcp, Mode::Nat, "10.1.0.2:80"),
+            "in mode nat they get packets to their own addresses",
+        ),
         (
             with("10.0.0.1:80/udp", Mode::Ipip, "10.1.0.2:80"),
-            "a UDP service",
+            "use type \"udp\" or \"dns\"",
         ),
         (
             with("10.0.0.1:*/tcp", Mode::Ipip, "10.1.0.2:80"),
             "no single one",
-        ),
-        (
-            with(tcp, Mode::Ipip, "[fd00::2]:80"),
-            "another address family",
         ),
     ] {
         let error = wrong.unwrap_err();
