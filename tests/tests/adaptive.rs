@@ -6,13 +6,15 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use lb_tests::{
+    backend,
     config::{Health, Service},
     load::{
         Report,
         open_loop::{OpenLoop, connections_per_second},
     },
+    process::run_with_input,
     queue::{self, QueueServer},
     skip::with_root,
     stage::{BACKENDS, Stage, tcp, v4_pool, vip},
@@ -67,9 +69,77 @@ fn noticed(report: &Report) -> Result<Noticed> {
 
 /// Percent of the third backend's weight that is in effect.
 fn share(stage: &Stage, service: &Service) -> Option<u64> {
-    let slow = (backend_v4(3), queue::PORT).into();
+    let (slow, _) = service.backends[2];
     let shown = stage.backend(service, slow).ok().flatten()?;
     shown["adaptive"]["weight_percent"].as_u64()
+}
+
+/// How long clients' handshakes with the first and the third backend take, in microseconds.
+fn handshakes(stage: &Stage, service: &Service) -> Result<[u64; 2]> {
+    let of = |n: usize| -> Result<u64> {
+        let shown = stage.backend(service, service.backends[n].0)?;
+        let shown = shown.context("a backend of the service")?;
+        let took = shown["adaptive"]["handshake_us"].as_u64();
+        took.with_context(|| shown["adaptive"].to_string())
+    };
+    Ok([of(0)?, of(2)?])
+}
+
+#[test]
+fn a_host_that_loses_syns_gets_less_of_its_weight_where_that_follows_handshakes() -> Result<()> {
+    with_root(
+        "a_host_that_loses_syns_gets_less_of_its_weight_where_that_follows_handshakes",
+        || {
+            let services: Vec<Service> = [(1, "nat"), (2, "ipip")]
+                .into_iter()
+                .map(|(n, mode)| {
+                    let pool = v4_pool(backend::PORT);
+                    Service::new(tcp(vip_v4(n)), mode, Health::NONE, pool).with("moving_time", "1s")
+                })
+                .collect();
+            let stage = Stage::new(Topology::new(BACKENDS)?, services.clone())?;
+            let mut loads = Vec::new();
+            for service in &services {
+                let adaptive = "{from=[\"handshake\"],interval=\"1s\"}";
+                stage.lbctl(&format!(
+                    "service set {} --adaptive {adaptive}",
+                    service.vip
+                ))?;
+                loads.push(OpenLoop::start(&stage.topology.client, vip(service)?, 60)?);
+            }
+            // Every other one: its client sends it again a second later.
+            let rules = "table ip adaptive {\n chain new {\n  type filter hook input priority 0;\n  \
+                         tcp dport 80 tcp flags & (syn | ack) == syn numgen inc mod 2 0 drop\n }\n}\n";
+            let mut nft = stage.topology.backend(3).command("nft");
+            run_with_input(nft.args(["-f", "-"]), rules)?;
+            for service in &services {
+                wait_until("the host that loses SYNs has less", SOON, || {
+                    share(&stage, service).is_some_and(|share| share <= 60)
+                })?;
+                let [well, loses] = handshakes(&stage, service)?;
+                println!("{}: {well} and {loses} µs", service.mode);
+                ensure!(loses > 100_000 && well < loses / 4, "{well} {loses}");
+            }
+            for load in loads {
+                load.stop()?;
+            }
+            // Off again, it returns, though SYNs are still lost, and not at once.
+            for service in &services {
+                stage.lbctl(&format!("service set {} --no-adaptive", service.vip))?;
+                let share = share(&stage, service);
+                ensure!(share.is_some_and(|share| share < 80), "{share:?}");
+            }
+            for service in &services {
+                wait_until("the weight is the configured one", SOON, || {
+                    stage
+                        .shown(service)
+                        .is_ok_and(|shown| shown["adapting"].is_null())
+                })?;
+                ensure!(share(&stage, service).is_none());
+            }
+            Ok(())
+        },
+    )
 }
 
 #[test]
