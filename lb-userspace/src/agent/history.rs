@@ -428,6 +428,55 @@ mod tests {
         assert!(read(unknown.as_bytes(), at(WRITTEN)).is_err());
     }
 
+    #[test]
+    fn a_history_of_any_one_kind_is_worth_keeping() {
+        let nothing = History::<Tick>::default;
+        let History {
+            flaps,
+            ejections,
+            tiers,
+            forced,
+        } = history(0);
+        assert!(nothing().is_empty());
+        for one in [
+            History { flaps, ..nothing() },
+            History {
+                ejections,
+                ..nothing()
+            },
+            History { tiers, ..nothing() },
+            History {
+                forced,
+                ..nothing()
+            },
+        ] {
+            assert!(!one.is_empty(), "{one:?}");
+        }
+    }
+
+    #[test]
+    fn what_another_processor_is_ahead_by_has_just_begun() {
+        let text = write(history(101), 100, at(WRITTEN)).unwrap();
+        assert_eq!(read(&text, at(WRITTEN)).unwrap(), history(Duration::ZERO));
+    }
+
+    #[test]
+    fn times_before_1970_are_1970() {
+        let before = UNIX_EPOCH - Duration::from_secs(1);
+        let text = write(history(100), 100, before).unwrap();
+        assert_eq!(
+            read(&text, at(2_000)).unwrap(),
+            history(Duration::from_secs(2))
+        );
+        // And an age that goes back further ends there.
+        let long = ticks(Duration::from_secs(60));
+        let text = write(history(0), long, at(5_000)).unwrap();
+        assert_eq!(
+            read(&text, at(5_000)).unwrap(),
+            history(Duration::from_secs(5))
+        );
+    }
+
     proptest! {
         #[test]
         fn ages_outlast_writing_and_reading_to_a_tick_and_a_millisecond(

@@ -376,3 +376,35 @@ fn who_failed_when_the_agent_ended_waits_though_its_group_has_another_first_serv
     assert_eq!((pool.takes(3), failures(&pool, 3)), (false, 2));
     assert_eq!(damping::waits(&mut pool, 3), 10);
 }
+
+#[test]
+fn who_is_not_forced_down_any_more_is_not_for_what_was_kept() {
+    let mut pool = Pool::new("dead_after = \"60s\"", &[""; 2]);
+    pool.ask(2, Admin::Down);
+    let mut left = History::default();
+    let mut pool = pool.restart_with(SOON, |history| {
+        left = history.clone();
+        history
+    });
+    assert_eq!(pool.state(2), state::HOLDS);
+    pool.ask(2, Admin::Active);
+    (1..=2).for_each(|n| pool.up(n));
+    let mut pool = pool.restart_with(SOON, |_| left);
+    (1..=2).for_each(|n| pool.up(n));
+    assert!(pool.takes(2));
+    // Nor does its time count that somebody begins anew.
+    pool.pass(50);
+    pool.ask(2, Admin::Down);
+    pool.pass(50);
+    assert_eq!(pool.state(2), state::HOLDS);
+}
+
+#[test]
+fn what_is_taken_up_is_so_once() {
+    let mut pool = kept_out().restart_after(SOON);
+    pool.up(3);
+    pool.ask(3, Admin::Up);
+    pool.ask(3, Admin::Active);
+    assert_eq!((pool.takes(3), failures(&pool, 3)), (true, 0));
+    assert!(pool.core.history().is_empty());
+}
