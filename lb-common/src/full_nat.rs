@@ -9,10 +9,11 @@ use crate::{
     forward::{self, Ends},
     mss,
     packet::Packet,
+    passive,
     pipeline::{self, Rest},
     schedule,
-    session::{self, Known, Way},
-    steer::{self, Candidate, InForce},
+    session::{self, Answered, Known, Way},
+    steer::{self, Candidate, InForce, Service},
     tables::{
         Address, FlowEvent, FlowKey, Handover, PortKey, Tables, client_address as tells, feature,
         mode, owned, refusal, service_flag,
@@ -272,10 +273,19 @@ fn to_client<P: Packet, T: Tables>(packet: &mut P, tables: &T, flow: &Flow) -> O
         zeros: [0; 3],
     };
     let half = (tables.generation() & 1) as u32;
-    let Some((client, service, named)) = session::answered(tables, &key, half, flow.signal) else {
+    let Some(answered) = session::answered(tables, &key, half, flow.signal) else {
         return Ok(Ok(Verdict::Pass));
     };
-    let descriptor = service.descriptor;
+    let watched = answered.watched();
+    if tables.knows(feature::PASSIVE) && watched != 0 {
+        passive::heard(packet, tables, flow, watched);
+    }
+    let Answered {
+        client,
+        service: Service { descriptor, .. },
+        named,
+        ..
+    } = answered;
     let port = descriptor.port_of(client.to);
     let onward = match onward(packet, tables, flow, client.source, descriptor.address) {
         Ok(Onward::Ends) => return Ok(Ok(Verdict::Pass)),

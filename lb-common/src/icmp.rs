@@ -15,10 +15,11 @@ use crate::{
     packet::Packet,
     passive::Said,
     pipeline::Rest,
-    session::{self, Known},
+    session::{self, Answered, Known},
     steer::{self, Service},
     tables::{
-        Address, Backend, Endpoint, PortKey, Tables, WayBack, mode, owned, refusal, service_flag,
+        Address, Backend, Endpoint, PortKey, Tables, WayBack, feature, mode, owned, refusal,
+        service_flag,
     },
     verdict::{Answer, DropReason, Verdict},
     wire::{self, Check, IcmpHdr, Ports, protocol},
@@ -414,9 +415,18 @@ fn from_translated<P: Packet, T: Tables>(
     };
     let half = (tables.generation() & 1) as u32;
     let found = session::answered(tables, &key, half, Signal::Hearsay);
-    let Some((client, Service { descriptor, .. }, _)) = found else {
+    let Some(answered) = found else {
         return Ok(Verdict::Pass);
     };
+    let watched = answered.watched();
+    if tables.knows(feature::PASSIVE) {
+        heard(packet, tables, outer, quoted, watched);
+    }
+    let Answered {
+        client,
+        service: Service { descriptor, .. },
+        ..
+    } = answered;
     let port = descriptor.port_of(client.to);
     // A router on the way to the backend keeps its own address.
     let sender = if outer.source == quoted.to.address {
@@ -506,10 +516,7 @@ fn to_client<P: Packet, T: Tables>(
     } else {
         outer.source
     };
-    if watched != 0 && quoted.to.protocol == protocol::TCP && says_unreachable(packet, outer) {
-        let interface = packet.interface();
-        tables.note(watched.wrapping_sub(1), Said::Unreachable, interface);
-    }
+    heard(packet, tables, outer, quoted, watched);
     let onward = egress::onward(packet, tables, outer, sender)?;
     if let Onward::Ends = onward {
         return Ok(Verdict::Pass);
@@ -518,6 +525,21 @@ fn to_client<P: Packet, T: Tables>(
     let change = requote(packet, outer, quoted, end, address, port)?;
     readdress(packet, outer, forward::End::Source, sender, change)?;
     Ok(egress::leave(packet, onward))
+}
+
+/// Takes note of an error about a packet to a backend, of which `watched` is [`WayBack::watched`].
+#[inline(always)]
+fn heard<P: Packet, T: Tables>(
+    packet: &P,
+    tables: &T,
+    outer: &Flow,
+    quoted: &Quoted,
+    watched: u32,
+) {
+    if watched != 0 && quoted.to.protocol == protocol::TCP && says_unreachable(packet, outer) {
+        let interface = packet.interface();
+        tables.note(watched.wrapping_sub(1), Said::Unreachable, interface);
+    }
 }
 
 /// Whether an error says that nobody is there: not that a rule forbids it, nor that it is too long.

@@ -166,15 +166,41 @@ pub fn look<'t, T: Tables>(
     }
 }
 
-/// The session that an answer is of, noting it there: the client's flow, and the backend that has it. `None` where
-/// there is none.
+/// What is known of an answer.
+#[derive(Debug, Clone, Copy)]
+pub struct Answered<'t> {
+    /// The client's flow.
+    pub client: FlowKey,
+    /// Its service.
+    pub service: Service<'t>,
+    /// The backend that has it, while it has its place.
+    pub named: Option<Candidate<'t>>,
+    /// Whether the client has done nothing but open it, so that this may be what comes of that.
+    pub opening: bool,
+}
+
+impl Answered<'_> {
+    /// Index of the backend's counters + 1 where this shows how it is ([`crate::passive`]); else 0. Whether it does
+    /// is the descriptor's to say, as nothing is watched of clients in this mode.
+    #[inline(always)]
+    pub fn watched(&self) -> u32 {
+        match self.named {
+            Some(candidate) if self.opening && self.service.descriptor.sampling() != 0 => {
+                candidate.backend.counters.wrapping_add(1)
+            }
+            _ => 0,
+        }
+    }
+}
+
+/// The session that an answer is of, noting it there. `None` where there is none.
 #[inline(always)]
 pub fn answered<'t, T: Tables>(
     tables: &'t T,
     key: &PortKey,
     half: u32,
     signal: Signal,
-) -> Option<(FlowKey, Service<'t>, Option<Candidate<'t>>)> {
+) -> Option<Answered<'t>> {
     let flow = tables.port(key)?;
     let service = Service::at(tables, flow.service.into(), half)?;
     // Its service may have gone, got another mode, or turned into another.
@@ -201,7 +227,12 @@ pub fn answered<'t, T: Tables>(
     };
     let named = steer::named(tables, service.descriptor, &record);
     uncount(tables, named.as_ref(), before, record.flags);
-    Some((flow, service, named))
+    Some(Answered {
+        client: flow,
+        service,
+        named,
+        opening: before & record_flag::OPENING != 0,
+    })
 }
 
 /// Takes a flow off its backend's where its flags cease to say that it counts there.

@@ -408,7 +408,8 @@ pub struct Descriptor {
     /// Number of the pool, for what its services share beside the ring: turns and clients.
     pub pool: u16,
     /// One of [`scheduler`], and from [`SAMPLING_SHIFT`] on, which handshakes are watched
-    /// ([`crate::passive`]): those of one in 2^(n - 1) flows; 0: none.
+    /// ([`crate::passive`]): those of one in 2^(n - 1) flows; 0: none. In mode [`FULL_NAT`](mode::FULL_NAT), where
+    /// answers tell: 1, all.
     pub scheduler: u8,
     /// Lengths of its connection ids ([`quic::Lengths`]); 0: it is not QUIC.
     pub quic: u8,

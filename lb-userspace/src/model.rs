@@ -485,7 +485,7 @@ impl Service {
     /// Whether its clients' handshakes tell which backends fail: where those answer by the balancer, their answers tell,
     /// and no client can make them.
     pub fn judges_handshakes(&self) -> bool {
-        !self.passive.is_off() && self.mode != Mode::Nat
+        !self.passive.is_off() && !matches!(self.mode, Mode::Nat | Mode::FullNat)
     }
 
     /// Whether weights follow how long they take.

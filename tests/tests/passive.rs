@@ -15,7 +15,7 @@ use lb_tests::{
     },
     process::run_with_input,
     skip::with_root,
-    stage::{BACKENDS, Stage, v4_pool, vip, web, web_address},
+    stage::{BACKENDS, Stage, tcp, v4_pool, vip, web, web_address},
     topology::{Topology, backend_name, vip_v4},
     wait::wait_until,
 };
@@ -41,7 +41,7 @@ fn stage(service: &Service, topology: Topology) -> Result<Stage> {
 /// A service whose backends answer clients directly.
 fn direct() -> Service {
     Service::new(
-        lb_tests::stage::tcp(vip_v4(2)),
+        tcp(vip_v4(2)),
         "ipip",
         CHECK,
         v4_pool(lb_tests::backend::PORT),
@@ -156,6 +156,22 @@ fn a_crashed_server_gets_no_new_flow_after_50_ms_where_its_answers_pass() -> Res
             let last = last_flows(&mut stage, &service, 1_000, Duration::ZERO)?;
             // Others may take the processors for longer than that.
             assert!(median(&last) <= Duration::from_millis(50), "{last:?}");
+            Ok(())
+        },
+    )
+}
+
+#[test]
+fn a_crashed_server_gets_no_new_flow_after_50_ms_in_full_nat() -> Result<()> {
+    with_root(
+        "a_crashed_server_gets_no_new_flow_after_50_ms_in_full_nat",
+        || {
+            let pool = v4_pool(lb_tests::backend::PORT);
+            let service = Service::new(tcp(vip_v4(7)), "full-nat", CHECK, pool)
+                .with("address_pool", "snat")
+                .with("passive", "ejection=1s");
+            let last = last_flows(&service, 1_000)?;
+            assert!(last[ROUNDS / 2] <= Duration::from_millis(50), "{last:?}");
             Ok(())
         },
     )

@@ -7,6 +7,7 @@ use lb_common::tables::{Signs, handshake};
 use crate::{
     CLIENT4, CLIENT6, SERVER4, SERVER6, TCP, VIP4, VIP6,
     frames::{Flags, Spec, Transport, segment, socket, syn},
+    full_nat::{ENDS, FROM4, PORTS},
     icmp::message,
     support::{EGRESS, INGRESS, Mode, Stage, server},
 };
@@ -182,6 +183,102 @@ fn an_error_that_says_nobody_is_there_counts_as_a_failure_and_other_errors_do_no
         };
         assert_eq!(signs, expected, "{from} {kind:?}");
     }
+}
+
+/// Both families in mode `full-nat`, looked at or not, of which answers that come by an interface count; a client of
+/// each has sent its SYN.
+fn opened(sampling: u8, interface: u32) -> Stage {
+    let mut stage = Stage::new();
+    for [_, vip, from, server_at] in ENDS {
+        let pool = ip(from).to_string();
+        stage = stage
+            .serve(Mode::FullNat, vip, TCP, &[server(server_at)])
+            .translating(&[&pool], PORTS)
+            .watching(sampling, interface);
+    }
+    let stage = stage.route(ip(CLIENT4), EGRESS).route(ip(CLIENT6), EGRESS);
+    for [client, vip, ..] in ENDS {
+        stage.run(&tcp(client, vip, Flags::SYN, SEQUENCE));
+    }
+    stage
+}
+
+/// An error from a router or the server about a segment of a session.
+fn unreachable_by(at: usize, kind: (u8, u8)) -> Vec<u8> {
+    let [_, _, from, to] = ENDS[at];
+    let router = [ROUTER4, ROUTER6][at];
+    message(router, from, kind, [0; 4], &segment(from, to).ip()).frame()
+}
+
+const GONE: [(u8, u8); 2] = [(3, 1), (1, 3)];
+
+#[test]
+fn what_answers_the_syn_of_a_session_shows_whether_its_server_accepts_connections() {
+    for (at, [_, _, from, to]) in ENDS.into_iter().enumerate() {
+        let shows = |frames: &[Vec<u8>]| {
+            let stage = opened(1, INGRESS);
+            shown(&stage, frames);
+            let other = stage.signs(1 - at as u32);
+            assert_eq!(other, Signs::default(), "{to}");
+            let signs = stage.signs(at as u32);
+            (
+                signs.accepted,
+                signs.refused,
+                signs.unreachable,
+                signs.streak,
+            )
+        };
+        let refusal = || tcp(to, from, RST_ACK, 0);
+        assert_eq!(shows(&[tcp(to, from, SYN_ACK, 7)]), (1, 0, 0, 0));
+        assert_eq!(shows(&[refusal()]), (0, 1, 0, 1));
+        assert_eq!(shows(&[unreachable_by(at, GONE[at])]), (0, 0, 1, 1));
+        let both = [refusal(), tcp(to, from, SYN_ACK, 7)];
+        assert_eq!(shows(&both), (1, 1, 0, 0));
+    }
+}
+
+#[test]
+fn what_is_no_answer_to_the_syn_of_a_session_shows_nothing() {
+    let [client, vip, from, to] = ENDS[0];
+    let established = || tcp(client, vip, Flags::ACK, SEQUENCE + 1);
+    let refusal = || tcp(to, from, RST_ACK, 0);
+    let cases: [&[Vec<u8>]; 8] = [
+        &[established(), refusal()],
+        &[established(), tcp(to, from, SYN_ACK, 7)],
+        &[established(), unreachable_by(0, GONE[0])],
+        &[tcp(to, from, RST_ACK, 1)],
+        &[tcp(to, from, Flags::RST, 0)],
+        &[tcp("10.1.0.2:8081", from, RST_ACK, 0)],
+        &[tcp(to, "10.9.0.1:2001", RST_ACK, 0)],
+        &[unreachable_by(0, (3, 13))],
+    ];
+    for frames in cases {
+        let stage = opened(1, INGRESS);
+        assert_eq!(shown(&stage, frames), Signs::default());
+    }
+}
+
+#[test]
+fn answers_to_sessions_show_nothing_by_another_interface_or_of_a_service_that_is_not_looked_at() {
+    for (sampling, interface) in [(1, 0), (1, EGRESS), (0, INGRESS)] {
+        let stage = opened(sampling, interface);
+        let frames = [
+            tcp(SERVER4, FROM4, RST_ACK, 0),
+            tcp(SERVER4, FROM4, SYN_ACK, 7),
+            unreachable_by(0, GONE[0]),
+        ];
+        assert_eq!(shown(&stage, &frames), Signs::default());
+    }
+}
+
+#[test]
+fn nothing_is_watched_of_the_clients_of_sessions() {
+    let stage = opened(1, INGRESS);
+    let [client, vip, ..] = ENDS[0];
+    stage.run(&tcp(client, vip, Flags::SYN, SEQUENCE));
+    stage.run(&tcp(client, vip, Flags::ACK, SEQUENCE + 1));
+    assert_eq!(stage.handshakes(), []);
+    assert_eq!(stage.signs(0), Signs::default());
 }
 
 /// A service in a mode in which its answers do not pass.

@@ -162,14 +162,9 @@ pub(super) fn check_passive(service: &Service) -> Result<(), ModelError> {
     if service.id.protocol != Protocol::Tcp {
         return refuse("goes by the handshakes of TCP, which UDP has none of: leave it out".into());
     }
-    if service.mode == Mode::FullNat {
+    if matches!(service.mode, Mode::Nat | Mode::FullNat) && service.id.has_every_port() {
         return refuse(
-            "does not know the handshakes of mode \"full-nat\" yet: leave it out, or use another mode".into(),
-        );
-    }
-    if service.mode == Mode::Nat && service.id.has_every_port() {
-        return refuse(
-            "goes by refused connections in mode \"nat\", and with every port whoever asks for closed ones would have backends kept out: leave it out, name the ports, or use a mode in which backends answer directly, such as \"ipip\"".into(),
+            "goes by refused connections in modes \"nat\" and \"full-nat\", and with every port whoever asks for closed ones would have backends kept out: leave it out, name the ports, or use a mode in which backends answer directly, such as \"ipip\"".into(),
         );
     }
     if passive.refusals == 0 && passive.failing == 0 {
@@ -230,11 +225,14 @@ mod tests {
             error.map(|error| error.to_string()).unwrap_or_default()
         };
         let (one, every) = ("10.0.0.1:80/tcp", "10.0.0.1:*/tcp");
-        let full_nat = refused(one, Mode::FullNat);
-        assert!(full_nat.contains("use another mode"), "{full_nat}");
-        let ports = refused(every, Mode::Nat);
-        assert!(ports.contains("name the ports"), "{ports}");
-        for (id, mode) in [(one, Mode::Nat), (one, Mode::Ipip), (every, Mode::L2)] {
+        let udp = refused("10.0.0.1:80/udp", Mode::FullNat);
+        assert!(udp.contains("leave it out"), "{udp}");
+        for mode in [Mode::Nat, Mode::FullNat] {
+            let ports = refused(every, mode);
+            assert!(ports.contains("name the ports"), "{ports}");
+            assert_eq!(refused(one, mode), "");
+        }
+        for (id, mode) in [(one, Mode::Ipip), (every, Mode::L2)] {
             assert_eq!(refused(id, mode), "", "{id}");
         }
     }

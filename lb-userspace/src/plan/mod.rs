@@ -295,9 +295,13 @@ impl Draft {
         let mut placed = self.place_services(pool, placed)?;
         placed.descriptor.pool = placed.number as u16;
         placed.descriptor.mode = service.mode.number();
-        let sampling = match service.watches_handshakes() {
-            true => inputs.sampling.get(&service.id).copied().unwrap_or(1),
-            false => 0,
+        let sampling = match service.mode {
+            _ if service.watches_handshakes() => {
+                inputs.sampling.get(&service.id).copied().unwrap_or(1)
+            }
+            // Of all flows, since each has a session that says whose its answers are.
+            Mode::FullNat => u8::from(!service.passive.is_off()),
+            _ => 0,
         };
         placed.descriptor.set_sampling(sampling);
         note_overflows(&mut placed, inputs);

@@ -163,8 +163,7 @@ fn service(vip: &str, mode: Mode, backends: &[&str]) -> Result<Service> {
     service.health = Health::none();
     // Of some, nobody looks at what packets show, and of some nobody may.
     let may_not = match mode {
-        Mode::Nat => service.id.has_every_port(),
-        Mode::FullNat => true,
+        Mode::Nat | Mode::FullNat => service.id.has_every_port(),
         Mode::Ipip | Mode::Gue | Mode::L2 => false,
     };
     if service.id.protocol == Protocol::Tcp && !may_not && !vip.contains("::3]") {
