@@ -65,9 +65,20 @@ pub enum Onward {
     Sent(u32),
     /// By the kernel, to which it is handed as the client is to get it.
     Kernels,
-    /// Not at all. The kernel gets it as it came, so that it tells the backend, which knows nothing of
-    /// the VIP, and does not take it for one that claims to be from this host.
-    Ends,
+    /// Not at all. Of a backend that sent it to the client, the kernel gets it as it came, so that it tells the backend,
+    /// which knows nothing of the VIP, and does not take it for one that claims to be from this host.
+    Ends(Obstacle),
+}
+
+/// Why a packet does not go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Obstacle {
+    /// Its TTL or hop limit ends here.
+    Expired,
+    /// It is longer than the way takes, which is so many bytes, and must not be fragmented.
+    TooLong(u16),
+    /// No route leads on, or it is for this host.
+    NoRoute,
 }
 
 /// How a packet of `flow` goes on to its destination as one from `source`; to be asked before it is made
@@ -87,22 +98,24 @@ pub fn onward<P: Packet, T: Tables>(
         destination: flow.destination,
         length: flow.length,
     };
-    let kernels = match tables.route(&query) {
+    match tables.route(&query) {
         Ok(route) => {
             if forward::decrement_ttl(packet, flow).is_err() {
-                return Ok(Onward::Ends);
+                return Ok(Onward::Ends(Obstacle::Expired));
             }
             forward::readdress(packet, route.source_mac, route.destination_mac)?;
             return Ok(Onward::Sent(route.interface));
         }
-        Err(NoRoute::Kernels) => true,
-        Err(NoRoute::TooLong) => forward::may_be_fragmented(packet, flow),
-        Err(NoRoute::Refused) => false,
-    };
-    Ok(if kernels && forward::outlives_a_hop(packet, flow) {
+        Err(NoRoute::TooLong(room)) if !forward::may_be_fragmented(packet, flow) => {
+            return Ok(Onward::Ends(Obstacle::TooLong(room)));
+        }
+        Err(NoRoute::Refused) => return Ok(Onward::Ends(Obstacle::NoRoute)),
+        Err(NoRoute::Kernels | NoRoute::TooLong(_)) => {}
+    }
+    Ok(if forward::outlives_a_hop(packet, flow) {
         Onward::Kernels
     } else {
-        Onward::Ends
+        Onward::Ends(Obstacle::Expired)
     })
 }
 
@@ -111,7 +124,7 @@ pub fn onward<P: Packet, T: Tables>(
 pub fn leave<P: Packet>(packet: &P, onward: Onward) -> Verdict {
     match onward {
         Onward::Sent(interface) => by(packet, interface),
-        Onward::Kernels | Onward::Ends => Verdict::Pass,
+        Onward::Kernels | Onward::Ends(_) => Verdict::Pass,
     }
 }
 

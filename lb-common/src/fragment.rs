@@ -398,7 +398,7 @@ fn to_client<P: Packet, T: Tables>(
         return Ok(Verdict::Pass);
     }
     let onward = egress::onward(packet, tables, flow, vip)?;
-    if let Onward::Ends = onward {
+    if let Onward::Ends(_) = onward {
         return Ok(Verdict::Pass);
     }
     rewrite(packet, flow, End::Source, vip, port)?;

@@ -4,7 +4,7 @@
 
 use crate::{
     admit, client_address,
-    egress::{self, Onward},
+    egress::{self, Obstacle, Onward},
     flow::{self, Family, Flow, Signal},
     forward::{self, Ends},
     mss,
@@ -90,7 +90,8 @@ pub fn begin<P: Packet, T: Tables>(packet: &P, tables: &T) -> Outcome {
     }
 }
 
-/// Decides over a packet to an address of a pool, and makes it what it becomes. What is of no session is the kernel's.
+/// Decides over a packet to an address of a pool, and makes it what it becomes. What is of no session is the kernel's;
+/// what does not go on is dropped, and its sender told where something shorter would.
 ///
 /// # Errors
 /// It is left to another.
@@ -288,7 +289,7 @@ fn to_client<P: Packet, T: Tables>(packet: &mut P, tables: &T, flow: &Flow) -> O
     } = answered;
     let port = descriptor.port_of(client.to);
     let onward = match onward(packet, tables, flow, client.source, descriptor.address) {
-        Ok(Onward::Ends) => return Ok(Ok(Verdict::Pass)),
+        Ok(Onward::Ends(obstacle)) => return stopped(tables, obstacle),
         Ok(onward) => onward,
         Err(reason) => return Ok(Err(reason)),
     };
@@ -304,7 +305,7 @@ fn to_client<P: Packet, T: Tables>(packet: &mut P, tables: &T, flow: &Flow) -> O
         tables.hand_over(Handover {
             interface: match onward {
                 Onward::Sent(interface) => interface,
-                Onward::Kernels | Onward::Ends => 0,
+                Onward::Kernels | Onward::Ends(_) => 0,
             },
             offset: flow.transport as u16,
             limit: mss::limit(backend.mss, backend.mtu, flow.v4),
@@ -312,6 +313,22 @@ fn to_client<P: Packet, T: Tables>(packet: &mut P, tables: &T, flow: &Flow) -> O
         return Err(Rest::Syn);
     }
     Ok(Ok(egress::leave(packet, onward)))
+}
+
+/// What becomes of an answer that does not go on. None is the kernel's: that knows no connection of the pool's
+/// addresses, and would reset what is one.
+#[inline(always)]
+fn stopped<T: Tables>(tables: &T, obstacle: Obstacle) -> Outcome {
+    let room = match obstacle {
+        Obstacle::Expired => return Ok(Err(DropReason::TtlExpired)),
+        Obstacle::NoRoute => return Ok(Err(DropReason::NoRoute)),
+        Obstacle::TooLong(room) => room,
+    };
+    tables.hand_over(Handover {
+        limit: room,
+        ..Handover::default()
+    });
+    Err(Rest::TooBig)
 }
 
 /// [`egress::onward`] to a client that the packet is not addressed to yet.

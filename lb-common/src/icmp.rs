@@ -435,7 +435,7 @@ fn from_translated<P: Packet, T: Tables>(
         outer.source
     };
     let onward = full_nat::onward(packet, tables, outer, client.source, sender)?;
-    if let Onward::Ends = onward {
+    if let Onward::Ends(_) = onward {
         return Ok(Verdict::Pass);
     }
     let (here, there) = ((client.source, client.port), (descriptor.address, port));
@@ -518,7 +518,7 @@ fn to_client<P: Packet, T: Tables>(
     };
     heard(packet, tables, outer, quoted, watched);
     let onward = egress::onward(packet, tables, outer, sender)?;
-    if let Onward::Ends = onward {
+    if let Onward::Ends(_) = onward {
         return Ok(Verdict::Pass);
     }
     let end = forward::End::Destination;

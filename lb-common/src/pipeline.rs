@@ -4,7 +4,7 @@
 
 use crate::{
     admit,
-    egress::{self, Onward},
+    egress::{self, Obstacle, Onward},
     flow::{self, Family, Flow, Signal, Stop},
     forward::{self, End, Ends},
     fragment::{self, Early, Fragment},
@@ -43,6 +43,7 @@ pub fn process<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
         Err(Rest::FullNatNew) => Verdict::Pass,
         Err(Rest::FullNatAnswer) => match full_nat_answer(packet, tables) {
             Ok(verdict) => verdict,
+            Err(Rest::TooBig) => too_big(packet, tables),
             Err(_) => syn(packet, tables),
         },
         Err(Rest::FullNatError) => full_nat_error(packet, tables),
@@ -173,7 +174,7 @@ pub fn refused<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
     counted(tables, outcome)
 }
 
-/// The same for frames that are too long for the way to their backend, as
+/// The same for frames that are too long for the way to their backend, or to the client of a session, as
 /// [`Handover`] says.
 #[inline(always)]
 pub fn too_big<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
@@ -312,7 +313,7 @@ fn is_full_nat<T: Tables>(tables: &T, found: &InForce<'_>) -> bool {
 /// Whether an answer tells how its backend is.
 #[inline(always)]
 fn is_heard<T: Tables>(tables: &T, way_back: &WayBack, onward: Onward) -> bool {
-    tables.knows(feature::PASSIVE) && way_back.watched != 0 && !matches!(onward, Onward::Ends)
+    tables.knows(feature::PASSIVE) && way_back.watched != 0 && !matches!(onward, Onward::Ends(_))
 }
 
 /// Whether a packet that goes to a backend has an MSS that may have to be lowered.
@@ -346,7 +347,7 @@ fn answers_with_mss<P: Packet, T: Tables>(
 ) -> bool {
     tables.knows(feature::MSS)
         && way_back.mss != mss::OFF
-        && !matches!(onward, Onward::Ends)
+        && !matches!(onward, Onward::Ends(_))
         && mss::is_told_by(packet, flow)
 }
 
@@ -356,7 +357,7 @@ fn leave_answer<T: Tables>(tables: &T, flow: &Flow, way_back: &WayBack, onward: 
     tables.hand_over(Handover {
         interface: match onward {
             Onward::Sent(interface) => interface,
-            Onward::Kernels | Onward::Ends => 0,
+            Onward::Kernels | Onward::Ends(_) => 0,
         },
         offset: flow.transport as u16,
         limit: way_back.mss,
@@ -461,10 +462,10 @@ fn to_client<P: Packet, T: Tables>(
 ) -> Result<Onward, DropReason> {
     // Answers to our own probes.
     if steer::owned(tables, flow.destination) & owned::LOCAL != 0 {
-        return Ok(Onward::Ends);
+        return Ok(Onward::Ends(Obstacle::NoRoute));
     }
     let onward = egress::onward(packet, tables, flow, way_back.address)?;
-    if !matches!(onward, Onward::Ends) {
+    if !matches!(onward, Onward::Ends(_)) {
         let ends = Ends::one(End::Source, way_back.address, way_back.port);
         forward::rewrite(packet, flow, ends, 0)?;
     }

@@ -3,7 +3,7 @@
 //! the VIP's name, by a TCP reset (RFC 9293 §3.10.7.1) or an ICMP error (RFC 792, RFC 4443).
 //!
 //! So are packets that are longer than the way to their backend takes, with what the mode puts in front of
-//! them: their sender is told what length would do (RFC 1191 §4, RFC 4443 §3.2), as a router tells it before
+//! them, and answers to sessions of mode `full-nat` that are longer than the way to their client: their sender is told what length would do (RFC 1191 §4, RFC 4443 §3.2), as a router tells it before
 //! a tunnel (RFC 4459 §3.2). One of IPv4 that might be fragmented is no exception: nothing here can cut it in
 //! two, and a sender that heeds the error does so itself.
 //!
@@ -57,7 +57,7 @@ enum Cause {
     Port,
     /// None is of its protocol, whose number is at this offset of the frame.
     Protocol(usize),
-    /// The way to its backend takes no more than so many bytes.
+    /// Its way takes no more than so many bytes.
     TooBig(u16),
     /// Of mode `full-nat`: no port was free for it.
     Exhausted,
@@ -165,7 +165,7 @@ pub fn untranslated<P: Packet, T: Tables>(
     carry_out(packet, tables, &flow, cause, policy)
 }
 
-/// Answers a packet that is longer than the way to its backend takes.
+/// Answers a packet that is longer than its way takes, which is what was handed over.
 ///
 /// # Errors
 /// It is dropped without an answer.

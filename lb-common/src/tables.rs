@@ -957,8 +957,8 @@ pub struct Route {
 pub enum NoRoute {
     /// The kernel can send it, as the program cannot: it has to find its neighbour first, say.
     Kernels,
-    /// It is longer than the way takes.
-    TooLong,
+    /// It is longer than the way takes, which is so many bytes.
+    TooLong(u16),
     /// Nor can the kernel, which tells the sender so where it is of use; or it is this host's.
     Refused,
 }

@@ -69,7 +69,8 @@ counted! {
     EchoLimit = 10, "echo_limit";
     /// To a port of a VIP, or of a protocol, that no service has.
     UnknownPort = 11, "unknown_port";
-    /// Longer than the way to its backend takes, with what the mode puts in front of it.
+    /// Longer than the way to its backend takes, with what the mode puts in front of it; of mode `full-nat`, also an
+    /// answer that is longer than the way to its client.
     PacketTooBig = 12, "packet_too_big";
     /// A first fragment without all of its headers, or one that would write over them
     /// (RFC 1858, RFC 3128, RFC 8200 §4.5).
@@ -95,6 +96,8 @@ counted! {
     MartianSource = 22, "martian_source";
     /// From the address that it goes to.
     Land = 23, "land";
+    /// An answer to a session of mode `full-nat` that no route leads on to its client.
+    NoRoute = 24, "no_route";
 }
 
 counted! {

@@ -91,6 +91,7 @@ pub fn full_nat_answer(ctx: XdpContext) -> u32 {
     let mut packet = XdpPacket::<true>::new(&ctx);
     match pipeline::full_nat_answer(&mut packet, &Maps::new(&ctx)) {
         Ok(verdict) => return act(&ctx, verdict),
+        Err(Rest::TooBig) => maps::go_on(&ctx, TAIL_TOO_BIG),
         Err(_) => maps::go_on(&ctx, TAIL_SYN),
     }
     xdp_action::XDP_PASS

@@ -447,7 +447,12 @@ impl Tables for Maps {
             Ok(BPF_FIB_LKUP_RET_NO_NEIGH | BPF_FIB_LKUP_RET_UNSUPP_LWT) => {
                 return Err(NoRoute::Kernels);
             }
-            Ok(BPF_FIB_LKUP_RET_FRAG_NEEDED) => return Err(NoRoute::TooLong),
+            Ok(BPF_FIB_LKUP_RET_FRAG_NEEDED) => {
+                // SAFETY: a plain integer, whichever of the union's it is; with this answer, the MTU (since Linux 5.12).
+                return Err(NoRoute::TooLong(unsafe {
+                    params.__bindgen_anon_1.mtu_result
+                }));
+            }
             _ => return Err(NoRoute::Refused),
         }
         Ok(Route {

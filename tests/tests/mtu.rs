@@ -19,7 +19,9 @@ use lb_tests::{
     process::{run, run_with_input},
     skip::with_root,
     stage::{BACKENDS, Stage, every_mode_at, vip},
-    topology::{Topology, backend_name, backend_v4, backend_v6},
+    topology::{
+        CLIENT_V4, CLIENT_V6, POOL_V4, POOL_V6, Topology, backend_name, backend_v4, backend_v6,
+    },
     wait::{wait_ok, wait_until},
 };
 use serde_json::Value;
@@ -301,4 +303,106 @@ fn a_backend_that_answers_directly_is_kept_within_its_way_to_the_client_by_a_low
             Ok(())
         },
     )
+}
+
+/// The services of mode `full-nat`, each with one backend.
+fn translated() -> Result<Vec<Service>> {
+    let full_nat = |service: &Service| service.mode == "full-nat";
+    let services = every_mode_at(PORT, "tcp")?.into_iter().filter(full_nat);
+    let one = |service: Service| Service {
+        backends: service.backends[..1].to_vec(),
+        ..service
+    };
+    Ok(services.map(one).collect())
+}
+
+#[test]
+fn a_backend_in_full_nat_is_told_that_the_way_to_a_client_is_narrower_and_its_transfer_goes_on()
+-> Result<()> {
+    with_root(
+        "a_backend_in_full_nat_is_told_that_the_way_to_a_client_is_narrower_and_its_transfer_goes_on",
+        || {
+            let services = translated()?;
+            let stage = stage(services.clone())?;
+            batch(
+                &stage.topology.switch,
+                &format!("link set client mtu {NARROW}\n"),
+            )?;
+            for client in [IpAddr::from(CLIENT_V4), CLIENT_V6.into()] {
+                let line = format!("route replace {client} dev eth0 mtu {NARROW}\n");
+                batch(&stage.topology.balancer, &line)?;
+            }
+            for service in &services {
+                let before = answers(&stage, "too_big")?;
+                fetch(&stage, service)
+                    .with_context(|| format!("{}: {}", service.vip, stage.agent.log()))?;
+                let told = answers(&stage, "too_big")? - before;
+                let v4 = vip(service)?.is_ipv4();
+                let pool: IpAddr = if v4 { POOL_V4.into() } else { POOL_V6.into() };
+                let found = learnt(stage.topology.backend(1), pool)?;
+                println!("{}: told {told} times, learnt {found:?}", service.vip);
+                ensure!(told > 0 && found == Some(NARROW.into()), "{told} {found:?}");
+            }
+            Ok(())
+        },
+    )
+}
+
+#[test]
+fn a_connection_in_full_nat_outlives_that_its_client_cannot_be_reached_for_a_while() -> Result<()> {
+    with_root(
+        "a_connection_in_full_nat_outlives_that_its_client_cannot_be_reached_for_a_while",
+        || {
+            let services = translated()?;
+            let stage = stage(services.clone())?;
+            let balancer = &stage.topology.balancer;
+            let finish = |mut stream: TcpStream| {
+                let mut taken = Vec::new();
+                stream.read_to_end(&mut taken)?;
+                ensure!(taken.len() == LARGE, "{} of {LARGE} bytes", taken.len());
+                Ok(())
+            };
+            for service in &services {
+                let at = vip(service)?;
+                let client: IpAddr = if at.is_ipv4() {
+                    CLIENT_V4.into()
+                } else {
+                    CLIENT_V6.into()
+                };
+                let mut stream = connect(&stage.topology.client, at)?;
+                let before = dropped(&stage, "no_route")?;
+                batch(balancer, &format!("route add unreachable {client}\n"))?;
+                stream.write_all(&[SEND])?;
+                wait_until("answers find no route", PATIENCE, || {
+                    dropped(&stage, "no_route").is_ok_and(|now| now > before + 1)
+                })?;
+                batch(balancer, &format!("route del unreachable {client}\n"))?;
+                finish(stream).with_context(|| format!("{at}: {}", stage.agent.log()))?;
+            }
+            let mut stream = connect(&stage.topology.client, vip(&services[0])?)?;
+            // It answers nobody who asks for its address.
+            let ignore = |how| {
+                let settings = [("net/ipv4/conf/eth0/arp_ignore", how)];
+                stage.topology.client.sysctls(&settings)
+            };
+            ignore("8")?;
+            batch(balancer, &format!("neigh del {CLIENT_V4} dev eth0\n"))?;
+            stream.write_all(&[SEND])?;
+            wait_until("no neighbour is found", PATIENCE, || {
+                let mut ip = balancer.command("ip");
+                let shown = run(ip.args(["neigh", "show", &CLIENT_V4.to_string()]));
+                shown.is_ok_and(|shown| shown.contains("FAILED"))
+            })?;
+            ignore("0")?;
+            finish(stream).with_context(|| stage.agent.log())
+        },
+    )
+}
+
+/// Packets dropped for a reason.
+fn dropped(stage: &Stage, reason: &str) -> Result<u64> {
+    let status = stage.agent.lbctl_json(&["status"])?;
+    status["drops"][reason]
+        .as_u64()
+        .with_context(|| status.to_string())
 }

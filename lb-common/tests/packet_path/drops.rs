@@ -59,14 +59,14 @@ fn every_reason_is_given_and_counted_once() {
     let produced = produced();
     let given: Vec<DropReason> = produced.iter().map(|(reason, ..)| *reason).collect();
     // How echo requests are limited is `icmp`'s to show, what becomes of unknown ports `refuse`'s, of
-    // what is too long `too_big`'s, of fragments `fragments`', who is not let in `admit`'s, who finds no port
-    // `full_nat`'s, and who cannot have sent it `martian`'s.
+    // what is too long `too_big`'s, of fragments `fragments`', who is not let in `admit`'s, who finds no port or whose
+    // answer no route `full_nat`'s, and who cannot have sent it `martian`'s.
     let elsewhere = |reason: &DropReason| {
         let name = reason.name();
         name.starts_with("fragment")
             || ["echo_limit", "unknown_port", "packet_too_big"].contains(&name)
             || ["access_denied", "source_limit", "service_limit"].contains(&name)
-            || ["ports_exhausted", "no_session"].contains(&name)
+            || ["ports_exhausted", "no_session", "no_route"].contains(&name)
             || ["martian_source", "land"].contains(&name)
     };
     let mut expected = DropReason::ALL.to_vec();
@@ -209,6 +209,7 @@ fn names_and_numbers_of_reasons_stay() {
         (21, "no_session"),
         (22, "martian_source"),
         (23, "land"),
+        (24, "no_route"),
     ];
     assert_eq!(names, expected);
 }

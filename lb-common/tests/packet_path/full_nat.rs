@@ -270,20 +270,39 @@ fn what_comes_to_the_pool_and_is_of_no_session_is_the_kernels() {
 }
 
 #[test]
-fn an_answer_that_cannot_go_on_is_the_kernels_as_it_came() {
-    let ends = [
-        (NoRoute::Refused, false),
-        (NoRoute::Kernels, true),
-        (NoRoute::TooLong, false),
-    ];
-    for (why, rewritten) in ends {
+fn an_answer_that_cannot_go_on_is_dropped_by_what_stops_it() {
+    for (client, vip, from, to) in ENDS.map(|[client, vip, from, to]| (client, vip, from, to)) {
+        let stopped = stage().no_route(socket(client).ip(), NoRoute::Refused);
+        let last_hop = Spec {
+            ttl: 1,
+            ..segment(to, from)
+        };
+        let neighbourless = stage().no_route(socket(client).ip(), NoRoute::Kernels);
+        for (stage, answer, reason) in [
+            (&stopped, segment(to, from), DropReason::NoRoute),
+            (&stage(), last_hop.clone(), DropReason::TtlExpired),
+            (&neighbourless, last_hop, DropReason::TtlExpired),
+        ] {
+            assert!(goes_on(stage, &syn(client, vip)));
+            let outcome = stage.run(&answer.frame());
+            assert_eq!(outcome, Outcome::dropped(reason), "{to}");
+        }
+    }
+}
+
+#[test]
+fn an_answer_that_the_kernel_can_send_on_is_the_kernels_as_its_client_gets_it() {
+    let fragmentable = Spec {
+        fragment: (false, false, 0),
+        ..segment(SERVER4, FROM4)
+    };
+    for (why, answer) in [
+        (NoRoute::Kernels, segment(SERVER4, FROM4)),
+        (NoRoute::TooLong(20), fragmentable),
+    ] {
         let stage = stage().no_route(socket(CLIENT4).ip(), why);
         assert!(goes_on(&stage, &syn(CLIENT4, VIP4)));
-        let answer = segment(SERVER4, FROM4);
-        let expected = match rewritten {
-            true => between(&answer, VIP4, CLIENT4),
-            false => answer.clone(),
-        };
+        let expected = between(&answer, VIP4, CLIENT4);
         let outcome = stage.run(&answer.frame());
         assert_eq!(outcome, Outcome::passed(expected.frame()), "{why:?}");
     }

@@ -195,7 +195,7 @@ fn an_answer_that_goes_nowhere_is_left_to_the_kernel_as_it_is() {
 #[test]
 fn an_answer_longer_than_its_way_is_left_to_the_kernel_as_it_is() {
     for (answer, _) in answers() {
-        let stage = stage().no_route(answer.to.ip(), NoRoute::TooLong);
+        let stage = stage().no_route(answer.to.ip(), NoRoute::TooLong(1_000));
         let whole = Spec {
             fragment: (true, false, 0),
             ..answer
@@ -207,7 +207,7 @@ fn an_answer_longer_than_its_way_is_left_to_the_kernel_as_it_is() {
 #[test]
 fn an_answer_that_the_kernel_may_fragment_is_rewritten_and_left_to_it() {
     for (answer, expected) in answers().into_iter().filter(|(spec, _)| spec.to.is_ipv4()) {
-        let stage = stage().no_route(answer.to.ip(), NoRoute::TooLong);
+        let stage = stage().no_route(answer.to.ip(), NoRoute::TooLong(1_000));
         let fragment = (false, false, 0);
         let answer = Spec { fragment, ..answer };
         let expected = Spec {
@@ -226,7 +226,7 @@ fn an_answer_at_the_end_of_its_ttl_is_left_to_the_kernel_as_it_is() {
         for stage in [
             stage().route(client, EGRESS),
             stage().no_route(client, NoRoute::Kernels),
-            stage().no_route(client, NoRoute::TooLong),
+            stage().no_route(client, NoRoute::TooLong(1_000)),
         ] {
             for ttl in [0, 1] {
                 let fragment = (false, false, 0);

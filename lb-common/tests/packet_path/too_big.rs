@@ -3,12 +3,14 @@
 
 use lb_common::{
     budget::LIMIT,
+    tables::NoRoute,
     verdict::{Answer, DropReason, Verdict},
 };
 
 use crate::{
     CLIENT4, CLIENT6, SERVER4, SERVER6, TCP, UDP, VIP4, VIP6,
-    frames::{Extension, Flags, Spec, Transport, datagram, segment},
+    frames::{Extension, Flags, Spec, Transport, datagram, segment, socket, syn},
+    full_nat,
     icmp::message,
     refuse::error,
     support::{EGRESS, Mode, Outcome, Server, Stage, server},
@@ -70,6 +72,22 @@ fn what_is_a_byte_too_long_is_answered_and_nothing_shorter_is() {
                     }
                 }
             }
+        }
+    }
+}
+
+#[test]
+fn a_backend_is_told_where_its_answer_is_a_byte_too_long_for_the_way_to_the_client_of_a_session() {
+    for [client, vip, from, to] in full_nat::ENDS {
+        let client_at = socket(client).ip();
+        let stage = full_nat::stage().no_route(client_at, NoRoute::TooLong(1_400));
+        for (first, answer) in [
+            (syn(client, vip), segment(to, from)),
+            (datagram(client, vip), datagram(to, from)),
+        ] {
+            assert!(full_nat::goes_on(&stage, &first));
+            let long = of_length(answer, 1_401);
+            assert_eq!(stage.run(&long.frame()), refused(&long, 1_400), "{to}");
         }
     }
 }

@@ -102,15 +102,17 @@ fn destination(frame: &[u8]) -> Option<(Address, u16)> {
 fn route(to: Address, length: u16) -> Result<Route, NoRoute> {
     match IpAddr::from(to) {
         IpAddr::V4(to) => match to.octets() {
-            [192, 0..192, ..] if length > WIDE => Err(NoRoute::TooLong),
+            [192, 0..192, ..] if length > WIDE => Err(NoRoute::TooLong(WIDE)),
             [192, 0..128, ..] => Ok(ROUTE),
             [192, 128..192, ..] => Err(NoRoute::Kernels),
             [192, 192..224, ..] if length <= NARROW => Ok(ROUTE),
-            [192, 192..224, ..] => Err(NoRoute::TooLong),
+            [192, 192..224, ..] => Err(NoRoute::TooLong(NARROW)),
             _ => Err(NoRoute::Refused),
         },
         IpAddr::V6(to) => match to.segments() {
-            [0x2001, 0xdb8, 0, 0, 0, 0..0xc0, ..] if length > WIDE - 40 => Err(NoRoute::TooLong),
+            [0x2001, 0xdb8, 0, 0, 0, 0..0xc0, ..] if length > WIDE - 40 => {
+                Err(NoRoute::TooLong(WIDE))
+            }
             [0x2001, 0xdb8, 0, 0, 0, 0..0x80, ..] => Ok(ROUTE),
             [0x2001, 0xdb8, 0, 0, 0, 0x80..0xc0, ..] => Err(NoRoute::Kernels),
             _ => Err(NoRoute::Refused),
