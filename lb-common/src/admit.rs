@@ -92,6 +92,19 @@ pub fn flow<T: Tables>(tables: &T, in_force: &InForce<'_>, flow: &Flow) -> Resul
     Ok(())
 }
 
+/// Whether a flow may begin that is known to: what is not recorded is older than nothing here.
+///
+/// # Errors
+/// As [`flow`].
+#[inline(always)]
+pub fn beginning<T: Tables>(
+    tables: &T,
+    in_force: &InForce<'_>,
+    flow: &Flow,
+) -> Result<(), DropReason> {
+    judged(tables.admits_flow(Request::of(in_force, flow), false))
+}
+
 #[inline(always)]
 fn judged(answer: u32) -> Result<(), DropReason> {
     match answer {

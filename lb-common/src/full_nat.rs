@@ -5,7 +5,7 @@
 use crate::{
     admit, client_address,
     egress::{self, Obstacle, Onward},
-    flow::{self, Family, Flow, Signal},
+    flow::{self, Family, Flow},
     forward::{self, Ends},
     mss,
     packet::Packet,
@@ -26,7 +26,7 @@ use crate::{
 /// What becomes of a packet, or who goes on with it.
 type Outcome = Result<Result<Verdict, DropReason>, Rest>;
 
-/// What [`Handover::limit`] says of a packet that a session has just been begun for.
+/// What [`Handover::limit`] says of a packet that a session has just been begun for, here or by another CPU.
 const BEGUN: u16 = 1;
 
 /// Decides over a client's packet to a VIP of this mode, and makes it what it becomes. What has no session is left to
@@ -46,6 +46,7 @@ pub fn request<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Outcome {
     let key = steer::key(&found.service, &flow);
     let way = match session::look(tables, &found.service, &key, flow.signal) {
         Known::Session(way) => way,
+        // Another CPU is still at it, or the last of a connection from before it has ended it already.
         _ if tables.handed_over().limit == BEGUN => {
             return refused(tables, &found, DropReason::NoSession);
         }
@@ -206,11 +207,11 @@ fn try_begin<T: Tables>(tables: &T, in_force: &InForce<'_>, flow: &Flow) -> Resu
         admit::source(tables, in_force, flow)?;
     }
     let key = steer::key(&service, flow);
-    let lost = match session::look(tables, &service, &key, Signal::Hearsay) {
-        Known::Lost => true,
-        // It has ended, or its backend drains, which does not matter to a SYN.
-        Known::Session(_) if flow.opens() => false,
+    let lost = match session::look(tables, &service, &key, flow.signal) {
+        // Another CPU has begun it in the meantime.
         Known::Session(_) => return Ok(()),
+        // A SYN begins a flow also where one was before.
+        Known::Lost => !flow.opens(),
         Known::Nothing => false,
     };
     // Else a flood of anything but SYNs would take all ports.
@@ -218,7 +219,8 @@ fn try_begin<T: Tables>(tables: &T, in_force: &InForce<'_>, flow: &Flow) -> Resu
         return Err(DropReason::NoSession);
     }
     if guarded && !lost {
-        admit::flow(tables, in_force, flow)?;
+        // Each has a session, also while the service moves.
+        admit::beginning(tables, in_force, flow)?;
     }
     if service.descriptor.ring_size == 0 {
         return Err(DropReason::NoBackend);
@@ -228,9 +230,17 @@ fn try_begin<T: Tables>(tables: &T, in_force: &InForce<'_>, flow: &Flow) -> Resu
     if id == schedule::NOBODY {
         return Err(DropReason::NoBackend);
     }
-    match tables.begin_session(&question, id) {
+    let became = match tables.begin_session(&question, id) {
+        session::EXHAUSTED => tables.take_over(&question, id),
+        became => became,
+    };
+    match became {
         session::BEGUN => {}
-        session::EXHAUSTED => return Err(DropReason::PortsExhausted),
+        session::ANOTHERS => return Ok(()),
+        session::EXHAUSTED => {
+            tables.count_flow(service.index, FlowEvent::PortsExhausted);
+            return Err(DropReason::PortsExhausted);
+        }
         _ => return Err(DropReason::Inconsistent),
     }
     if service.descriptor.persistence != 0 {
@@ -271,7 +281,8 @@ fn to_client<P: Packet, T: Tables>(packet: &mut P, tables: &T, flow: &Flow) -> O
         backend_port: flow.source_port,
         port: flow.destination_port,
         protocol: flow.protocol,
-        zeros: [0; 3],
+        lock: 0,
+        zeros: [0; 2],
     };
     let half = (tables.generation() & 1) as u32;
     let Some(answered) = session::answered(tables, &key, half, flow.signal) else {

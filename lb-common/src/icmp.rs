@@ -368,7 +368,11 @@ fn to_translated<P: Packet, T: Tables>(
     }
     let key = steer::key(service, &flow);
     let Known::Session(way) = session::look(tables, service, &key, Signal::Hearsay) else {
-        return Err(DropReason::NoSession);
+        // The kernel has packets of no session, and so what is said of its answers.
+        return match service.descriptor.refusal() {
+            refusal::PASS => Ok(Verdict::Pass),
+            _ => Err(DropReason::NoSession),
+        };
     };
     let backend = way.candidate.backend;
     if backend.interface == 0 {
@@ -411,7 +415,8 @@ fn from_translated<P: Packet, T: Tables>(
         backend_port: quoted.to.port,
         port: quoted.from.port,
         protocol: quoted.from.protocol,
-        zeros: [0; 3],
+        lock: 0,
+        zeros: [0; 2],
     };
     let half = (tables.generation() & 1) as u32;
     let found = session::answered(tables, &key, half, Signal::Hearsay);

@@ -21,6 +21,10 @@ use crate::{
     wire::Byte,
 };
 
+mod meanwhile;
+
+pub use meanwhile::Meanwhile;
+
 /// [`Tables`] in memory. Fill the public fields; counters come back through methods.
 #[derive(Debug, Clone, Default)]
 pub struct MemoryTables {
@@ -72,6 +76,8 @@ pub struct MemoryTables {
     pub signs: RefCell<BTreeMap<u32, Signs>>,
     /// Handshakes that are watched, by their places.
     pub handshakes: RefCell<BTreeMap<u32, Handshake>>,
+    /// What other CPUs do in the midst of a packet of mode `full-nat`.
+    pub meanwhile: Meanwhile,
     counted: RefCell<Counted>,
 }
 
@@ -447,26 +453,56 @@ impl Tables for MemoryTables {
     }
 
     fn visit_session<R>(&self, key: &FlowKey, visit: impl FnOnce(&mut Session) -> R) -> Option<R> {
+        self.meanwhile.interrupt(self);
         self.sessions.borrow_mut().by_flow.get_mut(key).map(visit)
     }
 
-    fn put_session(&self, key: &FlowKey, session: &Session, over: bool) -> Recorded {
+    fn clear_flags(&self, record: &mut Record, flags: u16) -> u16 {
+        self.meanwhile.touch(record);
+        let before = record.flags;
+        record.flags &= !flags;
+        before
+    }
+
+    fn set_flags(&self, record: &mut Record, flags: u16) -> u16 {
+        self.meanwhile.touch(record);
+        let before = record.flags;
+        record.flags |= flags;
+        before
+    }
+
+    fn put_session(&self, key: &FlowKey, session: &Session) -> Recorded {
+        self.meanwhile.interrupt(self);
         let mut sessions = self.sessions.borrow_mut();
         let room = sessions.capacity;
-        insert(&mut sessions.by_flow, *key, *session, over, room)
+        insert(&mut sessions.by_flow, *key, *session, false, room)
+    }
+
+    fn remove_session(&self, key: &FlowKey) {
+        self.meanwhile.interrupt(self);
+        self.sessions.borrow_mut().by_flow.remove(key);
     }
 
     fn port(&self, key: &PortKey) -> Option<FlowKey> {
+        self.meanwhile.interrupt(self);
         self.sessions.borrow().ports.get(key).copied()
     }
 
     fn claim_port(&self, key: &PortKey, flow: &FlowKey) -> Recorded {
+        self.meanwhile.interrupt(self);
         let mut sessions = self.sessions.borrow_mut();
         let room = sessions.port_capacity;
         insert(&mut sessions.ports, *key, *flow, false, room)
     }
 
+    fn hand_port_on(&self, key: &PortKey, flow: &FlowKey) -> bool {
+        self.meanwhile.interrupt(self);
+        self.sessions.borrow_mut().ports.insert(*key, *flow);
+        true
+    }
+
     fn release_port(&self, key: &PortKey) {
+        self.meanwhile.interrupt(self);
         self.sessions.borrow_mut().ports.remove(key);
     }
 

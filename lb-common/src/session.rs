@@ -8,15 +8,17 @@
 //!
 //! What must hold: a port is claimed before its session is kept, and given back after it is gone; a session of
 //! which packets came in time stays as it is while its backend holds flows; packets of either end keep it.
-//! What has expired is nobody's, and leaves by the agent's sweep, both entries together.
+//! What has expired is nobody's: it leaves by the agent's sweep, both entries together, or by a flow that
+//! finds no other port. A session that is there is replaced or removed, and its port given to another flow, only by who has
+//! the port's lock, and that is whoever has inserted it.
 
 use crate::{
     flow::Signal,
-    hash,
+    hash::{self, FlowHash},
     steer::{self, Candidate, Service},
     tables::{
-        Address, FlowEvent, FlowKey, PoolKey, PortKey, Record, Recorded, SECOND, Session, Tables,
-        Tick, Translation, mode, record_flag, service_flag,
+        Address, Descriptor, FlowEvent, FlowKey, PoolKey, PortKey, Record, Recorded, SECOND,
+        Session, Tables, Tick, Translation, mode, record_flag, service_flag,
     },
     track::{OPENING_LIFETIME, Question, RESET_LIFETIME},
     wire::protocol,
@@ -84,10 +86,10 @@ pub const fn ended(flags: u16) -> bool {
     flags & ENDED != 0
 }
 
-/// A session's flags after a packet of an end. A RST is taken back by what follows it from the same end, as it may
-/// have been forged; a FIN is not, as acknowledgements follow it.
+/// What a packet of an end makes of a session's flags: those that it takes off and those that it sets. A RST is taken back
+/// by what follows it from the same end, as it may have been forged; a FIN is not, as acknowledgements follow it.
 #[inline(always)]
-pub const fn noted(flags: u16, end: End, signal: Signal) -> u16 {
+pub const fn change(end: End, signal: Signal) -> (u16, u16) {
     let (finished, reset) = match end {
         End::Client => (record_flag::FINISHED, record_flag::RESET),
         End::Backend => (record_flag::BACKEND_FINISHED, record_flag::BACKEND_RESET),
@@ -98,10 +100,34 @@ pub const fn noted(flags: u16, end: End, signal: Signal) -> u16 {
         End::Backend => 0,
     };
     match signal {
-        Signal::Opens | Signal::Hearsay => flags,
-        Signal::None => flags & !(opening | reset),
-        Signal::Finishes => flags & !(record_flag::COUNTED | opening | reset) | finished,
-        Signal::Resets => flags & !record_flag::COUNTED | reset,
+        Signal::Opens | Signal::Hearsay => (0, 0),
+        Signal::None => (opening | reset, 0),
+        Signal::Finishes => (record_flag::COUNTED | opening | reset, finished),
+        Signal::Resets => (record_flag::COUNTED, reset),
+    }
+}
+
+/// Makes that of the flags of a flow's session, where they are not so already: what they were, and what they are. Both ends
+/// may do so at once, on two CPUs, and neither's is lost; so who finds a flag that it takes off is the only one who does.
+#[inline(always)]
+fn amend<T: Tables>(
+    tables: &T,
+    flow: &FlowKey,
+    flags: u16,
+    (clear, set): (u16, u16),
+) -> (u16, u16) {
+    if flags & clear == 0 && flags & set == set {
+        return (flags, flags);
+    }
+    let amended = tables.visit_session(flow, |session| {
+        let before = tables.clear_flags(&mut session.record, clear);
+        let then = tables.set_flags(&mut session.record, set);
+        before & clear | then & !clear
+    });
+    match amended {
+        Some(before) => (before, before & !clear | set),
+        // It has just gone, by who takes care of the rest.
+        None => (0, 0),
     }
 }
 
@@ -137,29 +163,34 @@ pub fn look<'t, T: Tables>(
     key: &FlowKey,
     signal: Signal,
 ) -> Known<'t> {
-    let (now, moving_time) = (tables.now(), service.descriptor.moving_time);
+    let (now, descriptor) = (tables.now(), service.descriptor);
     let found = tables.visit_session(key, |session| {
-        let before = session.record.flags;
+        let record = session.record;
         let opens = signal == Signal::Opens;
-        let stays = live(&session.record, now, moving_time) && !(opens && ended(before));
+        let stays = live(&record, now, descriptor.moving_time) && !(opens && ended(record.flags));
         if stays && signal != Signal::Hearsay {
             session.record.stamp = now;
-            session.record.flags = noted(before, End::Client, signal);
         }
-        (stays, before, session.record, session.address, session.port)
+        (stays, record, session.address, session.port)
     });
-    let Some((true, before, record, address, port)) = found else {
+    let Some((true, record, address, port)) = found else {
         return Known::Nothing;
     };
-    let named = steer::named(tables, service.descriptor, &record);
-    uncount(tables, named.as_ref(), before, record.flags);
+    let (clear, mut set) = change(End::Client, signal);
+    // Also one that has begun before flows were counted.
+    if signal != Signal::Hearsay && counts(descriptor) && !ended(record.flags & !clear | set) {
+        set |= record_flag::COUNTED;
+    }
+    let (before, after) = amend(tables, key, record.flags, (clear, set));
+    let named = steer::named(tables, descriptor, &record);
+    recount(tables, named.as_ref(), before, after);
     match named {
         Some(candidate) if candidate.holds() && (candidate.takes() || signal != Signal::Opens) => {
             Known::Session(Way {
                 candidate,
                 address,
                 port,
-                confirms: before & !record.flags & record_flag::OPENING != 0,
+                confirms: before & !after & record_flag::OPENING != 0,
             })
         }
         _ => Known::Lost,
@@ -210,23 +241,24 @@ pub fn answered<'t, T: Tables>(
     }
     let (now, moving_time) = (tables.now(), service.descriptor.moving_time);
     let found = tables.visit_session(&flow, |session| {
-        let before = session.record.flags;
+        let record = session.record;
         let stays = session.port == key.port
             && session.address == key.address
             && session.backend == key.backend
             && session.backend_port == key.backend_port
-            && live(&session.record, now, moving_time);
+            && live(&record, now, moving_time);
         if stays && signal != Signal::Hearsay {
             session.record.stamp = now;
-            session.record.flags = noted(before, End::Backend, signal);
         }
-        (stays, before, session.record)
+        (stays, record)
     });
-    let Some((true, before, record)) = found else {
+    let Some((true, record)) = found else {
         return None;
     };
+    let change = change(End::Backend, signal);
+    let (before, after) = amend(tables, &flow, record.flags, change);
     let named = steer::named(tables, service.descriptor, &record);
-    uncount(tables, named.as_ref(), before, record.flags);
+    recount(tables, named.as_ref(), before, after);
     Some(Answered {
         client: flow,
         service,
@@ -235,34 +267,54 @@ pub fn answered<'t, T: Tables>(
     })
 }
 
-/// Takes a flow off its backend's where its flags cease to say that it counts there.
+/// Whether the flows of a service are counted.
 #[inline(always)]
-fn uncount<T: Tables>(tables: &T, named: Option<&Candidate<'_>>, before: u16, after: u16) {
-    if before & !after & record_flag::COUNTED != 0
-        && let Some(candidate) = named
-    {
-        tables.add_load(candidate.backend.counters, -1);
+const fn counts(descriptor: &Descriptor) -> bool {
+    descriptor.flags & service_flag::COUNTED != 0
+}
+
+/// Counts a flow in or out where its flags begin or cease to say that it is counted at its backend.
+#[inline(always)]
+fn recount<T: Tables>(tables: &T, named: Option<&Candidate<'_>>, before: u16, after: u16) {
+    let change = match (
+        before & record_flag::COUNTED != 0,
+        after & record_flag::COUNTED != 0,
+    ) {
+        (false, true) => 1,
+        (true, false) => -1,
+        _ => return,
+    };
+    if let Some(candidate) = named {
+        tables.add_load(candidate.backend.counters, change);
     }
 }
 
-/// What [`begin`] says: there is a session.
+/// What [`begin`] and [`take_over`] say: there is a session.
 pub const BEGUN: u32 = 0;
 /// The same: no port was free, or there was no room.
 pub const EXHAUSTED: u32 = 1;
 /// The same: something is not as it should be.
 pub const INCONSISTENT: u32 = 2;
+/// The same: another CPU has just begun one, or is at it.
+pub const ANOTHERS: u32 = 3;
 
-/// Begins a session of the flow that is asked about, with the backend of a local id. One of the three words above; to
-/// be called through [`Tables::begin_session`].
+/// Begins a session of the flow that is asked about, with the backend of a local id, from a port that is nobody's or that
+/// it has. One of the words above; to be called through [`Tables::begin_session`].
 #[inline(always)]
 pub fn begin<T: Tables>(tables: &T, question: &Question, id: u32, place: &mut Opening) -> u32 {
-    match try_begin(tables, question, id, place) {
-        Some(done) => done,
-        None => INCONSISTENT,
-    }
+    try_begin(tables, question, id, place).unwrap_or(INCONSISTENT)
 }
 
-/// What a session begins with, which the kernel's program has off its stack.
+/// Begins one, where [`begin`] found no port or no room, in the place of one that has expired. The same words; to be called
+/// through [`Tables::take_over`].
+///
+/// Where an agent runs, its sweep has left few of them. Without one, they are what a flood has left.
+#[inline(always)]
+pub fn take_over<T: Tables>(tables: &T, question: &Question, id: u32, place: &mut Opening) -> u32 {
+    try_take_over(tables, question, id, place).unwrap_or(INCONSISTENT)
+}
+
+/// What a session begins with, which the kernel's programs have off their stack.
 #[derive(Debug, Clone, Copy, Default)]
 #[repr(C)]
 pub struct Opening {
@@ -270,8 +322,58 @@ pub struct Opening {
     session: Session,
     /// The port that is tried.
     port: PortKey,
-    /// The port of what stood in its place.
+    /// The port of what stands in its place.
     former: PortKey,
+    /// The lock that is taken out.
+    lock: PortKey,
+    /// Whose the port is.
+    holder: FlowKey,
+}
+
+/// A session that is to begin.
+struct Asked<'t> {
+    service: Service<'t>,
+    candidate: Candidate<'t>,
+    translation: &'t Translation,
+    /// Which ports are tried depends on nothing else.
+    hash: FlowHash,
+}
+
+/// Makes it, without a port.
+#[inline(always)]
+fn ask<'t, T: Tables>(
+    tables: &'t T,
+    question: &Question,
+    id: u32,
+    session: &mut Session,
+) -> Option<Asked<'t>> {
+    let service = Service::at(tables, question.key.service.into(), question.half)?;
+    let descriptor = service.descriptor;
+    let candidate = steer::candidate(tables, descriptor, id)?;
+    let translation = &service.guard(tables, question.half)?.translation;
+    let to = descriptor.port_of(question.key.to);
+    session.record = first(tables, &service, question, &candidate);
+    session.backend = candidate.backend.address;
+    session.backend_port = descriptor.port_at(candidate.backend, to);
+    session.pool = translation.pool;
+    session.protocol = descriptor.protocol;
+    session.zero = 0;
+    let flow = &question.key;
+    let ports = (u32::from(flow.port) << 16) | u32::from(to);
+    let secret = &tables.control()?.hash_key;
+    let hash = hash::flow(
+        secret,
+        &flow.source,
+        &session.backend,
+        ports,
+        session.protocol,
+    );
+    Some(Asked {
+        service,
+        candidate,
+        translation,
+        hash,
+    })
 }
 
 #[inline(always)]
@@ -281,98 +383,215 @@ fn try_begin<T: Tables>(
     id: u32,
     place: &mut Opening,
 ) -> Option<u32> {
-    let service = Service::at(tables, question.key.service.into(), question.half)?;
-    let descriptor = service.descriptor;
-    let candidate = steer::candidate(tables, descriptor, id)?;
-    let translation = &service.guard(tables, question.half)?.translation;
-    let to = descriptor.port_of(question.key.to);
-    let session = &mut place.session;
-    session.record = first(tables, &service, question, &candidate);
-    session.backend = candidate.backend.address;
-    session.backend_port = descriptor.port_at(candidate.backend, to);
-    session.pool = translation.pool;
-    session.protocol = descriptor.protocol;
-    session.zero = 0;
-    let before = former(tables, &service, question, place);
-    // The same ends, from which the backend has seen the last of what was before. The sweep may have taken it out just now.
-    let renew = |session: &mut Session| session.record = place.session.record;
-    let renewed = before.stays && tables.visit_session(&question.key, renew).is_some();
-    if !renewed {
-        let Some(new) = claim(tables, &question.key, translation, to, place) else {
-            tables.count_flow(service.index, FlowEvent::PortsExhausted);
-            return Some(EXHAUSTED);
-        };
-        match tables.put_session(&question.key, &place.session, before.is_there) {
-            Recorded::Done => {}
-            Recorded::Taken => {
-                // Another CPU has been faster, with another backend where this port is not its own.
-                if new {
-                    give_back(tables, &question.key, &place.port);
-                }
-                return Some(BEGUN);
-            }
-            Recorded::Full => {
-                if new {
-                    tables.release_port(&place.port);
-                }
-                tables.count_flow(service.index, FlowEvent::PortsExhausted);
-                return Some(EXHAUSTED);
-            }
+    let asked = ask(tables, question, id, &mut place.session)?;
+    match succeed(tables, &asked, question, place) {
+        Former::Renewed => return Some(begun(tables, &asked, &place.session)),
+        Former::Anothers => return Some(ANOTHERS),
+        Former::None => {}
+    }
+    for attempt in 0..ATTEMPTS {
+        if asked.translation.addresses == 0 {
+            break;
         }
-        // Unless the sweep has released it already, and it is another flow's since.
-        if before.is_there
-            && place.former != place.port
-            && is_of(tables, &place.former, &question.key)
-        {
-            tables.release_port(&place.former);
+        aim(tables, &asked, attempt, place)?;
+        match tables.claim_port(&place.port, &question.key) {
+            Recorded::Done => return Some(keep(tables, &asked, &question.key, place)),
+            Recorded::Taken => {}
+            Recorded::Full => break,
         }
     }
-    tables.count_flow(service.index, FlowEvent::Recorded);
-    if place.session.record.flags & record_flag::COUNTED != 0 {
-        tables.add_load(candidate.backend.counters, 1);
-    }
-    Some(BEGUN)
+    Some(EXHAUSTED)
 }
 
-/// What stands in the place of a session that begins.
-struct Former {
-    /// Whether anything does.
-    is_there: bool,
-    /// Whether it has the same backend and a port of the same pool, which it goes on with.
-    stays: bool,
-}
-
-/// Looks for it, and takes it off its backend's flows.
 #[inline(always)]
-fn former<T: Tables>(
+fn try_take_over<T: Tables>(
     tables: &T,
-    service: &Service<'_>,
+    question: &Question,
+    id: u32,
+    place: &mut Opening,
+) -> Option<u32> {
+    let asked = ask(tables, question, id, &mut place.session)?;
+    for attempt in 0..ATTEMPTS {
+        if asked.translation.addresses == 0 {
+            break;
+        }
+        aim(tables, &asked, attempt, place)?;
+        if usurp(tables, question, place) {
+            return Some(keep(tables, &asked, &question.key, place));
+        }
+    }
+    Some(EXHAUSTED)
+}
+
+/// Which port is tried at an attempt.
+#[inline(always)]
+fn aim<T: Tables>(tables: &T, asked: &Asked<'_>, attempt: u32, place: &mut Opening) -> Option<()> {
+    let Opening { session, port, .. } = place;
+    let (index, number) = self::place(asked.translation, asked.hash.word(), attempt);
+    let pool = session.pool.into();
+    session.address = tables.pool_address(&PoolKey { pool, index })?;
+    session.port = number.to_be();
+    *port = session.port_key();
+    Some(())
+}
+
+/// Keeps a session whose port has been taken for it.
+#[inline(always)]
+fn keep<T: Tables>(tables: &T, asked: &Asked<'_>, flow: &FlowKey, place: &Opening) -> u32 {
+    match tables.put_session(flow, &place.session) {
+        Recorded::Done => begun(tables, asked, &place.session),
+        // Another CPU has been faster, with a port of its own.
+        Recorded::Taken => {
+            tables.release_port(&place.port);
+            ANOTHERS
+        }
+        Recorded::Full => {
+            tables.release_port(&place.port);
+            EXHAUSTED
+        }
+    }
+}
+
+/// Counts a session that has begun.
+#[inline(always)]
+fn begun<T: Tables>(tables: &T, asked: &Asked<'_>, session: &Session) -> u32 {
+    tables.count_flow(asked.service.index, FlowEvent::Recorded);
+    recount(tables, Some(&asked.candidate), 0, session.record.flags);
+    BEGUN
+}
+
+/// What has become of a session that stood in the place of one that begins.
+enum Former {
+    /// There is none, or none any more.
+    None,
+    /// It has begun anew, from the same port.
+    Renewed,
+    /// Another CPU is at it, or has just begun it.
+    Anothers,
+}
+
+/// Takes the place of a session that has ended, has expired or is lost.
+#[inline(always)]
+fn succeed<T: Tables>(
+    tables: &T,
+    asked: &Asked<'_>,
     question: &Question,
     place: &mut Opening,
 ) -> Former {
-    let visited = tables.visit_session(&question.key, |before| {
-        let flags = before.record.flags;
-        before.record.flags = flags & !record_flag::COUNTED;
-        place.former = before.port_key();
-        (before.record, flags, before.pool)
-    });
-    let Some((record, flags, pool)) = visited else {
-        return Former {
-            is_there: false,
-            stays: false,
-        };
+    let flow = &question.key;
+    let former = tables.visit_session(flow, |before| before.port_key());
+    let Some(former) = former else {
+        return Former::None;
     };
-    let named = steer::named(tables, service.descriptor, &record);
-    uncount(tables, named.as_ref(), flags, record.flags);
+    place.former = former;
+    place.lock = former.lock();
+    if tables.claim_port(&place.lock, flow) != Recorded::Done {
+        return Former::Anothers;
+    }
+    let became = replace(tables, asked, question, place);
+    tables.release_port(&place.lock);
+    became
+}
+
+/// The same under its port's lock.
+#[inline(always)]
+fn replace<T: Tables>(
+    tables: &T,
+    asked: &Asked<'_>,
+    question: &Question,
+    place: &Opening,
+) -> Former {
+    let flow = &question.key;
+    let descriptor = asked.service.descriptor;
+    let visited = tables.visit_session(flow, |before| {
+        let is_it = before.port_key() == place.former;
+        (before.record, before.pool, is_it)
+    });
+    // The sweep, or who has the port now, may have taken it out.
+    let Some((record, pool, is_it)) = visited else {
+        return Former::None;
+    };
+    let named = steer::named(tables, descriptor, &record);
+    let opens = question.signal == Signal::Opens;
+    let holds = named.is_some_and(|named| named.holds() && (named.takes() || !opens));
+    let goes_on =
+        live(&record, tables.now(), descriptor.moving_time) && !(opens && ended(record.flags));
+    if !is_it || (goes_on && holds) {
+        return Former::Anothers;
+    }
+    remove_count(tables, flow, record.flags, named.as_ref());
+    let has_port = tables.port(&place.former) == Some(*flow);
+    // The same ends, from which the backend has seen the last of what was before.
     let same = place.former.backend == place.session.backend
         && place.former.backend_port == place.session.backend_port
         && pool == place.session.pool;
-    // The sweep may have taken it out just now.
-    let stays = same && is_of(tables, &place.former, &question.key);
-    Former {
-        is_there: true,
-        stays,
+    if same && has_port {
+        let renew = |session: &mut Session| session.record = place.session.record;
+        return match tables.visit_session(flow, renew) {
+            Some(()) => Former::Renewed,
+            None => Former::None,
+        };
     }
+    tables.remove_session(flow);
+    if has_port {
+        tables.release_port(&place.former);
+    }
+    Former::None
+}
+
+/// Takes a session that goes off its backend's flows.
+#[inline(always)]
+fn remove_count<T: Tables>(tables: &T, flow: &FlowKey, flags: u16, named: Option<&Candidate<'_>>) {
+    let (before, after) = amend(tables, flow, flags, (record_flag::COUNTED, 0));
+    recount(tables, named, before, after);
+}
+
+/// Takes a port from a flow whose session has expired, and that session with it; whether it has.
+#[inline(always)]
+fn usurp<T: Tables>(tables: &T, question: &Question, place: &mut Opening) -> bool {
+    let (flow, half) = (&question.key, question.half);
+    let Some(holder) = tables.port(&place.port) else {
+        return false;
+    };
+    place.holder = holder;
+    place.lock = place.port.lock();
+    if expired(tables, place, half).is_none()
+        || tables.claim_port(&place.lock, flow) != Recorded::Done
+    {
+        return false;
+    }
+    // It may have changed hands until just now, and cannot from here on.
+    let mut done = false;
+    if tables.port(&place.port) == Some(place.holder)
+        && let Some((service, record)) = expired(tables, place, half)
+    {
+        let named = steer::named(tables, service.descriptor, &record);
+        remove_count(tables, &place.holder, record.flags, named.as_ref());
+        tables.remove_session(&place.holder);
+        done = tables.hand_port_on(&place.port, flow);
+    }
+    tables.release_port(&place.lock);
+    done
+}
+
+/// The session that has the port, where it has expired so long ago that no packet can still be about to renew it.
+#[inline(always)]
+fn expired<'t, T: Tables>(
+    tables: &'t T,
+    place: &Opening,
+    half: u32,
+) -> Option<(Service<'t>, Record)> {
+    let service = Service::at(tables, place.holder.service.into(), half)?;
+    let descriptor = service.descriptor;
+    // What is none of this mode any more is the sweep's.
+    if descriptor.mode != mode::FULL_NAT || descriptor.protocol != place.port.protocol {
+        return None;
+    }
+    let before = tables.now().wrapping_sub(SECOND);
+    let (record, is_it) = tables.visit_session(&place.holder, |session| {
+        (session.record, session.port_key() == place.port)
+    })?;
+    (is_it && !live(&record, before, descriptor.moving_time)).then_some((service, record))
 }
 
 /// How a session begins.
@@ -385,9 +604,9 @@ fn first<T: Tables>(
 ) -> Record {
     let mut flags = match question.signal {
         Signal::Opens if service.descriptor.protocol == protocol::TCP => record_flag::OPENING,
-        signal => noted(0, End::Client, signal),
+        signal => change(End::Client, signal).1,
     };
-    if service.descriptor.flags & service_flag::COUNTED != 0 && !ended(flags) {
+    if counts(service.descriptor) && !ended(flags) {
         flags |= record_flag::COUNTED;
     }
     let now = tables.now();
@@ -398,43 +617,6 @@ fn first<T: Tables>(
         stamp: now,
         since: now,
     }
-}
-
-/// Takes a port of the pool for a session, and says whether it was nobody's before: it may be this very flow's.
-/// `None` where all that were tried are others'. Which are tried depends on nothing but the flow and the secret, so
-/// that two processors that begin it at once try the same.
-#[inline(always)]
-fn claim<T: Tables>(
-    tables: &T,
-    flow: &FlowKey,
-    translation: &Translation,
-    to: u16,
-    place: &mut Opening,
-) -> Option<bool> {
-    if translation.addresses == 0 {
-        return None;
-    }
-    let ports = (u32::from(flow.port) << 16) | u32::from(to);
-    let secret = &tables.control()?.hash_key;
-    let Opening { session, port, .. } = place;
-    let backend = &session.backend;
-    let hash = hash::flow(secret, &flow.source, backend, ports, session.protocol);
-    for attempt in 0..ATTEMPTS {
-        let (address, number) = self::place(translation, hash.word(), attempt);
-        session.address = tables.pool_address(&PoolKey {
-            pool: translation.pool.into(),
-            index: address,
-        })?;
-        session.port = number.to_be();
-        *port = session.port_key();
-        match tables.claim_port(port, flow) {
-            Recorded::Done => return Some(true),
-            Recorded::Taken if is_of(tables, port, flow) => return Some(false),
-            Recorded::Taken => {}
-            Recorded::Full => return None,
-        }
-    }
-    None
 }
 
 /// Which address of a pool, and which port of it in host order, is tried for a flow at an attempt.
@@ -448,21 +630,6 @@ pub const fn place(translation: &Translation, hash: u64, attempt: u32) -> (u32, 
         address as u32,
         translation.first_port.wrapping_add(port as u16),
     )
-}
-
-/// Gives a port back that was taken for a session which another CPU has begun meanwhile, unless that one has it.
-#[inline(always)]
-fn give_back<T: Tables>(tables: &T, flow: &FlowKey, port: &PortKey) {
-    let has = tables.visit_session(flow, |kept| kept.port_key() == *port);
-    if has != Some(true) {
-        tables.release_port(port);
-    }
-}
-
-/// Whether a port is a flow's.
-#[inline(always)]
-fn is_of<T: Tables>(tables: &T, port: &PortKey, flow: &FlowKey) -> bool {
-    tables.port(port) == Some(*flow)
 }
 
 #[cfg(test)]

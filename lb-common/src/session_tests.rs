@@ -4,6 +4,12 @@ use super::*;
 
 const IDLE: Tick = 900 * SECOND;
 
+/// Flags after a packet of an end.
+fn noted(flags: u16, end: End, signal: Signal) -> u16 {
+    let (clear, set) = change(end, signal);
+    flags & !clear | set
+}
+
 #[test]
 fn a_session_lives_by_what_both_ends_have_said() {
     use record_flag::{BACKEND_FINISHED, BACKEND_RESET, FINISHED, OPENING, RESET};

@@ -801,6 +801,8 @@ pub mod flow_kind {
     pub const FLOW: u16 = 0;
     /// All new flows of a client ([`crate::persist`]): the first bits of its address, and no port.
     pub const CLIENT: u16 = 1;
+    /// None: the agent, which has taken out the lock of a port ([`PortKey::lock`](super::PortKey::lock)).
+    pub const AGENT: u16 = 2;
 }
 
 /// Which backend a flow has, and when its last packet came. One that has expired
@@ -1086,13 +1088,22 @@ pub trait Tables {
     fn forget(&self, table: Table, key: &FlowKey);
     /// Lets `visit` read and change a session in place, where there is one.
     fn visit_session<R>(&self, key: &FlowKey, visit: impl FnOnce(&mut Session) -> R) -> Option<R>;
-    /// Keeps a session; over the one that there is only if told to, in one step with finding that out.
-    fn put_session(&self, key: &FlowKey, session: &Session, over: bool) -> Recorded;
-    /// Whose a port is.
+    /// Takes flags, bits of [`record_flag`], off a session's record, in one step whatever other CPUs do to it at the time;
+    /// those that it had.
+    fn clear_flags(&self, record: &mut Record, flags: u16) -> u16;
+    /// The reverse.
+    fn set_flags(&self, record: &mut Record, flags: u16) -> u16;
+    /// Keeps a session where there is none, in one step with finding that out.
+    fn put_session(&self, key: &FlowKey, session: &Session) -> Recorded;
+    /// Removes a session.
+    fn remove_session(&self, key: &FlowKey);
+    /// Whose a port is, or its lock.
     fn port(&self, key: &PortKey) -> Option<FlowKey>;
-    /// Gives a port to a flow, unless it is somebody's.
+    /// Gives a port to a flow, or its lock, unless it is somebody's.
     fn claim_port(&self, key: &PortKey, flow: &FlowKey) -> Recorded;
-    /// Takes a port back.
+    /// Gives a port that is somebody's to another flow; whether it could.
+    fn hand_port_on(&self, key: &PortKey, flow: &FlowKey) -> bool;
+    /// Takes a port back, or its lock.
     fn release_port(&self, key: &PortKey);
     /// An address of a pool.
     fn pool_address(&self, key: &PoolKey) -> Option<Address>;
@@ -1247,6 +1258,16 @@ pub trait Tables {
     {
         let mut place = session::Opening::default();
         session::begin(self, question, id, &mut place)
+    }
+
+    /// [`session::take_over`] of these tables likewise.
+    #[inline(always)]
+    fn take_over(&self, question: &Question, id: u32) -> u32
+    where
+        Self: Sized,
+    {
+        let mut place = session::Opening::default();
+        session::take_over(self, question, id, &mut place)
     }
 
     /// [`track::answer`] of these tables, perhaps by a call.

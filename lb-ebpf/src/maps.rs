@@ -3,12 +3,16 @@
 //! Sizes are the smallest that load; the agent sets the real ones. Names and formats are part of
 //! the pinned contract (`lb_common::tables::FORMAT`).
 
-use core::{arch::asm, ffi::c_void, mem::MaybeUninit};
+use core::{
+    arch::asm,
+    ffi::c_void,
+    mem::{MaybeUninit, offset_of},
+};
 
 use aya_ebpf::{
     Global,
     bindings::{
-        BPF_ANY, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_FIB_LKUP_RET_FRAG_NEEDED,
+        BPF_ANY, BPF_EXIST, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_FIB_LKUP_RET_FRAG_NEEDED,
         BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LKUP_RET_UNSUPP_LWT,
         BPF_NOEXIST, bpf_fib_lookup, xdp_md,
     },
@@ -314,6 +318,60 @@ unsafe fn add_atomically(word: *mut u64, change: u64) {
             change = in(reg) change,
         );
     }
+}
+
+/// The word of a record that its flags are in.
+#[inline(always)]
+fn flags_word(record: &mut Record) -> *mut u64 {
+    const {
+        assert!(offset_of!(Record, flags) == 2 && size_of::<Record>() == 16);
+    }
+    core::ptr::from_mut(record).cast()
+}
+
+/// Flags where that word has them.
+#[inline(always)]
+const fn in_word(flags: u16) -> u64 {
+    (flags as u64) << FLAGS_SHIFT
+}
+
+const FLAGS_SHIFT: u32 = if cfg!(target_endian = "big") { 32 } else { 16 };
+
+/// Takes bits off a word, all but those of `mask`, in one step; the flags that were in it. In assembly, as
+/// [`add_atomically`] is.
+///
+/// # Safety
+/// `word` is of a map's element, eight bytes and aligned.
+#[inline(always)]
+unsafe fn fetch_and(word: *mut u64, mask: u64) -> u16 {
+    let mut value = mask;
+    // SAFETY: as the caller promises.
+    unsafe {
+        asm!(
+            "{value} = atomic_fetch_and((u64 *)({word} + 0), {value})",
+            word = in(reg) word,
+            value = inout(reg) value,
+        );
+    }
+    (value >> FLAGS_SHIFT) as u16
+}
+
+/// The same of bits that it gets.
+///
+/// # Safety
+/// As [`fetch_and`].
+#[inline(always)]
+unsafe fn fetch_or(word: *mut u64, bits: u64) -> u16 {
+    let mut value = bits;
+    // SAFETY: as the caller promises.
+    unsafe {
+        asm!(
+            "{value} = atomic_fetch_or((u64 *)({word} + 0), {value})",
+            word = in(reg) word,
+            value = inout(reg) value,
+        );
+    }
+    (value >> FLAGS_SHIFT) as u16
 }
 
 impl Tables for Maps {
@@ -634,12 +692,26 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn put_session(&self, key: &FlowKey, session: &Session, over: bool) -> Recorded {
-        recorded(SESSIONS.insert(
-            key,
-            session,
-            if over { BPF_ANY } else { BPF_NOEXIST }.into(),
-        ))
+    fn clear_flags(&self, record: &mut Record, flags: u16) -> u16 {
+        // SAFETY: of a map's element, as it is called with no other, whose first eight bytes are aligned.
+        unsafe { fetch_and(flags_word(record), !in_word(flags)) }
+    }
+
+    #[inline(always)]
+    fn set_flags(&self, record: &mut Record, flags: u16) -> u16 {
+        // SAFETY: as above.
+        unsafe { fetch_or(flags_word(record), in_word(flags)) }
+    }
+
+    #[inline(always)]
+    fn put_session(&self, key: &FlowKey, session: &Session) -> Recorded {
+        recorded(SESSIONS.insert(key, session, BPF_NOEXIST.into()))
+    }
+
+    #[inline(always)]
+    fn remove_session(&self, key: &FlowKey) {
+        // Gone already is as good.
+        let _ = SESSIONS.remove(key);
     }
 
     #[inline(always)]
@@ -652,6 +724,11 @@ impl Tables for Maps {
     #[inline(always)]
     fn claim_port(&self, key: &PortKey, flow: &FlowKey) -> Recorded {
         recorded(PORTS.insert(key, flow, BPF_NOEXIST.into()))
+    }
+
+    #[inline(always)]
+    fn hand_port_on(&self, key: &PortKey, flow: &FlowKey) -> bool {
+        PORTS.insert(key, flow, BPF_EXIST.into()).is_ok()
     }
 
     #[inline(always)]
@@ -843,6 +920,11 @@ impl Tables for Maps {
         begin_session(id)
     }
 
+    #[inline(always)]
+    fn take_over(&self, _: &Question, id: u32) -> u32 {
+        take_over_port(id)
+    }
+
     // The question is the one that `track_flow` was asked.
     #[inline(always)]
     fn recall(&self, _: &Question) -> u32 {
@@ -1012,6 +1094,20 @@ pub extern "C" fn begin_session(id: u32) -> u32 {
             None => session::INCONSISTENT,
         },
         None => session::INCONSISTENT,
+    }
+}
+
+/// [`session::take_over`] likewise, out of the way of flows that find a port.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn take_over_port(id: u32) -> u32 {
+    let maps = Maps::hashing();
+    match (question(), OPENING.get_ptr_mut(0)) {
+        // SAFETY: as above.
+        (Some(question), Some(place)) => {
+            session::take_over(&maps, question, id, unsafe { &mut *place })
+        }
+        _ => session::INCONSISTENT,
     }
 }
 

@@ -14,8 +14,9 @@ use lb_userspace::{
     agent::Core,
     config::Tunnel,
     dataplane::{Dataplane as _, memory::MemoryDataplane},
-    model::{AddressPool, Change, Service, ServiceId},
+    model::{AddressPool, Change, Service, ServiceId, UNKNOWN_PORT},
     plan::{
+        self, Inputs,
         census::{self, Census},
         half,
     },
@@ -125,7 +126,7 @@ fn begun(
     };
     let tables = &core.dataplane().tables;
     assert_eq!(tables.claim_port(&session.port_key(), &key), Recorded::Done);
-    assert_eq!(tables.put_session(&key, &session, false), Recorded::Done);
+    assert_eq!(tables.put_session(&key, &session), Recorded::Done);
     key
 }
 
@@ -320,4 +321,87 @@ fn a_session_that_is_swept_is_taken_off_its_backends_flows() {
     assert_eq!(core.dataplane().load(counters).expect("a load"), 1);
     sweep(&mut core, 2_000 * SECOND);
     assert_eq!(core.dataplane().load(counters).expect("a load"), 0);
+}
+
+/// What is left in the maps where the agent ends after each of the steps that carry a change out.
+fn cut_short(core: &Core<MemoryDataplane>, change: Change) -> Vec<MemoryDataplane> {
+    let state = core.state().apply(change).expect("a valid change");
+    let inputs = Inputs {
+        state: &state,
+        down: &Default::default(),
+        next_hops: &Default::default(),
+        own_addresses: &Default::default(),
+        tunnel: Tunnel::default(),
+        unknown_port: UNKNOWN_PORT,
+        now: core.dataplane().now(),
+        census: None,
+        overflows: &Default::default(),
+        traffic: &Default::default(),
+        sampling: &Default::default(),
+        keeps_flows: false,
+    };
+    let plan = plan::plan(core.layout(), &inputs).expect("a plan");
+    let copy = || MemoryDataplane {
+        tables: core.dataplane().tables.clone(),
+        moved: core.dataplane().moved.clone(),
+        ..MemoryDataplane::default()
+    };
+    (0..=plan.operations.len())
+        .map(|steps| {
+            let mut memory = copy();
+            plan.operations[..steps]
+                .iter()
+                .for_each(|o| memory.apply(o));
+            memory
+        })
+        .collect()
+}
+
+#[test]
+fn a_pool_whose_removal_ends_at_any_step_is_whole_at_its_beginning_and_removed_by_the_next_agent() {
+    let backends = ["10.2.0.11:80", "10.2.0.12:80"];
+    let addresses = ["10.9.0.1", "10.9.0.2", "10.9.0.3", "10.9.0.4"];
+    let services = |pool: &str| vec![service(pool, &backends)];
+    let core = begin(empty(), &[pool("snat", &addresses)], services("snat"));
+    let cuts = cut_short(&core, Change::RemoveService(id()));
+    let mut lengths = Vec::new();
+    for memory in cuts {
+        let left: Vec<u32> = memory
+            .tables
+            .pool_addresses
+            .keys()
+            .map(|k| k.index)
+            .collect();
+        assert_eq!(left, (0..left.len() as u32).collect::<Vec<_>>());
+        lengths.push(left.len());
+        let other = [pool("other", &[SECOND_ADDRESS])];
+        let core = begin(memory, &other, services("other"));
+        let tables = &core.dataplane().tables;
+        let found: Vec<_> = tables.pool_addresses.values().collect();
+        assert_eq!(found, [&address(SECOND_ADDRESS)], "{left:?} were left");
+    }
+    lengths.dedup();
+    assert_eq!(lengths, [4, 3, 2, 1, 0], "a step for each");
+}
+
+#[test]
+fn a_pool_that_lacks_its_first_addresses_is_removed_by_the_next_agent() {
+    let backends = ["10.2.0.11:80", "10.2.0.12:80"];
+    let addresses = ["10.9.0.1", "10.9.0.2", "10.9.0.3"];
+    let core = begin(
+        empty(),
+        &[pool("snat", &addresses)],
+        vec![service("snat", &backends)],
+    );
+    let mut memory = MemoryDataplane {
+        tables: core.dataplane().tables.clone(),
+        moved: core.dataplane().moved.clone(),
+        ..MemoryDataplane::default()
+    };
+    memory.tables.pool_addresses.retain(|key, _| key.index > 0);
+    let other = [pool("other", &[SECOND_ADDRESS])];
+    let core = begin(memory, &other, vec![service("other", &backends)]);
+    let tables = &core.dataplane().tables;
+    let found: Vec<_> = tables.pool_addresses.values().collect();
+    assert_eq!(found, [&address(SECOND_ADDRESS)]);
 }

@@ -255,7 +255,7 @@ impl Bench {
         memory.tables.flows.get_mut().established.capacity = FLOWS as usize;
         memory.tables.flows.get_mut().half_open.capacity = HALF_OPEN as usize;
         memory.tables.sessions.get_mut().capacity = SESSIONS as usize;
-        memory.tables.sessions.get_mut().port_capacity = SESSIONS as usize;
+        // There is room for more ports than that, as for their locks.
         let twin = Twin {
             maps,
             memory,

@@ -329,7 +329,8 @@ fn a_backend_in_full_nat_is_told_that_the_way_to_a_client_is_narrower_and_its_tr
                 &format!("link set client mtu {NARROW}\n"),
             )?;
             for client in [IpAddr::from(CLIENT_V4), CLIENT_V6.into()] {
-                let line = format!("route replace {client} dev eth0 mtu {NARROW}\n");
+                // Routers cut or refuse at the MTU of a route only where it is locked.
+                let line = format!("route replace {client} dev eth0 mtu lock {NARROW}\n");
                 batch(&stage.topology.balancer, &line)?;
             }
             for service in &services {

@@ -93,8 +93,19 @@ pub struct PortKey {
     pub port: u16,
     /// IANA protocol number.
     pub protocol: u8,
+    /// 0: the port. 1: its lock, which whoever changes a session of that port, or gives the port to another flow, takes
+    /// out for as long as that takes.
+    pub lock: u8,
     /// Always zero.
-    pub zeros: [u8; 3],
+    pub zeros: [u8; 2],
+}
+
+impl PortKey {
+    /// What its lock is kept under.
+    #[inline(always)]
+    pub const fn lock(self) -> Self {
+        Self { lock: 1, ..self }
+    }
 }
 
 /// A flow of mode `full-nat`: which backend it has, since when, and what it comes from there. Under the
@@ -132,7 +143,8 @@ impl Session {
             backend_port: self.backend_port,
             port: self.port,
             protocol: self.protocol,
-            zeros: [0; 3],
+            lock: 0,
+            zeros: [0; 2],
         }
     }
 }

@@ -5,7 +5,7 @@ use lb_common::{
     mss,
     rate::Rate,
     session::{CLOSED_LIFETIME, HALF_CLOSED_LIFETIME},
-    tables::{NoRoute, SECOND, Tick, refusal},
+    tables::{NoRoute, SECOND, Tick, record_flag, refusal},
     track::{OPENING_LIFETIME, RESET_LIFETIME},
     verdict::{Answer, DropReason, Verdict},
 };
@@ -479,6 +479,128 @@ fn limits_are_asked_of_flows_that_begin_alone() {
     let begun = (0..8).filter(|&n| goes_on(&stage, &client(n))).count();
     assert_eq!((begun, stage.sessions().by_flow.len()), (2, 2));
     assert!((0..20).all(|_| goes_on(&stage, &client(0))));
+}
+
+#[test]
+fn limits_are_asked_of_flows_that_begin_while_a_service_moves_too() {
+    let two = Rate::new(1, 2);
+    let stage = Stage::new()
+        .hashing()
+        .serve(Mode::FullNat, VIP4, UDP, &[server(SERVER4)])
+        .translating(&[POOL4], (2_000, 2_999))
+        .guarded(0, two, Rate::default())
+        .moving_from(&[0; 8]);
+    let client = |n: u16| datagram(&format!("192.0.2.7:{}", 40_000 + n), VIP4);
+    let begun = (0..8).filter(|&n| goes_on(&stage, &client(n))).count();
+    assert_eq!((begun, stage.sessions().by_flow.len()), (2, 2));
+    assert!((0..20).all(|_| goes_on(&stage, &client(0))));
+}
+
+#[test]
+fn flows_from_before_flows_were_counted_are_counted_by_their_clients_next_packet() {
+    let stage = serving(&[server(SERVER4)]);
+    for packet in [syn(CLIENT4, VIP4), segment(CLIENT4, VIP4)] {
+        assert!(goes_on(&stage, &packet));
+    }
+    assert_eq!(stage.in_progress(0), 0);
+    let stage = stage.recording_all();
+    for _ in 0..2 {
+        assert!(goes_on(&stage, &segment(CLIENT4, VIP4)));
+        assert_eq!(stage.in_progress(0), 1);
+    }
+    for _ in 0..2 {
+        assert!(goes_on(&stage, &flagged(SERVER4, FROM4, Flags::FIN)));
+        assert_eq!(stage.in_progress(0), 0);
+    }
+    // It has ended.
+    assert!(goes_on(&stage, &segment(CLIENT4, VIP4)));
+    assert_eq!(stage.in_progress(0), 0);
+    stage.assert_sound();
+}
+
+/// Another client.
+pub const OTHER4: &str = "192.0.2.8:40000";
+
+#[test]
+fn a_flow_that_finds_no_port_has_that_of_a_session_that_expired_a_second_ago() {
+    let idle = 2 * HALF_CLOSED_LIFETIME;
+    let said: [(&[(bool, Flags)], Tick); 4] = [
+        (&[], OPENING_LIFETIME),
+        (&[(true, Flags::ACK)], idle),
+        (&[(true, Flags::FIN), (false, Flags::FIN)], CLOSED_LIFETIME),
+        (&[(true, Flags::ACK), (false, Flags::RST)], RESET_LIFETIME),
+    ];
+    for (said, lifetime) in said {
+        let stage = serving(&[server(SERVER4)])
+            .moving_time(idle)
+            .recording_all();
+        assert!(goes_on(stage.at(1_000), &syn(CLIENT4, VIP4)));
+        for &(by_client, flags) in said {
+            let packet = match by_client {
+                true => flagged(CLIENT4, VIP4, flags),
+                false => flagged(SERVER4, FROM4, flags),
+            };
+            assert!(goes_on(&stage, &packet), "{said:?}");
+        }
+        let expires = 1_000 + lifetime + SECOND;
+        let other = syn(OTHER4, VIP4);
+        let refused = stage.at(expires - 1).run(&other.frame());
+        assert_eq!(refused.verdict, Verdict::Drop(DropReason::PortsExhausted));
+        let expected = request(&other, FROM4, SERVER4, 0, 1, 1);
+        assert_eq!(stage.at(expires).run(&other.frame()), expected, "{said:?}");
+        let sessions = stage.sessions();
+        let flow = sessions.by_flow.keys().next().expect("a session");
+        assert_eq!(flow.source, socket(OTHER4).ip().into());
+        assert_eq!(stage.in_progress(0), 1, "the first is not counted any more");
+        stage.assert_sound();
+        // Who had it finds another, or none.
+        let late = stage.run(&segment(CLIENT4, VIP4).frame());
+        assert_eq!(late.verdict, Verdict::Drop(DropReason::NoSession));
+    }
+}
+
+#[test]
+fn a_session_for_which_there_is_no_room_has_that_of_one_that_has_expired() {
+    let stage = Stage::new()
+        .serve(Mode::FullNat, VIP4, TCP, &[server(SERVER4)])
+        .translating(&[POOL4], (2_000, 2_001))
+        .session_room(1);
+    assert!(goes_on(&stage, &syn(CLIENT4, VIP4)));
+    assert!(!goes_on(&stage, &syn(OTHER4, VIP4)));
+    stage.assert_sound();
+    stage.at(OPENING_LIFETIME + SECOND);
+    assert!(goes_on(&stage, &syn(OTHER4, VIP4)));
+    assert_eq!(stage.sessions().by_flow.len(), 1);
+    stage.assert_sound();
+}
+
+#[test]
+fn both_ends_may_finish_at_once_and_neither_is_forgotten_or_counted_twice() {
+    const COUNTED: u16 = record_flag::COUNTED;
+    for (end, own, others) in [
+        (
+            flagged(CLIENT4, VIP4, Flags::FIN),
+            record_flag::FINISHED,
+            record_flag::BACKEND_FINISHED,
+        ),
+        (
+            flagged(SERVER4, FROM4, Flags::FIN),
+            record_flag::BACKEND_FINISHED,
+            record_flag::FINISHED,
+        ),
+    ] {
+        let stage = serving(&[server(SERVER4)]).recording_all();
+        for packet in [syn(CLIENT4, VIP4), segment(CLIENT4, VIP4)] {
+            assert!(goes_on(&stage, &packet));
+        }
+        // The other CPU is about to take the flow off the count.
+        stage.flagged_meanwhile(COUNTED, others);
+        assert!(goes_on(&stage, &end));
+        let sessions = stage.sessions();
+        let session = sessions.by_flow.values().next().expect("a session");
+        assert_eq!(session.record.flags, own | others);
+        assert_eq!(stage.in_progress(0), 1, "it is the other's to do");
+    }
 }
 
 #[test]

@@ -1,6 +1,9 @@
 //! ICMP errors about packets of mode `full-nat`, which each end is to take for ones about its own.
 
-use lb_common::verdict::{DropReason, Verdict};
+use lb_common::{
+    tables::refusal,
+    verdict::{DropReason, Verdict},
+};
 
 use crate::{
     frames::{Spec, datagram, syn},
@@ -75,6 +78,18 @@ fn an_error_about_a_request_goes_to_the_client_as_if_about_its_own_packet() {
             }
         }
     }
+}
+
+#[test]
+fn an_error_about_no_session_is_the_kernels_where_packets_of_none_are() {
+    let [client, vip, ..] = ENDS[1];
+    // That of datagrams of the second family.
+    let stage = stage().no_backend(refusal::PASS);
+    let given = error(1, ROUTERS[1], &about(true, vip, client), None).frame();
+    assert_eq!(stage.run(&given), Outcome::passed(given));
+    assert!(goes_on(&stage, &datagram(client, vip)));
+    let given = error(1, ROUTERS[1], &about(true, vip, client), None).frame();
+    assert_eq!(stage.run(&given).verdict, Verdict::Redirect(EGRESS));
 }
 
 #[test]

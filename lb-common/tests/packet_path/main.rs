@@ -12,6 +12,7 @@ mod drops;
 mod fragments;
 mod frames;
 mod full_nat;
+mod full_nat_at_once;
 mod full_nat_errors;
 mod headers;
 mod hearsay;

@@ -408,14 +408,7 @@ impl Stage {
         headroom: usize,
         run: impl Fn(&mut SlicePacket<'_>) -> Verdict,
     ) -> Outcome {
-        let mut buffer = vec![POISON; headroom];
-        buffer.extend_from_slice(frame);
-        let mut packet = SlicePacket::new(&mut buffer, headroom, INGRESS);
-        let verdict = run(&mut packet);
-        let bytes = match verdict {
-            Verdict::Drop(_) | Verdict::Held => Vec::new(),
-            _ => packet.bytes().to_vec(),
-        };
+        let (verdict, bytes) = run_by(frame, headroom, run);
         Outcome {
             verdict,
             frame: Frame(bytes),
@@ -463,6 +456,23 @@ impl Stage {
             pieces: counted.pieces,
         }
     }
+}
+
+/// What becomes of a frame with so much room in front, poisoned.
+fn run_by(
+    frame: &[u8],
+    headroom: usize,
+    run: impl Fn(&mut SlicePacket<'_>) -> Verdict,
+) -> (Verdict, Vec<u8>) {
+    let mut buffer = vec![POISON; headroom];
+    buffer.extend_from_slice(frame);
+    let mut packet = SlicePacket::new(&mut buffer, headroom, INGRESS);
+    let verdict = run(&mut packet);
+    let bytes = match verdict {
+        Verdict::Drop(_) | Verdict::Held => Vec::new(),
+        _ => packet.bytes().to_vec(),
+    };
+    (verdict, bytes)
 }
 
 fn endpoint(at: SocketAddr, protocol: u8) -> Endpoint {

@@ -1,13 +1,18 @@
 //! Stages in mode `full-nat`. All concerns the last service added.
 
-use std::net::IpAddr;
+use std::{
+    net::IpAddr,
+    sync::{Arc, Mutex},
+};
 
 use lb_common::{
     memory::Sessions,
-    tables::{Address, PoolKey, Tick, Translation, client_address, feature, owned},
+    packet::SlicePacket,
+    pipeline,
+    tables::{Address, PoolKey, Tick, Translation, client_address, feature, owned, record_flag},
 };
 
-use super::Stage;
+use super::{Counted, Frame, HEADROOM, Outcome, Stage, run_by};
 
 impl Stage {
     /// Its flows come from these addresses, and ports from the first to the last of the two.
@@ -45,6 +50,57 @@ impl Stage {
     pub fn session_room(self, capacity: usize) -> Self {
         self.tables.sessions.borrow_mut().capacity = capacity;
         self
+    }
+
+    /// Runs a frame, and another one on another CPU once so many steps of it have been taken; what became of both, the
+    /// first one first. `None` where it takes no more steps than that.
+    pub fn at_once(&self, frame: &[u8], steps: u32, other: &[u8]) -> Option<[Outcome; 2]> {
+        let kept = Arc::new(Mutex::new(None));
+        let place = Arc::clone(&kept);
+        let other = other.to_vec();
+        self.tables.meanwhile.after(steps, move |tables| {
+            let run = |packet: &mut SlicePacket<'_>| pipeline::process(packet, tables);
+            let (verdict, bytes) = run_by(&other, HEADROOM, run);
+            *place.lock().expect("no panic") = Some((verdict, bytes));
+        });
+        let first = self.run(frame);
+        let is_done = self.tables.meanwhile.is_done();
+        let (verdict, bytes) = kept.lock().expect("no panic").take()?;
+        assert!(is_done);
+        let second = Outcome {
+            verdict,
+            frame: Frame(bytes),
+            counted: Counted::default(),
+        };
+        Some([first, second])
+    }
+
+    /// Another CPU takes flags off the next session whose flags are changed, and sets others, just before that.
+    pub fn flagged_meanwhile(&self, clear: u16, set: u16) {
+        self.tables.meanwhile.flags(clear, set);
+    }
+
+    /// That every session has its port, every port its session, no lock is left, and as many flows count as sessions say.
+    ///
+    /// # Panics
+    /// It is not so.
+    pub fn assert_sound(&self) {
+        let sessions = self.sessions();
+        for (flow, session) in &sessions.by_flow {
+            let holder = sessions.ports.get(&session.port_key());
+            assert_eq!(holder, Some(flow), "{session:?} has no port");
+        }
+        assert_eq!(
+            sessions.ports.len(),
+            sessions.by_flow.len(),
+            "{:?}",
+            sessions.ports
+        );
+        let flows = self.tables.flows.borrow();
+        let counted: i32 = flows.loads.values().sum();
+        let of_sessions = sessions.by_flow.values();
+        let count = of_sessions.filter(|s| s.record.flags & record_flag::COUNTED != 0);
+        assert_eq!(counted, count.count() as i32, "{:?}", flows.loads);
     }
 
     /// All sessions.

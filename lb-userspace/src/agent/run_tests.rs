@@ -105,12 +105,24 @@ impl FlowTables for Empty {
         Ok(None)
     }
 
-    fn remove_session(&mut self, _: &FlowKey, _: &Session) -> Result<bool, DataplaneError> {
+    fn take_session(&mut self, _: &FlowKey) -> Result<Option<Session>, DataplaneError> {
+        Ok(None)
+    }
+
+    fn insert_session(&mut self, _: &FlowKey, _: &Session) -> Result<bool, DataplaneError> {
         Ok(false)
     }
 
-    fn release_port(&mut self, _: &PortKey) -> Result<(), DataplaneError> {
+    fn port(&mut self, _: &PortKey) -> Result<Option<FlowKey>, DataplaneError> {
+        Ok(None)
+    }
+
+    fn free_port(&mut self, _: &PortKey) -> Result<(), DataplaneError> {
         Ok(())
+    }
+
+    fn claim_port(&mut self, _: &PortKey, _: &FlowKey) -> Result<bool, DataplaneError> {
+        Ok(false)
     }
 
     fn wait_for_packets(&mut self) -> Result<(), DataplaneError> {

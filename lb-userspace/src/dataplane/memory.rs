@@ -9,8 +9,8 @@ use lb_common::{
     memory::MemoryTables,
     steer,
     tables::{
-        Counters, FlowCounters, FlowKey, Handshake, PoolKey, PortKey, Record, ServiceEntry,
-        Session, Signs, Table, Tables, Tick, handshake,
+        Counters, FlowCounters, FlowKey, Handshake, PoolKey, PortKey, Record, Recorded,
+        ServiceEntry, Session, Signs, Table, Tables, Tick, handshake,
     },
 };
 
@@ -113,10 +113,7 @@ impl MemoryDataplane {
                     .pool_addresses
                     .extend(keys.zip(addresses.iter().copied()));
             }
-            Operation::ForgetPoolAddresses(pool, _) => {
-                let pool = u32::from(*pool);
-                tables.pool_addresses.retain(|key, _| key.pool != pool);
-            }
+            Operation::ForgetPoolAddress(key) => drop(tables.pool_addresses.remove(key)),
             Operation::Guard(pool, half, guard) => {
                 let entry = tables.guards.get(*pool as usize);
                 let mut entry = entry.copied().unwrap_or_default();
@@ -278,22 +275,30 @@ impl FlowTables for &MemoryTables {
     }
 
     fn session(&mut self, key: &FlowKey) -> Result<Option<Session>, DataplaneError> {
-        Ok(self.sessions.borrow().by_flow.get(key).copied())
+        Ok(self.visit_session(key, |session| *session))
     }
 
-    fn remove_session(&mut self, key: &FlowKey, session: &Session) -> Result<bool, DataplaneError> {
-        let mut sessions = self.sessions.borrow_mut();
-        let same = sessions.by_flow.get(key) == Some(session);
-        if same {
-            sessions.by_flow.remove(key);
-            sessions.ports.remove(&session.port_key());
-        }
-        Ok(same)
+    fn take_session(&mut self, key: &FlowKey) -> Result<Option<Session>, DataplaneError> {
+        let taken = self.visit_session(key, |session| *session);
+        self.sessions.borrow_mut().by_flow.remove(key);
+        Ok(taken)
     }
 
-    fn release_port(&mut self, key: &PortKey) -> Result<(), DataplaneError> {
-        self.sessions.borrow_mut().ports.remove(key);
+    fn insert_session(&mut self, key: &FlowKey, session: &Session) -> Result<bool, DataplaneError> {
+        Ok(self.put_session(key, session) == Recorded::Done)
+    }
+
+    fn port(&mut self, key: &PortKey) -> Result<Option<FlowKey>, DataplaneError> {
+        Ok(Tables::port(*self, key))
+    }
+
+    fn free_port(&mut self, key: &PortKey) -> Result<(), DataplaneError> {
+        self.release_port(key);
         Ok(())
+    }
+
+    fn claim_port(&mut self, key: &PortKey, flow: &FlowKey) -> Result<bool, DataplaneError> {
+        Ok(Tables::claim_port(*self, key, flow) == Recorded::Done)
     }
 
     fn wait_for_packets(&mut self) -> Result<(), DataplaneError> {

@@ -12,7 +12,7 @@ use lb_common::{
     memory::MemoryTables,
     tables::{
         Address, Backend, Counters, Descriptor, Endpoint, FlowCounters, FlowKey, Guard, Handshake,
-        Member, PortKey, Record, Server, ServerKey, Session, Signs, Table, Tick, WayBack,
+        Member, PoolKey, PortKey, Record, Server, ServerKey, Session, Signs, Table, Tick, WayBack,
     },
 };
 
@@ -60,8 +60,8 @@ pub enum Operation {
     ForgetAccess(u32, Rules),
     /// The addresses of an address pool, by its number.
     PoolAddresses(u16, Addresses),
-    /// So many addresses of an address pool, all that it has, go.
-    ForgetPoolAddresses(u16, u32),
+    /// One of the addresses of an address pool goes, if it is there.
+    ForgetPoolAddress(PoolKey),
     /// What guards a pool, by its number, in one half (0 or 1).
     Guard(u32, usize, Guard),
     /// Bits of [`lb_common::tables::owned`] of an address.
@@ -229,17 +229,35 @@ pub trait FlowTables {
     /// The table cannot be read.
     fn session(&mut self, key: &FlowKey) -> Result<Option<Session>, DataplaneError>;
 
-    /// Removes a session that is still as it was, and frees its port; false where it is not, or is gone.
-    ///
-    /// # Errors
-    /// The tables cannot be written.
-    fn remove_session(&mut self, key: &FlowKey, session: &Session) -> Result<bool, DataplaneError>;
-
-    /// Frees a port.
+    /// Removes it, and says what it was.
     ///
     /// # Errors
     /// The table cannot be written.
-    fn release_port(&mut self, key: &PortKey) -> Result<(), DataplaneError>;
+    fn take_session(&mut self, key: &FlowKey) -> Result<Option<Session>, DataplaneError>;
+
+    /// Inserts one unless there is one, or no room; whether it did.
+    ///
+    /// # Errors
+    /// The table cannot be written.
+    fn insert_session(&mut self, key: &FlowKey, session: &Session) -> Result<bool, DataplaneError>;
+
+    /// Whose a port is, or its lock.
+    ///
+    /// # Errors
+    /// The table cannot be read.
+    fn port(&mut self, key: &PortKey) -> Result<Option<FlowKey>, DataplaneError>;
+
+    /// Frees it.
+    ///
+    /// # Errors
+    /// The table cannot be written.
+    fn free_port(&mut self, key: &PortKey) -> Result<(), DataplaneError>;
+
+    /// Gives it to a flow unless it is somebody's, or there is no room; whether it did.
+    ///
+    /// # Errors
+    /// The table cannot be written.
+    fn claim_port(&mut self, key: &PortKey, flow: &FlowKey) -> Result<bool, DataplaneError>;
 
     /// Waits until no packet is under way that was when this was called.
     ///

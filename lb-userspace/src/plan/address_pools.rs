@@ -12,7 +12,7 @@ use std::{
 
 use lb_common::{
     memory::MemoryTables,
-    tables::{Address, Translation, owned},
+    tables::{Address, PoolKey, Translation, owned},
 };
 
 use super::{Draft, census::Census, layout::Layout};
@@ -30,6 +30,14 @@ fn addresses_of(state: &State, service: &Service) -> Option<Addresses> {
     let pool = state.address_pool(name).ok()?;
     let family = pool.of_family(service.id.vip.is_ipv4());
     (service.mode == Mode::FullNat).then(|| family.map(Address::from).collect())
+}
+
+/// How the addresses of a pool go: the last one first, so that an agent that ends amid it leaves the beginning of a pool,
+/// which the next one takes for what it is.
+fn removal(number: u16, addresses: &Addresses) -> impl Iterator<Item = Operation> + use<> {
+    let pool = u32::from(number);
+    let indices = (0..addresses.len() as u32).rev();
+    indices.map(move |index| Operation::ForgetPoolAddress(PoolKey { pool, index }))
 }
 
 impl Draft {
@@ -57,9 +65,7 @@ impl Draft {
         }
         for (number, addresses) in before {
             if !after.contains_key(&number) {
-                let count = addresses.len() as u32;
-                self.after
-                    .push(Operation::ForgetPoolAddresses(number, count));
+                self.after.extend(removal(number, &addresses));
             }
         }
         self.layout.address_pools = after;
@@ -101,12 +107,14 @@ impl Draft {
 }
 
 impl Layout {
-    /// The pools that the maps hold, whole or not.
+    /// The pools that the maps hold, whole or not. Where one lacks an address, nobody's stands for it.
     pub(super) fn adopt_address_pools(&mut self, tables: &MemoryTables) {
         let mut pools: BTreeMap<u16, Vec<Address>> = BTreeMap::new();
         // By number, then in order.
         for (key, &address) in &tables.pool_addresses {
-            pools.entry(key.pool as u16).or_default().push(address);
+            let pool = pools.entry(key.pool as u16).or_default();
+            pool.resize(key.index as usize, Address::default());
+            pool.push(address);
         }
         self.address_pools = pools
             .into_iter()

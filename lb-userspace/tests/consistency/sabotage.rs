@@ -384,8 +384,20 @@ impl Tables for Bent<'_> {
         self.tables.visit_session(key, visit)
     }
 
-    fn put_session(&self, key: &FlowKey, session: &Session, over: bool) -> Recorded {
-        self.tables.put_session(key, session, over)
+    fn clear_flags(&self, record: &mut Record, flags: u16) -> u16 {
+        self.tables.clear_flags(record, flags)
+    }
+    fn set_flags(&self, record: &mut Record, flags: u16) -> u16 {
+        self.tables.set_flags(record, flags)
+    }
+    fn remove_session(&self, key: &FlowKey) {
+        self.tables.remove_session(key);
+    }
+    fn hand_port_on(&self, key: &PortKey, flow: &FlowKey) -> bool {
+        self.tables.hand_port_on(key, flow)
+    }
+    fn put_session(&self, key: &FlowKey, session: &Session) -> Recorded {
+        self.tables.put_session(key, session)
     }
 
     fn port(&self, key: &PortKey) -> Option<FlowKey> {

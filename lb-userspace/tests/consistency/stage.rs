@@ -251,12 +251,24 @@ impl<F: FnMut()> FlowTables for Swept<F> {
         (&self.stage.world().memory.tables).session(key)
     }
 
-    fn remove_session(&mut self, key: &FlowKey, session: &Session) -> Result<bool, DataplaneError> {
-        (&self.stage.world().memory.tables).remove_session(key, session)
+    fn take_session(&mut self, key: &FlowKey) -> Result<Option<Session>, DataplaneError> {
+        (&self.stage.world().memory.tables).take_session(key)
     }
 
-    fn release_port(&mut self, key: &PortKey) -> Result<(), DataplaneError> {
-        FlowTables::release_port(&mut &self.stage.world().memory.tables, key)
+    fn insert_session(&mut self, key: &FlowKey, session: &Session) -> Result<bool, DataplaneError> {
+        (&self.stage.world().memory.tables).insert_session(key, session)
+    }
+
+    fn port(&mut self, key: &PortKey) -> Result<Option<FlowKey>, DataplaneError> {
+        FlowTables::port(&mut &self.stage.world().memory.tables, key)
+    }
+
+    fn claim_port(&mut self, key: &PortKey, flow: &FlowKey) -> Result<bool, DataplaneError> {
+        FlowTables::claim_port(&mut &self.stage.world().memory.tables, key, flow)
+    }
+
+    fn free_port(&mut self, key: &PortKey) -> Result<(), DataplaneError> {
+        FlowTables::free_port(&mut &self.stage.world().memory.tables, key)
     }
 
     fn wait_for_packets(&mut self) -> Result<(), DataplaneError> {

@@ -195,33 +195,24 @@ impl FlowTables for SharedFlows {
         self.sessions.get(key)
     }
 
-    fn remove_session(&mut self, key: &FlowKey, session: &Session) -> Result<bool, DataplaneError> {
-        if self.sessions.get(key)?.as_ref() != Some(session) {
-            return Ok(false);
-        }
-        // The port first: a session that begins anew makes sure that it still has one, and a port that is given away
-        // before its session goes would be the next flow's.
-        let port = session.port_key();
-        if self.ports.get(&port)? == Some(*key) {
-            self.ports.take(&port)?;
-        }
-        match self.sessions.take(key)? {
-            Some(same) if same == *session => Ok(true),
-            // It has begun anew in that very moment.
-            Some(renewed) => {
-                if self.ports.insert_new(&renewed.port_key(), key)?
-                    || self.ports.get(&renewed.port_key())? == Some(*key)
-                {
-                    self.sessions.insert_new(key, &renewed)?;
-                }
-                Ok(false)
-            }
-            None => Ok(false),
-        }
+    fn take_session(&mut self, key: &FlowKey) -> Result<Option<Session>, DataplaneError> {
+        self.sessions.take(key)
     }
 
-    fn release_port(&mut self, key: &PortKey) -> Result<(), DataplaneError> {
+    fn insert_session(&mut self, key: &FlowKey, session: &Session) -> Result<bool, DataplaneError> {
+        self.sessions.insert_new(key, session)
+    }
+
+    fn port(&mut self, key: &PortKey) -> Result<Option<FlowKey>, DataplaneError> {
+        self.ports.get(key)
+    }
+
+    fn free_port(&mut self, key: &PortKey) -> Result<(), DataplaneError> {
         self.ports.take(key).map(drop)
+    }
+
+    fn claim_port(&mut self, key: &PortKey, flow: &FlowKey) -> Result<bool, DataplaneError> {
+        self.ports.insert_new(key, flow)
     }
 
     fn wait_for_packets(&mut self) -> Result<(), DataplaneError> {

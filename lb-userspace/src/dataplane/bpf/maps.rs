@@ -284,13 +284,9 @@ impl Maps {
                 }
                 Ok(())
             }
-            Operation::ForgetPoolAddresses(pool, count) => {
-                for index in 0..*count {
-                    let pool = u32::from(*pool);
-                    let key: Raw<8> = transmute!(PoolKey { pool, index });
-                    remove(&mut self.pool_addresses, key, "an address of a pool")?;
-                }
-                Ok(())
+            Operation::ForgetPoolAddress(key) => {
+                let key: Raw<8> = transmute!(*key);
+                forget(&mut self.pool_addresses, key, "an address of a pool")
             }
             Operation::Guard(pool, half, guard) => self.guards.set_guard(*pool, *half, *guard),
             Operation::Own(address, bits) => {
@@ -340,6 +336,22 @@ fn remove<K: Pod, V: Pod>(
 ) -> Result<(), DataplaneError> {
     map.remove(&key)
         .map_err(|error| DataplaneError::new(format!("removing {what}"), &error))
+}
+
+/// The same of one that may have gone already, by an agent that has ended since.
+fn forget<K: Pod, V: Pod>(
+    map: &mut HashMap<MapData, K, V>,
+    key: K,
+    what: &str,
+) -> Result<(), DataplaneError> {
+    match map.remove(&key) {
+        Err(MapError::SyscallError(error))
+            if error.io_error.raw_os_error() == Some(libc::ENOENT) =>
+        {
+            Ok(())
+        }
+        removed => removed.map_err(|error| DataplaneError::new(format!("removing {what}"), &error)),
+    }
 }
 
 /// Writes words two to an element, from an even place on.

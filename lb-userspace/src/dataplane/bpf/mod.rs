@@ -67,6 +67,9 @@ const OTHERS: [(&str, u32, u32); 10] = [
     ("untranslated", TAIL_UNTRANSLATED, feature::FULL_NAT),
 ];
 
+/// Room for the locks of ports, beside the ports: each CPU has one at most, and so has the sweep.
+const LOCKS: u32 = 1_024;
+
 /// A loaded program, and its maps.
 #[derive(Debug)]
 pub struct Program {
@@ -127,7 +130,7 @@ impl Program {
             .map_max_entries("ESTABLISHED", capacity.flows)
             .map_max_entries("HALF_OPEN", capacity.half_open)
             .map_max_entries("SESSIONS", capacity.sessions)
-            .map_max_entries("PORTS", capacity.sessions)
+            .map_max_entries("PORTS", capacity.sessions.saturating_add(LOCKS))
             .map_max_entries("POOL_ADDRESSES", Capacity::POOL_ADDRESSES)
             .map_max_entries("LOADS", capacity.backends)
             .map_max_entries("SIGNS", capacity.backends)

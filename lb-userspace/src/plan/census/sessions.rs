@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use lb_common::{
     session,
-    tables::{Address, FlowKey, PortKey, Session, Table, Tick, mode, record_flag},
+    tables::{Address, FlowKey, PortKey, Session, Table, Tick, flow_kind, mode, record_flag},
 };
 
 use super::{ByIndex, Census, Layout, Placed, REMOVED_AT_ONCE, Tally, backend_of, removal};
@@ -43,7 +43,7 @@ pub(super) fn sweep(
     })?;
     for chunk in doomed.chunks(REMOVED_AT_ONCE) {
         for (key, session) in chunk {
-            if !tables.remove_session(key, session)? {
+            if !remove(tables, key, session)? {
                 *census.ports.entry(session.address).or_default() += 1;
                 continue;
             }
@@ -59,17 +59,90 @@ pub(super) fn sweep(
     Ok(())
 }
 
-/// Frees ports that no session has: where two processors began one flow with two backends, one port may be left.
+/// Who has a lock that the agent takes out.
+const AGENT: FlowKey = FlowKey {
+    source: Address::v4(0),
+    port: 0,
+    kind: flow_kind::AGENT,
+    service: 0,
+    to: 0,
+};
+
+/// Removes a session that is still as it was, and frees its port; false where it is not, or begins anew or is being
+/// replaced just now.
+///
+/// # Errors
+/// The tables cannot be read or written.
+fn remove(
+    tables: &mut dyn FlowTables,
+    key: &FlowKey,
+    session: &Session,
+) -> Result<bool, DataplaneError> {
+    let lock = session.port_key().lock();
+    if !tables.claim_port(&lock, &AGENT)? {
+        return Ok(false);
+    }
+    let removed = remove_locked(tables, key, session);
+    tables.free_port(&lock)?;
+    removed
+}
+
+/// The same with its port's lock, so that nobody replaces the session or has its port meanwhile.
+fn remove_locked(
+    tables: &mut dyn FlowTables,
+    key: &FlowKey,
+    session: &Session,
+) -> Result<bool, DataplaneError> {
+    if tables.session(key)?.as_ref() != Some(session) {
+        return Ok(false);
+    }
+    // Before the port, which is nobody's as long as it stands for this flow: none takes over what has no session.
+    match tables.take_session(key)? {
+        Some(same) if same == *session => {
+            release(tables, &session.port_key(), key)?;
+            Ok(true)
+        }
+        // A packet has come in that very moment.
+        Some(renewed) => {
+            tables.insert_session(key, &renewed)?;
+            Ok(false)
+        }
+        None => Ok(false),
+    }
+}
+
+/// Frees a port that is a flow's, which has no session from it.
+fn release(
+    tables: &mut dyn FlowTables,
+    port: &PortKey,
+    flow: &FlowKey,
+) -> Result<bool, DataplaneError> {
+    let is_its = tables.port(port)?.as_ref() == Some(flow);
+    if is_its {
+        tables.free_port(port)?;
+    }
+    Ok(is_its)
+}
+
+/// Frees ports that no session has, as where a processor was in the midst of beginning one while its session was
+/// removed, and locks that an agent which has ended took out.
 fn release_orphans(
     tables: &mut dyn FlowTables,
     known: &HashSet<PortKey>,
 ) -> Result<u32, DataplaneError> {
     let mut suspects: BTreeMap<PortKey, FlowKey> = BTreeMap::new();
+    let mut left = Vec::new();
     tables.scan_ports(&mut |key, flow| {
-        if !known.contains(key) {
-            suspects.insert(*key, *flow);
+        // A packet's is gone with it.
+        match (key.lock, flow.kind) {
+            (0, _) if !known.contains(key) => drop(suspects.insert(*key, *flow)),
+            (1, flow_kind::AGENT) => left.push(*key),
+            _ => {}
         }
     })?;
+    for key in left {
+        tables.free_port(&key)?;
+    }
     if suspects.is_empty() {
         return Ok(0);
     }
@@ -79,8 +152,7 @@ fn release_orphans(
     for (key, flow) in suspects {
         let session = tables.session(&flow)?;
         if session.is_none_or(|session| session.port_key() != key) {
-            tables.release_port(&key)?;
-            released += 1;
+            released += u32::from(release(tables, &key, &flow)?);
         }
     }
     Ok(released)
