@@ -278,7 +278,9 @@ fn a_server_that_answers_ten_times_slower_in_time_is_told_to_be_and_gets_less_an
     with_root(NAME, || {
         let topology = Topology::new(BACKENDS)?;
         let (says, _servers) = say(&topology, ["200 OK"; 3])?;
-        says.each_ref().map(|says| says.says("200 OK", WELL));
+        for server in &says {
+            server.says("200 OK", WELL);
+        }
         let check = format!(
             "{{ type = \"http\", port = {PORT}, interval = \"500ms\", timeout = \"500ms\", detector = \"phi\" }}"
         );

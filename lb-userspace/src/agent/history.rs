@@ -436,6 +436,8 @@ mod tests {
             ejections,
             tiers,
             forced,
+            down,
+            asked,
         } = history(0);
         assert!(nothing().is_empty());
         for one in [
@@ -449,6 +451,8 @@ mod tests {
                 forced,
                 ..nothing()
             },
+            History { down, ..nothing() },
+            History { asked, ..nothing() },
         ] {
             assert!(!one.is_empty(), "{one:?}");
         }
