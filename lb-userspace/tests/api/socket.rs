@@ -11,7 +11,7 @@ use lb_userspace::api::{
     client::{Client, ClientError},
 };
 use tokio::{
-    io::AsyncWriteExt as _,
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{UnixListener, UnixStream},
 };
 
@@ -131,6 +131,8 @@ async fn error_of(answer: &'static str) -> ClientError {
     let listener = UnixListener::bind(&path).unwrap();
     tokio::spawn(async move {
         let (mut stream, _) = listener.accept().await.unwrap();
+        // A request that is left unread resets the connection.
+        stream.read(&mut [0; 1_024]).await.unwrap();
         stream.write_all(answer.as_bytes()).await.unwrap();
     });
     Client::new(path).status().await.unwrap_err()
