@@ -6,7 +6,7 @@
 //! Products are independent of each other, which suits a processor's pipeline and needs no
 //! rotation, which BPF lacks. A finalizer spreads the upper bits so that two choices can be drawn.
 
-use crate::tables::{Address, Endpoint, HASH_KEY_WORDS};
+use crate::tables::{Address, Endpoint, HASH_KEY_WORDS, service_flag};
 
 /// A flow's hash: two 32-bit choices in one word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +46,27 @@ pub fn flow(
             .wrapping_add(product(m10, d2));
     }
     FlowHash(finish(sum))
+}
+
+/// Hashes what of a flow places it on a ring: its source alone, all but its ports or all of it, as `fields` says, bits
+/// of [`service_flag::FIELDS`].
+#[inline(always)]
+pub fn placing(
+    key: &[u64; HASH_KEY_WORDS],
+    fields: u16,
+    source: &Address,
+    destination: &Address,
+    ports: u32,
+    protocol: u8,
+) -> FlowHash {
+    if fields & service_flag::BY_SOURCE != 0 {
+        return self::source(key, source);
+    }
+    let ports = match fields & service_flag::BY_THREE_TUPLE {
+        0 => ports,
+        _ => 0,
+    };
+    flow(key, source, destination, ports, protocol)
 }
 
 /// Hashes a client, whatever its port and destination.

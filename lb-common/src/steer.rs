@@ -131,29 +131,31 @@ pub fn owned<T: Tables>(tables: &T, address: Address) -> u32 {
     tables.owned(&address)
 }
 
-/// The hash that places a flow on a ring, by its source address alone or by all that makes it one.
+/// The hash that places a flow on a ring by some of its fields, bits of [`service_flag::FIELDS`].
 #[inline(always)]
-pub fn hash<T: Tables>(tables: &T, flow: &Flow, by_source: bool) -> Option<FlowHash> {
+pub fn hash<T: Tables>(tables: &T, flow: &Flow, fields: u16) -> Option<FlowHash> {
     let key = &tables.control()?.hash_key;
-    Some(if by_source {
-        hash::source(key, &flow.source)
-    } else {
-        hash::flow(
-            key,
-            &flow.source,
-            &flow.destination,
-            flow.ports(),
-            flow.protocol,
-        )
-    })
+    Some(hash::placing(
+        key,
+        fields,
+        &flow.source,
+        &flow.destination,
+        flow.ports(),
+        flow.protocol,
+    ))
 }
 
 /// The hash that places a flow on a service's ring.
 #[inline(always)]
 pub fn place<T: Tables>(tables: &T, service: &Service<'_>, flow: &Flow) -> Option<FlowHash> {
-    let by_source =
-        tables.knows(feature::BY_SOURCE) && service.descriptor.flags & service_flag::BY_SOURCE != 0;
-    hash(tables, flow, by_source)
+    let mut known = 0;
+    if tables.knows(feature::BY_SOURCE) {
+        known |= service_flag::BY_SOURCE;
+    }
+    if tables.knows(feature::BY_THREE_TUPLE) {
+        known |= service_flag::BY_THREE_TUPLE;
+    }
+    hash(tables, flow, service.descriptor.flags & known)
 }
 
 /// The backend that takes a flow, which [`place`] has given its hash.
@@ -181,12 +183,12 @@ pub fn backend<'t, T: Tables>(
             return Ok(owner.backend);
         }
     }
-    let by_source = descriptor.flags & service_flag::BY_SOURCE != 0;
-    let was_by_source = descriptor.flags & service_flag::PREVIOUSLY_BY_SOURCE != 0;
-    let previous_hash = if was_by_source == by_source {
-        hash
+    let before = descriptor.previous_fields();
+    let changes = tables.knows(feature::BY_SOURCE | feature::BY_THREE_TUPLE);
+    let previous_hash = if changes && before != descriptor.fields() {
+        self::hash(tables, flow, before).ok_or(DropReason::Inconsistent)?
     } else {
-        self::hash(tables, flow, was_by_source).ok_or(DropReason::Inconsistent)?
+        hash
     };
     let index = tables.track(&Question {
         key: key(&service, flow),

@@ -332,8 +332,10 @@ pub mod feature {
     pub const MSS: u32 = 1024;
     /// The flows of some service are placed by their source, or were until its last move.
     pub const BY_SOURCE: u32 = 2048;
+    /// The flows of some service are placed by their 3-tuple, or were until its last move.
+    pub const BY_THREE_TUPLE: u32 = 4096;
     /// All of these.
-    pub const ALL: u32 = 4095;
+    pub const ALL: u32 = 8191;
 }
 
 /// What becomes of packets to a VIP that nobody takes ([`crate::refuse`]).
@@ -388,8 +390,9 @@ pub struct Descriptor {
     /// First slot of the ring before a move of the whole service, even; it answers for `origin`
     /// while [`service_flag::MOVING`] is set.
     pub previous_start: u32,
-    /// Slots of that ring.
-    pub previous_size: u32,
+    /// Slots of that ring, and in its uppermost bits, the fields that flows were placed by there
+    /// ([`Descriptor::previous_fields`]).
+    pub previous: u32,
     /// First of its pool's entries in the member map.
     pub members_start: u32,
     /// Entries of its pool; local ids run below this.
@@ -422,6 +425,33 @@ impl Descriptor {
         self.address == endpoint.address
             && self.port == endpoint.port
             && self.protocol == endpoint.protocol
+    }
+
+    /// Which fields of a flow place it on the ring: [`service_flag::BY_SOURCE`],
+    /// [`service_flag::BY_THREE_TUPLE`] or neither, for its 5-tuple.
+    #[inline(always)]
+    pub const fn fields(&self) -> u16 {
+        self.flags & service_flag::FIELDS
+    }
+
+    /// The same of the ring before a move of the whole service.
+    #[inline(always)]
+    pub const fn previous_fields(&self) -> u16 {
+        (self.previous >> PREVIOUS_FIELDS_SHIFT) as u16 & service_flag::FIELDS
+    }
+
+    /// Slots of that ring.
+    #[inline(always)]
+    pub const fn previous_size(&self) -> u32 {
+        self.previous & ((1 << PREVIOUS_SIZE_BITS) - 1)
+    }
+
+    /// Names the ring before a move of the whole service: its first slot, how many it has, and by which fields flows
+    /// were placed there.
+    pub const fn set_previous(&mut self, start: u32, size: u32, fields: u16) {
+        self.previous_start = start;
+        let fields = (fields & service_flag::FIELDS) as u32;
+        self.previous = (fields << PREVIOUS_FIELDS_SHIFT) | size;
     }
 
     /// First bits of an address that make a client, as [`Address::prefix`] takes them.
@@ -498,6 +528,11 @@ pub const SAMPLING_SHIFT: u32 = 3;
 /// The largest [`Descriptor::sampling`]: one in 65,536 flows.
 pub const MOST_SAMPLING: u8 = 17;
 
+/// Bits that the size of a ring takes at most.
+const PREVIOUS_SIZE_BITS: u32 = 30;
+/// What brings [`service_flag::FIELDS`] above those.
+const PREVIOUS_FIELDS_SHIFT: u32 = PREVIOUS_SIZE_BITS - service_flag::FIELDS.trailing_zeros();
+
 /// Bits of [`Descriptor::flags`].
 pub mod service_flag {
     /// Every flow is recorded, not only those of slots that move.
@@ -509,8 +544,10 @@ pub mod service_flag {
     /// A flow's place on the ring depends on its source address alone, so that a client keeps its
     /// backend; else on addresses, ports and protocol.
     pub const BY_SOURCE: u16 = 8;
-    /// Its place on the previous ring does.
-    pub const PREVIOUSLY_BY_SOURCE: u16 = 16;
+    /// It depends on addresses and protocol, so that a client keeps its backend for each VIP.
+    pub const BY_THREE_TUPLE: u16 = 16;
+    /// Those that say on which fields it depends.
+    pub const FIELDS: u16 = BY_SOURCE | BY_THREE_TUPLE;
     /// In mode [`NAT`](super::mode::NAT), packets keep their destination port: the pool serves several.
     pub const KEEPS_PORT: u16 = 32;
     /// From this bit on, two that say what packets get while no backend may take them: one of

@@ -476,11 +476,11 @@ impl<'t, T: Tables> Asked<'_, 't, T> {
     #[inline(always)]
     fn previous(&self) -> Option<Slot> {
         let descriptor = self.service.descriptor;
-        if descriptor.previous_size == 0 {
+        let size = descriptor.previous_size();
+        if size == 0 {
             return None;
         }
-        let hash = self.question.previous_hash;
-        let place = hash.slot(descriptor.previous_size, 0);
+        let place = self.question.previous_hash.slot(size, 0);
         steer::slot_at(self.tables, descriptor.previous_start, place)
     }
 

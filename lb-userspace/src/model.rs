@@ -7,7 +7,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use clap::ValueEnum;
-use lb_common::tables::{mode, refusal};
+use lb_common::tables::{mode, refusal, service_flag};
 use serde::{Deserialize, Serialize};
 
 mod access;
@@ -105,6 +105,8 @@ pub enum Scheduler {
     Maglev,
     /// By the hash of the client's address on such a ring: a client keeps its backend.
     SourceHash,
+    /// By the hash of client, VIP and protocol, whatever the ports: a client keeps its backend for each VIP.
+    ThreeTupleHash,
     /// In turns, weights left aside.
     RoundRobin,
     /// In turns, each as often as its weight says.
@@ -121,6 +123,16 @@ pub enum Scheduler {
 }
 
 impl Scheduler {
+    /// Which fields of a flow the ring is asked by, bits of [`service_flag::FIELDS`], where it alone decides.
+    pub fn hash_fields(self) -> Option<u16> {
+        match self {
+            Self::Maglev => Some(0),
+            Self::SourceHash => Some(service_flag::BY_SOURCE),
+            Self::ThreeTupleHash => Some(service_flag::BY_THREE_TUPLE),
+            _ => None,
+        }
+    }
+
     /// Whether it pays no heed to weights, but for 0.
     pub fn ignores_weights(self) -> bool {
         matches!(self, Self::RoundRobin | Self::LeastConnections)
@@ -136,7 +148,7 @@ impl Scheduler {
 
     /// Whether it chooses by connection, so that every flow has to be recorded.
     pub fn records_every_flow(self) -> bool {
-        !matches!(self, Self::Maglev | Self::SourceHash)
+        self.hash_fields().is_none()
     }
 }
 

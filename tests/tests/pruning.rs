@@ -76,6 +76,10 @@ fn a_change_that_needs_more_of_the_program_has_it_replaced_and_no_packet_is_lost
                     "service set 10.0.0.1:80/tcp --scheduler source-hash".to_owned(),
                 ),
                 (
+                    "three-tuple-hash",
+                    "service set 10.0.0.1:80/tcp --scheduler three-tuple-hash".to_owned(),
+                ),
+                (
                     "mss",
                     "service set 10.0.0.1:80/tcp --mss-clamp auto".to_owned(),
                 ),

@@ -185,35 +185,46 @@ fn power_of_two_choices_stays_within_a_tenth_of_the_ratio_of_the_weights() -> Re
 fn source_hash_sends_all_connections_of_a_client_to_one_backend() -> Result<()> {
     with_root(
         "source_hash_sends_all_connections_of_a_client_to_one_backend",
-        || {
-            let service = scheduled("source-hash", [1, 1, 1]);
-            let stage = stage(&service)?;
-            let mut used = BTreeMap::new();
-            for n in 0..24 {
-                let source = Ipv4Addr::new(10, 1, 0, 100 + n);
-                let address = format!("addr add {source}/24 dev eth0");
-                let route = format!("route replace default via 10.1.0.1 src {source}");
-                for line in [address, route] {
-                    run(stage.topology.client.command("ip").args(line.split(' ')))?;
-                }
-                let answers = stage.answers(&service, 30)?;
-                assert_eq!(answers.len(), 1, "{source}: {answers:?}");
-                *used.entry(answers.into_keys().next()).or_insert(0) += 1;
-            }
-            println!("clients by backend: {used:?}");
-            assert!(used.len() > 1, "all clients have the same backend");
-            Ok(())
-        },
+        || clients_keep_their_backends("source-hash"),
     )
+}
+
+#[test]
+fn three_tuple_hash_sends_all_connections_of_a_client_to_one_backend() -> Result<()> {
+    with_root(
+        "three_tuple_hash_sends_all_connections_of_a_client_to_one_backend",
+        || clients_keep_their_backends("three-tuple-hash"),
+    )
+}
+
+fn clients_keep_their_backends(scheduler: &'static str) -> Result<()> {
+    let service = scheduled(scheduler, [1, 1, 1]);
+    let stage = stage(&service)?;
+    let mut used = BTreeMap::new();
+    for n in 0..24 {
+        let source = Ipv4Addr::new(10, 1, 0, 100 + n);
+        let address = format!("addr add {source}/24 dev eth0");
+        let route = format!("route replace default via 10.1.0.1 src {source}");
+        for line in [address, route] {
+            run(stage.topology.client.command("ip").args(line.split(' ')))?;
+        }
+        let answers = stage.answers(&service, 30)?;
+        assert_eq!(answers.len(), 1, "{source}: {answers:?}");
+        *used.entry(answers.into_keys().next()).or_insert(0) += 1;
+    }
+    println!("clients by backend: {used:?}");
+    assert!(used.len() > 1, "all clients have the same backend");
+    Ok(())
 }
 
 #[test]
 fn changing_the_scheduler_breaks_no_connection() -> Result<()> {
     with_root("changing_the_scheduler_breaks_no_connection", || {
-        const SCHEDULERS: [&str; 7] = [
+        const SCHEDULERS: [&str; 8] = [
             "round-robin",
             "least-connections",
             "source-hash",
+            "three-tuple-hash",
             "power-of-two-choices",
             "weighted-round-robin",
             "maglev",

@@ -272,19 +272,21 @@ fn fragments_of_other_datagrams_come_in_between() {
 }
 
 #[test]
-fn a_first_fragment_goes_where_its_clients_packets_go_where_they_are_hashed_by_source() {
+fn a_first_fragment_goes_where_its_clients_packets_go_where_they_are_hashed_by_some_fields() {
     let servers: Vec<_> = (1..=8).map(|n| server(&format!("10.1.0.{n}:80"))).collect();
-    let stage = Stage::new()
-        .hashing()
-        .serve(Mode::L2, VIP4, UDP, &servers)
-        .by_source();
-    for port in 1_000..1_032 {
-        let mut request = large(datagram(CLIENT4, VIP4));
-        request.from.set_port(port);
-        request.identification = port;
-        let first = &cut(&request, &CUTS)[0];
-        let whole = taken_by(&stage, &request);
-        assert_eq!(taken_by(&stage, first), whole, "{port}");
+    let stage = || {
+        let stage = Stage::new().hashing();
+        stage.serve(Mode::L2, VIP4, UDP, &servers)
+    };
+    for stage in [stage().by_source(), stage().by_three_tuple()] {
+        for port in 1_000..1_032 {
+            let mut request = large(datagram(CLIENT4, VIP4));
+            request.from.set_port(port);
+            request.identification = port;
+            let first = &cut(&request, &CUTS)[0];
+            let whole = taken_by(&stage, &request);
+            assert_eq!(taken_by(&stage, first), whole, "{port}");
+        }
     }
 }
 

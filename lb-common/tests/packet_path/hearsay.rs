@@ -30,12 +30,16 @@ fn sent_to(client: &str) -> Spec {
 const MOVING_TIME: u32 = 1_000_000;
 
 #[test]
-fn an_error_about_a_flow_hashed_by_source_goes_where_its_clients_packets_go() {
-    let stage = stage(TCP).hashing().by_source();
-    for port in 1_000..1_032 {
-        let client = format!("192.0.2.7:{port}");
-        let taken = taken_by(&stage, &segment(&client, VIP4));
-        assert_eq!(taken_by(&stage, &sent_to(&client)), taken, "{port}");
+fn an_error_about_a_flow_hashed_by_some_fields_goes_where_its_clients_packets_go() {
+    for stage in [
+        stage(TCP).hashing().by_source(),
+        stage(TCP).hashing().by_three_tuple(),
+    ] {
+        for port in 1_000..1_032 {
+            let client = format!("192.0.2.{}:{port}", port % 8);
+            let taken = taken_by(&stage, &segment(&client, VIP4));
+            assert_eq!(taken_by(&stage, &sent_to(&client)), taken, "{port}");
+        }
     }
 }
 

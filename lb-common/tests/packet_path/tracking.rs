@@ -2,7 +2,7 @@
 //! and flow tables fill up. The contract of ARCHITECTURE.md, "Flow consistency".
 
 use lb_common::{
-    tables::TICK_SHIFT,
+    tables::{TICK_SHIFT, service_flag},
     track::{FINISHED_LIFETIME, OPENING_LIFETIME, RESET_LIFETIME},
     verdict::{DropReason, Verdict},
 };
@@ -392,10 +392,49 @@ fn a_whole_move_amid_a_slots_move_keeps_the_slots_origin() {
 #[test]
 fn the_previous_ring_is_asked_by_its_own_hash_and_size() {
     let every: Vec<u32> = (0..8).collect();
-    let stage = stage(Move::Steady(NEW)).hashing();
-    let stage = stage.moving_from(&every).previously_by_source();
+    for fields in [service_flag::BY_SOURCE, service_flag::BY_THREE_TUPLE] {
+        let stage = stage(Move::Steady(NEW)).hashing();
+        let stage = stage.moving_from(&every).previously(fields);
+        let first = taken_by(&stage, &later(1));
+        assert!((2..64).all(|port| taken_by(&stage, &later(port)) == first));
+    }
+    // The other way round: it is the ring in force that leaves ports aside.
+    let stage = stage(Move::Steady(NEW)).hashing().by_three_tuple();
+    let stage = stage.moving_from(&every);
     let first = taken_by(&stage, &later(1));
-    assert!((2..64).all(|port| taken_by(&stage, &later(port)) == first));
+    assert!((2..64).any(|port| taken_by(&stage, &later(port)) != first));
+}
+
+#[test]
+fn a_client_hashed_by_3_tuple_keeps_its_server_for_each_vip_and_protocol_whatever_its_ports() {
+    let every: Vec<u32> = (0..8).collect();
+    let servers: Vec<_> = (1..=8).map(|n| server(&format!("10.1.0.{n}:80"))).collect();
+    let places = |vip: &str, protocol: u8, frame: &dyn Fn(&str) -> Spec| -> Vec<Option<u32>> {
+        let stage = Stage::new()
+            .serve(Mode::Ipip, vip, protocol, &servers)
+            .hashing()
+            .ring(&every)
+            .by_three_tuple();
+        let of = |client: u8| {
+            let at = |port: u16| taken_by(&stage, &frame(&format!("192.0.2.{client}:{port}")));
+            let first = at(1);
+            assert!((2..32).all(|port| at(port) == first), "{vip} {client}");
+            first
+        };
+        (0..64).map(of).collect()
+    };
+    let (one, other) = (VIP4, "10.0.0.2:443");
+    let tcp = places(one, TCP, &|client| syn(client, one));
+    let same_vip = places("10.0.0.1:443", TCP, &|client| syn(client, "10.0.0.1:443"));
+    assert_eq!(tcp, same_vip, "the port of the VIP does not count either");
+    assert!(tcp.iter().collect::<std::collections::BTreeSet<_>>().len() == 8);
+    for differs in [
+        places(other, TCP, &|client| syn(client, other)),
+        places(one, UDP, &|client| datagram(client, one)),
+    ] {
+        let moved = tcp.iter().zip(&differs).filter(|(a, b)| a != b).count();
+        assert!((40..=64).contains(&moved), "{moved} of 64");
+    }
 }
 
 #[test]

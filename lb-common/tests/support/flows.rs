@@ -64,7 +64,7 @@ impl Stage {
         let slots: Vec<Slot> = owners.iter().map(|&owner| Slot::steady(owner)).collect();
         let (start, size) = self.lay(&slots);
         self.flag(service_flag::MOVING).describe(|descriptor| {
-            (descriptor.previous_start, descriptor.previous_size) = (start, size);
+            descriptor.set_previous(start, size, descriptor.previous_fields());
         })
     }
 
@@ -72,7 +72,7 @@ impl Stage {
     pub fn moving_from_move(mut self, owner: u32, origin: u32) -> Self {
         let (start, size) = self.lay(&[Slot::new(owner, origin, Phase::Moving); 8]);
         self.flag(service_flag::MOVING).describe(|descriptor| {
-            (descriptor.previous_start, descriptor.previous_size) = (start, size);
+            descriptor.set_previous(start, size, descriptor.previous_fields());
         })
     }
 
@@ -92,9 +92,17 @@ impl Stage {
         self.flag(service_flag::BY_SOURCE)
     }
 
-    /// They did on the previous ring.
-    pub fn previously_by_source(self) -> Self {
-        self.flag(service_flag::PREVIOUSLY_BY_SOURCE)
+    /// They do for each VIP.
+    pub fn by_three_tuple(self) -> Self {
+        self.flag(service_flag::BY_THREE_TUPLE)
+    }
+
+    /// Flows were placed by other fields on the previous ring.
+    pub fn previously(self, fields: u16) -> Self {
+        self.describe(|descriptor| {
+            let (start, size) = (descriptor.previous_start, descriptor.previous_size());
+            descriptor.set_previous(start, size, fields);
+        })
     }
 
     /// How new flows are spread.

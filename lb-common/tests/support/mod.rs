@@ -487,7 +487,7 @@ fn endpoint(at: SocketAddr, protocol: u8) -> Endpoint {
 
 /// Bits of [`feature`] that a service's packets need, as far as they follow from its descriptor.
 fn features(descriptor: &Descriptor) -> u32 {
-    const BY_SOURCE: u16 = service_flag::BY_SOURCE | service_flag::PREVIOUSLY_BY_SOURCE;
+    let fields = descriptor.fields() | descriptor.previous_fields();
     let mode = match descriptor.mode {
         mode::NAT => feature::NAT,
         mode::IPIP => feature::IPIP,
@@ -502,7 +502,11 @@ fn features(descriptor: &Descriptor) -> u32 {
             descriptor.flags & service_flag::GUARDED != 0,
             feature::GUARDS,
         )
-        | flag(descriptor.flags & BY_SOURCE != 0, feature::BY_SOURCE)
+        | flag(fields & service_flag::BY_SOURCE != 0, feature::BY_SOURCE)
+        | flag(
+            fields & service_flag::BY_THREE_TUPLE != 0,
+            feature::BY_THREE_TUPLE,
+        )
         | flag(descriptor.quic != 0, feature::QUIC)
         | flag(descriptor.sampling() != 0, feature::PASSIVE)
 }

@@ -198,7 +198,7 @@ fn check_flows(service: &Service) -> Result<(), ModelError> {
     }
     if service.scheduler.records_every_flow() {
         let problem = format!(
-            "0 keeps no record of flows, and scheduler \"{}\" goes by them: set it, or use scheduler \"maglev\" or \"source-hash\"",
+            "0 keeps no record of flows, and scheduler \"{}\" goes by them: set it, or use scheduler \"maglev\", \"source-hash\" or \"three-tuple-hash\"",
             name_of(service.scheduler)
         );
         return invalid(id, "moving_time", problem);

@@ -130,14 +130,12 @@ pub fn slot_of(
 }
 
 fn flow_hash(key: &FlowKey, descriptor: &Descriptor, hash_key: &[u64; HASH_KEY_WORDS]) -> FlowHash {
-    if descriptor.flags & service_flag::BY_SOURCE != 0 {
-        return hash::source(hash_key, &key.source);
-    }
     let destination: Address = descriptor.address;
     let to = descriptor.port_of(key.to);
     let ports = (u32::from(key.port) << 16) | u32::from(to);
-    hash::flow(
+    hash::placing(
         hash_key,
+        descriptor.fields(),
         &key.source,
         &destination,
         ports,

@@ -4,7 +4,7 @@
 use lb_common::tables::{feature, owned, service_flag};
 
 use super::{Draft, Operation, Placed};
-use crate::model::{Mode, MssClamp, Scheduler, Service, State, Unserved};
+use crate::model::{Mode, MssClamp, Service, State, Unserved};
 
 /// What services need, and packets that none of them takes: bits of [`feature`].
 pub fn needed<'a>(services: impl IntoIterator<Item = &'a Service>, unknown_port: Unserved) -> u32 {
@@ -22,7 +22,7 @@ fn of(service: &Service) -> u32 {
         Mode::L2 => feature::L2,
         Mode::FullNat => feature::FULL_NAT,
     };
-    let by_source = service.scheduler == Scheduler::SourceHash;
+    let fields = service.scheduler.hash_fields().unwrap_or(0);
     mode | flag(service.id.has_every_port(), feature::ALL_PORTS)
         | flag(service.is_guarded(), feature::GUARDS)
         | flag(service.quic.is_some(), feature::QUIC)
@@ -31,7 +31,16 @@ fn of(service: &Service) -> u32 {
             feature::PASSIVE,
         )
         | flag(service.mss_clamp != MssClamp::Off, feature::MSS)
-        | flag(by_source, feature::BY_SOURCE)
+        | placing(fields)
+}
+
+/// What it takes to place flows by these fields.
+fn placing(fields: u16) -> u32 {
+    flag(fields & service_flag::BY_SOURCE != 0, feature::BY_SOURCE)
+        | flag(
+            fields & service_flag::BY_THREE_TUPLE != 0,
+            feature::BY_THREE_TUPLE,
+        )
 }
 
 fn flag(is: bool, feature: u32) -> u32 {
@@ -62,13 +71,10 @@ impl Draft {
     /// flows stand where they were placed before.
     fn left_over(&self) -> u32 {
         let is_pool = |bits: &u32| bits & owned::POOL != 0;
-        let was_by_source =
-            |placed: &Placed| placed.descriptor.flags & service_flag::PREVIOUSLY_BY_SOURCE != 0;
+        let pools = self.layout.pools.values();
+        let before = |fields, placed: &Placed| fields | placed.descriptor.previous_fields();
         flag(!self.layout.ways_back.is_empty(), feature::NAT)
             | flag(self.layout.owned.values().any(is_pool), feature::FULL_NAT)
-            | flag(
-                self.layout.pools.values().any(was_by_source),
-                feature::BY_SOURCE,
-            )
+            | placing(pools.fold(0, before))
     }
 }

@@ -54,7 +54,7 @@ fn obstacle(id: ServiceId, former: &Placed, placed: &Placed) -> Option<String> {
             && pool.descriptor.flags & service_flag::ALWAYS == 0
     };
     if !by_ring(former) || !by_ring(placed) {
-        return Some("every flow of it is recorded, for backends as its pool numbers them: set scheduler maglev or source-hash, flow_state auto and no persistence first".to_owned());
+        return Some("every flow of it is recorded, for backends as its pool numbers them: set scheduler maglev, source-hash or three-tuple-hash, flow_state auto and no persistence first".to_owned());
     }
     let moves = former.ring.phases.steady != former.ring.size() || former.previous.is_some();
     if moves || placed.ring.phases.moving > 0 || placed.previous.is_some() {
@@ -63,8 +63,7 @@ fn obstacle(id: ServiceId, former: &Placed, placed: &Placed) -> Option<String> {
                 .to_owned(),
         );
     }
-    let by_source = service_flag::BY_SOURCE;
-    (old.flags & by_source != new.flags & by_source || !same_owners(former, placed)).then(|| {
+    (old.fields() != new.fields() || !same_owners(former, placed)).then(|| {
         "the two rings give flows to different backends, or one of them takes none: give both the same ring_size and backends, all up and not drained".to_owned()
     })
 }

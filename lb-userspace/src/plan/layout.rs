@@ -574,7 +574,7 @@ impl Layout {
             dataplane.ring(start, size).map(Arc::new)
         };
         let sequence = ring(descriptor.schedule_start, descriptor.schedule_size)?;
-        let previous = match descriptor.previous_size {
+        let previous = match descriptor.previous_size() {
             0 => None,
             size => Some(ring(descriptor.previous_start, size)?),
         };

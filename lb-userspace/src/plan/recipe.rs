@@ -25,20 +25,22 @@ pub(super) struct Settings {
 impl Settings {
     pub(super) fn of(service: &Service) -> Self {
         let scheduler = match service.scheduler {
-            Scheduler::Maglev | Scheduler::SourceHash => scheduler::RING,
+            Scheduler::Maglev | Scheduler::SourceHash | Scheduler::ThreeTupleHash => {
+                scheduler::RING
+            }
             Scheduler::RoundRobin | Scheduler::WeightedRoundRobin => scheduler::TURNS,
             Scheduler::LeastConnections | Scheduler::WeightedLeastConnections => scheduler::LEAST,
             Scheduler::PowerOfTwoChoices => scheduler::TWO_CHOICES,
         };
         let counted = service.counts_flows();
         let always = service.records_every_flow();
-        let by_source = service.scheduler == Scheduler::SourceHash;
+        let fields = service.scheduler.hash_fields().unwrap_or(0);
         let flag = |condition, flag| if condition { flag } else { 0 };
         Self {
             scheduler,
             flags: flag(counted, service_flag::COUNTED)
                 | flag(always, service_flag::ALWAYS)
-                | flag(by_source, service_flag::BY_SOURCE)
+                | fields
                 | flag(service.keeps_port(), service_flag::KEEPS_PORT)
                 | flag(service.is_guarded(), service_flag::GUARDED)
                 | u16::from(service.no_backend.number()) << service_flag::REFUSAL_SHIFT
@@ -51,7 +53,7 @@ impl Settings {
 
     /// Whether flows would be placed otherwise than under `before`, whatever the pool.
     pub(super) fn places_otherwise(&self, before: &Descriptor) -> bool {
-        let flags = service_flag::ALWAYS | service_flag::BY_SOURCE;
+        let flags = service_flag::ALWAYS | service_flag::FIELDS;
         self.scheduler != before.scheduler()
             || (self.persistence == 0) != (before.persistence == 0)
             || self.flags & flags != before.flags & flags
@@ -59,8 +61,7 @@ impl Settings {
 
     pub(super) fn write(&self, descriptor: &mut Descriptor) {
         descriptor.set_scheduler(self.scheduler);
-        const KEPT: u16 = service_flag::MOVING | service_flag::PREVIOUSLY_BY_SOURCE;
-        descriptor.flags = (descriptor.flags & KEPT) | self.flags;
+        descriptor.flags = (descriptor.flags & service_flag::MOVING) | self.flags;
         descriptor.moving_time = self.moving_time;
         descriptor.quic = self.quic;
         descriptor.persistence = self.persistence;

@@ -97,8 +97,7 @@ impl Draft {
         let whole = placed.ring.size() > 0 && (resized || settings.places_otherwise(&before));
         let stateless = placed.descriptor.moving_time == 0;
         if whole && !stateless {
-            let by_source = before.flags & service_flag::BY_SOURCE != 0;
-            self.move_whole(service, placed, &wanted, by_source, inputs.now)?;
+            self.move_whole(service, placed, &wanted, before.fields(), inputs.now)?;
         } else if !wanted.claims.is_empty() && (build || self.has_woken(placed)) {
             let owners = recipe::owners(&wanted, placed);
             self.move_slots(service, placed, &owners, inputs.now, dead)?;
@@ -133,7 +132,7 @@ impl Draft {
         service: &Service,
         placed: &mut Placed,
         wanted: &Recipe,
-        by_source: bool,
+        fields: u16,
         now: Tick,
     ) -> Result<(), NoRoom> {
         let owners = if wanted.claims.is_empty() {
@@ -154,12 +153,9 @@ impl Draft {
         let moved = vec![now; slots.len()];
         if placed.descriptor.flags & service_flag::MOVING == 0 {
             placed.previous = Some(Arc::clone(&placed.ring));
-            placed.descriptor.previous_start = placed.ring.start;
-            placed.descriptor.previous_size = placed.ring.size();
+            let (start, size) = (placed.ring.start, placed.ring.size());
+            placed.descriptor.set_previous(start, size, fields);
             placed.descriptor.flags |= service_flag::MOVING;
-            if by_source {
-                placed.descriptor.flags |= service_flag::PREVIOUSLY_BY_SOURCE;
-            }
             placed.passed.moving += u64::from(placed.ring.size());
         } else {
             self.release_span(placed.ring.start, placed.ring.size());
@@ -282,9 +278,8 @@ impl Draft {
     /// The ring before is given up. Whatever its flows were, they are recorded, or their backend owns
     /// their slot.
     fn end_whole_move(&mut self, service: &Service, placed: &mut Placed) -> Result<(), NoRoom> {
-        placed.descriptor.flags &= !(service_flag::MOVING | service_flag::PREVIOUSLY_BY_SOURCE);
-        placed.descriptor.previous_start = 0;
-        placed.descriptor.previous_size = 0;
+        placed.descriptor.flags &= !service_flag::MOVING;
+        placed.descriptor.set_previous(0, 0, 0);
         placed.passed.settling += u64::from(placed.ring.size());
         if let Some(previous) = placed.previous.take() {
             self.release_span(previous.start, previous.size());

@@ -107,7 +107,7 @@ impl Draft {
         let descriptor = &placed.descriptor;
         for (start, size) in [
             (descriptor.ring_start, descriptor.ring_size),
-            (descriptor.previous_start, descriptor.previous_size),
+            (descriptor.previous_start, descriptor.previous_size()),
             (descriptor.schedule_start, descriptor.schedule_size),
         ] {
             self.release_span(start, size);

@@ -237,7 +237,7 @@ const BAD_SERVICES: &[Bad] = &[
         "scheduler = \"rr\"",
         4,
         "service[0].scheduler",
-        "`rr` is not a scheduler: use \"maglev\", \"source-hash\", \"round-robin\", \"weighted-round-robin\", \"least-connections\", \"weighted-least-connections\" or \"power-of-two-choices\"",
+        "`rr` is not a scheduler: use \"maglev\", \"source-hash\", \"three-tuple-hash\", \"round-robin\", \"weighted-round-robin\", \"least-connections\", \"weighted-least-connections\" or \"power-of-two-choices\"",
     ),
     (
         "scheduler = \"Maglev\"",
@@ -321,7 +321,7 @@ const BAD_SERVICES: &[Bad] = &[
         "moving_time = \"0s\"\nscheduler = \"least-connections\"",
         4,
         "service[0].moving_time",
-        "use scheduler \"maglev\" or \"source-hash\"",
+        "use scheduler \"maglev\", \"source-hash\" or \"three-tuple-hash\"",
     ),
     (
         "flow_state = \"always\"\nmoving_time = \"0s\"",

@@ -231,6 +231,7 @@ fn every_scheduler_is_read_by_its_name() {
     for (name, scheduler) in [
         ("maglev", Scheduler::Maglev),
         ("source-hash", Scheduler::SourceHash),
+        ("three-tuple-hash", Scheduler::ThreeTupleHash),
         ("round-robin", Scheduler::RoundRobin),
         ("weighted-round-robin", Scheduler::WeightedRoundRobin),
         ("least-connections", Scheduler::LeastConnections),

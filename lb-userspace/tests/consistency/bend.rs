@@ -114,7 +114,8 @@ fn is_whole_move(ring: &Ring, operations: &[Operation]) -> bool {
 }
 
 fn keeps_its_size(descriptor: &Descriptor) -> bool {
-    descriptor.flags & service_flag::MOVING != 0 && descriptor.previous_size == descriptor.ring_size
+    descriptor.flags & service_flag::MOVING != 0
+        && descriptor.previous_size() == descriptor.ring_size
 }
 
 /// A ring none of whose slots moves.
@@ -125,13 +126,18 @@ fn standing(ring: &Ring) -> Arc<Ring> {
 
 fn bend_descriptor(descriptor: &mut Descriptor, sabotage: Sabotage) {
     match sabotage {
-        Sabotage::PreviousRingIsReleased => descriptor.previous_size = 0,
+        Sabotage::PreviousRingIsReleased => descriptor.set_previous(0, 0, 0),
         Sabotage::PreviousHashIsForgotten if descriptor.flags & service_flag::MOVING != 0 => {
-            descriptor.flags ^= service_flag::PREVIOUSLY_BY_SOURCE;
+            let fields = match descriptor.previous_fields() {
+                0 => service_flag::BY_SOURCE,
+                _ => 0,
+            };
+            let (start, size) = (descriptor.previous_start, descriptor.previous_size());
+            descriptor.set_previous(start, size, fields);
         }
         Sabotage::WholeMoveIsSkipped if keeps_its_size(descriptor) => {
-            descriptor.flags &= !(service_flag::MOVING | service_flag::PREVIOUSLY_BY_SOURCE);
-            descriptor.previous_size = 0;
+            descriptor.flags &= !service_flag::MOVING;
+            descriptor.set_previous(0, 0, 0);
         }
         _ => {}
     }

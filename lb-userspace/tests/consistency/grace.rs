@@ -74,7 +74,7 @@ impl Reachable {
             let descriptor = entry.halves[in_force];
             for (start, size) in [
                 (descriptor.ring_start, descriptor.ring_size),
-                (descriptor.previous_start, descriptor.previous_size),
+                (descriptor.previous_start, descriptor.previous_size()),
                 (descriptor.schedule_start, descriptor.schedule_size),
             ] {
                 if size > 0 {

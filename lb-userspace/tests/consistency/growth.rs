@@ -97,7 +97,7 @@ fn grow(scheduler: Scheduler, sabotage: Option<Sabotage>) -> Tally {
     let grown = in_force(&stage, id);
     assert_eq!(grown.ring_size, 16_381);
     if sabotage.is_none() {
-        assert_eq!(grown.previous_size, 4_093);
+        assert_eq!(grown.previous_size(), 4_093);
         assert!(grown.flags & service_flag::MOVING != 0);
     }
     for _ in 0..12 {
@@ -118,6 +118,7 @@ fn a_ring_that_grows_by_itself_breaks_no_flow() {
     for scheduler in [
         Scheduler::Maglev,
         Scheduler::SourceHash,
+        Scheduler::ThreeTupleHash,
         Scheduler::RoundRobin,
     ] {
         let tally = grow(scheduler, None);

@@ -141,7 +141,11 @@ fn rest(core: &mut Core<MemoryDataplane>) {
 #[test]
 fn flows_follow_a_service_that_joins_or_leaves_a_group_at_rest_whichever_comes_first() {
     for mode in [Mode::Ipip, Mode::Nat] {
-        for scheduler in [Scheduler::Maglev, Scheduler::SourceHash] {
+        for scheduler in [
+            Scheduler::Maglev,
+            Scheduler::SourceHash,
+            Scheduler::ThreeTupleHash,
+        ] {
             let mut core = agent(|service| {
                 (service.mode, service.scheduler) = (mode, scheduler);
                 if mode == Mode::Nat {

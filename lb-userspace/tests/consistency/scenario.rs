@@ -241,6 +241,7 @@ pub fn services() -> Vec<Service> {
         service(10, Udp, Mode::Ipip, Scheduler::LeastConnections),
         service(11, Tcp, Mode::Nat, Scheduler::RoundRobin),
         service(12, Udp, Mode::Ipip, Scheduler::Maglev),
+        service(13, Tcp, Mode::Ipip, Scheduler::ThreeTupleHash),
     ];
     services[1].flow_state = FlowState::Always;
     services[3].id.vip = "[2001:db8::1]:443".parse().unwrap();

@@ -10,7 +10,7 @@ use lb_common::{
     hash,
     memory::MemoryTables,
     steer,
-    tables::{Descriptor, FlowKey, Record, Slot, flow_kind, service_flag},
+    tables::{Descriptor, FlowKey, Record, Slot, flow_kind},
     track,
 };
 use lb_userspace::{model::ServiceId, plan};
@@ -37,13 +37,9 @@ impl<'t> Sight<'t> {
         let descriptor = &entry.halves[half];
         let (source, port) = (client.ip().into(), client.port().to_be());
         let ports = u32::from(port) << 16 | u32::from(to.port);
-        let slot = |start, size, by_source| {
+        let slot = |start, size, fields| {
             let key = &tables.control.hash_key;
-            let hash = if descriptor.flags & by_source != 0 {
-                hash::source(key, &source)
-            } else {
-                hash::flow(key, &source, &to.address, ports, to.protocol)
-            };
+            let hash = hash::placing(key, fields, &source, &to.address, ports, to.protocol);
             let place = (size > 0).then(|| hash.slot(size, 0))?;
             steer::slot_at(tables, start, place)
         };
@@ -59,12 +55,8 @@ impl<'t> Sight<'t> {
         Some(Self {
             tables,
             descriptor,
-            slot: slot(d.ring_start, d.ring_size, service_flag::BY_SOURCE),
-            previous: slot(
-                d.previous_start,
-                d.previous_size,
-                service_flag::PREVIOUSLY_BY_SOURCE,
-            ),
+            slot: slot(d.ring_start, d.ring_size, d.fields()),
+            previous: slot(d.previous_start, d.previous_size(), d.previous_fields()),
             established: flows.established.records.get(&key).copied(),
             half_open: flows.half_open.records.get(&key).copied(),
         })

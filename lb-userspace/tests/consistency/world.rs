@@ -585,11 +585,10 @@ impl World {
 fn moves_twice(before: &Descriptor, now: &Descriptor) -> bool {
     let settings = |d: &Descriptor| {
         let always = d.flags & service_flag::ALWAYS;
-        let by_source = d.flags & service_flag::BY_SOURCE;
         (
             d.ring_size,
             d.scheduler,
-            by_source,
+            d.fields(),
             d.persistence > 0,
             always,
         )

@@ -93,7 +93,7 @@ async fn bad_arguments_exit_with_2_and_one_line() {
         ),
         (
             "service add 10.0.0.2:80/tcp --mode nat --scheduler rr",
-            "[possible values: maglev, source-hash, round-robin, weighted-round-robin, least-connections, weighted-least-connections, power-of-two-choices]",
+            "[possible values: maglev, source-hash, three-tuple-hash, round-robin, weighted-round-robin, least-connections, weighted-least-connections, power-of-two-choices]",
         ),
         (
             "service set 10.0.0.1:80/tcp --flow-state never",
@@ -224,7 +224,7 @@ async fn refused_changes_exit_with_5() {
         ),
         (
             "service set [2001:db8::1]:53/udp --moving-time 0s --scheduler round-robin",
-            "use scheduler \"maglev\" or \"source-hash\"",
+            "use scheduler \"maglev\", \"source-hash\" or \"three-tuple-hash\"",
         ),
         (
             "service set 10.0.0.1:80/tcp --moving-time 0",

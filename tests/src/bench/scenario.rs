@@ -245,6 +245,10 @@ fn stateless() -> Vec<Scenario> {
         scheduler: Scheduler::SourceHash,
         ..IPIP
     };
+    let three_tuple = Kind {
+        scheduler: Scheduler::ThreeTupleHash,
+        ..IPIP
+    };
     let families = [
         ("tcp-v4", "10.0.0.2:80/tcp", IPIP, TCP),
         ("udp-v4", "10.0.0.2:80/udp", IPIP, Payload::Udp),
@@ -258,6 +262,7 @@ fn stateless() -> Vec<Scenario> {
         ("tcp-v4", "10.0.0.6:80/tcp", with(Mode::L2, IPIP), TCP),
         ("tcp-v6", "[fd00::6]:80/tcp", with(Mode::L2, v6), TCP),
         ("tcp-v4-source-hash", "10.0.0.4:80/tcp", source_hash, TCP),
+        ("tcp-v4-three-tuple", "10.0.0.4:81/tcp", three_tuple, TCP),
     ];
     let mut list: Vec<Scenario> = families
         .iter()
@@ -496,9 +501,13 @@ mod tests {
     #[test]
     fn every_scheduler_is_measured() {
         let scenarios = all(true);
-        for scheduler in [Scheduler::Maglev, Scheduler::SourceHash]
-            .into_iter()
-            .chain(SCHEDULERS.map(|(scheduler, _)| scheduler))
+        for scheduler in [
+            Scheduler::Maglev,
+            Scheduler::SourceHash,
+            Scheduler::ThreeTupleHash,
+        ]
+        .into_iter()
+        .chain(SCHEDULERS.map(|(scheduler, _)| scheduler))
         {
             let is = |scenario: &Scenario| {
                 scenario

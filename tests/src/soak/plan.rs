@@ -48,9 +48,10 @@ const MAX_WEIGHT: u16 = 8;
 /// Ring sizes that a service is given in turn.
 const RING_SIZES: [u32; 3] = [4_093, 16_381, 65_537];
 /// Schedulers that a service is given in turn; the first is that of the start.
-const SCHEDULERS: [&str; 7] = [
+const SCHEDULERS: [&str; 8] = [
     "maglev",
     "source-hash",
+    "three-tuple-hash",
     "round-robin",
     "weighted-round-robin",
     "least-connections",

@@ -49,7 +49,11 @@ fn what_records_flows_is_refused_without_a_moving_time_and_told_the_remedy() {
 
 #[test]
 fn schedulers_that_hash_need_no_moving_time() {
-    for scheduler in [Scheduler::Maglev, Scheduler::SourceHash] {
+    for scheduler in [
+        Scheduler::Maglev,
+        Scheduler::SourceHash,
+        Scheduler::ThreeTupleHash,
+    ] {
         let mut service = service("10.0.0.1:80/tcp", Mode::Nat, &["10.1.0.2:80"]);
         (service.scheduler, service.moving_time) = (scheduler, Some(Duration::ZERO));
         assert!(State::new([service]).is_ok(), "{scheduler:?}");

@@ -138,7 +138,7 @@ const BAD_SERVICES: &[(&str, u16, &str, &str)] = &[
         r#"{"id":"10.0.0.2:80/tcp","mode":"nat","moving_time_ms":0,"scheduler":"round-robin"}"#,
         400,
         "invalid",
-        "use scheduler \"maglev\" or \"source-hash\"",
+        "use scheduler \"maglev\", \"source-hash\" or \"three-tuple-hash\"",
     ),
     (
         r#"{"id":"10.0.0.2:80/tcp","mode":"nat","moving_time_ms":0,"flow_state":"always"}"#,
