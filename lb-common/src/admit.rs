@@ -29,16 +29,20 @@ pub struct Request {
     pub service: u32,
     /// Its source port above the port that its flow is recorded with; both as in [`FlowKey`].
     pub ports: u32,
+    /// As there.
+    pub host: u64,
 }
 
 impl Request {
     #[inline(always)]
     fn of(in_force: &InForce<'_>, flow: &Flow) -> Self {
-        let to = in_force.service.descriptor.key_port(flow.destination_port);
+        let descriptor = in_force.service.descriptor;
+        let to = descriptor.key_port(flow.destination_port);
         Self {
             source: flow.source,
             service: in_force.service.index << 1 | in_force.half,
             ports: u32::from(flow.source_port) << 16 | u32::from(to),
+            host: descriptor.key_host(flow.destination),
         }
     }
 
@@ -185,6 +189,7 @@ fn is_recorded<T: Tables>(tables: &T, service: &Service<'_>, request: &Request) 
         kind: flow_kind::FLOW,
         service: request.index() as u16,
         to: request.ports as u16,
+        host: request.host,
     };
     let now = tables.now();
     let moving_time = service.descriptor.moving_time;

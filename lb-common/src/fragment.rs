@@ -394,7 +394,7 @@ fn to_client<P: Packet, T: Tables>(
     port: Option<u16>,
 ) -> Result<Verdict, DropReason> {
     // An answer to our own probes.
-    if steer::owned(tables, flow.destination) & owned::LOCAL != 0 {
+    if steer::owned_alone(tables, flow.destination) & owned::LOCAL != 0 {
         return Ok(Verdict::Pass);
     }
     let onward = egress::onward(packet, tables, flow, vip)?;

@@ -128,7 +128,7 @@ fn service<'t, T: Tables>(tables: &'t T, flow: &Flow) -> Option<InForce<'t>> {
 /// Whether an address is one of a pool.
 #[inline(always)]
 pub fn is_of_a_pool<T: Tables>(tables: &T, address: Address) -> bool {
-    tables.uses(feature::FULL_NAT) && steer::owned(tables, address) & owned::POOL != 0
+    tables.uses(feature::FULL_NAT) && steer::owned_alone(tables, address) & owned::POOL != 0
 }
 
 /// What its service says of packets that nobody takes.
@@ -299,12 +299,13 @@ fn to_client<P: Packet, T: Tables>(packet: &mut P, tables: &T, flow: &Flow) -> O
         ..
     } = answered;
     let port = descriptor.port_of(client.to);
-    let onward = match onward(packet, tables, flow, client.source, descriptor.address) {
+    let vip = descriptor.vip_of(&client);
+    let onward = match onward(packet, tables, flow, client.source, vip) {
         Ok(Onward::Ends(obstacle)) => return stopped(tables, obstacle),
         Ok(onward) => onward,
         Err(reason) => return Ok(Err(reason)),
     };
-    let (vip, client) = ((descriptor.address, port), (client.source, client.port));
+    let (vip, client) = ((vip, port), (client.source, client.port));
     if let Err(reason) = forward::rewrite(packet, flow, Ends::both(vip, client), 0) {
         return Ok(Err(reason));
     }

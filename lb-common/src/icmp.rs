@@ -432,10 +432,10 @@ fn from_translated<P: Packet, T: Tables>(
         service: Service { descriptor, .. },
         ..
     } = answered;
-    let port = descriptor.port_of(client.to);
+    let (vip, port) = (descriptor.vip_of(&client), descriptor.port_of(client.to));
     // A router on the way to the backend keeps its own address.
     let sender = if outer.source == quoted.to.address {
-        descriptor.address
+        vip
     } else {
         outer.source
     };
@@ -443,7 +443,7 @@ fn from_translated<P: Packet, T: Tables>(
     if let Onward::Ends(_) = onward {
         return Ok(Verdict::Pass);
     }
-    let (here, there) = ((client.source, client.port), (descriptor.address, port));
+    let (here, there) = ((client.source, client.port), (vip, port));
     let change = requote_both(packet, outer, quoted, here, there)?;
     readdress(packet, outer, forward::End::Source, sender, change)?;
     let end = forward::End::Destination;

@@ -12,10 +12,11 @@ use crate::{
     packet::Packet,
     rate::{self, Rate, Take},
     tables::{
-        AccessKey, Address, Backend, Bucket, Control, Counters, Datagram, Endpoint, FlowCounters,
-        FlowEvent, FlowKey, FragmentKey, GuardEntry, HANDSHAKES, Handover, Handshake, Member,
-        NoRoute, PoolKey, PortKey, Record, Recorded, Route, RouteQuery, Server, ServerKey,
-        ServiceEntry, Session, Sign, Signs, SourceKey, TICK_SHIFT, Table, Tables, Tick, WayBack,
+        AccessKey, Address, Backend, Bucket, ClassKey, Control, Counters, Datagram, Endpoint,
+        FlowCounters, FlowEvent, FlowKey, FragmentKey, GuardEntry, HANDSHAKES, Handover, Handshake,
+        Member, NoRoute, PoolKey, PortKey, Record, Recorded, Route, RouteQuery, Server, ServerKey,
+        ServiceEntry, Session, Shape, Sign, Signs, SourceKey, TICK_SHIFT, Table, Tables, Tick,
+        VipKey, WayBack,
     },
     verdict::{Answer, DROP_COUNTERS, DropReason, Piece},
     wire::Byte,
@@ -58,6 +59,12 @@ pub struct MemoryTables {
     pub service_buckets: RefCell<BTreeMap<u32, rate::Moment>>,
     /// Bits of [`crate::tables::owned`].
     pub owned: BTreeMap<Address, u32>,
+    /// Classes of prefixes of VIPs, as of either half.
+    pub classes: BTreeMap<VipKey, [u32; 2]>,
+    /// Index + 1 of the services that have ports of classes.
+    pub class_ports: BTreeMap<ClassKey, u32>,
+    /// What descriptors do not say of services that have several addresses or ports, by index.
+    pub shapes: Vec<Shape>,
     /// Routes by destination; where there is none, packets are [refused](NoRoute::Refused).
     pub routes: BTreeMap<Address, Result<Route, NoRoute>>,
     /// The flow tables.
@@ -330,6 +337,22 @@ impl Tables for MemoryTables {
 
     fn owned(&self, address: &Address) -> u32 {
         self.owned.get(address).copied().unwrap_or(0)
+    }
+
+    fn class(&self, key: &VipKey) -> [u32; 2] {
+        let lengths = (VipKey::PROTOCOL_BITS..=key.bits).rev();
+        let mut prefixes = lengths.map(|bits| key.prefix(bits));
+        let found = prefixes.find_map(|prefix| self.classes.get(&prefix));
+        found.copied().unwrap_or_default()
+    }
+
+    fn class_port(&self, key: &ClassKey) -> u32 {
+        let port = u16::from_be_bytes(key.port);
+        let mut blocks = (0..=16)
+            .rev()
+            .map(|bits| ClassKey::block(key.class, port, bits));
+        let found = blocks.find_map(|block| self.class_ports.get(&block));
+        found.copied().unwrap_or(0)
     }
 
     fn route(&self, query: &RouteQuery) -> Result<Route, NoRoute> {

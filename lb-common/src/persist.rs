@@ -27,6 +27,7 @@ fn key(descriptor: &Descriptor, question: &Question) -> FlowKey {
         kind: flow_kind::CLIENT,
         service: descriptor.pool,
         to: 0,
+        host: 0,
     }
 }
 

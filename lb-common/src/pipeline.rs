@@ -461,7 +461,7 @@ fn to_client<P: Packet, T: Tables>(
     way_back: WayBack,
 ) -> Result<Onward, DropReason> {
     // Answers to our own probes.
-    if steer::owned(tables, flow.destination) & owned::LOCAL != 0 {
+    if steer::owned_alone(tables, flow.destination) & owned::LOCAL != 0 {
         return Ok(Onward::Ends(Obstacle::NoRoute));
     }
     let onward = egress::onward(packet, tables, flow, way_back.address)?;

@@ -5,8 +5,8 @@ use crate::{
     flow::Flow,
     hash::{self, FlowHash},
     tables::{
-        Address, Backend, Descriptor, Endpoint, FlowKey, Guard, Member, Phase, Record, Slot,
-        Tables, feature, flow_kind, service_flag, state,
+        Address, Backend, ClassKey, Descriptor, Endpoint, FlowKey, Guard, Member, Phase, Record,
+        Slot, Tables, VipKey, feature, flow_kind, owned, service_flag, state,
     },
     track::Question,
     verdict::DropReason,
@@ -77,30 +77,46 @@ impl Candidate<'_> {
     }
 }
 
-/// The service that takes what goes to an endpoint, if there is one now: the one that is there, or the
-/// one that has every port of the address.
+/// The service that takes what goes to an endpoint, if there is one now: the one that is there, or else the one that
+/// [`find`] finds.
 #[inline(always)]
 pub fn service<'t, T: Tables>(tables: &'t T, endpoint: &Endpoint) -> Option<InForce<'t>> {
     let half = (tables.generation() & 1) as u32;
     if let Some(service) = at(tables, endpoint, half) {
         return Some(InForce { service, half });
     }
-    if !tables.uses(feature::ALL_PORTS) {
+    if !tables.uses(feature::ALL_PORTS | feature::WIDE) {
         return None;
     }
-    let every = Endpoint {
-        port: 0,
-        ..*endpoint
-    };
-    let index = tables.find_apart(every, half).checked_sub(1)?;
+    let index = tables.find_apart(*endpoint, half).checked_sub(1)?;
     let service = Service::at(tables, index, half)?;
     Some(InForce { service, half })
 }
 
-/// Index + 1 of the service at an endpoint; 0: none.
+/// Index + 1 of the service that takes what goes to an endpoint that none has for itself: the one that has every port of
+/// the address, unless others have ranges of them, or else the one whose addresses are fewest, and of several of the
+/// same addresses the one whose ports are; 0: none.
 #[inline(always)]
 pub fn find<T: Tables>(tables: &T, endpoint: &Endpoint, half: u32) -> u32 {
-    at(tables, endpoint, half).map_or(0, |service| service.index + 1)
+    if tables.uses(feature::ALL_PORTS) {
+        let every = Endpoint {
+            port: 0,
+            ..*endpoint
+        };
+        if let Some(service) = at(tables, &every, half)
+            && !(tables.knows(feature::WIDE) && service.descriptor.is_overlaid())
+        {
+            return service.index + 1;
+        }
+    }
+    if !tables.uses(feature::WIDE) {
+        return 0;
+    }
+    let [even, odd] = tables.class(&VipKey::of(endpoint.protocol, endpoint.address));
+    match if half == 0 { even } else { odd } {
+        0 => 0,
+        class => tables.class_port(&ClassKey::of(class, endpoint.port)),
+    }
 }
 
 #[inline(always)]
@@ -128,7 +144,24 @@ fn at<'t, T: Tables>(tables: &'t T, endpoint: &Endpoint, half: u32) -> Option<Se
 /// memory for good, and the flow is to live in registers.
 #[inline(always)]
 pub fn owned<T: Tables>(tables: &T, address: Address) -> u32 {
+    let alone = tables.owned(&address);
+    if alone & owned::VIP == 0 && tables.uses(feature::WIDE) {
+        return alone | tables.owned_as_prefix(address);
+    }
+    alone
+}
+
+/// The same, but for whether it is one of many VIPs of a service.
+#[inline(always)]
+pub fn owned_alone<T: Tables>(tables: &T, address: Address) -> u32 {
     tables.owned(&address)
+}
+
+/// The rest of it.
+#[inline(always)]
+pub fn owned_as_prefix<T: Tables>(tables: &T, address: Address) -> u32 {
+    let [bits, _] = tables.class(&VipKey::of(0, address));
+    bits
 }
 
 /// The hash that places a flow on a ring by some of its fields, bits of [`service_flag::FIELDS`].
@@ -215,6 +248,7 @@ pub fn key(service: &Service<'_>, flow: &Flow) -> FlowKey {
         kind: flow_kind::FLOW,
         service: service.index as u16,
         to: service.descriptor.key_port(flow.destination_port),
+        host: service.descriptor.key_host(flow.destination),
     }
 }
 

@@ -26,11 +26,13 @@ mod fragments;
 mod guards;
 mod sessions;
 mod signs;
+mod wide;
 
 pub use fragments::{Datagram, Early, FragmentKey, HELD_WORDS, fate};
 pub use guards::{AccessKey, Guard, GuardEntry, SourceKey, access};
 pub use sessions::{PoolKey, PortKey, Session, Translation, client_address};
 pub use signs::{HANDSHAKES, Handshake, Sign, Signs, handshake};
+pub use wide::{ClassKey, Shape, VipKey};
 
 /// Version of everything in this module. The pin directory is named after it, so that programs of
 /// different formats never share a map.
@@ -334,8 +336,10 @@ pub mod feature {
     pub const BY_SOURCE: u32 = 2048;
     /// The flows of some service are placed by their 3-tuple, or were until its last move.
     pub const BY_THREE_TUPLE: u32 = 4096;
+    /// Some service has several addresses, or a range of ports.
+    pub const WIDE: u32 = 8192;
     /// All of these.
-    pub const ALL: u32 = 8191;
+    pub const ALL: u32 = 16383;
 }
 
 /// What becomes of packets to a VIP that nobody takes ([`crate::refuse`]).
@@ -377,7 +381,8 @@ pub type Bucket = [u32; 4];
 pub struct Descriptor {
     /// Its VIP.
     pub address: Address,
-    /// Its port, as in [`Endpoint::port`].
+    /// Its port, as in [`Endpoint::port`]; 0 also of a service that has several addresses or a range of ports, which
+    /// this does not find.
     pub port: u16,
     /// Its IANA protocol number; 0: no service in this generation, and nothing else counts.
     pub protocol: u8,
@@ -391,7 +396,7 @@ pub struct Descriptor {
     /// while [`service_flag::MOVING`] is set.
     pub previous_start: u32,
     /// Slots of that ring, and in its uppermost bits, the fields that flows were placed by there
-    /// ([`Descriptor::previous_fields`]).
+    /// ([`Descriptor::previous_fields`]), and [`Descriptor::is_overlaid`].
     pub previous: u32,
     /// First of its pool's entries in the member map.
     pub members_start: u32,
@@ -451,7 +456,18 @@ impl Descriptor {
     pub const fn set_previous(&mut self, start: u32, size: u32, fields: u16) {
         self.previous_start = start;
         let fields = (fields & service_flag::FIELDS) as u32;
-        self.previous = (fields << PREVIOUS_FIELDS_SHIFT) | size;
+        self.previous = (self.previous & OVERLAID) | (fields << PREVIOUS_FIELDS_SHIFT) | size;
+    }
+
+    /// Whether it has every port of its address but for ranges that others have, so that it is found as those are.
+    #[inline(always)]
+    pub const fn is_overlaid(&self) -> bool {
+        self.previous & OVERLAID != 0
+    }
+
+    /// Sets that.
+    pub const fn set_overlaid(&mut self, overlaid: bool) {
+        self.previous = (self.previous & !OVERLAID) | if overlaid { OVERLAID } else { 0 };
     }
 
     /// First bits of an address that make a client, as [`Address::prefix`] takes them.
@@ -501,6 +517,28 @@ impl Descriptor {
         if self.port == 0 { to } else { self.port }
     }
 
+    /// What [`FlowKey::host`] is of a flow that goes to an address, likewise.
+    #[inline(always)]
+    pub const fn key_host(&self, address: Address) -> u64 {
+        if self.port == 0 {
+            let (_, host) = address.halves();
+            host
+        } else {
+            0
+        }
+    }
+
+    /// The VIP that a flow goes to, given its key.
+    #[inline(always)]
+    pub const fn vip_of(&self, key: &FlowKey) -> Address {
+        if self.port == 0 {
+            let (first, _) = self.address.halves();
+            Address::from_halves(first, key.host)
+        } else {
+            self.address
+        }
+    }
+
     /// The port that a packet of modes [`mode::NAT`] and [`mode::FULL_NAT`] has at a backend, given the one that it came to.
     #[inline(always)]
     pub const fn port_at(&self, backend: &Backend, port: u16) -> u16 {
@@ -528,10 +566,12 @@ pub const SAMPLING_SHIFT: u32 = 3;
 /// The largest [`Descriptor::sampling`]: one in 65,536 flows.
 pub const MOST_SAMPLING: u8 = 17;
 
-/// Bits that the size of a ring takes at most.
-const PREVIOUS_SIZE_BITS: u32 = 30;
-/// What brings [`service_flag::FIELDS`] above those.
-const PREVIOUS_FIELDS_SHIFT: u32 = PREVIOUS_SIZE_BITS - service_flag::FIELDS.trailing_zeros();
+/// Bits that the size of a ring takes at most, in [`Descriptor::previous`].
+const PREVIOUS_SIZE_BITS: u32 = 29;
+/// The bit after those: [`Descriptor::is_overlaid`].
+const OVERLAID: u32 = 1 << PREVIOUS_SIZE_BITS;
+/// What brings [`service_flag::FIELDS`] above that.
+const PREVIOUS_FIELDS_SHIFT: u32 = PREVIOUS_SIZE_BITS + 1 - service_flag::FIELDS.trailing_zeros();
 
 /// Bits of [`Descriptor::flags`].
 pub mod service_flag {
@@ -828,8 +868,10 @@ pub struct FlowKey {
     /// Index of the service, which stands for the other end and the protocol; of a client, the number of
     /// the pool.
     pub service: u16,
-    /// The port that it goes to, as in [`Endpoint::port`], of a service that has every port; else 0.
+    /// The port that it goes to, as in [`Endpoint::port`], of a service that has several ports or addresses; else 0.
     pub to: u16,
+    /// The last eight bytes of the address that it goes to, of such a service; else 0.
+    pub host: u64,
 }
 
 /// What a [`FlowKey`] stands for.
@@ -1068,8 +1110,13 @@ pub trait Tables {
     fn handed_over(&self) -> Handover;
     /// Which backend has a server id.
     fn server(&self, key: &ServerKey) -> Option<Server>;
-    /// What an address is to the balancer: bits of [`owned`].
+    /// What an address is to the balancer by itself: bits of [`owned`].
     fn owned(&self, address: &Address) -> u32;
+    /// The number of the class of the longest prefix of VIPs that holds an address, as of either half; 0: there is
+    /// none.
+    fn class(&self, key: &VipKey) -> [u32; 2];
+    /// Index + 1 of the service that has a port of a class; 0: none.
+    fn class_port(&self, key: &ClassKey) -> u32;
     /// Where the kernel would send a packet.
     ///
     /// # Errors
@@ -1209,6 +1256,15 @@ pub trait Tables {
         steer::find(self, &endpoint, half)
     }
 
+    /// [`steer::owned_as_prefix`] of these tables, perhaps by a call.
+    #[inline(always)]
+    fn owned_as_prefix(&self, address: Address) -> u32
+    where
+        Self: Sized,
+    {
+        steer::owned_as_prefix(self, address)
+    }
+
     /// [`schedule::pick`] of these tables, perhaps by a call; so are the two that follow.
     #[inline(always)]
     fn pick(&self, service: u32, half: u32, hash: FlowHash, slot: Slot) -> u32
@@ -1331,7 +1387,7 @@ const _: () = {
     assert!(size_of::<Handover>() == 8);
     assert!(size_of::<Counters>() == 24);
     assert!(size_of::<Control>() == 120);
-    assert!(size_of::<FlowKey>() == 24);
+    assert!(size_of::<FlowKey>() == 32);
     assert!(size_of::<Record>() == 16);
     assert!(size_of::<ServerKey>() == 24);
     assert!(size_of::<Server>() == 8);

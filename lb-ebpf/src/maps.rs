@@ -38,11 +38,11 @@ use lb_common::{
     session::{self, Opening},
     steer,
     tables::{
-        self, AccessKey, Address, Backend, Bucket, Control, Counters, Datagram, Early, Endpoint,
-        FlowCounters, FlowEvent, FlowKey, FragmentKey, GuardEntry,
+        self, AccessKey, Address, Backend, Bucket, ClassKey, Control, Counters, Datagram, Early,
+        Endpoint, FlowCounters, FlowEvent, FlowKey, FragmentKey, GuardEntry,
         HANDSHAKES as HOW_MANY_HANDSHAKES, Handover, Handshake, Member, NoRoute, PoolKey, PortKey,
-        Record, Recorded, Route, RouteQuery, Server, ServerKey, ServiceEntry, Session, Sign, Signs,
-        Slot, SourceKey, TICK_SHIFT, Table, Tables, Tick, WayBack, feature,
+        Record, Recorded, Route, RouteQuery, Server, ServerKey, ServiceEntry, Session, Shape, Sign,
+        Signs, Slot, SourceKey, TICK_SHIFT, Table, Tables, Tick, VipKey, WayBack, feature,
     },
     track::{self, Question},
     verdict::{Answer, DROP_COUNTERS, DropReason, FIRST_ANSWER, FIRST_PIECE, Piece},
@@ -74,6 +74,15 @@ static WAYS_BACK: HashMap<Endpoint, WayBack, 1> = HashMap::new();
 static SERVERS: HashMap<ServerKey, Server, 1, NO_PREALLOC> = HashMap::new();
 #[btf_map]
 static OWNED: HashMap<Address, u32, 1> = HashMap::new();
+/// Prefixes of VIPs of services that have several, and VIPs of which such have ranges of ports; as [`ACCESS`].
+#[btf_map]
+static CLASSES: LpmTrie<[u32; 5], [u32; 2], 1> = LpmTrie::new();
+/// Which service has which ports of those.
+#[btf_map]
+static CLASS_PORTS: LpmTrie<[u32; 2], u32, 1> = LpmTrie::new();
+/// The agent's own: what descriptors do not say of such services, by index.
+#[btf_map]
+static SHAPES: Array<Shape, 1, MMAPABLE> = Array::new();
 /// What guards services, by the number of their pool.
 #[btf_map]
 static GUARDS: Array<GuardEntry, 1, MMAPABLE> = Array::new();
@@ -625,6 +634,21 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn class(&self, key: &VipKey) -> [u32; 2] {
+        let [a, b, c, d] = key.address.words();
+        let key = Key::new(key.bits, [key.protocol, a, b, c, d]);
+        CLASSES.get(&key).copied().unwrap_or_default()
+    }
+
+    #[inline(always)]
+    fn class_port(&self, key: &ClassKey) -> u32 {
+        let [first, second] = key.port;
+        let port = u32::from_ne_bytes([first, second, 0, 0]);
+        let key = Key::new(key.bits, [key.class, port]);
+        CLASS_PORTS.get(&key).copied().unwrap_or(0)
+    }
+
+    #[inline(always)]
     fn take_of_source(&self, key: &SourceKey, rate: &Rate) -> bool {
         let mut word = SOURCE_BUCKETS.get_ptr_mut(key);
         if word.is_none() {
@@ -850,13 +874,8 @@ impl Tables for Maps {
     #[inline(always)]
     fn admits_flow(&self, request: Request, recorded: bool) -> u32 {
         let (first, last) = request.source.halves();
-        admits_flow(
-            first,
-            last,
-            request.service,
-            request.ports,
-            u32::from(recorded),
-        )
+        let service = request.service << 1 | u32::from(recorded);
+        admits_flow(first, last, service, request.ports, request.host)
     }
 
     #[inline(always)]
@@ -865,6 +884,12 @@ impl Tables for Maps {
         let word = |first: u32, second: u32| u64::from(second) << 32 | u64::from(first);
         let rest = u32::from(endpoint.port) << 8 | u32::from(endpoint.protocol);
         find_service(word(a, b), word(c, d), rest, half)
+    }
+
+    #[inline(always)]
+    fn owned_as_prefix(&self, address: Address) -> u32 {
+        let (first, second) = address.halves();
+        own_prefix(first, second)
     }
 
     #[inline(always)]
@@ -973,26 +998,22 @@ pub extern "C" fn admits_source(first: u64, last: u64, service: u32) -> u32 {
         source: Address::from_halves(first, last),
         service,
         ports: 0,
+        host: 0,
     };
     admit::judge_source(&Maps::alone(), &request)
 }
 
-/// [`admit::judge_flow`] likewise.
+/// [`admit::judge_flow`] likewise; the last bit of `service` says whether flows that are recorded do not begin.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn admits_flow(
-    first: u64,
-    last: u64,
-    service: u32,
-    ports: u32,
-    recorded: u32,
-) -> u32 {
+pub extern "C" fn admits_flow(first: u64, last: u64, service: u32, ports: u32, host: u64) -> u32 {
     let request = Request {
         source: Address::from_halves(first, last),
-        service,
+        service: service >> 1,
         ports,
+        host,
     };
-    admit::judge_flow(&Maps::alone(), &request, recorded != 0)
+    admit::judge_flow(&Maps::alone(), &request, service & 1 != 0)
 }
 
 /// [`steer::find`] as a function that the verifier takes by itself, for those few packets that a second
@@ -1015,6 +1036,14 @@ pub extern "C" fn find_service(first: u64, second: u64, rest: u32, half: u32) ->
     };
     let maps = Maps::hashing();
     steer::find(&maps, &endpoint, half)
+}
+
+/// [`steer::owned_as_prefix`], likewise.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn own_prefix(first: u64, second: u64) -> u32 {
+    let address = Address::from_halves(first, second);
+    steer::owned_as_prefix(&Maps::alone(), address)
 }
 
 /// [`schedule::pick`] as a function that the verifier takes by itself, whatever its callers do, so

@@ -107,6 +107,7 @@ fn begun(
         kind: flow_kind::FLOW,
         service: placed.services[&id()] as u16,
         to: 0,
+        host: 0,
     };
     let session = Session {
         record: Record {

@@ -405,6 +405,7 @@ fn record(core: &Core<MemoryDataplane>, port: u16, flags: u16) {
         port,
         kind: flow_kind::FLOW,
         to: 0,
+        host: 0,
     };
     let record = Record {
         member: local,

@@ -118,6 +118,14 @@ impl Service {
         }
     }
 
+    /// The prefix of its VIPs, where it has several.
+    pub fn prefix(&self) -> Option<&str> {
+        let (vip, _) = self.vip.rsplit_once('/')?;
+        let (addresses, _) = vip.rsplit_once(':')?;
+        let addresses = addresses.trim_matches(['[', ']']);
+        addresses.contains('/').then_some(addresses)
+    }
+
     /// Whether its packets reach backends with another header around them.
     pub fn is_tunnelled(&self) -> bool {
         ["ipip", "gue"].contains(&self.mode)

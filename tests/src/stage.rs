@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use lb_userspace::model::ServiceId;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -55,6 +56,10 @@ impl Stage {
         }
         let servers = Backend::start_all(&topology)?;
         topology.accept_vips(&direct(&config.services)?)?;
+        let direct = config.services.iter().filter(|s| !s.is_translated());
+        for prefix in direct.filter_map(Service::prefix) {
+            topology.accept_prefix(prefix)?;
+        }
         let mut tunnels = Vec::new();
         if config.services.iter().any(Service::is_tunnelled) {
             for backend in &topology.backends {
@@ -220,18 +225,13 @@ impl Slots {
     }
 }
 
-/// The address that `service` is reached at.
+/// The address that `service` is reached at, or the first of several; port 0 where it has every one.
 ///
 /// # Errors
 /// It has none.
 pub fn vip(service: &Service) -> Result<SocketAddr> {
-    let (vip, _) = service
-        .vip
-        .split_once('/')
-        .context("a service has a protocol")?;
-    // Of a service that has every port, none.
-    let vip = vip.replace('*', "0");
-    vip.parse().with_context(|| service.vip.clone())
+    let id: ServiceId = service.vip.parse()?;
+    Ok(id.vip)
 }
 
 /// `port` of the IPv4 address of every backend.
@@ -332,7 +332,7 @@ pub fn every_mode_at(port: u16, protocol: &str) -> Result<Vec<Service>> {
 fn direct(services: &[Service]) -> Result<Vec<IpAddr>> {
     let mut vips: Vec<IpAddr> = services
         .iter()
-        .filter(|service| !service.is_translated())
+        .filter(|service| !service.is_translated() && service.prefix().is_none())
         .map(|service| Ok(vip(service)?.ip()))
         .collect::<Result<_>>()?;
     vips.sort_unstable();

@@ -214,6 +214,17 @@ impl Topology {
             .try_for_each(|backend| wiring::accept_vips(backend, vips))
     }
 
+    /// Has every backend accept what DSR brings it to any address of a prefix.
+    ///
+    /// # Errors
+    /// It does already.
+    pub fn accept_prefix(&self, prefix: &str) -> Result<()> {
+        let batch = format!("route add local {prefix} dev lo\n");
+        self.backends
+            .iter()
+            .try_for_each(|backend| wiring::ip_batch(backend, &batch))
+    }
+
     /// Takes the link of backend `n` down at the switch: to the others it falls silent, without
     /// a reset or an ICMP error.
     ///

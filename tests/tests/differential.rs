@@ -166,14 +166,15 @@ fn run_pruned() -> Result<()> {
         (feature::IPIP, "ipip"),
         (feature::NAT, "nat"),
         (
-            feature::GUE | feature::L2 | feature::BY_SOURCE,
-            "gue, l2, source-hash",
+            feature::GUE | feature::L2 | feature::BY_SOURCE | feature::BY_THREE_TUPLE,
+            "gue, l2, source-hash, three-tuple-hash",
         ),
         (feature::FULL_NAT, "full-nat"),
         (
             feature::IPIP | feature::QUIC | feature::GUARDS,
             "ipip, quic, guards",
         ),
+        (feature::IPIP | feature::WIDE, "ipip, several addresses"),
         (
             feature::NAT | feature::MSS | feature::ALL_PORTS,
             "nat, mss, all ports",

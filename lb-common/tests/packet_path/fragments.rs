@@ -20,7 +20,7 @@ use crate::{
 const ID: u16 = 0x4321;
 
 /// One of both families, with a payload that takes several fragments.
-fn large(packet: Spec) -> Spec {
+pub fn large(packet: Spec) -> Spec {
     Spec {
         payload: (0..3_000).map(|n| (n % 251) as u8).collect(),
         ..packet
@@ -28,7 +28,7 @@ fn large(packet: Spec) -> Spec {
 }
 
 /// Cuts a packet's transport part at these places, in bytes.
-fn cut(packet: &Spec, at: &[usize]) -> Vec<Spec> {
+pub fn cut(packet: &Spec, at: &[usize]) -> Vec<Spec> {
     let whole = packet.transport();
     let starts = [0].iter().chain(at).copied();
     let ends = at.iter().copied().chain([whole.len()]);
@@ -75,7 +75,7 @@ fn requests() -> [(Spec, u8); 4] {
     ]
 }
 
-const CUTS: [usize; 2] = [1_480, 2_960];
+pub const CUTS: [usize; 2] = [1_480, 2_960];
 
 /// Forwarded as this frame, to the server at a position.
 fn forwarded(piece: Piece, before: &Spec, after: Vec<u8>, position: u8, opens: u64) -> Outcome {

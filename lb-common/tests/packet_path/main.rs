@@ -32,6 +32,7 @@ mod too_big;
 mod tracking;
 mod tunnels;
 mod untouched;
+mod wide;
 
 /// IANA protocol numbers.
 const TCP: u8 = 6;

@@ -7,6 +7,7 @@ mod outcome;
 mod passive;
 mod quic;
 mod sessions;
+mod wide;
 
 use std::net::{IpAddr, SocketAddr};
 

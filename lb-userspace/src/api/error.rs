@@ -46,7 +46,9 @@ impl IntoResponse for ApiError {
 impl From<ModelError> for ApiError {
     fn from(error: ModelError) -> Self {
         let (status, code) = match &error {
-            ModelError::BadService { .. } => (StatusCode::BAD_REQUEST, "bad_service"),
+            ModelError::BadService { .. } | ModelError::BadSpan { .. } => {
+                (StatusCode::BAD_REQUEST, "bad_service")
+            }
             ModelError::BadBackend { .. } | ModelError::Scoped { .. } => {
                 (StatusCode::BAD_REQUEST, "bad_backend")
             }
@@ -72,6 +74,7 @@ impl From<ModelError> for ApiError {
             ModelError::DuplicateBackend { .. } => (StatusCode::CONFLICT, "duplicate_backend"),
             ModelError::GroupDiffers { .. } => (StatusCode::CONFLICT, "group_differs"),
             ModelError::SharedNatBackend { .. } => (StatusCode::CONFLICT, "shared_nat_backend"),
+            ModelError::CrossingPorts { .. } => (StatusCode::CONFLICT, "crossing_ports"),
             ModelError::SharedServerId { .. } => (StatusCode::CONFLICT, "shared_server_id"),
         };
         Self::new(status, code, error.to_string())

@@ -120,6 +120,22 @@ impl MemoryDataplane {
                 entry.halves[*half] = *guard;
                 put(&mut tables.guards, *pool, entry);
             }
+            Operation::VipPrefix(key, halves) => drop(tables.classes.insert(*key, *halves)),
+            Operation::ForgetVipPrefix(key) => drop(tables.classes.remove(key)),
+            Operation::Class(class, ports) => {
+                for range in ports.iter() {
+                    let keys = range.keys(*class).into_iter();
+                    tables
+                        .class_ports
+                        .extend(keys.map(|key| (key, range.index + 1)));
+                }
+            }
+            Operation::ForgetClass(class, ports) => {
+                for key in ports.iter().flat_map(|range| range.keys(*class)) {
+                    tables.class_ports.remove(&key);
+                }
+            }
+            Operation::Shape(index, shape) => put(&mut tables.shapes, *index, *shape),
             Operation::Own(address, bits) => drop(tables.owned.insert(*address, *bits)),
             Operation::Disown(address) => drop(tables.owned.remove(address)),
             Operation::Features(bits) => tables.control.features = *bits,

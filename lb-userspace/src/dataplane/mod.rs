@@ -12,13 +12,14 @@ use lb_common::{
     memory::MemoryTables,
     tables::{
         Address, Backend, Counters, Descriptor, Endpoint, FlowCounters, FlowKey, Guard, Handshake,
-        Member, PoolKey, PortKey, Record, Server, ServerKey, Session, Signs, Table, Tick, WayBack,
+        Member, PoolKey, PortKey, Record, Server, ServerKey, Session, Shape, Signs, Table, Tick,
+        VipKey, WayBack,
     },
 };
 
 use crate::{
     model::{MAX_POOL_ADDRESSES, Rules},
-    plan::{Addresses, Ring},
+    plan::{Addresses, Ports, Ring},
 };
 
 /// One write. A list is carried out in order; what comes before a [`Operation::Switch`] is aside or true
@@ -64,6 +65,16 @@ pub enum Operation {
     ForgetPoolAddress(PoolKey),
     /// What guards a pool, by its number, in one half (0 or 1).
     Guard(u32, usize, Guard),
+    /// The classes of a prefix of VIPs in both halves, in one store.
+    VipPrefix(VipKey, [u32; 2]),
+    /// A prefix of VIPs leads nowhere.
+    ForgetVipPrefix(VipKey),
+    /// The ports of a class, by its number.
+    Class(u32, Ports),
+    /// Ports of a class, all that it has, go.
+    ForgetClass(u32, Ports),
+    /// What its descriptor does not say of a service.
+    Shape(u32, Shape),
     /// Bits of [`lb_common::tables::owned`] of an address.
     Own(Address, u32),
     /// An address becomes nobody's.
@@ -124,6 +135,16 @@ impl Capacity {
     /// Endpoints whose answers are rewritten.
     pub fn ways_back(&self) -> u32 {
         self.backends
+    }
+
+    /// Prefixes of VIPs, by protocol and without: while services are replaced, there are both.
+    pub fn vip_prefixes(&self) -> u32 {
+        self.services.saturating_mul(4)
+    }
+
+    /// Prefixes of ports of those, likewise: one range takes thirty at most.
+    pub fn class_ports(&self) -> u32 {
+        self.services.saturating_mul(64)
     }
 
     /// Server ids: while servers get other ones, they have both.

@@ -15,7 +15,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::{ModelError, group};
 
 /// Bits of an address that stand before an IPv4 one (RFC 4291 §2.5.5.2).
-const V4_BITS: u8 = 96;
+pub(super) const V4_BITS: u8 = 96;
 
 /// Prefixes of one list at most.
 pub const MAX_PREFIXES: usize = 1 << 20;

@@ -21,6 +21,9 @@ use super::{
     tier::{check_spill, check_tier},
 };
 
+/// Ports of one range in mode `nat` at most.
+const MAX_NAT_PORTS: usize = 4_096;
+
 /// The longest of the times that a service is given.
 const WEEK: Duration = Duration::from_secs(7 * 24 * 3_600);
 
@@ -33,6 +36,7 @@ impl Service {
         let id = self.id;
         let sizes = lb_common::maglev::RING_SIZES;
         check_address(id.vip, "vip", &id)?;
+        self.check_span()?;
         if let Some(group) = &self.group
             && let Err(problem) = group::parse_name(group)
         {
@@ -63,6 +67,26 @@ impl Service {
         self.check_probes_by_vip()
     }
 
+    /// Whether answers can tell which of several addresses and ports they are from.
+    fn check_span(&self) -> Result<(), ModelError> {
+        let id = self.id;
+        if self.mode != Mode::Nat {
+            return Ok(());
+        }
+        if id.is_prefix() {
+            let problem = "in mode \"nat\", an answer could not tell which address of the prefix it is from: use mode \"full-nat\", \"ipip\", \"gue\" or \"l2\", or a service for each address";
+            return invalid(id, "vip", problem);
+        }
+        let ports = id.ports().len();
+        if !id.has_every_port() && ports > MAX_NAT_PORTS {
+            let problem = format!(
+                "{ports} ports are too many for mode \"nat\", in which each has a way back from each backend: at most {MAX_NAT_PORTS}, or every one (*)"
+            );
+            return invalid(id, "vip", problem);
+        }
+        Ok(())
+    }
+
     /// Whether traffic goes a way that probes can go.
     fn check_probes_by_vip(&self) -> Result<(), ModelError> {
         if !self.health.probes_vip() {
@@ -72,9 +96,8 @@ impl Service {
             let problem = "type \"vip\" opens a connection, which UDP has none of, and what a server answers to a datagram is its own: use type \"udp\" or \"dns\", which ask the backend's own address";
             return invalid(self.id, "checks", problem);
         }
-        if self.id.has_every_port() {
-            let problem =
-                "type \"vip\" asks the VIP's port, and there is no single one: use another type";
+        if self.id.has_several_ports() || self.id.is_prefix() {
+            let problem = "type \"vip\" asks one address and port of the VIP, and there is no single one: use another type";
             return invalid(self.id, "checks", problem);
         }
         if matches!(self.mode, Mode::Nat | Mode::FullNat) {
@@ -128,7 +151,7 @@ impl Service {
             );
             return invalid(id, "address", problem);
         }
-        if address.ip() == id.vip.ip() {
+        if id.has_address(address.ip()) {
             let problem = format!("{address} is the service's own address: give a server's");
             return invalid(id, "address", problem);
         }

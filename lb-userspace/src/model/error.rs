@@ -9,11 +9,29 @@ use super::{ServerId, ServiceId};
 pub enum ModelError {
     /// Not of the form `ADDRESS:PORT/PROTOCOL`.
     #[error(
-        "`{text}` is not a service: write ADDRESS:PORT/PROTOCOL, such as 10.0.0.1:80/tcp or [2001:db8::1]:443/udp, or * for every port"
+        "`{text}` is not a service: write ADDRESS:PORT/PROTOCOL, such as 10.0.0.1:80/tcp or [2001:db8::1]:443/udp, or * for every port; a range is 8000-8999, a prefix 203.0.113.0/28 or [2001:db8::/64]"
     )]
     BadService {
         /// What was given.
         text: String,
+    },
+    /// Not a range of ports, or not a prefix of addresses.
+    #[error("`{text}` is not a service: {problem}")]
+    BadSpan {
+        /// What was given.
+        text: String,
+        /// What is wrong and what would be right.
+        problem: String,
+    },
+    /// Of two ranges of ports, neither holds the other.
+    #[error(
+        "service {id} and {other} have some ports in common, and each has others besides, so that neither goes before the other: have one range hold the other, or have them apart"
+    )]
+    CrossingPorts {
+        /// The service refused.
+        id: ServiceId,
+        /// The one that has them.
+        other: ServiceId,
     },
     /// Not of the form `ADDRESS:PORT`.
     #[error(

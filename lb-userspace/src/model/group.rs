@@ -30,26 +30,30 @@ pub(super) struct Difference {
 
 impl Service {
     /// Whether a packet has the VIP's port at the backend in every mode, whose own is only probed: in a
-    /// group, and where the service has every port.
+    /// group, and where the service has several ports.
     pub fn keeps_port(&self) -> bool {
-        self.group.is_some() || self.id.has_every_port()
+        self.group.is_some() || self.id.has_several_ports()
     }
 
-    /// Where a backend serves it; port 0 stands for every one.
-    pub fn served_at(&self, backend: SocketAddr) -> SocketAddr {
-        if self.keeps_port() {
-            SocketAddr::new(backend.ip(), self.id.vip.port())
-        } else {
-            backend
-        }
+    /// Where a backend serves it: once for each port; port 0 stands for every one.
+    pub fn served_at(&self, backend: SocketAddr) -> impl Iterator<Item = SocketAddr> + use<> {
+        let ports = match self.id.has_every_port() {
+            true => 0..=0,
+            false if self.keeps_port() => self.id.ports(),
+            false => backend.port()..=backend.port(),
+        };
+        ports.map(move |port| SocketAddr::new(backend.ip(), port))
     }
 
-    /// Where packets of its flows arrive at a backend, in whichever mode; port 0 stands for every one.
+    /// Where packets of its flows arrive at a backend, in whichever mode; port 0 stands for several.
     pub fn arrives_at(&self, backend: SocketAddr) -> SocketAddr {
-        match self.mode {
-            Mode::Nat | Mode::FullNat => self.served_at(backend),
-            Mode::Ipip | Mode::Gue | Mode::L2 => SocketAddr::new(backend.ip(), self.id.vip.port()),
-        }
+        let translates = matches!(self.mode, Mode::Nat | Mode::FullNat) && !self.keeps_port();
+        let port = match (self.id.has_several_ports(), translates) {
+            (true, _) => 0,
+            (false, true) => backend.port(),
+            (false, false) => self.id.vip.port(),
+        };
+        SocketAddr::new(backend.ip(), port)
     }
 
     /// The first thing that its group would have to share with `other`, and does not.

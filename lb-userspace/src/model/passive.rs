@@ -162,9 +162,9 @@ pub(super) fn check_passive(service: &Service) -> Result<(), ModelError> {
     if service.id.protocol != Protocol::Tcp {
         return refuse("goes by the handshakes of TCP, which UDP has none of: leave it out".into());
     }
-    if matches!(service.mode, Mode::Nat | Mode::FullNat) && service.id.has_every_port() {
+    if matches!(service.mode, Mode::Nat | Mode::FullNat) && service.id.has_several_ports() {
         return refuse(
-            "goes by refused connections in modes \"nat\" and \"full-nat\", and with every port whoever asks for closed ones would have backends kept out: leave it out, name the ports, or use a mode in which backends answer directly, such as \"ipip\"".into(),
+            "goes by refused connections in modes \"nat\" and \"full-nat\", and with several ports whoever asks for closed ones would have backends kept out: leave it out, name the ports, or use a mode in which backends answer directly, such as \"ipip\"".into(),
         );
     }
     if passive.refusals == 0 && passive.failing == 0 {

@@ -6,7 +6,7 @@ use std::{fmt, str::FromStr};
 use lb_common::quic::{Lengths, MAX_ID, MAX_SERVER_ID, MIN_NONCE, UNROUTABLE};
 use serde::{Deserialize, Serialize};
 
-use super::{Backend, ModelError, Protocol, Service, ServiceId, check::invalid};
+use super::{Backend, ModelError, Protocol, Service, check::invalid};
 
 /// How the servers of a service lay out connection ids; theirs have to be the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -98,10 +98,8 @@ impl Service {
         let id = self.id;
         let Some(quic) = self.quic else { return Ok(()) };
         if id.protocol != Protocol::Udp {
-            let udp = ServiceId {
-                protocol: Protocol::Udp,
-                ..id
-            };
+            let mut udp = id;
+            udp.protocol = Protocol::Udp;
             let problem = format!("is for UDP services: leave it out, or write {udp}");
             return invalid(id, "quic", problem);
         }

@@ -413,6 +413,7 @@ impl State {
             return Err(ModelError::DuplicateService { id });
         }
         service.check()?;
+        self.check_ports(id)?;
         if let Some(name) = &service.access_list {
             self.access_list(name)?;
         }
@@ -478,6 +479,18 @@ impl State {
         })
     }
 
+    /// Whether of the ranges of ports at the same addresses, one of two holds the other.
+    fn check_ports(&self, id: ServiceId) -> Result<(), ModelError> {
+        let at = |port| ServiceId::new(SocketAddr::new(id.vip.ip(), port), Protocol::Tcp);
+        let services = self.services.range(at(0)..);
+        let others = services.map(|(&other, _)| other);
+        let mut others = others.take_while(|other| other.vip.ip() == id.vip.ip());
+        match others.find(|other| id.crosses(other)) {
+            Some(other) => Err(ModelError::CrossingPorts { id, other }),
+            None => Ok(()),
+        }
+    }
+
     /// Whether a service finds addresses in its pool, and is at none that packets are to come from.
     fn check_pool(&self, service: &Service) -> Result<(), ModelError> {
         let id = service.id;
@@ -490,10 +503,14 @@ impl State {
                 return invalid("address_pool", problem);
             }
         }
-        if let Some(name) = self.pooled.get(&id.vip.ip()) {
+        let mut pooled = self.pooled.iter();
+        let clash = match id.is_prefix() {
+            true => pooled.find(|(ip, _)| id.has_address(**ip)),
+            false => self.pooled.get_key_value(&id.vip.ip()),
+        };
+        if let Some((ip, name)) = clash {
             let problem = format!(
-                "{} is of address pool {name}, which packets to backends come from: give another",
-                id.vip.ip()
+                "{ip} is of address pool {name}, which packets to backends come from: give another"
             );
             return invalid("vip", problem);
         }
@@ -556,7 +573,7 @@ impl State {
                 (id, at)
             };
             // Of one VIP, every port stays itself, and so leads back to it.
-            id.vip.ip() != other.vip.ip() || single.vip.port() != single_at.port()
+            id.vip.ip() != other.vip.ip() || single.vip_port_at(single_at) != single_at.port()
         });
         clash.map(|(_, other)| other)
     }
@@ -568,9 +585,8 @@ fn ways_back(service: &Service) -> impl Iterator<Item = (Protocol, SocketAddr)> 
         Mode::Nat => service.backends.as_slice(),
         Mode::FullNat | Mode::Ipip | Mode::Gue | Mode::L2 => &[],
     };
-    backends
-        .iter()
-        .map(|b| (service.id.protocol, service.served_at(b.address)))
+    let served = backends.iter().flat_map(|b| service.served_at(b.address));
+    served.map(|at| (service.id.protocol, at))
 }
 
 impl Settings {

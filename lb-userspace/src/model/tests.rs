@@ -49,9 +49,46 @@ fn a_service_reads_as_it_is_written() {
         "[2001:db8::1]:443/udp",
         "10.0.0.1:*/udp",
         "[2001:db8::1]:*/tcp",
+        "10.0.0.1:8000-8999/tcp",
+        "203.0.113.0/28:80/tcp",
+        "203.0.113.0/28:*/udp",
+        "10.0.0.0/8:1-65535/tcp",
+        "[2001:db8::/64]:443-444/udp",
+        "[2001:db8::8/125]:*/tcp",
     ] {
         assert_eq!(id(text).to_string(), text);
         assert_eq!(id(text).has_every_port(), text.contains('*'), "{text}");
+    }
+}
+
+#[test]
+fn one_address_and_one_port_are_no_prefix_and_no_range() {
+    for (text, same) in [
+        ("10.0.0.1/32:80-80/tcp", "10.0.0.1:80/tcp"),
+        ("[2001:db8::1/128]:*/tcp", "[2001:db8::1]:*/tcp"),
+        ("[2001:db8::]/64:80/tcp", "[2001:db8::/64]:80/tcp"),
+    ] {
+        assert_eq!(id(text), id(same), "{text}");
+    }
+}
+
+#[test]
+fn a_prefix_or_range_that_is_none_is_refused_by_what_would_be_right() {
+    for (text, said) in [
+        ("203.0.113.1/28:80/tcp", "write 203.0.113.0/28"),
+        ("[2001:db8::1/64]:80/tcp", "write 2001:db8::/64"),
+        ("203.0.113.0/33:80/tcp", "/8 to /32"),
+        ("0.0.0.0/0:80/tcp", "not a routable unicast address"),
+        ("10.0.0.0/7:80/tcp", "/8 to /32"),
+        ("[2001:db8::/48]:80/tcp", "/64 to /128"),
+        ("[2001:db8::/x]:80/tcp", "/64 to /128"),
+        ("10.0.0.1:90-80/tcp", "the lower one first"),
+        ("10.0.0.1:80-65536/tcp", "the lower one first"),
+        ("10.0.0.1:80-+90/tcp", "the lower one first"),
+        ("10.0.0.1:80-*/tcp", "the lower one first"),
+    ] {
+        let refused = text.parse::<ServiceId>().unwrap_err().to_string();
+        assert!(refused.contains(said), "{text}: {refused}");
     }
 }
 
@@ -67,6 +104,10 @@ fn what_is_no_service_is_refused() {
         "10.0.0.1:80/sctp",
         "10.0.0.1:0/tcp",
         "10.0.0.1:**/tcp",
+        "10.0.0.1:0-80/tcp",
+        "10.0.0.1:*-80/tcp",
+        "10.0.0.0/28/tcp",
+        "/28:80/tcp",
         "10.0.0.1*/tcp",
         "2001:db8::1:*/tcp",
         ":*/tcp",

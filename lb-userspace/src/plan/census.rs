@@ -130,7 +130,7 @@ pub fn slot_of(
 }
 
 fn flow_hash(key: &FlowKey, descriptor: &Descriptor, hash_key: &[u64; HASH_KEY_WORDS]) -> FlowHash {
-    let destination: Address = descriptor.address;
+    let destination: Address = descriptor.vip_of(key);
     let to = descriptor.port_of(key.to);
     let ports = (u32::from(key.port) << 16) | u32::from(to);
     hash::placing(

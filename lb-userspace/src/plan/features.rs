@@ -23,7 +23,9 @@ fn of(service: &Service) -> u32 {
         Mode::FullNat => feature::FULL_NAT,
     };
     let fields = service.scheduler.hash_fields().unwrap_or(0);
-    mode | flag(service.id.has_every_port(), feature::ALL_PORTS)
+    let every = service.id.has_every_port() && !service.id.is_wide();
+    mode | flag(every, feature::ALL_PORTS)
+        | flag(service.id.is_wide(), feature::WIDE)
         | flag(service.is_guarded(), feature::GUARDS)
         | flag(service.quic.is_some(), feature::QUIC)
         | flag(

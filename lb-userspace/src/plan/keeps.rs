@@ -75,7 +75,7 @@ fn readdresses(id: ServiceId, former: &Placed, placed: &Placed) -> bool {
         && keeps_port(former) != keeps_port(placed)
         && placed
             .members()
-            .any(|(_, member)| member.address().port() != id.vip.port())
+            .any(|(_, member)| !id.ports().contains(&member.address().port()))
 }
 
 /// Whether each slot leads to one backend in both rings, which takes new flows: of one that takes none,

@@ -11,7 +11,7 @@ use lb_common::{
     memory::MemoryTables,
     tables::{
         Address, Backend, Control, Descriptor, Endpoint, Guard, Member, Phase, Server, ServerKey,
-        Slot, Tick, WayBack, service_flag, state,
+        Shape, Slot, Tick, WayBack, service_flag, state,
     },
 };
 
@@ -21,6 +21,7 @@ use super::{
     loads::Holder,
     lookup::Lookup,
     space::{Indices, Spans},
+    wide::Wide,
 };
 use crate::{
     dataplane::{Capacity, Dataplane, DataplaneError, Operation},
@@ -212,6 +213,8 @@ pub struct Placed {
     pub number: u32,
     /// Its services' indices.
     pub services: BTreeMap<ServiceId, u32>,
+    /// Those with every port of an address of which others have ranges.
+    pub overlaid: BTreeSet<ServiceId>,
     /// What is in force for all of them, without an endpoint: [`Placed::descriptor_of`].
     pub descriptor: Descriptor,
     /// What guards all of them.
@@ -261,6 +264,7 @@ impl Placed {
         Self {
             number,
             services: BTreeMap::new(),
+            overlaid: BTreeSet::new(),
             descriptor: Descriptor::default(),
             guard: Guard::default(),
             recipe: None,
@@ -284,12 +288,14 @@ impl Placed {
             protocol,
             ..
         } = endpoint(id);
-        Descriptor {
+        let mut descriptor = Descriptor {
             address,
-            port,
+            port: if id.is_wide() { 0 } else { port },
             protocol,
             ..self.descriptor
-        }
+        };
+        descriptor.set_overlaid(self.overlaid.contains(&id));
+        descriptor
     }
 
     /// Those of all of its services, by index.
@@ -375,6 +381,10 @@ pub struct Layout {
     pub(super) list_numbers: BTreeMap<String, u32>,
     /// Bits of [`lb_common::tables::owned`].
     pub owned: BTreeMap<Address, u32>,
+    /// How services of several addresses or ports are found.
+    pub(super) wide: Wide,
+    /// What descriptors do not say of them, by index.
+    pub(super) shapes: BTreeMap<u32, Shape>,
     pub(super) lookup: Lookup,
     pub(super) service_indices: Indices,
     /// Indices of services that have gone, of which flows may still be recorded.
@@ -401,12 +411,12 @@ pub fn endpoint_at(address: SocketAddr, protocol: Protocol) -> Endpoint {
     }
 }
 
-fn service_id(endpoint: &Endpoint) -> Option<ServiceId> {
+fn service_id(endpoint: &Endpoint, shape: &Shape) -> Option<ServiceId> {
     let protocol = [Protocol::Tcp, Protocol::Udp]
         .into_iter()
         .find(|protocol| protocol.number() == endpoint.protocol)?;
     let vip = SocketAddr::new(IpAddr::from(endpoint.address), u16::from_be(endpoint.port));
-    Some(ServiceId { vip, protocol })
+    Some(ServiceId::of_shape(vip, protocol, shape))
 }
 
 /// Elements that a ring or a sequence takes: spans start at even slots.
@@ -433,6 +443,8 @@ impl Layout {
             list_numbers: BTreeMap::new(),
             address_pools: BTreeMap::new(),
             owned: BTreeMap::new(),
+            wide: Wide::default(),
+            shapes: BTreeMap::new(),
             lookup: Lookup::new(&control, Vec::new()),
             service_indices: Indices::new(0, capacity.services),
             left: BTreeSet::new(),
@@ -483,13 +495,17 @@ impl Layout {
         layout.adopt_address_pools(&tables);
         layout.lookup = Lookup::new(&tables.control, tables.lookup.clone());
         let in_force = half(layout.generation);
+        repairs.extend(layout.adopt_wide(&tables, in_force));
         let mut taken = BTreeSet::new();
         for (index, entry) in (0..).zip(&tables.service_entries) {
             let descriptor = entry.halves[in_force];
-            if let Some(id) = service_id(&descriptor.endpoint()) {
+            let shape = layout.shapes.get(&index).copied().unwrap_or_default();
+            if let Some(id) = service_id(&descriptor.endpoint(), &shape) {
                 layout.adopt_service(dataplane, &tables, (id, index), descriptor)?;
-                let link = layout.lookup.link(&descriptor.endpoint(), index);
-                repairs.extend(link.ok().flatten());
+                if !id.is_wide() {
+                    let link = layout.lookup.link(&descriptor.endpoint(), index);
+                    repairs.extend(link.ok().flatten());
+                }
                 taken.insert(index);
             }
             if entry.halves[1 - in_force] != descriptor {
@@ -553,6 +569,9 @@ impl Layout {
         }
         if let Some(placed) = self.pools.get_mut(&number) {
             placed.services.insert(id, index);
+            if descriptor.is_overlaid() {
+                placed.overlaid.insert(id);
+            }
         }
         Ok(())
     }
@@ -578,6 +597,8 @@ impl Layout {
             0 => None,
             size => Some(ring(descriptor.previous_start, size)?),
         };
+        let mut shared = descriptor;
+        shared.set_overlaid(false);
         Ok(Placed {
             ring: ring(descriptor.ring_start, descriptor.ring_size)?,
             previous,
@@ -592,7 +613,7 @@ impl Layout {
                 address: Address::default(),
                 port: 0,
                 protocol: 0,
-                ..descriptor
+                ..shared
             },
             ..Placed::new(descriptor.pool.into())
         })

@@ -24,6 +24,7 @@ mod ring;
 mod servers;
 mod services;
 mod space;
+mod wide;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -42,6 +43,7 @@ pub use self::lookup::BUCKETS_PER_SERVICE;
 pub use self::pool::next_hop;
 pub use self::recipe::{duration, has_passed, ticks, unsteady, unsteady_after};
 pub use self::servers::still_named;
+pub use self::wide::{PortRange, Ports};
 use self::{
     census::Census,
     ring::{Dead, add_dead},
@@ -220,6 +222,10 @@ struct Draft {
     put_off: usize,
     /// What the programs have to be loaded for.
     features: u32,
+    /// Services with every port of an address of which others have ranges.
+    overlaid: BTreeSet<ServiceId>,
+    /// Whether the switch puts other classes of VIPs in force.
+    reclassed: bool,
 }
 
 /// Room that packets in flight can still lead to, until the grace period.
@@ -253,6 +259,8 @@ pub fn plan(layout: &Layout, inputs: &Inputs<'_>) -> Result<Plan, PlanError> {
         released: Released::default(),
         put_off: 0,
         features: 0,
+        overlaid: wide::overlaid(inputs.state),
+        reclassed: false,
     };
     if let Some(census) = inputs.census {
         draft.release_indices(census);
@@ -269,6 +277,7 @@ pub fn plan(layout: &Layout, inputs: &Inputs<'_>) -> Result<Plan, PlanError> {
     let members = std::mem::take(&mut draft.before);
     draft.set_ways_back(inputs.state)?;
     draft.set_servers(inputs.state)?;
+    draft.place_classes()?;
     draft.set_owned(inputs)?;
     draft.set_features(inputs.state, inputs.unknown_port);
     draft.set_gue_port(inputs.tunnel.gue_port);
@@ -293,6 +302,9 @@ impl Draft {
         let placed = number.and_then(|number| self.layout.pools.remove(&number));
         let before = placed.as_ref().map(Placed::descriptors).unwrap_or_default();
         let mut placed = self.place_services(pool, placed)?;
+        placed.overlaid.clone_from(&self.overlaid);
+        let services = &placed.services;
+        placed.overlaid.retain(|id| services.contains_key(id));
         placed.descriptor.pool = placed.number as u16;
         placed.descriptor.mode = service.mode.number();
         let sampling = match service.mode {
@@ -345,11 +357,21 @@ impl Draft {
                     watched: watched(service, &member.backend),
                     ..back
                 };
-                let key = endpoint_at(service.served_at(address), service.id.protocol);
-                if service.backend(address).is_some() {
-                    wanted.insert(key, back);
-                } else {
-                    left.push((key, back, address, service.id));
+                let stays = service.backend(address).is_some();
+                for at in service.served_at(address) {
+                    let key = endpoint_at(at, service.id.protocol);
+                    let back = match service.id.is_wide() {
+                        true => WayBack {
+                            port: key.port,
+                            ..back
+                        },
+                        false => back,
+                    };
+                    if stays {
+                        wanted.insert(key, back);
+                    } else {
+                        left.push((key, back, address, service.id));
+                    }
                 }
             }
         }
@@ -374,7 +396,7 @@ impl Draft {
             "backends",
             |needed| {
                 format!(
-                    "{needed} ways back from backends of mode nat, one to each service of a group ({room} fit)"
+                    "{needed} ways back from backends of mode nat, one to each service of a group and each port of a range ({room} fit)"
                 )
             },
         )?;
@@ -405,7 +427,9 @@ impl Draft {
     }
 
     fn set_owned(&mut self, inputs: &Inputs<'_>) -> Result<(), NoRoom> {
-        let vips = inputs.state.services().map(|service| service.id.vip.ip());
+        let ids = inputs.state.services().map(|service| service.id);
+        // The others are found by their prefixes.
+        let vips = ids.filter(|id| !id.is_prefix()).map(|id| id.vip.ip());
         let mut wanted: BTreeMap<Address, u32> = vips.map(|ip| (ip.into(), owned::VIP)).collect();
         for address in self.answered_addresses(inputs.census) {
             *wanted.entry(address).or_default() |= owned::POOL;
@@ -459,7 +483,7 @@ impl Draft {
         // A packet that has read a slot may see only now in what state is whom it names.
         let stale = |slots: bool| slots && !self.wakes.is_empty();
         let buried = !self.buried.is_empty();
-        if self.descriptors.is_empty() && self.guards.is_empty() {
+        if self.descriptors.is_empty() && self.guards.is_empty() && !self.reclassed {
             operations.extend(self.buried);
             operations.extend(stale(in_place || buried).then_some(Operation::Grace));
             operations.extend(self.wakes);

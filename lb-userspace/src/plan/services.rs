@@ -153,8 +153,18 @@ impl Draft {
             .or_else(|| self.layout.left.pop_first())
             .ok_or_else(no_room)?;
         self.before.push(Operation::ZeroService(index));
-        let link = self.layout.lookup.link(&endpoint(id), index);
-        self.before.extend(link.map_err(|_| no_room())?);
+        let shape = id.shape();
+        let before = match shape.bits {
+            0 => self.layout.shapes.remove(&index),
+            _ => self.layout.shapes.insert(index, shape),
+        };
+        if before.unwrap_or_default() != shape {
+            self.before.push(Operation::Shape(index, shape));
+        }
+        if !id.is_wide() {
+            let link = self.layout.lookup.link(&endpoint(id), index);
+            self.before.extend(link.map_err(|_| no_room())?);
+        }
         Ok(index)
     }
 }

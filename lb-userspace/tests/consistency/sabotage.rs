@@ -13,10 +13,10 @@ use lb_common::{
     rate::Rate,
     schedule::NOBODY,
     tables::{
-        AccessKey, Address, Backend, Bucket, Control, Datagram, Endpoint, FlowEvent, FlowKey,
-        FragmentKey, GuardEntry, Handover, Handshake, Member, NoRoute, PoolKey, PortKey, Record,
-        Recorded, Route, RouteQuery, Server, ServerKey, ServiceEntry, Session, Sign, Slot,
-        SourceKey, Table, Tables, Tick, WayBack, flow_kind,
+        AccessKey, Address, Backend, Bucket, ClassKey, Control, Datagram, Endpoint, FlowEvent,
+        FlowKey, FragmentKey, GuardEntry, Handover, Handshake, Member, NoRoute, PoolKey, PortKey,
+        Record, Recorded, Route, RouteQuery, Server, ServerKey, ServiceEntry, Session, Sign, Slot,
+        SourceKey, Table, Tables, Tick, VipKey, WayBack, flow_kind,
     },
     track::{self, Question},
     verdict::{Answer, DropReason, Piece},
@@ -278,6 +278,14 @@ impl Tables for Bent<'_> {
     fn server(&self, key: &ServerKey) -> Option<Server> {
         let server = self.tables.server(key)?;
         (!self.is(Sabotage::ServerIdsAreIgnored)).then_some(server)
+    }
+
+    fn class(&self, key: &VipKey) -> [u32; 2] {
+        self.tables.class(key)
+    }
+
+    fn class_port(&self, key: &ClassKey) -> u32 {
+        self.tables.class_port(key)
     }
 
     fn owned(&self, address: &Address) -> u32 {

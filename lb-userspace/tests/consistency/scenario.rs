@@ -223,7 +223,7 @@ pub fn services() -> Vec<Service> {
             ring_size: Some(251),
             scheduler,
             dead_after: Duration::from_secs(60),
-            ..Service::new(ServiceId { vip, protocol }, mode)
+            ..Service::new(ServiceId::new(vip, protocol), mode)
         }
     };
     use Protocol::{Tcp, Udp};

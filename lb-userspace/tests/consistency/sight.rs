@@ -50,6 +50,7 @@ impl<'t> Sight<'t> {
             kind: flow_kind::FLOW,
             service: service as u16,
             to: 0,
+            host: 0,
         };
         let flows = tables.flows.borrow();
         Some(Self {

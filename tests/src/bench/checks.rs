@@ -166,10 +166,8 @@ fn start(runtime: &Runtime, probe: Probe, port: u16, in_flight: usize) -> Checke
 }
 
 fn service() -> ServiceId {
-    ServiceId {
-        vip: SocketAddr::from(([10, 0, 0, 1], 80)),
-        protocol: lb_userspace::model::Protocol::Tcp,
-    }
+    let vip = SocketAddr::from(([10, 0, 0, 1], 80));
+    ServiceId::new(vip, lb_userspace::model::Protocol::Tcp)
 }
 
 /// How late each probe was, in milliseconds, by the most punctual one.

@@ -166,10 +166,7 @@ impl Kind {
 /// The `n`th of many services.
 pub fn numbered(n: u32) -> ServiceId {
     let address = Ipv4Addr::from_bits(FIRST_OF_MANY.to_bits() + n);
-    ServiceId {
-        vip: SocketAddr::new(address.into(), 80),
-        protocol: Protocol::Tcp,
-    }
+    ServiceId::new(SocketAddr::new(address.into(), 80), Protocol::Tcp)
 }
 
 /// The address of the first of many services.

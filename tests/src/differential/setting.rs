@@ -85,6 +85,18 @@ impl Setting {
             "10.2.0.61:5060",
             "10.2.0.62:5061",
             "10.0.0.41:5060",
+            // Within prefixes and ranges, and just beyond.
+            "10.0.0.75:80",
+            "10.0.0.79:5065",
+            "10.0.0.70:5060",
+            "10.0.0.70:6000",
+            "10.0.0.80:80",
+            "10.0.0.50:7003",
+            "10.0.0.50:7004",
+            "10.2.0.71:7002",
+            "10.0.0.47:80",
+            "[fd00::64:0:0:7]:443",
+            "[fd00::65:0:0:7]:443",
         ] {
             endpoints.push(at.parse()?);
         }
@@ -163,7 +175,7 @@ fn service(vip: &str, mode: Mode, backends: &[&str]) -> Result<Service> {
     service.health = Health::none();
     // Of some, nobody looks at what packets show, and of some nobody may.
     let may_not = match mode {
-        Mode::Nat | Mode::FullNat => service.id.has_every_port(),
+        Mode::Nat | Mode::FullNat => service.id.has_several_ports(),
         Mode::Ipip | Mode::Gue | Mode::L2 => false,
     };
     if service.id.protocol == Protocol::Tcp && !may_not && !vip.contains("::3]") {
@@ -288,6 +300,18 @@ fn services() -> Result<Vec<Service>> {
         translated(service("[fd00::40]:80/tcp", Mode::FullNat, &v6)?, true),
         translated(persistent("[fd00::40]:80/udp", Mode::FullNat, &v6)?, false),
         translated(service("10.0.0.41:*/tcp", Mode::FullNat, &v4)?, false),
+        service("10.0.0.64/28:80/tcp", Mode::Ipip, &v4)?,
+        recording(guarded(
+            service("10.0.0.64/28:5060-5069/udp", Mode::L2, &v6)?,
+            "half",
+            "100",
+            "4",
+        )),
+        service("10.0.0.70:*/tcp", Mode::Gue, &v4)?,
+        persistent("10.0.0.70:5000-5999/tcp", Mode::L2, &v4)?,
+        service("10.0.0.50:7000-7003/tcp", Mode::Nat, &["10.2.0.71:80"])?,
+        service("[fd00::64:0:0:0/80]:*/tcp", Mode::Gue, &v6)?,
+        translated(service("10.0.0.44/30:80/tcp", Mode::FullNat, &v4)?, true),
         grouped("10.0.0.20:80/tcp")?,
         grouped("10.0.0.20:443/tcp")?,
     ])

@@ -14,13 +14,14 @@ use lb_common::{
     tables::{
         Address, Backend, Bucket, Control, Counters, Endpoint, FlowCounters, FlowKey, GuardEntry,
         HANDSHAKES, HASH_KEY_WORDS, Handshake, Member, PoolKey, PortKey, Server, ServerKey,
-        ServiceEntry, Session, Signs, Slot, Tick, WayBack, handshake,
+        ServiceEntry, Session, Shape, Signs, Slot, Tick, WayBack, handshake,
     },
 };
 use zerocopy::{FromBytes, IntoBytes, transmute};
 
 use super::{
     access::{ACCESS, AccessMap},
+    classes::{CLASS_PORTS, CLASSES, ClassMaps},
     flows::{self, Element, FlowMap, SharedFlows},
     mapped::Mapped,
 };
@@ -44,6 +45,8 @@ pub struct Maps {
     servers: HashMap<MapData, Raw<24>, Raw<8>>,
     owned: HashMap<MapData, Raw<16>, u32>,
     access: AccessMap,
+    classes: ClassMaps,
+    shapes: Mapped<Shape>,
     guards: Mapped<GuardEntry>,
     service_counters: PerCpuCounters,
     backend_counters: PerCpuCounters,
@@ -80,7 +83,7 @@ pub(super) const OWN: [&str; 6] = [
 ];
 
 /// Names of the maps in the object, and of their pins.
-pub const NAMES: [&str; 26] = [
+pub const NAMES: [&str; 29] = [
     "TAILS",
     "HANDOVER",
     CONTROL,
@@ -93,6 +96,9 @@ pub const NAMES: [&str; 26] = [
     "SERVERS",
     "OWNED",
     ACCESS,
+    CLASSES,
+    CLASS_PORTS,
+    "SHAPES",
     "GUARDS",
     "SERVICE_COUNTERS",
     "BACKEND_COUNTERS",
@@ -198,6 +204,8 @@ impl Maps {
             servers: typed(ebpf, "SERVERS")?,
             owned: typed(ebpf, "OWNED")?,
             access: AccessMap::take(ebpf)?,
+            classes: ClassMaps::take(ebpf)?,
+            shapes: mapped(ebpf, "SHAPES")?,
             guards: mapped(ebpf, "GUARDS")?,
             service_counters: typed(ebpf, "SERVICE_COUNTERS")?,
             backend_counters: typed(ebpf, "BACKEND_COUNTERS")?,
@@ -289,6 +297,11 @@ impl Maps {
                 forget(&mut self.pool_addresses, key, "an address of a pool")
             }
             Operation::Guard(pool, half, guard) => self.guards.set_guard(*pool, *half, *guard),
+            Operation::VipPrefix(key, halves) => self.classes.put_prefix(*key, *halves),
+            Operation::ForgetVipPrefix(key) => self.classes.forget_prefix(*key),
+            Operation::Class(class, ports) => self.classes.put_class(*class, ports),
+            Operation::ForgetClass(class, ports) => self.classes.forget_class(*class, ports),
+            Operation::Shape(index, shape) => self.shapes.set(*index, *shape),
             Operation::Own(address, bits) => {
                 let key: Raw<16> = transmute!(*address);
                 put(&mut self.owned, key, *bits, "an own address")
@@ -459,6 +472,9 @@ impl Dataplane for Maps {
             tables.pool_addresses.insert(key, address);
         }
         tables.access = self.access.read()?;
+        tables.classes = self.classes.prefixes()?;
+        tables.class_ports = self.classes.ports()?;
+        tables.shapes = all(&self.shapes)?;
         tables.guards = all(&self.guards)?;
         tables.service_entries = all(&self.service_entries)?.split_off(1);
         tables.members = all(&self.members)?;

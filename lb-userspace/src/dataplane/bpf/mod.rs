@@ -5,6 +5,7 @@
 //! the program of those links in one step.
 
 mod access;
+mod classes;
 pub mod decap;
 mod detach;
 mod early;
@@ -142,6 +143,9 @@ impl Program {
             .map_max_entries("OWNED", capacity.owned())
             .map_max_entries("DATAGRAMS", capacity.fragments)
             .map_max_entries(access::ACCESS, capacity.access_prefixes)
+            .map_max_entries(classes::CLASSES, capacity.vip_prefixes())
+            .map_max_entries(classes::CLASS_PORTS, capacity.class_ports())
+            .map_max_entries("SHAPES", capacity.services)
             .map_max_entries("GUARDS", capacity.services)
             .map_max_entries("SERVICE_BUCKETS", capacity.services)
             .map_max_entries("SOURCE_BUCKETS", capacity.sources);

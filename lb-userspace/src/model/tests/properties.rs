@@ -156,7 +156,7 @@ proptest! {
             false => std::net::Ipv4Addr::from(bits as u32).into(),
         };
         let protocol = if udp { Protocol::Udp } else { Protocol::Tcp };
-        let id = ServiceId { vip: (ip, port).into(), protocol };
+        let id = ServiceId::new((ip, port).into(), protocol);
         if let Ok(read) = id.to_string().parse::<ServiceId>() {
             prop_assert_eq!(read, id);
         }
