@@ -14,13 +14,13 @@ use crate::{
     packet::Packet,
     tables::{Address, Endpoint},
     verdict::DropReason,
-    wire::{self, ExtensionHdr, protocol},
+    wire::{self, ExtensionHdr, SctpStart, protocol},
 };
 
 /// Extension headers followed before a packet is refused; real ones have one or two.
 pub const MAX_EXTENSION_HEADERS: usize = 6;
 
-/// A TCP or UDP packet's coordinates. Ports are natively loaded network-order words.
+/// The coordinates of a packet of TCP, UDP or SCTP. Ports are natively loaded network-order words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Flow {
     /// Its source address.
@@ -31,7 +31,7 @@ pub struct Flow {
     pub source_port: u16,
     /// Its destination port.
     pub destination_port: u16,
-    /// [`protocol::TCP`] or [`protocol::UDP`]; of a fragment that is forwarded as it is,
+    /// [`protocol::TCP`], [`protocol::UDP`] or [`protocol::SCTP`]; of a fragment that is forwarded as it is,
     /// [`protocol::FRAGMENT`].
     pub protocol: u8,
     /// Type of service or traffic class.
@@ -46,17 +46,17 @@ pub struct Flow {
     pub signal: Signal,
 }
 
-/// What a packet says of its connection (RFC 9293 §3.1, "Control bits"; for QUIC, [`crate::quic`]).
+/// What a packet says of its connection (RFC 9293 §3.1, "Control bits"; RFC 9260 §3.2; for QUIC, [`crate::quic`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Signal {
     /// Nothing.
     None = 0,
-    /// It opens one: SYN without ACK, or a QUIC Initial.
+    /// It opens one: SYN without ACK, INIT, or a QUIC Initial.
     Opens,
-    /// The sender has no more to say: FIN.
+    /// The sender has no more to say: FIN, or what shuts an SCTP association down.
     Finishes,
-    /// It ends at once: RST.
+    /// It ends at once: RST, ABORT.
     Resets,
     /// It is not of the connection, but says that it is about it, as anybody may: an ICMP error.
     Hearsay,
@@ -188,10 +188,19 @@ pub fn header_v4(ip: &Ipv4Hdr) -> Option<usize> {
 /// Why there is no flow; its destination is set nevertheless where there is a reason to refuse it.
 #[inline(always)]
 pub fn parse_v4<P: Packet>(packet: &P, flow: &mut Flow) -> Result<(), Stop> {
+    parse_v4_of(packet, flow, false)
+}
+
+/// The same with SCTP, where that is asked for; so is the one of IPv6.
+///
+/// # Errors
+/// As [`parse_v4`].
+#[inline(always)]
+pub fn parse_v4_of<P: Packet>(packet: &P, flow: &mut Flow, sctp: bool) -> Result<(), Stop> {
     let Some(ip) = packet.read::<Ipv4Hdr>(wire::ETHERNET) else {
         return Err(Stop::Foreign);
     };
-    if ip.proto != protocol::TCP && ip.proto != protocol::UDP {
+    if !has_ports(ip.proto, sctp) {
         return Err(if ip.proto == protocol::ICMP {
             Stop::Unusual
         } else {
@@ -216,7 +225,7 @@ pub fn parse_v4<P: Packet>(packet: &P, flow: &mut Flow) -> Result<(), Stop> {
     flow.length = length;
     flow.transport = wire::ETHERNET + header;
     flow.v4 = true;
-    transport(packet, flow)
+    transport(packet, flow, sctp)
 }
 
 /// Reads the headers of an IPv6 frame.
@@ -225,6 +234,15 @@ pub fn parse_v4<P: Packet>(packet: &P, flow: &mut Flow) -> Result<(), Stop> {
 /// As [`parse_v4`].
 #[inline(always)]
 pub fn parse_v6<P: Packet>(packet: &P, flow: &mut Flow) -> Result<(), Stop> {
+    parse_v6_of(packet, flow, false)
+}
+
+/// See [`parse_v4_of`].
+///
+/// # Errors
+/// As [`parse_v4`].
+#[inline(always)]
+pub fn parse_v6_of<P: Packet>(packet: &P, flow: &mut Flow, sctp: bool) -> Result<(), Stop> {
     let Some(ip) = packet.read::<Ipv6Hdr>(wire::ETHERNET) else {
         return Err(Stop::Foreign);
     };
@@ -242,7 +260,7 @@ pub fn parse_v6<P: Packet>(packet: &P, flow: &mut Flow) -> Result<(), Stop> {
         return Err(Stop::Refused(DropReason::BadHeader));
     }
     let found = skip_extensions(packet, ip.next_hdr).map_err(Stop::Refused)?;
-    if found.protocol != protocol::TCP && found.protocol != protocol::UDP {
+    if !has_ports(found.protocol, sctp) {
         return Err(Stop::Foreign);
     }
     flow.source = Address::v6(ip.src_addr);
@@ -251,7 +269,13 @@ pub fn parse_v6<P: Packet>(packet: &P, flow: &mut Flow) -> Result<(), Stop> {
     flow.length = length;
     flow.transport = found.offset;
     flow.v4 = false;
-    transport(packet, flow)
+    transport(packet, flow, sctp)
+}
+
+/// Whether services can be of a protocol, given whether some are of SCTP.
+#[inline(always)]
+pub(crate) const fn has_ports(number: u8, sctp: bool) -> bool {
+    number == protocol::TCP || number == protocol::UDP || (sctp && number == protocol::SCTP)
 }
 
 /// Follows IPv6 extension headers (RFC 8200 §4) to the first header that is none.
@@ -324,9 +348,25 @@ fn signal(tcp: &TcpHdr) -> Signal {
     }
 }
 
-/// Adds the ports, which must lie within the IP packet.
+/// What the first chunk of an SCTP packet says (RFC 9260 §3.2): those of opening and ending stand alone or first.
 #[inline(always)]
-pub(crate) fn transport<P: Packet>(packet: &P, flow: &mut Flow) -> Result<(), Stop> {
+const fn chunk_signal(kind: u8) -> Signal {
+    const INIT: u8 = 1;
+    const ABORT: u8 = 6;
+    const SHUTDOWN: u8 = 7;
+    const SHUTDOWN_ACK: u8 = 8;
+    const SHUTDOWN_COMPLETE: u8 = 14;
+    match kind {
+        INIT => Signal::Opens,
+        ABORT => Signal::Resets,
+        SHUTDOWN | SHUTDOWN_ACK | SHUTDOWN_COMPLETE => Signal::Finishes,
+        _ => Signal::None,
+    }
+}
+
+/// Adds the ports, which must lie within the IP packet; of SCTP only where that is asked for.
+#[inline(always)]
+pub(crate) fn transport<P: Packet>(packet: &P, flow: &mut Flow, sctp: bool) -> Result<(), Stop> {
     let truncated = Stop::Refused(DropReason::Truncated);
     let end = flow.end();
     if flow.protocol == protocol::TCP {
@@ -339,6 +379,16 @@ pub(crate) fn transport<P: Packet>(packet: &P, flow: &mut Flow) -> Result<(), St
         flow.source_port = u16::from_ne_bytes(tcp.source);
         flow.destination_port = u16::from_ne_bytes(tcp.dest);
         flow.signal = signal(&tcp);
+    } else if sctp && flow.protocol == protocol::SCTP {
+        let Some(start) = packet.read::<SctpStart>(flow.transport) else {
+            return Err(truncated);
+        };
+        if flow.transport + wire::SCTP_START > end {
+            return Err(truncated);
+        }
+        flow.source_port = u16::from_ne_bytes(start.source);
+        flow.destination_port = u16::from_ne_bytes(start.destination);
+        flow.signal = chunk_signal(start.kind);
     } else {
         let Some(udp) = packet.read::<UdpHdr>(flow.transport) else {
             return Err(truncated);

@@ -129,7 +129,8 @@ fn outer_udp(
 /// that it is. `None` where they do not cover all of it.
 #[inline(always)]
 fn inner_sum<P: Packet>(packet: &P, flow: &Flow) -> Option<Sum> {
-    if flow.protocol == protocol::FRAGMENT {
+    // That of SCTP is no such sum.
+    if matches!(flow.protocol, protocol::FRAGMENT | protocol::SCTP) {
         return None;
     }
     let header = flow.transport - wire::ETHERNET;

@@ -61,7 +61,7 @@ pub fn process<P: Packet, T: Tables>(
     fragment: &mut Fragment,
     early: Early,
 ) -> Result<Verdict, DropReason> {
-    if read::read(packet, fragment).is_none() {
+    if read::read(packet, fragment, tables.knows(feature::SCTP)).is_none() {
         return Ok(Verdict::Pass);
     }
     let owned = steer::owned(tables, fragment.flow.destination);
@@ -122,7 +122,8 @@ fn first<P: Packet, T: Tables>(
     now: Tick,
 ) -> Result<Verdict, DropReason> {
     let part = fragment.part();
-    let found = match read::ports(packet, &mut fragment.flow) {
+    let sctp = tables.knows(feature::SCTP);
+    let found = match read::ports(packet, &mut fragment.flow, sctp) {
         Ok(found) => found,
         // Whose it is cannot be told.
         Err(_) if !is_vip => return Ok(Verdict::Pass),

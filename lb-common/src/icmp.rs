@@ -104,7 +104,8 @@ pub fn full_nat<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<Verd
     let Some(Message { outer, .. }) = read(packet) else {
         return Ok(Verdict::Pass);
     };
-    let Some(quoted) = quoted(packet, &outer) else {
+    // Which SCTP has none of.
+    let Some(quoted) = quoted(packet, &outer, false) else {
         return Ok(Verdict::Pass);
     };
     match steer::service(tables, &quoted.from) {
@@ -216,7 +217,7 @@ fn forward<P: Packet, T: Tables>(
     outer: &Flow,
     owned: u32,
 ) -> Result<Result<Verdict, DropReason>, Rest> {
-    let Some(quoted) = quoted(packet, outer) else {
+    let Some(quoted) = quoted(packet, outer, tables.knows(feature::SCTP)) else {
         return Ok(Ok(Verdict::Pass));
     };
     // An error goes to whoever sent what it is about.
@@ -234,7 +235,7 @@ fn forward<P: Packet, T: Tables>(
 }
 
 #[inline(always)]
-fn quoted<P: Packet>(packet: &P, outer: &Flow) -> Option<Quoted> {
+fn quoted<P: Packet>(packet: &P, outer: &Flow, sctp: bool) -> Option<Quoted> {
     let network = outer.transport + wire::ICMP;
     let (source, destination, found) = if outer.v4 {
         let ip = packet.read::<Ipv4Hdr>(network)?;
@@ -260,7 +261,7 @@ fn quoted<P: Packet>(packet: &P, outer: &Flow) -> Option<Quoted> {
         )
     };
     let (number, header) = found;
-    if number != protocol::TCP && number != protocol::UDP {
+    if !flow::has_ports(number, sctp) {
         return None;
     }
     let transport = network + header;

@@ -26,8 +26,13 @@ use crate::{
 /// Decides over a frame and makes it what it becomes.
 #[inline(always)]
 pub fn process<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
-    match usual(packet, tables) {
+    let left = match usual(packet, tables) {
+        Err(Rest::Sctp) => sctp(packet, tables),
+        done => done,
+    };
+    match left {
         Ok(verdict) => verdict,
+        Err(Rest::Sctp) => Verdict::Pass,
         Err(Rest::Unusual) => match unusual(packet, tables) {
             Ok(verdict) => verdict,
             Err(_) => full_nat_error(packet, tables),
@@ -74,6 +79,8 @@ pub enum Rest {
     FullNatError,
     /// To [`untranslated`].
     Untranslated,
+    /// To [`sctp`].
+    Sctp,
 }
 
 /// The same for frames as nearly all are.
@@ -88,6 +95,29 @@ pub fn usual<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<Verdict
         Some(Family::V4) => follow(packet, tables, flow::parse_v4, &mut verdict)?,
         Some(Family::V6) => follow(packet, tables, flow::parse_v6, &mut verdict)?,
         None => {}
+    }
+    Ok(verdict)
+}
+
+/// The same for what [`usual`] knows nothing of, where some service is of SCTP: its packets go as others do.
+///
+/// # Errors
+/// As [`usual`].
+#[inline(always)]
+pub fn sctp<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<Verdict, Rest> {
+    let mut verdict = Verdict::Pass;
+    let v4 = |packet: &P, flow: &mut Flow| flow::parse_v4_of(packet, flow, true);
+    let v6 = |packet: &P, flow: &mut Flow| flow::parse_v6_of(packet, flow, true);
+    let done = match flow::family(packet) {
+        Some(Family::V4) => follow(packet, tables, v4, &mut verdict),
+        Some(Family::V6) => follow(packet, tables, v6, &mut verdict),
+        None => Ok(()),
+    };
+    match done {
+        // It is of yet another protocol.
+        Err(Rest::Sctp) if refuses(tables) => return Err(Rest::Refused),
+        Ok(()) | Err(Rest::Sctp) => {}
+        Err(rest) => return Err(rest),
     }
     Ok(verdict)
 }
@@ -285,6 +315,7 @@ fn follow<P: Packet, T: Tables>(
             Err(reason)
         }
         Err(Stop::Unusual) => return Err(Rest::Unusual),
+        Err(Stop::Foreign) if tables.knows(feature::SCTP) => return Err(Rest::Sctp),
         Err(Stop::Foreign) if refuses(tables) => return Err(Rest::Refused),
         Err(_) => Ok(Verdict::Pass),
     };

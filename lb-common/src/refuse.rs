@@ -29,7 +29,7 @@ use crate::{
     forward, martian, mtu,
     packet::Packet,
     steer,
-    tables::{Address, Tables, owned, refusal},
+    tables::{Address, Tables, feature, owned, refusal},
     verdict::{Answer, DropReason, Verdict},
     wire::{self, Byte, Check, IcmpHdr, Word, protocol},
 };
@@ -111,7 +111,7 @@ enum Reply {
 #[inline(always)]
 pub fn process<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<Verdict, DropReason> {
     let mut flow = Flow::EMPTY;
-    let Some(unknown) = read(packet, &mut flow) else {
+    let Some(unknown) = read(packet, tables, &mut flow) else {
         return Ok(Verdict::Pass);
     };
     let owned = steer::owned(tables, flow.destination);
@@ -153,7 +153,7 @@ pub fn untranslated<P: Packet, T: Tables>(
     const EXHAUSTED: u16 = DropReason::PortsExhausted as u16;
     const NO_SESSION: u16 = DropReason::NoSession as u16;
     let mut flow = Flow::EMPTY;
-    if read(packet, &mut flow).is_none() {
+    if read(packet, tables, &mut flow).is_none() {
         return Err(DropReason::Inconsistent);
     }
     let (cause, policy) = judge(tables, &flow, Cause::Port);
@@ -172,7 +172,7 @@ pub fn untranslated<P: Packet, T: Tables>(
 #[inline(always)]
 pub fn too_big<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<Verdict, DropReason> {
     let mut flow = Flow::EMPTY;
-    if read(packet, &mut flow).is_none() {
+    if read(packet, tables, &mut flow).is_none() {
         return Err(DropReason::Inconsistent);
     }
     let mtu = mtu::told(tables.handed_over().limit, flow.v4);
@@ -189,11 +189,12 @@ pub fn too_big<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<Verdi
 
 /// Reads the frame; the cause of the refusal, unless there is a service of that protocol and port.
 #[inline(always)]
-fn read<P: Packet>(packet: &P, flow: &mut Flow) -> Option<Cause> {
+fn read<P: Packet, T: Tables>(packet: &P, tables: &T, flow: &mut Flow) -> Option<Cause> {
+    let sctp = tables.knows(feature::SCTP);
     let family = flow::family(packet)?;
     let parsed = match family {
-        Family::V4 => flow::parse_v4(packet, flow),
-        Family::V6 => flow::parse_v6(packet, flow),
+        Family::V4 => flow::parse_v4_of(packet, flow, sctp),
+        Family::V6 => flow::parse_v6_of(packet, flow, sctp),
     };
     match (parsed, family) {
         (Ok(()), _) => Some(Cause::Port),

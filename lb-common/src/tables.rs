@@ -258,8 +258,10 @@ pub const TAIL_FULL_NAT_ANSWER: u32 = 7;
 pub const TAIL_FULL_NAT_ERROR: u32 = 8;
 /// The next: packets of it that have no port.
 pub const TAIL_UNTRANSLATED: u32 = 9;
+/// The next: SCTP.
+pub const TAIL_SCTP: u32 = 10;
 /// How many there are.
-pub const TAILS: u32 = 10;
+pub const TAILS: u32 = 11;
 
 /// What the program on the interface tells the one that it goes on with.
 #[derive(
@@ -338,8 +340,10 @@ pub mod feature {
     pub const BY_THREE_TUPLE: u32 = 4096;
     /// Some service has several addresses, or a range of ports.
     pub const WIDE: u32 = 8192;
+    /// Some service is SCTP's.
+    pub const SCTP: u32 = 16384;
     /// All of these.
-    pub const ALL: u32 = 16383;
+    pub const ALL: u32 = 32767;
 }
 
 /// What becomes of packets to a VIP that nobody takes ([`crate::refuse`]).

@@ -30,6 +30,8 @@ pub const TCP_CHECK: usize = 16;
 pub const UDP_CHECK: usize = 6;
 /// Length of a UDP header in bytes.
 pub const UDP: usize = 8;
+/// Length of an SCTP common header and the beginning of its first chunk in bytes, as [`SctpStart`] has them.
+pub const SCTP_START: usize = 16;
 /// Length of an ICMP or ICMPv6 header in bytes.
 pub const ICMP: usize = 8;
 
@@ -67,6 +69,8 @@ pub mod protocol {
     pub const NO_NEXT_HEADER: u8 = 59;
     /// IPv6 destination options.
     pub const DESTINATION_OPTIONS: u8 = 60;
+    /// SCTP.
+    pub const SCTP: u8 = 132;
 }
 
 /// The first bytes of a QUIC packet, as many as its destination connection id is found in ([`crate::quic`]).
@@ -91,6 +95,27 @@ pub struct ExtensionHdr {
     pub data: [u8; 2],
     /// The rest.
     pub more: [u8; 4],
+}
+
+/// What every SCTP packet begins with: the common header, and the header of its first chunk (RFC 9260 §3).
+#[derive(Debug, Clone, Copy, SchemaRead, SchemaWrite)]
+#[repr(C)]
+#[wincode(assert_zero_copy)]
+pub struct SctpStart {
+    /// Its source port.
+    pub source: [u8; 2],
+    /// Its destination port.
+    pub destination: [u8; 2],
+    /// Its verification tag.
+    pub tag: [u8; 4],
+    /// Its checksum: CRC32c over all of it, and nothing of the IP header.
+    pub check: [u8; 4],
+    /// Type of the chunk.
+    pub kind: u8,
+    /// Flags of the chunk.
+    pub flags: u8,
+    /// Length of the chunk.
+    pub length: [u8; 2],
 }
 
 /// What every ICMP and ICMPv6 message begins with (RFC 792, RFC 4443 §2.1).

@@ -14,7 +14,7 @@ use lb_common::{
     pipeline::{self, Rest},
     tables::{
         TAIL_FRAGMENT, TAIL_FULL_NAT, TAIL_FULL_NAT_ANSWER, TAIL_FULL_NAT_ERROR, TAIL_FULL_NAT_NEW,
-        TAIL_REFUSED, TAIL_SYN, TAIL_TOO_BIG, TAIL_UNTRANSLATED, TAIL_UNUSUAL,
+        TAIL_REFUSED, TAIL_SCTP, TAIL_SYN, TAIL_TOO_BIG, TAIL_UNTRANSLATED, TAIL_UNUSUAL,
     },
     verdict::Verdict,
 };
@@ -34,6 +34,7 @@ pub fn lb(ctx: XdpContext) -> u32 {
         Err(Rest::Syn) => maps::go_on(&ctx, TAIL_SYN),
         Err(Rest::Fragment) => maps::go_on(&ctx, TAIL_FRAGMENT),
         Err(Rest::FullNatAnswer) => maps::go_on(&ctx, TAIL_FULL_NAT_ANSWER),
+        Err(Rest::Sctp) => maps::go_on(&ctx, TAIL_SCTP),
         // It leaves none to the others.
         Err(Rest::FullNat | Rest::FullNatNew | Rest::FullNatError | Rest::Untranslated) => {
             maps::go_on(&ctx, TAIL_FULL_NAT)
@@ -52,6 +53,22 @@ pub fn unusual(ctx: XdpContext) -> u32 {
     match pipeline::unusual(&mut packet, &Maps::new(&ctx)) {
         Ok(verdict) => return act(&ctx, verdict),
         Err(_) => maps::go_on(&ctx, TAIL_FULL_NAT_ERROR),
+    }
+    xdp_action::XDP_PASS
+}
+
+/// The same with [`pipeline::sctp`].
+#[xdp(frags)]
+#[inline(always)]
+pub fn sctp(ctx: XdpContext) -> u32 {
+    let mut packet = XdpPacket::<true, true>::new(&ctx);
+    match pipeline::sctp(&mut packet, &Maps::new(&ctx)) {
+        Ok(verdict) => return act(&ctx, verdict),
+        Err(Rest::Refused) => maps::go_on(&ctx, TAIL_REFUSED),
+        Err(Rest::TooBig) => maps::go_on(&ctx, TAIL_TOO_BIG),
+        Err(Rest::Fragment) => maps::go_on(&ctx, TAIL_FRAGMENT),
+        // It is to none of the others.
+        Err(_) => {}
     }
     xdp_action::XDP_PASS
 }

@@ -442,7 +442,7 @@ impl Service {
     /// lost by moving them.
     pub fn on_down(&self) -> OnDown {
         self.on_down.unwrap_or(match (self.id.protocol, self.quic) {
-            (Protocol::Tcp, _) | (_, Some(_)) => OnDown::Keep,
+            (Protocol::Tcp | Protocol::Sctp, _) | (_, Some(_)) => OnDown::Keep,
             (Protocol::Udp, None) => OnDown::Resteer,
         })
     }
@@ -451,7 +451,7 @@ impl Service {
     /// connections of the protocol commonly are.
     pub fn moving_time(&self) -> Duration {
         self.moving_time.unwrap_or(match self.id.protocol {
-            Protocol::Tcp => Duration::from_secs(15 * 60),
+            Protocol::Tcp | Protocol::Sctp => Duration::from_secs(15 * 60),
             Protocol::Udp => Duration::from_secs(30),
         })
     }

@@ -174,7 +174,10 @@ fn run_pruned() -> Result<()> {
             feature::IPIP | feature::QUIC | feature::GUARDS,
             "ipip, quic, guards",
         ),
-        (feature::IPIP | feature::WIDE, "ipip, several addresses"),
+        (
+            feature::IPIP | feature::WIDE | feature::SCTP,
+            "ipip, several addresses, sctp",
+        ),
         (
             feature::NAT | feature::MSS | feature::ALL_PORTS,
             "nat, mss, all ports",

@@ -92,9 +92,9 @@ impl Fragment {
 
 /// Reads the headers of a frame; `None` where it carries no fragment of what services are of.
 #[inline(always)]
-pub(super) fn read<P: Packet>(packet: &P, fragment: &mut Fragment) -> Option<()> {
+pub(super) fn read<P: Packet>(packet: &P, fragment: &mut Fragment, sctp: bool) -> Option<()> {
     match flow::family(packet)? {
-        Family::V4 => read_v4(packet, fragment)?,
+        Family::V4 => read_v4(packet, fragment, sctp)?,
         Family::V6 => read_v6(packet, fragment)?,
     }
     let flow = &mut fragment.flow;
@@ -114,11 +114,11 @@ pub(super) fn read<P: Packet>(packet: &P, fragment: &mut Fragment) -> Option<()>
 }
 
 #[inline(always)]
-fn read_v4<P: Packet>(packet: &P, fragment: &mut Fragment) -> Option<()> {
+fn read_v4<P: Packet>(packet: &P, fragment: &mut Fragment, sctp: bool) -> Option<()> {
     let ip = packet.read::<Ipv4Hdr>(wire::ETHERNET)?;
     let header = flow::header_v4(&ip)?;
     let bits = u16::from_be_bytes(ip.frags);
-    if bits & 0x3fff == 0 || (ip.proto != protocol::TCP && ip.proto != protocol::UDP) {
+    if bits & 0x3fff == 0 || !flow::has_ports(ip.proto, sctp) {
         return None;
     }
     let flow = &mut fragment.flow;
@@ -173,7 +173,7 @@ fn read_v6<P: Packet>(packet: &P, fragment: &mut Fragment) -> Option<()> {
 
 /// What a first fragment is to the balancer.
 pub(super) enum Found {
-    /// A datagram of TCP or UDP.
+    /// A datagram of a protocol that services are of.
     Flow,
     /// One that no service could be addressed by.
     Foreign,
@@ -182,7 +182,11 @@ pub(super) enum Found {
 /// Reads what only a first fragment has: the rest of the header chain, and the transport header, of which all
 /// must be there (RFC 1858 §3, RFC 7112 §5).
 #[inline(always)]
-pub(super) fn ports<P: Packet>(packet: &P, flow: &mut Flow) -> Result<Found, DropReason> {
+pub(super) fn ports<P: Packet>(
+    packet: &P,
+    flow: &mut Flow,
+    sctp: bool,
+) -> Result<Found, DropReason> {
     let end = flow.end();
     if !flow.v4 {
         for _ in 0..MAX_EXTENSION_HEADERS {
@@ -203,10 +207,10 @@ pub(super) fn ports<P: Packet>(packet: &P, flow: &mut Flow) -> Result<Found, Dro
         }
     }
     flow.transport = packet.forget(flow.transport);
-    if flow.protocol != protocol::TCP && flow.protocol != protocol::UDP {
+    if !flow::has_ports(flow.protocol, sctp) {
         return Ok(Found::Foreign);
     }
-    if flow::transport(packet, flow).is_err() {
+    if flow::transport(packet, flow, sctp).is_err() {
         return Err(DropReason::FragmentTiny);
     }
     if flow.protocol == protocol::TCP {

@@ -27,6 +27,7 @@ mod properties;
 mod quic;
 mod refuse;
 mod scheduling;
+mod sctp;
 mod steering;
 mod too_big;
 mod tracking;

@@ -499,6 +499,7 @@ fn features(descriptor: &Descriptor) -> u32 {
     };
     let flag = |is: bool, feature: u32| if is { feature } else { 0 };
     mode | flag(descriptor.port == 0, feature::ALL_PORTS)
+        | flag(descriptor.protocol == 132, feature::SCTP)
         | flag(
             descriptor.flags & service_flag::GUARDED != 0,
             feature::GUARDS,

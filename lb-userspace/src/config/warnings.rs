@@ -92,9 +92,10 @@ fn one(service: &Service, check: &Check, name: &str) -> Option<String> {
         check.probe,
         Probe::Tcp {} | Probe::Http(_) | Probe::Https(_) | Probe::Grpc(_)
     );
-    if service.id.protocol == Protocol::Udp && by_tcp && check.port.is_none() {
+    if service.id.protocol != Protocol::Tcp && by_tcp && check.port.is_none() {
+        let protocol = service.id.protocol.to_string().to_uppercase();
         return Some(format!(
-            "is UDP, but its check \"{name}\" connects to the backends' port by TCP: set its port, or another type"
+            "is {protocol}, but its check \"{name}\" connects to the backends' port by TCP: set its port, or another type"
         ));
     }
     let tls = check.probe.tls()?;

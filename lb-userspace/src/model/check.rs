@@ -70,6 +70,13 @@ impl Service {
     /// Whether answers can tell which of several addresses and ports they are from.
     fn check_span(&self) -> Result<(), ModelError> {
         let id = self.id;
+        if id.protocol == Protocol::Sctp && matches!(self.mode, Mode::Nat | Mode::FullNat) {
+            let problem = format!(
+                "\"{}\" rewrites ports, which the checksum of SCTP (CRC32c) has all of the packet read for: use mode \"ipip\", \"gue\" or \"l2\"",
+                name_of(self.mode)
+            );
+            return invalid(id, "mode", problem);
+        }
         if self.mode != Mode::Nat {
             return Ok(());
         }

@@ -9,7 +9,7 @@ use super::{ServerId, ServiceId};
 pub enum ModelError {
     /// Not of the form `ADDRESS:PORT/PROTOCOL`.
     #[error(
-        "`{text}` is not a service: write ADDRESS:PORT/PROTOCOL, such as 10.0.0.1:80/tcp or [2001:db8::1]:443/udp, or * for every port; a range is 8000-8999, a prefix 203.0.113.0/28 or [2001:db8::/64]"
+        "`{text}` is not a service: write ADDRESS:PORT/PROTOCOL, such as 10.0.0.1:80/tcp or [2001:db8::1]:443/udp, of tcp, udp or sctp, or * for every port; a range is 8000-8999, a prefix 203.0.113.0/28 or [2001:db8::/64]"
     )]
     BadService {
         /// What was given.

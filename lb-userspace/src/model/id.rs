@@ -20,6 +20,8 @@ pub enum Protocol {
     Tcp,
     /// User Datagram Protocol, IP protocol 17.
     Udp,
+    /// Stream Control Transmission Protocol, IP protocol 132.
+    Sctp,
 }
 
 impl Protocol {
@@ -28,6 +30,7 @@ impl Protocol {
         match self {
             Self::Tcp => 6,
             Self::Udp => 17,
+            Self::Sctp => 132,
         }
     }
 }
@@ -37,6 +40,7 @@ impl fmt::Display for Protocol {
         f.write_str(match self {
             Self::Tcp => "tcp",
             Self::Udp => "udp",
+            Self::Sctp => "sctp",
         })
     }
 }
@@ -204,6 +208,7 @@ impl FromStr for ServiceId {
         let protocol = match protocol {
             "tcp" => Protocol::Tcp,
             "udp" => Protocol::Udp,
+            "sctp" => Protocol::Sctp,
             _ => return Err(bad()),
         };
         let (address, ports) = vip.rsplit_once(':').ok_or_else(bad)?;

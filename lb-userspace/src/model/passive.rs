@@ -160,7 +160,10 @@ pub(super) fn check_passive(service: &Service) -> Result<(), ModelError> {
     }
     let refuse = |problem: String| invalid(service.id, "passive", problem);
     if service.id.protocol != Protocol::Tcp {
-        return refuse("goes by the handshakes of TCP, which UDP has none of: leave it out".into());
+        let protocol = service.id.protocol.to_string().to_uppercase();
+        return refuse(format!(
+            "goes by the handshakes of TCP, which {protocol} has none of: leave it out"
+        ));
     }
     if matches!(service.mode, Mode::Nat | Mode::FullNat) && service.id.has_several_ports() {
         return refuse(

@@ -4,7 +4,7 @@
 use lb_common::tables::{feature, owned, service_flag};
 
 use super::{Draft, Operation, Placed};
-use crate::model::{Mode, MssClamp, Service, State, Unserved};
+use crate::model::{Mode, MssClamp, Protocol, Service, State, Unserved};
 
 /// What services need, and packets that none of them takes: bits of [`feature`].
 pub fn needed<'a>(services: impl IntoIterator<Item = &'a Service>, unknown_port: Unserved) -> u32 {
@@ -25,6 +25,7 @@ fn of(service: &Service) -> u32 {
     let fields = service.scheduler.hash_fields().unwrap_or(0);
     let every = service.id.has_every_port() && !service.id.is_wide();
     mode | flag(every, feature::ALL_PORTS)
+        | flag(service.id.protocol == Protocol::Sctp, feature::SCTP)
         | flag(service.id.is_wide(), feature::WIDE)
         | flag(service.is_guarded(), feature::GUARDS)
         | flag(service.quic.is_some(), feature::QUIC)

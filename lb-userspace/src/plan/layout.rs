@@ -412,7 +412,7 @@ pub fn endpoint_at(address: SocketAddr, protocol: Protocol) -> Endpoint {
 }
 
 fn service_id(endpoint: &Endpoint, shape: &Shape) -> Option<ServiceId> {
-    let protocol = [Protocol::Tcp, Protocol::Udp]
+    let protocol = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp]
         .into_iter()
         .find(|protocol| protocol.number() == endpoint.protocol)?;
     let vip = SocketAddr::new(IpAddr::from(endpoint.address), u16::from_be(endpoint.port));

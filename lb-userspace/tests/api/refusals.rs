@@ -81,7 +81,7 @@ const BAD_PATHS: &[Bad] = &[
     ),
     (
         "GET",
-        "/v1/services/10.0.0.1:80%2Fsctp",
+        "/v1/services/10.0.0.1:80%2Ficmp",
         "",
         400,
         "bad_service",

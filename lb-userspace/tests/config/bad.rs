@@ -193,7 +193,7 @@ const BAD_FILES: &[Bad] = &[
         "write mode = \"ipip\"",
     ),
     (
-        "[[service]]\nmode = \"nat\"\nvip = \"10.0.0.1:80/sctp\"",
+        "[[service]]\nmode = \"nat\"\nvip = \"10.0.0.1:80/icmp\"",
         3,
         "service[0].vip",
         "write ADDRESS:PORT/PROTOCOL",

@@ -79,6 +79,7 @@ fn transport(client: SocketAddr, service: ServiceId, sent: Sent) -> Vec<u8> {
         Sent::Named(_) => 0,
     };
     match service.protocol {
+        Protocol::Sctp => panic!("no service of a scenario is SCTP's"),
         Protocol::Tcp => bytes.extend([0, 0, 0, 0, 0, 0, 0, 0, 0x50, bits, 0, 0, 0, 0, 0, 0]),
         // Services that are not QUIC do not look at what follows.
         Protocol::Udp => {

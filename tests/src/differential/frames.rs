@@ -215,6 +215,12 @@ impl Generator {
                 bytes.extend((0..6).map(|_| self.random.byte()));
                 bytes.extend(options);
             }
+            // The tag, the checksum and the header of a chunk.
+            132 => {
+                bytes.extend((0..8).map(|_| self.random.byte()));
+                let kind = self.random.pick(&[1, 1, 0, 10, 3, 6, 7, 8, 14]);
+                bytes.extend([kind, 0, 0, 4]);
+            }
             _ => {
                 let check = self.random.pick(&[0, 0xffff, 0x1234, 0xfffe]);
                 bytes.extend(8u16.to_be_bytes());

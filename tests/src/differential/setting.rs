@@ -311,6 +311,19 @@ fn services() -> Result<Vec<Service>> {
         persistent("10.0.0.70:5000-5999/tcp", Mode::L2, &v4)?,
         service("10.0.0.50:7000-7003/tcp", Mode::Nat, &["10.2.0.71:80"])?,
         service("[fd00::64:0:0:0/80]:*/tcp", Mode::Gue, &v6)?,
+        service("10.0.0.2:80/sctp", Mode::Ipip, &v4)?,
+        recording(service("[fd00::2]:80/sctp", Mode::Ipip, &v6)?),
+        guarded(
+            service("10.0.0.7:80/sctp", Mode::Gue, &v6)?,
+            "half",
+            "none",
+            "4",
+        ),
+        service("[fd00::7]:*/sctp", Mode::L2, &v6)?,
+        Service {
+            no_backend: Unserved::Reset,
+            ..service("10.0.0.64/28:80/sctp", Mode::Ipip, &[])?
+        },
         translated(service("10.0.0.44/30:80/tcp", Mode::FullNat, &v4)?, true),
         grouped("10.0.0.20:80/tcp")?,
         grouped("10.0.0.20:443/tcp")?,
