@@ -11,7 +11,7 @@ use crate::{
     checksum::Sum,
     egress::{self, Onward},
     flow::{self, Flow, Signal},
-    forward, full_nat, martian,
+    forward, full_nat, martian, neighbour,
     packet::Packet,
     passive::Said,
     pipeline::Rest,
@@ -48,6 +48,8 @@ mod v6 {
 enum Kind {
     Echo,
     Error,
+    /// A neighbour solicitation.
+    Solicitation,
     Other,
 }
 
@@ -73,7 +75,7 @@ struct Quoted {
 /// Decides over an ICMP packet and makes it what it becomes.
 ///
 /// # Errors
-/// It is left to [`full_nat`].
+/// It is left to [`full_nat`], or to [`neighbour`].
 #[inline(always)]
 pub fn process<P: Packet, T: Tables>(
     packet: &mut P,
@@ -82,6 +84,10 @@ pub fn process<P: Packet, T: Tables>(
     let Some(message) = read(packet) else {
         return Ok(Ok(Verdict::Pass));
     };
+    // Some of these come from nobody yet.
+    if tables.knows(feature::ANNOUNCE) && message.kind == Kind::Solicitation {
+        return Err(Rest::Neighbour);
+    }
     // Asked once, since the kernel's program has little room for questions.
     let owned = steer::owned(tables, message.outer.destination);
     if let Some(outcome) = martian::outcome(&message.outer, owned) {
@@ -91,7 +97,7 @@ pub fn process<P: Packet, T: Tables>(
         Kind::Echo if owned & owned::VIP != 0 => answer(packet, tables, &message.outer),
         Kind::Echo => Ok(Verdict::Pass),
         Kind::Error => return forward(packet, tables, &message.outer, owned),
-        Kind::Other => Ok(Verdict::Pass),
+        Kind::Solicitation | Kind::Other => Ok(Verdict::Pass),
     })
 }
 
@@ -178,6 +184,7 @@ const fn kind_v6(kind: u8) -> Kind {
     match kind {
         v6::ECHO => Kind::Echo,
         v6::UNREACHABLE..=v6::PARAMETER_PROBLEM => Kind::Error,
+        neighbour::SOLICITATION => Kind::Solicitation,
         _ => Kind::Other,
     }
 }

@@ -22,6 +22,7 @@
 //! | [`fragment`] | datagrams in fragments |
 //! | [`icmp`] | messages about flows |
 //! | [`refuse`] | what nobody takes |
+//! | [`neighbour`] | who has a VIP on its links |
 //! | [`passive`] | what packets show of backends |
 //! | [`budget`] | how many answers there are |
 //! | [`verdict`] | what becomes of it, and why |
@@ -56,6 +57,7 @@ pub mod martian;
 pub mod memory;
 pub mod mss;
 pub mod mtu;
+pub mod neighbour;
 pub mod packet;
 pub mod passive;
 pub mod persist;

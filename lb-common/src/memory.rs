@@ -14,9 +14,9 @@ use crate::{
     tables::{
         AccessKey, Address, Backend, Bucket, ClassKey, Control, Counters, Datagram, Endpoint,
         FlowCounters, FlowEvent, FlowKey, FragmentKey, GuardEntry, HANDSHAKES, Handover, Handshake,
-        Member, NoRoute, PoolKey, PortKey, Record, Recorded, Route, RouteQuery, Server, ServerKey,
-        ServiceEntry, Session, Shape, Sign, Signs, SourceKey, TICK_SHIFT, Table, Tables, Tick,
-        VipKey, WayBack,
+        Interface, Member, NoRoute, PoolKey, PortKey, Record, Recorded, Route, RouteQuery, Server,
+        ServerKey, ServiceEntry, Session, Shape, Sign, Signs, SourceKey, TICK_SHIFT, Table, Tables,
+        Tick, VipKey, WayBack,
     },
     verdict::{Answer, DROP_COUNTERS, DropReason, Piece},
     wire::Byte,
@@ -65,6 +65,8 @@ pub struct MemoryTables {
     pub class_ports: BTreeMap<ClassKey, u32>,
     /// What descriptors do not say of services that have several addresses or ports, by index.
     pub shapes: Vec<Shape>,
+    /// Hardware addresses of interfaces that VIPs are announced on.
+    pub interfaces: BTreeMap<u32, Interface>,
     /// Routes by destination; where there is none, packets are [refused](NoRoute::Refused).
     pub routes: BTreeMap<Address, Result<Route, NoRoute>>,
     /// The flow tables.
@@ -353,6 +355,10 @@ impl Tables for MemoryTables {
             .map(|bits| ClassKey::block(key.class, port, bits));
         let found = blocks.find_map(|block| self.class_ports.get(&block));
         found.copied().unwrap_or(0)
+    }
+
+    fn hardware_address(&self, interface: u32) -> Option<[u8; 6]> {
+        self.interfaces.get(&interface).map(|found| found.mac)
     }
 
     fn route(&self, query: &RouteQuery) -> Result<Route, NoRoute> {

@@ -10,7 +10,7 @@ use crate::{
     fragment::{self, Early, Fragment},
     full_nat,
     hash::FlowHash,
-    icmp, martian, mss, mtu,
+    icmp, martian, mss, mtu, neighbour,
     packet::Packet,
     passive,
     quic::{self, Start},
@@ -35,6 +35,7 @@ pub fn process<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
         Err(Rest::Sctp) => Verdict::Pass,
         Err(Rest::Unusual) => match unusual(packet, tables) {
             Ok(verdict) => verdict,
+            Err(Rest::Neighbour) => neighbour(packet, tables),
             Err(_) => full_nat_error(packet, tables),
         },
         Err(Rest::Refused) => refused(packet, tables),
@@ -53,6 +54,7 @@ pub fn process<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
         },
         Err(Rest::FullNatError) => full_nat_error(packet, tables),
         Err(Rest::Untranslated) => untranslated(packet, tables),
+        Err(Rest::Neighbour) => neighbour(packet, tables),
     }
 }
 
@@ -81,6 +83,8 @@ pub enum Rest {
     Untranslated,
     /// To [`sctp`].
     Sctp,
+    /// To [`neighbour`](neighbour()).
+    Neighbour,
 }
 
 /// The same for frames as nearly all are.
@@ -94,6 +98,7 @@ pub fn usual<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<Verdict
     match flow::family(packet) {
         Some(Family::V4) => follow(packet, tables, flow::parse_v4, &mut verdict)?,
         Some(Family::V6) => follow(packet, tables, flow::parse_v6, &mut verdict)?,
+        None if neighbour::may_be_asked(packet, tables) => return Err(Rest::Neighbour),
         None => {}
     }
     Ok(verdict)
@@ -194,6 +199,13 @@ pub fn full_nat_error<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdi
 #[inline(always)]
 pub fn untranslated<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
     let outcome = refuse::untranslated(packet, tables);
+    counted(tables, outcome)
+}
+
+/// The same for frames that ask who has a VIP.
+#[inline(always)]
+pub fn neighbour<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
+    let outcome = neighbour::process(packet, tables);
     counted(tables, outcome)
 }
 

@@ -260,8 +260,10 @@ pub const TAIL_FULL_NAT_ERROR: u32 = 8;
 pub const TAIL_UNTRANSLATED: u32 = 9;
 /// The next: SCTP.
 pub const TAIL_SCTP: u32 = 10;
+/// The next: ARP requests and neighbour solicitations.
+pub const TAIL_NEIGHBOUR: u32 = 11;
 /// How many there are.
-pub const TAILS: u32 = 11;
+pub const TAILS: u32 = 12;
 
 /// What the program on the interface tells the one that it goes on with.
 #[derive(
@@ -342,8 +344,10 @@ pub mod feature {
     pub const WIDE: u32 = 8192;
     /// Some service is SCTP's.
     pub const SCTP: u32 = 16384;
+    /// Some VIP is answered for on its links ([`crate::neighbour`]).
+    pub const ANNOUNCE: u32 = 32768;
     /// All of these.
-    pub const ALL: u32 = 32767;
+    pub const ALL: u32 = 65535;
 }
 
 /// What becomes of packets to a VIP that nobody takes ([`crate::refuse`]).
@@ -785,6 +789,20 @@ pub mod owned {
     pub const LOCAL: u32 = 2;
     /// An address of a pool that mode `full-nat` takes ports of.
     pub const POOL: u32 = 4;
+    /// A VIP for which neighbours are answered ([`crate::neighbour`]).
+    pub const ANNOUNCED: u32 = 8;
+}
+
+/// An interface that VIPs are announced on.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct Interface {
+    /// Its hardware address.
+    pub mac: [u8; 6],
+    /// Always zero.
+    pub zeros: [u8; 2],
 }
 
 /// What the connection ids of a QUIC server begin with. Words have their first byte lowest.
@@ -1121,6 +1139,8 @@ pub trait Tables {
     fn class(&self, key: &VipKey) -> [u32; 2];
     /// Index + 1 of the service that has a port of a class; 0: none.
     fn class_port(&self, key: &ClassKey) -> u32;
+    /// The hardware address of an interface that VIPs are announced on, by its index.
+    fn hardware_address(&self, interface: u32) -> Option<[u8; 6]>;
     /// Where the kernel would send a packet.
     ///
     /// # Errors
@@ -1388,6 +1408,7 @@ const _: () = {
     assert!(size_of::<Member>() == 16);
     assert!(size_of::<Backend>() == 64, "one cache line");
     assert!(size_of::<WayBack>() == 24);
+    assert!(size_of::<Interface>() == 8);
     assert!(size_of::<Handover>() == 8);
     assert!(size_of::<Counters>() == 24);
     assert!(size_of::<Control>() == 120);

@@ -98,6 +98,14 @@ counted! {
     Land = 23, "land";
     /// An answer to a session of mode `full-nat` that no route leads on to its client.
     NoRoute = 24, "no_route";
+    /// An ARP request for a VIP that contradicts itself (RFC 826, RFC 1122 §3.3.6).
+    ArpMalformed = 25, "arp_malformed";
+    /// A neighbour solicitation for a VIP that has passed a router (RFC 4861 §7.1.1).
+    NdHopLimit = 26, "nd_hop_limit";
+    /// One with a wrong checksum.
+    NdChecksum = 27, "nd_checksum";
+    /// One that breaks another rule there.
+    NdMalformed = 28, "nd_malformed";
 }
 
 counted! {
@@ -115,6 +123,10 @@ counted! {
     Limited = 4, "limited";
     /// An ICMP error that says what length the way to a backend takes.
     TooBig = 5, "too_big";
+    /// An ARP reply.
+    Arp = 6, "arp";
+    /// A neighbour advertisement.
+    Neighbour = 7, "neighbour";
 }
 
 counted! {

@@ -39,6 +39,8 @@ pub const ICMP: usize = 8;
 pub const ETHER_IPV4: u16 = 0x0800_u16.to_be();
 /// Ether type of IPv6, natively loaded.
 pub const ETHER_IPV6: u16 = 0x86DD_u16.to_be();
+/// Ether type of ARP, natively loaded.
+pub const ETHER_ARP: u16 = 0x0806_u16.to_be();
 
 /// UDP port of Generic UDP Encapsulation, as registered at IANA.
 pub const GUE_PORT: u16 = 6080;
@@ -131,6 +133,61 @@ pub struct IcmpHdr {
     pub check: [u8; 2],
     /// What its type makes of it.
     pub rest: [u8; 4],
+}
+
+/// An ARP packet of IPv4 over Ethernet (RFC 826).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, SchemaRead, SchemaWrite)]
+#[repr(C)]
+#[wincode(assert_zero_copy)]
+pub struct ArpHdr {
+    /// Kind of hardware: 1 for Ethernet.
+    pub hardware: [u8; 2],
+    /// Protocol, as an ether type.
+    pub protocol: [u8; 2],
+    /// Length of hardware addresses in bytes.
+    pub hardware_length: u8,
+    /// Length of protocol addresses in bytes.
+    pub protocol_length: u8,
+    /// Request or reply.
+    pub operation: [u8; 2],
+    /// Hardware address of the sender.
+    pub sender_mac: [u8; 6],
+    /// Its IPv4 address.
+    pub sender: [u8; 4],
+    /// Hardware address of the target.
+    pub target_mac: [u8; 6],
+    /// Its IPv4 address.
+    pub target: [u8; 4],
+}
+
+/// A neighbour solicitation or advertisement without its options (RFC 4861 §4.3, §4.4).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, SchemaRead, SchemaWrite)]
+#[repr(C)]
+#[wincode(assert_zero_copy)]
+pub struct NeighbourHdr {
+    /// Its type.
+    pub kind: u8,
+    /// Its code.
+    pub code: u8,
+    /// Its checksum.
+    pub check: [u8; 2],
+    /// Flags of an advertisement; else zero.
+    pub flags: [u8; 4],
+    /// The address that it is about.
+    pub target: [u8; 16],
+}
+
+/// The link-layer address option of neighbour discovery (RFC 4861 §4.6.1), and eight bytes of any other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, SchemaRead, SchemaWrite)]
+#[repr(C)]
+#[wincode(assert_zero_copy)]
+pub struct LinkAddressOption {
+    /// Its kind.
+    pub kind: u8,
+    /// Its length in units of eight bytes.
+    pub length: u8,
+    /// The hardware address.
+    pub mac: [u8; 6],
 }
 
 /// What every TCP option begins with that is longer than a byte, and the value of one of four bytes.

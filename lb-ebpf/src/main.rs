@@ -14,7 +14,8 @@ use lb_common::{
     pipeline::{self, Rest},
     tables::{
         TAIL_FRAGMENT, TAIL_FULL_NAT, TAIL_FULL_NAT_ANSWER, TAIL_FULL_NAT_ERROR, TAIL_FULL_NAT_NEW,
-        TAIL_REFUSED, TAIL_SCTP, TAIL_SYN, TAIL_TOO_BIG, TAIL_UNTRANSLATED, TAIL_UNUSUAL,
+        TAIL_NEIGHBOUR, TAIL_REFUSED, TAIL_SCTP, TAIL_SYN, TAIL_TOO_BIG, TAIL_UNTRANSLATED,
+        TAIL_UNUSUAL,
     },
     verdict::Verdict,
 };
@@ -35,6 +36,7 @@ pub fn lb(ctx: XdpContext) -> u32 {
         Err(Rest::Fragment) => maps::go_on(&ctx, TAIL_FRAGMENT),
         Err(Rest::FullNatAnswer) => maps::go_on(&ctx, TAIL_FULL_NAT_ANSWER),
         Err(Rest::Sctp) => maps::go_on(&ctx, TAIL_SCTP),
+        Err(Rest::Neighbour) => maps::go_on(&ctx, TAIL_NEIGHBOUR),
         // It leaves none to the others.
         Err(Rest::FullNat | Rest::FullNatNew | Rest::FullNatError | Rest::Untranslated) => {
             maps::go_on(&ctx, TAIL_FULL_NAT)
@@ -52,6 +54,7 @@ pub fn unusual(ctx: XdpContext) -> u32 {
     let mut packet = XdpPacket::<true>::new(&ctx);
     match pipeline::unusual(&mut packet, &Maps::new(&ctx)) {
         Ok(verdict) => return act(&ctx, verdict),
+        Err(Rest::Neighbour) => maps::go_on(&ctx, TAIL_NEIGHBOUR),
         Err(_) => maps::go_on(&ctx, TAIL_FULL_NAT_ERROR),
     }
     xdp_action::XDP_PASS
@@ -129,6 +132,15 @@ pub fn full_nat_error(ctx: XdpContext) -> u32 {
 pub fn untranslated(ctx: XdpContext) -> u32 {
     let mut packet = XdpPacket::<true, true>::new(&ctx);
     let verdict = pipeline::untranslated(&mut packet, &Maps::new(&ctx));
+    act(&ctx, verdict)
+}
+
+/// The same with [`pipeline::neighbour`].
+#[xdp(frags)]
+#[inline(always)]
+pub fn neighbour(ctx: XdpContext) -> u32 {
+    let mut packet = XdpPacket::<true>::new(&ctx);
+    let verdict = pipeline::neighbour(&mut packet, &Maps::new(&ctx));
     act(&ctx, verdict)
 }
 

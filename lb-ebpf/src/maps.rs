@@ -40,9 +40,10 @@ use lb_common::{
     tables::{
         self, AccessKey, Address, Backend, Bucket, ClassKey, Control, Counters, Datagram, Early,
         Endpoint, FlowCounters, FlowEvent, FlowKey, FragmentKey, GuardEntry,
-        HANDSHAKES as HOW_MANY_HANDSHAKES, Handover, Handshake, Member, NoRoute, PoolKey, PortKey,
-        Record, Recorded, Route, RouteQuery, Server, ServerKey, ServiceEntry, Session, Shape, Sign,
-        Signs, Slot, SourceKey, TICK_SHIFT, Table, Tables, Tick, VipKey, WayBack, feature,
+        HANDSHAKES as HOW_MANY_HANDSHAKES, Handover, Handshake, Interface, Member, NoRoute,
+        PoolKey, PortKey, Record, Recorded, Route, RouteQuery, Server, ServerKey, ServiceEntry,
+        Session, Shape, Sign, Signs, Slot, SourceKey, TICK_SHIFT, Table, Tables, Tick, VipKey,
+        WayBack, feature,
     },
     track::{self, Question},
     verdict::{Answer, DROP_COUNTERS, DropReason, FIRST_ANSWER, FIRST_PIECE, Piece},
@@ -83,6 +84,9 @@ static CLASS_PORTS: LpmTrie<[u32; 2], u32, 1> = LpmTrie::new();
 /// The agent's own: what descriptors do not say of such services, by index.
 #[btf_map]
 static SHAPES: Array<Shape, 1, MMAPABLE> = Array::new();
+/// Interfaces that VIPs are announced on. Not preallocated: most configurations have none.
+#[btf_map]
+static INTERFACES: HashMap<u32, Interface, 1, NO_PREALLOC> = HashMap::new();
 /// What guards services, by the number of their pool.
 #[btf_map]
 static GUARDS: Array<GuardEntry, 1, MMAPABLE> = Array::new();
@@ -496,6 +500,12 @@ impl Tables for Maps {
     fn owned(&self, address: &Address) -> u32 {
         // SAFETY: copied at once; a word, so that it is one that some address has.
         unsafe { OWNED.get(address) }.copied().unwrap_or(0)
+    }
+
+    #[inline(always)]
+    fn hardware_address(&self, interface: u32) -> Option<[u8; 6]> {
+        // SAFETY: copied at once, from memory that is given back only after a grace period. Any bytes are an `Interface`.
+        unsafe { INTERFACES.get(interface) }.map(|found| found.mac)
     }
 
     #[inline(always)]

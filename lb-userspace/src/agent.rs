@@ -17,7 +17,7 @@ pub mod tiers;
 pub use self::core::Core;
 pub use self::run::{Sources, run};
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use tokio::sync::{mpsc, oneshot};
 
@@ -68,6 +68,15 @@ impl From<PlanError> for ChangeError {
 /// An access list and the services that have it.
 pub type Listed = (AccessList, Vec<ServiceId>);
 
+/// What is announced, and where.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Announced {
+    /// VIPs.
+    pub vips: BTreeSet<IpAddr>,
+    /// Names of interfaces.
+    pub interfaces: BTreeSet<String>,
+}
+
 /// What the loop is asked.
 #[derive(Debug)]
 pub enum Request {
@@ -85,6 +94,11 @@ pub enum Request {
     Beat(Target, oneshot::Sender<Result<(), ChangeError>>),
     /// A backend says that it has no flow left.
     Drained(Target, oneshot::Sender<Result<(), ChangeError>>),
+    /// Announce a VIP once more, or all; which are, and where.
+    Announce(
+        Option<IpAddr>,
+        oneshot::Sender<Result<Announced, ChangeError>>,
+    ),
     /// List recorded flows.
     Flows(FlowFilter, oneshot::Sender<Result<FlowList, ChangeError>>),
     /// What has happened lately.
@@ -140,6 +154,14 @@ impl Handle {
     /// It is not there, or may have flows again at any time.
     pub async fn drained(&self, target: Target) -> Result<(), ChangeError> {
         self.ask(|reply| Request::Drained(target, reply)).await?
+    }
+
+    /// Announces a VIP once more, or all; which are, and where.
+    ///
+    /// # Errors
+    /// It is not one that is announced.
+    pub async fn announce(&self, vip: Option<IpAddr>) -> Result<Announced, ChangeError> {
+        self.ask(|reply| Request::Announce(vip, reply)).await?
     }
 
     /// Takes note that a datagram from `sender` reports backends there; nobody is answered.

@@ -5,6 +5,7 @@
 //! `health::probe`, `neighbours`, `dataplane::bpf`) is apart from it.
 
 pub mod agent;
+pub mod announce;
 pub mod api;
 pub mod capacity;
 pub mod config;

@@ -129,7 +129,11 @@ impl Scrape {
         let fragments = fragments.map(|(kind, count)| ([("fragment", *kind)], *count));
         let help =
             "Fragments of datagrams to VIPs and of answers to their clients, by what they came to";
-        counters(encoder, "lb_fragments", help, fragments)
+        counters(encoder, "lb_fragments", help, fragments)?;
+        let announced = self.0.announced.iter();
+        let claims = announced.map(|a| ([("vip", a.vip.to_string())], a.conflicts));
+        let help = "Frames by which others have claimed a VIP that is announced";
+        counters(encoder, "lb_vip_conflicts", help, claims)
     }
 
     fn services(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {

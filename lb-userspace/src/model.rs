@@ -298,6 +298,9 @@ pub struct Service {
     pub group: Option<String>,
     /// How packets reach the backends.
     pub mode: Mode,
+    /// Whether neighbours are told that its VIP is here: ARP and neighbour discovery are answered, and it is announced.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub announce: bool,
     /// Slots of the Maglev ring, a prime; chosen from the pool's size where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ring_size: Option<u32>,
@@ -407,6 +410,7 @@ impl Service {
             id,
             group: None,
             mode,
+            announce: false,
             ring_size: None,
             scheduler: Scheduler::default(),
             flow_state: FlowState::default(),

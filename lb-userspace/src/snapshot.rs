@@ -208,6 +208,8 @@ pub enum Happened {
         /// Which.
         backend: SocketAddr,
     },
+    /// Somebody else claims the VIP.
+    Conflict,
 }
 
 /// An event.
@@ -508,6 +510,15 @@ pub struct InterfaceStatus {
     pub mode: &'static str,
 }
 
+/// A VIP of which neighbours are told that it is here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AnnouncedStatus {
+    /// Which.
+    pub vip: IpAddr,
+    /// Frames by which others have claimed it, since the agent started.
+    pub conflicts: u64,
+}
+
 /// The agent at one moment.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Snapshot {
@@ -527,6 +538,8 @@ pub struct Snapshot {
     pub sessions: TableUse,
     /// The address pools.
     pub address_pools: Vec<AddressPoolStatus>,
+    /// VIPs that are announced.
+    pub announced: Vec<AnnouncedStatus>,
     /// Events since the agent started.
     pub events: u64,
     /// Packets to VIPs that were not forwarded, by the reason's name; every reason is listed.

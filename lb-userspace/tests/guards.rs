@@ -114,6 +114,7 @@ fn planned(core: &Core<MemoryDataplane>, change: Change) -> Vec<Operation> {
         state: &state,
         down: &Default::default(),
         next_hops: &Default::default(),
+        links: &Default::default(),
         own_addresses: &Default::default(),
         tunnel: Tunnel::default(),
         unknown_port: UNKNOWN_PORT,

@@ -11,10 +11,10 @@ use lb_userspace::{
     metrics,
     model::{Admin, Backend, Service, Unserved},
     snapshot::{
-        AdaptivePoolStatus, AdaptiveStatus, AddressPoolStatus, BackendState, BackendStatus,
-        CheckStatus, Condition, DampingStatus, FlowStatus, PanicStatus, Passed, PassiveStatus,
-        RecordUses, ServiceStatus, SlowStartStatus, Snapshot, Standing, TableUse, TierStatus,
-        Traffic,
+        AdaptivePoolStatus, AdaptiveStatus, AddressPoolStatus, AnnouncedStatus, BackendState,
+        BackendStatus, CheckStatus, Condition, DampingStatus, FlowStatus, PanicStatus, Passed,
+        PassiveStatus, RecordUses, ServiceStatus, SlowStartStatus, Snapshot, Standing, TableUse,
+        TierStatus, Traffic,
     },
 };
 use tokio::{
@@ -180,6 +180,10 @@ fn snapshot() -> Snapshot {
         drops: vec![("no_backend", 3), ("malformed", 0)],
         answers: vec![("reset", 2), ("limited", 0)],
         fragments: vec![("first", 4), ("held", 0)],
+        announced: vec![AnnouncedStatus {
+            vip: "10.0.0.1".parse().unwrap(),
+            conflicts: 3,
+        }],
         unknown_port: Unserved::Reset,
     }
 }
@@ -257,6 +261,7 @@ fn the_page_holds_every_figure_of_the_snapshot() {
         "lb_answers_total{answer=\"limited\"} 0".to_owned(),
         "lb_fragments_total{fragment=\"first\"} 4".to_owned(),
         "lb_fragments_total{fragment=\"held\"} 0".to_owned(),
+        "lb_vip_conflicts_total{vip=\"10.0.0.1\"} 3".to_owned(),
         format!("lb_service_packets_total{{{service}}} 18446744073709551615"),
         format!("lb_service_bytes_total{{{service}}} 1200"),
         format!("lb_service_flows_total{{{service}}} 4"),

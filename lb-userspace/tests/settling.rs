@@ -106,6 +106,7 @@ fn planned(core: &Core<MemoryDataplane>, state: &State, census: Option<&census::
         state,
         down: &BTreeMap::new(),
         next_hops: &next_hops,
+        links: &BTreeMap::new(),
         own_addresses: &BTreeSet::new(),
         tunnel: Tunnel::default(),
         unknown_port: UNKNOWN_PORT,

@@ -112,7 +112,9 @@ fn told(core: &Core<MemoryDataplane>) -> Vec<String> {
     };
     let events = core.events(&all).events.into_iter();
     let line = |event: lb_userspace::snapshot::EventRecord| match event.what {
-        Happened::Tiers | Happened::Panic | Happened::Damped { .. } => event.reason,
+        Happened::Tiers | Happened::Panic | Happened::Damped { .. } | Happened::Conflict => {
+            event.reason
+        }
         Happened::Turned { backend, from, to } => format!("{backend} {from:?} {to:?}"),
     };
     events.map(line).collect()

@@ -165,6 +165,13 @@ impl Service {
         self
     }
 
+    /// With another key, whose value is true.
+    #[must_use]
+    pub fn with_true(mut self, key: &str) -> Self {
+        self.keys.push((key.to_owned(), "true".to_owned()));
+        self
+    }
+
     /// With another key, whose value is text.
     #[must_use]
     pub fn with(mut self, key: &str, value: impl Display) -> Self {

@@ -5,6 +5,7 @@
 pub mod changes;
 mod fragments;
 pub mod frames;
+mod neighbours;
 pub mod routes;
 pub mod setting;
 

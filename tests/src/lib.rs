@@ -17,6 +17,7 @@ pub mod config;
 pub mod differential;
 pub mod dissect;
 pub mod fuzz;
+pub mod link;
 pub mod load;
 pub mod netns;
 pub mod playground;

@@ -21,6 +21,7 @@ mod l2;
 mod martian;
 mod mss;
 mod nat;
+mod neighbour;
 mod passive;
 mod persistence;
 mod properties;

@@ -18,8 +18,8 @@ use lb_common::{
     packet::SlicePacket,
     pipeline,
     tables::{
-        Address, Backend, Counters, Descriptor, Endpoint, Member, NoRoute, Route, ServiceEntry,
-        Slot, WayBack, feature, mode, owned, service_flag, state,
+        Address, Backend, Counters, Descriptor, Endpoint, Interface, Member, NoRoute, Route,
+        ServiceEntry, Slot, WayBack, feature, mode, owned, service_flag, state,
     },
     verdict::Verdict,
 };
@@ -32,6 +32,8 @@ pub use sessions::IDLE;
 pub const INGRESS: u32 = 5;
 /// Another one.
 pub const EGRESS: u32 = 7;
+/// The hardware address of [`INGRESS`].
+pub const OWN_MAC: Mac = [2, 0, 0, 0, 0, 0x77];
 /// What XDP leaves in front of a frame on most NICs, in bytes.
 pub const HEADROOM: usize = 256;
 /// Where `gue` tunnels end.
@@ -359,6 +361,27 @@ impl Stage {
         let address: IpAddr = address.parse().expect("an address");
         *self.tables.owned.entry(address.into()).or_default() |= owned::LOCAL;
         self
+    }
+
+    /// Neighbours are told that every VIP so far is at [`OWN_MAC`], on [`INGRESS`].
+    pub fn announcing(mut self) -> Self {
+        self.tables.control.features |= feature::ANNOUNCE;
+        for bits in self.tables.owned.values_mut() {
+            *bits |= owned::ANNOUNCED;
+        }
+        let own = Interface {
+            mac: OWN_MAC,
+            zeros: [0; 2],
+        };
+        self.tables.interfaces.insert(INGRESS, own);
+        self
+    }
+
+    /// The same, but that no interface is known by its hardware address.
+    pub fn announcing_nowhere(self) -> Self {
+        let mut stage = self.announcing();
+        stage.tables.interfaces.clear();
+        stage
     }
 
     /// A route to a client by an interface, with [`CLIENT_MACS`].

@@ -2,6 +2,7 @@
 //! only then is it what the agent knows. Synchronous; the dataplane tells the time.
 
 mod adaptive;
+mod announce;
 mod asked;
 mod checked;
 mod damping;
@@ -31,6 +32,7 @@ use std::{
 use lb_common::tables::{Tick, state};
 
 use self::{
+    announce::Announcing,
     drain::Stills,
     known::{Down, Known},
     pools::Pools,
@@ -142,6 +144,8 @@ pub struct Core<D> {
     /// Addresses that are known to have none.
     no_ways: NoWays,
     own_addresses: BTreeSet<IpAddr>,
+    /// What VIPs are announced by.
+    announcing: Announcing,
 }
 
 impl<D: Dataplane> Core<D> {
@@ -172,6 +176,7 @@ impl<D: Dataplane> Core<D> {
             next_hops: BTreeMap::new(),
             no_ways: NoWays::default(),
             own_addresses: BTreeSet::new(),
+            announcing: Announcing::default(),
         };
         core.adopt()?;
         // Flows of services that the former agent removed last, before their indices are used again.
@@ -217,6 +222,7 @@ impl<D: Dataplane> Core<D> {
 
     /// Says where the program is attached.
     pub fn set_interfaces(&mut self, interfaces: Vec<InterfaceStatus>) {
+        self.attend(interfaces.iter().map(|interface| interface.name.clone()));
         self.interfaces = interfaces;
     }
 
@@ -406,7 +412,9 @@ impl<D: Dataplane> Core<D> {
         } else {
             Default::default()
         };
+        let links = self.announcing.links();
         let inputs = Inputs {
+            links: &links,
             state: self.adapted.as_ref().unwrap_or(&self.state),
             down: &down,
             next_hops: &self.next_hops,
@@ -604,6 +612,7 @@ impl<D: Dataplane> Core<D> {
                 self.own_addresses = addresses;
                 changed
             }
+            Update::Ports(ports) => self.announcing.set_ports(ports),
             Update::NextHop {
                 address,
                 next_hop: Some(next_hop),

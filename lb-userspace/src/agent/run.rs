@@ -23,6 +23,7 @@ use super::{
     history::{self, History},
 };
 use crate::{
+    announce::{Announcer, Conflict},
     dataplane::{Dataplane, DataplaneError, Programs},
     health::{Checker, Event, Target},
     model::Change,
@@ -60,6 +61,10 @@ pub struct Sources {
     pub resolver: Resolver,
     /// Its news.
     pub network: mpsc::Receiver<Update>,
+    /// Announces VIPs.
+    pub announcer: Announcer,
+    /// Who else claims them.
+    pub conflicts: mpsc::Receiver<Conflict>,
     /// Where the state is kept for the next agent, and the configuration it began from.
     pub store: Option<(PathBuf, String)>,
     /// Loads programs for what a change needs that those in force are not loaded for.
@@ -110,6 +115,7 @@ pub async fn run<D: Dataplane>(
             Some(event) = agent.sources.health.recv() => agent.on_health(event),
             Some(update) = agent.sources.network.recv() => agent.on_network(update),
             Some(request) = agent.sources.requests.recv() => agent.on_request(request),
+            Some(conflict) = agent.sources.conflicts.recv() => agent.core.claimed(conflict),
             Some(census) = agent.sweeps.join_next() => agent.on_swept(census),
             Some(loaded) = agent.loads.join_next() => agent.on_loaded(loaded),
             () = sleep_until(wake.unwrap_or(start)), if wake.is_some() => {}
@@ -204,6 +210,9 @@ impl<D: Dataplane> Running<D> {
         }
         if let Ok(request) = self.sources.requests.try_recv() {
             self.on_request(request);
+        }
+        if let Ok(conflict) = self.sources.conflicts.try_recv() {
+            self.core.claimed(conflict);
         }
         if let Some(census) = self.sweeps.try_join_next() {
             self.on_swept(census);
@@ -383,6 +392,7 @@ impl<D: Dataplane> Running<D> {
                 self.sources.checker.set(self.core.targets());
             }
         }
+        self.sources.announcer.own(self.core.owned());
         let done = |waiting: &mut Waiting| waiting.addresses.is_empty();
         for waiting in self.waiting.extract_if(.., done) {
             drop(waiting.reply.send(Ok(())));
@@ -415,6 +425,13 @@ impl<D: Dataplane> Running<D> {
             }
             Request::Clients(filter, reply) => {
                 self.list(move |sweep| sweep.clients(&filter), reply);
+            }
+            Request::Announce(vip, reply) => {
+                let announced = self.core.announced(vip);
+                if announced.is_ok() {
+                    self.sources.announcer.again(vip);
+                }
+                drop(reply.send(announced));
             }
             Request::Change(change, reply) => self.on_change(*change, reply),
             Request::Beat(target, reply) => {
@@ -528,6 +545,7 @@ impl<D: Dataplane> Running<D> {
     fn tell_watchers(&mut self) {
         self.sources.resolver.watch(self.core.watched());
         self.sources.checker.set(self.core.targets());
+        self.sources.announcer.own(self.core.owned());
     }
 
     fn save(&self) {

@@ -104,6 +104,8 @@ impl Agent {
             health,
             resolver: Resolver::idle(),
             network: mpsc::channel(1).1,
+            announcer: Announcer::idle(),
+            conflicts: mpsc::channel(1).1,
             store: None,
             history: None,
             programs,

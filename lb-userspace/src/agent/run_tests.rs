@@ -260,6 +260,8 @@ fn flooded(requests: mpsc::Receiver<Request>, faults: Arc<Faults>) -> (Core<Floo
         health,
         resolver: Resolver::idle(),
         network: mpsc::channel(1).1,
+        announcer: Announcer::idle(),
+        conflicts: mpsc::channel(1).1,
         store: None,
         programs: Arc::new(NoPrograms),
         history: None,

@@ -23,9 +23,9 @@ use tokio::{net::UnixStream, time::timeout};
 use super::{
     VERSION,
     dto::{
-        AccessList, AccessListSummary, Backend, Changed, ClientQuery, Clients, EditBackend,
-        EditService, EventQuery, Events, FailOver, FlowQuery, Flows, Heard, Judged, ListChanged,
-        NewBackend, NewService, Prefixes, Refusal, Service, Status,
+        AccessList, AccessListSummary, Announce, Announced, Backend, Changed, ClientQuery, Clients,
+        EditBackend, EditService, EventQuery, Events, FailOver, FlowQuery, Flows, Heard, Judged,
+        ListChanged, NewBackend, NewService, Prefixes, Refusal, Service, Status,
     },
 };
 use crate::model::{AccessEdit, ServiceId};
@@ -289,6 +289,15 @@ impl Client {
         let path = format!("{}/failover", service_path(id));
         let body = self.body(&FailOver { to })?;
         self.ask(Method::POST, &path, body).await
+    }
+
+    /// Has a VIP announced once more, or all.
+    ///
+    /// # Errors
+    /// Why it was refused.
+    pub async fn announce(&self, vip: Option<IpAddr>) -> Answer<Announced> {
+        let body = self.body(&Announce { vip })?;
+        self.ask(Method::POST, "/announce", body).await
     }
 
     /// Removes a service and its backends.

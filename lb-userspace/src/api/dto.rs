@@ -4,6 +4,7 @@
 //! them, so that an older client understands a newer agent.
 
 mod access;
+mod announce;
 mod answers;
 mod backends;
 mod capacity;
@@ -15,6 +16,7 @@ mod requests;
 pub use access::{
     AccessList, AccessListSummary, AccessQuery, Judged, ListChanged, ListSubject, Prefixes,
 };
+pub use announce::{Announce, Announced, AnnouncedVip};
 pub use answers::{
     Action, Changed, Heard, Interface, Panic, Refusal, Service, Status, Subject, Tally, Tier,
     Traffic,

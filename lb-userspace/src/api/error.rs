@@ -64,6 +64,7 @@ impl From<ModelError> for ApiError {
                 (StatusCode::CONFLICT, "duplicate_access_list")
             }
             ModelError::AccessListInUse { .. } => (StatusCode::CONFLICT, "access_list_in_use"),
+            ModelError::NotAnnounced { .. } => (StatusCode::NOT_FOUND, "not_announced"),
             ModelError::BadServerId { .. } => (StatusCode::BAD_REQUEST, "bad_server_id"),
             ModelError::Invalid { .. } | ModelError::InvalidCheck { .. } => {
                 (StatusCode::BAD_REQUEST, "invalid")

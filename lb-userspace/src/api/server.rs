@@ -104,6 +104,7 @@ fn router(handle: Handle) -> Router {
         .route("/flows", get(flows))
         .route("/clients", get(clients))
         .route("/events", get(events))
+        .route("/announce", post(announce))
         .route(
             "/services/{id}",
             get(service).patch(edit_service).delete(remove_service),
@@ -175,6 +176,13 @@ async fn events(
     let Query(query) = query.map_err(|error| ApiError::malformed(error.body_text()))?;
     check_names(&handle, query.service, None).await?;
     Ok(Json(handle.events(query.into()).await?.into()))
+}
+
+async fn announce(
+    State(handle): State<Handle>,
+    Body(dto::Announce { vip }): Body<dto::Announce>,
+) -> Answer<Json<dto::Announced>> {
+    Ok(Json(handle.announce(vip).await?.into()))
 }
 
 /// Nobody's flows and a misspelt name look alike otherwise.
@@ -310,7 +318,7 @@ async fn edit_service(
 ) -> Answer<Json<Changed>> {
     if edit == dto::EditService::default() {
         return Err(ApiError::malformed(
-            "nothing to change: give ring_size, scheduler, flow_state, on_down, moving_time_ms, dead_after_ms, no_backend, mss_clamp, address_pool, client_address, access_list, flow_limit, source_limit, source_prefix_v4, source_prefix_v6, persistence_ms, persistence_prefix, spill_below, failback, slow_start, adaptive, flap_damping, passive, panic_below, group, quic or server_ids",
+            "nothing to change: give announce, ring_size, scheduler, flow_state, on_down, moving_time_ms, dead_after_ms, no_backend, mss_clamp, address_pool, client_address, access_list, flow_limit, source_limit, source_prefix_v4, source_prefix_v6, persistence_ms, persistence_prefix, spill_below, failback, slow_start, adaptive, flap_damping, passive, panic_below, group, quic or server_ids",
         ));
     }
     let change = Change::EditService(id, edit.clone().into());
@@ -430,7 +438,7 @@ fn changed(action: Action, service: ServiceId, backend: Option<SocketAddr>) -> J
 
 async fn no_route(uri: Uri) -> Response {
     let message = format!(
-        "no path {}: there are {VERSION}/status, {VERSION}/metrics, {VERSION}/flows, {VERSION}/clients, {VERSION}/events, {VERSION}/access-lists[/NAME[/judge]] and {VERSION}/services[/ID[/failover|/backends[/ADDRESS[/heartbeat|/drained]]]], ID percent-encoded as in 10.0.0.1:80%2Ftcp",
+        "no path {}: there are {VERSION}/status, {VERSION}/metrics, {VERSION}/flows, {VERSION}/clients, {VERSION}/events, {VERSION}/announce, {VERSION}/access-lists[/NAME[/judge]] and {VERSION}/services[/ID[/failover|/backends[/ADDRESS[/heartbeat|/drained]]]], ID percent-encoded as in 10.0.0.1:80%2Ftcp",
         uri.path()
     );
     ApiError::new(StatusCode::NOT_FOUND, "no_route", message).into_response()

@@ -19,6 +19,7 @@ const SERVICE: &[&str] = &[
     "vip",
     "group",
     "mode",
+    "announce",
     "ring_size",
     "scheduler",
     "flow_state",
@@ -188,6 +189,7 @@ fn read_settings(
         text.parse().map_err(|e: ModelError| problem_of(&e))
     });
     let mode = section.choice("mode", "a mode");
+    let announce = section.boolean("announce");
     let ring_size = section.integer("ring_size", 1, i64::from(u32::MAX));
     let scheduler = section.choice("scheduler", "a scheduler");
     let flow_state = section.choice("flow_state", "a flow state");
@@ -234,6 +236,7 @@ fn read_settings(
     service.quic = quic.or(service.quic);
     service.health = health.unwrap_or(service.health);
     let settings = Settings {
+        announce: announce.map(Located::into_inner),
         ring_size: ring_size.map(Located::into_inner),
         scheduler: scheduler.map(Located::into_inner),
         flow_state: flow_state.map(Located::into_inner),

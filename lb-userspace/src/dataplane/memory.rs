@@ -138,6 +138,10 @@ impl MemoryDataplane {
             Operation::Shape(index, shape) => put(&mut tables.shapes, *index, *shape),
             Operation::Own(address, bits) => drop(tables.owned.insert(*address, *bits)),
             Operation::Disown(address) => drop(tables.owned.remove(address)),
+            Operation::Interface(index, interface) => {
+                tables.interfaces.insert(*index, *interface);
+            }
+            Operation::ForgetInterface(index) => drop(tables.interfaces.remove(index)),
             Operation::Features(bits) => tables.control.features = *bits,
             Operation::UnknownPort(refusal) => tables.control.unknown_port = *refusal,
             Operation::GuePort(port) => tables.control.gue_port = port.to_be(),

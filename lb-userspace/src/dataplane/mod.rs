@@ -12,8 +12,8 @@ use lb_common::{
     memory::MemoryTables,
     tables::{
         Address, Backend, Counters, Descriptor, Endpoint, FlowCounters, FlowKey, Guard, Handshake,
-        Member, PoolKey, PortKey, Record, Server, ServerKey, Session, Shape, Signs, Table, Tick,
-        VipKey, WayBack,
+        Interface, Member, PoolKey, PortKey, Record, Server, ServerKey, Session, Shape, Signs,
+        Table, Tick, VipKey, WayBack,
     },
 };
 
@@ -79,6 +79,10 @@ pub enum Operation {
     Own(Address, u32),
     /// An address becomes nobody's.
     Disown(Address),
+    /// An interface that VIPs are announced on, by its index.
+    Interface(u32, Interface),
+    /// They are announced there no longer.
+    ForgetInterface(u32),
     /// Bits of [`lb_common::tables::feature`].
     Features(u32),
     /// What packets to unknown ports of VIPs get: one of [`lb_common::tables::refusal`].
@@ -129,6 +133,8 @@ pub struct Capacity {
 impl Capacity {
     /// Addresses of the host that are told from VIPs at most.
     pub const OWN_ADDRESSES: u32 = 4_096;
+    /// Interfaces that VIPs are announced on, at most.
+    pub const INTERFACES: u32 = 1_024;
     /// Addresses of pools: while those are replaced, they have both.
     pub const POOL_ADDRESSES: u32 = 2 * MAX_POOL_ADDRESSES as u32;
 

@@ -1,6 +1,6 @@
 //! Why the model refuses. The texts reach users as they are.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use super::{ServerId, ServiceId};
 
@@ -57,6 +57,14 @@ pub enum ModelError {
     BadServerId {
         /// What was given.
         text: String,
+    },
+    /// A VIP that no service announces.
+    #[error(
+        "{vip} is not announced: give a service of it `announce = true`, or `lbctl service set --announce true`"
+    )]
+    NotAnnounced {
+        /// Which.
+        vip: IpAddr,
     },
     /// Not a prefix of addresses.
     #[error("`{text}` is not a prefix: {problem}")]

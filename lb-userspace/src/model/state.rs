@@ -111,6 +111,8 @@ impl Change {
 /// Settings of a service that can be changed while it runs.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Settings {
+    /// [`Service::announce`].
+    pub announce: Option<bool>,
     /// [`Service::ring_size`].
     pub ring_size: Option<u32>,
     /// [`Service::scheduler`].
@@ -596,6 +598,7 @@ impl Settings {
     /// A server id of a backend that it has not.
     pub fn apply(&self, service: &mut Service) -> Result<(), ModelError> {
         let Self {
+            announce,
             ring_size,
             scheduler,
             flow_state,
@@ -624,6 +627,7 @@ impl Settings {
             quic,
             server_ids,
         } = self;
+        service.announce = announce.unwrap_or(service.announce);
         service.ring_size = ring_size.or(service.ring_size);
         service.scheduler = scheduler.unwrap_or(service.scheduler);
         service.flow_state = flow_state.unwrap_or(service.flow_state);

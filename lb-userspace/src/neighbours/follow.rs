@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use super::{
-    Update,
+    Port, Update,
     netlink::{self, Event, Events, Netlink},
     table::{Effect, Resolution, Table},
 };
@@ -83,6 +83,7 @@ struct Follower {
     untold: Effect,
     told: BTreeMap<IpAddr, Resolution>,
     told_own: Option<BTreeSet<IpAddr>>,
+    told_ports: Option<BTreeMap<String, Port>>,
     /// How long the last round of questions took.
     round: Duration,
 }
@@ -98,6 +99,7 @@ impl Follower {
             untold: Effect::default(),
             told: BTreeMap::new(),
             told_own: None,
+            told_ports: None,
             round: Duration::ZERO,
         }
     }
@@ -144,6 +146,7 @@ impl Follower {
             routes: false,
             resolutions: true,
             own_addresses: true,
+            ports: true,
         };
         self.ask_all_routes().await;
         Ok(())
@@ -238,6 +241,13 @@ impl Follower {
             if self.told_own.as_ref() != Some(&own) {
                 self.told_own = Some(own.clone());
                 self.send(Update::OwnAddresses(own)).await?;
+            }
+        }
+        if untold.ports {
+            let ports = self.table.ports();
+            if self.told_ports.as_ref() != Some(&ports) {
+                self.told_ports = Some(ports.clone());
+                self.send(Update::Ports(ports)).await?;
             }
         }
         if untold.resolutions {

@@ -9,7 +9,11 @@ mod follow;
 mod netlink;
 mod table;
 
-use std::{collections::BTreeSet, io, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::IpAddr,
+};
 
 use tokio::{
     sync::{mpsc, watch},
@@ -34,6 +38,17 @@ pub struct NextHop {
     pub on_link: bool,
 }
 
+/// An interface of Ethernet's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Port {
+    /// Its index.
+    pub index: u32,
+    /// Its hardware address.
+    pub mac: [u8; 6],
+    /// Whether it is up and has a link.
+    pub running: bool,
+}
+
 /// News from the kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Update {
@@ -51,7 +66,12 @@ pub enum Update {
     Forgotten(BTreeSet<IpAddr>),
     /// All addresses of all interfaces of this network namespace, loopback included.
     OwnAddresses(BTreeSet<IpAddr>),
+    /// All interfaces of Ethernet's of this network namespace, by name.
+    Ports(BTreeMap<String, Port>),
 }
+
+/// What is said before anything else: [`Update::OwnAddresses`] and [`Update::Ports`], once each.
+pub const FIRST_NEWS: usize = 2;
 
 /// Resolves the watched addresses. Dropping it ends that.
 #[derive(Debug)]

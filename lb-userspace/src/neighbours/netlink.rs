@@ -242,6 +242,7 @@ fn link(message: &LinkMessage) -> Link {
         mac: None,
         mtu: 0,
         up,
+        carrier: message.header.flags.contains(LinkFlags::LowerUp),
     };
     for attribute in &message.attributes {
         match attribute {

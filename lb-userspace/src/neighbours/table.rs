@@ -6,7 +6,7 @@ use std::{
     net::IpAddr,
 };
 
-use super::NextHop;
+use super::{NextHop, Port};
 
 /// A neighbour as the kernel keys it: interface and address.
 pub type NeighbourKey = (u32, IpAddr);
@@ -25,6 +25,8 @@ pub struct Link {
     pub mtu: u32,
     /// Whether it is set up. A lost carrier is left to the health checks: it often comes back.
     pub up: bool,
+    /// Whether it has a carrier.
+    pub carrier: bool,
 }
 
 /// How sure the kernel is of a neighbour, as far as it matters here.
@@ -86,6 +88,8 @@ pub struct Effect {
     pub resolutions: bool,
     /// The set of own addresses.
     pub own_addresses: bool,
+    /// The interfaces.
+    pub ports: bool,
 }
 
 impl std::ops::BitOrAssign for Effect {
@@ -93,6 +97,7 @@ impl std::ops::BitOrAssign for Effect {
         self.routes |= other.routes;
         self.resolutions |= other.resolutions;
         self.own_addresses |= other.own_addresses;
+        self.ports |= other.ports;
     }
 }
 
@@ -112,7 +117,7 @@ impl Table {
         let routes = |changed| Effect {
             routes: changed,
             resolutions: changed,
-            own_addresses: false,
+            ..Effect::default()
         };
         let own = |changed| Effect {
             own_addresses: changed,
@@ -120,13 +125,22 @@ impl Table {
         };
         match change {
             Change::Link(index, link) => {
-                let changed = self.links.get(&index) != Some(&link);
-                self.links.insert(index, link);
-                routes(changed)
+                let before = self.links.insert(index, link.clone());
+                // Of a carrier alone, routes do not depend but by events of their own.
+                let carrier = link.carrier;
+                let routed = before.clone().map(|before| Link { carrier, ..before });
+                Effect {
+                    ports: before.as_ref() != Some(&link),
+                    ..routes(routed != Some(link))
+                }
             }
             Change::LinkGone(index) => {
                 self.neighbours.retain(|key, _| key.0 != index);
-                routes(self.links.remove(&index).is_some())
+                let gone = self.links.remove(&index).is_some();
+                Effect {
+                    ports: gone,
+                    ..routes(gone)
+                }
             }
             // An address that is there already may have become usable (duplicate detection done).
             Change::Address(index, ip) => {
@@ -198,6 +212,23 @@ impl Table {
     /// All own addresses, of any interface.
     pub fn own_addresses(&self) -> BTreeSet<IpAddr> {
         self.addresses.iter().map(|(_, ip)| *ip).collect()
+    }
+
+    /// All interfaces of Ethernet's, by name.
+    pub fn ports(&self) -> BTreeMap<String, Port> {
+        let port = |(&index, link): (&u32, &Link)| {
+            let running = link.up && link.carrier;
+            let mac = link.mac?;
+            Some((
+                link.name.clone(),
+                Port {
+                    index,
+                    mac,
+                    running,
+                },
+            ))
+        };
+        self.links.iter().filter_map(port).collect()
     }
 
     /// Neighbours in use of which the kernel is not sure, for it to be asked to find out.

@@ -15,6 +15,7 @@ fn link() -> Link {
         mac: Some(OWN),
         mtu: 1500,
         up: true,
+        carrier: true,
     }
 }
 
@@ -241,4 +242,50 @@ fn replacing_forgets_what_is_gone_but_not_hardware_addresses_in_use() {
     );
     table.replace([]);
     assert_eq!(reason(&table), "interface 7 is gone");
+}
+
+#[test]
+fn an_interface_runs_while_it_is_up_and_has_a_carrier() {
+    let mut table = table();
+    let running = |table: &Table| table.ports()["eth7"].running;
+    assert!(running(&table));
+    for (up, carrier) in [(true, false), (false, true), (false, false)] {
+        let link = Link {
+            up,
+            carrier,
+            ..link()
+        };
+        assert!(table.apply(Change::Link(7, link)).ports);
+        assert!(!running(&table), "{up} {carrier}");
+        assert!(table.apply(Change::Link(7, self::link())).ports);
+        assert!(running(&table));
+    }
+    assert!(table.apply(Change::LinkGone(7)).ports);
+    assert_eq!(table.ports(), BTreeMap::new());
+}
+
+#[test]
+fn a_carrier_that_comes_or_goes_asks_for_no_routes() {
+    let mut table = table();
+    let link = Link {
+        carrier: false,
+        ..link()
+    };
+    let effect = table.apply(Change::Link(7, link));
+    let ports = Effect {
+        ports: true,
+        ..Effect::default()
+    };
+    assert_eq!(effect, ports);
+}
+
+#[test]
+fn what_is_no_ethernet_is_no_port() {
+    let mut table = table();
+    let link = Link {
+        mac: None,
+        ..link()
+    };
+    table.apply(Change::Link(7, link));
+    assert_eq!(table.ports(), BTreeMap::new());
 }

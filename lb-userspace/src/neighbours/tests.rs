@@ -339,6 +339,7 @@ fn neighbour_that_falls_silent_keeps_its_hardware_address() {
             watch
                 .until(|update| match update {
                     Update::OwnAddresses(all) => all.contains(&own).then_some(()),
+                    Update::Ports(_) => None,
                     Update::NextHop { .. } | Update::Forgotten(_) => panic!("changed: {update:?}"),
                 })
                 .await;
@@ -404,7 +405,7 @@ fn unwatched_addresses_are_not_reported_any_more_and_watched_again_are() {
                     seen.insert(address);
                     next_hop.filter(|hop| hop.source_mac[5] == 0x51)
                 }
-                Update::OwnAddresses(_) | Update::Forgotten(_) => None,
+                Update::OwnAddresses(_) | Update::Forgotten(_) | Update::Ports(_) => None,
             })
             .await;
         assert_eq!(seen, BTreeSet::from(["fd99::2".parse().unwrap()]));

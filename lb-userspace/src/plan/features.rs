@@ -34,6 +34,7 @@ fn of(service: &Service) -> u32 {
             feature::PASSIVE,
         )
         | flag(service.mss_clamp != MssClamp::Off, feature::MSS)
+        | flag(service.announce, feature::ANNOUNCE)
         | placing(fields)
 }
 

@@ -10,8 +10,8 @@ use std::{
 use lb_common::{
     memory::MemoryTables,
     tables::{
-        Address, Backend, Control, Descriptor, Endpoint, Guard, Member, Phase, Server, ServerKey,
-        Shape, Slot, Tick, WayBack, service_flag, state,
+        Address, Backend, Control, Descriptor, Endpoint, Guard, Interface, Member, Phase, Server,
+        ServerKey, Shape, Slot, Tick, WayBack, service_flag, state,
     },
 };
 
@@ -385,6 +385,8 @@ pub struct Layout {
     pub(super) wide: Wide,
     /// What descriptors do not say of them, by index.
     pub(super) shapes: BTreeMap<u32, Shape>,
+    /// Interfaces that VIPs are announced on.
+    pub interfaces: BTreeMap<u32, Interface>,
     pub(super) lookup: Lookup,
     pub(super) service_indices: Indices,
     /// Indices of services that have gone, of which flows may still be recorded.
@@ -445,6 +447,7 @@ impl Layout {
             owned: BTreeMap::new(),
             wide: Wide::default(),
             shapes: BTreeMap::new(),
+            interfaces: BTreeMap::new(),
             lookup: Lookup::new(&control, Vec::new()),
             service_indices: Indices::new(0, capacity.services),
             left: BTreeSet::new(),
@@ -489,6 +492,7 @@ impl Layout {
         layout.unknown_port = tables.control.unknown_port;
         layout.gue_port = u16::from_be(tables.control.gue_port);
         layout.owned.clone_from(&tables.owned);
+        layout.interfaces.clone_from(&tables.interfaces);
         layout.ways_back.clone_from(&tables.ways_back);
         layout.servers.clone_from(&tables.servers);
         layout.adopt_lists(&tables);

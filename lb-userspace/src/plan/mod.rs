@@ -34,7 +34,7 @@ use std::{
 
 use lb_common::{
     mss,
-    tables::{Address, Backend, Descriptor, Endpoint, Guard, Tick, WayBack, owned},
+    tables::{Address, Backend, Descriptor, Endpoint, Guard, Interface, Tick, WayBack, owned},
 };
 
 pub use self::address_pools::Addresses;
@@ -66,6 +66,8 @@ pub struct Inputs<'a> {
     pub next_hops: &'a BTreeMap<IpAddr, NextHop>,
     /// Addresses of this host.
     pub own_addresses: &'a BTreeSet<IpAddr>,
+    /// Hardware addresses of the interfaces that the program is attached to, by index.
+    pub links: &'a BTreeMap<u32, [u8; 6]>,
     /// Where encapsulated packets come from.
     pub tunnel: Tunnel,
     /// What packets get to ports of VIPs that no service has.
@@ -279,6 +281,7 @@ pub fn plan(layout: &Layout, inputs: &Inputs<'_>) -> Result<Plan, PlanError> {
     draft.set_servers(inputs.state)?;
     draft.place_classes()?;
     draft.set_owned(inputs)?;
+    draft.set_interfaces(inputs);
     draft.set_features(inputs.state, inputs.unknown_port);
     draft.set_gue_port(inputs.tunnel.gue_port);
     draft.before.extend(members);
@@ -431,6 +434,9 @@ impl Draft {
         // The others are found by their prefixes.
         let vips = ids.filter(|id| !id.is_prefix()).map(|id| id.vip.ip());
         let mut wanted: BTreeMap<Address, u32> = vips.map(|ip| (ip.into(), owned::VIP)).collect();
+        for service in inputs.state.services().filter(|service| service.announce) {
+            *wanted.entry(service.id.vip.ip().into()).or_default() |= owned::ANNOUNCED;
+        }
         for address in self.answered_addresses(inputs.census) {
             *wanted.entry(address).or_default() |= owned::POOL;
         }
@@ -467,6 +473,25 @@ impl Draft {
         }
         self.layout.owned = wanted;
         Ok(())
+    }
+
+    /// Where VIPs are announced, if any are.
+    fn set_interfaces(&mut self, inputs: &Inputs<'_>) {
+        let announces = inputs.state.services().any(|service| service.announce);
+        let links = inputs.links.iter().filter(|_| announces);
+        let links = links.take(Capacity::INTERFACES as usize / 2);
+        let wanted: BTreeMap<u32, Interface> = links
+            .map(|(&index, &mac)| (index, Interface { mac, zeros: [0; 2] }))
+            .collect();
+        let before = std::mem::replace(&mut self.layout.interfaces, wanted);
+        for (&index, &interface) in &self.layout.interfaces {
+            if before.get(&index) != Some(&interface) {
+                self.before.push(Operation::Interface(index, interface));
+            }
+        }
+        let gone = before.into_keys();
+        let gone = gone.filter(|index| !self.layout.interfaces.contains_key(index));
+        self.after.extend(gone.map(Operation::ForgetInterface));
     }
 
     /// Puts the writes in order. Both halves end up equal, so that the next plan can write aside.

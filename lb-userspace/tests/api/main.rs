@@ -79,6 +79,7 @@ async fn status_tells_instance_interfaces_tally_and_drops() {
         "address_pools": [
             {"name": "snat", "addresses": 2, "first_port": 1_000, "last_port": 1_999, "sessions": 3},
         ],
+        "announced": [{"vip": "10.0.0.1", "conflicts": 3}],
         "drops": {"malformed": 0, "no_backend": 3},
         "answers": {"limited": 0, "reset": 2},
         "fragments": {"first": 4, "held": 0},
@@ -141,7 +142,7 @@ async fn a_service_is_told_with_its_health_and_backends() {
         expected["flows"][key] = value.clone();
     }
     let guards = json!({
-        "access_list": null, "flow_limit": "none", "source_limit": "none",
+        "announce": false, "access_list": null, "flow_limit": "none", "source_limit": "none",
         "source_prefix_v4": 32, "source_prefix_v6": 64,
     });
     for (key, value) in guards.as_object().unwrap() {
@@ -448,6 +449,7 @@ async fn the_client_speaks_every_route() {
         id: dns,
         group: None,
         mode: Some(Mode::Ipip),
+        announce: Some(true),
         ring_size: None,
         scheduler: None,
         flow_state: None,
@@ -526,6 +528,7 @@ async fn the_client_speaks_every_route() {
     assert_eq!((edited.panic_below, edited.panic), (30, None));
     assert_eq!(edited.flap_damping.to_string(), "10s to 5m");
     assert_eq!(edited.passive.to_string(), "off");
+    assert!(edited.announce);
     let edit = EditBackend {
         tier: Some(2),
         ..EditBackend::default()

@@ -695,6 +695,12 @@ const BAD_SERVICES: &[Bad] = &[
         "service[0].passive",
         "volume is 0: 1 to 1000000",
     ),
+    (
+        "announce = \"yes\"",
+        4,
+        "service[0].announce",
+        "true or false",
+    ),
     ("panic_below = 101", 4, "service[0].panic_below", "0 to 100"),
     ("spill_below = 101", 4, "service[0].spill_below", "0 to 100"),
     (

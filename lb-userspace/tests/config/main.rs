@@ -58,6 +58,7 @@ adaptive = { from = ["latency", "handshake"], least = 30, most = 300, dead_band 
 flap_damping = "10s to 2m"
 passive = "refusals=2,window=20s"
 panic_below = 40
+announce = true
 health = { type = "http", path = "/health", host = "x", port = 8080, interval = "1s", timeout = "500ms", rise = 2, fall = 4 }
 [[service.backend]]
 address = "10.1.0.2:80"
@@ -147,6 +148,7 @@ fn every_key_of_the_format_is_read() {
         (70, Failback::Automatic, vec![0])
     );
     assert_eq!((first.panic_below, second.panic_below), (40, 0));
+    assert_eq!((first.announce, second.announce), (true, false));
     let damping = |service: &Service| service.flap_damping.to_string();
     assert_eq!(
         (damping(first), damping(second)),

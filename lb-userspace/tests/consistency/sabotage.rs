@@ -292,6 +292,10 @@ impl Tables for Bent<'_> {
         self.tables.owned(address)
     }
 
+    fn hardware_address(&self, interface: u32) -> Option<[u8; 6]> {
+        self.tables.hardware_address(interface)
+    }
+
     fn route(&self, query: &RouteQuery) -> Result<Route, NoRoute> {
         self.tables.route(query)
     }

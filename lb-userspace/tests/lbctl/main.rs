@@ -89,6 +89,7 @@ async fn status_is_shown_as_fields() {
          backends      1 up, 1 down\n\
          flow tables   established 1200 of 262144 (0.5%), half-open 65536 of 65536 (100.0%), sessions 3 of 262144 (0.0%)\n\
          address pool  snat: 2 addresses, ports 1000 to 1999 of each; 3 sessions\n\
+         announced     10.0.0.1 (claimed by others in 3 frames: `lbctl events`)\n\
          generation    7\n\
          unknown port  reset\n\
          drops         no_backend 3\n\
@@ -306,6 +307,23 @@ async fn tiers_are_given_shown_and_failed_over() {
     );
     succeed(&agent, "service set 10.0.0.1:80/tcp --failback 1m").await;
     assert_eq!(web().failback.to_string(), "1m");
+}
+
+#[tokio::test]
+async fn vips_are_announced_when_asked_to_and_services_say_which() {
+    let agent = FakeAgent::start(WEB);
+    let announced = || web(&agent).announce;
+    assert!(!announced());
+    succeed(&agent, "service set 10.0.0.1:80/tcp --announce true").await;
+    assert!(announced());
+    let shown = succeed(&agent, "service show 10.0.0.1:80/tcp").await;
+    assert!(shown.contains("announced"), "{shown}");
+    succeed(&agent, "service set 10.0.0.1:80/tcp --announce false").await;
+    assert!(!announced());
+    let line = succeed(&agent, "announce 10.0.0.1").await;
+    assert_eq!(line, "10.0.0.1 announced on eth0\n");
+    let json = succeed_json(&agent, "announce 10.0.0.1").await;
+    assert_eq!(json, json!({"vips": ["10.0.0.1"], "interfaces": ["eth0"]}));
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use std::{
 };
 
 use lb_userspace::{
-    agent::{ChangeError, Handle, Request, journal::Journal},
+    agent::{Announced, ChangeError, Handle, Request, journal::Journal},
     api,
     health::{
         Target,
@@ -19,11 +19,11 @@ use lb_userspace::{
     },
     model::{Admin, Backend, Change, ModelError, Service, State, Unserved},
     snapshot::{
-        AdaptivePoolStatus, AdaptiveStatus, AddressPoolStatus, BackendState, BackendStatus,
-        CheckStatus, ClientList, ClientRecord, Condition, DampingStatus, DrainStatus, FlowFilter,
-        FlowList, FlowRecord, FlowStatus, Happened, InterfaceStatus, PanicStatus, Passed,
-        PassiveStatus, RecordUses, ServiceStatus, SlowStartStatus, Snapshot, Standing, TableUse,
-        TierStatus, Traffic,
+        AdaptivePoolStatus, AdaptiveStatus, AddressPoolStatus, AnnouncedStatus, BackendState,
+        BackendStatus, CheckStatus, ClientList, ClientRecord, Condition, DampingStatus,
+        DrainStatus, FlowFilter, FlowList, FlowRecord, FlowStatus, Happened, InterfaceStatus,
+        PanicStatus, Passed, PassiveStatus, RecordUses, ServiceStatus, SlowStartStatus, Snapshot,
+        Standing, TableUse, TierStatus, Traffic,
     },
 };
 use tempfile::TempDir;
@@ -146,6 +146,12 @@ async fn run(
             Request::Events(filter, reply) => {
                 let _ = reply.send(events(epoch).list(&filter));
             }
+            Request::Announce(vip, reply) => {
+                drop(reply.send(Ok(Announced {
+                    vips: vip.into_iter().collect(),
+                    interfaces: ["eth0".to_owned()].into(),
+                })));
+            }
             Request::Flows(filter, reply) => {
                 let _ = reply.send(Ok(flows(&state.lock().unwrap(), filter)));
             }
@@ -245,6 +251,10 @@ fn snapshot(state: &State) -> Snapshot {
         drops: vec![("no_backend", 3), ("malformed", 0)],
         answers: vec![("reset", 2), ("limited", 0)],
         fragments: vec![("first", 4), ("held", 0)],
+        announced: vec![AnnouncedStatus {
+            vip: IpAddr::from([10, 0, 0, 1]),
+            conflicts: 3,
+        }],
         unknown_port: Unserved::Reset,
     }
 }

@@ -108,6 +108,12 @@ impl Generator {
             return self.last.clone();
         }
         let interesting = self.random.pick(&self.endpoints);
+        if self.random.once_in(16) {
+            let mut frame = self.who_has(interesting.ip());
+            self.damage(&mut frame);
+            frame.resize(frame.len().max(14), 0);
+            return frame;
+        }
         let stranger = self.stranger(interesting);
         let (from, to) = match self.random.below(8) {
             0..=4 => (stranger, interesting),

@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::Result;
-use lb_common::tables::feature;
+use lb_common::tables::{Address, feature};
 use lb_userspace::{
     agent::Core,
     config::Tunnel,
@@ -17,19 +17,28 @@ use lb_userspace::{
         AccessList, Adaptive, AddressPool, Change, ClientAddress, FlowState, Health, Mode,
         MssClamp, Passive, Prefix, Protocol, Scheduler, Service, Signal, Unserved,
     },
-    neighbours::Update,
+    neighbours::{Port, Update},
     plan::features,
     snapshot::Condition,
 };
 use serde_json::json;
 
 use super::{
+    INGRESS,
     frames::{CONFIG_ID, NONCE, OWN, POOL_PORTS, server_id},
     next_hop,
 };
 
 /// Where `gue` tunnels end.
 const GUE_PORT: u16 = 6_080;
+
+/// What frames come in by.
+const LOOPBACK: &str = "lo";
+const PORT: Port = Port {
+    index: INGRESS,
+    mac: [2, 0, 0, 0, 3, 9],
+    running: true,
+};
 
 /// See above.
 #[derive(Debug)]
@@ -56,7 +65,12 @@ impl Setting {
     /// # Errors
     /// A part of it is not valid.
     pub fn new() -> Result<Self> {
-        let services = services()?;
+        let mut services = services()?;
+        // Neighbours are told of some VIPs.
+        for service in &mut services {
+            let [.., last] = Address::from(service.id.vip.ip()).octets();
+            service.announce = last % 2 == 1;
+        }
         let dead: SocketAddr = "10.2.0.21:80".parse()?;
         let down = Target {
             service: "10.0.0.5:80/tcp".parse()?,
@@ -125,6 +139,11 @@ impl Setting {
                 service.adaptive = None;
             }
         }
+        if features & feature::ANNOUNCE == 0 {
+            for service in &mut setting.services {
+                service.announce = false;
+            }
+        }
         let needs_more =
             |service: &Service| features::needed([service], Unserved::Pass) & !features != 0;
         setting.services.retain(|service| !needs_more(service));
@@ -145,6 +164,8 @@ impl Setting {
         let mut core = Core::new("differential".to_owned(), tunnel, dataplane)?;
         core.offer_pools(self.pools.iter().cloned())?;
         core.network(Update::OwnAddresses(OWN.into()));
+        core.attend([LOOPBACK.to_owned()]);
+        core.network(Update::Ports([(LOOPBACK.to_owned(), PORT)].into()));
         for address in self.services.iter().flat_map(|service| &service.backends) {
             let address = address.address.ip();
             if address != self.unreachable {

@@ -67,6 +67,11 @@ impl Told {
         self.pools.push((id, Happened::Damped { backend }, why));
     }
 
+    /// Takes note that somebody else claims a service's VIP.
+    pub(super) fn note_conflict(&mut self, id: ServiceId, who: String) {
+        self.pools.push((id, Happened::Conflict, who));
+    }
+
     /// How many events there have been.
     pub(super) fn events(&self) -> u64 {
         self.journal.recorded()
@@ -79,6 +84,7 @@ impl<D: Dataplane> Core<D> {
         self.tell_damped();
         for (service, what, reason) in std::mem::take(&mut self.chronicle.pools) {
             match what {
+                Happened::Conflict => tracing::warn!(%service, "{reason}"),
                 Happened::Panic => tracing::warn!(%service, "{reason}"),
                 Happened::Damped { backend } => {
                     tracing::info!(%service, %backend, reason, "kept out")

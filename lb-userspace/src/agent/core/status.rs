@@ -55,6 +55,7 @@ impl<D: Dataplane> Core<D> {
                 capacity: self.dataplane.capacity().sessions,
             },
             address_pools: self.address_pools(),
+            announced: self.announced_status(),
             events: self.chronicle.events(),
             drops: drops.collect(),
             answers: answers.collect(),

@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, net::SocketAddr};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    AddressPool, Backend, Capacity, EditService, FlowTables, ServiceFlows, Worst, millis,
-    requests::given,
+    AddressPool, AnnouncedVip, Backend, Capacity, EditService, FlowTables, ServiceFlows, Worst,
+    millis, requests::given,
 };
 use crate::{
     capacity,
@@ -44,6 +44,9 @@ pub struct Status {
     /// The address pools of mode `full-nat`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub address_pools: Vec<AddressPool>,
+    /// VIPs that are announced, and how often others have claimed them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub announced: Vec<AnnouncedVip>,
     /// Packets to VIPs that were not forwarded, by reason.
     pub drops: BTreeMap<String, u64>,
     /// Answers in VIPs' names, by kind: `echo`, `reset`, `unreachable`; and how often there was none,
@@ -92,6 +95,9 @@ pub struct Service {
     pub group: Option<String>,
     /// How packets reach the backends.
     pub mode: Mode,
+    /// Whether neighbours are told that its VIP is here.
+    #[serde(default)]
+    pub announce: bool,
     /// Slots of the ring in force.
     pub ring_size: u32,
     /// How a new flow's backend is chosen.
@@ -344,6 +350,7 @@ impl From<&snapshot::Snapshot> for Status {
                 sessions: snapshot.sessions.into(),
             },
             address_pools: snapshot.address_pools.iter().map(Into::into).collect(),
+            announced: snapshot.announced.iter().map(Into::into).collect(),
             drops: drops.map(named).collect(),
             answers: snapshot.answers.iter().map(named).collect(),
             fragments: snapshot.fragments.iter().map(named).collect(),
@@ -363,6 +370,7 @@ impl From<&snapshot::ServiceStatus> for Service {
             id: service.id,
             group: service.group.clone(),
             mode: service.mode,
+            announce: service.announce,
             ring_size: status.ring_size,
             scheduler: service.scheduler,
             flow_state: service.flow_state,

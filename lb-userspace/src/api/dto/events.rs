@@ -94,6 +94,8 @@ pub enum EventKind {
     Panic,
     /// A backend is kept out though its checks pass, for having failed too often.
     Damped,
+    /// Somebody else claims the VIP.
+    Conflict,
 }
 
 impl From<EventQuery> for EventFilter {
@@ -123,7 +125,7 @@ impl From<EventRecord> for Event {
         let (backend, from, to) = match event.what {
             Happened::Turned { backend, from, to } => (Some(backend), Some(from), Some(to)),
             Happened::Damped { backend } => (Some(backend), None, None),
-            Happened::Tiers | Happened::Panic => (None, None, None),
+            Happened::Tiers | Happened::Panic | Happened::Conflict => (None, None, None),
         };
         Self {
             number: event.number,
@@ -133,6 +135,7 @@ impl From<EventRecord> for Event {
                 Happened::Tiers => EventKind::Tiers,
                 Happened::Panic => EventKind::Panic,
                 Happened::Damped { .. } => EventKind::Damped,
+                Happened::Conflict => EventKind::Conflict,
             },
             service: event.service,
             backend,

@@ -28,6 +28,9 @@ pub struct NewService {
     /// How a new flow's backend is chosen; `maglev` where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scheduler: Option<Scheduler>,
+    /// Whether neighbours are told that its VIP is here; not where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub announce: Option<bool>,
     /// Which flows are recorded; `auto` where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub flow_state: Option<FlowState>,
@@ -190,6 +193,9 @@ pub(super) fn given<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EditService {
+    /// Whether neighbours are told that its VIP is here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub announce: Option<bool>,
     /// Slots of the ring.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ring_size: Option<u32>,
@@ -292,6 +298,7 @@ pub struct EditService {
 impl From<EditService> for Settings {
     fn from(edit: EditService) -> Self {
         Self {
+            announce: edit.announce,
             ring_size: edit.ring_size,
             scheduler: edit.scheduler,
             flow_state: edit.flow_state,
@@ -343,6 +350,7 @@ impl NewService {
         (service.id, service.group) = (self.id, self.group);
         service.mode = self.mode.unwrap_or(service.mode);
         let settings = EditService {
+            announce: self.announce,
             ring_size: self.ring_size,
             scheduler: self.scheduler,
             flow_state: self.flow_state,

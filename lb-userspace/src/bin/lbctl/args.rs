@@ -115,6 +115,13 @@ pub enum Noun {
         #[arg(value_name = "SERVICE")]
         id: ServiceId,
     },
+    /// Tell neighbours once more that VIPs are here, three times a second apart: after taking over from another balancer, say
+    ///
+    /// Of services with `announce`. Both the ARP and neighbour discovery of hosts that have them elsewhere are overridden.
+    Announce {
+        /// Which; all that are announced if absent
+        vip: Option<IpAddr>,
+    },
     /// Show what has happened lately: backends that turned, tiers that took over
     Events(Events),
     /// List or count recorded flows, or remembered clients
@@ -312,7 +319,8 @@ pub struct SetService {
 }
 
 /// What can be changed, by the names of the fields of [`SetService`] and [`SettingsArgs`].
-const SETTINGS: [&str; 31] = [
+const SETTINGS: [&str; 32] = [
+    "announce",
     "address_pool",
     "client_address",
     "access_list",
@@ -350,6 +358,9 @@ const SETTINGS: [&str; 31] = [
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Args)]
 #[command(next_help_heading = "Flows")]
 pub struct SettingsArgs {
+    /// Whether ARP and neighbour discovery for its VIP are answered, and it is announced [default: false]
+    #[arg(long, value_name = "BOOL")]
+    pub announce: Option<bool>,
     /// How a new flow's backend is chosen [default: maglev]
     #[arg(long, value_enum)]
     pub scheduler: Option<Scheduler>,

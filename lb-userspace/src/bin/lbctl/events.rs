@@ -67,7 +67,9 @@ fn line(event: &Event) -> String {
             name_of(to)
         ),
         (Some(backend), ..) => format!("{at}  {service}  {backend}  kept out: {reason}\n"),
-        _ if event.kind == EventKind::Panic => format!("{at}  {service}  {reason}\n"),
+        _ if matches!(event.kind, EventKind::Panic | EventKind::Conflict) => {
+            format!("{at}  {service}  {reason}\n")
+        }
         _ => format!("{at}  {service}  new flows: {reason}\n"),
     }
 }

@@ -16,6 +16,7 @@ use crate::{
 };
 
 mod access;
+mod announce;
 mod args;
 mod backend;
 mod completions;
@@ -63,6 +64,7 @@ async fn ask(cli: &Cli) -> Result<String, Failure> {
         Noun::Backend { verb } => backend::run(&client, verb, cli.output).await,
         Noun::Failover { id, to } => failover::to(&client, *id, *to, cli.output).await,
         Noun::Failback { id } => failover::back(&client, *id, cli.output).await,
+        Noun::Announce { vip } => announce::run(&client, *vip, cli.output).await,
         Noun::Events(args) => events::run(&client, args, cli.output).await,
         Noun::Flows(args) => flows::run(&client, args, cli.output).await,
         Noun::Completions { shell } => Ok(completions::script(*shell)),

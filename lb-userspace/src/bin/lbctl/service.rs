@@ -84,6 +84,7 @@ fn new_service(args: &AddService) -> Result<NewService, Failure> {
         id: args.id,
         group: args.group.clone(),
         mode: args.mode,
+        announce: settings.announce,
         ring_size: settings.ring_size,
         scheduler: settings.scheduler,
         flow_state: settings.flow_state,
@@ -165,6 +166,7 @@ fn quic(args: QuicArgs) -> Quic {
 
 fn edit(args: SettingsArgs) -> EditService {
     let SettingsArgs {
+        announce,
         scheduler,
         ring_size,
         flow_state,
@@ -189,6 +191,7 @@ fn edit(args: SettingsArgs) -> EditService {
         panic_below,
     } = args;
     EditService {
+        announce,
         ring_size,
         scheduler,
         flow_state,
@@ -299,6 +302,9 @@ fn show(service: &Service) -> String {
         ("mtu", mtu(service)),
         ("mss clamp", service.mss_clamp.to_string()),
     ];
+    if service.announce {
+        fields.push(("announced", "yes".to_owned()));
+    }
     if !service.slow_start.is_off() {
         fields.push(("slow start", service.slow_start.to_string()));
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use lb_userspace::{
     api::{
         client::Client,
-        dto::{AddressPool, Of, Status, TableUse, Worst},
+        dto::{AddressPool, AnnouncedVip, Of, Status, TableUse, Worst},
     },
     model::name_of,
 };
@@ -54,6 +54,8 @@ fn describe(status: &Status) -> String {
     fields.push(("flow tables", flow_tables(status)));
     let pools = status.address_pools.iter();
     fields.extend(pools.map(|pool| ("address pool", address_pool(pool))));
+    let announced = status.announced.iter();
+    fields.extend(announced.map(|vip| ("announced", announced_vip(vip))));
     fields.extend([
         ("generation", status.generation.to_string()),
         ("unknown port", name_of(status.unknown_port)),
@@ -113,6 +115,16 @@ fn address_pool(pool: &AddressPool) -> String {
         "{}: {} addresses, ports {} to {} of each; {} sessions",
         pool.name, pool.addresses, pool.first_port, pool.last_port, pool.sessions
     )
+}
+
+fn announced_vip(announced: &AnnouncedVip) -> String {
+    match announced.conflicts {
+        0 => announced.vip.to_string(),
+        frames => format!(
+            "{} (claimed by others in {frames} frames: `lbctl events`)",
+            announced.vip
+        ),
+    }
 }
 
 /// Those that are not zero.

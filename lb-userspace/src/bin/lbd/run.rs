@@ -18,6 +18,7 @@ use lb_userspace::{
         self, Core, Handle, Sources,
         history::{self, History},
     },
+    announce::Announcer,
     config::Config,
     dataplane::{
         Capacity, Dataplane as _,
@@ -27,7 +28,7 @@ use lb_userspace::{
     health::{Checker, probes_in_flight},
     instance,
     model::{Change, Service, UNKNOWN_PORT},
-    neighbours::Resolver,
+    neighbours::{FIRST_NEWS, Resolver},
     plan::features,
     store::{self, Stored},
 };
@@ -134,9 +135,12 @@ impl Started {
         let checker = Checker::new(health_events, probes_in_flight(raise_descriptors()));
         let (resolver, mut network) =
             Resolver::spawn().context("following the kernel's routes and neighbours")?;
-        // The way back must know this host's own addresses before it rewrites anything.
-        if let Some(update) = network.recv().await {
-            core.network(update);
+        // The way back must know this host's own addresses before it rewrites anything, and what a former agent has said of
+        // interfaces must not be taken for wrong: these come first.
+        for _ in 0..FIRST_NEWS {
+            if let Some(update) = network.recv().await {
+                core.network(update);
+            }
         }
         let history = instance::history_path(name);
         if let Some(former) = former_history(&history) {
@@ -149,6 +153,8 @@ impl Started {
         let program = Arc::new(Mutex::new(program));
         let keeper = fragments::keep(early, program.clone())
             .context("watching for fragments that come too early")?;
+        let (announcer, conflicts) = Announcer::spawn();
+        core.attend(interfaces.iter().cloned());
         let mut attendant = Attendant::new(Arc::clone(&program), arguments.mode);
         let attached = attendant.bring_up(interfaces, || Ok(core.change(change)?))?;
         core.set_interfaces(attached);
@@ -160,6 +166,8 @@ impl Started {
             health,
             resolver,
             network,
+            announcer,
+            conflicts,
             store: Some((store, text.clone())),
             programs: program,
             history: Some(history),

@@ -13,8 +13,8 @@ use lb_common::{
     memory::MemoryTables,
     tables::{
         Address, Backend, Bucket, Control, Counters, Endpoint, FlowCounters, FlowKey, GuardEntry,
-        HANDSHAKES, HASH_KEY_WORDS, Handshake, Member, PoolKey, PortKey, Server, ServerKey,
-        ServiceEntry, Session, Shape, Signs, Slot, Tick, WayBack, handshake,
+        HANDSHAKES, HASH_KEY_WORDS, Handshake, Interface, Member, PoolKey, PortKey, Server,
+        ServerKey, ServiceEntry, Session, Shape, Signs, Slot, Tick, WayBack, handshake,
     },
 };
 use zerocopy::{FromBytes, IntoBytes, transmute};
@@ -44,6 +44,7 @@ pub struct Maps {
     ways_back: HashMap<MapData, Raw<24>, Raw<24>>,
     servers: HashMap<MapData, Raw<24>, Raw<8>>,
     owned: HashMap<MapData, Raw<16>, u32>,
+    interfaces: HashMap<MapData, u32, Raw<8>>,
     access: AccessMap,
     classes: ClassMaps,
     shapes: Mapped<Shape>,
@@ -83,7 +84,7 @@ pub(super) const OWN: [&str; 6] = [
 ];
 
 /// Names of the maps in the object, and of their pins.
-pub const NAMES: [&str; 29] = [
+pub const NAMES: [&str; 30] = [
     "TAILS",
     "HANDOVER",
     CONTROL,
@@ -95,6 +96,7 @@ pub const NAMES: [&str; 29] = [
     "WAYS_BACK",
     "SERVERS",
     "OWNED",
+    "INTERFACES",
     ACCESS,
     CLASSES,
     CLASS_PORTS,
@@ -203,6 +205,7 @@ impl Maps {
             ways_back: typed(ebpf, "WAYS_BACK")?,
             servers: typed(ebpf, "SERVERS")?,
             owned: typed(ebpf, "OWNED")?,
+            interfaces: typed(ebpf, "INTERFACES")?,
             access: AccessMap::take(ebpf)?,
             classes: ClassMaps::take(ebpf)?,
             shapes: mapped(ebpf, "SHAPES")?,
@@ -309,6 +312,13 @@ impl Maps {
             Operation::Disown(address) => {
                 let key: Raw<16> = transmute!(*address);
                 remove(&mut self.owned, key, "an own address")
+            }
+            Operation::Interface(index, interface) => {
+                let value: Raw<8> = transmute!(*interface);
+                put(&mut self.interfaces, *index, value, "an interface")
+            }
+            Operation::ForgetInterface(index) => {
+                remove(&mut self.interfaces, *index, "an interface")
             }
             Operation::Features(features) => self.control.store_features(*features),
             Operation::UnknownPort(refusal) => self.control.store_unknown_port(*refusal),
@@ -465,6 +475,11 @@ impl Dataplane for Maps {
             let (key, bits): (Raw<16>, u32) = item.map_err(failed)?;
             let key: Address = transmute!(key);
             tables.owned.insert(key, bits);
+        }
+        for item in self.interfaces.iter() {
+            let (index, interface): (u32, Raw<8>) = item.map_err(failed)?;
+            let interface: Interface = transmute!(interface);
+            tables.interfaces.insert(index, interface);
         }
         for item in self.pool_addresses.iter() {
             let (key, address): (Raw<8>, Raw<16>) = item.map_err(failed)?;

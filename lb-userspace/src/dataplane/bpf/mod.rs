@@ -35,7 +35,8 @@ use aya::{
 };
 use lb_common::tables::{
     HASH_KEY_WORDS, TAIL_FRAGMENT, TAIL_FULL_NAT, TAIL_FULL_NAT_ANSWER, TAIL_FULL_NAT_ERROR,
-    TAIL_FULL_NAT_NEW, TAIL_REFUSED, TAIL_SCTP, TAIL_SYN, TAIL_TOO_BIG, TAIL_UNTRANSLATED,
+    TAIL_FULL_NAT_NEW, TAIL_NEIGHBOUR, TAIL_REFUSED, TAIL_SCTP, TAIL_SYN, TAIL_TOO_BIG,
+    TAIL_UNTRANSLATED,
     TAIL_UNUSUAL, feature,
 };
 
@@ -61,6 +62,7 @@ const OTHERS: [(&str, u32, u32); 11] = [
     ("too_big", TAIL_TOO_BIG, 0),
     ("syn", TAIL_SYN, feature::MSS),
     ("fragment", TAIL_FRAGMENT, 0),
+    ("neighbour", TAIL_NEIGHBOUR, feature::ANNOUNCE),
     ("full_nat", TAIL_FULL_NAT, feature::FULL_NAT),
     ("full_nat_new", TAIL_FULL_NAT_NEW, feature::FULL_NAT),
     ("full_nat_answer", TAIL_FULL_NAT_ANSWER, feature::FULL_NAT),
@@ -142,6 +144,7 @@ impl Program {
             .map_max_entries("WAYS_BACK", capacity.ways_back())
             .map_max_entries("SERVERS", capacity.servers())
             .map_max_entries("OWNED", capacity.owned())
+            .map_max_entries("INTERFACES", Capacity::INTERFACES)
             .map_max_entries("DATAGRAMS", capacity.fragments)
             .map_max_entries(access::ACCESS, capacity.access_prefixes)
             .map_max_entries(classes::CLASSES, capacity.vip_prefixes())

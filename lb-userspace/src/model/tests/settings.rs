@@ -122,6 +122,7 @@ fn each_setting_is_changed_alone_and_the_rest_stays() {
             |s| s.no_backend = Some(Unserved::Pass),
             |s| s.no_backend = Unserved::Pass,
         ),
+        (|s| s.announce = Some(true), |s| s.announce = true),
         (
             |s| s.mss_clamp = Some(MssClamp::Auto),
             |s| s.mss_clamp = MssClamp::Auto,
