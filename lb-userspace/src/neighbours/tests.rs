@@ -85,6 +85,24 @@ impl Watch {
         .await
     }
 
+    /// Waits until each of `ips` has a next hop that is as `wanted` says, in any order.
+    async fn next_hops(&mut self, ips: &[&str], wanted: impl Fn(&NextHop) -> bool) {
+        let mut left: BTreeSet<IpAddr> = ips.iter().map(|ip| ip.parse().unwrap()).collect();
+        self.until(|update| {
+            if let Update::NextHop {
+                address,
+                next_hop: Some(next_hop),
+                ..
+            } = update
+                && wanted(&next_hop)
+            {
+                left.remove(&address);
+            }
+            left.is_empty().then_some(())
+        })
+        .await;
+    }
+
     /// Waits until `ip` has no next hop for a reason that contains `text`.
     async fn none(&mut self, ip: &str, text: &str) {
         let ip: IpAddr = ip.parse().unwrap();
@@ -411,5 +429,87 @@ fn unwatched_addresses_are_not_reported_any_more_and_watched_again_are() {
         assert_eq!(seen, BTreeSet::from(["fd99::2".parse().unwrap()]));
         watch.set(&["10.99.0.2"]);
         watch.next_hop("10.99.0.2", |_| true).await;
+    });
+}
+
+/// What the kernel has of neighbours, those in `lines` of `ip neigh`.
+fn neighbours_of(lb: &Netns) -> Vec<String> {
+    let mut ip = std::process::Command::new("ip");
+    let listed = ip
+        .args(["-n", lb.name(), "neigh", "show"])
+        .output()
+        .unwrap();
+    let listed = String::from_utf8(listed.stdout).unwrap();
+    listed.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn a_neighbour_in_use_without_traffic_outlives_the_kernels_collection_of_idle_ones() {
+    // More than the kernel leaves alone (gc_thresh1 is 128), all of them idle from the start.
+    const IDLE: u8 = 200;
+    needs_root!("a_neighbour_in_use_without_traffic_outlives_the_kernels_collection_of_idle_ones");
+    let (lb, _peer) = world();
+    lb.enter(|| async {
+        for family in ["ipv4", "ipv6"] {
+            // Stale after a second at most twice as long, collected after eight; the kernel looks every 15 s or so.
+            for (setting, value) in [("base_reachable_time_ms", "1000"), ("gc_stale_time", "8")] {
+                let path = format!("/proc/sys/net/{family}/neigh/v0/{setting}");
+                std::fs::write(path, value).unwrap();
+            }
+        }
+        let in_use = ["10.99.0.2", "fd99::2"];
+        let mut watch = Watch::new(&in_use);
+        watch.next_hops(&in_use, |_| true).await;
+        let idle = |n: u8| [format!("10.99.0.{}", n + 20), format!("fd99::1:{n}")];
+        let batch: String = (0..IDLE)
+            .flat_map(idle)
+            .map(|ip| format!("neigh add {ip} lladdr 02:00:00:00:01:00 nud stale dev v0\n"))
+            .collect();
+        lb.ip_batch(&batch);
+        let collected = async {
+            loop {
+                let known = neighbours_of(&lb);
+                for ip in in_use {
+                    let is_it = |line: &&String| line.starts_with(&format!("{ip} "));
+                    let kept = known.iter().find(is_it);
+                    let kept = kept.unwrap_or_else(|| panic!("{ip} is gone: {known:#?}"));
+                    assert!(kept.contains("02:00:00:00:00:02"), "{kept}");
+                }
+                if !known.iter().any(|line| line.contains("02:00:00:00:01:00")) {
+                    return;
+                }
+                time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        let collected = time::timeout(Duration::from_secs(90), collected).await;
+        collected.expect("the kernel collects idle neighbours");
+    });
+}
+
+#[test]
+fn a_neighbour_without_traffic_that_gets_another_hardware_address_is_found_again() {
+    needs_root!("a_neighbour_without_traffic_that_gets_another_hardware_address_is_found_again");
+    let (lb, peer) = world();
+    lb.enter(|| async {
+        for family in ["ipv4", "ipv6"] {
+            // Stale after a second at most twice as long, and then asked after at once.
+            for (setting, value) in [
+                ("base_reachable_time_ms", "1000"),
+                ("delay_first_probe_time", "1"),
+            ] {
+                let path = format!("/proc/sys/net/{family}/neigh/v0/{setting}");
+                std::fs::write(path, value).unwrap();
+            }
+        }
+        let in_use = ["10.99.0.2", "fd99::2"];
+        let mut watch = Watch::new(&in_use);
+        watch
+            .next_hops(&in_use, |hop| hop.destination_mac == PEER_MAC)
+            .await;
+        // Quietly: the peer says nothing of it.
+        peer.ip("link set v1 address 02:00:00:00:00:77");
+        watch
+            .next_hops(&in_use, |hop| hop.destination_mac[5] == 0x77)
+            .await;
     });
 }
