@@ -73,7 +73,7 @@ fn a_start_that_fails_leaves_neither_program_nor_pin_nor_socket() -> Result<()> 
             fails(&["--heartbeat", &taken], "listening for heartbeats")?;
             fails(
                 &["--interface", INTERFACE, "--interface", BUSY],
-                "lbd detach",
+                "`pass`, in native mode, held by BPF link ",
             )
         },
     )

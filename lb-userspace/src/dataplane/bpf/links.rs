@@ -14,7 +14,7 @@ use aya::programs::{
 };
 
 use super::{
-    chain,
+    chain, occupant,
     pins::{entries, remove_link},
 };
 use crate::dataplane::DataplaneError;
@@ -204,7 +204,7 @@ impl Links {
         let doing = format!("attaching to {interface} in {} mode", mode.name());
         let failed = |error: &dyn std::error::Error| DataplaneError::new(&*doing, &chain(error));
         let id = xdp.attach(interface, mode.xdp()).map_err(|error| Refused {
-            error: DataplaneError::new(&*doing, &explain(&error)),
+            error: DataplaneError::new(&*doing, &explain(interface, &error)),
             taken: is_taken(&error),
         })?;
         let link = xdp.take_link(id).map_err(|error| failed(&error))?;
@@ -313,20 +313,13 @@ fn is_taken(error: &ProgramError) -> bool {
     matches!(errno(error), Some(libc::EBUSY | libc::EEXIST))
 }
 
-fn explain(error: &ProgramError) -> String {
+fn explain(interface: &str, error: &ProgramError) -> String {
     if let ProgramError::UnknownInterface { name } = error {
         return format!("there is no interface {name}");
     }
     match errno(error) {
-        _ if is_taken(error) => {
-            "another XDP program is attached there: take it away first, with `lbd detach --name NAME` \
-             that of another instance, with `lbd decap --detach` a decapsulator, with `ip link set dev NIC xdp off` \
-             one that no BPF link holds (`bpftool link` lists those)"
-                .to_owned()
-        }
-        Some(libc::EOPNOTSUPP) => {
-            "the driver has no native XDP: attach in generic mode".to_owned()
-        }
+        _ if is_taken(error) => occupant::describe(interface),
+        Some(libc::EOPNOTSUPP) => "the driver has no native XDP: attach in generic mode".to_owned(),
         Some(libc::EPERM) => {
             "not permitted: root, or CAP_BPF and CAP_NET_ADMIN, is needed".to_owned()
         }

@@ -16,6 +16,7 @@ mod kernel;
 mod links;
 mod mapped;
 mod maps;
+mod occupant;
 mod pins;
 
 use std::{
