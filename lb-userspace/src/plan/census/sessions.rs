@@ -66,6 +66,7 @@ const AGENT: FlowKey = FlowKey {
     kind: flow_kind::AGENT,
     service: 0,
     to: 0,
+    host: 0,
 };
 
 /// Removes a session that is still as it was, and frees its port; false where it is not, or begins anew or is being
