@@ -78,7 +78,6 @@ impl Announcer {
     }
 }
 
-#[cfg(test)]
 impl Announcer {
     /// One that says nothing.
     pub fn idle() -> Self {

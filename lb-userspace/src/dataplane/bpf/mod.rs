@@ -37,8 +37,7 @@ use aya::{
 use lb_common::tables::{
     HASH_KEY_WORDS, TAIL_FRAGMENT, TAIL_FULL_NAT, TAIL_FULL_NAT_ANSWER, TAIL_FULL_NAT_ERROR,
     TAIL_FULL_NAT_NEW, TAIL_NEIGHBOUR, TAIL_REFUSED, TAIL_SCTP, TAIL_SYN, TAIL_TOO_BIG,
-    TAIL_UNTRANSLATED,
-    TAIL_UNUSUAL, feature,
+    TAIL_UNTRANSLATED, TAIL_UNUSUAL, feature,
 };
 
 use self::links::Links;
@@ -57,7 +56,7 @@ pub static LB_OBJECT: &[u8] = aya::include_bytes_aligned!(env!("LB_OBJECT"));
 /// The program on the interface.
 const ENTRY: &str = "lb";
 /// Those that it goes on with, the numbers that it knows them by, and without which feature none of them does, if any.
-const OTHERS: [(&str, u32, u32); 11] = [
+const OTHERS: [(&str, u32, u32); 12] = [
     ("unusual", TAIL_UNUSUAL, 0),
     ("refused", TAIL_REFUSED, 0),
     ("too_big", TAIL_TOO_BIG, 0),

@@ -10,6 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use lb_userspace::{
     agent::{self, Handle, Sources},
+    announce::Announcer,
     dataplane::{DataplaneError, Programs, bpf::Program},
     health::{Checker, Event},
     neighbours::Resolver,
@@ -65,6 +66,8 @@ pub(super) fn run(effort: Effort) -> Result<Vec<Latency>> {
         health,
         resolver: Resolver::idle(),
         network: mpsc::channel(1).1,
+        announcer: Announcer::idle(),
+        conflicts: mpsc::channel(1).1,
         store: None,
         programs: Arc::new(Loaded),
         history: None,
