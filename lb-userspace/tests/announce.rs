@@ -194,6 +194,7 @@ fn who_claims_a_vip_is_told_with_where_and_counted() {
     let all = EventFilter {
         service: None,
         after: None,
+        epoch: None,
         limit: usize::MAX,
     };
     let events = core.events(&all).events.into_iter();
