@@ -1142,8 +1142,8 @@ pub extern "C" fn begin_session(id: u32) -> u32 {
 pub extern "C" fn take_over_port(id: u32) -> u32 {
     let maps = Maps::hashing();
     match (question(), OPENING.get_ptr_mut(0)) {
-        // SAFETY: as above.
         (Some(question), Some(place)) => {
+            // SAFETY: as in `begin_session`.
             session::take_over(&maps, question, id, unsafe { &mut *place })
         }
         _ => session::INCONSISTENT,

@@ -338,6 +338,7 @@ fn cut_short(core: &Core<MemoryDataplane>, change: Change) -> Vec<MemoryDataplan
         census: None,
         overflows: &Default::default(),
         traffic: &Default::default(),
+        links: &Default::default(),
         sampling: &Default::default(),
         keeps_flows: false,
     };

@@ -144,6 +144,7 @@ impl Maps {
                 census: None,
                 overflows: &none,
                 traffic: &none,
+                links: &BTreeMap::new(),
                 sampling: &BTreeMap::new(),
                 keeps_flows: false,
             },

@@ -42,8 +42,12 @@ fn narrow(ports: u16) -> Stage {
 
 /// Ends that a frame has at the backend: addresses, ports.
 fn ends(frame: &[u8]) -> (Address, Address, u16, u16) {
-    let word = |at: usize| Address::v4(u32::from_ne_bytes(frame[at..at + 4].try_into().unwrap()));
-    let half = |at: usize| u16::from_ne_bytes(frame[at..at + 2].try_into().unwrap());
+    let word = |at: usize| {
+        Address::v4(u32::from_ne_bytes(
+            frame[at..at + 4].try_into().expect("four bytes"),
+        ))
+    };
+    let half = |at: usize| u16::from_ne_bytes(frame[at..at + 2].try_into().expect("two bytes"));
     (word(26), word(30), half(34), half(36))
 }
 

@@ -132,7 +132,8 @@ async fn error_of(answer: &'static str) -> ClientError {
     tokio::spawn(async move {
         let (mut stream, _) = listener.accept().await.unwrap();
         // A request that is left unread resets the connection.
-        stream.read(&mut [0; 1_024]).await.unwrap();
+        let asked = stream.read(&mut [0; 1_024]).await.unwrap();
+        assert!(asked > 0);
         stream.write_all(answer.as_bytes()).await.unwrap();
     });
     Client::new(path).status().await.unwrap_err()
