@@ -8,7 +8,7 @@ use lb_tests::{
     config::{Health, Service},
     load::{held::Held, requests},
     skip::with_root,
-    stage::{BACKENDS, Slots, Stage, tcp, v4_pool, vip, web},
+    stage::{BACKENDS, Slots, Stage, tcp, v4_pool, vip, web, web_address},
     topology::{Topology, backend_name, backend_v4, vip_v4},
     wait::wait_until,
 };
@@ -33,6 +33,8 @@ fn lbctl_changes_are_in_force_when_the_command_returns() -> Result<()> {
             lbctl(&["backend", "drain", id, "10.2.0.11:80"])?;
             assert_eq!(names(stage.answers(&service, 100)?), ["backend2"]);
             lbctl(&["backend", "add", id, "10.2.0.13:80"])?;
+            // Who joins others passes a check first.
+            stage.await_condition(&service, web_address(3), "up")?;
             assert_eq!(
                 names(stage.answers(&service, 200)?),
                 ["backend2", "backend3"]

@@ -287,6 +287,8 @@ fn a_server_that_answers_ten_times_slower_in_time_is_told_to_be_and_gets_less_an
         let mut service = web(Health::NONE).checked(&[&check]);
         let adaptive = "{ from = [\"latency\"], interval = \"1s\" }".to_owned();
         service.keys.push(("adaptive".to_owned(), adaptive));
+        // Weights follow as fast as slots come to rest.
+        let service = service.with("moving_time", "1s");
         let stage = Stage::new(topology, vec![service.clone()])?;
         let seen = |n: u8| -> Option<u64> {
             let backend = backend(&stage, &service, n).ok()?;

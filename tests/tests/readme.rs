@@ -20,7 +20,7 @@ use lb_tests::{
     process::{Process, run},
     skip::root_or_skip,
     topology::{Topology, vip_v4},
-    wait::wait_ok,
+    wait::{wait_ok, wait_until},
 };
 use lb_userspace::instance;
 use tempfile::TempDir;
@@ -268,7 +268,12 @@ fn the_configuration_is_checked_and_the_commands_do_what_they_say() -> Result<()
     }
     ensure!(agent.is_some(), "README.md attaches to no NIC");
 
-    // What they have done: backend1 drains and backend3 was added.
+    // What they have done: backend1 drains and backend3 was added, which has a check to pass first.
+    wait_until("backend3 has passed a check", SOON, || {
+        let listed = desk.run("lbctl backend list 10.0.0.1:80/tcp");
+        let up = |line: &str| line.contains("10.2.0.13:80") && line.contains(" up");
+        listed.is_ok_and(|listed| listed.lines().any(up))
+    })?;
     let report = requests(&topology.client, (vip, PORT).into(), 300)?;
     let answers = report.per_backend();
     assert_eq!(report.succeeded(), 300, "{:?}", report.failure_kinds());

@@ -60,7 +60,7 @@ fn every_reason_is_given_and_counted_once() {
     let given: Vec<DropReason> = produced.iter().map(|(reason, ..)| *reason).collect();
     // How echo requests are limited is `icmp`'s to show, what becomes of unknown ports `refuse`'s, of
     // what is too long `too_big`'s, of fragments `fragments`', who is not let in `admit`'s, who finds no port or whose
-    // answer no route `full_nat`'s, and who cannot have sent it `martian`'s.
+    // answer no route `full_nat`'s, who cannot have sent it `martian`'s, and how the link asks for VIPs `neighbour`'s.
     let elsewhere = |reason: &DropReason| {
         let name = reason.name();
         name.starts_with("fragment")
@@ -68,6 +68,13 @@ fn every_reason_is_given_and_counted_once() {
             || ["access_denied", "source_limit", "service_limit"].contains(&name)
             || ["ports_exhausted", "no_session", "no_route"].contains(&name)
             || ["martian_source", "land"].contains(&name)
+            || [
+                "arp_malformed",
+                "nd_hop_limit",
+                "nd_checksum",
+                "nd_malformed",
+            ]
+            .contains(&name)
     };
     let mut expected = DropReason::ALL.to_vec();
     expected.retain(|reason| !elsewhere(reason));
@@ -174,6 +181,8 @@ fn names_and_numbers_of_answers_stay() {
         (3, "withheld"),
         (4, "limited"),
         (5, "too_big"),
+        (6, "arp"),
+        (7, "neighbour"),
     ];
     assert_eq!(names, expected);
 }
@@ -210,6 +219,10 @@ fn names_and_numbers_of_reasons_stay() {
         (22, "martian_source"),
         (23, "land"),
         (24, "no_route"),
+        (25, "arp_malformed"),
+        (26, "nd_hop_limit"),
+        (27, "nd_checksum"),
+        (28, "nd_malformed"),
     ];
     assert_eq!(names, expected);
 }
