@@ -81,8 +81,9 @@ fn flows_of_a_drained_backend_are_listed_while_its_slots_move_and_settle() -> Re
                 Topology::new(BACKENDS)?,
                 vec![service.clone(), other.clone()],
             )?;
-            let held = Held::open(&stage.topology.client, vip(&service)?, HELD, PERIOD)?;
+            // Backends come up one after another, and slots move to each: what opens meanwhile is recorded.
             let all = stage.await_slots(&service, Slots::are_steady)?.steady;
+            let held = Held::open(&stage.topology.client, vip(&service)?, HELD, PERIOD)?;
             let said = stage.agent.lbctl(&["flows"])?.succeeded()?;
             assert_eq!(said, "no recorded flows: slots that are steady need none\n");
 
