@@ -3,7 +3,7 @@
 //!
 //! [`scenario`] lists what is measured of the packet path, [`frame`] lays its frames out and
 //! [`services`] its services; [`harness`] runs frames through a program in the kernel, [`balancer`] is
-//! the product, [`rig`] brings it into a scenario's state, [`measure`] verifies and times, [`flat`] judges,
+//! the product, [`rig`] brings it into a scenario's state, [`measure`] verifies and times, [`claim`] judges,
 //! [`report`] shows, and [`packet`] joins them.
 //! [`control`] measures the agent's core over the same maps. Nothing of these attaches to an interface or sends a packet.
 //! [`checks`] runs the checker over the loopback.
@@ -16,8 +16,8 @@ use nix::{
 
 pub mod balancer;
 pub mod checks;
+pub mod claim;
 pub mod control;
-pub mod flat;
 pub mod frame;
 pub mod harness;
 pub mod measure;

@@ -1,30 +1,30 @@
 //! `bench packet` from its list of scenarios to its figures: loads each fleet once, measures, and judges
-//! the one claim that figures can prove wrong.
+//! the claims that figures can prove wrong.
 
 use anyhow::{Context as _, Result};
 
 use super::{
-    flat::{Judgement, judge},
-    measure::{Effort, Measured, measure},
+    claim::{Claim, FLAT, Judgement, MOVING},
+    measure::{Effort, in_turn, measure},
     report::Figure,
     rig::Rig,
     scenario::{self, Scenario},
 };
 
-/// How often the claim is measured before the answer counts.
+/// How often a claim is measured before the answer counts.
 const ATTEMPTS: u32 = 3;
 
 /// What came out.
 pub struct Outcome {
     /// A figure for each scenario.
     pub figures: Vec<Figure>,
-    /// Whether costs are flat in the number of flows, where that was measured.
-    pub flat: Option<Judgement>,
+    /// What became of the claims whose scenarios were measured.
+    pub judgements: Vec<Judgement>,
     /// Whether the kernel kept statistics of run times meanwhile, which are in every no-op.
     pub watched: bool,
 }
 
-/// Measures the scenarios whose title contains `filter`.
+/// Measures the scenarios whose title contains `filter`, and judges the claims about those.
 ///
 /// # Errors
 /// The program does not do what a scenario says, or the kernel refuses.
@@ -37,59 +37,85 @@ pub fn run(quick: bool, filter: &str) -> Result<Outcome> {
         .collect();
     let mut outcome = Outcome {
         figures: Vec::new(),
-        flat: None,
+        judgements: Vec::new(),
         watched: false,
     };
     for group in wanted.chunk_by(|one, next| one.fleet == next.fleet) {
         let mut rig = Rig::new(group[0].fleet, &scenarios)?;
-        let mut claim = Claim::default();
         for scenario in group {
-            let measured = measure_named(&mut rig, scenario, effort)?;
+            let measured = measure(&mut rig, scenario, effort).with_context(|| scenario.title())?;
             outcome.figures.push(Figure::new(scenario, &measured));
-            claim.note(scenario, measured);
         }
-        outcome.flat = outcome.flat.or(claim.judge(&mut rig, effort)?);
+        for comparison in comparisons(group) {
+            outcome.judgements.push(comparison.judge(&mut rig, effort)?);
+        }
         outcome.watched |= rig.harness.is_watched()?;
     }
     Ok(outcome)
 }
 
-fn measure_named(rig: &mut Rig, scenario: &Scenario, effort: Effort) -> Result<Measured> {
-    measure(rig, scenario, effort).with_context(|| scenario.title())
+/// A claim about two scenarios.
+struct Comparison<'a> {
+    claim: Claim,
+    of: &'static str,
+    one: &'a Scenario,
+    other: &'a Scenario,
 }
 
-/// What a packet costs with one flow, and with a million.
-#[derive(Default)]
-struct Claim<'a> {
-    one: Option<(&'a Scenario, Measured)>,
-    million: Option<(&'a Scenario, Measured)>,
+/// Those that scenarios can be judged by.
+fn comparisons<'a>(scenarios: &[&'a Scenario]) -> Vec<Comparison<'a>> {
+    let titled = |title: &str| scenarios.iter().find(|s| s.title() == title).copied();
+    let compare = |claim, of, one: &str, other: &str| {
+        Some(Comparison {
+            claim,
+            of,
+            one: titled(one)?,
+            other: titled(other)?,
+        })
+    };
+    let flat = compare(
+        FLAT,
+        "",
+        "tcp-v4 ipip 1000000 steady",
+        "tcp-v4 ipip 1 steady",
+    );
+    let moving = [
+        ("one flow: ", "1"),
+        ("1,000 flows: ", "1000"),
+        ("100,000 flows: ", "100000"),
+        ("1,000,000 flows: ", "1000000"),
+        ("all new: ", "unbounded"),
+    ]
+    .map(|(of, flows)| {
+        let one = format!("tcp-v4 ipip {flows} moving");
+        let other = format!("tcp-v4-always ipip {flows} steady");
+        compare(MOVING, of, &one, &other)
+    });
+    flat.into_iter()
+        .chain(moving.into_iter().flatten())
+        .collect()
 }
 
-impl<'a> Claim<'a> {
-    fn note(&mut self, scenario: &'a Scenario, measured: Measured) {
-        match scenario.title().as_str() {
-            "tcp-v4 ipip 1 steady" => self.one = Some((scenario, measured)),
-            "tcp-v4 ipip 1000000 steady" => self.million = Some((scenario, measured)),
-            _ => {}
-        }
-    }
-
+impl Comparison<'_> {
     /// Judges, measuring again while the answer is not the one that is claimed.
-    fn judge(self, rig: &mut Rig, effort: Effort) -> Result<Option<Judgement>> {
-        let (Some((one, mut with_one)), Some((million, mut with_million))) =
-            (self.one, self.million)
-        else {
-            return Ok(None);
+    fn judge(&self, rig: &mut Rig, effort: Effort) -> Result<Judgement> {
+        let Self {
+            claim,
+            of,
+            one,
+            other,
+        } = *self;
+        let mut attempt = || -> Result<Judgement> {
+            let [one, other] = in_turn(rig, [one, other], effort)?;
+            Ok(claim.judge(of, &one, &other))
         };
-        let mut judgement = judge(&with_one, &with_million);
+        let mut judgement = attempt()?;
         for _ in 1..ATTEMPTS {
-            if matches!(judgement, Judgement::Flat(_)) {
+            if judgement.holds() {
                 break;
             }
-            with_one = measure_named(rig, one, effort)?;
-            with_million = measure_named(rig, million, effort)?;
-            judgement = judge(&with_one, &with_million);
+            judgement = attempt()?;
         }
-        Ok(Some(judgement))
+        Ok(judgement)
     }
 }
