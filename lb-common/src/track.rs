@@ -358,7 +358,7 @@ impl<'t, T: Tables> Asked<'_, 't, T> {
             record,
             table,
             over: closed(before) && signal == Signal::Opens,
-            confirms: table == Table::Established && opened && signal != Signal::Resets,
+            confirms: table == Table::Established && opened,
         }
     }
 
@@ -529,14 +529,14 @@ fn closed(flags: u16) -> bool {
 }
 
 /// A record's flags after a packet. A RST is taken back by whatever follows it, as it may have been
-/// forged; a FIN is not, as acknowledgements follow it.
+/// forged: it opens nothing and confirms nobody. A FIN is not, as acknowledgements follow it.
 #[inline(always)]
 fn noted(flags: u16, signal: Signal) -> u16 {
-    const CLOSED: u16 = record_flag::COUNTED | record_flag::OPENING;
+    const UNSURE: u16 = record_flag::OPENING | record_flag::RESET;
     match signal {
         Signal::Opens | Signal::Hearsay => flags,
-        Signal::None => flags & !(record_flag::OPENING | record_flag::RESET),
-        Signal::Finishes => flags & !(CLOSED | record_flag::RESET) | record_flag::FINISHED,
-        Signal::Resets => flags & !CLOSED | record_flag::RESET,
+        Signal::None => flags & !UNSURE,
+        Signal::Finishes => flags & !(UNSURE | record_flag::COUNTED) | record_flag::FINISHED,
+        Signal::Resets => flags & !record_flag::COUNTED | record_flag::RESET,
     }
 }

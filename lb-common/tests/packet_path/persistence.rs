@@ -1,6 +1,6 @@
 //! A client's new flows go where its last new flow went, for as long as is set.
 
-use lb_common::track::OPENING_LIFETIME;
+use lb_common::track::{FINISHED_LIFETIME, OPENING_LIFETIME};
 
 use crate::{
     TCP, UDP, VIP4, VIP6,
@@ -187,6 +187,27 @@ fn a_reset_of_an_opening_establishes_no_client() {
     };
     assert_eq!(taken_by(&stage, &reset), first);
     assert_eq!(stage.clients(), (0, 1));
+}
+
+/// The record of what ended is among the established ones, where nothing is promoted any more.
+#[test]
+fn a_connection_over_an_ended_one_establishes_its_client_also_after_a_forged_reset() {
+    let packet = |flags| Spec {
+        transport: Transport::Tcp(flags),
+        ..later(1, 1)
+    };
+    // So that the client is forgotten before its connection.
+    let persistence = FINISHED_LIFETIME - 1;
+    let stage = stage().persisting(persistence, 128);
+    let first = connect(&stage, 1, 1);
+    assert_eq!(taken_by(&stage, &packet(Flags::FIN)), Some(first));
+    stage.at(persistence);
+    let second = taken_by(&stage, &opening(1, 1)).expect("a server");
+    assert_ne!(second, first);
+    assert_eq!(taken_by(&stage, &packet(Flags::RST)), Some(second));
+    assert_eq!(taken_by(&stage, &later(1, 1)), Some(second));
+    stage.at(persistence + OPENING_LIFETIME + 1);
+    assert_eq!(taken_by(&stage, &opening(1, 2)), Some(second));
 }
 
 #[test]
