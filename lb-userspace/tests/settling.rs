@@ -225,18 +225,25 @@ fn settling_slots_wait_for_a_sweep_that_began_after_their_owner_woke() {
 
 /// Else a sweep could read the place of a flow that a packet in flight has chosen somebody else for before it is there.
 #[test]
-fn who_wakes_without_a_switch_is_followed_by_a_grace_period() {
+fn who_wakes_is_followed_by_a_grace_period_with_a_switch_and_without() {
     let mut core = moving();
     pass_the_moving_time(&core);
     let census = swept(&core);
     core.swept(census).unwrap();
     assert!(check(&mut core, Condition::Down) && check(&mut core, Condition::Up));
-    let operations = planned(&core, core.state(), None).operations;
-    let switches = |operation: &Operation| matches!(operation, Operation::Switch(_));
-    assert!(!operations.iter().any(switches), "{operations:?}");
-    let wakes = |op: &Operation| matches!(op, Operation::State(_, s) if s & state::TAKES != 0);
-    let wake = operations.iter().position(wakes).unwrap();
-    assert_eq!(operations.get(wake + 1), Some(&Operation::Grace));
+    let slow = Settings {
+        moving_time: Some(Duration::from_secs(1_200)),
+        ..Settings::default()
+    };
+    let slower = core.state().apply(Change::EditService(id(), slow)).unwrap();
+    for (state, switched) in [(core.state(), false), (&slower, true)] {
+        let operations = planned(&core, state, None).operations;
+        let switches = |operation: &Operation| matches!(operation, Operation::Switch(_));
+        assert_eq!(operations.iter().any(switches), switched, "{operations:?}");
+        let wakes = |op: &Operation| matches!(op, Operation::State(_, s) if s & state::TAKES != 0);
+        let wake = operations.iter().position(wakes).unwrap();
+        assert_eq!(operations.get(wake + 1), Some(&Operation::Grace));
+    }
 }
 
 /// While it was dead, its flows' records were for the sweep to take. What came of them meanwhile is theirs.

@@ -499,9 +499,9 @@ impl Draft {
         let waits = !self.after.is_empty()
             || !self.in_place.is_empty()
             || !self.buried.is_empty()
-            // What packets in flight choose before they see it is recorded when the next sweep begins.
-            || !self.wakes.is_empty()
             || !self.released.entries.is_empty();
+        // What packets in flight choose before they see it is recorded when the next sweep begins.
+        let woken = (!self.wakes.is_empty()).then_some(Operation::Grace);
         let mut operations = self.before;
         let in_place = !self.in_place.is_empty();
         operations.extend(self.in_place);
@@ -512,9 +512,7 @@ impl Draft {
             operations.extend(self.buried);
             operations.extend(stale(in_place || buried).then_some(Operation::Grace));
             operations.extend(self.wakes);
-            if waits {
-                operations.push(Operation::Grace);
-            }
+            operations.extend(woken.or(waits.then_some(Operation::Grace)));
         } else {
             let generation = self.layout.generation + 1;
             let (guards, descriptors) = (&self.guards, &self.descriptors);
@@ -536,6 +534,7 @@ impl Draft {
             operations.extend(self.buried);
             operations.extend(stale(buried).then_some(Operation::Grace));
             operations.extend(self.wakes);
+            operations.extend(woken);
             operations.extend(write(1 - half(generation)));
             self.layout.generation = generation;
         }
