@@ -1,6 +1,6 @@
 //! Backends that people drain, maintain and force: what becomes of connections, and when a drain has ended.
 
-use std::{collections::BTreeMap, thread, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, thread, time::Duration};
 
 use anyhow::{Context as _, Result};
 use lb_tests::{
@@ -15,6 +15,8 @@ use lb_tests::{
 const HELD: usize = 90;
 /// From one request on each held connection to its next.
 const PERIOD: Duration = Duration::from_millis(200);
+/// A port that nobody listens on.
+const CLOSED: u16 = 81;
 /// New connections a second.
 const RATE: u32 = 200;
 
@@ -180,6 +182,31 @@ fn a_drain_ends_early_once_the_backend_says_that_it_has_none_left_and_none_is_ob
             let (code, told) = of_first(&stage, &service, "drain --wait --timeout 4s")?;
             assert_eq!(code, Some(6), "{told}");
             assert_eq!(drain(&stage, &service)?["reported"], false);
+            Ok(())
+        },
+    )
+}
+
+/// The first failures of a backend that nobody has seen pass prove nothing yet.
+#[test]
+fn a_backend_that_is_added_and_never_answers_costs_no_connection() -> Result<()> {
+    with_root(
+        "a_backend_that_is_added_and_never_answers_costs_no_connection",
+        || {
+            let service = service();
+            let stage = stage(&service)?;
+            let load = OpenLoop::start(&stage.topology.client, vip(&service)?, RATE)?;
+            let closed = SocketAddr::new(web_address(1).ip(), CLOSED);
+            stage.lbctl(&format!("backend add {} {closed}", service.vip))?;
+            let added = stage
+                .backend(&service, closed)?
+                .context("the new backend")?;
+            assert_eq!(added["condition"], "starting", "{added}");
+            stage.await_condition(&service, closed, "down")?;
+            let report = load.stop()?;
+            println!("{report}");
+            let failures: Vec<_> = report.failures().collect();
+            assert!(failures.is_empty(), "{failures:?}");
             Ok(())
         },
     )

@@ -130,6 +130,9 @@ pub struct DownOf<T> {
     pub since: T,
     /// Whether nobody is there: its own port refuses, or its host does not answer.
     pub gone: bool,
+    /// Whether it is new, and has not failed: one check that passes is enough.
+    #[serde(default)]
+    pub new: bool,
 }
 
 /// What a backend's agent asks for ([`crate::health::reply`]).
@@ -220,6 +223,7 @@ impl<T> History<T> {
                 backend: of.backend,
                 since: to(of.since)?,
                 gone: of.gone,
+                new: of.new,
             })
         });
         Ok(History {
@@ -358,6 +362,7 @@ mod tests {
                 backend: backend(5),
                 since,
                 gone: true,
+                new: true,
             }],
             asked: vec![AskedOf {
                 service: service(),

@@ -408,3 +408,39 @@ fn what_is_taken_up_is_so_once() {
     assert_eq!((pool.takes(3), failures(&pool, 3)), (true, 0));
     assert!(pool.core.history().is_empty());
 }
+
+/// An agent that ran would have waited for as many.
+#[test]
+fn one_refusal_takes_no_flows_of_a_backend_that_was_kept_out_when_the_agent_ended() {
+    let mut pool = kept_out().restart_after(SOON);
+    let refuses = |fails| Event {
+        dead: true,
+        fails,
+        checks: vec![CheckStatus::new("tcp".to_owned(), Condition::Down)],
+        ..event(3, Condition::Down)
+    };
+    pool.check(refuses(false));
+    assert_eq!(pool.state(3), state::HOLDS);
+    pool.check(refuses(true));
+    assert_eq!(pool.state(3), 0);
+}
+
+#[test]
+fn who_is_new_when_the_agent_ends_still_has_to_pass_one_check_and_is_not_missed() {
+    let mut pool = Pool::new("panic_below = 50", &[""; 2]);
+    (3..=5).for_each(|n| pool.add(n, 1));
+    // The second agent knows only by the first.
+    let mut pool = pool.restart_after(SOON).restart_after(SOON);
+    let states = |pool: &Pool| [3, 4, 5].map(|n| pool.status(n).standing.unwrap().state);
+    assert_eq!(states(&pool), [BackendState::Starting; 3]);
+    (1..=2).for_each(|n| pool.up(n));
+    assert!((3..=5).all(|n| !pool.takes(n)), "no panic");
+    let starts = |pool: &Pool, n| {
+        let targets = pool.core.targets();
+        let mut at = targets.iter().filter(|(at, _)| at.address == address(n));
+        at.next().map(|(_, config)| config.initial)
+    };
+    assert_eq!(starts(&pool, 3), Some(Condition::Starting));
+    pool.up(3);
+    assert!(pool.takes(3) && !pool.takes(4));
+}

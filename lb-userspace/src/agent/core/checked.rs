@@ -76,8 +76,11 @@ impl<D: Dataplane> Core<D> {
             checks: event.checks,
         };
         self.known.checked.insert(event.target, checked);
-        if condition != Condition::Down {
-            return self.recover(key) | asked;
+        match condition {
+            Condition::Up => return self.recover(key) | asked,
+            // Nothing has turned: who is new has not passed yet, and who fails has not passed again.
+            Condition::Starting => return asked,
+            Condition::Down => {}
         }
         failing.push(Failing {
             key,
@@ -118,7 +121,7 @@ impl<D: Dataplane> Core<D> {
         if !proving || failed {
             self.count_failure(key, before.is_some());
         }
-        let gone = dead || before.is_some_and(|before| before.gone);
+        let gone = (dead && (!proving || failed)) || before.is_some_and(|before| before.gone);
         let down = Down {
             since: before.map_or(now, |before| match proving && !before.failing {
                 true => now,

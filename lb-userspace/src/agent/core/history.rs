@@ -52,12 +52,13 @@ impl<D: Dataplane> Core<D> {
         let down = known
             .down
             .iter()
-            .filter(|(_, down)| !down.found || down.failing);
+            .filter(|(_, down)| !down.found || down.failing || down.new);
         let down = down.map(|(&(service, backend), down)| DownOf {
             service,
             backend,
             since: down.since,
             gone: down.gone,
+            new: down.new,
         });
         let asked = known
             .asked
@@ -143,7 +144,7 @@ impl<D: Dataplane> Core<D> {
         if let Some(down) = key.and_then(|key| self.known.down.get_mut(&key)) {
             down.since = of.since;
             down.gone = of.gone;
-            down.failing = true;
+            (down.new, down.failing) = (of.new, !of.new);
         }
     }
 
