@@ -14,7 +14,10 @@ use lb_common::{
 };
 use lb_userspace::plan;
 
-use crate::flow::{Flow, Time};
+use crate::{
+    flow::{Flow, Time},
+    scenario,
+};
 
 /// Whom a client's last new flow got, and when.
 #[derive(Debug, Clone, Copy)]
@@ -136,5 +139,5 @@ pub fn in_force(tables: &MemoryTables, id: lb_userspace::model::ServiceId) -> Op
         .service_entries
         .iter()
         .map(|entry| entry.halves[half]);
-    entries.find(|descriptor| descriptor.is_at(&plan::endpoint(id)))
+    entries.find(|descriptor| descriptor.is_at(&scenario::endpoint(id)))
 }

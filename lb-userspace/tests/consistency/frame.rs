@@ -42,8 +42,9 @@ pub fn send<T: Tables>(
 ) -> Result<IpAddr, Verdict> {
     let mut buffer = vec![0; HEADROOM];
     buffer.extend([2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2]);
-    let transport = transport(client, service, sent);
-    match (client.ip(), service.vip.ip()) {
+    let to = scenario::destination(client, &service);
+    let transport = transport([client.port(), to.port()], service.protocol, sent);
+    match (client.ip(), to.ip()) {
         (IpAddr::V4(from), IpAddr::V4(to)) => {
             let length = (20 + transport.len()) as u16;
             buffer.extend([0x08, 0x00, 0x45, 0]);
@@ -69,16 +70,15 @@ pub fn send<T: Tables>(
     }
 }
 
-fn transport(client: SocketAddr, service: ServiceId, sent: Sent) -> Vec<u8> {
+fn transport(ports: [u16; 2], protocol: Protocol, sent: Sent) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(48);
-    bytes.extend(client.port().to_be_bytes());
-    bytes.extend(service.vip.port().to_be_bytes());
+    bytes.extend(ports.into_iter().flat_map(u16::to_be_bytes));
     let bits = match sent {
         Sent::Opening => control::SYN,
         Sent::Segment(bits) => bits,
         Sent::Named(_) => 0,
     };
-    match service.protocol {
+    match protocol {
         Protocol::Sctp => panic!("no service of a scenario is SCTP's"),
         Protocol::Tcp => bytes.extend([0, 0, 0, 0, 0, 0, 0, 0, 0x50, bits, 0, 0, 0, 0, 0, 0]),
         // Services that are not QUIC do not look at what follows.

@@ -7,9 +7,13 @@ use std::{
     time::Duration,
 };
 
-use lb_userspace::model::{
-    Admin, Backend, FlowState, Mode, OnDown, Protocol, Quic, Scheduler, ServerId, Service,
-    ServiceId,
+use lb_common::tables::Endpoint;
+use lb_userspace::{
+    model::{
+        Admin, Backend, FlowState, Mode, OnDown, Protocol, Quic, Scheduler, ServerId, Service,
+        ServiceId,
+    },
+    plan,
 };
 use proptest::prelude::*;
 
@@ -242,6 +246,9 @@ pub fn services() -> Vec<Service> {
         service(11, Tcp, Mode::Nat, Scheduler::RoundRobin),
         service(12, Udp, Mode::Ipip, Scheduler::Maglev),
         service(13, Tcp, Mode::Ipip, Scheduler::ThreeTupleHash),
+        service(14, Tcp, Mode::Ipip, Scheduler::Maglev),
+        service(15, Udp, Mode::Nat, Scheduler::RoundRobin),
+        service(16, Udp, Mode::Ipip, Scheduler::Maglev),
     ];
     services[1].flow_state = FlowState::Always;
     services[3].id.vip = "[2001:db8::1]:443".parse().unwrap();
@@ -251,6 +258,9 @@ pub fn services() -> Vec<Service> {
     services[10].quic = Some(QUIC);
     services[11].persistence = Duration::from_secs(300);
     services[12].persistence = Duration::from_secs(20);
+    services[14].id = "10.200.15.0/28:80-87/tcp".parse().unwrap();
+    services[15].id = "10.200.16.1:80-87/udp".parse().unwrap();
+    services[16].id = "10.200.17.1:*/udp".parse().unwrap();
     services
 }
 
@@ -266,6 +276,32 @@ pub fn server_id(address: SocketAddr) -> [u8; 2] {
     match address.ip() {
         IpAddr::V4(v4) => [v4.octets()[2], v4.octets()[3]],
         IpAddr::V6(v6) => v6.segments()[7].to_be_bytes(),
+    }
+}
+
+/// Where a client's flow to a service goes: always to the same of its addresses and ports.
+pub fn destination(client: SocketAddr, service: &ServiceId) -> SocketAddr {
+    let (which, ports) = (client.port() % 8, service.ports());
+    let port = match service.has_every_port() {
+        true => 1 + which,
+        false => (ports.start() + which).min(*ports.end()),
+    };
+    let ip = match service.vip.ip() {
+        IpAddr::V4(v4) if service.is_prefix() => {
+            let [a, b, c, d] = v4.octets();
+            IpAddr::from([a, b, c, d + (client.port() / 8 % 16) as u8])
+        }
+        ip => ip,
+    };
+    SocketAddr::new(ip, port)
+}
+
+/// Where a service's descriptor says that it is: at none of its ports, where it has several.
+pub fn endpoint(id: ServiceId) -> Endpoint {
+    let at = plan::endpoint(id);
+    Endpoint {
+        port: if id.is_wide() { 0 } else { at.port },
+        ..at
     }
 }
 

@@ -15,6 +15,8 @@ use lb_common::{
 };
 use lb_userspace::{model::ServiceId, plan};
 
+use crate::scenario;
+
 /// See above.
 #[derive(Debug)]
 pub struct Sight<'t> {
@@ -30,16 +32,18 @@ pub struct Sight<'t> {
 impl<'t> Sight<'t> {
     /// Of a client's flow to a service, where there is such a service.
     pub fn of(tables: &'t MemoryTables, id: ServiceId, client: SocketAddr) -> Option<Self> {
-        let to = plan::endpoint(id);
+        let at = scenario::endpoint(id);
         let half = plan::half(tables.control.generation);
         let mut services = (0..).zip(&tables.service_entries);
-        let (service, entry) = services.find(|(_, entry)| entry.halves[half].is_at(&to))?;
+        let (service, entry) = services.find(|(_, entry)| entry.halves[half].is_at(&at))?;
         let descriptor = &entry.halves[half];
-        let (source, port) = (client.ip().into(), client.port().to_be());
-        let ports = u32::from(port) << 16 | u32::from(to.port);
+        let to = scenario::destination(client, &id);
+        let (source, destination) = (client.ip().into(), to.ip().into());
+        let (port, to) = (client.port().to_be(), to.port().to_be());
+        let ports = u32::from(port) << 16 | u32::from(to);
         let slot = |start, size, fields| {
             let key = &tables.control.hash_key;
-            let hash = hash::placing(key, fields, &source, &to.address, ports, to.protocol);
+            let hash = hash::placing(key, fields, &source, &destination, ports, at.protocol);
             let place = (size > 0).then(|| hash.slot(size, 0))?;
             steer::slot_at(tables, start, place)
         };
@@ -49,8 +53,8 @@ impl<'t> Sight<'t> {
             port,
             kind: flow_kind::FLOW,
             service: service as u16,
-            to: 0,
-            host: 0,
+            to: d.key_port(to),
+            host: d.key_host(destination),
         };
         let flows = tables.flows.borrow();
         Some(Self {

@@ -26,6 +26,7 @@ use crate::{
     grace::GraceWatch,
     random::Random,
     sabotage::{Bent, Sabotage},
+    scenario,
     sight::Sight,
     tally::Tally,
 };
@@ -529,7 +530,8 @@ impl World {
     /// Those that were forgotten by the time before are not remembered by a longer one.
     fn forget_clients(&mut self, service: &Descriptor) {
         let mut offers = self.offers.iter();
-        if let Some(number) = offers.position(|offer| service.is_at(&plan::endpoint(offer.id))) {
+        if let Some(number) = offers.position(|offer| service.is_at(&scenario::endpoint(offer.id)))
+        {
             self.clients.forget_service(number);
         }
     }
@@ -546,7 +548,7 @@ impl World {
         for number in 0..self.flows.len() {
             let id = self.offers[self.flows[number].service].id;
             if self.flows[number].homeless
-                && service.is_at(&plan::endpoint(id))
+                && service.is_at(&scenario::endpoint(id))
                 && self.is_stray(number)
             {
                 self.flows[number].loose = true;
