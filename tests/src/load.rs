@@ -9,6 +9,7 @@
 //! | [`held`] | connections kept open, each with an exchange now and then | [`held::HeldReport`] |
 //! | [`app`] | what both of these may talk to: web servers, PostgreSQL, Redis | names |
 //! | [`flood`] | spoofed segments, each from a new source | none: nobody could get them |
+//! | [`handshakes`] | connections that are opened and reset, at rates that sockets do not reach | [`Report`] |
 //! | [`fragments`] | datagrams in fragments, in any order | none |
 //! | [`numbered`] | UDP datagrams at a fixed rate, each accounted for at the receivers | [`numbered::Delivery`] |
 //!
@@ -24,6 +25,7 @@ use crate::netns::Namespace;
 pub mod app;
 pub mod flood;
 pub mod fragments;
+pub mod handshakes;
 pub mod held;
 pub mod http;
 pub mod numbered;

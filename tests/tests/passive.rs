@@ -8,8 +8,9 @@ use lb_tests::{
     agent::RESTARTS,
     config::{Health, Service},
     load::{
-        Phase,
+        Phase, Report,
         flood::{Flood, Segment},
+        handshakes::Handshakes,
         held::Held,
         open_loop::OpenLoop,
     },
@@ -76,6 +77,34 @@ fn rounds() -> Result<usize> {
     }
 }
 
+/// New connections at a rate: with a request each, or, where those are too many for sockets, without.
+enum Load {
+    Requests(OpenLoop),
+    Handshakes(Handshakes),
+}
+
+impl Load {
+    /// More a second than that are handshakes alone.
+    const MOST: u32 = 4_000;
+
+    fn start(stage: &Stage, service: &Service, rate: u32) -> Result<Self> {
+        let (client, target) = (&stage.topology.client, vip(service)?);
+        match target {
+            SocketAddr::V4(target) if rate > Self::MOST => {
+                Handshakes::start(client, target, rate).map(Self::Handshakes)
+            }
+            _ => OpenLoop::start(client, target, rate).map(Self::Requests),
+        }
+    }
+
+    fn stop(self) -> Result<Report> {
+        match self {
+            Self::Requests(load) => load.stop(),
+            Self::Handshakes(load) => load.stop(),
+        }
+    }
+}
+
 /// How long after a crash the last connection began that met the dead backend, in rounds, at this rate of new ones;
 /// clients have so long to go on with a handshake.
 fn last_flows(
@@ -85,7 +114,7 @@ fn last_flows(
     handshake: Duration,
 ) -> Result<Vec<Duration>> {
     let victim = usize::from(VICTIM) - 1;
-    let load = OpenLoop::start(&stage.topology.client, vip(service)?, rate)?;
+    let load = Load::start(stage, service, rate)?;
     // The rate is known by then, and with it how many handshakes are watched.
     sleep(Duration::from_millis(2_500));
     let mut crashes = Vec::new();
@@ -186,9 +215,12 @@ fn a_crashed_server_is_found_by_its_clients_handshakes_where_answers_do_not_pass
         || {
             let service = direct().with("passive", "on");
             let mut stage = stage(&service, Topology::exclusive(BACKENDS)?)?;
-            for (handshake, rate, most) in
-                [(1_000, 100, 2_000), (200, 100, 1_200), (200, 4_000, 1_200)]
-            {
+            for (handshake, rate, most) in [
+                (1_000, 100, 2_000),
+                (200, 100, 1_200),
+                (200, 4_000, 1_200),
+                (200, 10_000, 1_200),
+            ] {
                 println!("passive = \"handshake={handshake}ms\"");
                 let id = &service.vip;
                 stage.lbctl(&format!(
