@@ -31,4 +31,5 @@ pub mod stage;
 pub mod topology;
 pub mod udp;
 pub mod wait;
+pub mod wireshark;
 pub mod xdp_pass;

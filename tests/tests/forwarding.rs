@@ -13,13 +13,14 @@ use lb_tests::{
     config::{Health, Service},
     dissect::{Ip, Packet, dissect},
     load::{Checksum, udp_requests},
-    skip::with_root,
+    skip::{skip, with_root},
     stage::{BACKENDS, Stage, UDP_PORT, every_mode, every_udp_mode, vip, web},
     topology::{
         BALANCER_V4, BALANCER_V6, CLIENT_V4, CLIENT_V6, INTERFACE, POOL_V4, POOL_V6, Topology,
         backend_name, backend_v4, backend_v6,
     },
     udp::UdpEcho,
+    wireshark,
 };
 
 /// Requests that are counted by backend: the standard deviation of a third of them is 2.1%, so that
@@ -99,19 +100,7 @@ fn every_packet_is_well_formed_on_the_wire_behind_the_tunnel_and_at_the_client()
         || {
             const EACH: usize = 20;
             let services = [every_mode(), every_udp_mode()?].concat();
-            let stage = Stage::new(Topology::new(BACKENDS)?, services.clone())?;
-            let _servers = echo_servers(&stage, &services)?;
-            let captures = captures(&stage.topology)?;
-            for service in &services {
-                if is_udp(service) {
-                    datagrams(&stage, service, EACH, Checksum::Present)?;
-                } else {
-                    stage.answers(service, EACH)?;
-                }
-            }
-            for service in services.iter().filter(|s| is_udp(s) && is_v4(s)) {
-                datagrams(&stage, service, EACH, Checksum::Absent)?;
-            }
+            let captures = exchange(&services, EACH)?;
             let seen = read_all(&captures, &services)?;
             println!("packets: {seen:?}");
             for service in &services {
@@ -126,6 +115,50 @@ fn every_packet_is_well_formed_on_the_wire_behind_the_tunnel_and_at_the_client()
             Ok(())
         },
     )
+}
+
+#[test]
+fn wireshark_finds_nothing_wrong_with_a_packet_of_any_mode_and_family() -> Result<()> {
+    const NAME: &str = "wireshark_finds_nothing_wrong_with_a_packet_of_any_mode_and_family";
+    with_root(NAME, || {
+        if !wireshark::is_here() {
+            skip(NAME, "tshark is not installed");
+            return Ok(());
+        }
+        let services = [every_mode(), every_udp_mode()?].concat();
+        let mut frames = Vec::new();
+        for (_, capture) in exchange(&services, 5)? {
+            frames.extend(capture.take()?);
+        }
+        println!("{} frames", frames.len());
+        let faults = wireshark::faults(&frames)?;
+        assert!(faults.is_empty(), "{faults:#?}");
+        // It would say so.
+        let spoilt = frames.iter().cloned().map(|mut frame| {
+            frame.last_mut().into_iter().for_each(|byte| *byte ^= 1);
+            frame
+        });
+        assert!(!wireshark::faults(&spoilt.collect::<Vec<_>>())?.is_empty());
+        Ok(())
+    })
+}
+
+/// So many requests to each service, and as many datagrams without a checksum: what was seen of them everywhere.
+fn exchange(services: &[Service], each: usize) -> Result<Vec<(Place, Capture)>> {
+    let stage = Stage::new(Topology::new(BACKENDS)?, services.to_vec())?;
+    let _servers = echo_servers(&stage, services)?;
+    let captures = captures(&stage.topology)?;
+    for service in services {
+        if is_udp(service) {
+            datagrams(&stage, service, each, Checksum::Present)?;
+        } else {
+            stage.answers(service, each)?;
+        }
+    }
+    for service in services.iter().filter(|s| is_udp(s) && is_v4(s)) {
+        datagrams(&stage, service, each, Checksum::Absent)?;
+    }
+    Ok(captures)
 }
 
 /// How many packets there are at each place, of `each` requests.
