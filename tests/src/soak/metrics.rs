@@ -21,6 +21,7 @@ const RECORDS: &str = "lb_flow_records";
 const LOOKUPS: &str = "lb_flow_lookups_total";
 const OVERFLOWS: &str = "lb_flow_overflows_total";
 const PACKETS: &str = "lb_service_packets_total";
+const SLOTS: &str = "lb_slots";
 const PASSED: &str = "lb_slots_passed_total";
 const PHASES: [&str; 3] = ["moving", "settling", "steady"];
 
@@ -43,6 +44,14 @@ pub fn scrape(balancer: &Namespace) -> Result<String> {
         Ok(page.to_owned())
     };
     balancer.run(ask).context("asking lbd for its metrics")
+}
+
+/// Whether there are slots, and every one of them is steady.
+pub fn are_steady(page: &str) -> bool {
+    let slots = page.lines().filter_map(Sample::read);
+    let slots = slots.filter(|sample| sample.name == SLOTS && sample.value > 0.0);
+    let mut phases = slots.map(|sample| sample.label("phase")).peekable();
+    phases.peek().is_some() && phases.all(|phase| phase == Some("steady"))
 }
 
 /// A value and its labels, as they are written.
@@ -240,6 +249,19 @@ mod tests {
         assert_eq!(watched.lookup_share(), None);
         assert_eq!(watched.overflows(), None);
         assert_eq!(watched.slots_passed(), None);
+    }
+
+    #[test]
+    fn slots_are_steady_where_none_is_in_another_phase_and_some_are() {
+        let page = |steady, moving| {
+            format!(
+                "lb_slots{{service=\"a\",phase=\"moving\"}} {moving}\n\
+                 lb_slots{{service=\"a\",phase=\"steady\"}} {steady}\n"
+            )
+        };
+        assert!(are_steady(&page(251, 0)));
+        assert!(!are_steady(&page(250, 1)));
+        assert!(!are_steady(&page(0, 0)));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
+    time::Duration,
 };
 
 use anyhow::Result;
@@ -20,6 +21,7 @@ use crate::{
     agent::{Agent, Decapsulator, Home},
     config::{Config, Health, Service},
     topology::{Names, Topology, Turn, backend_v4, vip_v4},
+    wait::wait_until,
 };
 
 /// The modes of services, in turn.
@@ -27,6 +29,9 @@ const MODES: [&str; 2] = ["nat", "ipip"];
 
 /// Every service checks every backend of its own: less often than elsewhere, for there are many.
 const CHECK_INTERVAL_MS: u32 = 400;
+
+/// Bounds what takes a moving time, and then until it is seen.
+const SOON: Duration = Duration::from_secs(60);
 
 /// How much there is of everything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -68,8 +73,14 @@ impl Stage {
         let tunnels = tunnels.collect::<Result<_>>()?;
         let config = configuration(pools, flow_state, flows);
         let arguments = ["--metrics", &metrics::ADDRESS.to_string()];
+        let agent = Agent::start_in(&topology.balancer, &config, Home::unique()?, &arguments)?;
+        // Backends are reached one after another, and slots move to each: no change of the plan is to blame for what is
+        // recorded meanwhile.
+        wait_until("all slots are steady", SOON, || {
+            metrics::scrape(&topology.balancer).is_ok_and(|page| metrics::are_steady(&page))
+        })?;
         Ok(Self {
-            agent: Agent::start_in(&topology.balancer, &config, Home::unique()?, &arguments)?,
+            agent,
             _tunnels: tunnels,
             fleet,
             topology,
