@@ -20,6 +20,7 @@ use crate::{
 mod access;
 mod adaptive;
 mod address_pool;
+mod hash_key;
 mod health;
 mod reader;
 mod service;
@@ -27,6 +28,7 @@ mod warnings;
 
 pub use access::ReadFile;
 pub use adaptive::parse_adaptive;
+pub use hash_key::HashKey;
 pub use health::parse_check;
 use reader::{Located, Report, Section};
 
@@ -131,6 +133,8 @@ pub struct Config {
     pub heartbeat: Option<SocketAddr>,
     /// What packets get to ports of VIPs that no service has, where the file says it.
     pub unknown_port: Option<Unserved>,
+    /// The secret of the flow hash, where it is not drawn.
+    pub hash_key: Option<HashKey>,
     /// Outer addresses of mode `ipip`.
     pub tunnel: Tunnel,
     /// Sizes of the kernel's tables.
@@ -179,6 +183,7 @@ pub fn parse_with(
         "metrics",
         "heartbeat",
         "unknown_port",
+        "hash_key_file",
         "tunnel",
         "limits",
         "access_list",
@@ -205,6 +210,7 @@ pub fn parse_with(
         unknown_port: root
             .choice("unknown_port", "what unknown_port can be")
             .map(Located::into_inner),
+        hash_key: hash_key::read(&root, read),
         tunnel: root
             .section("tunnel", TUNNEL)
             .map(|s| read_tunnel(&s))

@@ -227,6 +227,8 @@ pub struct Config {
     pub heartbeat_port: Option<u16>,
     /// What packets get to ports of VIPs that no service has, where that is written.
     pub unknown_port: Option<&'static str>,
+    /// The file that has the secret of the flow hash, where one does.
+    pub hash_key_file: Option<String>,
     /// Access lists, as they are written.
     pub access_lists: Vec<String>,
     /// Address pools, likewise.
@@ -240,6 +242,7 @@ impl From<Vec<Service>> for Config {
             limits: Vec::new(),
             heartbeat_port: None,
             unknown_port: None,
+            hash_key_file: None,
             access_lists: Vec::new(),
             address_pools: Vec::new(),
         }
@@ -263,8 +266,13 @@ impl Config {
             .unknown_port
             .map(|policy| format!("unknown_port = \"{policy}\"\n"));
         let unknown_port = unknown_port.unwrap_or_default();
+        let hash_key = self
+            .hash_key_file
+            .as_ref()
+            .map(|file| format!("hash_key_file = \"{file}\"\n"));
+        let hash_key = hash_key.unwrap_or_default();
         format!(
-            "name = \"{name}\"\ninterfaces = [\"{INTERFACE}\"]\n{heartbeat}{unknown_port}\n[tunnel]\n\
+            "name = \"{name}\"\ninterfaces = [\"{INTERFACE}\"]\n{heartbeat}{unknown_port}{hash_key}\n[tunnel]\n\
              source_v4 = \"10.255.0.0/16\"\nsource_v6 = \"fd00:ffff::/64\"\n\
              [limits]\n{limits}{}{}{services}",
             self.access_lists.concat(),

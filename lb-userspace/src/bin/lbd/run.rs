@@ -19,7 +19,7 @@ use lb_userspace::{
         history::{self, History},
     },
     announce::Announcer,
-    config::Config,
+    config::{Config, HashKey},
     dataplane::{
         Capacity, Dataplane as _,
         bpf::{Claim, LoadOptions, Maps, Pins, Program, draw_hash_key},
@@ -258,8 +258,17 @@ fn load(
         log_level: arguments.bpf_log as u8,
     };
     let (program, mut maps) = Program::load(&options)?;
-    if maps.control()?.hash_key == [0; lb_common::tables::HASH_KEY_WORDS] {
-        maps.initialise(draw_hash_key().context("drawing the flow hash's secret")?)?;
+    let configured = config.hash_key.map(|HashKey(key)| key);
+    let former = maps.control()?.hash_key;
+    if former == [0; lb_common::tables::HASH_KEY_WORDS] {
+        maps.initialise(match configured {
+            Some(key) => key,
+            None => draw_hash_key().context("drawing the flow hash's secret")?,
+        })?;
+    } else if configured.is_some_and(|key| key != former) {
+        tracing::warn!(
+            "the pinned maps keep their hash key, which is another than that of hash_key_file; `lbd detach` first to change it"
+        );
     }
     let capacity = maps.capacity();
     if capacity != options.capacity {
