@@ -1,5 +1,6 @@
 //! The backend's end of an `ipip` or `gue` tunnel: takes the outer headers off (RFC 2003, RFC 2473;
-//! draft-ietf-intarea-gue-09, variant 1).
+//! draft-ietf-intarea-gue-09, variant 1, and variant 0 without extension fields). What another backend may have,
+//! [`crate::hand_on`] sends there instead.
 //!
 //! Only what is addressed to this host and wraps an IP packet is touched; all else passes. Checksums of
 //! a tunnel's UDP header are left unread: the inner packet has its own. Congestion that routers marked on
@@ -13,8 +14,11 @@ use network_types::{
 
 use crate::{
     checksum::Sum,
+    flow::{Family, Flow},
+    hand_on::{self, Hop, Socket},
     packet::Packet,
-    tables::Address,
+    second_hop,
+    tables::{Address, Endpoint, NoRoute, Route, RouteQuery},
     wire::{self, protocol},
 };
 
@@ -32,8 +36,12 @@ mod ecn {
 pub enum Fate {
     /// On to the network stack.
     Pass,
-    /// Gone: congestion was marked on its way, and its sender would not be told of it otherwise.
+    /// Gone: congestion was marked on its way, and its sender would not be told of it otherwise; or it cannot be handed on.
     Drop,
+    /// Handed on, out of the interface that it came in by.
+    Transmit,
+    /// Handed on, out of another interface.
+    Redirect(u32),
 }
 
 /// What the decapsulator asks of its host.
@@ -44,8 +52,21 @@ pub trait Host {
     fn gue_port(&self) -> u16;
     /// Counts an unwrapped packet.
     fn count(&self, bytes: u64);
-    /// Counts one that was dropped.
+    /// Counts one that was dropped, since congestion was marked.
     fn count_drop(&self);
+    /// Whether packets of flows that this host does not know are handed on to whoever may have them.
+    fn hands_on(&self) -> bool;
+    /// Whose a TCP connection is here, between a remote and a local end.
+    fn socket(&self, remote: &Endpoint, local: &Endpoint) -> Socket;
+    /// Whether a packet of `flow`, whose port takes connections, answers a SYN cookie of this host's.
+    fn answers_cookie<P: Packet>(&self, packet: &P, flow: &Flow) -> bool;
+    /// Where the kernel would send a packet.
+    ///
+    /// # Errors
+    /// Why it would not.
+    fn route(&self, query: &RouteQuery) -> Result<Route, NoRoute>;
+    /// Counts a packet that was handed on, or dropped since it could not be.
+    fn count_hop(&self, hop: Hop);
 }
 
 /// The outer IP header of a packet.
@@ -59,7 +80,17 @@ struct Outer {
     ecn: u8,
 }
 
-/// Unwraps a frame where it should be, and hands all but those that [`Fate::Drop`] is for to the network
+/// What is around a packet.
+struct Tunnel {
+    /// Bytes between the Ethernet header and the packet.
+    headers: usize,
+    /// What the packet is.
+    family: Family,
+    /// Who else may have its flow.
+    other: Option<Address>,
+}
+
+/// Unwraps a frame where it should be, and hands all but those that another [`Fate`] is for to the network
 /// stack.
 #[inline(always)]
 pub fn process<P: Packet, H: Host>(packet: &mut P, host: &H) -> Fate {
@@ -69,14 +100,28 @@ pub fn process<P: Packet, H: Host>(packet: &mut P, host: &H) -> Fate {
     if !host.terminates(&outer.destination) {
         return Fate::Pass;
     }
-    match unwrap(packet, host, &outer) {
-        Some(Fate::Pass) => {
-            host.count(packet.length() as u64);
-            Fate::Pass
-        }
+    let Some(tunnel) = tunnel(packet, host, &outer) else {
+        return Fate::Pass;
+    };
+    if host.hands_on()
+        && let Some(other) = tunnel.other
+        && !host.terminates(&other)
+        && !hand_on::stays(packet, host, tunnel.headers, tunnel.family)
+    {
+        let outer = hand_on::Outer {
+            destination: outer.destination,
+            udp: wire::ETHERNET + outer.length,
+        };
+        return hand_on::hand_on(packet, host, &outer, other);
+    }
+    match unwrap(packet, &tunnel, outer.ecn) {
         Some(Fate::Drop) => {
             host.count_drop();
             Fate::Drop
+        }
+        Some(fate) => {
+            host.count(packet.length() as u64);
+            fate
         }
         None => Fate::Pass,
     }
@@ -114,10 +159,12 @@ fn outer<P: Packet>(packet: &P) -> Option<Outer> {
     }
 }
 
-/// Takes a packet out of its tunnel; `None`, and nothing done, where there is none of ours.
+/// What is around a packet; `None` where that is no tunnel of ours.
 #[inline(always)]
-fn unwrap<P: Packet, H: Host>(packet: &mut P, host: &H, outer: &Outer) -> Option<Fate> {
+fn tunnel<P: Packet, H: Host>(packet: &P, host: &H, outer: &Outer) -> Option<Tunnel> {
     let mut headers = outer.length;
+    let mut other = None;
+    let mut said = outer.inner;
     if outer.inner == protocol::UDP {
         let udp = packet.read::<UdpHdr>(wire::ETHERNET + headers)?;
         let port = u16::from_ne_bytes(udp.dst);
@@ -125,28 +172,44 @@ fn unwrap<P: Packet, H: Host>(packet: &mut P, host: &H, outer: &Outer) -> Option
             return None;
         }
         headers += wire::UDP;
+        // The versions of IP begin with the bits of variant 1, which has no header.
+        let v4 = outer.length == wire::IPV4;
+        if let Some(told) = second_hop::read(packet, wire::ETHERNET + headers, v4) {
+            headers += told.length;
+            (said, other) = (told.protocol, told.other);
+        }
     }
     let inner = wire::ETHERNET + headers;
-    // In a `gue` tunnel its version says what the packet is, and that there is no header before it.
-    let ether_type = match outer.inner {
+    // In a `gue` tunnel of variant 1 its version says what the packet is, and that there is no header before it.
+    let family = match said {
         protocol::IPV4 | protocol::UDP if packet.read::<Ipv4Hdr>(inner)?.vihl >> 4 == 4 => {
-            wire::ETHER_IPV4
+            Family::V4
         }
         protocol::IPV6 | protocol::UDP if packet.read::<Ipv6Hdr>(inner)?.vcf[0] >> 4 == 6 => {
-            wire::ETHER_IPV6
+            Family::V6
         }
         _ => return None,
+    };
+    Some(Tunnel {
+        headers,
+        family,
+        other,
+    })
+}
+
+/// Takes a packet out of its tunnel; `None`, and nothing done, where it cannot be.
+#[inline(always)]
+fn unwrap<P: Packet>(packet: &mut P, tunnel: &Tunnel, ecn: u8) -> Option<Fate> {
+    let inner = wire::ETHERNET + tunnel.headers;
+    let (ether_type, fate) = match tunnel.family {
+        Family::V4 => (wire::ETHER_IPV4, mark_v4(packet, inner, ecn)?),
+        Family::V6 => (wire::ETHER_IPV6, mark_v6(packet, inner, ecn)?),
     };
     let ethernet = EthHdr {
         ether_type,
         ..packet.read::<EthHdr>(0)?
     };
-    let fate = if ether_type == wire::ETHER_IPV4 {
-        mark_v4(packet, inner, outer.ecn)?
-    } else {
-        mark_v6(packet, inner, outer.ecn)?
-    };
-    if !packet.shrink_front(headers) {
+    if !packet.shrink_front(tunnel.headers) {
         return None;
     }
     packet.write(0, &ethernet)?;

@@ -3,7 +3,7 @@
 
 use crate::{
     flow::Flow,
-    forward::{self, GuePort},
+    forward::{self, Gue},
     hash::FlowHash,
     packet::Packet,
     tables::{Address, Backend, Endpoint, NoRoute, RouteQuery, Tables, WayBack, feature, mode},
@@ -31,11 +31,33 @@ pub fn deliver<P: Packet, T: Tables>(
         return forward::readdress(packet, backend.source_mac, backend.destination_mac);
     }
     if tables.knows(feature::GUE) && mode == mode::GUE {
-        let control = tables.control().ok_or(DropReason::Inconsistent)?;
-        let port = GuePort(control.gue_port);
-        return forward::encapsulate(packet, flow, backend, hash, Some(port));
+        let gue = Gue {
+            port: tables.control().ok_or(DropReason::Inconsistent)?.gue_port,
+            other: None,
+        };
+        return forward::encapsulate(packet, flow, backend, hash, Some(gue));
     }
     Err(DropReason::Inconsistent)
+}
+
+/// The same in mode [`mode::SECOND_HOP`], where the backend is told who else may have the flow, if anybody.
+///
+/// # Errors
+/// As [`forward::encapsulate`].
+#[inline(always)]
+pub fn deliver_telling<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    flow: &Flow,
+    backend: &Backend,
+    hash: FlowHash,
+    other: Address,
+) -> Result<(), DropReason> {
+    let gue = Gue {
+        port: tables.control().ok_or(DropReason::Inconsistent)?.gue_port,
+        other: Some(other),
+    };
+    forward::encapsulate(packet, flow, backend, hash, Some(gue))
 }
 
 /// What answers from an endpoint become, where some service is in mode `nat` and this is its backend. The

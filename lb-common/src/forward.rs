@@ -12,6 +12,7 @@ use crate::{
     flow::Flow,
     hash::FlowHash,
     packet::{Header, Packet},
+    second_hop,
     tables::{Address, Backend},
     verdict::DropReason,
     wire::{self, Byte, Check, EthernetAddresses, Ipv4Rest, Ipv6Address, Ports, Word, protocol},
@@ -29,12 +30,19 @@ pub enum End {
     Destination,
 }
 
-/// The UDP port that tunnels of mode `gue` end at, as in [`crate::tables::Endpoint::port`].
+/// What a tunnel of mode `gue` says beside the packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct GuePort(pub u16);
+pub struct Gue {
+    /// The UDP port that it ends at, as in [`crate::tables::Endpoint::port`].
+    pub port: u16,
+    /// Who else may have the flow, of the backend's family, or [`Address::NOBODY`], where the backend is told; it is told
+    /// nothing, in a header of variant 1, where absent.
+    pub other: Option<Address>,
+}
 
 /// Wraps a packet in an IP header to its backend (RFC 2003, RFC 2473), with `gue` also in a UDP header
-/// (draft-ietf-intarea-gue-09, variant 1: the IP packet follows it directly). DSCP and ECN are copied
+/// (draft-ietf-intarea-gue-09, variant 1: the IP packet follows it directly; variant 0, with [`second_hop`] as private
+/// data, where the backend is told of somebody else). DSCP and ECN are copied
 /// (RFC 6040 §4.1, normal mode); IPv4 is sent with DF, so its identification is free (RFC 6864).
 ///
 /// # Errors
@@ -45,10 +53,12 @@ pub fn encapsulate<P: Packet>(
     flow: &Flow,
     backend: &Backend,
     hash: FlowHash,
-    gue: Option<GuePort>,
+    gue: Option<Gue>,
 ) -> Result<(), DropReason> {
+    let other = gue.and_then(|gue| gue.other);
+    let told = second_hop::length(other, backend.address.is_v4());
     let (inner, between) = match (gue, flow.v4) {
-        (Some(_), _) => (protocol::UDP, wire::UDP),
+        (Some(_), _) => (protocol::UDP, wire::UDP + told),
         (None, true) => (protocol::IPV4, 0),
         (None, false) => (protocol::IPV6, 0),
     };
@@ -76,9 +86,16 @@ pub fn encapsulate<P: Packet>(
         write(packet, wire::ETHERNET, &outer)?;
         (wire::ETHER_IPV6, wire::IPV6)
     };
-    if let Some(GuePort(port)) = gue {
+    if let Some(Gue { port, .. }) = gue {
+        let at = wire::ETHERNET + header;
+        let mut sum = sum;
+        if let Some(other) = other {
+            let v4 = destination.is_v4();
+            let told = second_hop::write(packet, at + wire::UDP, other, v4, flow.v4)?;
+            sum = sum.map(|sum| sum.plus(told));
+        }
         let udp = outer_udp(source, destination, port, payload, hash, sum);
-        write(packet, wire::ETHERNET + header, &udp)?;
+        write(packet, at, &udp)?;
     }
     ethernet(
         packet,
@@ -338,7 +355,7 @@ pub fn set_address<P: Packet>(
 /// # Errors
 /// As [`rewrite`].
 #[inline(always)]
-fn set_addresses<P: Packet>(
+pub fn set_addresses<P: Packet>(
     packet: &mut P,
     offset: usize,
     v4: bool,

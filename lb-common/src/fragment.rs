@@ -377,7 +377,13 @@ fn forward<P: Packet, T: Tables>(
         mode => {
             // Its checksums are not over this packet, whatever they are over.
             flow.protocol = protocol::FRAGMENT;
-            egress::deliver(packet, tables, flow, mode, backend, way.hash)?;
+            if tables.knows(feature::SECOND_HOP) && mode == mode::SECOND_HOP {
+                // What has no ports stays where it comes.
+                let nobody = Address::NOBODY;
+                egress::deliver_telling(packet, tables, flow, backend, way.hash, nobody)?;
+            } else {
+                egress::deliver(packet, tables, flow, mode, backend, way.hash)?;
+            }
         }
     }
     tables.count_service(way.service, bytes, opens);

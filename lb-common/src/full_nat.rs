@@ -107,7 +107,7 @@ pub fn answer<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Outcome {
 
 /// Reads a packet that has been read before: whether it still can be.
 #[inline(always)]
-fn read<P: Packet>(packet: &P, flow: &mut Flow) -> bool {
+pub(crate) fn read<P: Packet>(packet: &P, flow: &mut Flow) -> bool {
     let parsed = match flow::family(packet) {
         Some(Family::V4) => flow::parse_v4(packet, flow),
         Some(Family::V6) => flow::parse_v6(packet, flow),

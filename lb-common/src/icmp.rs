@@ -10,7 +10,7 @@ use crate::{
     admit,
     checksum::Sum,
     egress::{self, Onward},
-    flow::{self, Flow, Signal},
+    flow::{self, Family, Flow, Signal},
     forward, full_nat, martian, neighbour,
     packet::Packet,
     passive::Said,
@@ -120,11 +120,27 @@ pub fn full_nat<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<Verd
     }
 }
 
+/// The two ends of the packet that an error is about, its sender's first, where it quotes them.
+#[inline(always)]
+pub fn about<P: Packet>(packet: &P, family: Family) -> Option<(Endpoint, Endpoint)> {
+    let message = read_of(packet, family)?;
+    if message.kind != Kind::Error {
+        return None;
+    }
+    let quoted = quoted(packet, &message.outer, false)?;
+    Some((quoted.from, quoted.to))
+}
+
 #[inline(always)]
 fn read<P: Packet>(packet: &P) -> Option<Message> {
+    read_of(packet, flow::family(packet)?)
+}
+
+#[inline(always)]
+fn read_of<P: Packet>(packet: &P, family: Family) -> Option<Message> {
     let mut outer = Flow::EMPTY;
-    let header = match flow::family(packet)? {
-        flow::Family::V4 => {
+    let header = match family {
+        Family::V4 => {
             let ip = packet.read::<Ipv4Hdr>(wire::ETHERNET)?;
             let header = flow::header_v4(&ip)?;
             let whole = u16::from_be_bytes(ip.frags) & 0x3fff == 0;
@@ -138,7 +154,7 @@ fn read<P: Packet>(packet: &P) -> Option<Message> {
             outer.v4 = true;
             header
         }
-        flow::Family::V6 => {
+        Family::V6 => {
             let ip = packet.read::<Ipv6Hdr>(wire::ETHERNET)?;
             let [first, second, ..] = ip.vcf;
             if ip.next_hdr != protocol::ICMPV6 || first >> 4 != 6 {
@@ -337,14 +353,11 @@ fn to_backend<P: Packet, T: Tables>(
             let port = service.descriptor.port_at(backend, quoted.from.port);
             translate(packet, outer, quoted, backend, port)?;
         }
-        _ => egress::deliver(
-            packet,
-            tables,
-            outer,
-            service.descriptor.mode,
-            backend,
-            hash,
-        )?,
+        mode::SECOND_HOP if tables.knows(feature::SECOND_HOP) => {
+            let other = steer::other(tables, in_force, &flow, hash, backend);
+            egress::deliver_telling(packet, tables, outer, backend, hash, other)?;
+        }
+        mode => egress::deliver(packet, tables, outer, mode, backend, hash)?,
     }
     tables.count_service(service.index, bytes, false);
     tables.count_backend(backend, bytes, false);

@@ -15,6 +15,8 @@
 //! | [`schedule`] | which backend a new flow gets |
 //! | [`quic`] | connection ids |
 //! | [`persist`] | which one its client has |
+//! | [`second_hop`] | who else may have a flow, as backends are told |
+//! | [`hand_on`] | what backends make of that |
 //! | [`egress`] | by which way it leaves |
 //! | [`forward`] | what the packet becomes |
 //! | [`mtu`] | how long it may be |
@@ -49,6 +51,7 @@ pub mod flow;
 pub mod forward;
 pub mod fragment;
 pub mod full_nat;
+pub mod hand_on;
 pub mod hash;
 pub mod icmp;
 pub mod maglev;
@@ -66,6 +69,7 @@ pub mod quic;
 pub mod rate;
 pub mod refuse;
 pub mod schedule;
+pub mod second_hop;
 pub mod session;
 pub mod steer;
 pub mod tables;

@@ -15,9 +15,15 @@ pub const fn overhead(mode: u8, v4: bool) -> u16 {
     let bytes = match mode {
         mode::IPIP => header,
         mode::GUE => header + wire::UDP,
+        mode::SECOND_HOP => header + wire::UDP + wire::GUE + address_length(v4),
         _ => 0,
     };
     bytes as u16
+}
+
+/// Length of an address in bytes.
+pub const fn address_length(v4: bool) -> usize {
+    if v4 { 4 } else { 16 }
 }
 
 /// The longest packet that can be sent to such a backend over a way of MTU `way`
@@ -50,6 +56,7 @@ mod tests {
         assert_eq!(of(mode::L2), [1_500, 1_500]);
         assert_eq!(of(mode::IPIP), [1_480, 1_460]);
         assert_eq!(of(mode::GUE), [1_472, 1_452]);
+        assert_eq!(of(mode::SECOND_HOP), [1_460, 1_428]);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use crate::{
     packet::Packet,
     passive,
     quic::{self, Start},
-    refuse,
+    refuse, second_hop,
     steer::{self, InForce},
     tables::{
         Address, Backend, Handover, Tables, WayBack, feature, mode, owned, refusal, service_flag,
@@ -55,6 +55,12 @@ pub fn process<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
         Err(Rest::FullNatError) => full_nat_error(packet, tables),
         Err(Rest::Untranslated) => untranslated(packet, tables),
         Err(Rest::Neighbour) => neighbour(packet, tables),
+        Err(Rest::SecondHop) => match second_hop(packet, tables) {
+            Ok(verdict) => verdict,
+            Err(Rest::Refused) => refused(packet, tables),
+            Err(Rest::TooBig) => too_big(packet, tables),
+            Err(_) => syn(packet, tables),
+        },
     }
 }
 
@@ -85,6 +91,8 @@ pub enum Rest {
     Sctp,
     /// To [`neighbour`](neighbour()).
     Neighbour,
+    /// To [`second_hop`](second_hop()).
+    SecondHop,
 }
 
 /// The same for frames as nearly all are.
@@ -135,6 +143,16 @@ pub fn sctp<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<Verdict,
 #[inline(always)]
 pub fn unusual<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<Verdict, Rest> {
     let outcome = icmp::process(packet, tables)?;
+    Ok(counted(tables, outcome))
+}
+
+/// The same for packets of services whose backends are told who else may have a flow.
+///
+/// # Errors
+/// As [`usual`].
+#[inline(always)]
+pub fn second_hop<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<Verdict, Rest> {
+    let outcome = second_hop::request(packet, tables)?;
     Ok(counted(tables, outcome))
 }
 
@@ -282,7 +300,8 @@ fn follow<P: Packet, T: Tables>(
                 tables.hand_over(Handover::default());
                 return Err(Rest::FullNat);
             }
-            Some(found) => match to_backend(packet, tables, &mut flow, &found) {
+            Some(found) if is_second_hop(tables, &found) => return Err(Rest::SecondHop),
+            Some(found) => match to_backend::<false, _, _>(packet, tables, &mut flow, &found) {
                 Ok(backend) if opens_with_mss(tables, &flow, backend) => {
                     let mode = found.service.descriptor.mode;
                     leave_syn(tables, &flow, mode, backend);
@@ -353,6 +372,12 @@ fn is_full_nat<T: Tables>(tables: &T, found: &InForce<'_>) -> bool {
     tables.knows(feature::FULL_NAT) && found.service.descriptor.mode == mode::FULL_NAT
 }
 
+/// Whether backends of a service are told who else may have a flow.
+#[inline(always)]
+fn is_second_hop<T: Tables>(tables: &T, found: &InForce<'_>) -> bool {
+    tables.knows(feature::SECOND_HOP) && found.service.descriptor.mode == mode::SECOND_HOP
+}
+
 /// Whether an answer tells how its backend is.
 #[inline(always)]
 fn is_heard<T: Tables>(tables: &T, way_back: &WayBack, onward: Onward) -> bool {
@@ -407,9 +432,10 @@ fn leave_answer<T: Tables>(tables: &T, flow: &Flow, way_back: &WayBack, onward: 
     });
 }
 
-/// A client's packet on its way to a backend, which is whose it has become.
+/// A client's packet on its way to a backend, which is whose it has become; in mode [`mode::SECOND_HOP`] if `TELLING`, and
+/// never else.
 #[inline(always)]
-fn to_backend<'t, P: Packet, T: Tables>(
+pub(crate) fn to_backend<'t, const TELLING: bool, P: Packet, T: Tables>(
     packet: &mut P,
     tables: &'t T,
     flow: &mut Flow,
@@ -433,7 +459,10 @@ fn to_backend<'t, P: Packet, T: Tables>(
     if tables.knows(feature::PASSIVE) && service.descriptor.sampling() != 0 {
         passive::watch(packet, tables, flow, service.descriptor, backend, hash);
     }
-    if tables.knows(feature::NAT) && mode == mode::NAT {
+    if TELLING {
+        let other = steer::other(tables, in_force, flow, hash, backend);
+        egress::deliver_telling(packet, tables, flow, backend, hash, other)?;
+    } else if tables.knows(feature::NAT) && mode == mode::NAT {
         let port = service.descriptor.port_at(backend, flow.destination_port);
         translate(packet, flow, backend, port)?;
     } else {

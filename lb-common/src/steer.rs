@@ -239,6 +239,55 @@ pub fn backend<'t, T: Tables>(
     tables.backend(index).ok_or(DropReason::Inconsistent)
 }
 
+/// Who else may have a flow that goes to `chosen`: whoever of the slot's owner and its former one is another, and keeps the
+/// flows that it has; [`Address::NOBODY`] where that is nobody.
+#[inline(always)]
+pub fn other<T: Tables>(
+    tables: &T,
+    in_force: &InForce<'_>,
+    flow: &Flow,
+    hash: FlowHash,
+    chosen: &Backend,
+) -> Address {
+    let descriptor = in_force.service.descriptor;
+    let Some(slot) = slot(tables, descriptor, hash, 0) else {
+        return Address::NOBODY;
+    };
+    let former = if descriptor.flags & service_flag::MOVING == 0 {
+        slot.origin()
+    } else {
+        former_keeper(tables, descriptor, flow, hash)
+    };
+    for id in [slot.owner(), former] {
+        if let Some(candidate) = candidate(tables, descriptor, id)
+            && candidate.holds()
+            && candidate.backend.address != chosen.address
+            && candidate.backend.address.is_v4() == chosen.address.is_v4()
+        {
+            return candidate.backend.address;
+        }
+    }
+    Address::NOBODY
+}
+
+/// Whom unrecorded flows belonged to before the whole service began to move, by local id.
+#[inline(always)]
+fn former_keeper<T: Tables>(
+    tables: &T,
+    descriptor: &Descriptor,
+    flow: &Flow,
+    hash: FlowHash,
+) -> u32 {
+    let before = descriptor.previous_fields();
+    let hash = match before == descriptor.fields() {
+        true => Some(hash),
+        false => self::hash(tables, flow, before),
+    };
+    let place = hash.map(|hash| hash.slot(descriptor.previous_size(), 0));
+    let slot = place.and_then(|place| slot_at(tables, descriptor.previous_start, place));
+    slot.map_or(Slot::NOBODY, Slot::keeper)
+}
+
 /// What a flow of a service is recorded under.
 #[inline(always)]
 pub fn key(service: &Service<'_>, flow: &Flow) -> FlowKey {

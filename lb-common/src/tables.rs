@@ -88,6 +88,9 @@ const fn split(word: u64) -> [u32; 2] {
 }
 
 impl Address {
+    /// What stands where an address would, for nobody.
+    pub const NOBODY: Self = Self { first: 0, last: 0 };
+
     /// An IPv4 address from its network-order word.
     #[inline(always)]
     pub const fn v4(word: u32) -> Self {
@@ -262,8 +265,10 @@ pub const TAIL_UNTRANSLATED: u32 = 9;
 pub const TAIL_SCTP: u32 = 10;
 /// The next: ARP requests and neighbour solicitations.
 pub const TAIL_NEIGHBOUR: u32 = 11;
+/// The one for packets of services whose backends hand flows on ([`crate::pipeline::second_hop`]).
+pub const TAIL_SECOND_HOP: u32 = 12;
 /// How many there are.
-pub const TAILS: u32 = 12;
+pub const TAILS: u32 = 13;
 
 /// What the program on the interface tells the one that it goes on with.
 #[derive(
@@ -346,8 +351,10 @@ pub mod feature {
     pub const SCTP: u32 = 16384;
     /// Some VIP is answered for on its links ([`crate::neighbour`]).
     pub const ANNOUNCE: u32 = 32768;
+    /// Some service is of mode [`SECOND_HOP`](super::mode::SECOND_HOP).
+    pub const SECOND_HOP: u32 = 65536;
     /// All of these.
-    pub const ALL: u32 = 65535;
+    pub const ALL: u32 = 131_071;
 }
 
 /// What becomes of packets to a VIP that nobody takes ([`crate::refuse`]).
@@ -374,6 +381,8 @@ pub mod mode {
     pub const GUE: u8 = 4;
     /// Both ends rewritten.
     pub const FULL_NAT: u8 = 5;
+    /// As [`GUE`], and the backend is told who else may have the flow ([`crate::second_hop`]).
+    pub const SECOND_HOP: u8 = 6;
 }
 
 /// Services whose endpoint hashes to a bucket of the look-up table, as index + 1; 0: none. A service

@@ -30,6 +30,8 @@ pub const TCP_CHECK: usize = 16;
 pub const UDP_CHECK: usize = 6;
 /// Length of a UDP header in bytes.
 pub const UDP: usize = 8;
+/// Length in bytes of a GUE header of variant 0 with the first word of private data, as [`GueHdr`] has them.
+pub const GUE: usize = 8;
 /// Length of an SCTP common header and the beginning of its first chunk in bytes, as [`SctpStart`] has them.
 pub const SCTP_START: usize = 16;
 /// Length of an ICMP or ICMPv6 header in bytes.
@@ -188,6 +190,23 @@ pub struct LinkAddressOption {
     pub length: u8,
     /// The hardware address.
     pub mac: [u8; 6],
+}
+
+/// A header of Generic UDP Encapsulation, variant 0 (draft-ietf-intarea-gue-09 §3.2), and the first word of its private data,
+/// where it has any.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, SchemaRead, SchemaWrite)]
+#[repr(C)]
+#[wincode(assert_zero_copy)]
+pub struct GueHdr {
+    /// The variant in the first two bits, whether it is a control message in the third; then how long all is that
+    /// follows the first four bytes, in units of four bytes.
+    pub first: u8,
+    /// Protocol of the packet behind.
+    pub protocol: u8,
+    /// Which extension fields there are.
+    pub flags: [u8; 2],
+    /// The beginning of the private data.
+    pub private: [u8; 4],
 }
 
 /// What every TCP option begins with that is longer than a byte, and the value of one of four bytes.

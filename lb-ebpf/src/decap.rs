@@ -3,21 +3,40 @@
 #![no_main]
 #![feature(asm_experimental_arch)]
 
+mod fib;
 mod packet;
+
+use core::mem::MaybeUninit;
 
 use aya_ebpf::{
     Global,
-    bindings::xdp_action,
+    bindings::{
+        BPF_TCP_LISTEN, bpf_fib_lookup, bpf_sock, bpf_sock_tuple,
+        bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 as Tuple4,
+        bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 as Tuple6, xdp_action, xdp_md,
+    },
     btf_maps::{HashMap, PerCpuArray},
+    helpers,
     macros::{btf_map, xdp},
     programs::XdpContext,
 };
 use lb_common::{
     decapsulate::{self, Fate, Host},
-    tables::{Address, Counters},
+    flow::Flow,
+    hand_on::{Hop, Socket},
+    packet::Packet,
+    tables::{Address, Counters, Endpoint, NoRoute, Route, RouteQuery},
+    wire,
+};
+use network_types::{
+    ip::{Ipv4Hdr, Ipv6Hdr},
+    tcp::TcpHdr,
 };
 
 use crate::packet::XdpPacket;
+
+/// The network namespace that a packet is in.
+const OWN_NAMESPACE: u64 = u64::MAX;
 
 /// Outer addresses at which tunnels end; the values count for nothing.
 #[btf_map]
@@ -28,11 +47,68 @@ static UNWRAPPED: PerCpuArray<Counters, 1> = PerCpuArray::new();
 #[btf_map]
 static CONGESTED: PerCpuArray<u64, 1> = PerCpuArray::new();
 
+/// Packets that were to be handed on, by [`Hop`].
+#[btf_map]
+static HOPS: PerCpuArray<u64, { Hop::ALL.len() }> = PerCpuArray::new();
+
+/// Whether packets are handed on, as [`Host::hands_on`]; set before the program is loaded.
+#[unsafe(no_mangle)]
+static SECOND_HOP: Global<u8> = Global::new(1);
 /// The UDP port of `gue` tunnels, as [`Host::gue_port`]; set before the program is loaded.
 #[unsafe(no_mangle)]
 static GUE_PORT: Global<u16> = Global::new(0);
 
-struct Maps;
+struct Maps {
+    ctx: *mut xdp_md,
+}
+
+impl Maps {
+    /// Lets `visit` have the socket between two ends, where there is one.
+    #[inline(always)]
+    fn with_socket<R>(
+        &self,
+        remote: &Endpoint,
+        local: &Endpoint,
+        visit: impl FnOnce(*mut bpf_sock) -> R,
+    ) -> Option<R> {
+        // SAFETY: plain integers, for which zero is a value.
+        let mut tuple: bpf_sock_tuple = unsafe { MaybeUninit::zeroed().assume_init() };
+        let size = if remote.address.is_v4() {
+            tuple.__bindgen_anon_1.ipv4 = Tuple4 {
+                saddr: remote.address.low(),
+                daddr: local.address.low(),
+                sport: remote.port,
+                dport: local.port,
+            };
+            size_of::<Tuple4>()
+        } else {
+            tuple.__bindgen_anon_1.ipv6 = Tuple6 {
+                saddr: remote.address.words(),
+                daddr: local.address.words(),
+                sport: remote.port,
+                dport: local.port,
+            };
+            size_of::<Tuple6>()
+        };
+        // SAFETY: the context is the program's own, and the tuple has at least the size given.
+        let socket = unsafe {
+            helpers::generated::bpf_skc_lookup_tcp(
+                self.ctx.cast(),
+                &raw mut tuple,
+                size as u32,
+                OWN_NAMESPACE,
+                0,
+            )
+        };
+        if socket.is_null() {
+            return None;
+        }
+        let seen = visit(socket);
+        // SAFETY: it was given by the look-up, once, and is not used afterwards.
+        unsafe { helpers::generated::bpf_sk_release(socket.cast()) };
+        Some(seen)
+    }
+}
 
 impl Host for Maps {
     #[inline(always)]
@@ -61,14 +137,88 @@ impl Host for Maps {
             unsafe { *counter = (*counter).wrapping_add(1) };
         }
     }
+
+    #[inline(always)]
+    fn hands_on(&self) -> bool {
+        SECOND_HOP.load() != 0
+    }
+
+    #[inline(always)]
+    fn socket(&self, remote: &Endpoint, local: &Endpoint) -> Socket {
+        // SAFETY: of every kind of socket that the look-up finds, the state can be read, in one load.
+        let state = |socket: *mut bpf_sock| unsafe { (&raw const (*socket).state).read_volatile() };
+        match self.with_socket(remote, local, state) {
+            None => Socket::Nobody,
+            Some(BPF_TCP_LISTEN) => Socket::Listener,
+            Some(_) => Socket::Flow,
+        }
+    }
+
+    #[inline(always)]
+    fn answers_cookie<P: Packet>(&self, packet: &P, flow: &Flow) -> bool {
+        let Some(mut tcp) = packet.read::<TcpHdr>(flow.transport) else {
+            return false;
+        };
+        let tcp = (&raw mut tcp).cast();
+        let found = if flow.v4 {
+            let Some(mut ip) = packet.read::<Ipv4Hdr>(wire::ETHERNET) else {
+                return false;
+            };
+            let ip = (&raw mut ip).cast();
+            // SAFETY: the socket is held, and the headers are as long as is said.
+            self.with_socket(&flow.from(), &flow.to(), |socket| unsafe {
+                helpers::generated::bpf_tcp_check_syncookie(
+                    socket.cast(),
+                    ip,
+                    size_of::<Ipv4Hdr>() as u32,
+                    tcp,
+                    size_of::<TcpHdr>() as u32,
+                )
+            })
+        } else {
+            let Some(mut ip) = packet.read::<Ipv6Hdr>(wire::ETHERNET) else {
+                return false;
+            };
+            let ip = (&raw mut ip).cast();
+            // SAFETY: as above.
+            self.with_socket(&flow.from(), &flow.to(), |socket| unsafe {
+                helpers::generated::bpf_tcp_check_syncookie(
+                    socket.cast(),
+                    ip,
+                    size_of::<Ipv6Hdr>() as u32,
+                    tcp,
+                    size_of::<TcpHdr>() as u32,
+                )
+            })
+        };
+        found == Some(0)
+    }
+
+    #[inline(always)]
+    fn route(&self, query: &RouteQuery) -> Result<Route, NoRoute> {
+        // SAFETY: plain integers, for which zero is a value.
+        let mut params: bpf_fib_lookup = unsafe { MaybeUninit::zeroed().assume_init() };
+        fib::look_up(self.ctx, &mut params, query)
+    }
+
+    #[inline(always)]
+    fn count_hop(&self, hop: Hop) {
+        if let Some(counter) = HOPS.get_ptr_mut(hop as u32) {
+            // SAFETY: as in `count`.
+            unsafe { *counter = (*counter).wrapping_add(1) };
+        }
+    }
 }
 
 /// Entry point.
 #[xdp(frags)]
 pub fn decap(ctx: XdpContext) -> u32 {
-    match decapsulate::process(&mut XdpPacket::<false>::new(&ctx), &Maps) {
+    match decapsulate::process(&mut XdpPacket::<true>::new(&ctx), &Maps { ctx: ctx.ctx }) {
         Fate::Pass => xdp_action::XDP_PASS,
         Fate::Drop => xdp_action::XDP_DROP,
+        Fate::Transmit => xdp_action::XDP_TX,
+        // SAFETY: takes no pointers.
+        Fate::Redirect(interface) => unsafe { helpers::bpf_redirect(interface, 0) as u32 },
     }
 }
 

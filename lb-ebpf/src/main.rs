@@ -5,6 +5,7 @@
 #![no_main]
 #![feature(asm_experimental_arch)]
 
+mod fib;
 mod maps;
 mod packet;
 
@@ -14,8 +15,8 @@ use lb_common::{
     pipeline::{self, Rest},
     tables::{
         TAIL_FRAGMENT, TAIL_FULL_NAT, TAIL_FULL_NAT_ANSWER, TAIL_FULL_NAT_ERROR, TAIL_FULL_NAT_NEW,
-        TAIL_NEIGHBOUR, TAIL_REFUSED, TAIL_SCTP, TAIL_SYN, TAIL_TOO_BIG, TAIL_UNTRANSLATED,
-        TAIL_UNUSUAL,
+        TAIL_NEIGHBOUR, TAIL_REFUSED, TAIL_SCTP, TAIL_SECOND_HOP, TAIL_SYN, TAIL_TOO_BIG,
+        TAIL_UNTRANSLATED, TAIL_UNUSUAL,
     },
     verdict::Verdict,
 };
@@ -37,6 +38,7 @@ pub fn lb(ctx: XdpContext) -> u32 {
         Err(Rest::FullNatAnswer) => maps::go_on(&ctx, TAIL_FULL_NAT_ANSWER),
         Err(Rest::Sctp) => maps::go_on(&ctx, TAIL_SCTP),
         Err(Rest::Neighbour) => maps::go_on(&ctx, TAIL_NEIGHBOUR),
+        Err(Rest::SecondHop) => maps::go_on(&ctx, TAIL_SECOND_HOP),
         // It leaves none to the others.
         Err(Rest::FullNat | Rest::FullNatNew | Rest::FullNatError | Rest::Untranslated) => {
             maps::go_on(&ctx, TAIL_FULL_NAT)
@@ -72,6 +74,20 @@ pub fn sctp(ctx: XdpContext) -> u32 {
         Err(Rest::Fragment) => maps::go_on(&ctx, TAIL_FRAGMENT),
         // It is to none of the others.
         Err(_) => {}
+    }
+    xdp_action::XDP_PASS
+}
+
+/// The same with [`pipeline::second_hop`].
+#[xdp(frags)]
+#[inline(always)]
+pub fn second_hop(ctx: XdpContext) -> u32 {
+    let mut packet = XdpPacket::<true, true>::new(&ctx);
+    match pipeline::second_hop(&mut packet, &Maps::new(&ctx)) {
+        Ok(verdict) => return act(&ctx, verdict),
+        Err(Rest::Refused) => maps::go_on(&ctx, TAIL_REFUSED),
+        Err(Rest::TooBig) => maps::go_on(&ctx, TAIL_TOO_BIG),
+        Err(_) => maps::go_on(&ctx, TAIL_SYN),
     }
     xdp_action::XDP_PASS
 }

@@ -12,9 +12,7 @@ use core::{
 use aya_ebpf::{
     Global,
     bindings::{
-        BPF_ANY, BPF_EXIST, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_FIB_LKUP_RET_FRAG_NEEDED,
-        BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LKUP_RET_UNSUPP_LWT,
-        BPF_NOEXIST, bpf_fib_lookup, xdp_md,
+        BPF_ANY, BPF_EXIST, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_NOEXIST, bpf_fib_lookup, xdp_md,
     },
     btf_maps::{
         Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, RingBuf, lpm_trie::Key,
@@ -49,6 +47,8 @@ use lb_common::{
     verdict::{Answer, DROP_COUNTERS, DropReason, FIRST_ANSWER, FIRST_PIECE, Piece},
     wire,
 };
+
+use crate::fib;
 
 /// What the kernel says of an element that is there already (`asm-generic/errno-base.h`).
 const EEXIST: i32 = 17;
@@ -172,9 +172,6 @@ static EARLY: RingBuf<MaybeUninit<Early>, { 1 << 19 }> = RingBuf::new();
 /// Drops by reason, from [`FIRST_PIECE`] on fragments and from [`FIRST_ANSWER`] on answers by kind.
 #[btf_map]
 static DROPS: PerCpuArray<u64, { DROP_COUNTERS as usize }> = PerCpuArray::new();
-
-const AF_INET: u8 = 2;
-const AF_INET6: u8 = 10;
 
 /// Bits of [`feature`] that the program is loaded for, which the loader sets. In read-only data, whose words the verifier
 /// takes for constants.
@@ -512,31 +509,7 @@ impl Tables for Maps {
     fn route(&self, query: &RouteQuery) -> Result<Route, NoRoute> {
         let params = FIB.get_ptr_mut(0).ok_or(NoRoute::Refused)?;
         // SAFETY: this CPU's element, which nothing else touches while the program runs on it.
-        let params = unsafe { &mut *params };
-        ask(params, query);
-        // SAFETY: the context is the kernel's own.
-        params.ifindex = unsafe { (*self.ctx).ingress_ifindex };
-        let size = size_of::<bpf_fib_lookup>() as i32;
-        // SAFETY: `params` is initialised and of the size given.
-        let result = unsafe { helpers::bpf_fib_lookup(self.ctx.cast(), &raw mut *params, size, 0) };
-        match u32::try_from(result) {
-            Ok(BPF_FIB_LKUP_RET_SUCCESS) => {}
-            Ok(BPF_FIB_LKUP_RET_NO_NEIGH | BPF_FIB_LKUP_RET_UNSUPP_LWT) => {
-                return Err(NoRoute::Kernels);
-            }
-            Ok(BPF_FIB_LKUP_RET_FRAG_NEEDED) => {
-                // SAFETY: a plain integer, whichever of the union's it is; with this answer, the MTU (since Linux 5.12).
-                return Err(NoRoute::TooLong(unsafe {
-                    params.__bindgen_anon_1.mtu_result
-                }));
-            }
-            _ => return Err(NoRoute::Refused),
-        }
-        Ok(Route {
-            interface: params.ifindex,
-            destination_mac: params.dmac,
-            source_mac: params.smac,
-        })
+        fib::look_up(self.ctx, unsafe { &mut *params }, query)
     }
 
     #[inline(always)]
@@ -1204,23 +1177,5 @@ fn flow_table(table: Table) -> &'static HashMap<FlowKey, Record, 1> {
     match table {
         Table::Established => &ESTABLISHED,
         Table::HalfOpen => &HALF_OPEN,
-    }
-}
-
-/// Makes `params` the question of a route lookup; ports are left out, as most routing tables leave them
-/// out.
-#[inline(always)]
-fn ask(params: &mut bpf_fib_lookup, query: &RouteQuery) {
-    // SAFETY: plain integers, for which zero is a value.
-    *params = unsafe { MaybeUninit::zeroed().assume_init() };
-    params.__bindgen_anon_1.tot_len = query.length;
-    if query.destination.is_v4() {
-        params.family = AF_INET;
-        params.__bindgen_anon_3.ipv4_src = query.source.low();
-        params.__bindgen_anon_4.ipv4_dst = query.destination.low();
-    } else {
-        params.family = AF_INET6;
-        params.__bindgen_anon_3.ipv6_src = query.source.words();
-        params.__bindgen_anon_4.ipv6_dst = query.destination.words();
     }
 }

@@ -26,6 +26,7 @@ mod mss;
 mod passive;
 mod quic;
 mod recovery;
+mod second_hop;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -336,6 +337,9 @@ pub struct Service {
     /// What the MSS of its SYNs is lowered to, where it is higher.
     #[serde(default, skip_serializing_if = "MssClamp::is_off")]
     pub mss_clamp: MssClamp,
+    /// Whether backends of mode `gue` are told who else may have a flow, so that they can hand on what they do not know.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub second_hop: bool,
     /// The address pool that mode `full-nat` takes its packets' sources from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address_pool: Option<String>,
@@ -419,6 +423,7 @@ impl Service {
             dead_after: DEAD_AFTER,
             no_backend: NO_BACKEND,
             mss_clamp: MssClamp::Off,
+            second_hop: false,
             address_pool: None,
             client_address: ClientAddress::None,
             access_list: None,

@@ -375,6 +375,22 @@ impl Decapsulator {
         Self::attach_in(namespace, Bpffs::unique()?)
     }
 
+    /// What it has counted, by `lbd decap --counters`.
+    ///
+    /// # Errors
+    /// `lbd` refuses, or says something else.
+    pub fn counters(&self) -> Result<BTreeMap<String, u64>> {
+        let said = self.lbd_decap(&["--counters"])?;
+        let line = |line: &str| {
+            let (what, count) = line.rsplit_once(": ")?;
+            Some((what.to_owned(), count.parse().ok()?))
+        };
+        let lines = said
+            .lines()
+            .map(|text| line(text).with_context(|| text.to_owned()));
+        lines.collect()
+    }
+
     /// Attaches it with its pins in `bpffs`.
     ///
     /// # Errors

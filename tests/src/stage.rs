@@ -19,6 +19,7 @@ use crate::{
     load::{Report, numbered::Receiver, requests},
     topology::{POOL_V4, POOL_V6, Topology, backend_name, backend_v4, backend_v6, vip_v4, vip_v6},
     wait::{wait_for, wait_until},
+    xdp_pass::XdpPass,
 };
 
 /// Generous: this only bounds the wait for something that is about to happen.
@@ -35,6 +36,7 @@ pub struct Stage {
     /// The balancer.
     pub agent: Agent,
     tunnels: Vec<Decapsulator>,
+    far_ends: Vec<XdpPass>,
     /// `servers[0]` is backend 1's.
     pub servers: Vec<Backend>,
     /// Where all of that runs.
@@ -70,6 +72,7 @@ impl Stage {
         Ok(Self {
             agent,
             tunnels,
+            far_ends: Vec::new(),
             servers,
             topology,
         })
@@ -83,6 +86,25 @@ impl Stage {
         (1..=BACKENDS)
             .map(|n| Receiver::start(self.topology.backend(n), &backend_name(n), UDP_PORT))
             .collect()
+    }
+
+    /// Has every backend hand on packets of connections that it does not know.
+    ///
+    /// # Errors
+    /// `lbd decap` refuses.
+    pub fn hand_on(&mut self) -> Result<()> {
+        for (n, tunnel) in (1..).zip(&self.tunnels) {
+            // What backends send from their own programs, the switch takes by such a one.
+            let port = XdpPass::attach(&self.topology.switch, &backend_name(n))?;
+            self.far_ends.push(port);
+            tunnel.lbd_decap(&["--second-hop"])?;
+        }
+        Ok(())
+    }
+
+    /// The far ends of the tunnels, by backend.
+    pub fn tunnels(&self) -> &[Decapsulator] {
+        &self.tunnels
     }
 
     /// Takes the far end of the tunnel away at backend `n`.

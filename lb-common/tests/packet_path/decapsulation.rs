@@ -7,8 +7,10 @@ use std::{
 
 use lb_common::{
     decapsulate::{self, Fate, Host},
-    packet::SlicePacket,
-    tables::Address,
+    flow::Flow,
+    hand_on::{Hop, Socket},
+    packet::{Packet, SlicePacket},
+    tables::{Address, Endpoint, NoRoute, Route, RouteQuery},
 };
 
 use crate::{
@@ -39,6 +41,26 @@ impl Host for TunnelEnd {
 
     fn count_drop(&self) {
         self.dropped.set(self.dropped.get() + 1);
+    }
+
+    fn hands_on(&self) -> bool {
+        false
+    }
+
+    fn socket(&self, _: &Endpoint, _: &Endpoint) -> Socket {
+        unreachable!("it hands nothing on")
+    }
+
+    fn answers_cookie<P: Packet>(&self, _: &P, _: &Flow) -> bool {
+        unreachable!("it hands nothing on")
+    }
+
+    fn route(&self, _: &RouteQuery) -> Result<Route, NoRoute> {
+        unreachable!("it hands nothing on")
+    }
+
+    fn count_hop(&self, _: Hop) {
+        unreachable!("it hands nothing on")
     }
 }
 

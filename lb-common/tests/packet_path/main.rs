@@ -29,6 +29,7 @@ mod quic;
 mod refuse;
 mod scheduling;
 mod sctp;
+mod second_hop;
 mod steering;
 mod too_big;
 mod tracking;

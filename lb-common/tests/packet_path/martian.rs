@@ -71,7 +71,7 @@ fn stage(mode: Mode) -> Stage {
 }
 
 /// Every mode but `full-nat`, whose stage is another.
-const MODES: [Mode; 4] = [Mode::Nat, Mode::Ipip, Mode::Gue, Mode::L2];
+const MODES: [Mode; 5] = [Mode::Nat, Mode::Ipip, Mode::Gue, Mode::SecondHop, Mode::L2];
 
 /// What a client may send: the beginning of a connection, its middle and its end, and a datagram.
 fn packets(from: &str, to: &str) -> [Spec; 4] {

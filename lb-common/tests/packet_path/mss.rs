@@ -11,7 +11,7 @@ use crate::{
     support::{EGRESS, INGRESS, Mode, Outcome, Server, Stage, server},
 };
 
-const MODES: [Mode; 4] = [Mode::Nat, Mode::Ipip, Mode::Gue, Mode::L2];
+const MODES: [Mode; 5] = [Mode::Nat, Mode::Ipip, Mode::Gue, Mode::SecondHop, Mode::L2];
 /// Client, VIP, backend, by all pairs of families.
 const ENDS: [(&str, &str, &str); 4] = [
     (CLIENT4, VIP4, SERVER4),

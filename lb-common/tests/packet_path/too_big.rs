@@ -16,7 +16,7 @@ use crate::{
     support::{EGRESS, Mode, Outcome, Server, Stage, server},
 };
 
-const MODES: [Mode; 4] = [Mode::Nat, Mode::Ipip, Mode::Gue, Mode::L2];
+const MODES: [Mode; 5] = [Mode::Nat, Mode::Ipip, Mode::Gue, Mode::SecondHop, Mode::L2];
 /// Client, VIP, and a backend of the same family, then of the other.
 const ENDS: [(&str, &str, [&str; 2]); 2] = [
     (CLIENT4, VIP4, [SERVER4, SERVER6]),

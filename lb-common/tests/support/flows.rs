@@ -17,6 +17,8 @@ pub enum Move {
     Settling(u32),
     /// The first's.
     Steady(u32),
+    /// The first's, and known to have been the second's.
+    Former(u32, u32),
 }
 
 /// How new flows are spread, and over which sequence of positions.
@@ -36,6 +38,7 @@ impl Stage {
             Move::Moving(owner, origin) => Slot::new(owner, origin, Phase::Moving),
             Move::Settling(owner) => Slot::new(owner, owner, Phase::Settling),
             Move::Steady(owner) => Slot::steady(owner),
+            Move::Former(owner, former) => Slot::new(owner, former, Phase::Steady),
         };
         self.ring_of(&[slot; 8])
     }

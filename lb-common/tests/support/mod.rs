@@ -56,6 +56,8 @@ pub enum Mode {
     FullNat,
     Ipip,
     Gue,
+    /// The same, telling backends who else may have a flow.
+    SecondHop,
     L2,
     /// A number that no mode has.
     Unknown,
@@ -227,6 +229,7 @@ impl Stage {
                 Mode::FullNat => mode::FULL_NAT,
                 Mode::Ipip => mode::IPIP,
                 Mode::Gue => mode::GUE,
+                Mode::SecondHop => mode::SECOND_HOP,
                 Mode::L2 => mode::L2,
                 Mode::Unknown => 99,
             },
@@ -517,6 +520,7 @@ fn features(descriptor: &Descriptor) -> u32 {
         mode::IPIP => feature::IPIP,
         mode::L2 => feature::L2,
         mode::GUE => feature::GUE,
+        mode::SECOND_HOP => feature::SECOND_HOP,
         mode::FULL_NAT => feature::FULL_NAT,
         _ => 0,
     };

@@ -28,6 +28,7 @@ const SERVICE: &[&str] = &[
     "dead_after",
     "no_backend",
     "mss_clamp",
+    "second_hop",
     "address_pool",
     "client_address",
     "access_list",
@@ -198,6 +199,7 @@ fn read_settings(
     let dead_after = section.value("dead_after", duration::parse);
     let no_backend = section.choice("no_backend", "what no_backend can be");
     let mss_clamp = section.text_or_number("mss_clamp", str::parse);
+    let second_hop = section.boolean("second_hop");
     let address_pool = section.text("address_pool");
     let client_address = section.choice("client_address", "what client_address can be");
     let access_list = section.text("access_list");
@@ -245,6 +247,7 @@ fn read_settings(
         dead_after: dead_after.map(Located::into_inner),
         no_backend: no_backend.map(Located::into_inner),
         mss_clamp: mss_clamp.map(Located::into_inner),
+        second_hop: second_hop.map(Located::into_inner),
         address_pool: address_pool.map(Located::into_inner),
         client_address: client_address.map(Located::into_inner),
         access_list: access_list.map(|name| Some(name.into_inner())),

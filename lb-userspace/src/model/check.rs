@@ -18,6 +18,7 @@ use super::{
     name_of,
     passive::check_passive,
     recovery::{check_damping, check_panic, check_slow_start},
+    second_hop::{check_families, check_second_hop},
     tier::{check_spill, check_tier},
 };
 
@@ -59,6 +60,7 @@ impl Service {
         check_panic(self)?;
         check_passive(self)?;
         check_clamp(self)?;
+        check_second_hop(self)?;
         check_limits(self)?;
         check_full_nat(self)?;
         self.check_quic()?;
@@ -167,6 +169,7 @@ impl Service {
 
     pub(super) fn check(&self) -> Result<(), ModelError> {
         self.check_settings()?;
+        check_families(self)?;
         let mut seen = HashSet::with_capacity(self.backends.len());
         let mut identified = HashMap::new();
         for backend in &self.backends {

@@ -84,6 +84,10 @@ impl Service {
                 differ("mss_clamp", here.to_string(), there.to_string())
             })
             .or_else(|| {
+                let (here, there) = (self.second_hop, other.second_hop);
+                differ("second_hop", here.to_string(), there.to_string())
+            })
+            .or_else(|| {
                 let (here, there) = (self.address_pool.as_ref(), other.address_pool.as_ref());
                 differ("address_pool", shown(here), shown(there))
             })

@@ -129,6 +129,8 @@ pub struct Settings {
     pub no_backend: Option<Unserved>,
     /// [`Service::mss_clamp`].
     pub mss_clamp: Option<MssClamp>,
+    /// [`Service::second_hop`].
+    pub second_hop: Option<bool>,
     /// [`Service::address_pool`].
     pub address_pool: Option<String>,
     /// [`Service::client_address`].
@@ -607,6 +609,7 @@ impl Settings {
             dead_after,
             no_backend,
             mss_clamp,
+            second_hop,
             address_pool,
             client_address,
             access_list,
@@ -636,6 +639,7 @@ impl Settings {
         service.dead_after = dead_after.unwrap_or(service.dead_after);
         service.no_backend = no_backend.unwrap_or(service.no_backend);
         service.mss_clamp = mss_clamp.unwrap_or(service.mss_clamp);
+        service.second_hop = second_hop.unwrap_or(service.second_hop);
         if let Some(address_pool) = address_pool {
             service.address_pool = Some(address_pool.clone());
         }

@@ -35,6 +35,7 @@ fn of(service: &Service) -> u32 {
         )
         | flag(service.mss_clamp != MssClamp::Off, feature::MSS)
         | flag(service.announce, feature::ANNOUNCE)
+        | flag(service.second_hop, feature::SECOND_HOP)
         | placing(fields)
 }
 

@@ -18,6 +18,7 @@ mod layout;
 pub mod listing;
 pub mod loads;
 mod lookup;
+mod others;
 mod pool;
 mod recipe;
 mod ring;
@@ -309,7 +310,6 @@ impl Draft {
         let services = &placed.services;
         placed.overlaid.retain(|id| services.contains_key(id));
         placed.descriptor.pool = placed.number as u16;
-        placed.descriptor.mode = service.mode.number();
         let sampling = match service.mode {
             _ if service.watches_handshakes() => {
                 inputs.sampling.get(&service.id).copied().unwrap_or(1)

@@ -71,7 +71,7 @@ impl Draft {
         let mut entry = member.backend;
         entry.state &= state::HOLDS;
         entry.mss = service.mss_clamp.number();
-        set_next_hop(&mut entry, service.mode, address, inputs);
+        set_next_hop(&mut entry, service, address, inputs);
         let wanted = Wanted {
             entry,
             weight: 0,
@@ -310,7 +310,7 @@ impl Wanted {
             },
             ..Backend::default()
         };
-        set_next_hop(&mut entry, service.mode, backend.address.ip(), inputs);
+        set_next_hop(&mut entry, service, backend.address.ip(), inputs);
         Self {
             entry,
             weight: match service.scheduler {
@@ -342,7 +342,8 @@ pub fn next_hop(
     (mode != Mode::L2 || next_hop.on_link).then_some(next_hop)
 }
 
-fn set_next_hop(wanted: &mut Backend, mode: Mode, address: IpAddr, inputs: &Inputs<'_>) {
+fn set_next_hop(wanted: &mut Backend, service: &Service, address: IpAddr, inputs: &Inputs<'_>) {
+    let mode = service.mode;
     let Some(next_hop) = next_hop(inputs.next_hops, mode, address) else {
         return;
     };
@@ -354,7 +355,7 @@ fn set_next_hop(wanted: &mut Backend, mode: Mode, address: IpAddr, inputs: &Inpu
     wanted.interface = next_hop.interface;
     wanted.source_mac = next_hop.source_mac;
     wanted.destination_mac = next_hop.destination_mac;
-    wanted.mtu = mtu::room(next_hop.mtu, mode.number(), address.is_ipv4());
+    wanted.mtu = mtu::room(next_hop.mtu, service.mode_number(), address.is_ipv4());
     (wanted.source, wanted.source_mask) = outer_source(next_hop.source_address, tunnel);
 }
 

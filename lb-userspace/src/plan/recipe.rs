@@ -15,6 +15,7 @@ const LONGEST_SEQUENCE: u32 = 65_536;
 /// The part of a descriptor that settings decide.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Settings {
+    mode: u8,
     scheduler: u8,
     flags: u16,
     moving_time: Tick,
@@ -37,6 +38,7 @@ impl Settings {
         let fields = service.scheduler.hash_fields().unwrap_or(0);
         let flag = |condition, flag| if condition { flag } else { 0 };
         Self {
+            mode: service.mode_number(),
             scheduler,
             flags: flag(counted, service_flag::COUNTED)
                 | flag(always, service_flag::ALWAYS)
@@ -60,6 +62,7 @@ impl Settings {
     }
 
     pub(super) fn write(&self, descriptor: &mut Descriptor) {
+        descriptor.mode = self.mode;
         descriptor.set_scheduler(self.scheduler);
         descriptor.flags = (descriptor.flags & service_flag::MOVING) | self.flags;
         descriptor.moving_time = self.moving_time;

@@ -8,6 +8,8 @@
 //!   service that could not be recorded.
 //! - It does not settle where another choice could not be recorded since the plan was made.
 //! - Where nobody takes new flows, only slots of removed backends move: to those that hold flows.
+//! - Of a service with a second hop, a slot that settles or is steady keeps its origin, which then stands for whoever else
+//!   may have its flows ([`super::others`]).
 //! - It is steady again once a sweep that began when it settled already found no flow recorded for
 //!   anybody but its owner, or where every flow is looked up.
 
@@ -18,6 +20,7 @@ use lb_common::tables::{Phase, Slot, Tick, service_flag, state};
 use super::{
     Draft, Inputs, NoRoom, has_passed,
     layout::{Placed, Recipe, Ring, slot_span},
+    others::Others,
     recipe::{self, Settings},
 };
 use crate::{dataplane::Operation, model::Service, snapshot::Passed};
@@ -33,6 +36,8 @@ struct Allowance<'a> {
     foreign: Vec<&'a BTreeSet<u32>>,
     /// Every flow is looked up, so that nothing waits for records.
     tracked: bool,
+    /// Backends are told who else may have a flow.
+    second_hop: bool,
 }
 
 impl Allowance<'_> {
@@ -101,6 +106,8 @@ impl Draft {
         } else if !wanted.claims.is_empty() && (build || self.has_woken(placed)) {
             let owners = recipe::owners(&wanted, placed);
             self.move_slots(service, placed, &owners, inputs.now, dead)?;
+        } else if service.second_hop && before.mode != placed.descriptor.mode {
+            self.name_others(service, placed)?;
         } else if service.backends.is_empty() && is_forsaken(placed, inputs) {
             self.drop_ring(placed);
         }
@@ -174,11 +181,15 @@ impl Draft {
     ) -> Result<(), NoRoom> {
         let stateless = placed.descriptor.moving_time == 0;
         let woken = self.woken.get(&placed.number);
+        let mut others = Others::of(service, placed, owners.len() as u32);
         if placed.ring.size() != owners.len() as u32 || stateless {
             // The first ring, or a stateless service's: nothing to keep but what begins between the
             // switch and an owner's waking.
-            let slots = owners.iter().map(|&owner| {
+            let slots = owners.iter().enumerate().map(|(place, &owner)| {
                 let late = !stateless && woken.is_some_and(|ids| ids.contains(&owner));
+                if let Some(others) = &mut others {
+                    return others.first(placed, place, owner, late);
+                }
                 let slot = Slot::steady(owner.into());
                 moved(slot, owner.into(), late).unwrap_or(slot)
             });
@@ -189,7 +200,8 @@ impl Draft {
         let mut slots = placed.ring.slots.clone();
         let mut times = placed.ring.moved.clone();
         let mut changed = 0u64;
-        for ((slot, when), &owner) in slots.iter_mut().zip(&mut times).zip(owners) {
+        let both = slots.iter_mut().zip(&mut times).zip(owners);
+        for (place, ((slot, when), &owner)) in both.enumerate() {
             let owner_woken = woken.is_some_and(|ids| ids.contains(&owner));
             // Flows that could not be recorded since the origin died are the last owner's.
             *slot = without_dead_origin(*slot, dead);
@@ -197,6 +209,9 @@ impl Draft {
                 continue;
             };
             *slot = without_dead_origin(next, dead);
+            if let Some(others) = &mut others {
+                *slot = others.complete(placed, place, *slot);
+            }
             *when = now;
             changed += 1;
         }
@@ -206,6 +221,20 @@ impl Draft {
         placed.passed.moving += changed;
         self.release_span(placed.ring.start, placed.ring.size());
         self.put_ring(service, placed, slots, times)
+    }
+
+    /// Slots come to name whoever else may have their flows, where they do not.
+    fn name_others(&mut self, service: &Service, placed: &mut Placed) -> Result<(), NoRoom> {
+        let ring = Arc::clone(&placed.ring);
+        let whole = placed.descriptor.flags & service_flag::MOVING != 0;
+        let Some(mut others) = Others::of(service, placed, ring.size()).filter(|_| !whole) else {
+            return Ok(());
+        };
+        let slots = ring.slots.iter().enumerate();
+        let slots = slots.map(|(place, &slot)| others.complete(placed, place, slot));
+        let slots = slots.collect();
+        self.release_span(ring.start, ring.size());
+        self.put_ring(service, placed, slots, ring.moved.clone())
     }
 
     /// Writes a ring aside, and makes the descriptor name it.
@@ -243,6 +272,7 @@ impl Draft {
             overflow: placed.overflows.at,
             foreign: census.foreign(placed),
             tracked: placed.descriptor.flags & service_flag::ALWAYS != 0,
+            second_hop: service.second_hop,
         });
         let whole = placed.descriptor.flags & service_flag::MOVING != 0;
         let passed = |allowance: &Allowance<'_>| allowance.passed(&placed.ring);
@@ -285,8 +315,12 @@ impl Draft {
             self.release_span(previous.start, previous.size());
         }
         self.release_span(placed.ring.start, placed.ring.size());
-        let settled = |slot: &Slot| Slot::new(slot.owner(), slot.owner(), Phase::Settling);
-        let slots = placed.ring.slots.iter().map(settled).collect();
+        let mut others = Others::of(service, placed, placed.ring.size());
+        let settled = |(place, slot): (usize, &Slot)| match &mut others {
+            Some(others) => others.settling(placed, place, slot.owner() as u16),
+            None => Slot::new(slot.owner(), slot.owner(), Phase::Settling),
+        };
+        let slots = placed.ring.slots.iter().enumerate().map(settled).collect();
         let moved = placed.ring.moved.clone();
         self.put_ring(service, placed, slots, moved)
     }
@@ -426,9 +460,16 @@ fn without_dead(ring: &Ring, dead: &Dead) -> Option<Vec<Slot>> {
 /// that it began in.
 fn advanced(slot: Slot, moved: Tick, place: u32, allowance: &Allowance<'_>) -> Slot {
     let owner = slot.owner();
+    let other = if allowance.second_hop {
+        slot.origin()
+    } else {
+        owner
+    };
     match slot.phase() {
-        Phase::Moving if allowance.passed_since(moved) => Slot::new(owner, owner, Phase::Settling),
-        Phase::Settling if allowance.tracked || !allowance.is_foreign(place) => Slot::steady(owner),
+        Phase::Moving if allowance.passed_since(moved) => Slot::new(owner, other, Phase::Settling),
+        Phase::Settling if allowance.tracked || !allowance.is_foreign(place) => {
+            Slot::new(owner, other, Phase::Steady)
+        }
         _ => slot,
     }
 }
@@ -444,6 +485,7 @@ mod tests {
             overflow: None,
             foreign: vec![foreign],
             tracked: false,
+            second_hop: false,
         }
     }
 

@@ -294,6 +294,12 @@ const BAD_SERVICES: &[Bad] = &[
         "expected a string in quotes or a number, found true or false",
     ),
     (
+        "second_hop = true",
+        4,
+        "service[0].second_hop",
+        "has no room to tell backends who else may have a flow: use mode \"gue\"",
+    ),
+    (
         "on_dwon = \"keep\"",
         4,
         "service[0].on_dwon",

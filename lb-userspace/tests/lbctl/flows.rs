@@ -48,6 +48,22 @@ async fn each_setting_of_a_service_is_changed_alone() {
 }
 
 #[tokio::test]
+async fn a_second_hop_is_switched_on_and_off_and_shown() {
+    let agent = FakeAgent::start("");
+    let add = "service add 10.0.0.1:80/tcp --mode gue --second-hop true --backend 10.1.0.2:80";
+    succeed(&agent, add).await;
+    assert!(web(&agent).second_hop);
+    let show = "service show 10.0.0.1:80/tcp";
+    let shown = succeed(&agent, show).await;
+    assert!(shown.contains("second hop"), "{shown}");
+    assert_eq!(succeed_json(&agent, show).await["second_hop"], true);
+    succeed(&agent, "service set 10.0.0.1:80/tcp --second-hop false").await;
+    assert!(!web(&agent).second_hop);
+    let shown = succeed(&agent, show).await;
+    assert!(!shown.contains("second hop"), "{shown}");
+}
+
+#[tokio::test]
 async fn several_settings_are_changed_at_once_and_told_to_programs() {
     let agent = FakeAgent::start(WEB);
     let arguments =

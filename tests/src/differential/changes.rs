@@ -77,12 +77,13 @@ pub fn disturbance(random: &mut Random) -> Result<Disturbance> {
         "10.0.0.30:*/udp",
         "10.0.0.40:80/tcp",
         "10.0.0.40:80/udp",
+        "10.0.0.7:80/tcp",
     ];
     let number = random.below(vips.len() as u64);
     let id: ServiceId = vips[number].parse()?;
     let plain = |addresses: [&str; 4]| addresses.map(|address| json!({ "address": address }));
     let backends = match number {
-        0..4 | 7..10 => plain([
+        0..4 | 7..11 => plain([
             "10.2.0.11:80",
             "10.2.0.12:8080",
             "10.2.0.13:81",
@@ -111,7 +112,7 @@ pub fn disturbance(random: &mut Random) -> Result<Disturbance> {
         max_connections,
         tier: None,
     };
-    let change = match random.below(19) {
+    let change = match random.below(20) {
         0 => edit(Some(1 + random.below(5) as u16), None, None),
         1 => edit(None, Some(Admin::Draining), None),
         2 | 3 => edit(None, Some(Admin::Active), Some(None)),
@@ -156,6 +157,10 @@ pub fn disturbance(random: &mut Random) -> Result<Disturbance> {
             let denied = format!("192.{}.0.0/14", 4 * random.below(64));
             Change::SetAccessList(list("half", &["192.0.0.0/9", "::/0"], &[&denied])?)
         }
+        18 => settings(Settings {
+            second_hop: Some(random.once_in(2)),
+            ..Settings::default()
+        }),
         13 => return Ok(Disturbance::UnknownPorts(UNSERVED[random.below(4)])),
         // Past the moving time of TCP and UDP.
         _ => return Ok(Disturbance::Sweep(1 << 21)),

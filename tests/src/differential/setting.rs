@@ -265,7 +265,10 @@ fn services() -> Result<Vec<Service>> {
             "none",
         ),
         clamping("[fd00::3]:80/tcp", Mode::Ipip, &v4, MssClamp::Auto)?,
-        clamping("10.0.0.7:80/tcp", Mode::Gue, &v4, MssClamp::Auto)?,
+        Service {
+            second_hop: true,
+            ..clamping("10.0.0.7:80/tcp", Mode::Gue, &v4, MssClamp::Auto)?
+        },
         service("10.0.0.7:80/udp", Mode::Gue, &v6)?,
         service("[fd00::7]:80/tcp", Mode::Gue, &v4)?,
         service("[fd00::7]:80/udp", Mode::Gue, &v6)?,
@@ -331,7 +334,10 @@ fn services() -> Result<Vec<Service>> {
         service("10.0.0.70:*/tcp", Mode::Gue, &v4)?,
         persistent("10.0.0.70:5000-5999/tcp", Mode::L2, &v4)?,
         service("10.0.0.50:7000-7003/tcp", Mode::Nat, &["10.2.0.71:80"])?,
-        service("[fd00::64:0:0:0/80]:*/tcp", Mode::Gue, &v6)?,
+        Service {
+            second_hop: true,
+            ..service("[fd00::64:0:0:0/80]:*/tcp", Mode::Gue, &v6)?
+        },
         service("10.0.0.2:80/sctp", Mode::Ipip, &v4)?,
         recording(service("[fd00::2]:80/sctp", Mode::Ipip, &v6)?),
         guarded(

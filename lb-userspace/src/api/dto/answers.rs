@@ -115,6 +115,9 @@ pub struct Service {
     /// What the MSS of its SYNs is lowered to: bytes, `auto` or `off`.
     #[serde(default)]
     pub mss_clamp: MssClamp,
+    /// Whether backends of mode `gue` are told who else may have a flow.
+    #[serde(default)]
+    pub second_hop: bool,
     /// The address pool that mode `full-nat` takes its packets' sources from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address_pool: Option<String>,
@@ -379,6 +382,7 @@ impl From<&snapshot::ServiceStatus> for Service {
             dead_after_ms: millis(service.dead_after),
             no_backend: service.no_backend,
             mss_clamp: service.mss_clamp,
+            second_hop: service.second_hop,
             address_pool: service.address_pool.clone(),
             client_address: service.client_address,
             access_list: service.access_list.clone(),

@@ -51,6 +51,9 @@ pub struct NewService {
     /// What the MSS of its SYNs is lowered to: bytes, `auto` or, where absent, `off`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mss_clamp: Option<MssClamp>,
+    /// Whether backends of mode `gue` are told who else may have a flow.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub second_hop: Option<bool>,
     /// How its connection ids are laid out, where it is QUIC.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quic: Option<Quic>,
@@ -220,6 +223,9 @@ pub struct EditService {
     /// What the MSS of its SYNs is lowered to: bytes, `auto` or `off`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mss_clamp: Option<MssClamp>,
+    /// Whether backends of mode `gue` are told who else may have a flow.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub second_hop: Option<bool>,
     /// The address pool that mode `full-nat` takes its packets' sources from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address_pool: Option<String>,
@@ -307,6 +313,7 @@ impl From<EditService> for Settings {
             dead_after: edit.dead_after_ms.map(Duration::from_millis),
             no_backend: edit.no_backend,
             mss_clamp: edit.mss_clamp,
+            second_hop: edit.second_hop,
             address_pool: edit.address_pool,
             client_address: edit.client_address,
             access_list: edit.access_list,
@@ -359,6 +366,7 @@ impl NewService {
             dead_after_ms: self.dead_after_ms,
             no_backend: self.no_backend,
             mss_clamp: self.mss_clamp,
+            second_hop: self.second_hop,
             address_pool: self.address_pool,
             client_address: self.client_address,
             access_list: self.access_list.map(Some),

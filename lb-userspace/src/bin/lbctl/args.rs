@@ -319,7 +319,7 @@ pub struct SetService {
 }
 
 /// What can be changed, by the names of the fields of [`SetService`] and [`SettingsArgs`].
-const SETTINGS: [&str; 32] = [
+const SETTINGS: [&str; 33] = [
     "announce",
     "address_pool",
     "client_address",
@@ -342,6 +342,7 @@ const SETTINGS: [&str; 32] = [
     "dead_after",
     "no_backend",
     "mss_clamp",
+    "second_hop",
     "persistence",
     "persistence_prefix",
     "spill_below",
@@ -385,6 +386,9 @@ pub struct SettingsArgs {
     /// What the MSS of TCP SYNs is lowered to: off, auto (what fits the way to the backend), or bytes [default: off]
     #[arg(long, value_name = "BYTES", value_parser = parse_mss_clamp)]
     pub mss_clamp: Option<MssClamp>,
+    /// Whether backends of mode gue are told who else may have a flow, for `lbd decap --second-hop` [default: false]
+    #[arg(long, value_name = "BOOL")]
+    pub second_hop: Option<bool>,
     /// How backends of mode full-nat are told who the client is [default: none]
     #[arg(long, value_enum)]
     pub client_address: Option<ClientAddress>,

@@ -93,6 +93,7 @@ fn new_service(args: &AddService) -> Result<NewService, Failure> {
         dead_after_ms: settings.dead_after_ms,
         no_backend: settings.no_backend,
         mss_clamp: settings.mss_clamp,
+        second_hop: settings.second_hop,
         address_pool: args.address_pool.clone(),
         client_address: settings.client_address,
         access_list: args.access_list.clone(),
@@ -175,6 +176,7 @@ fn edit(args: SettingsArgs) -> EditService {
         dead_after,
         no_backend,
         mss_clamp,
+        second_hop,
         client_address,
         flow_limit,
         source_limit,
@@ -200,6 +202,7 @@ fn edit(args: SettingsArgs) -> EditService {
         dead_after_ms: dead_after,
         no_backend,
         mss_clamp,
+        second_hop,
         client_address,
         flow_limit,
         source_limit,
@@ -302,6 +305,9 @@ fn show(service: &Service) -> String {
         ("mtu", mtu(service)),
         ("mss clamp", service.mss_clamp.to_string()),
     ];
+    if service.second_hop {
+        fields.push(("second hop", "yes".to_owned()));
+    }
     if service.announce {
         fields.push(("announced", "yes".to_owned()));
     }

@@ -116,6 +116,12 @@ pub struct Decap {
     /// UDP port that packets of mode `gue` are sent to
     #[arg(long, default_value_t = wire::GUE_PORT, value_parser = clap::value_parser!(u16).range(1..))]
     pub gue_port: u16,
+    /// Hand packets of TCP connections that this host does not know on to the backend that a service with `second_hop` names
+    #[arg(long)]
+    pub second_hop: bool,
+    /// Tell what the decapsulator has unwrapped, handed on and dropped
+    #[arg(long, conflicts_with_all = ["detach", "second_hop"])]
+    pub counters: bool,
     /// Take the decapsulator away
     #[arg(long)]
     pub detach: bool,

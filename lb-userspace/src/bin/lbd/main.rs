@@ -110,6 +110,12 @@ fn decapsulate(arguments: &Decap) -> Result<()> {
     if arguments.detach {
         return decap::detach(bpffs, interface).context("removing the decapsulator's pins");
     }
+    if arguments.counters {
+        for (what, count) in decap::counted(interface)? {
+            println!("{what}: {count}");
+        }
+        return Ok(());
+    }
     let addresses = match arguments.address.as_slice() {
         [] => addresses_of(interface)?,
         given => given.to_vec(),
@@ -119,7 +125,12 @@ fn decapsulate(arguments: &Decap) -> Result<()> {
     } else {
         Mode::Native
     };
-    decap::attach(bpffs, interface, &addresses, arguments.gue_port, mode)?;
+    let options = decap::Options {
+        addresses: &addresses,
+        gue_port: arguments.gue_port,
+        second_hop: arguments.second_hop,
+    };
+    decap::attach(bpffs, interface, options, mode)?;
     let mode = mode.name();
     println!(
         "unwrapping on {interface} in {mode} mode: {addresses:?}; `lbd decap --interface {interface} --detach` ends it"

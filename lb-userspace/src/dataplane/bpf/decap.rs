@@ -8,13 +8,18 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aya::{Ebpf, EbpfLoader, maps::HashMap, programs::Xdp};
-use lb_common::tables::Address;
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{HashMap, Map, MapData, MapError, PerCpuArray},
+    programs::Xdp,
+};
+use lb_common::{hand_on::Hop, tables::Address};
 use zerocopy::transmute;
 
 use super::{
     chain, frags,
     links::{Links, Mode, pin_name},
+    occupant,
     pins::{entries, remove_if_empty, remove_link, remove_tree},
     refused,
 };
@@ -27,27 +32,37 @@ fn directory(bpffs: &Path, interface: &str) -> PathBuf {
     bpffs.join("lbd-decap").join(pin_name(interface))
 }
 
-/// Unwraps, on `interface`, packets tunnelled to any of `addresses`, by `gue` to `gue_port`, until
-/// [`detach`]. Replaces a decapsulator that is there, in one step unless the mode is another.
+/// How a decapsulator works.
+#[derive(Debug, Clone, Copy)]
+pub struct Options<'a> {
+    /// Where tunnels end.
+    pub addresses: &'a [IpAddr],
+    /// The UDP port of those of mode `gue`.
+    pub gue_port: u16,
+    /// Whether packets of connections that this host does not know are handed on.
+    pub second_hop: bool,
+}
+
+/// Unwraps packets on `interface` until [`detach`]. Replaces a decapsulator that is there, in one step unless the mode is another.
 ///
 /// # Errors
 /// The kernel refuses; one that was there stays.
 pub fn attach(
     bpffs: &Path,
     interface: &str,
-    addresses: &[IpAddr],
-    gue_port: u16,
+    options: Options<'_>,
     mode: Mode,
 ) -> Result<(), DataplaneError> {
     let doing = format!("loading the decapsulator for {interface}");
     let failed = |error: &dyn std::error::Error| DataplaneError::new(&*doing, &chain(error));
     let fitted = frags::fit(OBJECT);
     let mut ebpf = EbpfLoader::new()
-        .override_global("GUE_PORT", &gue_port.to_be(), true)
+        .override_global("GUE_PORT", &options.gue_port.to_be(), true)
+        .override_global("SECOND_HOP", &u8::from(options.second_hop), true)
         .override_global(frags::MULTI_BUFFER, &fitted.multi_buffer, true)
         .load(&fitted.object)
         .map_err(|error| refused(&*doing, &error))?;
-    terminate(&mut ebpf, addresses)?;
+    terminate(&mut ebpf, options.addresses)?;
     let program = ebpf
         .program_mut("decap")
         .ok_or_else(|| DataplaneError::new(&*doing, &"no program decap"))?;
@@ -78,6 +93,58 @@ fn terminate(ebpf: &mut Ebpf, addresses: &[IpAddr]) -> Result<(), DataplaneError
             .map_err(|error| failed(&error))?;
     }
     Ok(())
+}
+
+/// What a decapsulator has counted since it was attached: what, and how much of it.
+///
+/// # Errors
+/// There is none on the interface, or the kernel does not tell.
+pub fn counted(interface: &str) -> Result<Vec<(&'static str, u64)>, DataplaneError> {
+    let doing = format!("reading what the decapsulator on {interface} has counted");
+    let failed = |error: &dyn std::error::Error| DataplaneError::new(&*doing, &chain(error));
+    let program = occupant::program(interface)
+        .filter(|program| program.name_as_str() == Some("decap"))
+        .ok_or_else(|| DataplaneError::new(&*doing, &"there is none: `lbd decap` attaches one"))?;
+    let ids = program.map_ids().map_err(|error| failed(&error))?;
+    let mut found = Vec::new();
+    for id in ids.unwrap_or_default() {
+        let data = MapData::from_id(id).map_err(|error| failed(&error))?;
+        let info = data.info().map_err(|error| failed(&error))?;
+        let map = Map::PerCpuArray(data);
+        match info.name_as_str() {
+            Some("UNWRAPPED") => {
+                let [packets, bytes, _] = total::<3>(&map, 0).map_err(|error| failed(&error))?;
+                found.extend([("unwrapped packets", packets), ("unwrapped bytes", bytes)]);
+            }
+            Some("CONGESTED") => {
+                let [dropped] = total(&map, 0).map_err(|error| failed(&error))?;
+                found.push(("dropped: congestion", dropped));
+            }
+            Some("HOPS") => {
+                for hop in Hop::ALL {
+                    let [packets] = total(&map, hop as u32).map_err(|error| failed(&error))?;
+                    found.push((hop.name(), packets));
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(found)
+}
+
+/// An element of so many numbers, summed over all CPUs.
+fn total<const N: usize>(map: &Map, index: u32) -> Result<[u64; N], MapError>
+where
+    [u64; N]: aya::Pod,
+{
+    let array: PerCpuArray<_, [u64; N]> = PerCpuArray::try_from(map)?;
+    let mut sums = [0u64; N];
+    for values in array.get(&index, 0)?.iter() {
+        for (sum, value) in sums.iter_mut().zip(values) {
+            *sum = sum.wrapping_add(*value);
+        }
+    }
+    Ok(sums)
 }
 
 /// Takes the decapsulator away; does nothing where there is none.

@@ -36,8 +36,8 @@ use aya::{
 };
 use lb_common::tables::{
     HASH_KEY_WORDS, TAIL_FRAGMENT, TAIL_FULL_NAT, TAIL_FULL_NAT_ANSWER, TAIL_FULL_NAT_ERROR,
-    TAIL_FULL_NAT_NEW, TAIL_NEIGHBOUR, TAIL_REFUSED, TAIL_SCTP, TAIL_SYN, TAIL_TOO_BIG,
-    TAIL_UNTRANSLATED, TAIL_UNUSUAL, feature,
+    TAIL_FULL_NAT_NEW, TAIL_NEIGHBOUR, TAIL_REFUSED, TAIL_SCTP, TAIL_SECOND_HOP, TAIL_SYN,
+    TAIL_TOO_BIG, TAIL_UNTRANSLATED, TAIL_UNUSUAL, feature,
 };
 
 use self::links::Links;
@@ -56,7 +56,7 @@ pub static LB_OBJECT: &[u8] = aya::include_bytes_aligned!(env!("LB_OBJECT"));
 /// The program on the interface.
 const ENTRY: &str = "lb";
 /// Those that it goes on with, the numbers that it knows them by, and without which feature none of them does, if any.
-const OTHERS: [(&str, u32, u32); 12] = [
+const OTHERS: [(&str, u32, u32); 13] = [
     ("unusual", TAIL_UNUSUAL, 0),
     ("refused", TAIL_REFUSED, 0),
     ("too_big", TAIL_TOO_BIG, 0),
@@ -69,6 +69,7 @@ const OTHERS: [(&str, u32, u32); 12] = [
     ("full_nat_error", TAIL_FULL_NAT_ERROR, feature::FULL_NAT),
     ("untranslated", TAIL_UNTRANSLATED, feature::FULL_NAT),
     ("sctp", TAIL_SCTP, feature::SCTP),
+    ("second_hop", TAIL_SECOND_HOP, feature::SECOND_HOP),
 ];
 
 /// Room for the locks of ports, beside the ports: each CPU has one at most, and so has the sweep.

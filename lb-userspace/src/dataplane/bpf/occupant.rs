@@ -1,7 +1,7 @@
 //! Whose program an interface has that refuses ours, and how it is taken away: for the refusal, so that nobody has to find out.
 //! Changes nothing.
 
-use aya::programs::{loaded_links, loaded_programs};
+use aya::programs::{ProgramInfo, loaded_links, loaded_programs};
 use futures_util::TryStreamExt as _;
 use netlink_packet_route::link::{LinkAttribute, LinkXdp};
 
@@ -27,13 +27,28 @@ pub fn describe(interface: &str) -> String {
     }
 }
 
-/// The one on an interface of the namespace of the calling thread.
-fn find(interface: &str) -> Option<Occupant> {
+/// The program of an interface, if it has one.
+pub fn program(interface: &str) -> Option<ProgramInfo> {
+    let (id, _) = ask(interface)?;
+    by_id(id)
+}
+
+fn by_id(id: u32) -> Option<ProgramInfo> {
+    let mut programs = loaded_programs().filter_map(Result::ok);
+    programs.find(|program| program.id() == id)
+}
+
+/// As [`attached`].
+fn ask(interface: &str) -> Option<(u32, bool)> {
     // A thread of its own, since a runtime may be driving this one.
     let asked = std::thread::scope(|scope| scope.spawn(|| attached(interface)).join());
-    let (id, generic) = asked.ok()??;
-    let mut programs = loaded_programs().filter_map(Result::ok);
-    let program = programs.find(|program| program.id() == id);
+    asked.ok()?
+}
+
+/// The one on an interface of the namespace of the calling thread.
+fn find(interface: &str) -> Option<Occupant> {
+    let (id, generic) = ask(interface)?;
+    let program = by_id(id);
     let name = program.and_then(|program| program.name_as_str().map(str::to_owned));
     let mut links = loaded_links().filter_map(Result::ok);
     let link = links.find(|link| link.program_id() == id);

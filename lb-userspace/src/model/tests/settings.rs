@@ -182,6 +182,50 @@ fn an_mss_is_not_lowered_where_there_is_none() {
 }
 
 #[test]
+fn a_second_hop_is_refused_where_the_ring_does_not_say_who_may_have_a_flow_or_there_is_no_room_to_tell()
+ {
+    let hop = |text, backends: &[&str]| Service {
+        second_hop: true,
+        ..service(text, Mode::Gue, backends)
+    };
+    let pool = ["10.1.0.2:80", "10.1.0.3:80"];
+    let web = || hop("10.0.0.1:80/tcp", &pool);
+    assert!(State::new([web()]).is_ok());
+    // One beside it may have connections.
+    let shared = |text| Service {
+        group: Some("web".to_owned()),
+        on_down: Some(OnDown::Keep),
+        moving_time: Some(WEEK),
+        ..hop(text, &pool)
+    };
+    assert!(State::new([shared("10.0.0.1:80/tcp"), shared("10.0.0.1:80/udp")]).is_ok());
+    let with = |spoil: fn(&mut Service)| {
+        let mut service = web();
+        spoil(&mut service);
+        service
+    };
+    for (service, says) in [
+        (with(|s| s.mode = Mode::Ipip), "use mode \"gue\""),
+        (with(|s| s.mode = Mode::Nat), "use mode \"gue\""),
+        (with(|s| s.scheduler = Scheduler::RoundRobin), "use maglev"),
+        (with(|s| s.persistence = WEEK), "leave out one of the two"),
+        (hop("10.0.0.1:80/udp", &pool), "is about connections of TCP"),
+        (
+            hop("10.0.0.1:80/sctp", &pool),
+            "is about connections of TCP",
+        ),
+        (
+            hop("10.0.0.1:80/tcp", &["10.1.0.2:80", "[fd00:1::2]:80"]),
+            "[fd00:1::2]:80 is of another than 10.1.0.2:80",
+        ),
+    ] {
+        let refused = State::new([service]).unwrap_err().to_string();
+        assert!(refused.contains("second_hop: "), "{refused}");
+        assert!(refused.contains(says), "{refused}");
+    }
+}
+
+#[test]
 fn settings_that_do_not_fit_what_is_there_are_refused() {
     let id = id("10.0.0.1:80/tcp");
     let set = |state: &State, settings| state.apply(Change::EditService(id, settings));

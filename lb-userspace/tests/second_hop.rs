@@ -1,0 +1,239 @@
+//! Whom slots name beside their owner, of services with a second hop: the agent's plans over tables in memory.
+
+#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+
+mod reach;
+
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+};
+
+use lb_common::tables::{Phase, mode};
+use lb_userspace::{
+    agent::Core,
+    config::{self, Tunnel},
+    dataplane::{Dataplane as _, memory::MemoryDataplane},
+    model::{Admin, Change, ServiceId, Settings},
+    plan::{census, ticks},
+};
+
+use crate::reach::{asking, memory, reached};
+
+const VIP: &str = "10.0.0.1:80/tcp";
+
+fn id() -> ServiceId {
+    VIP.parse().unwrap()
+}
+
+fn address(n: u8) -> SocketAddr {
+    SocketAddr::from(([10, 1, 0, n], 80))
+}
+
+/// A service of these backends, in the state that stands beside each.
+fn text(backends: &[(u8, &str)], second_hop: bool) -> String {
+    let backends: String = backends
+        .iter()
+        .map(|&(n, state)| {
+            format!(
+                "[[service.backend]]\naddress = \"{}\"\nstate = \"{state}\"\n",
+                address(n)
+            )
+        })
+        .collect();
+    format!(
+        "[[service]]\nvip = \"{VIP}\"\nmode = \"gue\"\nring_size = 4093\nsecond_hop = {second_hop}\n{backends}"
+    )
+}
+
+/// A new agent that knows the way to the backends of `reachable`.
+fn serving(text: &str, reachable: &[u8]) -> Core<MemoryDataplane> {
+    let mut core = Core::new("hop".to_owned(), Tunnel::default(), memory()).unwrap();
+    for &n in reachable {
+        core.network(reached(address(n).ip(), 1));
+    }
+    let services = config::parse(text, "test").unwrap().services;
+    core.change(Change::Replace(services)).unwrap();
+    core
+}
+
+fn active(backends: &[u8]) -> Core<MemoryDataplane> {
+    let all: Vec<(u8, &str)> = backends.iter().map(|&n| (n, "active")).collect();
+    serving(&text(&all, true), backends)
+}
+
+/// A slot, by the addresses of its owner and of whom it names beside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Named {
+    owner: IpAddr,
+    other: IpAddr,
+    phase: Phase,
+}
+
+fn ring(core: &Core<MemoryDataplane>) -> Vec<Named> {
+    let placed = core.layout().placed(id()).unwrap();
+    let ring = core
+        .dataplane()
+        .ring(placed.ring.start, placed.ring.size())
+        .unwrap();
+    let at = |local: u32| {
+        let mut members = placed.members();
+        let found = members.find(|(id, _)| u32::from(*id) == local);
+        found.unwrap().1.address().ip()
+    };
+    let named = |slot: &lb_common::tables::Slot| Named {
+        owner: at(slot.owner()),
+        other: at(slot.origin()),
+        phase: slot.phase(),
+    };
+    ring.slots.iter().map(named).collect()
+}
+
+/// Lets slots come to rest.
+fn rest(core: &mut Core<MemoryDataplane>) {
+    let time = &core.dataplane().tables.time;
+    let moving_time = core.state().service(id()).unwrap().moving_time();
+    time.set(time.get() + ticks(moving_time) + 1);
+    for _ in 0..2 {
+        let tables = &core.dataplane().tables;
+        let census = census::sweep(core.layout(), &mut { tables }, tables.time.get()).unwrap();
+        core.swept(census).unwrap();
+    }
+    assert!(ring(core).iter().all(|slot| slot.phase == Phase::Steady));
+}
+
+/// Every slot whose owner is another than before names that one.
+fn assert_names_former(before: &[Named], after: &[Named]) {
+    let moved = before.iter().zip(after).filter(|(b, a)| b.owner != a.owner);
+    let mut count = 0;
+    for (before, after) in moved {
+        assert_eq!(after.other, before.owner);
+        count += 1;
+    }
+    assert!(count > before.len() / 10, "{count} slots have moved");
+}
+
+#[test]
+fn slots_of_a_new_agent_name_who_had_them_before_the_backend_that_is_listed_last() {
+    let before = active(&[1, 2, 3, 4, 5]);
+    let after = active(&[1, 2, 3, 4, 5, 6]);
+    assert_names_former(&ring(&before), &ring(&after));
+    let others: BTreeSet<IpAddr> = ring(&after).iter().map(|slot| slot.other).collect();
+    assert_eq!(others.len(), 6, "the others name each other, too");
+    assert!(ring(&after).iter().all(|slot| slot.owner != slot.other));
+    assert!(ring(&after).iter().all(|slot| slot.phase == Phase::Steady));
+}
+
+#[test]
+fn of_any_backend_that_was_added_slots_name_who_had_them_without_it() {
+    let before = active(&[1, 3, 4, 5]);
+    // In the middle of the list.
+    let after = active(&[1, 2, 3, 4, 5]);
+    let slots: Vec<(Named, Named)> = ring(&before).into_iter().zip(ring(&after)).collect();
+    let own = slots.iter().filter(|(_, now)| now.owner == address(2).ip());
+    let named = own.clone().filter(|(then, now)| now.other == then.owner);
+    let (own, named) = (own.count(), named.count());
+    println!("{named} of {own} slots name who had them");
+    // Those that the last one would not have had either name who would have had them instead.
+    assert!(
+        own > 4093 / 6 && named * 100 >= own * 70,
+        "{named} of {own}"
+    );
+}
+
+#[test]
+fn slots_of_a_new_agent_name_a_drained_backend_where_they_were_its_own() {
+    let before = active(&[1, 2, 3, 4]);
+    let drained = [(1, "draining"), (2, "active"), (3, "active"), (4, "active")];
+    let after = serving(&text(&drained, true), &[1, 2, 3, 4]);
+    assert_names_former(&ring(&before), &ring(&after));
+    let own = |slots: &[Named]| {
+        let own = slots.iter().filter(|slot| slot.owner == address(1).ip());
+        own.count()
+    };
+    assert_eq!(own(&ring(&after)), 0);
+}
+
+#[test]
+fn a_slot_names_its_former_owner_for_as_long_as_it_does_not_move_again() {
+    let mut core = active(&[1, 2, 3]);
+    rest(&mut core);
+    let before = ring(&core);
+    core.change(asking(id(), address(1), Admin::Draining))
+        .unwrap();
+    let moving = ring(&core);
+    assert_names_former(&before, &moving);
+    rest(&mut core);
+    assert_names_former(&before, &ring(&core));
+    core.change(asking(id(), address(2), Admin::Draining))
+        .unwrap();
+    rest(&mut core);
+    assert_names_former(&moving, &ring(&core));
+}
+
+#[test]
+fn without_a_second_hop_a_slot_that_is_steady_names_its_owner_alone() {
+    let backends = [(1, "active"), (2, "active"), (3, "active")];
+    let mut core = serving(&text(&backends, false), &[1, 2, 3]);
+    rest(&mut core);
+    core.change(asking(id(), address(1), Admin::Draining))
+        .unwrap();
+    rest(&mut core);
+    assert!(ring(&core).iter().all(|slot| slot.owner == slot.other));
+    let placed = core.layout().placed(id()).unwrap();
+    assert_eq!(placed.descriptor.mode, mode::GUE);
+}
+
+#[test]
+fn a_second_hop_that_is_switched_on_moves_nothing_and_has_every_slot_name_somebody() {
+    let backends = [(1, "active"), (2, "active"), (3, "active")];
+    let mut core = serving(&text(&backends, false), &[1, 2, 3]);
+    rest(&mut core);
+    let before = ring(&core);
+    let switch = |second_hop| {
+        let settings = Settings {
+            second_hop: Some(second_hop),
+            ..Settings::default()
+        };
+        Change::EditService(id(), settings)
+    };
+    core.change(switch(true)).unwrap();
+    let after = ring(&core);
+    let owners = |slots: &[Named]| -> Vec<_> { slots.iter().map(|s| (s.owner, s.phase)).collect() };
+    assert_eq!(owners(&after), owners(&before));
+    assert!(after.iter().all(|slot| slot.owner != slot.other));
+    let descriptor = core.layout().placed(id()).unwrap().descriptor;
+    assert_eq!(descriptor.mode, mode::SECOND_HOP);
+    core.change(switch(false)).unwrap();
+    assert_eq!(owners(&ring(&core)), owners(&before));
+    let descriptor = core.layout().placed(id()).unwrap().descriptor;
+    assert_eq!(descriptor.mode, mode::GUE);
+}
+
+/// Else whoever stands in for it would be taken for who had its flows.
+#[test]
+fn a_backend_to_which_there_is_no_way_yet_keeps_its_slots_flows_and_names_others_once_there_is() {
+    let backends: Vec<(u8, &str)> = (1..=4).map(|n| (n, "active")).collect();
+    let complete = ring(&active(&[1, 2, 3, 4]));
+    let mut core = serving(&text(&backends, true), &[1, 2, 4]);
+    let awaited = address(3).ip();
+    for (slot, complete) in ring(&core).iter().zip(&complete) {
+        // A slot that is another's in the meantime keeps for whoever is to have it.
+        let keeper = match slot.phase {
+            Phase::Moving => slot.other,
+            _ => slot.owner,
+        };
+        assert_eq!(keeper, complete.owner);
+        assert_ne!(slot.owner, awaited);
+    }
+    core.network(reached(awaited, 1));
+    core.enforce().unwrap();
+    rest(&mut core);
+    assert_eq!(ring(&core), complete);
+}
+
+#[test]
+fn a_pool_of_one_names_nobody_else() {
+    let core = active(&[1]);
+    assert!(ring(&core).iter().all(|slot| slot.owner == slot.other));
+}
