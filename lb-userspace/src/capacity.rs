@@ -1,23 +1,76 @@
 //! What a pool can carry, what it carries, and how many backends it can lose. Pure; it counts nothing itself.
 //!
-//! What a backend can carry is its `max_connections`: a figure that is not enforced could not be relied on, and
-//! flows in progress are known only where the service counts them, as it does for limits.
+//! What a backend can carry is what is declared of it: `max_connections`, which is enforced as well, and `max_flow_rate` and
+//! `max_bandwidth`, against which it is measured. Whichever is scarcest counts for the pool.
 
 use std::collections::BTreeMap;
 
-use crate::snapshot::{BackendState, BackendStatus, ServiceStatus};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    model::{BitRate, Rated},
+    snapshot::{BackendState, BackendStatus, ServiceStatus},
+};
 
 /// Wholes are in thousandths.
 const WHOLE: u64 = 1_000;
 /// A weight of 1, of which parts may be in effect.
 const WHOLE_WEIGHT: u64 = 10_000;
 
-/// How loaded a pool is.
+/// What backends have so much of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Resource {
+    /// Flows in progress.
+    Connections,
+    /// New flows a second.
+    FlowRate,
+    /// Bits a second that it is sent.
+    Bandwidth,
+}
+
+impl Resource {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Connections, Self::FlowRate, Self::Bandwidth];
+
+    /// As metrics and the API call it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Connections => "connections",
+            Self::FlowRate => "flow_rate",
+            Self::Bandwidth => "bandwidth",
+        }
+    }
+
+    /// How much of it a backend has in use, where that is counted.
+    fn load(self, status: &BackendStatus) -> Option<u64> {
+        match self {
+            Self::Connections => status.connections.map(u64::from),
+            Self::FlowRate => status.rates.map(|rates| rates.flows),
+            Self::Bandwidth => status.rates.map(|rates| rates.bandwidth.0),
+        }
+    }
+
+    /// How much of it a backend is said to have.
+    fn most(self, status: &BackendStatus) -> Option<u64> {
+        let Rated {
+            max_flow_rate,
+            max_bandwidth,
+        } = status.backend.rated;
+        match self {
+            Self::Connections => status.backend.max_connections.map(u64::from),
+            Self::FlowRate => max_flow_rate.map(u64::from),
+            Self::Bandwidth => max_bandwidth.map(|BitRate(rate)| rate),
+        }
+    }
+}
+
+/// How loaded a pool is by one of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Capacity {
-    /// Flows in progress of the backends that take new ones.
+pub struct Use {
+    /// What the backends that take new flows have of it in use.
     pub load: u64,
-    /// Flows that these may have, where each says how many.
+    /// What these can have, where each says how much.
     pub most: Option<u64>,
     /// The former as a share of the latter, in thousandths.
     pub utilisation: Option<u64>,
@@ -29,14 +82,68 @@ pub struct Capacity {
     pub headroom: Option<usize>,
 }
 
-/// How loaded a service's pool is, where its flows are counted and a backend takes new ones.
+/// How loaded a pool is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Capacity {
+    /// By each resource of which the load is counted; there is one at least.
+    pub uses: BTreeMap<Resource, Use>,
+}
+
+impl Capacity {
+    fn worst<T: Ord>(&self, figure: impl Fn(&Use) -> Option<T>) -> Option<T> {
+        self.uses.values().filter_map(figure).max()
+    }
+
+    /// The highest [`Use::utilisation`].
+    pub fn utilisation(&self) -> Option<u64> {
+        self.worst(|by| by.utilisation)
+    }
+
+    /// The highest [`Use::imbalance`].
+    pub fn imbalance(&self) -> Option<u64> {
+        self.worst(|by| by.imbalance)
+    }
+
+    /// The least [`Use::headroom`].
+    pub fn headroom(&self) -> Option<usize> {
+        self.uses.values().filter_map(|by| by.headroom).min()
+    }
+
+    /// The resource that is over first: of the least headroom, and of several the one that is used most.
+    pub fn scarcest(&self) -> Option<Resource> {
+        let known = self.uses.iter().filter(|(_, by)| by.utilisation.is_some());
+        let scarce = |(_, by): &(&Resource, &Use)| {
+            let left = by.headroom.unwrap_or(usize::MAX);
+            (left, std::cmp::Reverse(by.utilisation))
+        };
+        known.min_by_key(scarce).map(|(&resource, _)| resource)
+    }
+}
+
+/// How loaded a service's pool is, where a backend takes new flows and anything of what it has is counted.
 pub fn of(status: &ServiceStatus) -> Option<Capacity> {
     let ignores_weights = status.service.scheduler.ignores_weights();
-    let members = status.backends.iter().filter_map(|backend| {
-        let state = backend.standing.as_ref()?.state;
-        Some(Member::of(backend, state, ignores_weights))
-    });
-    assess(&members.collect::<Vec<_>>(), status.panic.is_some())
+    let of = |resource| {
+        let members = status.backends.iter().filter_map(|backend| {
+            let state = backend.standing.as_ref()?.state;
+            Some(Member::of(resource, backend, state, ignores_weights))
+        });
+        assess(&members.collect::<Vec<_>>(), status.panic.is_some())
+    };
+    let uses = Resource::ALL.into_iter();
+    let uses: BTreeMap<_, _> = uses.filter_map(|by| Some((by, of(by)?))).collect();
+    (!uses.is_empty()).then_some(Capacity { uses })
+}
+
+/// What a backend has in use of what it says that it has, in thousandths.
+pub fn utilisation(resource: Resource, status: &BackendStatus) -> Option<u64> {
+    let (load, most) = (resource.load(status)?, resource.most(status)?);
+    thousandths(load, most)
+}
+
+fn thousandths(load: u64, most: u64) -> Option<u64> {
+    let share = (u128::from(load) * u128::from(WHOLE)).checked_div(most.into())?;
+    u64::try_from(share).ok()
 }
 
 /// A backend as far as it matters here.
@@ -52,7 +159,12 @@ struct Member {
 }
 
 impl Member {
-    fn of(status: &BackendStatus, state: BackendState, ignores_weights: bool) -> Self {
+    fn of(
+        resource: Resource,
+        status: &BackendStatus,
+        state: BackendState,
+        ignores_weights: bool,
+    ) -> Self {
         use BackendState::{Standby, Starting, Suspect, Up};
         Self {
             takes: matches!(state, Starting | Up | Suspect) || status.used_in_panic,
@@ -62,23 +174,23 @@ impl Member {
                 true => WHOLE_WEIGHT,
                 false => (status.effective_weight * WHOLE_WEIGHT as f64).round() as u64,
             },
-            load: status.connections.map(u64::from),
-            most: status.backend.max_connections.map(u64::from),
+            load: resource.load(status),
+            most: resource.most(status),
         }
     }
 }
 
-fn assess(members: &[Member], panics: bool) -> Option<Capacity> {
+fn assess(members: &[Member], panics: bool) -> Option<Use> {
     let takers: Vec<Member> = members.iter().copied().filter(|m| m.takes).collect();
     let load: u64 = takers.iter().map(|m| m.load).sum::<Option<u64>>()?;
     if takers.is_empty() {
         return None;
     }
     let most = takers.iter().map(|m| m.most).sum::<Option<u64>>();
-    Some(Capacity {
+    Some(Use {
         load,
         most,
-        utilisation: most.and_then(|most| (load * WHOLE).checked_div(most)),
+        utilisation: most.and_then(|most| thousandths(load, most)),
         imbalance: imbalance(&takers),
         // Those that are used already say of themselves that they fail.
         headroom: match panics {
@@ -97,7 +209,7 @@ fn imbalance(takers: &[Member]) -> Option<u64> {
         let load: u64 = members.iter().filter_map(|m| m.load).sum();
         let weight: u64 = members.iter().map(|m| m.weight).sum();
         let over = |m: &&Member| {
-            let own = u128::from(m.load? * WHOLE) * u128::from(weight);
+            let own = u128::from(m.load?) * u128::from(WHOLE) * u128::from(weight);
             let over = own.checked_div(u128::from(m.weight) * u128::from(load))?;
             u64::try_from(over).ok()
         };
@@ -144,7 +256,7 @@ mod tests {
     #[test]
     fn utilisation_imbalance_and_headroom_are_of_the_whole_pool() {
         let pool = [member(30, 100), member(60, 100), member(30, 100)];
-        let expected = Capacity {
+        let expected = Use {
             load: 120,
             most: Some(300),
             utilisation: Some(400),
@@ -213,6 +325,41 @@ mod tests {
             ..member(0, 100)
         };
         assert_eq!(assess(&[uncounted], false), None);
+    }
+
+    #[test]
+    fn the_scarcest_resource_counts_for_the_pool() {
+        let by = |pool: &[Member]| assess(pool, false).unwrap();
+        let pool = |load, most| [member(load, most); 4];
+        let uses = [
+            (Resource::Connections, by(&pool(10, 100))),
+            (Resource::FlowRate, by(&pool(70, 100))),
+            (
+                Resource::Bandwidth,
+                by(&[
+                    member(60, 100),
+                    member(20, 100),
+                    member(0, 100),
+                    member(0, 100),
+                ]),
+            ),
+        ];
+        let mut capacity = Capacity { uses: uses.into() };
+        assert_eq!(capacity.utilisation(), Some(700));
+        assert_eq!(capacity.headroom(), Some(1));
+        assert_eq!(capacity.imbalance(), Some(3_000));
+        assert_eq!(capacity.scarcest(), Some(Resource::FlowRate));
+        // One more than it has is missed, and of which it is known is what counts.
+        let unknown = Member {
+            most: None,
+            ..member(5, 1)
+        };
+        capacity.uses.insert(Resource::FlowRate, by(&[unknown]));
+        assert_eq!(capacity.scarcest(), Some(Resource::Bandwidth));
+        assert_eq!(
+            (capacity.utilisation(), capacity.headroom()),
+            (Some(200), Some(3))
+        );
     }
 
     proptest! {

@@ -22,7 +22,7 @@ use tokio::net::TcpListener;
 
 use crate::{
     agent::Handle,
-    capacity::{self, Capacity},
+    capacity::{self, Capacity, Resource},
     http,
     snapshot::{BackendStatus, FlowStatus, RecordUses, ServiceStatus, Snapshot, TableUse, Traffic},
 };
@@ -322,13 +322,13 @@ impl Scrape {
         let figures: [Share; 2] = [
             (
                 "lb_service_utilisation",
-                "Flows in progress over max_connections of the backends that take new ones",
-                |c| c.utilisation,
+                "What the backends that take new flows have in use of what they can carry, by what is scarcest",
+                Capacity::utilisation,
             ),
             (
                 "lb_service_imbalance",
                 "The most loaded backend for its weight over the mean",
-                |c| c.imbalance,
+                Capacity::imbalance,
             ),
         ];
         for (name, help, read) in figures {
@@ -337,10 +337,28 @@ impl Scrape {
             gauges(encoder, name, help, Some(&Unit::Ratios), samples)?;
         }
         let each = known.into_iter();
-        let headroom = each.filter_map(|(l, c)| Some((l, c.headroom? as u64)));
+        let headroom = each.filter_map(|(l, c)| Some((l, c.headroom()? as u64)));
         let name = "lb_service_headroom_backends";
         let help = "Backends that can fail before the others and standbys cannot carry the load";
-        gauges(encoder, name, help, None, headroom)
+        gauges(encoder, name, help, None, headroom)?;
+        let uses = self.pool().flat_map(|([service, backend], status)| {
+            let each = Resource::ALL.into_iter().filter_map(|by| {
+                let used = capacity::utilisation(by, status)?;
+                Some((by, used as f64 / 1_000.0))
+            });
+            each.map(move |(by, used)| {
+                let resource = ("resource", by.name().to_owned());
+                ([service.clone(), backend.clone(), resource], used)
+            })
+        });
+        let help = "What a backend has in use of what it says that it can carry";
+        gauges(
+            encoder,
+            "lb_backend_utilisation",
+            help,
+            Some(&Unit::Ratios),
+            uses,
+        )
     }
 
     fn tiers(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {

@@ -25,6 +25,7 @@ mod millis;
 mod mss;
 mod passive;
 mod quic;
+mod rated;
 mod recovery;
 mod second_hop;
 mod state;
@@ -51,6 +52,7 @@ pub use limit::{FlowLimit, SOURCE_PREFIX_V4, SOURCE_PREFIX_V6};
 pub use mss::MssClamp;
 pub use passive::Passive;
 pub use quic::{Quic, ServerId};
+pub use rated::{BitRate, EditRated, Rated};
 pub use recovery::{DAMPED_AT_MOST, FlapDamping, SLOW_START_FROM, SlowStart};
 pub use state::{Change, Settings, State};
 pub use tier::{Failback, MAX_TIER, SPILL_BELOW};
@@ -243,6 +245,9 @@ pub struct Backend {
     /// Flows in progress at which it takes no new ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_connections: Option<u32>,
+    /// What else it is said to carry.
+    #[serde(default, skip_serializing_if = "Rated::is_none")]
+    pub rated: Rated,
     /// What the connection ids of a QUIC service name it by.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub server_id: Option<ServerId>,
@@ -496,6 +501,11 @@ impl Service {
         let mut backends = self.backends.iter();
         let limited = backends.any(|backend| backend.max_connections.is_some());
         limited || self.scheduler.counts_connections()
+    }
+
+    /// Whether packets tell which of them begin a flow.
+    pub fn tells_beginnings(&self) -> bool {
+        self.id.protocol != Protocol::Udp || self.quic.is_some()
     }
 
     /// Whether not everybody may send to it, or begin any number of flows.

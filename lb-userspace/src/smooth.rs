@@ -71,6 +71,34 @@ impl Total {
     }
 }
 
+/// How fast a counter rises, of late.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Rate {
+    last: Option<u64>,
+    /// Seconds, and by how much it rose in them.
+    total: Total,
+}
+
+impl Rate {
+    /// Takes note of where the counter stands, so long after the last time; `over` is the time constant. One that has been set back
+    /// begins anew.
+    pub fn count(&mut self, value: u64, passed: Duration, over: Duration) {
+        match self.last.and_then(|last| value.checked_sub(last)) {
+            Some(risen) => {
+                let seconds = passed.as_secs_f64();
+                self.total.add(seconds, risen as f64, passed, over);
+            }
+            None => self.total = Total::default(),
+        }
+        self.last = Some(value);
+    }
+
+    /// By how much it rises a second, once it was looked at twice.
+    pub fn per_second(&self) -> Option<f64> {
+        self.total.mean()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -136,6 +164,44 @@ mod tests {
         assert!((total.mean().unwrap() - 2.0 * kept / (1.0 + kept)).abs() < 1e-9);
         let both = Total::of(100.0, 2.0).plus(Total::of(300.0, 6.0));
         assert_eq!(both, Total::of(400.0, 5.0));
+    }
+
+    #[test]
+    fn a_rate_is_known_at_the_second_look_and_follows_within_a_few_time_constants() {
+        let mut rate = Rate::default();
+        assert_eq!(rate.per_second(), None);
+        rate.count(1_000, SECOND, OVER);
+        assert_eq!(rate.per_second(), None, "what was before is of no time");
+        rate.count(1_050, SECOND / 2, OVER);
+        assert_eq!(rate.per_second(), Some(100.0));
+        let mut value = 1_050;
+        for _ in 0..30 {
+            value += 400;
+            rate.count(value, SECOND, OVER);
+        }
+        let followed = rate.per_second().unwrap();
+        assert!((380.0..=400.0).contains(&followed), "{followed}");
+        // What is older than the time constant counts for 1/e.
+        rate.count(value, OVER, OVER);
+        let left = rate.per_second().unwrap();
+        assert!(left < 0.37 * followed, "{left}");
+        rate.count(7, SECOND, OVER);
+        assert_eq!(rate.per_second(), None, "another counter");
+    }
+
+    #[test]
+    fn how_often_a_counter_is_looked_at_makes_no_difference_to_a_steady_rate() {
+        let of = |step: Duration| {
+            let mut rate = Rate::default();
+            for n in 0..100_u64 {
+                rate.count(n * 250 * step.as_millis() as u64, step, OVER);
+            }
+            rate.per_second().unwrap()
+        };
+        for step in [SECOND / 100, SECOND, SECOND * 7] {
+            let rate = of(step);
+            assert!((rate - 250_000.0).abs() < 1e-3, "{rate}");
+        }
     }
 
     proptest! {

@@ -11,7 +11,7 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use crate::health::reply::Asked;
-use crate::model::{Backend, Service, ServiceId, Unserved};
+use crate::model::{Backend, BitRate, Service, ServiceId, Unserved};
 
 mod weights;
 
@@ -131,8 +131,19 @@ pub struct BackendStatus {
     pub drain: Option<DrainStatus>,
     /// Flows in progress, where the service counts them.
     pub connections: Option<u32>,
+    /// New flows and bits a second of late, where they are measured.
+    pub rates: Option<Rates>,
     /// Its traffic.
     pub traffic: Traffic,
+}
+
+/// How much a backend gets a second, of late.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rates {
+    /// New flows.
+    pub flows: u64,
+    /// Of the packets that it is sent.
+    pub bandwidth: BitRate,
 }
 
 /// What packets show of a backend.

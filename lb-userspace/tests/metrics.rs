@@ -9,12 +9,12 @@ use lb_userspace::{
     config,
     health::reply::Asked,
     metrics,
-    model::{Admin, Backend, Service, Unserved},
+    model::{Admin, Backend, BitRate, Service, Unserved},
     snapshot::{
         AdaptivePoolStatus, AdaptiveStatus, AddressPoolStatus, AnnouncedStatus, BackendState,
         BackendStatus, CheckStatus, Condition, DampingStatus, FlowStatus, PanicStatus, Passed,
-        PassiveStatus, RecordUses, ServiceStatus, SlowStartStatus, Snapshot, Standing, TableUse,
-        TierStatus, Traffic,
+        PassiveStatus, Rates, RecordUses, ServiceStatus, SlowStartStatus, Snapshot, Standing,
+        TableUse, TierStatus, Traffic,
     },
 };
 use tokio::{
@@ -26,7 +26,7 @@ use tokio::{
 
 fn service() -> Service {
     let text = "[[service]]\nvip = \"10.0.0.1:80/tcp\"\nmode = \"nat\"\npanic_below = 40\nflap_damping = \"10s\"\n\
-        backend = [{ address = \"10.1.0.2:80\" }, { address = \"10.1.0.3:80\", weight = 3, state = \"draining\" }]";
+        backend = [{ address = \"10.1.0.2:80\" }, { address = \"10.1.0.3:80\", weight = 3, state = \"draining\", max_connections = 16, max_flow_rate = 8, max_bandwidth = 5000 }]";
     config::parse(text, "test").unwrap().services.remove(0)
 }
 
@@ -118,6 +118,10 @@ fn snapshot() -> Snapshot {
         used_in_panic: index == 1,
         drain: None,
         connections: (index == 1).then_some(4),
+        rates: (index == 1).then_some(Rates {
+            flows: 6,
+            bandwidth: BitRate(1_000),
+        }),
         traffic: Traffic {
             packets: 10,
             bytes: 600,
@@ -214,6 +218,7 @@ fn leaving() -> BackendStatus {
             weight: 1,
             admin: Admin::Active,
             max_connections: None,
+            rated: Default::default(),
             server_id: None,
             tier: 0,
         },
@@ -236,6 +241,7 @@ fn leaving() -> BackendStatus {
         used_in_panic: false,
         drain: None,
         connections: None,
+        rates: None,
         traffic: Traffic {
             packets: 11,
             bytes: 660,
@@ -285,6 +291,9 @@ fn the_page_holds_every_figure_of_the_snapshot() {
         format!("lb_backend_handshake_seconds{{{second}}} 0.0015"),
         format!("lb_backend_ejected{{{second}}} 1"),
         format!("lb_backend_ejections{{{second}}} 1"),
+        format!("lb_backend_utilisation_ratios{{{second},resource=\"connections\"}} 0.25"),
+        format!("lb_backend_utilisation_ratios{{{second},resource=\"flow_rate\"}} 0.75"),
+        format!("lb_backend_utilisation_ratios{{{second},resource=\"bandwidth\"}} 0.2"),
         format!("lb_backend_weight{{{second}}} 3"),
         format!("lb_backend_slots{{{first}}} 251"),
         format!("lb_check_up{{{first},check=\"web\"}} 1"),

@@ -197,6 +197,7 @@ fn who_is_up_by_hand_and_takes_no_flow_all_the_same_is_not_told_to_be_up() {
         weight: Some(0),
         admin: None,
         max_connections: None,
+        rated: Default::default(),
         tier: None,
     };
     core.change(weightless).unwrap();

@@ -14,6 +14,7 @@ mod loads;
 mod outliers;
 mod panic;
 mod pools;
+mod rates;
 mod slow_start;
 mod standby;
 mod standing;

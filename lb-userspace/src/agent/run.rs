@@ -234,6 +234,7 @@ impl<D: Dataplane> Running<D> {
             }
         }
         if self.look <= now {
+            self.core.measure();
             let adapted = self.core.look();
             // Others have a turn between one pool and the next.
             self.look = match self.core.has_looks_left() {

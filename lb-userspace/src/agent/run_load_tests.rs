@@ -73,6 +73,7 @@ fn service(number: u8, mode: Mode) -> Change {
         weight: 1,
         admin: Admin::Active,
         max_connections: None,
+        rated: Default::default(),
         server_id: None,
         tier: 0,
     }];
@@ -250,6 +251,7 @@ fn asking(number: u8, admin: Admin) -> Change {
         weight: None,
         admin: Some(admin),
         max_connections: None,
+        rated: Default::default(),
         tier: None,
     }
 }
@@ -270,6 +272,7 @@ async fn who_is_to_take_no_new_flows_waits_for_no_programs_unless_a_change_of_it
         weight: Some(7),
         admin: None,
         max_connections: None,
+        rated: Default::default(),
         tier: None,
     };
     let mut waiting = Vec::new();

@@ -223,6 +223,7 @@ fn backend(n: u8) -> Backend {
         weight: 1,
         admin: Admin::Active,
         max_connections: None,
+        rated: Default::default(),
         server_id: None,
         tier: 0,
     }
@@ -389,6 +390,7 @@ async fn what_could_not_be_kept_for_the_next_agent_is_kept_once_it_can() {
         weight: None,
         admin: Some(Admin::Down),
         max_connections: None,
+        rated: Default::default(),
         tier: None,
     };
     agent.core.change(down).unwrap();

@@ -22,7 +22,7 @@ pub use answers::{
     Traffic,
 };
 pub use backends::{Asked, Backend, CheckStatus, Condition, Damping, Drain, Growing};
-pub use capacity::{Capacity, Of, Worst};
+pub use capacity::{Capacity, Of, Use, Worst};
 pub use clients::{Client, ClientQuery, Clients};
 pub use events::{DEFAULT_EVENTS, Event, EventKind, EventQuery, Events, Standing};
 pub use flows::{

@@ -26,7 +26,7 @@ use crate::{
     agent::{Handle, Listed},
     health::Target,
     http, metrics,
-    model::{AccessEdit, Backend, Change, ModelError, ServiceId},
+    model::{AccessEdit, Backend, Change, EditRated, ModelError, ServiceId},
     snapshot::ServiceStatus,
 };
 
@@ -372,13 +372,15 @@ async fn edit_backend(
 ) -> Answer<Json<Changed>> {
     if edit == dto::EditBackend::default() {
         return Err(ApiError::malformed(
-            "nothing to change: give weight, state, max_connections or tier",
+            "nothing to change: give weight, state, max_connections, max_flow_rate, max_bandwidth or tier",
         ));
     }
     let dto::EditBackend {
         weight,
         state,
         max_connections,
+        max_flow_rate,
+        max_bandwidth,
         tier,
     } = edit;
     let change = Change::EditBackend {
@@ -387,6 +389,10 @@ async fn edit_backend(
         weight,
         admin: state,
         max_connections,
+        rated: EditRated {
+            max_flow_rate,
+            max_bandwidth,
+        },
         tier,
     };
     handle.change(change).await?;
@@ -394,6 +400,7 @@ async fn edit_backend(
     let subject = &mut answer.0.changed;
     (subject.weight, subject.state) = (weight, state);
     (subject.max_connections, subject.tier) = (max_connections, tier);
+    (subject.max_flow_rate, subject.max_bandwidth) = (max_flow_rate, max_bandwidth);
     Ok(answer)
 }
 
@@ -430,6 +437,8 @@ fn changed(action: Action, service: ServiceId, backend: Option<SocketAddr>) -> J
             weight: None,
             state: None,
             max_connections: None,
+            max_flow_rate: None,
+            max_bandwidth: None,
             tier: None,
             settings: None,
         },

@@ -11,8 +11,8 @@ use super::{
 };
 use crate::duration;
 use crate::model::{
-    AccessList, AddressPool, Backend, Mode, ModelError, Quic, Service, ServiceId, Settings, State,
-    group,
+    AccessList, AddressPool, Backend, Mode, ModelError, Quic, Rated, Service, ServiceId, Settings,
+    State, group,
 };
 
 const SERVICE: &[&str] = &[
@@ -56,6 +56,8 @@ const BACKEND: &[&str] = &[
     "weight",
     "state",
     "max_connections",
+    "max_flow_rate",
+    "max_bandwidth",
     "server_id",
     "tier",
 ];
@@ -297,6 +299,8 @@ fn read_backend(section: &Section<'_>, service: Option<&Service>) -> Option<Back
     let weight = section.integer("weight", 0, i64::from(crate::model::MAX_WEIGHT));
     let admin = section.choice("state", "a state");
     let max_connections = section.integer("max_connections", 1, i64::from(u32::MAX));
+    let max_flow_rate = section.integer("max_flow_rate", 1, i64::from(u32::MAX));
+    let max_bandwidth = section.text_or_number("max_bandwidth", str::parse);
     let tier = section.integer("tier", 0, i64::from(crate::model::MAX_TIER));
     let server_id = section.value("server_id", |text| {
         text.parse().map_err(|error: ModelError| error.to_string())
@@ -310,6 +314,10 @@ fn read_backend(section: &Section<'_>, service: Option<&Service>) -> Option<Back
         weight: weight.map_or(1, Located::into_inner),
         admin: admin.map(Located::into_inner).unwrap_or_default(),
         max_connections: max_connections.map(Located::into_inner),
+        rated: Rated {
+            max_flow_rate: max_flow_rate.map(Located::into_inner),
+            max_bandwidth: max_bandwidth.map(Located::into_inner),
+        },
         server_id: server_id.map(Located::into_inner),
         tier: tier.map(Located::into_inner).unwrap_or_default(),
     };

@@ -8,8 +8,8 @@ use std::{
 };
 
 use super::{
-    Backend, Failback, FlowState, MAX_BACKENDS, MAX_WEIGHT, Mode, ModelError, Protocol, Service,
-    ServiceId,
+    Backend, BitRate, Failback, FlowState, MAX_BACKENDS, MAX_WEIGHT, Mode, ModelError, Protocol,
+    Service, ServiceId,
     adaptive::check_adaptive,
     address_pool::check_full_nat,
     group,
@@ -151,6 +151,7 @@ impl Service {
             );
             return invalid(id, "max_connections", problem);
         }
+        self.check_rated(backend)?;
         check_tier(id, backend.tier)?;
         let translates = matches!(self.mode, Mode::Nat | Mode::FullNat);
         if translates && address.is_ipv4() != id.vip.is_ipv4() {
@@ -165,6 +166,25 @@ impl Service {
             return invalid(id, "address", problem);
         }
         self.check_server_id(backend)
+    }
+
+    fn check_rated(&self, backend: &Backend) -> Result<(), ModelError> {
+        let Backend { address, rated, .. } = *backend;
+        if rated.max_flow_rate == Some(0) {
+            let problem = format!("{address}: 0 carries nothing: 1 or more, or drain the backend");
+            return invalid(self.id, "max_flow_rate", problem);
+        }
+        if rated.max_flow_rate.is_some() && !self.tells_beginnings() {
+            let problem = format!(
+                "{address}: no packet of UDP tells that it begins a flow, so that nobody can count those: use max_bandwidth or max_connections"
+            );
+            return invalid(self.id, "max_flow_rate", problem);
+        }
+        if rated.max_bandwidth == Some(BitRate(0)) {
+            let problem = format!("{address}: 0 carries nothing: 1 or more, or drain the backend");
+            return invalid(self.id, "max_bandwidth", problem);
+        }
+        Ok(())
     }
 
     pub(super) fn check(&self) -> Result<(), ModelError> {

@@ -7,9 +7,9 @@ use std::{
 };
 
 use super::{
-    AccessEdit, AccessList, Adaptive, AddressPool, Admin, Backend, ClientAddress, Failback,
-    FlapDamping, FlowLimit, FlowState, MAX_POOL_ADDRESSES, Mode, ModelError, MssClamp, OnDown,
-    Passive, Protocol, Quic, Scheduler, ServerId, Service, ServiceId, SlowStart, Unserved,
+    AccessEdit, AccessList, Adaptive, AddressPool, Admin, Backend, ClientAddress, EditRated,
+    Failback, FlapDamping, FlowLimit, FlowState, MAX_POOL_ADDRESSES, Mode, ModelError, MssClamp,
+    OnDown, Passive, Protocol, Quic, Scheduler, ServerId, Service, ServiceId, SlowStart, Unserved,
 };
 
 /// Everything that is wanted. Valid by construction.
@@ -48,6 +48,8 @@ pub enum Change {
         admin: Option<Admin>,
         /// The new limit of flows in progress; `Some(None)` takes it away.
         max_connections: Option<Option<u32>>,
+        /// What else it is said to carry.
+        rated: EditRated,
         /// The new tier.
         tier: Option<u8>,
     },
@@ -78,6 +80,11 @@ impl Change {
                 admin: Some(Admin::Down | Admin::Draining | Admin::Maintenance),
                 weight: None,
                 max_connections: None,
+                rated:
+                    EditRated {
+                        max_flow_rate: None,
+                        max_bandwidth: None,
+                    },
                 tier: None,
                 ..
             }
@@ -365,11 +372,13 @@ impl State {
                 weight,
                 admin,
                 max_connections,
+                rated,
                 tier,
             } => next.edit_backend(id, address, |backend| {
                 backend.weight = weight.unwrap_or(backend.weight);
                 backend.admin = admin.unwrap_or(backend.admin);
                 backend.max_connections = max_connections.unwrap_or(backend.max_connections);
+                backend.rated = backend.rated.edited(rated);
                 backend.tier = tier.unwrap_or(backend.tier);
             })?,
             Change::FailOver(id, tier) => next.edit(id, |service| service.fail_over(tier))?,

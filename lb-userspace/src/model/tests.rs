@@ -21,6 +21,7 @@ fn backend(text: &str) -> Backend {
         weight: 1,
         admin: Admin::Active,
         max_connections: None,
+        rated: Default::default(),
         server_id: None,
         tier: 0,
     }
@@ -299,6 +300,7 @@ fn an_edit_changes_what_it_names_and_leaves_the_rest() {
                 weight,
                 admin,
                 max_connections,
+                rated: Default::default(),
                 tier: None,
             })
             .unwrap()
@@ -357,6 +359,7 @@ fn what_is_not_there_cannot_be_changed() {
         weight: Some(1),
         admin: None,
         max_connections: None,
+        rated: Default::default(),
         tier: None,
     };
     for change in [

@@ -353,6 +353,38 @@ async fn a_limit_is_set_stays_when_not_named_and_is_taken_away_by_null() {
 }
 
 #[tokio::test]
+async fn what_a_backend_is_said_to_carry_is_set_shown_and_taken_back_by_null() {
+    let agent = FakeAgent::start(WEB);
+    let path = "/v1/services/10.0.0.1:80%2Ftcp/backends/10.1.0.2:80";
+    for (body, flow_rate, bandwidth) in [
+        (json!({"max_flow_rate": 50}), Some(50), None),
+        (
+            json!({"max_bandwidth": 3_000_000}),
+            Some(50),
+            Some(3_000_000),
+        ),
+        (json!({"max_flow_rate": null}), None, Some(3_000_000)),
+    ] {
+        let (status, answer) = ask(&agent, "PATCH", path, body.to_string()).await;
+        assert_eq!(status, 200, "{answer}");
+        for (key, value) in body.as_object().unwrap() {
+            assert_eq!(&answer["changed"][key], value);
+        }
+        let state = agent.state();
+        let rated = state.service(id("10.0.0.1:80/tcp")).unwrap().backends[0].rated;
+        let told = (rated.max_flow_rate, rated.max_bandwidth.map(|rate| rate.0));
+        assert_eq!(told, (flow_rate, bandwidth), "{body}");
+    }
+    let (_, service) = ask(&agent, "GET", "/v1/services/10.0.0.1:80%2Ftcp", "").await;
+    let backend = &service["backends"][0];
+    assert_eq!(backend["max_bandwidth"], 3_000_000);
+    assert_eq!(
+        (&backend["flow_rate"], &backend["bandwidth"]),
+        (&json!(40), &json!(1_500_000))
+    );
+}
+
+#[tokio::test]
 async fn flows_are_listed_and_narrowed_down() {
     let agent = FakeAgent::start(WEB);
     let flows = |query: &'static str| {
@@ -443,6 +475,8 @@ async fn the_client_speaks_every_route() {
         weight: 2,
         state: Admin::Active,
         max_connections: None,
+        max_flow_rate: None,
+        max_bandwidth: None,
         server_id: None,
         tier: 0,
     };

@@ -403,13 +403,25 @@ const BAD_EDITS: &[(&str, u16, &str, &str)] = &[
         "{}",
         400,
         "malformed",
-        "give weight, state, max_connections or tier",
+        "give weight, state, max_connections, max_flow_rate, max_bandwidth or tier",
     ),
     (
         r#"{"max_connections":0}"#,
         400,
         "invalid",
         "or drain the backend",
+    ),
+    (
+        r#"{"max_flow_rate":0}"#,
+        400,
+        "invalid",
+        "0 carries nothing",
+    ),
+    (
+        r#"{"max_bandwidth":0}"#,
+        400,
+        "invalid",
+        "0 carries nothing",
     ),
     (
         r#"{"max_connections":-1}"#,

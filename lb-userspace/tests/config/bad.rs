@@ -528,6 +528,24 @@ const BAD_SERVICES: &[Bad] = &[
         "1 to 4294967295",
     ),
     (
+        "[[service.backend]]\naddress = \"10.1.0.2:80\"\nmax_flow_rate = 0",
+        6,
+        "service[0].backend[0].max_flow_rate",
+        "1 to 4294967295",
+    ),
+    (
+        "[[service.backend]]\naddress = \"10.1.0.2:80\"\nmax_bandwidth = \"fast\"",
+        6,
+        "service[0].backend[0].max_bandwidth",
+        "such as \"800Mbit/s\" or \"1.5G\"",
+    ),
+    (
+        "[[service.backend]]\naddress = \"10.1.0.2:80\"\nmax_bandwidth = 0",
+        6,
+        "service[0].backend[0].max_bandwidth",
+        "such as \"800Mbit/s\"",
+    ),
+    (
         "[[service.backend]]\naddress = \"10.1.0.2:80\"\nmax_conections = 1",
         6,
         "service[0].backend[0].max_conections",

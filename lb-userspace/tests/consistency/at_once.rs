@@ -86,6 +86,7 @@ fn changes(sabotage: Option<Sabotage>) -> Vec<String> {
         weight,
         admin,
         max_connections: None,
+        rated: Default::default(),
         tier: None,
     };
     let resize = Settings {

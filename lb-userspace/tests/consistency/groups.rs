@@ -143,6 +143,7 @@ fn a_change_of_one_service_is_one_of_all_at_one_switch() {
         weight: None,
         admin: Some(Admin::Draining),
         max_connections: None,
+        rated: Default::default(),
         tier: None,
     })
     .unwrap();

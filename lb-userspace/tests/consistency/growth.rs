@@ -30,6 +30,7 @@ fn backend(n: u8) -> Backend {
         weight: 1,
         admin: Admin::Active,
         max_connections: None,
+        rated: Default::default(),
         server_id: None,
         tier: 0,
     }

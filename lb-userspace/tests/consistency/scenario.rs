@@ -325,6 +325,7 @@ pub fn backend(service: &Service, address: SocketAddr, weight: u16) -> Backend {
         weight,
         admin: Admin::Active,
         max_connections: None,
+        rated: Default::default(),
         server_id,
         tier: 0,
     }

@@ -261,6 +261,7 @@ impl Simulation {
             weight,
             admin,
             max_connections,
+            rated: Default::default(),
             tier,
         });
     }

@@ -13,7 +13,7 @@ mod quic;
 
 use std::{path::Path, process::Stdio, time::Duration};
 
-use lb_userspace::model::{Admin, Failback, Service};
+use lb_userspace::model::{Admin, BitRate, Failback, Rated, Service};
 use serde_json::{Value, json};
 use support::{
     FakeAgent, PANICS, WEIGHT_OF_A_DRAINED, WEIGHT_OF_ONE_THAT_ADAPTS, WEIGHT_OF_ONE_THAT_GROWS,
@@ -246,6 +246,14 @@ async fn backends_are_added_removed_drained_weighed_and_limited_in_one_line_each
             "backend 10.1.0.4:80 of 10.0.0.1:80/tcp takes at most 7 flows\n",
         ),
         (
+            "add 10.0.0.1:80/tcp 10.1.0.6:80 --max-flow-rate 500 --max-bandwidth 1.5G",
+            "added backend 10.1.0.6:80 to 10.0.0.1:80/tcp with weight 1, which can carry 500 new flows a second and can be sent 1.5Gbit/s\n",
+        ),
+        (
+            "capacity 10.0.0.1:80/tcp 10.1.0.6:80 --flow-rate none --bandwidth 2Gbit/s",
+            "backend 10.1.0.6:80 of 10.0.0.1:80/tcp does not say how many new flows a second it can carry and can be sent 2Gbit/s\n",
+        ),
+        (
             "limit 10.0.0.1:80/tcp 10.1.0.2:80 none",
             "backend 10.1.0.2:80 of 10.0.0.1:80/tcp has no limit\n",
         ),
@@ -273,8 +281,15 @@ async fn backends_are_added_removed_drained_weighed_and_limited_in_one_line_each
         ("10.1.0.2:80".to_owned(), 9, Admin::Draining, None),
         ("10.1.0.4:80".to_owned(), 5, Admin::Active, Some(7)),
         ("10.1.0.5:80".to_owned(), 1, Admin::Active, Some(6)),
+        ("10.1.0.6:80".to_owned(), 1, Admin::Active, None),
     ];
     assert_eq!(found, expected);
+    let rated = web(&agent).backends[3].rated;
+    let wanted = Rated {
+        max_flow_rate: None,
+        max_bandwidth: Some(BitRate(2_000_000_000)),
+    };
+    assert_eq!(rated, wanted);
     let line = succeed(&agent, "backend undrain 10.0.0.1:80/tcp 10.1.0.2:80").await;
     assert!(line.contains("is active"), "{line}");
     assert_eq!(web(&agent).backends[0].admin, Admin::Active);
@@ -611,6 +626,44 @@ async fn what_pools_carry_and_can_lose_is_shown() {
     assert!(status.contains(worst), "{status}");
     let json = succeed_json(&agent, "status").await;
     assert_eq!(json["worst"]["headroom"]["value"], 1);
+}
+
+#[tokio::test]
+async fn what_pools_get_a_second_of_what_they_are_said_to_carry_is_shown() {
+    let agent = FakeAgent::start("");
+    let backend = |n: u8| {
+        format!(
+            "--backend 10.1.0.{n}:80,weight={WEIGHT_OF_ONE_THAT_IS_UP},max-flow-rate=50,max-bandwidth=4M"
+        )
+    };
+    let add = format!(
+        "service add 10.0.0.1:80/tcp --mode ipip {} {}",
+        backend(2),
+        backend(3)
+    );
+    succeed(&agent, &add).await;
+    let shown = succeed(&agent, "service show 10.0.0.1:80/tcp").await;
+    for part in [
+        "80 of 100 new flows/s (80.0%), imbalance 1.00, headroom 0 backends\n",
+        "3Mbit/s of 8Mbit/s (37.5%), imbalance 1.00, headroom 1 backends\n",
+        "40 of 50",
+        "1.5Mbit/s of 4Mbit/s",
+    ] {
+        assert!(shown.contains(part), "{part} is not in\n{shown}");
+    }
+    let capacity = &succeed_json(&agent, "service show 10.0.0.1:80/tcp").await["capacity"];
+    assert_eq!(
+        (&capacity["scarcest"], &capacity["headroom"]),
+        (&json!("flow_rate"), &json!(0))
+    );
+    let status = succeed(&agent, "status").await;
+    assert!(status.contains("at most 80.0% used"), "{status}");
+    let refused = run(
+        &agent.socket,
+        "backend capacity 10.0.0.1:80/tcp 10.1.0.2:80",
+    )
+    .await;
+    assert_eq!(refused.code, 2, "{}", refused.stderr);
 }
 
 #[tokio::test]

@@ -36,6 +36,7 @@ pub fn asking(id: ServiceId, address: SocketAddr, admin: Admin) -> Change {
         weight: None,
         admin: Some(admin),
         max_connections: None,
+        rated: Default::default(),
         tier: None,
     }
 }

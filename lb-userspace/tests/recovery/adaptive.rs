@@ -366,7 +366,7 @@ fn balance_is_measured_by_the_weights_in_effect() {
         pool.core.dataplane_mut().execute(&[add]).unwrap();
     }
     let capacity = capacity::of(&pool.core.service(id()).unwrap()).unwrap();
-    assert_eq!(capacity.imbalance, Some(1_000));
+    assert_eq!(capacity.imbalance(), Some(1_000));
 }
 
 #[test]

@@ -8,6 +8,7 @@ mod history;
 mod panic;
 mod passive;
 mod pool;
+mod rates;
 #[path = "../reach/mod.rs"]
 mod reach;
 mod slow_start;

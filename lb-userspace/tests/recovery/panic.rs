@@ -2,7 +2,7 @@
 
 use lb_common::tables::state;
 use lb_userspace::{
-    capacity,
+    capacity::{self, Resource},
     health::{
         Event,
         reply::{Asked, Wants},
@@ -63,7 +63,8 @@ fn below_the_threshold_those_that_are_down_are_used_and_no_more_once_enough_are_
 fn in_panic_the_capacity_of_those_that_are_used_counts_and_none_is_to_spare() {
     let figures = |pool: &Pool| {
         let capacity = capacity::of(&pool.core.service(id()).unwrap()).unwrap();
-        (capacity.most, capacity.headroom)
+        let by = capacity.uses[&Resource::Connections];
+        (by.most, capacity.headroom())
     };
     let mut pool = failing(PANIC, &[", max_connections = 100"; 4], [1, 2]);
     assert_eq!(figures(&pool), (Some(200), Some(1)));

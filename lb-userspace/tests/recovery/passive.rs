@@ -269,6 +269,7 @@ fn who_is_drained_meanwhile_is_kept_out_all_the_same_and_nothing_is_forgotten() 
         weight: Some(weight),
         admin: None,
         max_connections: None,
+        rated: Default::default(),
         tier: None,
     };
     type Way = (&'static str, fn(&mut Pool), fn(&mut Pool));

@@ -107,6 +107,7 @@ fn a_weight_that_is_changed_by_hand_goes_on_growing_towards_the_new_one() {
         weight: Some(2),
         admin: None,
         max_connections: None,
+        rated: Default::default(),
         tier: None,
     });
     // 1.1 beside three.

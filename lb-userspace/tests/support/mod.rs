@@ -17,13 +17,13 @@ use lb_userspace::{
         Target,
         reply::{Asked, Wants},
     },
-    model::{Admin, Backend, Change, ModelError, Service, State, Unserved},
+    model::{Admin, Backend, BitRate, Change, ModelError, Service, State, Unserved},
     snapshot::{
         AdaptivePoolStatus, AdaptiveStatus, AddressPoolStatus, AnnouncedStatus, BackendState,
         BackendStatus, CheckStatus, ClientList, ClientRecord, Condition, DampingStatus,
         DrainStatus, FlowFilter, FlowList, FlowRecord, FlowStatus, Happened, InterfaceStatus,
-        PanicStatus, Passed, PassiveStatus, RecordUses, ServiceStatus, SlowStartStatus, Snapshot,
-        Standing, TableUse, TierStatus, Traffic,
+        PanicStatus, Passed, PassiveStatus, Rates, RecordUses, ServiceStatus, SlowStartStatus,
+        Snapshot, Standing, TableUse, TierStatus, Traffic,
     },
 };
 use tempfile::TempDir;
@@ -268,6 +268,7 @@ fn leaving() -> BackendStatus {
             weight: 1,
             admin: Admin::Active,
             max_connections: None,
+            rated: Default::default(),
             server_id: None,
             tier: 0,
         },
@@ -290,6 +291,7 @@ fn leaving() -> BackendStatus {
         used_in_panic: false,
         drain: None,
         connections: None,
+        rates: None,
         traffic: Traffic {
             packets: 11,
             bytes: 660,
@@ -438,6 +440,10 @@ fn describe(service: &Service) -> ServiceStatus {
                 ended: backend.weight == WEIGHT_OF_A_DRAINED,
             }),
             connections: backend.max_connections.map(|_| 3),
+            rates: (!backend.rated.is_none()).then_some(Rates {
+                flows: 40,
+                bandwidth: BitRate(1_500_000),
+            }),
             traffic: Traffic {
                 packets: 1_234,
                 bytes: 56_789,

@@ -64,6 +64,7 @@ impl Pool {
             weight: 1,
             admin: Admin::Active,
             max_connections: None,
+            rated: Default::default(),
             server_id: None,
             tier: 0,
         };

@@ -110,6 +110,7 @@ pub fn disturbance(random: &mut Random) -> Result<Disturbance> {
         weight,
         admin,
         max_connections,
+        rated: Default::default(),
         tier: None,
     };
     let change = match random.below(20) {

@@ -113,6 +113,7 @@ mod tests {
             weight,
             admin: Admin::Active,
             max_connections: None,
+            rated: Default::default(),
             server_id: None,
             tier: 0,
         }

@@ -10,7 +10,7 @@ use lb_common::tables::Tick;
 
 use super::{
     adaptive::Adapting, asked::AllAsked, damping::Damped, forced::Key, outliers::Outliers,
-    panic::Panics, slow_start::SlowStarts, standby::Tiers, targets::inherit,
+    panic::Panics, rates::Measured, slow_start::SlowStarts, standby::Tiers, targets::inherit,
 };
 use crate::{
     health::Target,
@@ -63,6 +63,8 @@ pub(super) struct Known {
     pub(super) slow: SlowStarts,
     /// Whose weights follow how they fare.
     pub(super) adapting: Adapting,
+    /// How much backends get.
+    pub(super) measured: Measured,
     pub(super) checked: BTreeMap<Target, Checked>,
     pub(super) down: BTreeMap<Key, Down>,
     /// Backends that somebody has forced down.
@@ -75,6 +77,7 @@ impl Known {
         self.tiers.follow(leads);
         self.slow.follow(leads);
         self.adapting.follow(leads);
+        self.measured.follow(leads);
         self.panics.follow(leads);
         self.damped.follow(leads);
         self.outliers.follow(leads);

@@ -77,3 +77,4 @@ mod tests {
         }
     }
 }
+            rated: Default::default(),

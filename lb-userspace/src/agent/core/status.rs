@@ -112,6 +112,7 @@ impl<D: Dataplane> Core<D> {
                 weight: 0,
                 admin: Admin::Draining,
                 max_connections: None,
+                rated: Default::default(),
                 server_id: None,
                 tier: 0,
             };
@@ -202,6 +203,7 @@ impl<D: Dataplane> Core<D> {
             used_in_panic: !leaving && self.known.panics.uses((lead, address)),
             drain: placed.and_then(|(placed, at)| self.drain_status(placed, at)),
             connections: load.and_then(Result::ok),
+            rates: self.rates((lead, address)),
             traffic: traffic(counters),
             backend,
         }

@@ -11,7 +11,7 @@ use super::{
 use crate::{
     capacity,
     model::{
-        Adaptive, Admin, Check, ClientAddress, Combine, Failback, FlapDamping, FlowLimit,
+        Adaptive, Admin, BitRate, Check, ClientAddress, Combine, Failback, FlapDamping, FlowLimit,
         FlowState, Mode, MssClamp, OnDown, Passive, Quic, SOURCE_PREFIX_V4, SOURCE_PREFIX_V6,
         Scheduler, ServiceId, SlowStart, Unserved,
     },
@@ -277,6 +277,20 @@ pub struct Subject {
         skip_serializing_if = "Option::is_none"
     )]
     pub max_connections: Option<Option<u32>>,
+    /// The new flows a second that it is said to carry, where that changed; `null`: nothing is said.
+    #[serde(
+        default,
+        deserialize_with = "given",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub max_flow_rate: Option<Option<u32>>,
+    /// The same in bits a second.
+    #[serde(
+        default,
+        deserialize_with = "given",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub max_bandwidth: Option<Option<BitRate>>,
     /// Its new tier, or the one that new flows go to first, where that changed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tier: Option<u8>,

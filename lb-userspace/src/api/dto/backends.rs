@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{Standing, Traffic, millis};
 use crate::{
     health::reply::{self, Wants},
-    model::{Admin, ServerId},
+    model::{Admin, BitRate, ServerId},
     snapshot,
 };
 
@@ -22,6 +22,12 @@ pub struct Backend {
     pub state: Admin,
     /// Flows in progress at which it takes no new ones.
     pub max_connections: Option<u32>,
+    /// New flows a second that it is said to carry.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_flow_rate: Option<u32>,
+    /// Bits a second that it is said to be able to be sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_bandwidth: Option<BitRate>,
     /// What connection ids name it by, where the service is QUIC.
     pub server_id: Option<ServerId>,
     /// Its tier.
@@ -74,6 +80,12 @@ pub struct Backend {
     pub drain: Option<Drain>,
     /// Flows in progress, where the service counts them.
     pub connections: Option<u32>,
+    /// New flows a second of late, where its pool says how many that may be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flow_rate: Option<u64>,
+    /// Bits a second that it was sent of late, likewise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth: Option<BitRate>,
     /// Its traffic.
     pub traffic: Traffic,
 }
@@ -208,6 +220,8 @@ impl From<&snapshot::BackendStatus> for Backend {
             weight: status.backend.weight,
             state: status.backend.admin,
             max_connections: status.backend.max_connections,
+            max_flow_rate: status.backend.rated.max_flow_rate,
+            max_bandwidth: status.backend.rated.max_bandwidth,
             server_id: status.backend.server_id,
             tier: status.backend.tier,
             leaving: status.leaving,
@@ -240,6 +254,8 @@ impl From<&snapshot::BackendStatus> for Backend {
             used_in_panic: status.used_in_panic,
             drain: status.drain.map(Into::into),
             connections: status.connections,
+            flow_rate: status.rates.map(|rates| rates.flows),
+            bandwidth: status.rates.map(|rates| rates.bandwidth),
             traffic: status.traffic.into(),
         }
     }

@@ -2,14 +2,40 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{capacity, model::ServiceId, snapshot::Snapshot};
+use crate::{
+    capacity::{self, Resource},
+    model::ServiceId,
+    snapshot::Snapshot,
+};
 
 /// How loaded a service's pool is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Capacity {
-    /// Flows in progress of the backends that take new ones.
+    /// The highest utilisation of those below, in thousandths.
+    pub utilisation: Option<u64>,
+    /// The highest imbalance of those below, in thousandths.
+    pub imbalance: Option<u64>,
+    /// The least headroom of those below.
+    pub headroom: Option<usize>,
+    /// Of which of those below there will be too little first.
+    pub scarcest: Option<Resource>,
+    /// By flows in progress, where they are counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connections: Option<Use>,
+    /// By new flows a second, where they are measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flow_rate: Option<Use>,
+    /// By bits a second, likewise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth: Option<Use>,
+}
+
+/// How loaded it is by one of these.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Use {
+    /// What the backends that take new flows have in use.
     pub load: u64,
-    /// Flows that these may have, where each says how many.
+    /// What these can have, where each says how much.
     pub most: Option<u64>,
     /// The former as a share of the latter, in thousandths.
     pub utilisation: Option<u64>,
@@ -41,13 +67,28 @@ pub struct Of {
 
 impl From<capacity::Capacity> for Capacity {
     fn from(capacity: capacity::Capacity) -> Self {
-        let capacity::Capacity {
+        let by = |resource| capacity.uses.get(&resource).copied().map(Into::into);
+        Self {
+            utilisation: capacity.utilisation(),
+            imbalance: capacity.imbalance(),
+            headroom: capacity.headroom(),
+            scarcest: capacity.scarcest(),
+            connections: by(Resource::Connections),
+            flow_rate: by(Resource::FlowRate),
+            bandwidth: by(Resource::Bandwidth),
+        }
+    }
+}
+
+impl From<capacity::Use> for Use {
+    fn from(by: capacity::Use) -> Self {
+        let capacity::Use {
             load,
             most,
             utilisation,
             imbalance,
             headroom,
-        } = capacity;
+        } = by;
         Self {
             load,
             most,
@@ -75,9 +116,9 @@ impl From<&Snapshot> for Worst {
             known.iter().filter_map(of)
         };
         Self {
-            utilisation: each(|c| c.utilisation).max(),
-            imbalance: each(|c| c.imbalance).max(),
-            headroom: each(|c| c.headroom.map(|backends| backends as u64)).min(),
+            utilisation: each(|c| c.utilisation()).max(),
+            imbalance: each(|c| c.imbalance()).max(),
+            headroom: each(|c| c.headroom().map(|backends| backends as u64)).min(),
         }
     }
 }

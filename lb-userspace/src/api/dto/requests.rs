@@ -5,9 +5,9 @@ use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::model::{
-    self, Adaptive, Admin, Check, ClientAddress, Combine, Failback, FlapDamping, FlowLimit,
-    FlowState, Health, Mode, ModelError, MssClamp, OnDown, Passive, Quic, Scheduler, ServerId,
-    ServiceId, Settings, SlowStart, Unserved,
+    self, Adaptive, Admin, BitRate, Check, ClientAddress, Combine, Failback, FlapDamping,
+    FlowLimit, FlowState, Health, Mode, ModelError, MssClamp, OnDown, Passive, Quic, Rated,
+    Scheduler, ServerId, ServiceId, Settings, SlowStart, Unserved,
 };
 
 /// A service to add.
@@ -138,6 +138,12 @@ pub struct NewBackend {
     /// Flows in progress at which it takes no new ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_connections: Option<u32>,
+    /// New flows a second that it is said to carry.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_flow_rate: Option<u32>,
+    /// Bits a second that it is said to be able to be sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_bandwidth: Option<BitRate>,
     /// What connection ids name it by, in hexadecimal; for QUIC services.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub server_id: Option<ServerId>,
@@ -172,6 +178,20 @@ pub struct EditBackend {
         skip_serializing_if = "Option::is_none"
     )]
     pub max_connections: Option<Option<u32>>,
+    /// New flows a second that it is said to carry; `null` takes that back.
+    #[serde(
+        default,
+        deserialize_with = "given",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub max_flow_rate: Option<Option<u32>>,
+    /// Bits a second that it is said to be able to be sent; `null` takes that back.
+    #[serde(
+        default,
+        deserialize_with = "given",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub max_bandwidth: Option<Option<BitRate>>,
     /// Its tier.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tier: Option<u8>,
@@ -414,6 +434,10 @@ impl From<NewBackend> for model::Backend {
             weight: new.weight,
             admin: new.state,
             max_connections: new.max_connections,
+            rated: Rated {
+                max_flow_rate: new.max_flow_rate,
+                max_bandwidth: new.max_bandwidth,
+            },
             server_id: new.server_id,
             tier: new.tier,
         }

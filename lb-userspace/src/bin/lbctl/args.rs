@@ -13,9 +13,9 @@ use lb_userspace::{
     api::dto::{DEFAULT_EVENTS, DEFAULT_FLOWS, MAX_FLOWS, NewBackend, Phase},
     config, duration, instance,
     model::{
-        self, Adaptive, Admin, Check, ClientAddress, Combine, Failback, FlapDamping, FlowLimit,
-        FlowState, MAX_TIER, MAX_WEIGHT, Mode, ModelError, MssClamp, OnDown, Passive, Prefix,
-        Scheduler, ServerId, ServiceId, SlowStart, Unserved,
+        self, Adaptive, Admin, BitRate, Check, ClientAddress, Combine, Failback, FlapDamping,
+        FlowLimit, FlowState, MAX_TIER, MAX_WEIGHT, Mode, ModelError, MssClamp, OnDown, Passive,
+        Prefix, Scheduler, ServerId, ServiceId, SlowStart, Unserved,
     },
 };
 
@@ -237,7 +237,7 @@ pub struct AddService {
     /// A backend; may be given more than once
     #[arg(
         long = "backend",
-        value_name = "ADDRESS:PORT[,weight=N][,max-connections=N][,server-id=HEX][,tier=N]",
+        value_name = "ADDRESS:PORT[,weight=N][,max-connections=N][,max-flow-rate=N][,max-bandwidth=RATE][,server-id=HEX][,tier=N]",
         value_parser = parse_backend
     )]
     pub backends: Vec<NewBackend>,
@@ -531,6 +531,12 @@ pub enum BackendVerb {
         /// Flows in progress at which it takes no new ones
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
         max_connections: Option<u32>,
+        /// New flows a second that it can carry, against which they are measured
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+        max_flow_rate: Option<u32>,
+        /// Bits a second that it can be sent, such as 800Mbit/s or 1.5G, likewise
+        #[arg(long, value_name = "RATE", value_parser = parse_bandwidth)]
+        max_bandwidth: Option<BitRate>,
         /// What connection ids name it by, in hexadecimal; for QUIC services
         #[arg(long, value_name = "HEX")]
         server_id: Option<ServerId>,
@@ -620,6 +626,19 @@ pub enum BackendVerb {
         #[arg(value_name = "N|none", value_parser = parse_limit)]
         limit: Limit,
     },
+    /// Say what a backend can carry, against which its load is measured; nothing is turned away for it
+    #[command(group = clap::ArgGroup::new("said").required(true).multiple(true))]
+    Capacity {
+        /// Which.
+        #[command(flatten)]
+        target: Target,
+        /// New flows a second, or none to take that back
+        #[arg(long, value_name = "N|none", value_parser = parse_limit, group = "said")]
+        flow_rate: Option<Limit>,
+        /// Bits a second that it is sent, such as 800Mbit/s or 1.5G, or none to take that back
+        #[arg(long, value_name = "RATE|none", value_parser = parse_most_bandwidth, group = "said")]
+        bandwidth: Option<Bandwidth>,
+    },
 }
 
 /// Whether to wait until a backend has no flow any more.
@@ -646,6 +665,10 @@ pub struct Target {
 /// How many flows a backend may have in progress.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limit(pub Option<u32>);
+
+/// How many bits a second a backend can be sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bandwidth(pub Option<BitRate>);
 
 /// Checks that need few settings or none; `--check` has all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -729,6 +752,17 @@ fn parse_limit(text: &str) -> Result<Limit, String> {
     }
 }
 
+fn parse_bandwidth(text: &str) -> Result<BitRate, String> {
+    text.parse()
+}
+
+fn parse_most_bandwidth(text: &str) -> Result<Bandwidth, String> {
+    match text {
+        "none" => Ok(Bandwidth(None)),
+        text => Ok(Bandwidth(Some(text.parse()?))),
+    }
+}
+
 fn parse_server_id(text: &str) -> Result<(SocketAddr, ServerId), String> {
     let (address, server_id) = text
         .split_once('=')
@@ -747,6 +781,8 @@ fn parse_backend(text: &str) -> Result<NewBackend, String> {
         weight: 1,
         state: Admin::Active,
         max_connections: None,
+        max_flow_rate: None,
+        max_bandwidth: None,
         server_id: None,
         tier: 0,
     };
@@ -760,6 +796,14 @@ fn parse_backend(text: &str) -> Result<NewBackend, String> {
                 let most = n.parse().ok().filter(|most| *most > 0);
                 most.map(|most| backend.max_connections = Some(most))
             }
+            Some(("max-flow-rate", n)) => {
+                let most = n.parse().ok().filter(|most| *most > 0);
+                most.map(|most| backend.max_flow_rate = Some(most))
+            }
+            Some(("max-bandwidth", rate)) => rate
+                .parse()
+                .ok()
+                .map(|most| backend.max_bandwidth = Some(most)),
             Some(("server-id", id)) => id.parse().ok().map(|id| backend.server_id = Some(id)),
             Some(("tier", n)) => {
                 let tier = n.parse().ok().filter(|tier| *tier <= MAX_TIER);
@@ -768,7 +812,7 @@ fn parse_backend(text: &str) -> Result<NewBackend, String> {
             _ => None,
         };
         known.ok_or_else(|| {
-            format!("`{option}` is not an option of a backend: write weight=N, with N from 0 to {MAX_WEIGHT}, max-connections=N, with N from 1, tier=N, with N from 0 to {MAX_TIER}, or server-id=HEX, with two digits for each of 1 to 15 bytes")
+            format!("`{option}` is not an option of a backend: write weight=N, with N from 0 to {MAX_WEIGHT}, max-connections=N, with N from 1, max-flow-rate=N, likewise, max-bandwidth=RATE, such as 1.5G, tier=N, with N from 0 to {MAX_TIER}, or server-id=HEX, with two digits for each of 1 to 15 bytes")
         })?;
     }
     Ok(backend)

@@ -10,12 +10,12 @@ use lb_userspace::{
         client::Client,
         dto::{Backend, Changed, CheckStatus, Condition, EditBackend, NewBackend, Service},
     },
-    model::{Admin, ServiceId, name_of},
+    model::{Admin, BitRate, ServiceId, name_of},
 };
 use serde::Serialize;
 
 use crate::{
-    args::{BackendVerb, Limit, Output, Target},
+    args::{BackendVerb, Bandwidth, Limit, Output, Target},
     drain,
     failure::Failure,
     output,
@@ -31,6 +31,8 @@ pub async fn run(client: &Client, verb: &BackendVerb, output: Output) -> Result<
             target,
             weight,
             max_connections,
+            max_flow_rate,
+            max_bandwidth,
             server_id,
             tier,
         } => {
@@ -39,6 +41,8 @@ pub async fn run(client: &Client, verb: &BackendVerb, output: Output) -> Result<
                 weight: *weight,
                 state: Admin::Active,
                 max_connections: *max_connections,
+                max_flow_rate: *max_flow_rate,
+                max_bandwidth: *max_bandwidth,
                 server_id: *server_id,
                 tier: *tier,
             };
@@ -61,6 +65,11 @@ pub async fn run(client: &Client, verb: &BackendVerb, output: Output) -> Result<
         BackendVerb::Weight { target, weight } => weigh(client, target, *weight).await?,
         BackendVerb::Tier { target, tier } => set_tier(client, target, *tier).await?,
         BackendVerb::Limit { target, limit } => set_limit(client, target, *limit).await?,
+        BackendVerb::Capacity {
+            target,
+            flow_rate,
+            bandwidth,
+        } => rate(client, target, *flow_rate, *bandwidth).await?,
     };
     match output {
         Output::Json => output::json(&changed),
@@ -77,6 +86,10 @@ async fn add(client: &Client, service: ServiceId, new: &NewBackend) -> Done {
     let mut line = format!("added backend {address} to {service} with weight {weight}");
     if let Some(most) = new.max_connections {
         line += &format!(" and at most {most} flows");
+    }
+    let said = said(new.max_flow_rate.map(Some), new.max_bandwidth.map(Some));
+    if let Some(said) = said {
+        line += &format!(", which {said}");
     }
     if new.tier > 0 {
         line += &format!(", of tier {}", new.tier);
@@ -169,6 +182,37 @@ async fn set_limit(client: &Client, target: &Target, Limit(most): Limit) -> Done
     Ok((changed, line))
 }
 
+async fn rate(
+    client: &Client,
+    target: &Target,
+    flow_rate: Option<Limit>,
+    bandwidth: Option<Bandwidth>,
+) -> Done {
+    let Target { service, address } = *target;
+    let edit = EditBackend {
+        max_flow_rate: flow_rate.map(|Limit(most)| most),
+        max_bandwidth: bandwidth.map(|Bandwidth(most)| most),
+        ..EditBackend::default()
+    };
+    let changed = client.edit_backend(service, address, &edit).await?;
+    let said = said(edit.max_flow_rate, edit.max_bandwidth).unwrap_or_default();
+    Ok((changed, format!("backend {address} of {service} {said}")))
+}
+
+/// What is said of what a backend can carry, of what that is changed.
+fn said(flow_rate: Option<Option<u32>>, bandwidth: Option<Option<BitRate>>) -> Option<String> {
+    let flows = flow_rate.map(|most| match most {
+        Some(most) => format!("can carry {most} new flows a second"),
+        None => "does not say how many new flows a second it can carry".to_owned(),
+    });
+    let bits = bandwidth.map(|most| match most {
+        Some(most) => format!("can be sent {most}"),
+        None => "does not say how many bits a second it can be sent".to_owned(),
+    });
+    let both: Vec<String> = [flows, bits].into_iter().flatten().collect();
+    (!both.is_empty()).then(|| both.join(" and "))
+}
+
 async fn show(client: &Client, id: Option<ServiceId>, output: Output) -> Result<String, Failure> {
     let services = match id {
         Some(id) => vec![client.service(id).await?],
@@ -203,6 +247,9 @@ const TIER: usize = 3;
 const STANDING: usize = 7;
 /// That of what is unknown, which is there where somebody takes no new flows.
 const UNKNOWN: usize = 12;
+/// Those of what is measured where somebody says what that may be.
+const FLOW_RATE: usize = 14;
+const BANDWIDTH: usize = 15;
 
 /// The backends of `services` as a table, with or without the service's column.
 pub fn list(services: &[Service], named: bool) -> String {
@@ -221,6 +268,8 @@ pub fn list(services: &[Service], named: bool) -> String {
         "RECORDED",
         "UNKNOWN",
         "IN PROGRESS",
+        "NEW/S",
+        "BANDWIDTH",
         "LATENCY",
         "REASON",
     ];
@@ -231,6 +280,10 @@ pub fn list(services: &[Service], named: bool) -> String {
         tier: services.iter().any(|service| !service.tiers.is_empty()),
         standing: all().any(|backend| backend.standing.is_some()),
         unknown: all().any(|backend| backend.drain.is_some()),
+        rates: all().any(|backend| {
+            let said = backend.max_flow_rate.is_some() || backend.max_bandwidth.is_some();
+            said || backend.flow_rate.is_some()
+        }),
     };
     let mut rows: Vec<_> = services
         .iter()
@@ -256,6 +309,8 @@ pub fn list(services: &[Service], named: bool) -> String {
         "FLOWS",
         "RECORDED",
         "IN PROGRESS",
+        "NEW/S",
+        "BANDWIDTH",
         "LATENCY",
     ];
     output::table(&header, &right, rows)
@@ -269,12 +324,15 @@ struct Shown {
     tier: bool,
     standing: bool,
     unknown: bool,
+    rates: bool,
 }
 
 impl Shown {
     /// Takes out the columns that a table goes without.
     fn shorten<T>(self, cells: &mut Vec<T>) {
         for (at, shown) in [
+            (BANDWIDTH, self.rates),
+            (FLOW_RATE, self.rates),
             (UNKNOWN, self.unknown),
             (STANDING, self.standing),
             (TIER, self.tier),
@@ -288,7 +346,7 @@ impl Shown {
     }
 }
 
-fn row(service: &Service, backend: &Backend) -> [String; 16] {
+fn row(service: &Service, backend: &Backend) -> [String; 18] {
     let state = match (backend.leaving, backend.state) {
         (true, _) => "leaving",
         (false, Admin::Active) => "active",
@@ -318,6 +376,8 @@ fn row(service: &Service, backend: &Backend) -> [String; 16] {
         backend.recorded.to_string(),
         unknown(backend),
         in_progress(backend),
+        of_most(backend.flow_rate, backend.max_flow_rate),
+        of_most(backend.bandwidth, backend.max_bandwidth),
         output::micros(backend.latency_us),
         reason(backend),
     ]
@@ -451,6 +511,14 @@ fn condition(condition: Condition) -> &'static str {
 fn in_progress(backend: &Backend) -> String {
     match (backend.connections, backend.max_connections) {
         (Some(now), Some(most)) => format!("{now}/{most}"),
+        (now, most) => of_most(now, most),
+    }
+}
+
+/// What a backend has of something, and how much it can have, where there is such.
+fn of_most(now: Option<impl Display>, most: Option<impl Display>) -> String {
+    match (now, most) {
+        (Some(now), Some(most)) => format!("{now} of {most}"),
         (Some(now), None) => now.to_string(),
         (None, Some(most)) => format!("-/{most}"),
         (None, None) => "-".to_owned(),

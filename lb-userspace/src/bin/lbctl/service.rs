@@ -5,9 +5,9 @@ use std::{net::SocketAddr, time::Duration};
 use lb_userspace::{
     api::{
         client::Client,
-        dto::{Capacity, Condition, EditService, NewService, Service, Tier},
+        dto::{Capacity, Condition, EditService, NewService, Service, Tier, Use},
     },
-    model::{Check, Combine, FlowLimit, Http, Probe, Quic, name_of},
+    model::{BitRate, Check, Combine, FlowLimit, Http, Probe, Quic, name_of},
 };
 
 use crate::{
@@ -352,7 +352,7 @@ fn show(service: &Service) -> String {
         fields.push(("spill", spill));
     }
     if let Some(known) = &service.capacity {
-        fields.push(("capacity", capacity(known)));
+        fields.extend(capacity(known));
     }
     let checks = checks_of(service);
     if let Some(combine) = service.combine {
@@ -474,19 +474,34 @@ fn panic(service: &Service) -> String {
     }
 }
 
-/// How loaded the pool is, as far as that is known.
-fn capacity(capacity: &Capacity) -> String {
-    let mut text = match (capacity.most, capacity.utilisation) {
+/// How loaded the pool is by each resource, as far as that is known.
+fn capacity(capacity: &Capacity) -> Vec<(&'static str, String)> {
+    let plain: fn(u64) -> String = |n| n.to_string();
+    let bits: fn(u64) -> String = |n| BitRate(n).to_string();
+    let by = [
+        ("capacity", capacity.connections, plain, " flows"),
+        ("flow rate", capacity.flow_rate, plain, " new flows/s"),
+        ("bandwidth", capacity.bandwidth, bits, ""),
+    ];
+    let known = by
+        .into_iter()
+        .filter_map(|(name, by, shown, unit)| Some((name, used(&by?, shown, unit))));
+    known.collect()
+}
+
+fn used(by: &Use, shown: fn(u64) -> String, unit: &str) -> String {
+    let load = shown(by.load);
+    let mut text = match (by.most, by.utilisation) {
         (Some(most), Some(used)) => {
-            let percent = output::thousandths(used);
-            format!("{} of {most} flows ({percent})", capacity.load)
+            let (most, percent) = (shown(most), output::thousandths(used));
+            format!("{load} of {most}{unit} ({percent})")
         }
-        _ => format!("{} flows; not every backend has a limit", capacity.load),
+        _ => format!("{load}{unit}; not every backend has a limit"),
     };
-    if let Some(imbalance) = capacity.imbalance {
+    if let Some(imbalance) = by.imbalance {
         text += &format!(", imbalance {}", output::ratio(imbalance));
     }
-    if let Some(headroom) = capacity.headroom {
+    if let Some(headroom) = by.headroom {
         text += &format!(", headroom {headroom} backends");
     }
     text

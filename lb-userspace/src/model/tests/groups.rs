@@ -106,6 +106,7 @@ fn every_change_of_one_is_a_change_of_all() {
             weight: Some(7),
             admin: Some(Admin::Draining),
             max_connections: None,
+            rated: Default::default(),
             tier: None,
         },
         Change::RemoveBackend(one, address),

@@ -27,6 +27,7 @@ fn any_change() -> impl Strategy<Value = Change> {
             weight,
             admin,
             max_connections,
+            rated: Default::default(),
             server_id: None,
             tier: 0,
         });
@@ -56,6 +57,7 @@ fn any_change() -> impl Strategy<Value = Change> {
                 weight: Some(weight),
                 admin: both.then_some(admin),
                 max_connections: (!both).then_some(limit),
+                rated: Default::default(),
                 tier: None,
             },
         );

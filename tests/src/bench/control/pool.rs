@@ -379,3 +379,4 @@ impl Bench {
         Ok(start.elapsed())
     }
 }
+            rated: Default::default(),
