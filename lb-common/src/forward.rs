@@ -117,8 +117,7 @@ fn outer_udp(
     hash: FlowHash,
     sum: Option<Sum>,
 ) -> UdpHdr {
-    // Of the dynamic range (RFC 6335 §6), as the draft has it in §5.11.
-    let from = 0xc000 | (hash.entropy() as u16 & 0x3fff);
+    let from = outer_port(hash);
     let check = match sum {
         Some(sum) => {
             let sum = sum
@@ -140,6 +139,12 @@ fn outer_udp(
         len: length.to_be_bytes(),
         check: check.to_ne_bytes(),
     }
+}
+
+/// The source port of a tunnel's UDP header: of the dynamic range (RFC 6335 §6), as the draft has it in §5.11.
+#[inline(always)]
+pub(crate) const fn outer_port(hash: FlowHash) -> u16 {
+    0xc000 | (hash.entropy() as u16 & 0x3fff)
 }
 
 /// The sum of a packet from its IP header on, without reading its payload: what its own checksums say
@@ -190,7 +195,7 @@ pub const fn sent(check: u16) -> u16 {
 
 /// The outer source varies with the flow, so that the backend's NIC spreads flows over queues.
 #[inline(always)]
-fn outer_source(backend: &Backend, hash: FlowHash) -> Address {
+pub(crate) fn outer_source(backend: &Backend, hash: FlowHash) -> Address {
     let mask = backend.source_mask;
     let low = (backend.source.low() & !mask) | (hash.entropy() & mask);
     backend.source.with_low(low)

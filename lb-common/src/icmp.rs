@@ -4,6 +4,8 @@
 //! An error quotes the packet that it is about, and only that says whose it is. It is steered as a packet
 //! of that flow, but is none: anybody may forge one, so it leaves no trace where flows are recorded.
 
+mod tunnelled;
+
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
 use crate::{
@@ -240,6 +242,9 @@ fn forward<P: Packet, T: Tables>(
     outer: &Flow,
     owned: u32,
 ) -> Result<Result<Verdict, DropReason>, Rest> {
+    if tunnelled::heard(packet, tables, outer) {
+        return Ok(Ok(Verdict::Pass));
+    }
     let Some(quoted) = quoted(packet, outer, tables.knows(feature::SCTP)) else {
         return Ok(Ok(Verdict::Pass));
     };
@@ -260,30 +265,7 @@ fn forward<P: Packet, T: Tables>(
 #[inline(always)]
 fn quoted<P: Packet>(packet: &P, outer: &Flow, sctp: bool) -> Option<Quoted> {
     let network = outer.transport + wire::ICMP;
-    let (source, destination, found) = if outer.v4 {
-        let ip = packet.read::<Ipv4Hdr>(network)?;
-        let header = flow::header_v4(&ip)?;
-        // A later fragment has no ports.
-        if u16::from_be_bytes(ip.frags) & 0x1fff != 0 {
-            return None;
-        }
-        (
-            Address::v4(u32::from_ne_bytes(ip.src_addr)),
-            Address::v4(u32::from_ne_bytes(ip.dst_addr)),
-            (ip.proto, header),
-        )
-    } else {
-        let ip = packet.read::<Ipv6Hdr>(network)?;
-        if ip.vcf[0] >> 4 != 6 {
-            return None;
-        }
-        (
-            Address::v6(ip.src_addr),
-            Address::v6(ip.dst_addr),
-            (ip.next_hdr, wire::IPV6),
-        )
-    };
-    let (number, header) = found;
+    let (source, destination, number, header) = ends(packet, network, outer.v4)?;
     if !flow::has_ports(number, sctp) {
         return None;
     }
@@ -306,6 +288,29 @@ fn quoted<P: Packet>(packet: &P, outer: &Flow, sctp: bool) -> Option<Quoted> {
         network,
         transport,
     })
+}
+
+/// Source and destination of the IP packet whose header is at `network`, the protocol of what that holds, and how long it is. None of
+/// a later fragment, which has no ports.
+#[inline(always)]
+fn ends<P: Packet>(packet: &P, network: usize, v4: bool) -> Option<(Address, Address, u8, usize)> {
+    if v4 {
+        let ip = packet.read::<Ipv4Hdr>(network)?;
+        let header = flow::header_v4(&ip)?;
+        if u16::from_be_bytes(ip.frags) & 0x1fff != 0 {
+            return None;
+        }
+        let source = Address::v4(u32::from_ne_bytes(ip.src_addr));
+        let destination = Address::v4(u32::from_ne_bytes(ip.dst_addr));
+        Some((source, destination, ip.proto, header))
+    } else {
+        let ip = packet.read::<Ipv6Hdr>(network)?;
+        if ip.vcf[0] >> 4 != 6 {
+            return None;
+        }
+        let (source, destination) = (Address::v6(ip.src_addr), Address::v6(ip.dst_addr));
+        Some((source, destination, ip.next_hdr, wire::IPV6))
+    }
 }
 
 /// The error is about a packet of a backend's, in a VIP's name, to a client.

@@ -4,7 +4,8 @@
 //! Where a backend's answers pass, they tell ([`heard`], [`note`]): a SYN-ACK, the reset of a closed port, an ICMP
 //! error on the way to it. Where it answers clients directly, only clients' packets pass, and of some flows,
 //! which their hash picks, it is watched whether a SYN is followed by what only an answer brings about, and how
-//! soon ([`watch`], [`follow`]); also where answers pass and somebody wants to know how soon.
+//! soon ([`watch`], [`follow`]); also where answers pass and somebody wants to know how soon. An ICMP error about the
+//! tunnel's packet that had the SYN in it says that it was not.
 
 use network_types::tcp::TcpHdr;
 
@@ -95,7 +96,7 @@ pub struct Step {
     pub sequence: u32,
     /// Index of the counters of the backend that it goes to.
     pub counters: u32,
-    /// What it says.
+    /// What it says; [`Signal::Hearsay`] where an ICMP error quotes it.
     pub signal: Signal,
 }
 
@@ -156,6 +157,8 @@ enum Turn {
     /// The client of a handshake with this backend went on, so long after its SYN.
     Progressed(u32, u64),
     Resent(u32),
+    /// It did not get to this backend.
+    Unreachable(u32),
 }
 
 /// Takes note of a segment.
@@ -170,6 +173,7 @@ pub fn follow<T: Tables>(tables: &T, step: Step) {
             tables.add_sign(counters, Sign::Nanoseconds, took);
         }
         Some(Turn::Resent(counters)) => tables.add_sign(counters, Sign::Resent, 1),
+        Some(Turn::Unreachable(counters)) => tables.add_sign(counters, Sign::Unreachable, 1),
         Some(Turn::Nothing) | None => {}
     }
 }
@@ -182,6 +186,14 @@ fn turn(known: &mut Handshake, step: &Step, now: u64) -> Turn {
     if step.signal != Signal::Opens {
         if !pending || !same {
             return Turn::Nothing;
+        }
+        if step.signal == Signal::Hearsay {
+            // Of no other segment than the one that is waited for, and of nobody else's.
+            if known.sequence != step.sequence || known.counters != step.counters {
+                return Turn::Nothing;
+            }
+            known.state = handshake::UNREACHABLE;
+            return Turn::Unreachable(known.counters);
         }
         if step.signal == Signal::Resets {
             known.state = handshake::RESET;

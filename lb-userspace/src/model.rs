@@ -513,10 +513,15 @@ impl Service {
         self.access_list.is_some() || !self.flow_limit.is_none() || !self.source_limit.is_none()
     }
 
+    /// Whether backends answer clients by themselves, and not by the balancer.
+    pub fn answers_directly(&self) -> bool {
+        !matches!(self.mode, Mode::Nat | Mode::FullNat)
+    }
+
     /// Whether its clients' handshakes tell which backends fail: where those answer by the balancer, their answers tell,
     /// and no client can make them.
     pub fn judges_handshakes(&self) -> bool {
-        !self.passive.is_off() && !matches!(self.mode, Mode::Nat | Mode::FullNat)
+        !self.passive.is_off() && self.answers_directly()
     }
 
     /// Whether weights follow how long they take.

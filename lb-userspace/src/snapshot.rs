@@ -153,11 +153,11 @@ pub struct PassiveStatus {
     pub accepted: u64,
     /// Connections that it has refused, likewise.
     pub refused: u64,
-    /// ICMP errors that say that it cannot be reached.
+    /// ICMP errors that say that it cannot be reached; where its answers do not pass, of watched handshakes.
     pub unreachable: u64,
     /// Watched handshakes whose client went on.
     pub progressed: u64,
-    /// Those whose client did not: it has sent its SYN again, or nothing for too long.
+    /// Those whose client did not: it has sent its SYN again, or nothing for too long, or such an error came.
     pub missed: u64,
     /// How long handshakes have taken on average, from SYN to the client's next segment.
     pub handshake: Option<Duration>,

@@ -13,7 +13,7 @@ pub struct Signs {
     pub accepted: u64,
     /// Connections that it has refused, likewise.
     pub refused: u64,
-    /// ICMP errors that say that it cannot be reached.
+    /// ICMP errors that say that it cannot be reached; where its answers do not pass, watched handshakes that failed by one.
     pub unreachable: u64,
     /// Refused and unreachable in a row: since it has accepted one last.
     pub streak: u64,
@@ -100,4 +100,6 @@ pub mod handshake {
     pub const RESET: u32 = 4;
     /// Nothing came for too long. The agent's alone.
     pub const STALLED: u32 = 5;
+    /// An ICMP error has said that its SYN did not arrive.
+    pub const UNREACHABLE: u32 = 6;
 }

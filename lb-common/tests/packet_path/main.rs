@@ -33,6 +33,7 @@ mod second_hop;
 mod steering;
 mod too_big;
 mod tracking;
+mod tunnel_errors;
 mod tunnels;
 mod untouched;
 mod wide;

@@ -263,9 +263,9 @@ impl<D: Dataplane> Core<D> {
                 self.count_flows(placed, passed, policy, &mut pool.flows);
             }
             if policy.from.handshake {
-                let (patience, over) = (service.passive.handshake, smoothed_over(policy));
+                let over = smoothed_over(policy);
                 let took = &mut pool.handshakes;
-                self.time_handshakes(placed, patience, (passed, over), took);
+                self.time_handshakes(service, placed, (passed, over), took);
             }
             pool.counted = now;
         }
@@ -330,14 +330,15 @@ impl<D: Dataplane> Core<D> {
     /// How long handshakes have taken since the last time. One that was not answered has taken as long as it was given.
     fn time_handshakes(
         &self,
+        service: &Service,
         placed: &Placed,
-        patience: Duration,
         (passed, over): (Duration, Duration),
         took: &mut BTreeMap<SocketAddr, Timed>,
     ) {
+        let (patience, direct) = (service.passive.handshake, service.answers_directly());
         for (_, member) in placed.members() {
             let counters = member.backend.counters;
-            let seen = match self.handshakes(counters) {
+            let seen = match self.handshakes(counters, direct) {
                 Ok(seen) => seen,
                 Err(error) => {
                     tracing::error!(%error, "no times of handshakes");

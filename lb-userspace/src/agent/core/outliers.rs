@@ -237,8 +237,9 @@ impl<D: Dataplane> Core<D> {
             self.dataplane
                 .set_way_in(watched.counters, watched.interface)?;
         }
-        let mut shown = self.shown(watched.counters, &signs);
         let service = self.state.service(lead);
+        let direct = service.is_some_and(Service::answers_directly);
+        let mut shown = self.shown(watched.counters, &signs, direct);
         if !service.is_some_and(Service::judges_handshakes) {
             (shown.progressed, shown.missed) = (0, 0);
         }
@@ -269,7 +270,8 @@ impl<D: Dataplane> Core<D> {
         Ok(kept.outlier.is_suspect())
     }
 
-    fn shown(&self, counters: u32, signs: &Signs) -> Shown {
+    /// Where backends answer `direct`ly, an ICMP error is about a handshake that is watched.
+    fn shown(&self, counters: u32, signs: &Signs, direct: bool) -> Shown {
         let stalled = self
             .known
             .outliers
@@ -277,12 +279,16 @@ impl<D: Dataplane> Core<D> {
             .get(&counters)
             .copied()
             .unwrap_or(0);
+        let [refused, missed] = match direct {
+            true => [0, signs.unreachable],
+            false => [signs.unreachable, 0],
+        };
         Shown {
             accepted: signs.accepted,
-            refused: signs.refused + signs.unreachable,
+            refused: signs.refused + refused,
             streak: signs.streak,
             progressed: signs.progressed,
-            missed: signs.resent + stalled,
+            missed: signs.resent + stalled + missed,
         }
     }
 
@@ -397,7 +403,9 @@ impl<D: Dataplane> Core<D> {
         let kept = self.known.outliers.kept.get(&key)?;
         let counters = kept.counters?;
         let signs = self.dataplane.signs(counters).unwrap_or_default();
-        let shown = self.shown(counters, &signs);
+        let service = self.state.service(key.0);
+        let direct = service.is_some_and(Service::answers_directly);
+        let shown = self.shown(counters, &signs, direct);
         let now = self.dataplane.now();
         let hold = ticks(self.hold_of_outlier(key, &kept.outlier)?);
         let left = kept.outlier.ejected.filter(|_| self.is_ejected(key));

@@ -107,7 +107,7 @@ pub struct Passive {
     pub accepted: u64,
     /// Connections that it has refused, likewise.
     pub refused: u64,
-    /// ICMP errors that say that it cannot be reached.
+    /// ICMP errors that say that it cannot be reached; where its answers do not pass, of watched handshakes, which are `missed` too.
     pub unreachable: u64,
     /// Watched handshakes whose client went on.
     pub progressed: u64,

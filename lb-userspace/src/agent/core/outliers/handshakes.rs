@@ -69,13 +69,14 @@ impl<D: Dataplane> Core<D> {
         })
     }
 
-    /// What the counters with this index have of handshakes.
+    /// What the counters with this index have of handshakes with a backend that answers `direct`ly, or not.
     pub(in crate::agent::core) fn handshakes(
         &self,
         counters: u32,
+        direct: bool,
     ) -> Result<Handshakes, DataplaneError> {
         let signs = self.dataplane.signs(counters)?;
-        let shown = self.shown(counters, &signs);
+        let shown = self.shown(counters, &signs, direct);
         Ok(Handshakes {
             progressed: shown.progressed,
             took: Duration::from_nanos(signs.nanoseconds),
