@@ -7,13 +7,17 @@ use std::{
     ops::RangeBounds,
 };
 
-use lb_common::tables::{Tick, state};
+use lb_common::tables::Tick;
 
-use super::{Core, known::Down, pools::Pools};
+use super::{
+    Core,
+    known::Down,
+    pools::{Members, Pools},
+};
 use crate::{
     dataplane::Dataplane,
     health::Target,
-    model::{Admin, Backend, OnDown, Service, ServiceId, State},
+    model::{Admin, OnDown, Service, ServiceId, State},
     plan::{Liveness, has_passed, ticks},
 };
 
@@ -54,14 +58,19 @@ impl<D: Dataplane> Core<D> {
         let now = self.dataplane.now();
         let mut forced = BTreeMap::new();
         let (mut then, mut after) = (Pools::of(before), Pools::of(&self.state));
+        let mut members = Members::of(&self.layout);
         let turns: Vec<_> = self
             .keys()
             .into_iter()
-            .map(|key| (key, then.admin(key), after.admin(key)))
+            .map(|key| {
+                let (was, admin) = (then.admin(key), after.admin(key));
+                let known = before.service(key.0).is_some();
+                let added = was.is_none() && (known || members.lack(&mut after, key));
+                let unproven = added && members.others_take(&mut after, key);
+                (key, was, admin, unproven)
+            })
             .collect();
-        for (key, was, admin) in turns {
-            let known = before.service(key.0).is_some();
-            let added = was.is_none() && (known || self.is_no_member(key));
+        for (key, was, admin, unproven) in turns {
             if admin == Some(Admin::Down) {
                 let known = self.known.forced.get(&key).copied();
                 forced.insert(key, known.unwrap_or_else(|| down_since(now)));
@@ -70,7 +79,7 @@ impl<D: Dataplane> Core<D> {
             match (maintained(was), maintained(admin)) {
                 (false, true) => self.stop_checking(key),
                 (true, false) => self.distrust(key, now, false),
-                _ if added && self.others_take(key) => self.distrust(key, now, true),
+                _ if unproven => self.distrust(key, now, true),
                 _ => {}
             }
             // Somebody has looked after it.
@@ -105,27 +114,6 @@ impl<D: Dataplane> Core<D> {
     /// Whether a backend was added while others took new flows, and has not been checked yet.
     pub(super) fn is_unproven(&self, key: Key) -> bool {
         self.known.down.get(&key).is_some_and(|down| down.new)
-    }
-
-    fn is_no_member(&self, (lead, address): Key) -> bool {
-        let placed = self.layout.placed(lead);
-        placed.is_some_and(|placed| placed.member(address).is_none())
-    }
-
-    /// Whether others of its pool take new flows, and may go on doing so. A pool's first backends do from the start:
-    /// nobody else would.
-    fn others_take(&self, (lead, address): Key) -> bool {
-        let (placed, service) = (self.layout.placed(lead), self.state.service(lead));
-        let Some((placed, service)) = placed.zip(service) else {
-            return false;
-        };
-        let mut takers = placed.members().filter(|(_, member)| {
-            let wanted = service.backend(member.address());
-            member.backend.state & state::TAKES != 0
-                && member.address() != address
-                && wanted.is_some_and(Backend::is_wanted)
-        });
-        takers.next().is_some()
     }
 
     /// What is left of every backend that is not up.

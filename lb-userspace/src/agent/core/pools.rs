@@ -1,9 +1,17 @@
 //! Backends by their keys, where many are looked up at once: to find one takes a walk along its pool.
 
-use std::{collections::HashMap, net::SocketAddr};
+use std::{
+    collections::{HashMap, HashSet},
+    net::SocketAddr,
+};
+
+use lb_common::tables::state;
 
 use super::forced::Key;
-use crate::model::{Admin, Backend, ServiceId, State};
+use crate::{
+    model::{Admin, Backend, ServiceId, State},
+    plan::Layout,
+};
 
 /// Look-ups that take that walk, before pools are made ready for more.
 const WALKS: u32 = 4;
@@ -45,6 +53,60 @@ impl<'a> Pools<'a> {
     }
 }
 
+/// Who is in the pools of the maps, each of which is looked through once.
+pub(super) struct Members<'a> {
+    layout: &'a Layout,
+    pools: HashMap<ServiceId, Option<Pool>>,
+}
+
+struct Pool {
+    there: HashSet<SocketAddr>,
+    /// Two who take new flows, where there are so many: one of them is another than whoever is asked about.
+    takers: Vec<SocketAddr>,
+}
+
+impl<'a> Members<'a> {
+    /// Nobody has been looked for.
+    pub(super) fn of(layout: &'a Layout) -> Self {
+        Self {
+            layout,
+            pools: HashMap::new(),
+        }
+    }
+
+    /// Whether a backend is none of a pool that is there.
+    pub(super) fn lack(&mut self, wanted: &mut Pools<'_>, (lead, address): Key) -> bool {
+        let pool = self.pool(wanted, lead);
+        pool.is_some_and(|pool| !pool.there.contains(&address))
+    }
+
+    /// Whether others of its pool take new flows, and may go on doing so. A pool's first backends do from the start: nobody
+    /// else would.
+    pub(super) fn others_take(&mut self, wanted: &mut Pools<'_>, (lead, address): Key) -> bool {
+        let pool = self.pool(wanted, lead);
+        pool.is_some_and(|pool| pool.takers.iter().any(|&taker| taker != address))
+    }
+
+    fn pool(&mut self, wanted: &mut Pools<'_>, lead: ServiceId) -> Option<&Pool> {
+        let layout = self.layout;
+        let look = || {
+            let placed = layout.placed(lead)?;
+            let members = || placed.members().map(|(_, member)| member);
+            let mut may = |address| {
+                let backend = wanted.backend((lead, address));
+                backend.is_some_and(Backend::is_wanted)
+            };
+            let takers = members()
+                .filter(|member| member.backend.state & state::TAKES != 0 && may(member.address()));
+            Some(Pool {
+                takers: takers.map(|member| member.address()).take(2).collect(),
+                there: members().map(|member| member.address()).collect(),
+            })
+        };
+        self.pools.entry(lead).or_insert_with(look).as_ref()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -58,6 +120,7 @@ mod tests {
             weight: n.into(),
             admin: Admin::Active,
             max_connections: None,
+            rated: Default::default(),
             server_id: None,
             tier: 0,
         };
@@ -77,4 +140,3 @@ mod tests {
         }
     }
 }
-            rated: Default::default(),

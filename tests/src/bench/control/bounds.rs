@@ -3,12 +3,13 @@
 use crate::bench::report::Latency;
 
 /// Scenarios, by how their names begin, and milliseconds. Each name is bound by the first that fits.
-const BOUNDS: [(&str, f64); 4] = [
+const BOUNDS: [(&str, f64); 5] = [
     ("decide-to-steer", 0.2),
     ("ring-follows", 100.0),
     // What is done once for each of 2,048 backends, and not for each of their pool.
     ("outage-steers", 50.0),
     ("outage-follows", 500.0),
+    ("add-backends", 500.0),
 ];
 
 /// The loop's news has to wake two threads first, which is the kernel's business.

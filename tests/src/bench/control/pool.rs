@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use lb_common::tables::feature;
 use lb_userspace::{
     dataplane::{
@@ -13,7 +13,7 @@ use lb_userspace::{
         bpf::{LoadOptions, Program},
     },
     health::{Event, Target},
-    model::{Backend, Change, FlowState, Mode, Passive, Scheduler, ServiceId},
+    model::{Admin, Backend, Change, FlowState, Mode, Passive, Scheduler, ServiceId},
     snapshot::Condition,
 };
 
@@ -25,13 +25,14 @@ use crate::bench::{
     services::{Guarded, Kind, Pool, numbered},
 };
 
-pub(super) const NAMES: [&str; 6] = [
+pub(super) const NAMES: [&str; 7] = [
     "decide-to-steer",
     "ring-follows",
     "add-backend",
     "weight",
     "outage-steers",
     "outage-follows",
+    "add-backends",
 ];
 const BACKENDS: [u16; 3] = [10, 100, 1_000];
 /// The group's: all of its services share the pool and the ring.
@@ -79,7 +80,9 @@ pub(super) fn run(effort: Effort) -> Result<Vec<Latency>> {
         panic_below: OUTAGE_PANIC,
         ..Shape::of_one(OUTAGE)
     };
-    latencies.extend(Bench::new(&outage)?.outages(effort)?);
+    let mut bench = Bench::new(&outage)?;
+    latencies.extend(bench.outages(effort)?);
+    latencies.push(bench.crowds(effort)?);
     Ok(latencies)
 }
 
@@ -344,6 +347,27 @@ impl Bench {
         Ok((steer, followed))
     }
 
+    /// Half of the backends are added at once, time and again, beside as many of which only the last takes new flows.
+    fn crowds(&mut self, effort: Effort) -> Result<Latency> {
+        let size = self.size()?;
+        let service = self.balancer.core.state().service(self.id);
+        let mut whole = service.context("the service")?.clone();
+        let half = whole.backends.len() / 2;
+        for backend in &mut whole.backends[..half - 1] {
+            backend.admin = Admin::Draining;
+        }
+        let mut few = whole.clone();
+        few.backends.truncate(half);
+        let mut times = Vec::new();
+        for _ in 0..effort.seldom {
+            self.change(Change::Replace(vec![few.clone()]))?;
+            self.balancer.rest()?;
+            times.push(self.change(Change::Replace(vec![whole.clone()]))?);
+            self.balancer.rest()?;
+        }
+        Ok(latency("add-backends", size, times))
+    }
+
     /// One backend more.
     fn add(&mut self) -> Result<Duration> {
         let backend = self.pool.other().backends().swap_remove(0);
@@ -363,6 +387,7 @@ impl Bench {
             weight: Some(if turn.is_multiple_of(2) { 2 } else { 1 }),
             admin: None,
             max_connections: None,
+            rated: Default::default(),
             tier: None,
         })?;
         let moving = self.balancer.placed(self.id)?.ring.phases.moving;
@@ -379,4 +404,3 @@ impl Bench {
         Ok(start.elapsed())
     }
 }
-            rated: Default::default(),
