@@ -478,6 +478,79 @@ fn adapting(adaptive: Option<Adaptive>) -> Settings {
 }
 
 #[test]
+fn turned_off_over_a_restart_weights_are_the_configured_ones_and_nothing_is_watched_or_stuck() {
+    let slowed = || {
+        let mut pool = four(BY_HANDSHAKE);
+        pass(&mut pool, 1);
+        let each = [(100, 19, 0), (100, 19, 0), (100, 19, 0), (100, 79, 0)];
+        shake(&mut pool, 300, each);
+        let [.., slow] = percents::<4>(&pool);
+        assert!(slow <= 33, "{slow}");
+        pool
+    };
+    let off_before = |mut pool: Pool| {
+        // On their way back when the agent ends.
+        pool.set(adapting(None));
+        pass(&mut pool, 30);
+        assert!(pool.status(4).effective_weight < 0.9);
+        pool.restart()
+    };
+    let off_meanwhile = |pool: Pool| pool.restart_edited(|service| service.adaptive = None);
+    let ways: [&dyn Fn(Pool) -> Pool; 2] = [&off_before, &off_meanwhile];
+    for off in ways {
+        let mut pool = off(slowed());
+        assert_eq!(pool.status(4).effective_weight, 1.0);
+        let sampling = |pool: &Pool| {
+            let placed = pool.core.layout().placed(id()).unwrap();
+            placed.descriptor.sampling()
+        };
+        assert_eq!((sampling(&pool), pool.core.watches()), (0, false));
+        // Handshakes that are still in the counters say nothing any more.
+        shake(
+            &mut pool,
+            60,
+            [(100, 19, 0), (100, 19, 0), (100, 19, 0), (100, 79, 0)],
+        );
+        assert_eq!(pool.core.service(id()).unwrap().adaptive, None);
+        assert_eq!(pool.status(4).adaptive, None);
+        assert!(pool.status(4).slots.abs_diff(SLOTS / 4) < 4);
+        assert_eq!(steady(&pool), SLOTS, "nothing moves for ever");
+    }
+}
+
+#[test]
+fn turned_on_over_a_restart_weights_begin_as_configured_and_follow_what_comes_from_then_on() {
+    let adaptive = four(BY_HANDSHAKE)
+        .core
+        .state()
+        .service(id())
+        .unwrap()
+        .adaptive;
+    let mut pool = four("moving_time = \"20s\"\nhealth = { type = \"none\" }");
+    assert!(!pool.core.watches());
+    // What is counted before it is looked at is of another time.
+    shake(
+        &mut pool,
+        10,
+        [(100, 19, 0), (100, 19, 0), (100, 19, 0), (100, 999, 0)],
+    );
+    let mut pool = pool.restart_edited(|service| service.adaptive = adaptive);
+    assert!(pool.core.watches());
+    assert_eq!(percents(&pool), [100; 4]);
+    pass(&mut pool, 1);
+    shake(&mut pool, 30, [(100, 19, 0); 4]);
+    assert_eq!(percents(&pool), [100; 4]);
+    shake(
+        &mut pool,
+        300,
+        [(100, 79, 0), (100, 19, 0), (100, 19, 0), (100, 19, 0)],
+    );
+    let [slow, others @ ..] = percents::<4>(&pool);
+    assert!(slow <= 33, "{slow}");
+    assert_eq!(others, [100; 3]);
+}
+
+#[test]
 fn turned_on_again_on_their_way_back_weights_go_on_from_where_they_are() {
     let mut pool = four(BY_LATENCY);
     take(&mut pool, &[99, 99, 99, 399]);
