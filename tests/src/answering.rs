@@ -3,10 +3,14 @@
 use std::{
     io,
     net::{IpAddr, Ipv4Addr},
+    sync::{Arc, Mutex},
 };
 
 use anyhow::Result;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    io::AsyncWriteExt as _,
+    net::{TcpListener, TcpStream},
+};
 
 use crate::{load::Background, netns::Namespace};
 
@@ -35,4 +39,38 @@ where
             }
         }
     })
+}
+
+/// A backend's agent, and what it says next.
+#[derive(Debug)]
+pub struct SpokenFor {
+    line: Arc<Mutex<String>>,
+    _server: Background<()>,
+}
+
+impl SpokenFor {
+    /// One at `port`, which says that its backend is well.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn start(namespace: &Namespace, port: u16) -> Result<Self> {
+        let line = Arc::new(Mutex::new("up ready 100%".to_owned()));
+        let said = Arc::clone(&line);
+        let server = answering(namespace, port, move |mut stream| {
+            let line = format!("{}\n", said.lock().expect("no panic"));
+            async move { stream.write_all(line.as_bytes()).await }
+        })?;
+        Ok(Self {
+            line,
+            _server: server,
+        })
+    }
+
+    /// What it says from now on.
+    ///
+    /// # Panics
+    /// Its server has panicked.
+    pub fn say(&self, line: &str) {
+        *self.line.lock().expect("no panic") = line.to_owned();
+    }
 }

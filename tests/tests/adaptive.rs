@@ -8,16 +8,18 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use lb_tests::{
+    answering::SpokenFor,
     backend,
     config::{Health, Service},
     load::{
         Report,
+        held::Held,
         open_loop::{OpenLoop, connections_per_second},
     },
     process::run_with_input,
     queue::{self, QueueServer},
     skip::with_root,
-    stage::{BACKENDS, Stage, tcp, v4_pool, vip},
+    stage::{BACKENDS, Slots, Stage, tcp, v4_pool, vip, web_address},
     topology::{Topology, backend_name, backend_v4, vip_v4},
     wait::wait_until,
 };
@@ -32,6 +34,8 @@ const ROOM: usize = 16;
 const RATE: u32 = 105;
 const MEASURED: Duration = Duration::from_secs(10);
 const SOON: Duration = Duration::from_secs(100);
+/// Where agents are asked.
+const AGENT: u16 = 7_210;
 const ADAPTIVE: &str = "{from=[\"latency\"],interval=\"1s\"}";
 
 /// What clients have noticed.
@@ -137,6 +141,116 @@ fn a_host_that_loses_syns_gets_less_of_its_weight_where_that_follows_handshakes(
                 })?;
                 ensure!(share(&stage, service).is_none());
             }
+            Ok(())
+        },
+    )
+}
+
+/// Turns adaptive weights of a service on, which follow these signals.
+fn adapt(stage: &Stage, service: &Service, from: &str) -> Result<()> {
+    let adaptive = format!("{{from=[\"{from}\"],interval=\"1s\"}}");
+    stage.lbctl(&format!(
+        "service set {} --adaptive {adaptive}",
+        service.vip
+    ))
+}
+
+/// Slots of the ring that are steady, in percent.
+fn steady(stage: &Stage, service: &Service) -> Result<f64> {
+    let slots = stage.slots(service)?;
+    let all = slots.steady + slots.moving + slots.settling;
+    Ok(f64::from(slots.steady) * 100.0 / f64::from(all))
+}
+
+#[test]
+fn a_backend_with_four_times_as_many_flows_in_progress_gets_less_of_its_weight() -> Result<()> {
+    with_root(
+        "a_backend_with_four_times_as_many_flows_in_progress_gets_less_of_its_weight",
+        || {
+            let pool = v4_pool(backend::PORT);
+            let service =
+                Service::new(tcp(vip_v4(1)), "nat", Health::NONE, pool).with("moving_time", "1s");
+            let stage = Stage::new(Topology::new(BACKENDS)?, vec![service.clone()])?;
+            let client = &stage.topology.client;
+            let (id, period) = (&service.vip, Duration::from_millis(200));
+            for n in 1..=BACKENDS {
+                stage.lbctl(&format!("backend limit {id} {} 1000", web_address(n)))?;
+            }
+            stage.await_slots(&service, Slots::are_steady)?;
+            let evenly = Held::open(client, vip(&service)?, 60, period)?;
+            for n in [1, 2] {
+                stage.lbctl(&format!("backend drain {id} {}", web_address(n)))?;
+            }
+            let more = Held::open(client, vip(&service)?, 60, period)?;
+            for n in [1, 2] {
+                stage.lbctl(&format!("backend undrain {id} {}", web_address(n)))?;
+            }
+            stage.await_slots(&service, Slots::are_steady)?;
+            adapt(&stage, &service, "flows")?;
+            let mut fewest = f64::MAX;
+            wait_until("the backend with most flows has less", SOON, || {
+                fewest = steady(&stage, &service).map_or(fewest, |now| fewest.min(now));
+                share(&stage, &service).is_some_and(|share| share <= 60)
+            })?;
+            println!("{fewest:.1}% of slots steady at least");
+            ensure!(fewest >= 95.0, "{fewest}");
+            for held in [evenly, more] {
+                let lives = held.stop()?;
+                ensure!(lives.broken_per_backend().is_empty(), "{lives}");
+            }
+            Ok(())
+        },
+    )
+}
+
+#[test]
+fn what_an_agent_asks_for_is_followed_by_and_by_and_that_it_wants_nothing_at_once() -> Result<()> {
+    with_root(
+        "what_an_agent_asks_for_is_followed_by_and_by_and_that_it_wants_nothing_at_once",
+        || {
+            let topology = Topology::new(BACKENDS)?;
+            let agents = topology.backends.iter();
+            let agents: Result<Vec<_>> = agents.map(|host| SpokenFor::start(host, AGENT)).collect();
+            let agents = agents?;
+            let check = format!(
+                "{{ type = \"agent\", port = {AGENT}, interval = \"200ms\", timeout = \"150ms\" }}"
+            );
+            let service =
+                Service::new(tcp(vip_v4(2)), "ipip", Health::NONE, v4_pool(backend::PORT))
+                    .checked(&[&check])
+                    .with("moving_time", "1s");
+            let stage = Stage::new(topology, vec![service.clone()])?;
+            adapt(&stage, &service, "agent")?;
+            wait_until("weights follow", SOON, || {
+                share(&stage, &service) == Some(100)
+            })?;
+            stage.await_slots(&service, Slots::are_steady)?;
+            agents[2].say("ready up 40%");
+            let (mut fewest, mut most) = (f64::MAX, Vec::new());
+            wait_until("the backend has what its agent asks for", SOON, || {
+                fewest = steady(&stage, &service).map_or(fewest, |now| fewest.min(now));
+                let share = share(&stage, &service);
+                most.extend(share);
+                share.is_some_and(|share| share <= 50)
+            })?;
+            most.dedup();
+            println!("{most:?}, {fewest:.1}% of slots steady at least");
+            ensure!(fewest >= 95.0, "{fewest}");
+            // A quarter of itself at a time.
+            ensure!(
+                most.iter().any(|share| (60..100).contains(share)),
+                "{most:?}"
+            );
+            agents[2].say("0%");
+            wait_until("it gets no new flows", SOON, || {
+                let answers = stage.answers(&service, 30);
+                answers.is_ok_and(|answers| !answers.contains_key(&backend_name(3)))
+            })?;
+            agents[2].say("100%");
+            wait_until("it gets some again", SOON, || {
+                let answers = stage.answers(&service, 30);
+                answers.is_ok_and(|answers| answers.contains_key(&backend_name(3)))
+            })?;
             Ok(())
         },
     )

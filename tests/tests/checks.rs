@@ -6,7 +6,7 @@ use std::{
     fs,
     io::{self, Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::Duration,
 };
 
@@ -16,7 +16,7 @@ use hickory_proto::{
     rr::{RData, Record, rdata::A},
 };
 use lb_tests::{
-    answering::answering,
+    answering::{SpokenFor, answering},
     config::{Config, Health, Service},
     load::Background,
     netns::Namespace,
@@ -234,31 +234,6 @@ fn dns_and_udp_checks_combined_by_any_keep_a_backend_up_until_both_fail() -> Res
     )
 }
 
-/// An agent, and what it says next.
-struct SpokenFor {
-    line: Arc<Mutex<String>>,
-    _server: Background<()>,
-}
-
-impl SpokenFor {
-    fn start(namespace: &Namespace) -> Result<Self> {
-        let line = Arc::new(Mutex::new("up ready 100%".to_owned()));
-        let said = Arc::clone(&line);
-        let server = answering(namespace, CHECK_PORT, move |mut stream| {
-            let line = format!("{}\n", said.lock().expect("no panic"));
-            async move { stream.write_all(line.as_bytes()).await }
-        })?;
-        Ok(Self {
-            line,
-            _server: server,
-        })
-    }
-
-    fn say(&self, line: &str) {
-        *self.line.lock().expect("no panic") = line.to_owned();
-    }
-}
-
 /// The slots that each backend owns.
 fn shares(stage: &Stage, service: &Service) -> Result<Vec<f64>> {
     let shown = stage.shown(service)?;
@@ -284,7 +259,11 @@ fn agents_weigh_drain_and_take_down_their_backends_and_never_undo_a_persons_drai
         "agents_weigh_drain_and_take_down_their_backends_and_never_undo_a_persons_drain",
         || {
             let topology = Topology::new(BACKENDS)?;
-            let agents: Result<Vec<_>> = topology.backends.iter().map(SpokenFor::start).collect();
+            let agents: Result<Vec<_>> = topology
+                .backends
+                .iter()
+                .map(|host| SpokenFor::start(host, CHECK_PORT))
+                .collect();
             let agents = agents?;
             let check = format!("{{ type = \"agent\", port = {CHECK_PORT}, {FAST} }}");
             let service = checked(&[check]);

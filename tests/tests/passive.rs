@@ -16,7 +16,7 @@ use lb_tests::{
     },
     process::run_with_input,
     skip::with_root,
-    stage::{BACKENDS, Stage, tcp, v4_pool, vip, web, web_address},
+    stage::{BACKENDS, Stage, every_mode, tcp, v4_pool, vip, web, web_address},
     topology::{Topology, backend_name, vip_v4},
     wait::wait_until,
 };
@@ -273,6 +273,142 @@ fn a_flood_of_forged_syns_has_nobody_kept_out_but_a_dead_server_under_it() -> Re
             );
             let (sent, report) = (flood.stop()?, load.stop()?);
             println!("{sent} forged; {report}");
+            Ok(())
+        },
+    )
+}
+
+/// Web services in every mode in which answers do not pass, and every pair of families that backends and VIPs are of.
+fn every_direct_mode(passive: &str) -> Vec<Service> {
+    every_mode()
+        .into_iter()
+        .filter(|service| !service.is_translated())
+        .map(|service| Service {
+            health: Health::NONE,
+            ..service.with("passive", passive)
+        })
+        .collect()
+}
+
+/// What is told of the victim in a service, whichever of its addresses that has.
+fn victim_of(stage: &Stage, service: &Service) -> Result<Value> {
+    let (at, _) = service.backends[usize::from(VICTIM) - 1];
+    let backend = stage.backend(service, at)?;
+    backend.context("a backend of the service")
+}
+
+/// Waits until the victim is kept out of every service; why it is, in each.
+fn await_ejections(stage: &Stage, services: &[Service]) -> Result<Vec<Value>> {
+    let kept_out = |service: &Service| {
+        let victim = victim_of(stage, service)?;
+        ensure!(victim["passive"]["left_ms"].is_number(), "{victim}");
+        Ok(victim)
+    };
+    services
+        .iter()
+        .map(|service| {
+            wait_until(
+                &format!("the victim is kept out of {}", service.vip),
+                SOON,
+                || kept_out(service).is_ok(),
+            )?;
+            kept_out(service)
+        })
+        .collect()
+}
+
+/// Clients of each service open so many connections a second.
+fn loads(stage: &Stage, services: &[Service], rate: u32) -> Result<Vec<OpenLoop>> {
+    let client = &stage.topology.client;
+    let each = services.iter();
+    each.map(|service| OpenLoop::start(client, vip(service)?, rate))
+        .collect()
+}
+
+/// Nobody is kept out but the victim.
+fn ensure_others_serve(stage: &Stage, services: &[Service]) -> Result<()> {
+    for service in services {
+        for (n, &(at, _)) in (1..).zip(&service.backends) {
+            let backend = stage.backend(service, at)?.context("a backend")?;
+            let out = backend["passive"]["left_ms"].is_number();
+            ensure!(out == (n == VICTIM), "{}: {backend}", service.vip);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_crashed_server_is_found_in_every_mode_and_family_in_which_its_answers_do_not_pass()
+-> Result<()> {
+    with_root(
+        "a_crashed_server_is_found_in_every_mode_and_family_in_which_its_answers_do_not_pass",
+        || {
+            let services = every_direct_mode("handshake=300ms");
+            assert_eq!(services.len(), 10);
+            let mut stage = Stage::new(Topology::new(BACKENDS)?, services.clone())?;
+            let loads = loads(&stage, &services, 40)?;
+            sleep(Duration::from_secs(2));
+            stage.servers[usize::from(VICTIM) - 1].kill();
+            let killed = Instant::now();
+            for (service, victim) in services.iter().zip(await_ejections(&stage, &services)?) {
+                let why = victim["standing"]["reason"].as_str().unwrap_or_default();
+                println!(
+                    "{} {}: {:?}, {why}",
+                    service.mode,
+                    service.vip,
+                    killed.elapsed()
+                );
+                assert!(why.contains("handshakes were not answered"), "{why}");
+                // Its host is there, and takes what tunnels bring.
+                assert_eq!(victim["passive"]["unreachable"], 0, "{victim}");
+            }
+            ensure_others_serve(&stage, &services)?;
+            for load in loads {
+                load.stop()?;
+            }
+            Ok(())
+        },
+    )
+}
+
+#[test]
+fn a_host_that_says_that_nobody_takes_its_tunnels_packets_is_kept_out_for_that() -> Result<()> {
+    with_root(
+        "a_host_that_says_that_nobody_takes_its_tunnels_packets_is_kept_out_for_that",
+        || {
+            let mut services = every_direct_mode("handshake=2s");
+            services.retain(Service::is_tunnelled);
+            let mut stage = Stage::new(Topology::new(BACKENDS)?, services.clone())?;
+            // Errors to one host are one a second otherwise, for all of its services together.
+            for key in ["net.ipv4.icmp_ratelimit=0", "net.ipv6.icmp.ratelimit=0"] {
+                let mut sysctl = stage.topology.backend(VICTIM).command("sysctl");
+                let set = sysctl.args(["-q", "-w", key]).status()?;
+                ensure!(set.success(), "{key}");
+            }
+            let loads = loads(&stage, &services, 40)?;
+            // Until what the backends show counts.
+            sleep(Duration::from_secs(4));
+            stage.detach_tunnel(VICTIM)?;
+            let detached = Instant::now();
+            for (service, victim) in services.iter().zip(await_ejections(&stage, &services)?) {
+                let why = victim["standing"]["reason"].as_str().unwrap_or_default();
+                println!(
+                    "{} {}: {:?}, {why}",
+                    service.mode,
+                    service.vip,
+                    detached.elapsed()
+                );
+                assert!(why.contains("handshakes were not answered"), "{why}");
+                let shown = &victim["passive"];
+                let (unreachable, missed) = (&shown["unreachable"], &shown["missed"]);
+                assert!(unreachable.as_u64() > Some(0), "{shown}");
+                // Clients who send their SYNs again later have been counted by then.
+                assert_eq!(missed, unreachable, "{shown}");
+            }
+            ensure_others_serve(&stage, &services)?;
+            for load in loads {
+                load.stop()?;
+            }
             Ok(())
         },
     )
