@@ -231,7 +231,7 @@ fn what_an_agent_asks_for_is_followed_by_and_by_and_that_it_wants_nothing_at_onc
                 fewest = steady(&stage, &service).map_or(fewest, |now| fewest.min(now));
                 let share = share(&stage, &service);
                 most.extend(share);
-                share.is_some_and(|share| share <= 50)
+                share.is_some_and(|share| share <= 55)
             })?;
             most.dedup();
             println!("{most:?}, {fewest:.1}% of slots steady at least");
