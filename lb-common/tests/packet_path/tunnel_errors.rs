@@ -47,10 +47,10 @@ fn wrapped(stage: &Stage, client: &str, vip: &str, flags: Flags) -> Vec<u8> {
 /// An error that a router sends about it, to where it came from.
 fn about(quoted: &[u8], kind: (u8, u8)) -> Vec<u8> {
     let (source, router): (IpAddr, _) = if quoted[0] >> 4 == 4 {
-        let bytes: [u8; 4] = quoted[12..16].try_into().unwrap();
+        let bytes: [u8; 4] = quoted[12..16].try_into().expect("four bytes");
         (Ipv4Addr::from(bytes).into(), ROUTER4)
     } else {
-        let bytes: [u8; 16] = quoted[8..24].try_into().unwrap();
+        let bytes: [u8; 16] = quoted[8..24].try_into().expect("sixteen bytes");
         (Ipv6Addr::from(bytes).into(), ROUTER6)
     };
     let to = std::net::SocketAddr::new(source, 0).to_string();
