@@ -60,12 +60,17 @@ fn step<P: Packet, T: Tables>(packet: &P, tables: &T, outer: &Flow) -> Option<St
     if descriptor.mode != quoted.mode {
         return None;
     }
+    if descriptor.ring_size == 0 {
+        return None;
+    }
     let hash = steer::place(tables, service, &quoted.flow)?;
     let tag = passive::tag(hash, quoted.flow.ports());
     if !passive::is_watched(tag, descriptor.sampling()) {
         return None;
     }
-    let backend = steer::backend(tables, &in_force, &quoted.flow, hash).ok()?;
+    // By the ring alone: the program has little stack left for flow tables, and a SYN goes to the owner of its slot.
+    let slot = steer::slot(tables, descriptor, hash, 0)?;
+    let backend = steer::candidate(tables, descriptor, slot.owner())?.backend;
     let port = match quoted.mode {
         mode::GUE => forward::outer_port(hash).to_be(),
         _ => 0,
