@@ -198,7 +198,8 @@ impl Host for Maps {
     fn route(&self, query: &RouteQuery) -> Result<Route, NoRoute> {
         // SAFETY: plain integers, for which zero is a value.
         let mut params: bpf_fib_lookup = unsafe { MaybeUninit::zeroed().assume_init() };
-        fib::look_up(self.ctx, &mut params, query)
+        // What came from a router, or the balancer, gets there by it.
+        fib::look_up(self.ctx, &mut params, query, NoRoute::Kernels)
     }
 
     #[inline(always)]

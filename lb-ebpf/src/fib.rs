@@ -4,8 +4,8 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::{
     bindings::{
-        BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS,
-        BPF_FIB_LKUP_RET_UNSUPP_LWT, bpf_fib_lookup, xdp_md,
+        BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_NO_NEIGH,
+        BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LKUP_RET_UNSUPP_LWT, bpf_fib_lookup, xdp_md,
     },
     helpers,
 };
@@ -15,12 +15,13 @@ const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 
 /// Where the kernel would send a packet that came as the one of `ctx`, the program's own context; asked by means of
-/// `params`.
+/// `params`. A host that forwards nothing is not asked further: `unasked` is what becomes of it then.
 #[inline(always)]
 pub fn look_up(
     ctx: *mut xdp_md,
     params: &mut bpf_fib_lookup,
     query: &RouteQuery,
+    unasked: NoRoute,
 ) -> Result<Route, NoRoute> {
     ask(params, query);
     // SAFETY: the context is the kernel's own.
@@ -39,6 +40,7 @@ pub fn look_up(
                 params.__bindgen_anon_1.mtu_result
             }));
         }
+        Ok(BPF_FIB_LKUP_RET_FWD_DISABLED) => return Err(unasked),
         _ => return Err(NoRoute::Refused),
     }
     Ok(Route {

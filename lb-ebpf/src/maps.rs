@@ -509,7 +509,8 @@ impl Tables for Maps {
     fn route(&self, query: &RouteQuery) -> Result<Route, NoRoute> {
         let params = FIB.get_ptr_mut(0).ok_or(NoRoute::Refused)?;
         // SAFETY: this CPU's element, which nothing else touches while the program runs on it.
-        fib::look_up(self.ctx, unsafe { &mut *params }, query)
+        let params = unsafe { &mut *params };
+        fib::look_up(self.ctx, params, query, NoRoute::Refused)
     }
 
     #[inline(always)]

@@ -20,7 +20,7 @@ use lb_tests::{
     skip::with_root,
     stage::{BACKENDS, Stage, v4_pool, v6_pool, vip},
     topology::{CLIENT_V4, Topology, backend_name, vip_v4, vip_v6},
-    wait::{wait_ok, wait_until},
+    wait::{wait_for, wait_ok, wait_until},
 };
 use lb_userspace::instance;
 use tempfile::TempDir;
@@ -181,10 +181,8 @@ fn replaced_after_an_addition(hands_on: bool) -> Result<BTreeMap<String, usize>>
     }
     let lost = broken(&mut connections);
     ensure!(lost.is_empty(), "by the addition alone: {lost:?}");
+    // It takes the state that is kept on disk along.
     stage.agent.detach()?;
-    let name = stage.agent.home().name.clone();
-    fs::remove_file(instance::state_path(&name)).context("the state of the former agent")?;
-    drop(fs::remove_file(instance::history_path(&name)));
     stage
         .agent
         .write_config(&config(directory.path(), after.clone())?)?;
@@ -243,8 +241,11 @@ fn no_connection_breaks_when_the_maps_are_lost_after_a_backend_was_drained() -> 
                 stage.lbctl(&format!("backend drain {} {drained}", service.vip))?;
                 stage.await_slots(service, |slots| slots.moving > 0)?;
             }
-            // As a machine that restarts: what is on its disk stays.
+            // As if the machine had restarted: what is on its disk stays.
+            let state = instance::state_path(&stage.agent.home().name);
+            let kept = wait_for("the state is kept", SOON, || fs::read(&state).ok())?;
             stage.agent.detach()?;
+            fs::write(&state, kept)?;
             stage.agent.restart()?;
             await_service(&stage, &services)?;
             let drained = backend_name(1);
