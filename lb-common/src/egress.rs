@@ -8,6 +8,7 @@ use crate::{
     packet::Packet,
     tables::{Address, Backend, Endpoint, NoRoute, RouteQuery, Tables, WayBack, feature, mode},
     verdict::{DropReason, Verdict},
+    vlan,
 };
 
 /// Brings a packet to its backend as it is, in the way of a mode that leaves it so.
@@ -115,10 +116,11 @@ pub fn onward<P: Packet, T: Tables>(
     flow: &Flow,
     source: Address,
 ) -> Result<Onward, DropReason> {
+    let surplus = vlan::surplus(tables);
     let query = RouteQuery {
         source,
         destination: flow.destination,
-        length: flow.length,
+        length: flow.length.saturating_add(surplus),
     };
     match tables.route(&query) {
         Ok(route) => {
@@ -129,6 +131,7 @@ pub fn onward<P: Packet, T: Tables>(
             return Ok(Onward::Sent(route.interface));
         }
         Err(NoRoute::TooLong(room)) if !forward::may_be_fragmented(packet, flow) => {
+            let room = room.saturating_sub(surplus);
             return Ok(Onward::Ends(Obstacle::TooLong(room)));
         }
         Err(NoRoute::Refused) => return Ok(Onward::Ends(Obstacle::NoRoute)),
@@ -143,17 +146,17 @@ pub fn onward<P: Packet, T: Tables>(
 
 /// What becomes of a packet that goes on so.
 #[inline(always)]
-pub fn leave<P: Packet>(packet: &P, onward: Onward) -> Verdict {
+pub fn leave<P: Packet, T: Tables>(packet: &P, tables: &T, onward: Onward) -> Verdict {
     match onward {
-        Onward::Sent(interface) => by(packet, interface),
+        Onward::Sent(interface) => by(packet, tables, interface),
         Onward::Kernels | Onward::Ends(_) => Verdict::Pass,
     }
 }
 
 /// The verdict that sends a packet out of an interface.
 #[inline(always)]
-pub fn by<P: Packet>(packet: &P, interface: u32) -> Verdict {
-    if interface == packet.interface() {
+pub fn by<P: Packet, T: Tables>(packet: &P, tables: &T, interface: u32) -> Verdict {
+    if interface == tables.ingress(packet) {
         Verdict::Transmit
     } else {
         Verdict::Redirect(interface)

@@ -26,6 +26,7 @@ use crate::{
         owned, refusal,
     },
     verdict::{Answer, DropReason, Piece, Verdict},
+    vlan,
     wire::{self, protocol},
 };
 
@@ -363,7 +364,7 @@ fn forward<P: Packet, T: Tables>(
     port: Option<u16>,
 ) -> Result<Verdict, DropReason> {
     // Not answered: no error is sent about any but the first (RFC 1122 §3.2.2).
-    if flow.length > backend.mtu {
+    if flow.length > vlan::room(tables, backend) {
         return Err(DropReason::PacketTooBig);
     }
     let bytes = packet.length_around(flow.end()) as u64;
@@ -388,7 +389,7 @@ fn forward<P: Packet, T: Tables>(
     }
     tables.count_service(way.service, bytes, opens);
     tables.count_backend(backend, bytes, opens);
-    Ok(egress::by(packet, backend.interface))
+    Ok(egress::by(packet, tables, backend.interface))
 }
 
 /// Sends a fragment of a `nat` backend's answer to the client, from the VIP.
@@ -409,7 +410,7 @@ fn to_client<P: Packet, T: Tables>(
         return Ok(Verdict::Pass);
     }
     rewrite(packet, flow, End::Source, vip, port)?;
-    Ok(egress::leave(packet, onward))
+    Ok(egress::leave(packet, tables, onward))
 }
 
 /// Rewrites one end of a fragment. A first one has the port, and the checksum of all of the datagram, in which the

@@ -20,6 +20,7 @@ use crate::{
     },
     track::Question,
     verdict::{DropReason, Verdict},
+    vlan,
     wire::protocol,
 };
 
@@ -59,7 +60,11 @@ pub fn request<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Outcome {
             pipeline::leave_syn(tables, &flow, mode::FULL_NAT, way.candidate.backend);
             Err(Rest::Syn)
         }
-        Ok(()) => Ok(Ok(egress::by(packet, way.candidate.backend.interface))),
+        Ok(()) => Ok(Ok(egress::by(
+            packet,
+            tables,
+            way.candidate.backend.interface,
+        ))),
     }
 }
 
@@ -162,9 +167,10 @@ fn to_backend<P: Packet, T: Tables>(
     if backend.interface == 0 {
         return Err(DropReason::NoNextHop);
     }
-    if flow.length > backend.mtu {
+    let room = vlan::room(tables, backend);
+    if flow.length > room {
         tables.hand_over(Handover {
-            limit: backend.mtu,
+            limit: room,
             ..Handover::default()
         });
         return Err(DropReason::PacketTooBig);
@@ -186,7 +192,7 @@ fn to_backend<P: Packet, T: Tables>(
             .guard(tables, half)
             .map_or(tells::NONE, |guard| guard.translation.client_address);
         if told == tells::TCP_OPTION
-            && !client_address::tell(packet, flow, client, client_port, backend.mtu)?
+            && !client_address::tell(packet, flow, client, client_port, room)?
         {
             tables.count_flow(service.index, FlowEvent::Untold);
         }
@@ -320,11 +326,11 @@ fn to_client<P: Packet, T: Tables>(packet: &mut P, tables: &T, flow: &Flow) -> O
                 Onward::Kernels | Onward::Ends(_) => 0,
             },
             offset: flow.transport as u16,
-            limit: mss::limit(backend.mss, backend.mtu, flow.v4),
+            limit: mss::limit(backend.mss, vlan::room(tables, backend), flow.v4),
         });
         return Err(Rest::Syn);
     }
-    Ok(Ok(egress::leave(packet, onward)))
+    Ok(Ok(egress::leave(packet, tables, onward)))
 }
 
 /// What becomes of an answer that does not go on. None is the kernel's: that knows no connection of the pool's

@@ -24,6 +24,7 @@ use crate::{
         service_flag,
     },
     verdict::{Answer, DropReason, Verdict},
+    vlan,
     wire::{self, Check, IcmpHdr, Ports, protocol},
 };
 
@@ -349,7 +350,7 @@ fn to_backend<P: Packet, T: Tables>(
         return Err(DropReason::NoNextHop);
     }
     // No error is sent about one (RFC 1122 §3.2.2, RFC 4443 §2.4(e)).
-    if outer.length > backend.mtu {
+    if outer.length > vlan::room(tables, backend) {
         return Err(DropReason::PacketTooBig);
     }
     let bytes = packet.length_around(outer.end()) as u64;
@@ -366,7 +367,7 @@ fn to_backend<P: Packet, T: Tables>(
     }
     tables.count_service(service.index, bytes, false);
     tables.count_backend(backend, bytes, false);
-    Ok(egress::by(packet, backend.interface))
+    Ok(egress::by(packet, tables, backend.interface))
 }
 
 /// The error is about a packet in a VIP's name that a session's backend has sent.
@@ -404,7 +405,7 @@ fn to_translated<P: Packet, T: Tables>(
     if backend.interface == 0 {
         return Err(DropReason::NoNextHop);
     }
-    if outer.length > backend.mtu {
+    if outer.length > vlan::room(tables, backend) {
         return Err(DropReason::PacketTooBig);
     }
     let bytes = packet.length_around(outer.end()) as u64;
@@ -424,7 +425,7 @@ fn to_translated<P: Packet, T: Tables>(
     forward::readdress(packet, backend.source_mac, backend.destination_mac)?;
     tables.count_service(service.index, bytes, false);
     tables.count_backend(backend, bytes, false);
-    Ok(egress::by(packet, backend.interface))
+    Ok(egress::by(packet, tables, backend.interface))
 }
 
 /// The error is about a session's packet to its backend; the client knows the VIP only.
@@ -474,7 +475,7 @@ fn from_translated<P: Packet, T: Tables>(
     readdress(packet, outer, forward::End::Source, sender, change)?;
     let end = forward::End::Destination;
     readdress(packet, outer, end, client.source, Sum::new())?;
-    Ok(egress::leave(packet, onward))
+    Ok(egress::leave(packet, tables, onward))
 }
 
 /// [`requote`] of both ends: the source first.
@@ -555,7 +556,7 @@ fn to_client<P: Packet, T: Tables>(
     let end = forward::End::Destination;
     let change = requote(packet, outer, quoted, end, address, port)?;
     readdress(packet, outer, forward::End::Source, sender, change)?;
-    Ok(egress::leave(packet, onward))
+    Ok(egress::leave(packet, tables, onward))
 }
 
 /// Takes note of an error about a packet to a backend, of which `watched` is [`WayBack::watched`].
@@ -568,7 +569,7 @@ fn heard<P: Packet, T: Tables>(
     watched: u32,
 ) {
     if watched != 0 && quoted.to.protocol == protocol::TCP && says_unreachable(packet, outer) {
-        let interface = packet.interface();
+        let interface = tables.ingress(packet);
         tables.note(watched.wrapping_sub(1), Said::Unreachable, interface);
     }
 }

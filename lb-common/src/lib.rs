@@ -25,6 +25,7 @@
 //! | [`icmp`] | messages about flows |
 //! | [`refuse`] | what nobody takes |
 //! | [`neighbour`] | who has a VIP on its links |
+//! | [`vlan`] | VLAN tags, and devices over others |
 //! | [`passive`] | what packets show of backends |
 //! | [`budget`] | how many answers there are |
 //! | [`verdict`] | what becomes of it, and why |
@@ -75,4 +76,5 @@ pub mod steer;
 pub mod tables;
 pub mod track;
 pub mod verdict;
+pub mod vlan;
 pub mod wire;

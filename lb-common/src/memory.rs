@@ -16,9 +16,10 @@ use crate::{
         FlowCounters, FlowEvent, FlowKey, FragmentKey, GuardEntry, HANDSHAKES, Handover, Handshake,
         Interface, Member, NoRoute, PoolKey, PortKey, Record, Recorded, Route, RouteQuery, Server,
         ServerKey, ServiceEntry, Session, Shape, Sign, Signs, SourceKey, TICK_SHIFT, Table, Tables,
-        Tick, VipKey, WayBack,
+        Tagged, Tick, Upper, VipKey, VlanKey, WayBack, feature,
     },
     verdict::{Answer, DROP_COUNTERS, DropReason, Piece},
+    vlan,
     wire::Byte,
 };
 
@@ -67,6 +68,12 @@ pub struct MemoryTables {
     pub shapes: Vec<Shape>,
     /// Hardware addresses of interfaces that VIPs are announced on.
     pub interfaces: BTreeMap<u32, Interface>,
+    /// VLAN devices by the tags of their frames, with [`UPPER`](crate::tables::UPPER).
+    pub vlans: BTreeMap<VlanKey, u32>,
+    /// Devices that stand over others.
+    pub uppers: BTreeMap<u32, Upper>,
+    /// What has been taken off the frame at hand.
+    pub tagged: Cell<Tagged>,
     /// Routes by destination; where there is none, packets are [refused](NoRoute::Refused).
     pub routes: BTreeMap<Address, Result<Route, NoRoute>>,
     /// The flow tables.
@@ -357,13 +364,35 @@ impl Tables for MemoryTables {
         found.copied().unwrap_or(0)
     }
 
+    fn tagged(&self) -> Option<Tagged> {
+        let tagged = self.tagged.get();
+        (tagged.count != 0).then_some(tagged)
+    }
+
+    fn note_tags(&self, tagged: &Tagged) {
+        self.tagged.set(*tagged);
+    }
+
+    fn vlan(&self, key: &VlanKey) -> Option<u32> {
+        self.vlans.get(key).copied()
+    }
+
+    fn upper(&self, interface: u32) -> Option<&Upper> {
+        self.uppers.get(&interface)
+    }
+
     fn hardware_address(&self, interface: u32) -> Option<[u8; 6]> {
         self.interfaces.get(&interface).map(|found| found.mac)
     }
 
     fn route(&self, query: &RouteQuery) -> Result<Route, NoRoute> {
         let route = self.routes.get(&query.destination).copied();
-        route.unwrap_or(Err(NoRoute::Refused))
+        let route = route.unwrap_or(Err(NoRoute::Refused))?;
+        let upper = self
+            .upper(route.interface)
+            .filter(|_| self.knows(feature::VLAN));
+        let interface = vlan::led(route.interface, upper, query.length)?;
+        Ok(Route { interface, ..route })
     }
 
     fn count_service(&self, index: u32, bytes: u64, new_flow: bool) {
@@ -427,12 +456,13 @@ impl Tables for MemoryTables {
             return false;
         };
         let bytes = (0..length).map_while(|at| packet.read(at));
-        let frame = bytes.map(|Byte(byte)| byte).collect();
+        let frame: Vec<u8> = bytes.map(|Byte(byte)| byte).collect();
+        let Tagged { tags, count, .. } = self.tagged.get();
         self.held.borrow_mut().push(HeldFrame {
             key: *key,
             offset,
             interface: packet.interface(),
-            frame,
+            frame: vlan::restored(&frame, &tags[..count as usize]),
         });
         true
     }

@@ -75,7 +75,7 @@ pub fn process<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<Verdi
     lower(packet, usize::from(offset), limit)?;
     Ok(match interface {
         0 => Verdict::Pass,
-        interface => egress::by(packet, interface),
+        interface => egress::by(packet, tables, interface),
     })
 }
 

@@ -9,7 +9,7 @@ use crate::{
     forward,
     packet::Packet,
     steer,
-    tables::{Address, Tables, feature, owned},
+    tables::{Address, Tables, UPPER, feature, owned},
     verdict::{Answer, DropReason, Verdict},
     wire::{self, ArpHdr, LinkAddressOption, NeighbourHdr, protocol},
 };
@@ -62,7 +62,7 @@ pub fn may_be_asked<P: Packet, T: Tables>(packet: &P, tables: &T) -> bool {
 /// Why it is dropped.
 #[inline(always)]
 pub fn process<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<Verdict, DropReason> {
-    let Some(mac) = tables.hardware_address(packet.interface()) else {
+    let Some(mac) = tables.hardware_address(tables.ingress(packet) & !UPPER) else {
         return Ok(Verdict::Pass);
     };
     if is_arp(packet) {

@@ -63,7 +63,7 @@ pub fn heard<P: Packet, T: Tables>(packet: &P, tables: &T, flow: &Flow, watched:
     } else {
         return;
     };
-    tables.note(watched.wrapping_sub(1), said, packet.interface());
+    tables.note(watched.wrapping_sub(1), said, tables.ingress(packet));
 }
 
 /// Takes note of what came in by an interface. What comes by another than the one that leads to the backend

@@ -20,19 +20,54 @@ use crate::{
         Address, Backend, Handover, Tables, WayBack, feature, mode, owned, refusal, service_flag,
     },
     verdict::{DropReason, Verdict},
+    vlan,
     wire::protocol,
 };
 
 /// Decides over a frame and makes it what it becomes.
 #[inline(always)]
 pub fn process<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
-    let left = match usual(packet, tables) {
+    let verdict = match usual(packet, tables) {
+        Err(Rest::Vlan) if vlan(packet, tables) => {
+            let left = usual(packet, tables);
+            go_on(packet, tables, left)
+        }
+        left => go_on(packet, tables, left),
+    };
+    sent(packet, tables, verdict)
+}
+
+/// The same for fragments that have been [held](Verdict::Held).
+#[inline(always)]
+pub fn process_held<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
+    let mut place = Fragment::EMPTY;
+    let verdict = match held(packet, tables, &mut place) {
+        Err(Rest::Vlan) if vlan(packet, tables) => held(packet, tables, &mut place),
+        done => done,
+    };
+    sent(packet, tables, verdict.unwrap_or(Verdict::Pass))
+}
+
+/// The verdict as it is carried out.
+#[inline(always)]
+fn sent<P: Packet, T: Tables>(packet: &mut P, tables: &T, verdict: Verdict) -> Verdict {
+    if vlan::is_left(tables, verdict) {
+        tag(packet, tables)
+    } else {
+        verdict
+    }
+}
+
+/// All programs but those about tags.
+#[inline(always)]
+fn go_on<P: Packet, T: Tables>(packet: &mut P, tables: &T, left: Result<Verdict, Rest>) -> Verdict {
+    let left = match left {
         Err(Rest::Sctp) => sctp(packet, tables),
         done => done,
     };
     match left {
         Ok(verdict) => verdict,
-        Err(Rest::Sctp) => Verdict::Pass,
+        Err(Rest::Sctp | Rest::Vlan) => Verdict::Pass,
         Err(Rest::Unusual) => match unusual(packet, tables) {
             Ok(verdict) => verdict,
             Err(Rest::Neighbour) => neighbour(packet, tables),
@@ -93,6 +128,8 @@ pub enum Rest {
     Neighbour,
     /// To [`second_hop`](second_hop()).
     SecondHop,
+    /// To [`vlan`](vlan()), from which it comes back without its tags.
+    Vlan,
 }
 
 /// The same for frames as nearly all are.
@@ -107,6 +144,7 @@ pub fn usual<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<Verdict
         Some(Family::V4) => follow(packet, tables, flow::parse_v4, &mut verdict)?,
         Some(Family::V6) => follow(packet, tables, flow::parse_v6, &mut verdict)?,
         None if neighbour::may_be_asked(packet, tables) => return Err(Rest::Neighbour),
+        None if vlan::is_tagged(packet, tables) => return Err(Rest::Vlan),
         None => {}
     }
     Ok(verdict)
@@ -257,9 +295,32 @@ pub fn fragment<P: Packet, T: Tables>(packet: &mut P, tables: &T, place: &mut Fr
 }
 
 /// The same for fragments that have been [held](Verdict::Held).
+///
+/// # Errors
+/// It has tags.
 #[inline(always)]
-pub fn held<P: Packet, T: Tables>(packet: &mut P, tables: &T, place: &mut Fragment) -> Verdict {
+pub fn held<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    place: &mut Fragment,
+) -> Result<Verdict, Rest> {
+    if vlan::is_tagged(packet, tables) {
+        return Err(Rest::Vlan);
+    }
     let outcome = fragment::process(packet, tables, place, Early::Dropped);
+    Ok(counted(tables, outcome))
+}
+
+/// Takes off a frame's VLAN tags; whether there were any. Who left it goes on with it then.
+#[inline(always)]
+pub fn vlan<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> bool {
+    vlan::enter(packet, tables)
+}
+
+/// The end of the way of frames that leave with tags, or by what their device stands over.
+#[inline(always)]
+pub fn tag<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
+    let outcome = vlan::leave(packet, tables);
     counted(tables, outcome)
 }
 
@@ -307,7 +368,7 @@ fn follow<P: Packet, T: Tables>(
                     leave_syn(tables, &flow, mode, backend);
                     return Err(Rest::Syn);
                 }
-                Ok(backend) => Ok(egress::by(packet, backend.interface)),
+                Ok(backend) => Ok(egress::by(packet, tables, backend.interface)),
                 Err(DropReason::NoBackend)
                     if found.service.descriptor.refusal() != refusal::DROP =>
                 {
@@ -329,13 +390,13 @@ fn follow<P: Packet, T: Tables>(
                             leave_answer(tables, &flow, &way_back, onward);
                             return Err(Rest::Syn);
                         }
-                        Ok(egress::leave(packet, onward))
+                        Ok(egress::leave(packet, tables, onward))
                     }
                     Ok(onward) if answers_with_mss(packet, tables, &flow, &way_back, onward) => {
                         leave_answer(tables, &flow, &way_back, onward);
                         return Err(Rest::Syn);
                     }
-                    outcome => outcome.map(|onward| egress::leave(packet, onward)),
+                    outcome => outcome.map(|onward| egress::leave(packet, tables, onward)),
                 },
                 None if is_refused(tables, flow.destination) => return Err(Rest::Refused),
                 None => Ok(Verdict::Pass),
@@ -400,7 +461,7 @@ pub(crate) fn leave_syn<T: Tables>(tables: &T, flow: &Flow, mode: u8, backend: &
     tables.hand_over(Handover {
         interface: backend.interface,
         offset: flow.transport as u16 + before,
-        limit: mss::limit(backend.mss, backend.mtu, flow.v4),
+        limit: mss::limit(backend.mss, vlan::room(tables, backend), flow.v4),
     });
 }
 
@@ -447,9 +508,10 @@ pub(crate) fn to_backend<'t, const TELLING: bool, P: Packet, T: Tables>(
     if backend.interface == 0 {
         return Err(DropReason::NoNextHop);
     }
-    if flow.length > backend.mtu {
+    let room = vlan::room(tables, backend);
+    if flow.length > room {
         tables.hand_over(Handover {
-            limit: backend.mtu,
+            limit: room,
             ..Handover::default()
         });
         return Err(DropReason::PacketTooBig);

@@ -47,7 +47,7 @@ pub fn request<P: Packet, T: Tables>(
             pipeline::leave_syn(tables, &flow, mode::SECOND_HOP, backend);
             Err(Rest::Syn)
         }
-        Ok(backend) => Ok(Ok(egress::by(packet, backend.interface))),
+        Ok(backend) => Ok(Ok(egress::by(packet, tables, backend.interface))),
         Err(DropReason::NoBackend) if found.service.descriptor.refusal() != refusal::DROP => {
             Err(Rest::Refused)
         }

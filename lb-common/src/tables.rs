@@ -26,12 +26,14 @@ mod fragments;
 mod guards;
 mod sessions;
 mod signs;
+mod vlans;
 mod wide;
 
 pub use fragments::{Datagram, Early, FragmentKey, HELD_WORDS, fate};
 pub use guards::{AccessKey, Guard, GuardEntry, SourceKey, access};
 pub use sessions::{PoolKey, PortKey, Session, Translation, client_address};
 pub use signs::{HANDSHAKES, Handshake, Sign, Signs, handshake};
+pub use vlans::{LOWERS, MOST_TAGS, Tag, Tagged, UPPER, Upper, VlanKey};
 pub use wide::{ClassKey, Shape, VipKey};
 
 /// Version of everything in this module. The pin directory is named after it, so that programs of
@@ -267,8 +269,16 @@ pub const TAIL_SCTP: u32 = 10;
 pub const TAIL_NEIGHBOUR: u32 = 11;
 /// The one for packets of services whose backends hand flows on ([`crate::pipeline::second_hop`]).
 pub const TAIL_SECOND_HOP: u32 = 12;
+/// The next: frames with VLAN tags, to have these taken off.
+pub const TAIL_VLAN: u32 = 13;
+/// The next: the program on the interface once more, for these.
+pub const TAIL_TAGGED: u32 = 14;
+/// The next: frames that leave with tags, or by what their device stands over.
+pub const TAIL_TAG: u32 = 15;
+/// The next: fragments that were held, once their tags have been taken off.
+pub const TAIL_HELD: u32 = 16;
 /// How many there are.
-pub const TAILS: u32 = 13;
+pub const TAILS: u32 = 17;
 
 /// What the program on the interface tells the one that it goes on with.
 #[derive(
@@ -278,11 +288,11 @@ pub const TAILS: u32 = 13;
 pub struct Handover {
     /// Interface that the frame is to leave by; 0: it is the kernel's.
     pub interface: u32,
-    /// Offset of its TCP header, in bytes.
+    /// Offset of its TCP header, in bytes. To [`TAIL_VLAN`]: whether it was held.
     pub offset: u16,
     /// What may not be exceeded, in bytes: the MTU that [`Backend::mtu`] gives, or an MSS. To
     /// [`TAIL_UNTRANSLATED`]: the number of the [`DropReason`]; to [`TAIL_FULL_NAT`]: whether a session has just been
-    /// begun.
+    /// begun; to [`TAIL_TAG`]: the verdict.
     pub limit: u16,
 }
 
@@ -353,8 +363,10 @@ pub mod feature {
     pub const ANNOUNCE: u32 = 32768;
     /// Some service is of mode [`SECOND_HOP`](super::mode::SECOND_HOP).
     pub const SECOND_HOP: u32 = 65536;
+    /// Frames may have VLAN tags, or routes lead out of VLAN devices or bonds ([`crate::vlan`]).
+    pub const VLAN: u32 = 131_072;
     /// All of these.
-    pub const ALL: u32 = 131_071;
+    pub const ALL: u32 = 262_143;
 }
 
 /// What becomes of packets to a VIP that nobody takes ([`crate::refuse`]).
@@ -750,7 +762,7 @@ pub struct Backend {
     pub protocol: u8,
     /// The longest IP packet, in bytes and as it arrives, that can be sent to it ([`crate::mtu::room`]).
     pub mtu: u16,
-    /// Interface of its next hop.
+    /// Interface of its next hop, with [`UPPER`] where that stands over others.
     pub interface: u32,
     /// Index in the backend counters.
     pub counters: u32,
@@ -1056,7 +1068,7 @@ impl Counters {
 /// Where the kernel would send a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Route {
-    /// The egress interface.
+    /// The egress interface, as in [`Backend::interface`].
     pub interface: u32,
     /// MAC address of the next hop.
     pub destination_mac: [u8; 6],
@@ -1150,6 +1162,22 @@ pub trait Tables {
     fn class_port(&self, key: &ClassKey) -> u32;
     /// The hardware address of an interface that VIPs are announced on, by its index.
     fn hardware_address(&self, interface: u32) -> Option<[u8; 6]>;
+    /// What has been taken off the frame at hand, if anything: never in the program that sees frames first.
+    fn tagged(&self) -> Option<Tagged>;
+    /// Notes that.
+    fn note_tags(&self, tagged: &Tagged);
+    /// The VLAN device that frames are of, with [`UPPER`].
+    fn vlan(&self, key: &VlanKey) -> Option<u32>;
+    /// What a device stands over, by its index.
+    fn upper(&self, interface: u32) -> Option<&Upper>;
+    /// The interface that the frame at hand is of: the one that it came in by, or the VLAN device over that.
+    #[inline(always)]
+    fn ingress<P: Packet>(&self, packet: &P) -> u32 {
+        match self.tagged() {
+            Some(tagged) => tagged.interface,
+            None => packet.interface(),
+        }
+    }
     /// Where the kernel would send a packet.
     ///
     /// # Errors

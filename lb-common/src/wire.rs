@@ -44,6 +44,11 @@ pub const ETHER_IPV6: u16 = 0x86DD_u16.to_be();
 /// Ether type of ARP, natively loaded.
 pub const ETHER_ARP: u16 = 0x0806_u16.to_be();
 
+/// Ether type of a VLAN tag (IEEE 802.1Q), natively loaded.
+pub const ETHER_VLAN: u16 = 0x8100_u16.to_be();
+/// Ether type of a service provider's (IEEE 802.1ad), natively loaded.
+pub const ETHER_SERVICE_VLAN: u16 = 0x88A8_u16.to_be();
+
 /// UDP port of Generic UDP Encapsulation, as registered at IANA.
 pub const GUE_PORT: u16 = 6080;
 

@@ -198,8 +198,10 @@ impl Host for Maps {
     fn route(&self, query: &RouteQuery) -> Result<Route, NoRoute> {
         // SAFETY: plain integers, for which zero is a value.
         let mut params: bpf_fib_lookup = unsafe { MaybeUninit::zeroed().assume_init() };
+        // SAFETY: the context is the kernel's own.
+        let ingress = unsafe { (*self.ctx).ingress_ifindex };
         // What came from a router, or the balancer, gets there by it.
-        fib::look_up(self.ctx, &mut params, query, NoRoute::Kernels)
+        fib::look_up(self.ctx, &mut params, query, ingress, NoRoute::Kernels)
     }
 
     #[inline(always)]

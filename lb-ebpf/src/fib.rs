@@ -14,18 +14,18 @@ use lb_common::tables::{NoRoute, Route, RouteQuery};
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 
-/// Where the kernel would send a packet that came as the one of `ctx`, the program's own context; asked by means of
-/// `params`. A host that forwards nothing is not asked further: `unasked` is what becomes of it then.
+/// Where the kernel would send a packet that came in by `ingress`; asked by means of `params`, with the program's own
+/// context. A host that forwards nothing is not asked further: `unasked` is what becomes of it then.
 #[inline(always)]
 pub fn look_up(
     ctx: *mut xdp_md,
     params: &mut bpf_fib_lookup,
     query: &RouteQuery,
+    ingress: u32,
     unasked: NoRoute,
 ) -> Result<Route, NoRoute> {
     ask(params, query);
-    // SAFETY: the context is the kernel's own.
-    params.ifindex = unsafe { (*ctx).ingress_ifindex };
+    params.ifindex = ingress;
     let size = size_of::<bpf_fib_lookup>() as i32;
     // SAFETY: `params` is initialised and of the size given.
     let result = unsafe { helpers::bpf_fib_lookup(ctx.cast(), &raw mut *params, size, 0) };

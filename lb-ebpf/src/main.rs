@@ -14,38 +14,95 @@ use aya_log_ebpf::{debug, trace};
 use lb_common::{
     pipeline::{self, Rest},
     tables::{
-        TAIL_FRAGMENT, TAIL_FULL_NAT, TAIL_FULL_NAT_ANSWER, TAIL_FULL_NAT_ERROR, TAIL_FULL_NAT_NEW,
-        TAIL_NEIGHBOUR, TAIL_REFUSED, TAIL_SCTP, TAIL_SECOND_HOP, TAIL_SYN, TAIL_TOO_BIG,
-        TAIL_UNTRANSLATED, TAIL_UNUSUAL,
+        Handover, TAIL_FRAGMENT, TAIL_FULL_NAT, TAIL_FULL_NAT_ANSWER, TAIL_FULL_NAT_ERROR,
+        TAIL_FULL_NAT_NEW, TAIL_HELD, TAIL_NEIGHBOUR, TAIL_REFUSED, TAIL_SCTP, TAIL_SECOND_HOP,
+        TAIL_SYN, TAIL_TAG, TAIL_TAGGED, TAIL_TOO_BIG, TAIL_UNTRANSLATED, TAIL_UNUSUAL, TAIL_VLAN,
+        Tables,
     },
     verdict::Verdict,
+    vlan,
 };
 
 use crate::{maps::Maps, packet::XdpPacket};
+
+/// What [`Handover::offset`] tells [`vlan()`] of a frame that was held.
+const WAS_HELD: u16 = 1;
 
 /// Entry point.
 #[xdp(frags)]
 #[inline(always)]
 pub fn lb(ctx: XdpContext) -> u32 {
+    let maps = Maps::first(&ctx);
     let mut packet = XdpPacket::<false>::new(&ctx);
-    match pipeline::usual(&mut packet, &Maps::new(&ctx)) {
-        Ok(verdict) => return act(&ctx, verdict),
-        Err(Rest::Unusual) => maps::go_on(&ctx, TAIL_UNUSUAL),
-        Err(Rest::Refused) => maps::go_on(&ctx, TAIL_REFUSED),
-        Err(Rest::TooBig) => maps::go_on(&ctx, TAIL_TOO_BIG),
-        Err(Rest::Syn) => maps::go_on(&ctx, TAIL_SYN),
-        Err(Rest::Fragment) => maps::go_on(&ctx, TAIL_FRAGMENT),
-        Err(Rest::FullNatAnswer) => maps::go_on(&ctx, TAIL_FULL_NAT_ANSWER),
-        Err(Rest::Sctp) => maps::go_on(&ctx, TAIL_SCTP),
-        Err(Rest::Neighbour) => maps::go_on(&ctx, TAIL_NEIGHBOUR),
-        Err(Rest::SecondHop) => maps::go_on(&ctx, TAIL_SECOND_HOP),
-        // It leaves none to the others.
-        Err(Rest::FullNat | Rest::FullNatNew | Rest::FullNatError | Rest::Untranslated) => {
-            maps::go_on(&ctx, TAIL_FULL_NAT)
+    match pipeline::usual(&mut packet, &maps) {
+        Ok(verdict) => return act(&ctx, &maps, verdict),
+        Err(Rest::Vlan) => {
+            maps.hand_over(Handover::default());
+            maps::go_on(&ctx, TAIL_VLAN);
         }
+        Err(rest) => leave(&ctx, rest),
     }
     // Not there: as if it were not ours.
     xdp_action::XDP_PASS
+}
+
+/// The same for frames whose tags [`vlan()`] has taken off.
+#[xdp(frags)]
+#[inline(always)]
+pub fn tagged(ctx: XdpContext) -> u32 {
+    let maps = Maps::new(&ctx);
+    let mut packet = XdpPacket::<false, true>::new(&ctx);
+    match pipeline::usual(&mut packet, &maps) {
+        Ok(verdict) => return act(&ctx, &maps, verdict),
+        Err(rest) => leave(&ctx, rest),
+    }
+    pass(&ctx, &maps)
+}
+
+/// Goes on with what [`pipeline::usual`] leaves, all but tags.
+#[inline(always)]
+fn leave(ctx: &XdpContext, rest: Rest) {
+    match rest {
+        Rest::Unusual => maps::go_on(ctx, TAIL_UNUSUAL),
+        Rest::Refused => maps::go_on(ctx, TAIL_REFUSED),
+        Rest::TooBig => maps::go_on(ctx, TAIL_TOO_BIG),
+        Rest::Syn => maps::go_on(ctx, TAIL_SYN),
+        Rest::Fragment => maps::go_on(ctx, TAIL_FRAGMENT),
+        Rest::FullNatAnswer => maps::go_on(ctx, TAIL_FULL_NAT_ANSWER),
+        Rest::Sctp => maps::go_on(ctx, TAIL_SCTP),
+        Rest::Neighbour => maps::go_on(ctx, TAIL_NEIGHBOUR),
+        Rest::SecondHop => maps::go_on(ctx, TAIL_SECOND_HOP),
+        // It leaves none to the others.
+        Rest::FullNat | Rest::FullNatNew | Rest::FullNatError | Rest::Untranslated | Rest::Vlan => {
+            maps::go_on(ctx, TAIL_FULL_NAT)
+        }
+    }
+}
+
+/// Takes the tags off a frame: [`pipeline::vlan`].
+#[xdp(frags)]
+#[inline(always)]
+pub fn vlan(ctx: XdpContext) -> u32 {
+    let maps = Maps::new(&ctx);
+    let mut packet = XdpPacket::<false>::new(&ctx);
+    if !pipeline::vlan(&mut packet, &maps) {
+        return xdp_action::XDP_PASS;
+    }
+    if maps.handed_over().offset == WAS_HELD {
+        maps::go_on(&ctx, TAIL_HELD);
+    } else {
+        maps::go_on(&ctx, TAIL_TAGGED);
+    }
+    pass(&ctx, &maps)
+}
+
+/// Sends a frame on with its tags, or by what its device stands over: [`pipeline::tag`].
+#[xdp(frags)]
+#[inline(always)]
+pub fn tag(ctx: XdpContext) -> u32 {
+    let mut packet = XdpPacket::<false>::new(&ctx);
+    let verdict = pipeline::tag(&mut packet, &Maps::new(&ctx));
+    carry_out(&ctx, verdict)
 }
 
 /// What [`lb`] leaves: [`pipeline::unusual`] as a program of its own, so that its stack and budget are its
@@ -53,166 +110,220 @@ pub fn lb(ctx: XdpContext) -> u32 {
 #[xdp(frags)]
 #[inline(always)]
 pub fn unusual(ctx: XdpContext) -> u32 {
+    let maps = Maps::new(&ctx);
     let mut packet = XdpPacket::<true>::new(&ctx);
-    match pipeline::unusual(&mut packet, &Maps::new(&ctx)) {
-        Ok(verdict) => return act(&ctx, verdict),
+    match pipeline::unusual(&mut packet, &maps) {
+        Ok(verdict) => return act(&ctx, &maps, verdict),
         Err(Rest::Neighbour) => maps::go_on(&ctx, TAIL_NEIGHBOUR),
         Err(_) => maps::go_on(&ctx, TAIL_FULL_NAT_ERROR),
     }
-    xdp_action::XDP_PASS
+    pass(&ctx, &maps)
 }
 
 /// The same with [`pipeline::sctp`].
 #[xdp(frags)]
 #[inline(always)]
 pub fn sctp(ctx: XdpContext) -> u32 {
+    let maps = Maps::new(&ctx);
     let mut packet = XdpPacket::<true, true>::new(&ctx);
-    match pipeline::sctp(&mut packet, &Maps::new(&ctx)) {
-        Ok(verdict) => return act(&ctx, verdict),
+    match pipeline::sctp(&mut packet, &maps) {
+        Ok(verdict) => return act(&ctx, &maps, verdict),
         Err(Rest::Refused) => maps::go_on(&ctx, TAIL_REFUSED),
         Err(Rest::TooBig) => maps::go_on(&ctx, TAIL_TOO_BIG),
         Err(Rest::Fragment) => maps::go_on(&ctx, TAIL_FRAGMENT),
         // It is to none of the others.
         Err(_) => {}
     }
-    xdp_action::XDP_PASS
+    pass(&ctx, &maps)
 }
 
 /// The same with [`pipeline::second_hop`].
 #[xdp(frags)]
 #[inline(always)]
 pub fn second_hop(ctx: XdpContext) -> u32 {
+    let maps = Maps::new(&ctx);
     let mut packet = XdpPacket::<true, true>::new(&ctx);
-    match pipeline::second_hop(&mut packet, &Maps::new(&ctx)) {
-        Ok(verdict) => return act(&ctx, verdict),
+    match pipeline::second_hop(&mut packet, &maps) {
+        Ok(verdict) => return act(&ctx, &maps, verdict),
         Err(Rest::Refused) => maps::go_on(&ctx, TAIL_REFUSED),
         Err(Rest::TooBig) => maps::go_on(&ctx, TAIL_TOO_BIG),
         Err(_) => maps::go_on(&ctx, TAIL_SYN),
     }
-    xdp_action::XDP_PASS
+    pass(&ctx, &maps)
 }
 
 /// The same with [`pipeline::full_nat`].
 #[xdp(frags)]
 #[inline(always)]
 pub fn full_nat(ctx: XdpContext) -> u32 {
+    let maps = Maps::new(&ctx);
     let mut packet = XdpPacket::<true>::new(&ctx);
-    match pipeline::full_nat(&mut packet, &Maps::new(&ctx)) {
-        Ok(verdict) => return act(&ctx, verdict),
+    match pipeline::full_nat(&mut packet, &maps) {
+        Ok(verdict) => return act(&ctx, &maps, verdict),
         Err(Rest::TooBig) => maps::go_on(&ctx, TAIL_TOO_BIG),
         Err(Rest::Syn) => maps::go_on(&ctx, TAIL_SYN),
         Err(Rest::FullNatNew) => maps::go_on(&ctx, TAIL_FULL_NAT_NEW),
         Err(_) => maps::go_on(&ctx, TAIL_UNTRANSLATED),
     }
-    xdp_action::XDP_PASS
+    pass(&ctx, &maps)
 }
 
 /// The same with [`pipeline::full_nat_new`].
 #[xdp(frags)]
 #[inline(always)]
 pub fn full_nat_new(ctx: XdpContext) -> u32 {
+    let maps = Maps::new(&ctx);
     let packet = XdpPacket::<true, true>::new(&ctx);
-    match pipeline::full_nat_new(&packet, &Maps::new(&ctx)) {
-        Ok(verdict) => return act(&ctx, verdict),
+    match pipeline::full_nat_new(&packet, &maps) {
+        Ok(verdict) => return act(&ctx, &maps, verdict),
         Err(Rest::FullNat) => maps::go_on(&ctx, TAIL_FULL_NAT),
         Err(_) => maps::go_on(&ctx, TAIL_UNTRANSLATED),
     }
-    xdp_action::XDP_PASS
+    pass(&ctx, &maps)
 }
 
 /// The same with [`pipeline::full_nat_answer`].
 #[xdp(frags)]
 #[inline(always)]
 pub fn full_nat_answer(ctx: XdpContext) -> u32 {
+    let maps = Maps::new(&ctx);
     let mut packet = XdpPacket::<true>::new(&ctx);
-    match pipeline::full_nat_answer(&mut packet, &Maps::new(&ctx)) {
-        Ok(verdict) => return act(&ctx, verdict),
+    match pipeline::full_nat_answer(&mut packet, &maps) {
+        Ok(verdict) => return act(&ctx, &maps, verdict),
         Err(Rest::TooBig) => maps::go_on(&ctx, TAIL_TOO_BIG),
         Err(_) => maps::go_on(&ctx, TAIL_SYN),
     }
-    xdp_action::XDP_PASS
+    pass(&ctx, &maps)
 }
 
 /// The same with [`pipeline::full_nat_error`].
 #[xdp(frags)]
 #[inline(always)]
 pub fn full_nat_error(ctx: XdpContext) -> u32 {
+    let maps = Maps::new(&ctx);
     let mut packet = XdpPacket::<true>::new(&ctx);
-    let verdict = pipeline::full_nat_error(&mut packet, &Maps::new(&ctx));
-    act(&ctx, verdict)
+    let verdict = pipeline::full_nat_error(&mut packet, &maps);
+    act(&ctx, &maps, verdict)
 }
 
 /// The same with [`pipeline::untranslated`].
 #[xdp(frags)]
 #[inline(always)]
 pub fn untranslated(ctx: XdpContext) -> u32 {
+    let maps = Maps::new(&ctx);
     let mut packet = XdpPacket::<true, true>::new(&ctx);
-    let verdict = pipeline::untranslated(&mut packet, &Maps::new(&ctx));
-    act(&ctx, verdict)
+    let verdict = pipeline::untranslated(&mut packet, &maps);
+    act(&ctx, &maps, verdict)
 }
 
 /// The same with [`pipeline::neighbour`].
 #[xdp(frags)]
 #[inline(always)]
 pub fn neighbour(ctx: XdpContext) -> u32 {
+    let maps = Maps::new(&ctx);
     let mut packet = XdpPacket::<true>::new(&ctx);
-    let verdict = pipeline::neighbour(&mut packet, &Maps::new(&ctx));
-    act(&ctx, verdict)
+    let verdict = pipeline::neighbour(&mut packet, &maps);
+    act(&ctx, &maps, verdict)
 }
 
 /// The same with [`pipeline::refused`].
 #[xdp(frags)]
 #[inline(always)]
 pub fn refused(ctx: XdpContext) -> u32 {
+    let maps = Maps::new(&ctx);
     let mut packet = XdpPacket::<true>::new(&ctx);
-    let verdict = pipeline::refused(&mut packet, &Maps::new(&ctx));
-    act(&ctx, verdict)
+    let verdict = pipeline::refused(&mut packet, &maps);
+    act(&ctx, &maps, verdict)
 }
 
 /// The same with [`pipeline::too_big`].
 #[xdp(frags)]
 #[inline(always)]
 pub fn too_big(ctx: XdpContext) -> u32 {
+    let maps = Maps::new(&ctx);
     let mut packet = XdpPacket::<true>::new(&ctx);
-    let verdict = pipeline::too_big(&mut packet, &Maps::new(&ctx));
-    act(&ctx, verdict)
+    let verdict = pipeline::too_big(&mut packet, &maps);
+    act(&ctx, &maps, verdict)
 }
 
 /// The same with [`pipeline::syn`].
 #[xdp(frags)]
 #[inline(always)]
 pub fn syn(ctx: XdpContext) -> u32 {
+    let maps = Maps::new(&ctx);
     let mut packet = XdpPacket::<true>::new(&ctx);
-    let verdict = pipeline::syn(&mut packet, &Maps::new(&ctx));
-    act(&ctx, verdict)
+    let verdict = pipeline::syn(&mut packet, &maps);
+    act(&ctx, &maps, verdict)
 }
 
 /// The same with [`pipeline::fragment`].
 #[xdp(frags)]
 #[inline(always)]
 pub fn fragment(ctx: XdpContext) -> u32 {
+    let maps = Maps::new(&ctx);
     let mut packet = XdpPacket::<true>::new(&ctx);
     let Some(place) = maps::fragment_place() else {
-        return xdp_action::XDP_PASS;
+        return pass(&ctx, &maps);
     };
-    let verdict = pipeline::fragment(&mut packet, &Maps::new(&ctx), place);
-    act(&ctx, verdict)
+    let verdict = pipeline::fragment(&mut packet, &maps, place);
+    act(&ctx, &maps, verdict)
 }
 
 /// [`pipeline::held`], by which the agent gives back what [`fragment()`] has handed to it. On no interface.
 #[xdp(frags)]
 #[inline(always)]
 pub fn held(ctx: XdpContext) -> u32 {
+    let maps = Maps::new(&ctx);
     let mut packet = XdpPacket::<true, true>::new(&ctx);
     let Some(place) = maps::fragment_place() else {
-        return xdp_action::XDP_PASS;
+        return pass(&ctx, &maps);
     };
-    let verdict = pipeline::held(&mut packet, &Maps::new(&ctx), place);
-    act(&ctx, verdict)
+    match pipeline::held(&mut packet, &maps, place) {
+        Ok(verdict) => return act(&ctx, &maps, verdict),
+        Err(_) => {
+            maps.hand_over(Handover {
+                offset: WAS_HELD,
+                ..Handover::default()
+            });
+            maps::go_on(&ctx, TAIL_VLAN);
+        }
+    }
+    pass(&ctx, &maps)
+}
+
+/// As if the frame were not ours: the program to go on with is not there.
+#[inline(always)]
+fn pass(ctx: &XdpContext, maps: &Maps) -> u32 {
+    act(ctx, maps, Verdict::Pass)
 }
 
 #[inline(always)]
-fn act(ctx: &XdpContext, verdict: Verdict) -> u32 {
+fn act(ctx: &XdpContext, maps: &Maps, verdict: Verdict) -> u32 {
+    let is_left = match verdict {
+        Verdict::Pass => vlan::passes(maps),
+        Verdict::Transmit => vlan::transmits(maps),
+        Verdict::Redirect(interface) => {
+            let interface = maps::known(interface);
+            if !vlan::redirects(maps, interface) {
+                trace!(ctx, "redirected to interface {}", interface);
+                return maps::redirect(interface);
+            }
+            true
+        }
+        Verdict::Held | Verdict::Drop(_) => {
+            vlan::ends(maps);
+            false
+        }
+    };
+    if is_left {
+        maps::go_on(ctx, TAIL_TAG);
+        return xdp_action::XDP_DROP;
+    }
+    carry_out(ctx, verdict)
+}
+
+#[inline(always)]
+fn carry_out(ctx: &XdpContext, verdict: Verdict) -> u32 {
     match verdict {
         Verdict::Pass => xdp_action::XDP_PASS,
         Verdict::Transmit => {

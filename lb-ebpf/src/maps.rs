@@ -40,12 +40,12 @@ use lb_common::{
         Endpoint, FlowCounters, FlowEvent, FlowKey, FragmentKey, GuardEntry,
         HANDSHAKES as HOW_MANY_HANDSHAKES, Handover, Handshake, Interface, Member, NoRoute,
         PoolKey, PortKey, Record, Recorded, Route, RouteQuery, Server, ServerKey, ServiceEntry,
-        Session, Shape, Sign, Signs, Slot, SourceKey, TICK_SHIFT, Table, Tables, Tick, VipKey,
-        WayBack, feature,
+        Session, Shape, Sign, Signs, Slot, SourceKey, TICK_SHIFT, Table, Tables, Tagged, Tick,
+        UPPER, Upper, VipKey, VlanKey, WayBack, feature,
     },
     track::{self, Question},
     verdict::{Answer, DROP_COUNTERS, DropReason, FIRST_ANSWER, FIRST_PIECE, Piece},
-    wire,
+    vlan, wire,
 };
 
 use crate::fib;
@@ -87,6 +87,13 @@ static SHAPES: Array<Shape, 1, MMAPABLE> = Array::new();
 /// Interfaces that VIPs are announced on. Not preallocated: most configurations have none.
 #[btf_map]
 static INTERFACES: HashMap<u32, Interface, 1, NO_PREALLOC> = HashMap::new();
+/// VLAN devices by the tags of their frames, with [`UPPER`]. Not preallocated, as what follows: most hosts have none, and an element
+/// that is replaced stays whole for a grace period.
+#[btf_map]
+static VLANS: HashMap<VlanKey, u32, 1, NO_PREALLOC> = HashMap::new();
+/// Devices that stand over others.
+#[btf_map]
+static UPPERS: HashMap<u32, Upper, 1, NO_PREALLOC> = HashMap::new();
 /// What guards services, by the number of their pool.
 #[btf_map]
 static GUARDS: Array<GuardEntry, 1, MMAPABLE> = Array::new();
@@ -147,6 +154,9 @@ static BUDGETS: PerCpuArray<Budget, { HOW_MANY as usize }> = PerCpuArray::new();
 /// former one's has left there while that is still attached.
 #[btf_map]
 static HANDOVER: PerCpuArray<Handover, 1> = PerCpuArray::new();
+/// What has been taken off the frame at hand. Pinned, as [`HANDOVER`] is.
+#[btf_map]
+static TAGGED: PerCpuArray<Tagged, 1> = PerCpuArray::new();
 /// What [`track_flow`] is asked, as its caller left it.
 #[btf_map]
 static QUESTION: PerCpuArray<MaybeUninit<Question>, 1> = PerCpuArray::new();
@@ -185,6 +195,16 @@ pub fn go_on(ctx: &XdpContext, program: u32) {
     unsafe { TAILS.tail_call(ctx, program) };
 }
 
+/// The same number, which the compiler knows nothing of: it would prepare that of a verdict that has none, out of whatever is at
+/// hand.
+#[inline(always)]
+pub fn known(number: u32) -> u32 {
+    let mut same = u64::from(number);
+    // SAFETY: a move to itself.
+    unsafe { asm!("{0} = {0}", inout(reg) same, options(nomem, nostack)) };
+    same as u32
+}
+
 /// Sends the frame out of another interface.
 #[inline(always)]
 pub fn redirect(interface: u32) -> u32 {
@@ -205,6 +225,8 @@ pub struct Maps {
     ctx: *mut xdp_md,
     /// The control element, looked up once.
     control: Option<*const Control>,
+    /// Whether anything may have been taken off the frame.
+    later: bool,
 }
 
 impl Maps {
@@ -212,8 +234,18 @@ impl Maps {
     #[inline(always)]
     pub fn new(ctx: &XdpContext) -> Self {
         Self {
+            later: true,
+            ..Self::first(ctx)
+        }
+    }
+
+    /// The same in the program that sees it first.
+    #[inline(always)]
+    pub fn first(ctx: &XdpContext) -> Self {
+        Self {
             ctx: ctx.ctx,
             control: CONTROL.get_ptr(0),
+            later: false,
         }
     }
 
@@ -223,6 +255,7 @@ impl Maps {
         Self {
             ctx: core::ptr::null_mut(),
             control: CONTROL.get_ptr(0),
+            later: false,
         }
     }
 
@@ -232,6 +265,7 @@ impl Maps {
         Self {
             ctx: core::ptr::null_mut(),
             control: None,
+            later: false,
         }
     }
 }
@@ -506,11 +540,61 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn tagged(&self) -> Option<Tagged> {
+        if !self.later || !self.knows(feature::VLAN) {
+            return None;
+        }
+        let place = TAGGED.get_ptr(0)?;
+        // SAFETY: this CPU's element, which nothing else touches while a packet is processed on it; any bytes are a `Tagged`.
+        // Volatile, or the compiler makes one instruction of these loads and those of the context, which the verifier refuses.
+        let tagged = unsafe {
+            Tagged {
+                tags: (*place).tags,
+                count: (&raw const (*place).count).read_volatile(),
+                interface: (&raw const (*place).interface).read_volatile(),
+            }
+        };
+        (tagged.count != 0).then_some(tagged)
+    }
+
+    #[inline(always)]
+    fn note_tags(&self, tagged: &Tagged) {
+        if let Some(place) = TAGGED.get_ptr_mut(0) {
+            // SAFETY: as above.
+            unsafe { *place = *tagged };
+        }
+    }
+
+    #[inline(always)]
+    fn vlan(&self, key: &VlanKey) -> Option<u32> {
+        // SAFETY: copied at once; a word, so that it is one that some device has.
+        unsafe { VLANS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn upper(&self, interface: u32) -> Option<&Upper> {
+        // SAFETY: memory that is given back only after a grace period, in which nobody writes to it.
+        unsafe { UPPERS.get(interface) }
+    }
+
+    #[inline(always)]
     fn route(&self, query: &RouteQuery) -> Result<Route, NoRoute> {
         let params = FIB.get_ptr_mut(0).ok_or(NoRoute::Refused)?;
         // SAFETY: this CPU's element, which nothing else touches while the program runs on it.
         let params = unsafe { &mut *params };
-        fib::look_up(self.ctx, params, query, NoRoute::Refused)
+        // SAFETY: the context is the kernel's own.
+        let mut ingress = unsafe { (*self.ctx).ingress_ifindex };
+        if let Some(tagged) = self.tagged() {
+            ingress = tagged.interface & !UPPER;
+        }
+        let mut route = fib::look_up(self.ctx, params, query, ingress, NoRoute::Refused)?;
+        if self.knows(feature::VLAN) {
+            // The key where it lies, as in `element`.
+            // SAFETY: as in `upper`.
+            let upper = unsafe { UPPERS.get(&params.ifindex) };
+            route.interface = vlan::led(route.interface, upper, query.length)?;
+        }
+        Ok(route)
     }
 
     #[inline(always)]
@@ -592,13 +676,15 @@ impl Tables for Maps {
             place.discard(0);
             return false;
         };
+        let tagged = self.tagged().unwrap_or(Tagged::NONE);
         // SAFETY: as above.
         unsafe {
             (*early).key = *key;
             (*early).interface = packet.interface();
             (*early).length = length;
             (*early).offset = offset;
-            (*early).zero = 0;
+            (*early).tag_count = tagged.count;
+            (*early).tags = tagged.tags;
         }
         place.submit(0);
         true

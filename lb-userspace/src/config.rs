@@ -14,7 +14,7 @@ use lb_common::wire;
 
 use crate::{
     instance,
-    model::{AccessList, AddressPool, Service, Unserved},
+    model::{AccessList, AddressPool, Service, Unserved, Vlans},
 };
 
 mod access;
@@ -135,6 +135,8 @@ pub struct Config {
     pub unknown_port: Option<Unserved>,
     /// The secret of the flow hash, where it is not drawn.
     pub hash_key: Option<HashKey>,
+    /// What is made of VLAN tags.
+    pub vlans: Vlans,
     /// Outer addresses of mode `ipip`.
     pub tunnel: Tunnel,
     /// Sizes of the kernel's tables.
@@ -184,6 +186,7 @@ pub fn parse_with(
         "heartbeat",
         "unknown_port",
         "hash_key_file",
+        "vlans",
         "tunnel",
         "limits",
         "access_list",
@@ -211,6 +214,10 @@ pub fn parse_with(
             .choice("unknown_port", "what unknown_port can be")
             .map(Located::into_inner),
         hash_key: hash_key::read(&root, read),
+        vlans: root
+            .choice("vlans", "what vlans can be")
+            .map(Located::into_inner)
+            .unwrap_or_default(),
         tunnel: root
             .section("tunnel", TUNNEL)
             .map(|s| read_tunnel(&s))

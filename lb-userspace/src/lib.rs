@@ -7,6 +7,7 @@
 pub mod agent;
 pub mod announce;
 pub mod api;
+pub mod bonds;
 pub mod capacity;
 pub mod config;
 pub mod dataplane;
@@ -18,6 +19,7 @@ pub mod instance;
 pub mod metrics;
 pub mod model;
 pub mod neighbours;
+pub mod offloads;
 pub mod plan;
 #[cfg(test)]
 mod skip;

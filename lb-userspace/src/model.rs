@@ -212,6 +212,19 @@ fn default_no_backend() -> Unserved {
     NO_BACKEND
 }
 
+/// What is made of frames with VLAN tags, and of routes by VLAN devices and bonds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Vlans {
+    /// They are balanced, while the host has a VLAN device or a bond.
+    #[default]
+    Auto,
+    /// They are balanced.
+    On,
+    /// Such frames are the kernel's.
+    Off,
+}
+
 /// What an operator asked of a backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]

@@ -521,6 +521,17 @@ pub struct InterfaceStatus {
     pub mode: &'static str,
 }
 
+/// A device that stands over others, as the packet path sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceStatus {
+    /// Its name.
+    pub name: String,
+    /// The interfaces that frames leave by.
+    pub over: Vec<String>,
+    /// Tags that they get, the outermost first: `802.1ad 7`, `802.1q 100`.
+    pub tags: Vec<String>,
+}
+
 /// A VIP of which neighbours are told that it is here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AnnouncedStatus {
@@ -551,6 +562,8 @@ pub struct Snapshot {
     pub address_pools: Vec<AddressPoolStatus>,
     /// VIPs that are announced.
     pub announced: Vec<AnnouncedStatus>,
+    /// VLAN devices and bonds.
+    pub devices: Vec<DeviceStatus>,
     /// Events since the agent started.
     pub events: u64,
     /// Packets to VIPs that were not forwarded, by the reason's name; every reason is listed.

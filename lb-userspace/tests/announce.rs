@@ -16,7 +16,7 @@ use lb_userspace::{
     config::{self, Tunnel},
     dataplane::memory::MemoryDataplane,
     model::{Change, Service, Settings},
-    neighbours::{Port, Update},
+    neighbours::{Kind, Port, Update},
     snapshot::{AnnouncedStatus, EventFilter, Happened},
 };
 
@@ -47,6 +47,8 @@ fn ports() -> BTreeMap<String, Port> {
                 index,
                 mac,
                 running,
+                mtu: 1_500,
+                kind: Kind::Plain,
             },
         )
     };

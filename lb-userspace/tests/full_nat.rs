@@ -339,6 +339,8 @@ fn cut_short(core: &Core<MemoryDataplane>, change: Change) -> Vec<MemoryDataplan
         overflows: &Default::default(),
         traffic: &Default::default(),
         links: &Default::default(),
+        devices: &Default::default(),
+        vlans: false,
         sampling: &Default::default(),
         keeps_flows: false,
     };

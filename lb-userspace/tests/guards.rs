@@ -115,6 +115,8 @@ fn planned(core: &Core<MemoryDataplane>, change: Change) -> Vec<Operation> {
         down: &Default::default(),
         next_hops: &Default::default(),
         links: &Default::default(),
+        devices: &Default::default(),
+        vlans: false,
         own_addresses: &Default::default(),
         tunnel: Tunnel::default(),
         unknown_port: UNKNOWN_PORT,

@@ -184,6 +184,7 @@ fn snapshot() -> Snapshot {
         drops: vec![("no_backend", 3), ("malformed", 0)],
         answers: vec![("reset", 2), ("limited", 0)],
         fragments: vec![("first", 4), ("held", 0)],
+        devices: Vec::new(),
         announced: vec![AnnouncedStatus {
             vip: "10.0.0.1".parse().unwrap(),
             conflicts: 3,

@@ -107,6 +107,8 @@ fn planned(core: &Core<MemoryDataplane>, state: &State, census: Option<&census::
         down: &BTreeMap::new(),
         next_hops: &next_hops,
         links: &BTreeMap::new(),
+        devices: &Default::default(),
+        vlans: false,
         own_addresses: &BTreeSet::new(),
         tunnel: Tunnel::default(),
         unknown_port: UNKNOWN_PORT,

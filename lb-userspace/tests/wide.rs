@@ -145,6 +145,8 @@ impl Maps {
                 overflows: &none,
                 traffic: &none,
                 links: &BTreeMap::new(),
+                devices: &Default::default(),
+                vlans: false,
                 sampling: &BTreeMap::new(),
                 keeps_flows: false,
             },

@@ -229,6 +229,8 @@ pub struct Config {
     pub unknown_port: Option<&'static str>,
     /// The file that has the secret of the flow hash, where one does.
     pub hash_key_file: Option<String>,
+    /// What is made of VLAN tags, where that is written.
+    pub vlans: Option<&'static str>,
     /// Access lists, as they are written.
     pub access_lists: Vec<String>,
     /// Address pools, likewise.
@@ -243,6 +245,7 @@ impl From<Vec<Service>> for Config {
             heartbeat_port: None,
             unknown_port: None,
             hash_key_file: None,
+            vlans: None,
             access_lists: Vec::new(),
             address_pools: Vec::new(),
         }
@@ -271,8 +274,10 @@ impl Config {
             .as_ref()
             .map(|file| format!("hash_key_file = \"{file}\"\n"));
         let hash_key = hash_key.unwrap_or_default();
+        let vlans = self.vlans.map(|vlans| format!("vlans = \"{vlans}\"\n"));
+        let vlans = vlans.unwrap_or_default();
         format!(
-            "name = \"{name}\"\ninterfaces = [\"{INTERFACE}\"]\n{heartbeat}{unknown_port}{hash_key}\n[tunnel]\n\
+            "name = \"{name}\"\ninterfaces = [\"{INTERFACE}\"]\n{heartbeat}{unknown_port}{hash_key}{vlans}\n[tunnel]\n\
              source_v4 = \"10.255.0.0/16\"\nsource_v6 = \"fd00:ffff::/64\"\n\
              [limits]\n{limits}{}{}{services}",
             self.access_lists.concat(),

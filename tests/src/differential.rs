@@ -23,16 +23,16 @@ use aya::{
 };
 use lb_common::{
     budget,
-    fragment::Fragment,
     memory::{Counted, HeldFrame, MemoryTables},
     packet::SlicePacket,
     pipeline,
     rate::Rate,
     tables::{
         Counters, FlowCounters, FlowKey, Guard, HASH_KEY_WORDS, Handshake, Record, Session, Signs,
-        Slot, Table, Tick,
+        Slot, Table, Tables as _, Tagged, Tick, feature,
     },
     verdict::{FIRST_ANSWER, FIRST_PIECE, Verdict},
+    vlan,
 };
 use lb_userspace::{
     agent::Core,
@@ -56,6 +56,8 @@ use crate::wait::wait_until;
 
 /// More bytes than any mode puts in front of a frame.
 const LONGEST_TUNNEL: usize = 96;
+/// And the tags of two VLANs.
+const TAGS: usize = 8;
 /// Records that the flow tables have room for: few, so that they overflow.
 const FLOWS: u32 = 512;
 const HALF_OPEN: u32 = 256;
@@ -518,7 +520,7 @@ impl Bench {
     }
 
     fn kernel(&mut self, frame: &[u8], way: Way) -> Result<Outcome> {
-        let mut out = vec![0; frame.len() + LONGEST_TUNNEL];
+        let mut out = vec![0; frame.len() + LONGEST_TUNNEL + TAGS];
         let program = self.program.ebpf().program_mut(way.program());
         let program: &mut Xdp = program.context("no such program")?.try_into()?;
         let result = program
@@ -573,22 +575,20 @@ fn insert<T: Default + PartialEq>(map: &mut BTreeMap<u32, T>, index: u32, counte
 
 /// What the host makes of a frame.
 pub fn execute(tables: &mut MemoryTables, frame: &[u8], way: Way) -> Outcome {
+    let (inner, surplus) = untagged(frame, tables);
     let clients = tables
         .sessions
         .get_mut()
         .by_flow
         .keys()
         .map(|key| key.source);
-    tables.routes = routes::of(frame, clients);
+    tables.routes = routes::of(&inner, clients, surplus);
     let mut buffer = vec![0; HEADROOM];
     buffer.extend_from_slice(frame);
     let mut packet = SlicePacket::new(&mut buffer, HEADROOM, INGRESS);
     let verdict = match way {
         Way::Network => pipeline::process(&mut packet, tables),
-        Way::Held => {
-            let mut place = Fragment::EMPTY;
-            pipeline::held(&mut packet, tables, &mut place)
-        }
+        Way::Held => pipeline::process_held(&mut packet, tables),
     };
     let action = match verdict {
         Verdict::Drop(_) | Verdict::Held => 1,
@@ -608,13 +608,34 @@ fn outcome(action: u32, bytes: &[u8]) -> Outcome {
     }
 }
 
+/// The frame without the tags that are taken off, and what those take of its way.
+fn untagged(frame: &[u8], tables: &MemoryTables) -> (Vec<u8>, u16) {
+    let mut buffer = frame.to_vec();
+    let mut packet = SlicePacket::new(&mut buffer, 0, INGRESS);
+    if !tables.knows(feature::VLAN) || !pipeline::vlan(&mut packet, tables) {
+        return (frame.to_vec(), 0);
+    }
+    let surplus = vlan::surplus(tables);
+    tables.note_tags(&Tagged::NONE);
+    (packet.bytes().to_vec(), surplus)
+}
+
 fn next_hop(address: IpAddr) -> Update {
     let last = match address {
         IpAddr::V4(v4) => v4.octets()[3],
         IpAddr::V6(v6) => v6.octets()[15],
     };
     // Every third leaves by another interface than it came in by.
-    let interface = if last % 3 == 0 { 7 } else { INGRESS };
+    let interface = match last % 3 {
+        0 => 7,
+        // Of the others, some by a VLAN device, two VLAN devices over each other, or a bond.
+        _ => match last % 7 {
+            1 => setting::VLAN,
+            2 => setting::BOTH_VLANS,
+            3 => setting::BOND,
+            _ => INGRESS,
+        },
+    };
     let source: SocketAddr = frames::own_for(address);
     Update::NextHop {
         address,

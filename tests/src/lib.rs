@@ -16,6 +16,7 @@ pub mod capture;
 pub mod config;
 pub mod differential;
 pub mod dissect;
+pub mod dump;
 pub mod fuzz;
 pub mod link;
 pub mod load;

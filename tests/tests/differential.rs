@@ -182,6 +182,10 @@ fn run_pruned() -> Result<()> {
             feature::NAT | feature::MSS | feature::ALL_PORTS,
             "nat, mss, all ports",
         ),
+        (
+            feature::NAT | feature::IPIP | feature::VLAN,
+            "nat, ipip, vlans",
+        ),
     ] {
         let setting = Setting::for_features(features)?;
         assert!(!setting.services.is_empty(), "no service is of {what}");

@@ -81,7 +81,7 @@ fn step<P: Packet, T: Tables>(packet: &P, tables: &T, outer: &Flow) -> Option<St
     {
         return None;
     }
-    let interface = packet.interface();
+    let interface = tables.ingress(packet);
     let comes_by = tables.comes_by(backend.counters);
     (interface != 0 && comes_by == interface).then_some(Step {
         tag,

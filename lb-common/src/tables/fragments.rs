@@ -2,7 +2,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use super::{Address, Backend, Tick};
+use super::{Address, Backend, MOST_TAGS, Tag, Tick};
 
 /// What tells the fragments of one datagram from those of others (RFC 791 §3.2, RFC 8200 §4.5).
 #[derive(
@@ -89,8 +89,10 @@ pub struct Early {
     pub length: u32,
     /// Where it belongs in its datagram, in bytes.
     pub offset: u32,
-    /// Always zero.
-    pub zero: u32,
+    /// How many tags were taken off it.
+    pub tag_count: u32,
+    /// These, as [`Tagged::tags`](super::Tagged::tags).
+    pub tags: [Tag; MOST_TAGS],
     /// The frame, eight bytes to a word as they lie in memory; what is behind it says nothing.
     pub frame: [u64; HELD_WORDS],
 }
@@ -98,5 +100,5 @@ pub struct Early {
 const _: () = {
     assert!(size_of::<FragmentKey>() == 40);
     assert!(size_of::<Datagram>() == 96);
-    assert!(size_of::<Early>() == 56 + 8 * HELD_WORDS);
+    assert!(size_of::<Early>() == 64 + 8 * HELD_WORDS);
 };

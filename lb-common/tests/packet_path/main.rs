@@ -36,6 +36,7 @@ mod tracking;
 mod tunnel_errors;
 mod tunnels;
 mod untouched;
+mod vlan;
 mod wide;
 
 /// IANA protocol numbers.

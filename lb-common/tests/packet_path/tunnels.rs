@@ -30,7 +30,7 @@ fn stage(mode: Mode, server: Server) -> Stage {
 }
 
 /// The outer headers that [`support::server`]'s tunnels have at [`HASH`], around `packet`.
-fn outer(mode: Mode, packet: &Spec, server: &str, position: u8) -> Outer {
+pub fn outer(mode: Mode, packet: &Spec, server: &str, position: u8) -> Outer {
     let destination = socket(server);
     // 172.16.0.0/16 and fd00:77::1:0:0/96 with the hash's low half, in memory order, behind the prefix.
     let source = if destination.is_ipv4() {

@@ -7,12 +7,12 @@ mod outcome;
 mod passive;
 mod quic;
 mod sessions;
+mod vlans;
 mod wide;
 
 use std::net::{IpAddr, SocketAddr};
 
 use lb_common::{
-    fragment::Fragment,
     memory::MemoryTables,
     mss,
     packet::SlicePacket,
@@ -420,10 +420,7 @@ impl Stage {
     /// Runs the fragments that are held, in the order in which they came, as the agent gives them back.
     pub fn give_back(&self) -> Vec<Outcome> {
         let held = self.tables.held.take();
-        let run = |packet: &mut SlicePacket<'_>| {
-            let mut place = Fragment::EMPTY;
-            pipeline::held(packet, &self.tables, &mut place)
-        };
+        let run = |packet: &mut SlicePacket<'_>| pipeline::process_held(packet, &self.tables);
         held.iter()
             .map(|held| self.run_by(&held.frame, HEADROOM, run))
             .collect()

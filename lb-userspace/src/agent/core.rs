@@ -44,12 +44,14 @@ use super::{ChangeError, history::History};
 use crate::{
     config::Tunnel,
     dataplane::{Capacity, Dataplane, DataplaneError, FlowTables},
-    model::{AddressPool, Change, ModelError, Service, ServiceId, State, UNKNOWN_PORT, Unserved},
+    model::{
+        AddressPool, Change, ModelError, Service, ServiceId, State, UNKNOWN_PORT, Unserved, Vlans,
+    },
     neighbours::{NextHop, Update},
     plan::{
-        self, Inputs, Layout, Placed, PlacedMember, Plan,
+        self, Devices, Inputs, Layout, Placed, PlacedMember, Plan,
         census::{self, Census},
-        listing,
+        features, listing,
     },
     snapshot::{ClientList, FlowFilter, FlowList, InterfaceStatus},
 };
@@ -147,6 +149,10 @@ pub struct Core<D> {
     own_addresses: BTreeSet<IpAddr>,
     /// What VIPs are announced by.
     announcing: Announcing,
+    /// Devices that stand over others.
+    devices: Devices,
+    /// Which of them, and which tags, are made something of.
+    vlans: Vlans,
 }
 
 impl<D: Dataplane> Core<D> {
@@ -178,6 +184,8 @@ impl<D: Dataplane> Core<D> {
             no_ways: NoWays::default(),
             own_addresses: BTreeSet::new(),
             announcing: Announcing::default(),
+            devices: Devices::default(),
+            vlans: Vlans::default(),
         };
         core.adopt()?;
         // Flows of services that the former agent removed last, before their indices are used again.
@@ -414,8 +422,12 @@ impl<D: Dataplane> Core<D> {
             Default::default()
         };
         let links = self.announcing.links();
+        // What the network has may not stand in the way of failures while programs are loaded for it.
+        let (takes_tags, none) = (self.lacks() == 0, Devices::default());
         let inputs = Inputs {
             links: &links,
+            devices: if takes_tags { &self.devices } else { &none },
+            vlans: takes_tags && self.vlans == Vlans::On,
             state: self.adapted.as_ref().unwrap_or(&self.state),
             down: &down,
             next_hops: &self.next_hops,
@@ -597,6 +609,17 @@ impl<D: Dataplane> Core<D> {
         self.unknown_port = refusal;
     }
 
+    /// What the network needs that the programs are not loaded for: bits of [`lb_common::tables::feature`].
+    pub fn lacks(&self) -> u32 {
+        let needed = features::of_network(&self.devices, self.vlans == Vlans::On);
+        needed & !self.dataplane.features()
+    }
+
+    /// Says what is made of VLAN tags, before anything is known of the network.
+    pub fn set_vlans(&mut self, vlans: Vlans) {
+        self.vlans = vlans;
+    }
+
     /// Takes note of news about the network; true where the maps must follow by [`Core::enforce`].
     pub fn network(&mut self, update: Update) -> bool {
         match update {
@@ -613,7 +636,12 @@ impl<D: Dataplane> Core<D> {
                 self.own_addresses = addresses;
                 changed
             }
-            Update::Ports(ports) => self.announcing.set_ports(ports),
+            Update::Ports(ports) => {
+                let devices = Devices::wanted(self.vlans, &ports, self.announcing.attended());
+                let changed = std::mem::replace(&mut self.devices, devices);
+                let moved = self.announcing.set_ports(ports);
+                moved || changed != self.devices
+            }
             Update::NextHop {
                 address,
                 next_hop: Some(next_hop),

@@ -150,6 +150,10 @@ struct Running<D> {
     loads: JoinSet<Result<u32, DataplaneError>>,
     /// What programs have been loaded for in vain, if a change still says that they are not.
     loaded: u32,
+    /// What they are being loaded for that the network needs and no change.
+    for_network: u32,
+    /// What of that they could not be loaded for.
+    refused: u32,
     /// Changes in the order in which they came, since the one that they are loaded for.
     parked: VecDeque<Parked>,
     /// What is kept for the next agent.
@@ -181,6 +185,8 @@ impl<D: Dataplane> Running<D> {
             sweep_retries: 0,
             loads: JoinSet::new(),
             loaded: 0,
+            for_network: 0,
+            refused: 0,
             parked: VecDeque::new(),
             remembered: None,
             forgetful: false,
@@ -387,6 +393,7 @@ impl<D: Dataplane> Running<D> {
                 changed |= self.hear(update);
             }
         }
+        self.load_for_network();
         if changed {
             self.enforce();
             if self.core.probes_by_hops() {
@@ -506,11 +513,20 @@ impl<D: Dataplane> Running<D> {
     }
 
     /// Loads programs for a change, beside the loop.
+    /// Has programs loaded for what the network has come to need, unless they could not be. What is wanted goes on without meanwhile.
+    fn load_for_network(&mut self) {
+        let lacks = self.core.lacks() & !self.refused;
+        if lacks != 0 && self.loads.is_empty() {
+            self.for_network = lacks;
+            self.load(lacks);
+        }
+    }
+
     fn load(&mut self, features: u32) {
         let programs = Arc::clone(&self.sources.programs);
         tracing::info!(
             features = format_args!("{features:#x}"),
-            "loading the programs for what a change needs"
+            "loading the programs for what is needed now"
         );
         self.loads
             .spawn_blocking(move || programs.load(features).map(|()| features));
@@ -525,8 +541,16 @@ impl<D: Dataplane> Running<D> {
             Ok(Err(error)) => Some(error.to_string()),
             Err(error) => Some(format!("loading the programs broke off: {error}")),
         };
+        let lacked = std::mem::take(&mut self.for_network);
+        if lacked != 0 {
+            // What is said to be loaded and is not is not loaded for ever.
+            self.refused |= lacked & self.core.lacks();
+            match failed {
+                Some(why) => tracing::error!(%why, "nothing is made of VLANs and bonds"),
+                None => self.enforce(),
+            }
         // The one that they were loaded for came first; those that came later may not need them.
-        if let Some(why) = failed
+        } else if let Some(why) = failed
             && let Some((_, reply)) = self.parked.pop_front()
         {
             tracing::error!(%why, "a change is refused");
@@ -541,6 +565,7 @@ impl<D: Dataplane> Running<D> {
                 self.on_change(change, reply);
             }
         }
+        self.load_for_network();
     }
 
     fn tell_watchers(&mut self) {

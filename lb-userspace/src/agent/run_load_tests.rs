@@ -16,6 +16,7 @@ use crate::{
     dataplane::memory::MemoryDataplane,
     health::Target,
     model::{Admin, Backend, Mode, Service, ServiceId},
+    neighbours::{Kind, Port},
     snapshot::Condition,
 };
 
@@ -56,6 +57,7 @@ impl Programs for Loading {
 struct Agent {
     handle: Handle,
     health: mpsc::Sender<Event>,
+    network: mpsc::Sender<Update>,
     asked: mpsc::UnboundedReceiver<u32>,
     fates: std_mpsc::Sender<Fate>,
     stop: oneshot::Sender<()>,
@@ -88,6 +90,7 @@ impl Agent {
     async fn start() -> Self {
         let (handle, requests) = Handle::new();
         let (events, health) = mpsc::channel(64);
+        let (news, network) = mpsc::channel(64);
         let (asking, asked) = mpsc::unbounded_channel();
         let (fates, told) = std_mpsc::channel();
         let mut memory = MemoryDataplane::default();
@@ -104,7 +107,7 @@ impl Agent {
             checker: Checker::new(events.clone(), 1),
             health,
             resolver: Resolver::idle(),
-            network: mpsc::channel(1).1,
+            network,
             announcer: Announcer::idle(),
             conflicts: mpsc::channel(1).1,
             store: None,
@@ -116,6 +119,7 @@ impl Agent {
         let agent = Self {
             handle,
             health: events,
+            network: news,
             asked,
             fates,
             stop,
@@ -293,4 +297,61 @@ async fn who_is_to_take_no_new_flows_waits_for_no_programs_unless_a_change_of_it
         timeout(PATIENCE, answer).await.unwrap().unwrap().unwrap();
     }
     agent.end().await;
+}
+
+/// A NIC with a VLAN device over it.
+fn vlan() -> Update {
+    let port = |name: &str, index, kind| {
+        let port = Port {
+            index,
+            mac: [2, 0, 0, 0, 0, 1],
+            running: true,
+            mtu: 1_500,
+            kind,
+        };
+        (name.to_owned(), port)
+    };
+    let tag = [0x81, 0, 0, 100];
+    let nic = port("eth0", 4, Kind::Plain);
+    let device = port("eth0.100", 9, Kind::Vlan { lower: 4, tag });
+    Update::Ports([nic, device].into())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_network_comes_to_need_is_loaded_while_failures_take_effect() {
+    let mut agent = Agent::start().await;
+    agent.network.send(vlan()).await.unwrap();
+    assert_eq!(agent.asked().await, feature::VLAN);
+    let target = Target {
+        service: id(1),
+        address: backend(1),
+    };
+    let down = Event::new(target, Condition::Down);
+    agent.health.send(down).await.unwrap();
+    agent.sees(Condition::Down).await;
+    let change = agent.add(2, Mode::Ipip);
+    assert!(agent.handle.snapshot().await.unwrap().devices.is_empty());
+    agent.fates.send(Fate::InForce).unwrap();
+    answer(change).await.unwrap();
+    let devices = agent.handle.snapshot().await.unwrap().devices;
+    assert_eq!(devices[0].name, "eth0.100");
+    agent.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_be_loaded_for_the_network_refuses_no_change_and_is_not_tried_for_ever() {
+    for fate in [Fate::Refused, Fate::Pretended] {
+        let mut agent = Agent::start().await;
+        agent.network.send(vlan()).await.unwrap();
+        agent.asked().await;
+        let change = agent.add(2, Mode::Ipip);
+        agent.fates.send(fate).unwrap();
+        answer(change).await.unwrap();
+        // Another would have been asked for by now, and waited.
+        agent.network.send(vlan()).await.unwrap();
+        answer(agent.add(3, Mode::Ipip)).await.unwrap();
+        assert_eq!(agent.services().await, [id(1), id(2), id(3)]);
+        assert!(agent.asked.try_recv().is_err());
+        agent.end().await;
+    }
 }

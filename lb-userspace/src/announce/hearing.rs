@@ -83,7 +83,7 @@ impl Hearing {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::neighbours::Port;
+    use crate::neighbours::{Kind, Port};
 
     const OURS: [u8; 6] = [2, 0, 0, 0, 0, 1];
     const THEIRS: [u8; 6] = [2, 0, 0, 0, 0, 9];
@@ -94,6 +94,8 @@ mod tests {
             index: 4,
             mac: OURS,
             running: true,
+            mtu: 1_500,
+            kind: Kind::Plain,
         };
         hearing.own(Owned {
             vips: ["10.0.0.1".parse().unwrap()].into(),

@@ -103,7 +103,7 @@ impl From<Instant> for Pending {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::neighbours::Port;
+    use crate::neighbours::{Kind, Port};
 
     const FIRST: [u8; 6] = [2, 0, 0, 0, 0, 1];
     const SECOND: [u8; 6] = [2, 0, 0, 0, 0, 2];
@@ -117,6 +117,8 @@ mod tests {
                     index,
                     mac,
                     running,
+                    mtu: 1_500,
+                    kind: Kind::Plain,
                 },
             )
         };

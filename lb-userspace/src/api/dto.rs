@@ -18,8 +18,8 @@ pub use access::{
 };
 pub use announce::{Announce, Announced, AnnouncedVip};
 pub use answers::{
-    Action, Changed, Heard, Interface, Panic, Refusal, Service, Status, Subject, Tally, Tier,
-    Traffic,
+    Action, Changed, Device, Heard, Interface, Panic, Refusal, Service, Status, Subject, Tally,
+    Tier, Traffic,
 };
 pub use backends::{Asked, Backend, CheckStatus, Condition, Damping, Drain, Growing};
 pub use capacity::{Capacity, Of, Use, Worst};

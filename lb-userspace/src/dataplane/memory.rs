@@ -142,6 +142,10 @@ impl MemoryDataplane {
                 tables.interfaces.insert(*index, *interface);
             }
             Operation::ForgetInterface(index) => drop(tables.interfaces.remove(index)),
+            Operation::Vlan(key, device) => drop(tables.vlans.insert(*key, *device)),
+            Operation::ForgetVlan(key) => drop(tables.vlans.remove(key)),
+            Operation::Upper(index, upper) => drop(tables.uppers.insert(*index, *upper)),
+            Operation::ForgetUpper(index) => drop(tables.uppers.remove(index)),
             Operation::Features(bits) => tables.control.features = *bits,
             Operation::UnknownPort(refusal) => tables.control.unknown_port = *refusal,
             Operation::GuePort(port) => tables.control.gue_port = port.to_be(),

@@ -13,7 +13,7 @@ use lb_common::{
     tables::{
         Address, Backend, Counters, Descriptor, Endpoint, FlowCounters, FlowKey, Guard, Handshake,
         Interface, Member, PoolKey, PortKey, Record, Server, ServerKey, Session, Shape, Signs,
-        Table, Tick, VipKey, WayBack,
+        Table, Tick, Upper, VipKey, VlanKey, WayBack,
     },
 };
 
@@ -83,6 +83,14 @@ pub enum Operation {
     Interface(u32, Interface),
     /// They are announced there no longer.
     ForgetInterface(u32),
+    /// The VLAN device that frames are of.
+    Vlan(VlanKey, u32),
+    /// Frames are no VLAN device's.
+    ForgetVlan(VlanKey),
+    /// What a device stands over, by its index.
+    Upper(u32, Upper),
+    /// A device stands over nothing.
+    ForgetUpper(u32),
     /// Bits of [`lb_common::tables::feature`].
     Features(u32),
     /// What packets to unknown ports of VIPs get: one of [`lb_common::tables::refusal`].
@@ -135,6 +143,8 @@ impl Capacity {
     pub const OWN_ADDRESSES: u32 = 4_096;
     /// Interfaces that VIPs are announced on, at most.
     pub const INTERFACES: u32 = 1_024;
+    /// VLAN devices and bonds, and their members: while those are replaced, there are both.
+    pub const UPPERS: u32 = 16_384;
     /// Addresses of pools: while those are replaced, they have both.
     pub const POOL_ADDRESSES: u32 = 2 * MAX_POOL_ADDRESSES as u32;
 

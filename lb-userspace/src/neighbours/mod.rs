@@ -15,6 +15,7 @@ use std::{
     net::IpAddr,
 };
 
+use lb_common::tables::Tag;
 use tokio::{
     sync::{mpsc, watch},
     task::AbortHandle,
@@ -47,6 +48,34 @@ pub struct Port {
     pub mac: [u8; 6],
     /// Whether it is up and has a link.
     pub running: bool,
+    /// Its MTU.
+    pub mtu: u32,
+    /// What it stands over, or is part of.
+    pub kind: Kind,
+}
+
+/// How an interface is related to others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Kind {
+    /// Not at all, or as does not matter here.
+    #[default]
+    Plain,
+    /// A VLAN device.
+    Vlan {
+        /// Index of what it stands over.
+        lower: u32,
+        /// What its frames have there, as they lie on the wire.
+        tag: Tag,
+    },
+    /// A bond.
+    Bond,
+    /// Part of one.
+    Member {
+        /// Index of the bond.
+        bond: u32,
+        /// Whether that sends by it.
+        active: bool,
+    },
 }
 
 /// News from the kernel.

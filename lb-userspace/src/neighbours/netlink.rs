@@ -4,10 +4,14 @@
 use std::{future, io, net::IpAddr, pin::Pin};
 
 use futures_util::{FutureExt as _, Stream, StreamExt as _, TryStreamExt as _};
+use lb_common::{tables::Tag, vlan};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressMessage},
-    link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage},
+    link::{
+        BondPortState, InfoBondPort, InfoData, InfoKind, InfoPortData, InfoVlan, LinkAttribute,
+        LinkFlags, LinkInfo, LinkLayerType, LinkMessage, MiiStatus,
+    },
     neighbour::{
         NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
     },
@@ -16,7 +20,10 @@ use netlink_packet_route::{
 use rtnetlink::{Handle, MulticastGroup, packet_core::NetlinkPayload};
 use tokio::task::AbortHandle;
 
-use super::table::{Change, Freshness, Link, Neighbour, NeighbourKey, Route};
+use super::{
+    Kind,
+    table::{Change, Freshness, Link, Neighbour, NeighbourKey, Route},
+};
 
 /// What is followed: everything that a resolution depends on.
 const GROUPS: [MulticastGroup; 8] = [
@@ -243,6 +250,7 @@ fn link(message: &LinkMessage) -> Link {
         mtu: 0,
         up,
         carrier: message.header.flags.contains(LinkFlags::LowerUp),
+        kind: kind(message),
     };
     for attribute in &message.attributes {
         match attribute {
@@ -257,6 +265,57 @@ fn link(message: &LinkMessage) -> Link {
         }
     }
     link
+}
+
+/// How a link is related to others, of this network namespace.
+fn kind(message: &LinkMessage) -> Kind {
+    let (mut lower, mut bond, mut infos) = (None, None, &[][..]);
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::Link(index) => lower = Some(*index),
+            LinkAttribute::Controller(index) => bond = Some(*index),
+            LinkAttribute::LinkInfo(list) => infos = list,
+            // The one below is elsewhere, and its index says nothing here.
+            LinkAttribute::LinkNetNsId(_) => return Kind::Plain,
+            _ => {}
+        }
+    }
+    for info in infos {
+        match (info, lower, bond) {
+            (LinkInfo::Data(InfoData::Vlan(vlan)), Some(lower), _) => {
+                return vlan_tag(vlan).map_or(Kind::Plain, |tag| Kind::Vlan { lower, tag });
+            }
+            (LinkInfo::Kind(InfoKind::Bond), ..) => return Kind::Bond,
+            (LinkInfo::PortData(InfoPortData::BondPort(port)), _, Some(bond)) => {
+                let active = port.iter().all(is_active);
+                return Kind::Member { bond, active };
+            }
+            _ => {}
+        }
+    }
+    Kind::Plain
+}
+
+fn vlan_tag(vlan: &[InfoVlan]) -> Option<Tag> {
+    let id = vlan.iter().find_map(|info| match info {
+        InfoVlan::Id(id) => Some(*id),
+        _ => None,
+    })?;
+    let protocol = vlan.iter().find_map(|info| match info {
+        InfoVlan::Protocol(protocol) => Some(*protocol),
+        _ => None,
+    });
+    Some(vlan::tag(protocol.unwrap_or_default().into(), id))
+}
+
+/// Whether what a bond says of a member lets it send by that: standbys are backups, and so is what has not agreed with the other end
+/// yet (802.3ad).
+fn is_active(info: &InfoBondPort) -> bool {
+    match info {
+        InfoBondPort::BondPortState(state) => *state == BondPortState::Active,
+        InfoBondPort::MiiStatus(status) => matches!(status, MiiStatus::Up | MiiStatus::GoingDown),
+        _ => true,
+    }
 }
 
 /// `IFA_ADDRESS` is the peer's on point-to-point links, where `IFA_LOCAL` is ours.

@@ -6,7 +6,7 @@ use std::{
     net::IpAddr,
 };
 
-use super::{NextHop, Port};
+use super::{Kind, NextHop, Port};
 
 /// A neighbour as the kernel keys it: interface and address.
 pub type NeighbourKey = (u32, IpAddr);
@@ -27,6 +27,8 @@ pub struct Link {
     pub up: bool,
     /// Whether it has a carrier.
     pub carrier: bool,
+    /// How it is related to others.
+    pub kind: Kind,
 }
 
 /// How sure the kernel is of a neighbour, as far as it matters here.
@@ -225,6 +227,8 @@ impl Table {
                     index,
                     mac,
                     running,
+                    mtu: link.mtu,
+                    kind: link.kind,
                 },
             ))
         };

@@ -16,6 +16,7 @@ fn link() -> Link {
         mtu: 1500,
         up: true,
         carrier: true,
+        kind: Kind::Plain,
     }
 }
 

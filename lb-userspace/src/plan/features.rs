@@ -3,8 +3,8 @@
 
 use lb_common::tables::{feature, owned, service_flag};
 
-use super::{Draft, Operation, Placed};
-use crate::model::{Mode, MssClamp, Protocol, Service, State, Unserved};
+use super::{Devices, Draft, Inputs, Operation, Placed};
+use crate::model::{Mode, MssClamp, Protocol, Service, Unserved};
 
 /// What services need, and packets that none of them takes: bits of [`feature`].
 pub fn needed<'a>(services: impl IntoIterator<Item = &'a Service>, unknown_port: Unserved) -> u32 {
@@ -12,6 +12,11 @@ pub fn needed<'a>(services: impl IntoIterator<Item = &'a Service>, unknown_port:
     services
         .into_iter()
         .fold(unknown, |needed, service| needed | of(service))
+}
+
+/// What the network around needs: bits of [`feature`].
+pub fn of_network(devices: &Devices, vlans: bool) -> u32 {
+    flag(vlans || !devices.uppers.is_empty(), feature::VLAN)
 }
 
 fn of(service: &Service) -> u32 {
@@ -54,13 +59,20 @@ fn flag(is: bool, feature: u32) -> u32 {
 
 impl Draft {
     /// From what is in use to what is wanted.
-    pub(super) fn set_features(&mut self, state: &State, unknown_port: Unserved) {
+    pub(super) fn set_features(&mut self, inputs: &Inputs<'_>) {
+        let Inputs {
+            state,
+            unknown_port,
+            ..
+        } = *inputs;
         let number = unknown_port.number();
         if self.layout.unknown_port != number {
             self.before.push(Operation::UnknownPort(number));
             self.layout.unknown_port = number;
         }
-        let wanted = needed(state.services(), unknown_port) | self.left_over();
+        let wanted = needed(state.services(), unknown_port)
+            | of_network(inputs.devices, inputs.vlans)
+            | self.left_over();
         let both = self.layout.features | wanted;
         if both != self.layout.features {
             self.before.push(Operation::Features(both));

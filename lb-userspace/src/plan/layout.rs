@@ -17,6 +17,7 @@ use lb_common::{
 
 use super::{
     address_pools::Addresses,
+    devices::Devices,
     has_passed,
     loads::Holder,
     lookup::Lookup,
@@ -387,6 +388,8 @@ pub struct Layout {
     pub(super) shapes: BTreeMap<u32, Shape>,
     /// Interfaces that VIPs are announced on.
     pub interfaces: BTreeMap<u32, Interface>,
+    /// Devices that stand over others.
+    pub devices: Devices,
     pub(super) lookup: Lookup,
     pub(super) service_indices: Indices,
     /// Indices of services that have gone, of which flows may still be recorded.
@@ -448,6 +451,7 @@ impl Layout {
             wide: Wide::default(),
             shapes: BTreeMap::new(),
             interfaces: BTreeMap::new(),
+            devices: Devices::default(),
             lookup: Lookup::new(&control, Vec::new()),
             service_indices: Indices::new(0, capacity.services),
             left: BTreeSet::new(),
@@ -493,6 +497,10 @@ impl Layout {
         layout.gue_port = u16::from_be(tables.control.gue_port);
         layout.owned.clone_from(&tables.owned);
         layout.interfaces.clone_from(&tables.interfaces);
+        layout.devices = Devices {
+            vlans: tables.vlans.clone(),
+            uppers: tables.uppers.clone(),
+        };
         layout.ways_back.clone_from(&tables.ways_back);
         layout.servers.clone_from(&tables.servers);
         layout.adopt_lists(&tables);

@@ -11,6 +11,7 @@
 
 mod address_pools;
 pub mod census;
+mod devices;
 pub mod features;
 mod guards;
 mod keeps;
@@ -39,6 +40,7 @@ use lb_common::{
 };
 
 pub use self::address_pools::Addresses;
+pub use self::devices::Devices;
 pub use self::layout::{Layout, Placed, PlacedMember, Ring, endpoint, endpoint_at, half};
 pub use self::lookup::BUCKETS_PER_SERVICE;
 pub use self::pool::next_hop;
@@ -69,6 +71,10 @@ pub struct Inputs<'a> {
     pub own_addresses: &'a BTreeSet<IpAddr>,
     /// Hardware addresses of the interfaces that the program is attached to, by index.
     pub links: &'a BTreeMap<u32, [u8; 6]>,
+    /// Devices that stand over others.
+    pub devices: &'a Devices,
+    /// Whether frames may have VLAN tags, whatever devices there are.
+    pub vlans: bool,
     /// Where encapsulated packets come from.
     pub tunnel: Tunnel,
     /// What packets get to ports of VIPs that no service has.
@@ -283,7 +289,8 @@ pub fn plan(layout: &Layout, inputs: &Inputs<'_>) -> Result<Plan, PlanError> {
     draft.place_classes()?;
     draft.set_owned(inputs)?;
     draft.set_interfaces(inputs);
-    draft.set_features(inputs.state, inputs.unknown_port);
+    draft.set_devices(inputs.devices);
+    draft.set_features(inputs);
     draft.set_gue_port(inputs.tunnel.gue_port);
     draft.before.extend(members);
     if inputs.keeps_flows {

@@ -352,10 +352,12 @@ fn set_next_hop(wanted: &mut Backend, service: &Service, address: IpAddr, inputs
         // The UDP source port varies with the flow; the address need not.
         Mode::Nat | Mode::FullNat | Mode::Gue | Mode::L2 => Tunnel::default(),
     };
-    wanted.interface = next_hop.interface;
+    wanted.interface = inputs.devices.marked(next_hop.interface);
     wanted.source_mac = next_hop.source_mac;
     wanted.destination_mac = next_hop.destination_mac;
-    wanted.mtu = mtu::room(next_hop.mtu, service.mode_number(), address.is_ipv4());
+    let room = inputs.devices.mtu(next_hop.interface);
+    let way = room.map_or(next_hop.mtu, |room| room.min(next_hop.mtu));
+    wanted.mtu = mtu::room(way, service.mode_number(), address.is_ipv4());
     (wanted.source, wanted.source_mask) = outer_source(next_hop.source_address, tunnel);
 }
 

@@ -80,6 +80,7 @@ async fn status_tells_instance_interfaces_tally_and_drops() {
             {"name": "snat", "addresses": 2, "first_port": 1_000, "last_port": 1_999, "sessions": 3},
         ],
         "announced": [{"vip": "10.0.0.1", "conflicts": 3}],
+        "devices": [{"name": "eth0.100", "over": ["eth0"], "tags": ["802.1q 100"]}],
         "drops": {"malformed": 0, "no_backend": 3},
         "answers": {"limited": 0, "reset": 2},
         "fragments": {"first": 4, "held": 0},

@@ -94,6 +94,12 @@ const BAD_FILES: &[Bad] = &[
         "unknown_port",
         "`close` is not what unknown_port can be: use \"drop\", \"reset\", \"unreachable\" or \"pass\"",
     ),
+    (
+        "vlans = \"all\"",
+        1,
+        "vlans",
+        "`all` is not what vlans can be: use \"auto\", \"on\" or \"off\"",
+    ),
     ("[tunnel]\ngue_port = 0", 2, "tunnel.gue_port", "1 to 65535"),
     (
         "[tunnel]\nsource_v4 = \"10.255.0.1/16\"",

@@ -13,7 +13,7 @@ use lb_userspace::{
     config::{self, Config, ConfigError, Limits},
     model::{
         Adaptive, Admin, DEAD_AFTER, Failback, FlowState, Health, Http, Mode, MssClamp, OnDown,
-        Probe, Quic, Scheduler, Service, Signal, State, Unserved,
+        Probe, Quic, Scheduler, Service, Signal, State, Unserved, Vlans,
     },
 };
 
@@ -22,6 +22,7 @@ name = "edge-1"
 interfaces = ["eth0", "eth1"]
 metrics = "127.0.0.1:9150"
 unknown_port = "unreachable"
+vlans = "on"
 
 [tunnel]
 source_v4 = "10.255.0.0/16"
@@ -95,6 +96,8 @@ fn every_key_of_the_format_is_read() {
     assert_eq!(config.interfaces, ["eth0", "eth1"]);
     assert_eq!(config.metrics, Some("127.0.0.1:9150".parse().unwrap()));
     assert_eq!(config.unknown_port, Some(Unserved::Unreachable));
+    assert_eq!(config.vlans, Vlans::On);
+    assert_eq!(read("").vlans, Vlans::Auto);
     assert_eq!(config.tunnel.source_v4, Some(([10, 255, 0, 0].into(), 16)));
     assert_eq!(
         config.tunnel.source_v6,

@@ -16,7 +16,7 @@ use lb_common::{
         AccessKey, Address, Backend, Bucket, ClassKey, Control, Datagram, Endpoint, FlowEvent,
         FlowKey, FragmentKey, GuardEntry, Handover, Handshake, Member, NoRoute, PoolKey, PortKey,
         Record, Recorded, Route, RouteQuery, Server, ServerKey, ServiceEntry, Session, Sign, Slot,
-        SourceKey, Table, Tables, Tick, VipKey, WayBack, flow_kind,
+        SourceKey, Table, Tables, Tagged, Tick, Upper, VipKey, VlanKey, WayBack, flow_kind,
     },
     track::{self, Question},
     verdict::{Answer, DropReason, Piece},
@@ -294,6 +294,22 @@ impl Tables for Bent<'_> {
 
     fn hardware_address(&self, interface: u32) -> Option<[u8; 6]> {
         self.tables.hardware_address(interface)
+    }
+
+    fn tagged(&self) -> Option<Tagged> {
+        self.tables.tagged()
+    }
+
+    fn note_tags(&self, tagged: &Tagged) {
+        self.tables.note_tags(tagged);
+    }
+
+    fn vlan(&self, key: &VlanKey) -> Option<u32> {
+        self.tables.vlan(key)
+    }
+
+    fn upper(&self, interface: u32) -> Option<&Upper> {
+        self.tables.upper(interface)
     }
 
     fn route(&self, query: &RouteQuery) -> Result<Route, NoRoute> {

@@ -90,6 +90,7 @@ async fn status_is_shown_as_fields() {
          flow tables   established 1200 of 262144 (0.5%), half-open 65536 of 65536 (100.0%), sessions 3 of 262144 (0.0%)\n\
          address pool  snat: 2 addresses, ports 1000 to 1999 of each; 3 sessions\n\
          announced     10.0.0.1 (claimed by others in 3 frames: `lbctl events`)\n\
+         device        eth0.100 (802.1q 100) over eth0\n\
          generation    7\n\
          unknown port  reset\n\
          drops         no_backend 3\n\

@@ -21,9 +21,9 @@ use lb_userspace::{
     snapshot::{
         AdaptivePoolStatus, AdaptiveStatus, AddressPoolStatus, AnnouncedStatus, BackendState,
         BackendStatus, CheckStatus, ClientList, ClientRecord, Condition, DampingStatus,
-        DrainStatus, FlowFilter, FlowList, FlowRecord, FlowStatus, Happened, InterfaceStatus,
-        PanicStatus, Passed, PassiveStatus, Rates, RecordUses, ServiceStatus, SlowStartStatus,
-        Snapshot, Standing, TableUse, TierStatus, Traffic,
+        DeviceStatus, DrainStatus, FlowFilter, FlowList, FlowRecord, FlowStatus, Happened,
+        InterfaceStatus, PanicStatus, Passed, PassiveStatus, Rates, RecordUses, ServiceStatus,
+        SlowStartStatus, Snapshot, Standing, TableUse, TierStatus, Traffic,
     },
 };
 use tempfile::TempDir;
@@ -251,6 +251,11 @@ fn snapshot(state: &State) -> Snapshot {
         drops: vec![("no_backend", 3), ("malformed", 0)],
         answers: vec![("reset", 2), ("limited", 0)],
         fragments: vec![("first", 4), ("held", 0)],
+        devices: vec![DeviceStatus {
+            name: "eth0.100".to_owned(),
+            over: vec!["eth0".to_owned()],
+            tags: vec!["802.1q 100".to_owned()],
+        }],
         announced: vec![AnnouncedStatus {
             vip: IpAddr::from([10, 0, 0, 1]),
             conflicts: 3,

@@ -99,8 +99,34 @@ impl Generator {
         }
     }
 
-    /// The next frame, of 14 bytes or more.
+    /// The next frame, of 14 bytes or more: some with tags.
     pub fn frame(&mut self) -> Vec<u8> {
+        let frame = self.bare();
+        if self.random.once_in(6) {
+            return self.tag(frame);
+        }
+        frame
+    }
+
+    /// The frame with one, two, or seldom three tags: of devices that there are, and others.
+    fn tag(&mut self, mut frame: Vec<u8>) -> Vec<u8> {
+        for _ in 0..self.random.pick(&[1, 1, 1, 2, 2, 2, 2, 3]) {
+            let protocol: u16 = self
+                .random
+                .pick(&[0x8100, 0x8100, 0x8100, 0x88a8, 0x88a8, 0x9100]);
+            let id: u16 = self.random.pick(&[100, 100, 100, 7, 7, 300, 0, 4_095]);
+            let priority = u16::from(self.random.byte()) << 8 & 0xf000;
+            let [a, b] = protocol.to_be_bytes();
+            let [c, d] = (priority | id).to_be_bytes();
+            frame.splice(12..12, [a, b, c, d]);
+        }
+        if self.random.once_in(16) {
+            frame.truncate(14 + self.random.below(14));
+        }
+        frame
+    }
+
+    fn bare(&mut self) -> Vec<u8> {
         if self.random.once_in(8) {
             return self.fragment();
         }

@@ -10,6 +10,7 @@ use std::{
 use anyhow::Result;
 use lb_common::tables::{Address, NoRoute, Route};
 
+use super::setting::{BOTH_VLANS, OUTER_VLAN, VLAN};
 use crate::{netns::Namespace, process::run_with_input};
 
 /// The longest IPv4 packet on the narrow one of the routes, in bytes.
@@ -18,12 +19,12 @@ const NARROW: u16 = 80;
 const WIDE: u16 = 1_500;
 /// What the routes lead to: the interface, its MAC address, its neighbour's.
 const ROUTE: Route = Route {
-    interface: 9,
+    interface: super::setting::OUT,
     destination_mac: [2, 0, 0, 0, 4, 1],
     source_mac: [2, 0, 0, 0, 3, 1],
 };
 
-/// Lays routes in `namespace`, which has none, to the strangers of [`super::frames`].
+/// Lays routes in `namespace`, which has none, and makes what frames with tags are said to come by, to the strangers of [`super::frames`].
 ///
 /// # Errors
 /// The kernel refuses.
@@ -36,6 +37,12 @@ pub fn lay(namespace: &Namespace) -> Result<()> {
         "link add out index {} address 02:00:00:00:03:01 type veth peer name far\n\
          addr add 198.18.0.1/24 dev out\n\
          addr add fd00:77::1/64 dev out nodad\n\
+         link add in20 index {VLAN} type veth peer name in21 index {OUTER_VLAN}\n\
+         link add in22 index {BOTH_VLANS} type veth peer name in23\n\
+         link set in20 up\n\
+         link set in21 up\n\
+         link set in22 up\n\
+         link set in23 up\n\
          link set far up\n\
          link set out up\n\
          neigh add 198.18.0.2 lladdr 02:00:00:00:04:01 dev out nud permanent\n\
@@ -52,14 +59,17 @@ pub fn lay(namespace: &Namespace) -> Result<()> {
     run_with_input(ip.args(["-n", namespace.name(), "-batch", "-"]), &batch).map(drop)
 }
 
-/// What look-ups find for `frame`: of its destination, and of the clients that it may be for instead.
+/// What look-ups find for `frame`: of its destination, and of the clients that it may be for instead. They are asked for
+/// packets that are longer by `surplus`.
 pub fn of(
     frame: &[u8],
     clients: impl Iterator<Item = Address>,
+    surplus: u16,
 ) -> BTreeMap<Address, Result<Route, NoRoute>> {
     let Some((destination, length)) = destination(frame) else {
         return BTreeMap::new();
     };
+    let length = length.saturating_add(surplus);
     let stays = stays(frame);
     let found = |to: Address| match stays && !to.is_v4() {
         true => Err(NoRoute::Refused),

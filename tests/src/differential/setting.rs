@@ -2,12 +2,16 @@
 //! dead and one cannot be reached. Makes frames for nobody.
 
 use std::{
+    collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     time::Duration,
 };
 
 use anyhow::Result;
-use lb_common::tables::{Address, feature};
+use lb_common::{
+    tables::{Address, feature},
+    vlan,
+};
 use lb_userspace::{
     agent::Core,
     config::Tunnel,
@@ -15,9 +19,9 @@ use lb_userspace::{
     health::{Event, Target},
     model::{
         AccessList, Adaptive, AddressPool, Change, ClientAddress, FlowState, Health, Mode,
-        MssClamp, Passive, Prefix, Protocol, Scheduler, Service, Signal, Unserved,
+        MssClamp, Passive, Prefix, Protocol, Scheduler, Service, Signal, Unserved, Vlans,
     },
-    neighbours::{Port, Update},
+    neighbours::{Kind, Port, Update},
     plan::features,
     snapshot::Condition,
 };
@@ -38,7 +42,51 @@ const PORT: Port = Port {
     index: INGRESS,
     mac: [2, 0, 0, 0, 3, 9],
     running: true,
+    mtu: 1_500,
+    kind: Kind::Plain,
 };
+/// A VLAN device over it, one over a service provider's there, and a bond.
+pub(super) const VLAN: u32 = 20;
+pub(super) const OUTER_VLAN: u32 = 21;
+pub(super) const BOTH_VLANS: u32 = 22;
+pub(super) const BOND: u32 = 30;
+/// What routes lead to: the packet path takes it for a VLAN device.
+pub(super) const OUT: u32 = 9;
+
+/// The interface, and those, of which the VLAN devices are other ones in truth ([`super::routes::lay`]).
+fn ports() -> BTreeMap<String, Port> {
+    let over = |lower, protocol, id| Kind::Vlan {
+        lower,
+        tag: vlan::tag(protocol, id),
+    };
+    let member = Kind::Member {
+        bond: BOND,
+        active: true,
+    };
+    let others = [
+        (OUT, over(INGRESS, 0x8100, 300)),
+        (VLAN, over(INGRESS, 0x8100, 100)),
+        (OUTER_VLAN, over(INGRESS, 0x88a8, 7)),
+        (BOTH_VLANS, over(OUTER_VLAN, 0x8100, 100)),
+        (BOND, Kind::Bond),
+        (31, member),
+        (32, member),
+    ];
+    let others = others.map(|(index, kind)| {
+        (
+            format!("port{index}"),
+            Port {
+                index,
+                kind,
+                ..PORT
+            },
+        )
+    });
+    [(LOOPBACK.to_owned(), PORT)]
+        .into_iter()
+        .chain(others)
+        .collect()
+}
 
 /// See above.
 #[derive(Debug)]
@@ -165,7 +213,12 @@ impl Setting {
         core.offer_pools(self.pools.iter().cloned())?;
         core.network(Update::OwnAddresses(OWN.into()));
         core.attend([LOOPBACK.to_owned()]);
-        core.network(Update::Ports([(LOOPBACK.to_owned(), PORT)].into()));
+        core.set_vlans(if self.features & feature::VLAN == 0 {
+            Vlans::Off
+        } else {
+            Vlans::On
+        });
+        core.network(Update::Ports(ports()));
         for address in self.services.iter().flat_map(|service| &service.backends) {
             let address = address.address.ip();
             if address != self.unreachable {

@@ -11,7 +11,7 @@ use crate::{
     announce::{Conflict, Owned},
     dataplane::Dataplane,
     model::ModelError,
-    neighbours::Port,
+    neighbours::{Kind, Port},
     snapshot::AnnouncedStatus,
 };
 
@@ -29,13 +29,43 @@ pub(super) struct Announcing {
 impl Announcing {
     fn attached(&self) -> impl Iterator<Item = (&String, &Port)> {
         let ports = self.ports.iter();
-        ports.filter(|(name, _)| self.attended.contains(*name))
+        ports.filter(|(name, port)| self.is_attended(name, port.kind))
     }
 
-    /// Hardware addresses of the interfaces that the program is attached to.
+    /// Whether frames of an interface come by one that the program is attached to.
+    fn is_attended(&self, name: &str, kind: Kind) -> bool {
+        let below = match kind {
+            Kind::Vlan { lower, .. } => self.ports.iter().find(|(_, port)| port.index == lower),
+            _ => None,
+        };
+        let is_part = matches!(kind, Kind::Member { .. });
+        !is_part && self.attended.contains(name)
+            || below.is_some_and(|(name, port)| self.is_attended(name, port.kind))
+    }
+
+    /// Names of the interfaces that the program is attached to.
+    pub(super) fn attended(&self) -> &BTreeSet<String> {
+        &self.attended
+    }
+
+    /// All interfaces of this host.
+    pub(super) fn ports(&self) -> &BTreeMap<String, Port> {
+        &self.ports
+    }
+
+    /// Hardware addresses of the interfaces that the program is attached to, and of VLAN devices over them.
     pub(super) fn links(&self) -> BTreeMap<u32, [u8; 6]> {
-        let links = self.attached();
-        links.map(|(_, port)| (port.index, port.mac)).collect()
+        let attached: BTreeMap<u32, [u8; 6]> = self
+            .attached()
+            .map(|(_, port)| (port.index, port.mac))
+            .collect();
+        // What comes in by a member of a bond is for the bond.
+        let members = self.ports.values().filter_map(|port| match port.kind {
+            Kind::Member { bond, .. } => Some((port.index, *attached.get(&bond)?)),
+            _ => None,
+        });
+        let members: Vec<_> = members.collect();
+        attached.into_iter().chain(members).collect()
     }
 
     /// Takes note of the host's interfaces; true where that changes whose addresses VIPs have.
@@ -49,7 +79,7 @@ impl Announcing {
 impl<D: Dataplane> Core<D> {
     /// Says where the program is going to be attached.
     pub fn attend(&mut self, interfaces: impl IntoIterator<Item = String>) {
-        self.announcing.attended = interfaces.into_iter().collect();
+        self.announcing.attended.extend(interfaces);
     }
 
     /// VIPs that are announced.

@@ -218,7 +218,7 @@ impl<D: Dataplane> Core<D> {
             .map(|(_, member)| Watched {
                 address: member.address(),
                 counters: member.backend.counters,
-                interface: member.backend.interface,
+                interface: self.devices.way_in(member.backend.interface),
                 takes: member.backend.state & state::TAKES != 0,
             })
             .collect()

@@ -56,6 +56,11 @@ impl<D: Dataplane> Core<D> {
             },
             address_pools: self.address_pools(),
             announced: self.announced_status(),
+            devices: if self.lacks() == 0 {
+                self.devices.status(self.announcing.ports())
+            } else {
+                Vec::new()
+            },
             events: self.chronicle.events(),
             drops: drops.collect(),
             answers: answers.collect(),

@@ -47,6 +47,9 @@ pub struct Status {
     /// VIPs that are announced, and how often others have claimed them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub announced: Vec<AnnouncedVip>,
+    /// VLAN devices and bonds that packets leave by.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<Device>,
     /// Packets to VIPs that were not forwarded, by reason.
     pub drops: BTreeMap<String, u64>,
     /// Answers in VIPs' names, by kind: `echo`, `reset`, `unreachable`; and how often there was none,
@@ -58,6 +61,28 @@ pub struct Status {
     pub fragments: BTreeMap<String, u64>,
     /// What packets get to ports of VIPs that no service has.
     pub unknown_port: Unserved,
+}
+
+/// A VLAN device or a bond.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Device {
+    /// Its name.
+    pub name: String,
+    /// The interfaces that packets leave by.
+    pub over: Vec<String>,
+    /// Tags that they get, the outermost first: `802.1ad 7`, `802.1q 100`; none of a bond.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tags: Vec<String>,
+}
+
+impl From<&snapshot::DeviceStatus> for Device {
+    fn from(status: &snapshot::DeviceStatus) -> Self {
+        Self {
+            name: status.name.clone(),
+            over: status.over.clone(),
+            tags: status.tags.clone(),
+        }
+    }
 }
 
 /// An interface the program is attached to.
@@ -368,6 +393,7 @@ impl From<&snapshot::Snapshot> for Status {
             },
             address_pools: snapshot.address_pools.iter().map(Into::into).collect(),
             announced: snapshot.announced.iter().map(Into::into).collect(),
+            devices: snapshot.devices.iter().map(Into::into).collect(),
             drops: drops.map(named).collect(),
             answers: snapshot.answers.iter().map(named).collect(),
             fragments: snapshot.fragments.iter().map(named).collect(),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use lb_userspace::{
     api::{
         client::Client,
-        dto::{AddressPool, AnnouncedVip, Of, Status, TableUse, Worst},
+        dto::{AddressPool, AnnouncedVip, Device, Of, Status, TableUse, Worst},
     },
     model::name_of,
 };
@@ -56,6 +56,7 @@ fn describe(status: &Status) -> String {
     fields.extend(pools.map(|pool| ("address pool", address_pool(pool))));
     let announced = status.announced.iter();
     fields.extend(announced.map(|vip| ("announced", announced_vip(vip))));
+    fields.extend(status.devices.iter().map(|at| ("device", device(at))));
     fields.extend([
         ("generation", status.generation.to_string()),
         ("unknown port", name_of(status.unknown_port)),
@@ -64,6 +65,15 @@ fn describe(status: &Status) -> String {
         ("fragments", counts(&status.fragments)),
     ]);
     output::fields(&fields)
+}
+
+/// A VLAN device or a bond, and what packets leave by.
+fn device(device: &Device) -> String {
+    let over = or_none(&device.over);
+    match device.tags.as_slice() {
+        [] => format!("{} (bond) over {over}", device.name),
+        tags => format!("{} ({}) over {over}", device.name, tags.join(", ")),
+    }
 }
 
 /// Who is worst off, by each figure that is known.

@@ -15,6 +15,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use lb_userspace::{
+    bonds,
     dataplane::{
         DataplaneError,
         bpf::{Held, Mode, Program},
@@ -46,6 +47,8 @@ pub fn check(interfaces: &BTreeSet<String>) -> Result<()> {
 pub struct Attendant {
     program: Arc<Mutex<Program>>,
     mode: Attach,
+    /// What is attended: interfaces, and bonds, which are attached to by their members.
+    wanted: BTreeSet<String>,
     /// The index that each interface was attached to by; none while it is not attached to.
     indices: BTreeMap<String, Option<u32>>,
 }
@@ -60,6 +63,7 @@ impl Attendant {
         Self {
             program,
             mode,
+            wanted: BTreeSet::new(),
             indices: BTreeMap::new(),
         }
     }
@@ -77,6 +81,13 @@ impl Attendant {
         interfaces: &BTreeSet<String>,
         change: impl FnOnce() -> Result<()>,
     ) -> Result<Vec<InterfaceStatus>> {
+        self.wanted.clone_from(interfaces);
+        let interfaces = &by_members(interfaces)?;
+        for bond in self.wanted.difference(interfaces) {
+            // Its members do not take a program while it has one itself.
+            self.program().let_go(bond)?;
+            tracing::info!(%bond, "attached to by its members");
+        }
         let mut attached = BTreeMap::new();
         let mut wanted: Vec<(Held, &String)> = Vec::new();
         for interface in interfaces {
@@ -125,6 +136,7 @@ impl Attendant {
     }
 
     fn look(&mut self) {
+        self.follow_members();
         for (interface, known) in self.indices.clone() {
             let index = if_nametoindex(interface.as_str()).ok();
             if index == known {
@@ -138,6 +150,53 @@ impl Attendant {
             }
         }
     }
+}
+
+impl Attendant {
+    /// Attends what has joined a bond, and leaves what has left one.
+    fn follow_members(&mut self) {
+        let now = match by_members(&self.wanted) {
+            Ok(now) => now,
+            Err(error) => return tracing::warn!("the members of a bond are not known: {error:#}"),
+        };
+        for interface in &now {
+            if !self.indices.contains_key(interface) {
+                tracing::info!(%interface, "a bond has a new member");
+                self.indices.insert(interface.clone(), None);
+            }
+        }
+        let left: Vec<String> = self
+            .indices
+            .keys()
+            .filter(|name| !now.contains(*name))
+            .cloned()
+            .collect();
+        for interface in left {
+            self.indices.remove(&interface);
+            match self.program().let_go(&interface) {
+                Ok(()) => {
+                    tracing::info!(%interface, "detached: it is no member of a bond any more")
+                }
+                Err(error) => {
+                    tracing::error!(%interface, "still attached, though no member of a bond any more: {error}")
+                }
+            }
+        }
+    }
+}
+
+/// Interfaces, and in the place of bonds, their members.
+fn by_members(wanted: &BTreeSet<String>) -> Result<BTreeSet<String>> {
+    let mut interfaces = BTreeSet::new();
+    for name in wanted {
+        let members = bonds::members(name)
+            .with_context(|| format!("reading the members of the bond {name}"))?;
+        match members {
+            Some(members) => interfaces.extend(members),
+            None => drop(interfaces.insert(name.clone())),
+        }
+    }
+    Ok(interfaces)
 }
 
 type How = fn(&mut Program, &str, &[Mode]) -> Result<Mode, DataplaneError>;

@@ -13,6 +13,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use lb_common::tables::feature;
 use lb_userspace::{
     agent::{
         self, Core, Handle, Sources,
@@ -27,9 +28,10 @@ use lb_userspace::{
     fragments::{self, Keeper},
     health::{Checker, probes_in_flight},
     instance,
-    model::{Change, Service, UNKNOWN_PORT},
-    neighbours::{FIRST_NEWS, Resolver},
-    plan::features,
+    model::{Change, UNKNOWN_PORT, Vlans},
+    neighbours::{FIRST_NEWS, Resolver, Update},
+    offloads,
+    plan::{Devices, features},
     store::{self, Stored},
 };
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -125,22 +127,26 @@ impl Started {
             Some(stored) => (stored.access_lists, stored.services),
             None => (config.access_lists.clone(), config.services.clone()),
         };
-        let (mut program, mut core) =
-            load(arguments, config, name, claim.pins().clone(), &services)?;
-        if edited {
-            core.begin_edited();
-        }
+        let needed = features::needed(&services, config.unknown_port.unwrap_or(UNKNOWN_PORT));
         let change = Change::ReplaceAll(access_lists, services);
         let (health_events, health) = mpsc::channel(4_096);
         let checker = Checker::new(health_events, probes_in_flight(raise_descriptors()));
         let (resolver, mut network) =
             Resolver::spawn().context("following the kernel's routes and neighbours")?;
         // The way back must know this host's own addresses before it rewrites anything, and what a former agent has said of
-        // interfaces must not be taken for wrong: these come first.
+        // interfaces must not be taken for wrong: these come first, and some of them need more of the program.
+        let mut news = Vec::new();
         for _ in 0..FIRST_NEWS {
-            if let Some(update) = network.recv().await {
-                core.network(update);
-            }
+            news.extend(network.recv().await);
+        }
+        let needed = needed | of_news(config.vlans, &news, interfaces);
+        let (mut program, mut core) = load(arguments, config, name, claim.pins().clone(), needed)?;
+        if edited {
+            core.begin_edited();
+        }
+        core.attend(interfaces.iter().cloned());
+        for update in news {
+            core.network(update);
         }
         let history = instance::history_path(name);
         if let Some(former) = former_history(&history) {
@@ -154,9 +160,11 @@ impl Started {
         let keeper = fragments::keep(early, program.clone())
             .context("watching for fragments that come too early")?;
         let (announcer, conflicts) = Announcer::spawn();
-        core.attend(interfaces.iter().cloned());
         let mut attendant = Attendant::new(Arc::clone(&program), arguments.mode);
         let attached = attendant.bring_up(interfaces, || Ok(core.change(change)?))?;
+        if core.dataplane().features() & feature::VLAN != 0 {
+            attached.iter().for_each(|at| warn_of_stripping(&at.name));
+        }
         core.set_interfaces(attached);
         let (handle, requests) = Handle::new();
         let handle = handle.reporting(checker.reports());
@@ -229,18 +237,41 @@ fn raise_descriptors() -> u64 {
     getrlimit(files).map_or(1_024, |(now, _)| now)
 }
 
-/// Loads the program for what these services need, and for what those do that a former agent left in the maps.
+/// Says where frames come without the tags that they have on the wire.
+fn warn_of_stripping(interface: &str) {
+    match offloads::strips_tags(interface) {
+        Ok(false) => {}
+        Ok(true) => tracing::warn!(
+            %interface,
+            "the NIC strips VLAN tags, so that frames with tags are taken for frames without: `ethtool -K {interface} rxvlan off`"
+        ),
+        Err(error) => {
+            tracing::debug!(%interface, %error, "the kernel does not tell whether VLAN tags are stripped")
+        }
+    }
+}
+
+/// What the network needs of the program.
+fn of_news(vlans: Vlans, news: &[Update], interfaces: &BTreeSet<String>) -> u32 {
+    let devices = news.iter().find_map(|update| match update {
+        Update::Ports(ports) => Some(Devices::wanted(vlans, ports, interfaces)),
+        _ => None,
+    });
+    features::of_network(&devices.unwrap_or_default(), vlans == Vlans::On)
+}
+
+/// Loads the program for what is needed, and for what those do that a former agent left in the maps.
 fn load(
     arguments: &Run,
     config: &Config,
     name: &str,
     pins: Pins,
-    services: &[Service],
+    needed: u32,
 ) -> Result<(Program, Core<Maps>)> {
     let limits = &config.limits;
     let unknown_port = config.unknown_port.unwrap_or(UNKNOWN_PORT);
     let options = LoadOptions {
-        features: features::needed(services, unknown_port) | Program::features_in_use(&pins)?,
+        features: needed | Program::features_in_use(&pins)?,
         pins: Some(pins),
         capacity: Capacity {
             services: limits.services,
@@ -280,6 +311,7 @@ fn load(
     let mut core = Core::new(name.to_owned(), config.tunnel, maps)?;
     core.offer_pools(config.address_pools.iter().cloned())?;
     core.refuse_unknown_ports(unknown_port);
+    core.set_vlans(config.vlans);
     Ok((program, core))
 }
 

@@ -12,6 +12,7 @@ use lb_common::{
     fragment,
     memory::HeldFrame,
     tables::{Datagram, Early, FragmentKey},
+    vlan,
 };
 use zerocopy::{FromBytes as _, IntoBytes as _, transmute};
 
@@ -57,11 +58,13 @@ impl EarlyFragments {
             };
             let frame = early.frame.as_bytes();
             let length = (early.length as usize).min(frame.len());
+            let count = (early.tag_count as usize).min(early.tags.len());
+            let tags = &early.tags[..count];
             return Some(HeldFrame {
                 key: early.key,
                 offset: early.offset,
                 interface: early.interface,
-                frame: frame[..length].to_vec(),
+                frame: vlan::restored(&frame[..length], tags),
             });
         }
     }

@@ -45,6 +45,8 @@ pub struct Maps {
     servers: HashMap<MapData, Raw<24>, Raw<8>>,
     owned: HashMap<MapData, Raw<16>, u32>,
     interfaces: HashMap<MapData, u32, Raw<8>>,
+    vlans: HashMap<MapData, Raw<12>, u32>,
+    uppers: HashMap<MapData, u32, Raw<44>>,
     access: AccessMap,
     classes: ClassMaps,
     shapes: Mapped<Shape>,
@@ -84,9 +86,10 @@ pub(super) const OWN: [&str; 6] = [
 ];
 
 /// Names of the maps in the object, and of their pins.
-pub const NAMES: [&str; 30] = [
+pub const NAMES: [&str; 33] = [
     "TAILS",
     "HANDOVER",
+    "TAGGED",
     CONTROL,
     "LOOKUP",
     "SERVICE_ENTRIES",
@@ -97,6 +100,8 @@ pub const NAMES: [&str; 30] = [
     "SERVERS",
     "OWNED",
     "INTERFACES",
+    "VLANS",
+    "UPPERS",
     ACCESS,
     CLASSES,
     CLASS_PORTS,
@@ -206,6 +211,8 @@ impl Maps {
             servers: typed(ebpf, "SERVERS")?,
             owned: typed(ebpf, "OWNED")?,
             interfaces: typed(ebpf, "INTERFACES")?,
+            vlans: typed(ebpf, "VLANS")?,
+            uppers: typed(ebpf, "UPPERS")?,
             access: AccessMap::take(ebpf)?,
             classes: ClassMaps::take(ebpf)?,
             shapes: mapped(ebpf, "SHAPES")?,
@@ -319,6 +326,21 @@ impl Maps {
             }
             Operation::ForgetInterface(index) => {
                 remove(&mut self.interfaces, *index, "an interface")
+            }
+            Operation::Vlan(key, device) => {
+                let key: Raw<12> = transmute!(*key);
+                put(&mut self.vlans, key, *device, "a VLAN")
+            }
+            Operation::ForgetVlan(key) => {
+                let key: Raw<12> = transmute!(*key);
+                remove(&mut self.vlans, key, "a VLAN")
+            }
+            Operation::Upper(index, upper) => {
+                let value: Raw<44> = transmute!(*upper);
+                put(&mut self.uppers, *index, value, "a device over others")
+            }
+            Operation::ForgetUpper(index) => {
+                remove(&mut self.uppers, *index, "a device over others")
             }
             Operation::Features(features) => self.control.store_features(*features),
             Operation::UnknownPort(refusal) => self.control.store_unknown_port(*refusal),
@@ -475,6 +497,14 @@ impl Dataplane for Maps {
             let (key, bits): (Raw<16>, u32) = item.map_err(failed)?;
             let key: Address = transmute!(key);
             tables.owned.insert(key, bits);
+        }
+        for item in self.vlans.iter() {
+            let (key, device): (Raw<12>, u32) = item.map_err(failed)?;
+            tables.vlans.insert(transmute!(key), device);
+        }
+        for item in self.uppers.iter() {
+            let (index, upper): (u32, Raw<44>) = item.map_err(failed)?;
+            tables.uppers.insert(index, transmute!(upper));
         }
         for item in self.interfaces.iter() {
             let (index, interface): (u32, Raw<8>) = item.map_err(failed)?;

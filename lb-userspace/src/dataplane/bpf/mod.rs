@@ -36,8 +36,9 @@ use aya::{
 };
 use lb_common::tables::{
     HASH_KEY_WORDS, TAIL_FRAGMENT, TAIL_FULL_NAT, TAIL_FULL_NAT_ANSWER, TAIL_FULL_NAT_ERROR,
-    TAIL_FULL_NAT_NEW, TAIL_NEIGHBOUR, TAIL_REFUSED, TAIL_SCTP, TAIL_SECOND_HOP, TAIL_SYN,
-    TAIL_TOO_BIG, TAIL_UNTRANSLATED, TAIL_UNUSUAL, feature,
+    TAIL_FULL_NAT_NEW, TAIL_HELD, TAIL_NEIGHBOUR, TAIL_REFUSED, TAIL_SCTP, TAIL_SECOND_HOP,
+    TAIL_SYN, TAIL_TAG, TAIL_TAGGED, TAIL_TOO_BIG, TAIL_UNTRANSLATED, TAIL_UNUSUAL, TAIL_VLAN,
+    feature,
 };
 
 use self::links::Links;
@@ -56,7 +57,7 @@ pub static LB_OBJECT: &[u8] = aya::include_bytes_aligned!(env!("LB_OBJECT"));
 /// The program on the interface.
 const ENTRY: &str = "lb";
 /// Those that it goes on with, the numbers that it knows them by, and without which feature none of them does, if any.
-const OTHERS: [(&str, u32, u32); 13] = [
+const OTHERS: [(&str, u32, u32); 17] = [
     ("unusual", TAIL_UNUSUAL, 0),
     ("refused", TAIL_REFUSED, 0),
     ("too_big", TAIL_TOO_BIG, 0),
@@ -70,6 +71,10 @@ const OTHERS: [(&str, u32, u32); 13] = [
     ("untranslated", TAIL_UNTRANSLATED, feature::FULL_NAT),
     ("sctp", TAIL_SCTP, feature::SCTP),
     ("second_hop", TAIL_SECOND_HOP, feature::SECOND_HOP),
+    ("vlan", TAIL_VLAN, feature::VLAN),
+    ("tagged", TAIL_TAGGED, feature::VLAN),
+    ("tag", TAIL_TAG, feature::VLAN),
+    (early::HELD, TAIL_HELD, feature::VLAN),
 ];
 
 /// Room for the locks of ports, beside the ports: each CPU has one at most, and so has the sweep.
@@ -146,6 +151,8 @@ impl Program {
             .map_max_entries("SERVERS", capacity.servers())
             .map_max_entries("OWNED", capacity.owned())
             .map_max_entries("INTERFACES", Capacity::INTERFACES)
+            .map_max_entries("VLANS", Capacity::UPPERS)
+            .map_max_entries("UPPERS", Capacity::UPPERS)
             .map_max_entries("DATAGRAMS", capacity.fragments)
             .map_max_entries(access::ACCESS, capacity.access_prefixes)
             .map_max_entries(classes::CLASSES, capacity.vip_prefixes())
@@ -176,7 +183,8 @@ impl Program {
             options,
         };
         let others = others(program.options.features).map(|(name, _)| name);
-        for name in [ENTRY, early::HELD].into_iter().chain(others) {
+        let names: BTreeSet<&str> = [ENTRY, early::HELD].into_iter().chain(others).collect();
+        for name in names {
             let loaded = program.named(name)?.load();
             loaded.map_err(|error| refused(format!("loading the XDP program {name}"), &error))?;
         }
@@ -316,6 +324,16 @@ impl Program {
             DataplaneError::new(format!("removing the former link of {interface}"), &error)
         })?;
         self.attach(interface, modes)
+    }
+
+    /// Detaches from an interface, if a program of ours is attached there.
+    ///
+    /// # Errors
+    /// A pin cannot be removed.
+    pub fn let_go(&self, interface: &str) -> Result<(), DataplaneError> {
+        self.links()?
+            .remove(interface)
+            .map_err(|error| DataplaneError::new(format!("detaching from {interface}"), &error))
     }
 
     /// Detaches from every interface but these, as a former configuration may have named others,

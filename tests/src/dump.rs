@@ -1,0 +1,63 @@
+//! What comes in by a link with its VLAN tags, which a packet socket tells apart from the frame: by tcpdump, which puts them back.
+
+use std::{fs, time::Duration};
+
+use anyhow::{Context as _, Result};
+use tempfile::NamedTempFile;
+
+use crate::{netns::Namespace, process::Process, wait::wait_until};
+
+/// Of the file, and of each frame in it (draft-ietf-opsawg-pcap).
+const FILE_HEADER: usize = 24;
+const FRAME_HEADER: usize = 16;
+const SOON: Duration = Duration::from_secs(20);
+
+/// A running tcpdump.
+#[derive(Debug)]
+pub struct Dump {
+    _process: Process,
+    file: NamedTempFile,
+}
+
+impl Dump {
+    /// Begins to write down what comes in by `interface` of `namespace`.
+    ///
+    /// # Errors
+    /// tcpdump does not start.
+    pub fn start(namespace: &Namespace, interface: &str) -> Result<Self> {
+        let file = NamedTempFile::new().context("a file for frames")?;
+        let mut command = namespace.command("tcpdump");
+        command.args(["-i", interface, "-Q", "in", "-U", "--immediate-mode"]);
+        command.args(["-Z", "root", "-w"]).arg(file.path());
+        let process = Process::spawn("tcpdump", command)?;
+        wait_until("tcpdump listens", SOON, || {
+            process.log().contains("listening on")
+        })
+        .with_context(|| process.log())?;
+        Ok(Self {
+            _process: process,
+            file,
+        })
+    }
+
+    /// All frames so far that have these bytes somewhere.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn with(&self, mark: &[u8]) -> Result<Vec<Vec<u8>>> {
+        let bytes = fs::read(self.file.path())?;
+        let mut rest = bytes.get(FILE_HEADER..).unwrap_or_default();
+        let mut frames = Vec::new();
+        while let Some((header, behind)) = rest.split_at_checked(FRAME_HEADER) {
+            let length = header[8..12].try_into().map(u32::from_ne_bytes)?;
+            let Some((frame, behind)) = behind.split_at_checked(length as usize) else {
+                break;
+            };
+            if frame.windows(mark.len()).any(|at| at == mark) {
+                frames.push(frame.to_vec());
+            }
+            rest = behind;
+        }
+        Ok(frames)
+    }
+}
