@@ -590,6 +590,10 @@ impl Tables for Maps {
         let mut route = fib::look_up(self.ctx, params, query, ingress, NoRoute::Refused)?;
         if self.knows(feature::VLAN) {
             // The key where it lies, as in `element`.
+            #[expect(
+                clippy::needless_borrows_for_generic_args,
+                reason = "a copy would be on the stack"
+            )]
             // SAFETY: as in `upper`.
             let upper = unsafe { UPPERS.get(&params.ifindex) };
             route.interface = vlan::led(route.interface, upper, query.length)?;

@@ -67,7 +67,7 @@ fn outer(to: IpAddr) -> Outer {
     };
     Outer {
         macs: macs(0),
-        source: source.parse().unwrap(),
+        source: source.parse().expect("an address"),
         destination: to,
         traffic_class: 0,
         flow_label: 0xe_c262,
@@ -80,7 +80,7 @@ fn outer(to: IpAddr) -> Outer {
 fn told(outer: &Outer, ttl: u8, other: Option<IpAddr>, packet: &[u8]) -> Vec<u8> {
     let mut payload = telling(other, outer.destination, packet);
     payload.extend(packet);
-    let (from, to) = outer.ports.unwrap();
+    let (from, to) = outer.ports.expect("ports");
     Spec {
         macs: outer.macs,
         from: SocketAddr::new(outer.source, from),
@@ -301,7 +301,7 @@ impl Host for Backend {
     fn answers_cookie<P: Packet>(&self, packet: &P, flow: &Flow) -> bool {
         // The offsets are those of the packet that is inside.
         let ports = packet.read::<lb_common::wire::Ports>(flow.transport);
-        assert_eq!(ports.unwrap().source, flow.source_port.to_ne_bytes());
+        assert_eq!(ports.expect("ports").source, flow.source_port.to_ne_bytes());
         self.cookie
     }
 
