@@ -197,6 +197,7 @@ fn without_traffic((mut services, _): (Value, Value)) -> Value {
         service["flows"] = json!([flows["steady"], flows["moving"], flows["settling"]]);
         for backend in service["backends"].as_array_mut().into_iter().flatten() {
             backend["traffic"].take();
+            backend["recorded"].take();
             backend["standing"]["since_ms"].take();
         }
     }

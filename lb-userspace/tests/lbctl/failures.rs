@@ -1,6 +1,6 @@
 //! Commands that fail: each by its exit code and one line, and changing nothing.
 
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::{Ran, WEB, run, support::FakeAgent};
 
@@ -276,6 +276,8 @@ async fn a_failing_kernel_or_a_strange_answer_exits_with_1() {
     let listener = tokio::net::UnixListener::bind(&socket).unwrap();
     let strange = tokio::spawn(async move {
         let (mut stream, _) = listener.accept().await.unwrap();
+        // Unread, the request would end the connection before its answer is read.
+        assert!(stream.read(&mut [0; 1_024]).await.unwrap() > 0);
         stream.write_all(b"220 mail ready\r\n\r\n").await.unwrap();
     });
     let ran = run(&socket, "status").await;
