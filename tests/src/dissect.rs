@@ -76,10 +76,14 @@ pub fn dissect(frame: &[u8]) -> Result<Option<Packet>> {
             }));
         }
     };
+    let (announced, carried) = match between {
+        Some(_) => behind_gue(carried)?,
+        None => (Some(payload.ip_number), carried),
+    };
     let inner = SlicedPacket::from_ip(carried).context("a packet in a tunnel")?;
     let (ip, within) = network(&inner)?.context("a tunnel carries IP")?;
     ensure!(
-        between.is_some() || ip.source.is_ipv4() == (payload.ip_number == IpNumber::IPV4),
+        announced.is_none_or(|number| ip.source.is_ipv4() == (number == IpNumber::IPV4)),
         "the outer header announces another family than {ip:?}"
     );
     let end = within.payload.as_ptr_range().end;
@@ -93,6 +97,24 @@ pub fn dissect(frame: &[u8]) -> Result<Option<Packet>> {
         ip,
         segment,
     }))
+}
+
+/// What GUE carries, and what it says that this is (draft-ietf-intarea-gue-09 §3): nothing where the packet itself follows.
+fn behind_gue(bytes: &[u8]) -> Result<(Option<IpNumber>, &[u8])> {
+    const CONTROL: u8 = 0x20;
+    const WORDS: u8 = 0x1f;
+    let [first, number, ..] = *bytes else {
+        bail!("nothing in a tunnel");
+    };
+    match first >> 6 {
+        0 => {
+            ensure!(first & CONTROL == 0, "a control message");
+            let header = 4 + 4 * usize::from(first & WORDS);
+            let carried = bytes.get(header..).context("a header of GUE cut short")?;
+            Ok((Some(IpNumber(number)), carried))
+        }
+        _ => Ok((None, bytes)),
+    }
 }
 
 fn network<'a>(sliced: &SlicedPacket<'a>) -> Result<Option<(Ip, IpPayloadSlice<'a>)>> {
