@@ -12,7 +12,7 @@ use crate::{
         Backend, Handover, LOWERS, NoRoute, Tables, Tag, Tagged, UPPER, Upper, VlanKey, feature,
     },
     verdict::{DropReason, Verdict},
-    wire::{self, Check, EthernetAddresses, Ipv6Address, Ports, Word},
+    wire::{self, Byte, Check, EthernetAddresses, Ipv6Address, Ports, Word, protocol},
 };
 
 /// Where the first tag begins in a frame, in bytes: where the type is of one that has none.
@@ -27,7 +27,8 @@ const REDIRECTED: u16 = 2;
 /// Whether a frame of neither family begins with a tag that is to be taken off. A third one is not.
 #[inline(always)]
 pub fn is_tagged<P: Packet, T: Tables>(packet: &P, tables: &T) -> bool {
-    if !tables.knows(feature::VLAN) || tables.tagged().is_some() {
+    // What is known may have ceased to be wanted, with the program to be replaced later.
+    if !tables.uses(feature::VLAN) || tables.tagged().is_some() {
         return false;
     }
     let ether_type = packet.read::<Check>(FIRST);
@@ -43,7 +44,8 @@ const fn is_protocol(bytes: [u8; 2]) -> bool {
     )
 }
 
-/// Takes a frame's tags off, and notes them and the interface that they are of; false, and nothing done, where there are none.
+/// Takes a frame's tags off, and notes them and the interface that they are of; false, and nothing done, where there are none,
+/// or they are of a VLAN that the host has no device for and that is not taken without ([`VlanKey::ANY`]).
 #[inline(always)]
 pub fn enter<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> bool {
     // One after the other: of what is read together, the compiler looks at parts that may not be there.
@@ -70,14 +72,16 @@ pub fn enter<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> bool {
         tagged.tags = [first, second];
         tagged.count = 2;
     }
+    let key = key(tagged.interface, tagged.tags);
+    if key.tags != [[0; TAG]; 2] {
+        match tables.vlan(&key) {
+            Some(device) => tagged.interface = device,
+            None if tables.vlan(&VlanKey::ANY).is_none() => return false,
+            None => {}
+        }
+    }
     if !packet.shrink_front(tagged.count as usize * TAG) || packet.write(0, &addresses).is_none() {
         return false;
-    }
-    let key = key(tagged.interface, tagged.tags);
-    if key.tags != [[0; TAG]; 2]
-        && let Some(device) = tables.vlan(&key)
-    {
-        tagged.interface = device;
     }
     tables.note_tags(&tagged);
     true
@@ -251,14 +255,22 @@ fn put<P: Packet>(packet: &mut P, [first, second]: [Tag; 2], count: u32) -> Resu
 }
 
 /// A number that is the same for all packets of a flow, by which they are spread over what a device stands over: of their addresses,
-/// and of what stands where ports do.
+/// and of their ports, where every packet has them. What is in a tunnel has its flow in the outer source address or port.
 #[inline(always)]
 fn spread<P: Packet>(packet: &P) -> usize {
     const SOURCE_V4: usize = wire::ETHERNET + 12;
     const DESTINATION_V4: usize = wire::ETHERNET + 16;
-    let is_v4 = packet
-        .read::<Check>(FIRST)
-        .is_some_and(|Check(bytes)| u16::from_ne_bytes(bytes) == wire::ETHER_IPV4);
+    const FRAGMENT_V4: usize = wire::ETHERNET + 6;
+    const PROTOCOL_V4: usize = wire::ETHERNET + 9;
+    const NEXT_HEADER_V6: usize = wire::ETHERNET + 6;
+    /// All but that it must not be fragmented.
+    const FRAGMENTED: u16 = u16::from_ne_bytes([0xbf, 0xff]);
+    /// IPv4 without options.
+    const PLAIN_V4: u8 = 0x45;
+    let check = |offset| {
+        let check = packet.read::<Check>(offset);
+        check.map_or(0, |Check(bytes)| u16::from_ne_bytes(bytes))
+    };
     let word = |offset| {
         let word = packet.read::<Word>(offset);
         word.map_or(0, |Word(bytes)| u32::from_ne_bytes(bytes))
@@ -267,6 +279,8 @@ fn spread<P: Packet>(packet: &P) -> usize {
         Some(Ipv6Address([first, last])) => u64::from_ne_bytes(first) ^ u64::from_ne_bytes(last),
         None => 0,
     };
+    let byte = |offset| packet.read::<Byte>(offset).map_or(0, |Byte(byte)| byte);
+    let has_ports = |offset| matches!(byte(offset), protocol::TCP | protocol::UDP | protocol::SCTP);
     let ports = |offset| match packet.read::<Ports>(offset) {
         Some(Ports {
             source,
@@ -274,12 +288,23 @@ fn spread<P: Packet>(packet: &P) -> usize {
         }) => u32::from(u16::from_ne_bytes(source) ^ u16::from_ne_bytes(destination)),
         None => 0,
     };
-    let mut hash = if is_v4 {
-        word(SOURCE_V4) ^ word(DESTINATION_V4) ^ ports(wire::ETHERNET + wire::IPV4)
+    let mut hash = if check(FIRST) == wire::ETHER_IPV4 {
+        let addresses = word(SOURCE_V4) ^ word(DESTINATION_V4);
+        let is_whole = check(FRAGMENT_V4) & FRAGMENTED == 0;
+        if has_ports(PROTOCOL_V4) && is_whole && byte(wire::ETHERNET) == PLAIN_V4 {
+            addresses ^ ports(wire::ETHERNET + wire::IPV4)
+        } else {
+            addresses
+        }
     } else {
         let both = half(wire::ETHERNET + wire::IPV6_SOURCE)
             ^ half(wire::ETHERNET + wire::IPV6_DESTINATION);
-        (both ^ both >> 32) as u32 ^ ports(wire::ETHERNET + wire::IPV6)
+        let addresses = (both ^ both >> 32) as u32;
+        if has_ports(NEXT_HEADER_V6) {
+            addresses ^ ports(wire::ETHERNET + wire::IPV6)
+        } else {
+            addresses
+        }
     };
     hash ^= hash >> 16;
     hash ^= hash >> 8;

@@ -69,6 +69,14 @@ pub struct VlanKey {
     pub tags: [Tag; MOST_TAGS],
 }
 
+impl VlanKey {
+    /// What is there where frames with tags that no device has are taken, too.
+    pub const ANY: Self = Self {
+        interface: 0,
+        tags: [[0; size_of::<Tag>()]; MOST_TAGS],
+    };
+}
+
 /// A device that stands over others, by which frames leave: a VLAN device, a bond, or one over the other.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout,

@@ -267,6 +267,21 @@ fn frames_with_tags_pass_where_nothing_is_made_of_them() {
 }
 
 #[test]
+fn frames_of_a_vlan_without_a_device_pass_where_only_those_of_devices_are_taken() {
+    let stage = stage(Mode::Ipip, VIP4, server(SERVER4).behind(DEVICE | UPPER))
+        .device(DEVICE, &[INGRESS], &[of(C100)], 1_500)
+        .known_vlans();
+    let bare = syn(CLIENT4, VIP4).frame();
+    for tags in [&[C200][..], &[S7, C100], &[C100, C200]] {
+        assert_passes(&stage, &tagged(&bare, tags), "no device of the host's");
+    }
+    for tags in [&[C100][..], &[URGENT_100], &[PRIORITY], &[PRIORITY, C100]] {
+        let verdict = stage.run(&tagged(&bare, tags)).verdict;
+        assert_eq!(verdict, Verdict::Transmit, "{tags:?}");
+    }
+}
+
+#[test]
 fn what_is_dropped_is_counted_and_its_tags_stay_with_it() {
     let stage = stage(Mode::Ipip, VIP4, server(SERVER4).behind(0));
     let dropped = stage.run(&tagged(&syn(CLIENT4, VIP4).frame(), &[S7, C100]));
@@ -478,6 +493,22 @@ fn a_bond_spreads_flows_over_its_members_and_keeps_each_on_one() {
             Verdict::Drop(DropReason::NoNextHop),
             "nobody knows the device"
         );
+    }
+}
+
+/// What stands behind an outer header is no port: of one flow, its length differs from packet to packet.
+#[test]
+fn a_bond_keeps_the_packets_of_a_tunnel_on_one_member_however_long_they_are() {
+    for (client, vip, at) in ENDS {
+        for mode in [Mode::Ipip, Mode::Gue] {
+            let stage = stage(mode, vip, server(at).behind(DEVICE | UPPER));
+            let stage = stage.device(DEVICE, &[EGRESS, INGRESS], &[], 1_500);
+            let taken = |length| stage.run(&of_length(client, vip, length).frame()).verdict;
+            let first = taken(100);
+            for length in 101..200 {
+                assert_eq!(taken(length), first, "{mode:?} {vip} {length}");
+            }
+        }
     }
 }
 

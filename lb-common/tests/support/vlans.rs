@@ -1,7 +1,7 @@
 //! Devices that stand over others on a [`Stage`].
 
 use lb_common::{
-    tables::{Interface, LOWERS, Tag, UPPER, Upper, feature},
+    tables::{Interface, LOWERS, Tag, UPPER, Upper, VlanKey, feature},
     vlan,
 };
 
@@ -11,6 +11,13 @@ impl Stage {
     /// Frames may have tags.
     pub fn vlans(mut self) -> Self {
         self.tables.control.features |= feature::VLAN;
+        self.tables.vlans.insert(VlanKey::ANY, 0);
+        self
+    }
+
+    /// But for those of VLANs that there is no device for.
+    pub fn known_vlans(mut self) -> Self {
+        self.tables.vlans.remove(&VlanKey::ANY);
         self
     }
 

@@ -639,6 +639,13 @@ impl<D: Dataplane> Core<D> {
             Update::Ports(ports) => {
                 let devices = Devices::wanted(self.vlans, &ports, self.announcing.attended());
                 let changed = std::mem::replace(&mut self.devices, devices);
+                let left_out = self.devices.left_out;
+                if left_out != changed.left_out && left_out > 0 {
+                    tracing::warn!(
+                        left_out,
+                        "there are more VLAN devices and bonds than there is room for: what is routed by these is lost"
+                    );
+                }
                 let moved = self.announcing.set_ports(ports);
                 moved || changed != self.devices
             }

@@ -512,7 +512,6 @@ impl<D: Dataplane> Running<D> {
             .all(|(parked, _)| !parked.may_be_of(lead, state))
     }
 
-    /// Loads programs for a change, beside the loop.
     /// Has programs loaded for what the network has come to need, unless they could not be. What is wanted goes on without meanwhile.
     fn load_for_network(&mut self) {
         let lacks = self.core.lacks() & !self.refused;

@@ -26,6 +26,8 @@ pub struct Devices {
     pub vlans: BTreeMap<VlanKey, u32>,
     /// What each stands over, by its index.
     pub uppers: BTreeMap<u32, Upper>,
+    /// How many there is no room for.
+    pub left_out: usize,
 }
 
 impl Devices {
@@ -40,6 +42,9 @@ impl Devices {
             return Self::default();
         }
         let mut devices = Self::of(ports);
+        if vlans == Vlans::On {
+            devices.vlans.insert(VlanKey::ANY, 0);
+        }
         for name in attended {
             if let Some(port) = ports.get(name)
                 && let Kind::Vlan { .. } = port.kind
@@ -56,40 +61,43 @@ impl Devices {
     /// Those of a host. A VLAN device over two others is left out, and one over what is in another network namespace.
     pub fn of(ports: &BTreeMap<String, Port>) -> Self {
         let ports: BTreeMap<u32, Port> = ports.values().map(|port| (port.index, *port)).collect();
+        let members = members(&ports);
         let mut devices = Self::default();
-        let most = Capacity::UPPERS as usize / 2;
         for port in ports.values() {
-            if devices.uppers.len() < most && devices.vlans.len() < most {
-                devices.add(&ports, port);
-            }
+            devices.add(&ports, &members, port);
         }
         devices
     }
 
-    fn add(&mut self, ports: &BTreeMap<u32, Port>, port: &Port) {
+    fn add(&mut self, ports: &BTreeMap<u32, Port>, members: &Members, port: &Port) {
         let Some((base, tags, count)) = base(ports, port) else {
             return;
         };
-        let members = members(ports, base.index);
+        let members = members.get(&base.index).map_or(&[][..], Vec::as_slice);
         if base.kind == Kind::Bond && members.is_empty() {
             return;
         }
-        // Of a bond that has the program itself, frames may come in by it as well.
-        let ways_in = members.iter().map(|(member, _)| *member);
-        for interface in ways_in.chain([base.index]) {
+        // Half of the room, so that all of them may be replaced at once.
+        let most = Capacity::UPPERS as usize / 2;
+        if self.uppers.len() >= most || self.vlans.len() + members.len() >= most {
+            self.left_out += 1;
+            return;
+        }
+        let live = members
+            .iter()
+            .filter_map(|(member, live)| live.then_some(*member));
+        let live: Vec<u32> = match base.kind {
+            Kind::Bond => live.collect(),
+            _ => vec![base.index],
+        };
+        // Of a bond that has the program itself, frames may come in by it as well. What comes in by a member that stands by is
+        // the kernel's, which drops it.
+        for &interface in live.iter().chain([&base.index]) {
             let key = vlan::key(interface, tags);
             if count > 0 {
                 self.vlans.insert(key, port.index | UPPER);
             }
         }
-        let live: Vec<u32> = match base.kind {
-            Kind::Bond => members
-                .iter()
-                .filter(|(_, live)| *live)
-                .map(|(m, _)| *m)
-                .collect(),
-            _ => vec![base.index],
-        };
         let upper = Upper {
             lowers: std::array::from_fn(|place| {
                 live.get(place % live.len().max(1)).copied().unwrap_or(0)
@@ -103,9 +111,13 @@ impl Devices {
 
     /// What is told of them, given the host's interfaces.
     pub fn status(&self, ports: &BTreeMap<String, Port>) -> Vec<DeviceStatus> {
+        let names: BTreeMap<u32, &String> = ports
+            .iter()
+            .map(|(name, port)| (port.index, name))
+            .collect();
         let name = |index: u32| {
-            let port = ports.iter().find(|(_, port)| port.index == index);
-            port.map_or_else(|| index.to_string(), |(name, _)| name.clone())
+            let name = names.get(&index);
+            name.map_or_else(|| index.to_string(), |name| (*name).clone())
         };
         let told = |(&index, upper): (&u32, &Upper)| {
             let lowers: BTreeSet<u32> = upper
@@ -181,15 +193,18 @@ fn base<'a>(ports: &'a BTreeMap<u32, Port>, port: &'a Port) -> Option<(&'a Port,
     }
 }
 
-/// Members of a bond, and whether each can be sent by.
-fn members(ports: &BTreeMap<u32, Port>, bond: u32) -> Vec<(u32, bool)> {
-    let member = |port: &Port| match port.kind {
-        Kind::Member { bond: of, active } if of == bond => {
-            Some((port.index, active && port.running))
+/// Members of bonds, by these, and whether each can be sent by.
+type Members = BTreeMap<u32, Vec<(u32, bool)>>;
+
+fn members(ports: &BTreeMap<u32, Port>) -> Members {
+    let mut members = Members::new();
+    for port in ports.values() {
+        if let Kind::Member { bond, active } = port.kind {
+            let member = (port.index, active && port.running);
+            members.entry(bond).or_default().push(member);
         }
-        _ => None,
-    };
-    ports.values().filter_map(member).collect()
+    }
+    members
 }
 
 /// The longest packet that leaves. An interface takes one tag on top of its MTU, as the kernel has it (`VLAN_HLEN` in

@@ -120,18 +120,49 @@ fn a_bond_leaves_by_those_of_its_members_that_are_active_and_running() {
 }
 
 #[test]
-fn a_vlan_over_a_bond_is_found_at_every_member_and_leaves_by_the_live_ones() {
+fn a_vlan_over_a_bond_is_found_at_its_live_members_and_leaves_by_them() {
     let devices = of(&[
         port(2, member(8, true)),
         port(3, member(8, false)),
         port(8, Kind::Bond),
         port(9, vlan_over(8, ID_100)),
     ]);
-    for interface in [2, 3, 8] {
-        assert_eq!(devices.vlans[&key(interface, [ID_100, NONE])], 9 | UPPER);
-    }
+    let of_vlan = |interface| (key(interface, [ID_100, NONE]), 9 | UPPER);
+    assert_eq!(devices.vlans, [2, 8].map(of_vlan).into());
     assert_eq!(devices.uppers[&9].lowers, [2; LOWERS]);
     assert_eq!(devices.uppers[&9].tags, [ID_100, NONE]);
+}
+
+#[test]
+fn frames_of_vlans_without_a_device_are_taken_where_all_are_to_be() {
+    let ports = [("eth0".to_owned(), port(2, Kind::Plain))].into();
+    let any = |vlans| {
+        let devices = Devices::wanted(vlans, &ports, &BTreeSet::new());
+        devices.vlans.contains_key(&VlanKey::ANY)
+    };
+    assert_eq!(
+        [Vlans::On, Vlans::Auto, Vlans::Off].map(any),
+        [true, false, false]
+    );
+}
+
+#[test]
+fn devices_beyond_the_room_that_there_is_are_counted() {
+    let most = Capacity::UPPERS / 2;
+    let vlan = |n| {
+        let [high, low] = (n as u16).to_be_bytes();
+        port(10 + n, vlan_over(2, [0x81, 0, high, low]))
+    };
+    let ports: Vec<Port> = [port(2, Kind::Plain)]
+        .into_iter()
+        .chain((0..most + 3).map(vlan))
+        .collect();
+    let devices = of(&ports);
+    assert_eq!(
+        devices.left_out as u32 + devices.uppers.len() as u32,
+        most + 3
+    );
+    assert!(devices.left_out >= 3);
 }
 
 #[test]

@@ -22,6 +22,8 @@ pub(super) struct Announcing {
     attended: BTreeSet<String>,
     /// All interfaces of this host.
     ports: BTreeMap<String, Port>,
+    /// Their names, by index.
+    names: BTreeMap<u32, String>,
     /// How many frames have claimed each VIP.
     claims: BTreeMap<IpAddr, u64>,
 }
@@ -35,9 +37,10 @@ impl Announcing {
     /// Whether frames of an interface come by one that the program is attached to.
     fn is_attended(&self, name: &str, kind: Kind) -> bool {
         let below = match kind {
-            Kind::Vlan { lower, .. } => self.ports.iter().find(|(_, port)| port.index == lower),
+            Kind::Vlan { lower, .. } => self.names.get(&lower),
             _ => None,
         };
+        let below = below.and_then(|name| self.ports.get_key_value(name));
         let is_part = matches!(kind, Kind::Member { .. });
         !is_part && self.attended.contains(name)
             || below.is_some_and(|(name, port)| self.is_attended(name, port.kind))
@@ -59,9 +62,10 @@ impl Announcing {
             .attached()
             .map(|(_, port)| (port.index, port.mac))
             .collect();
-        // What comes in by a member of a bond is for the bond.
+        // What comes in by a member of a bond is for the bond, but by one that stands by: an answer would leave by it, and have
+        // the switch send there what is for the bond.
         let members = self.ports.values().filter_map(|port| match port.kind {
-            Kind::Member { bond, .. } => Some((port.index, *attached.get(&bond)?)),
+            Kind::Member { bond, active } if active => Some((port.index, *attached.get(&bond)?)),
             _ => None,
         });
         let members: Vec<_> = members.collect();
@@ -71,6 +75,8 @@ impl Announcing {
     /// Takes note of the host's interfaces; true where that changes whose addresses VIPs have.
     pub(super) fn set_ports(&mut self, ports: BTreeMap<String, Port>) -> bool {
         let before = self.links();
+        let names = ports.iter().map(|(name, port)| (port.index, name.clone()));
+        self.names = names.collect();
         self.ports = ports;
         self.links() != before
     }
