@@ -331,6 +331,7 @@ fn cut_short(core: &Core<MemoryDataplane>, change: Change) -> Vec<MemoryDataplan
         state: &state,
         down: &Default::default(),
         next_hops: &Default::default(),
+        no_ways: &Default::default(),
         own_addresses: &Default::default(),
         tunnel: Tunnel::default(),
         unknown_port: UNKNOWN_PORT,

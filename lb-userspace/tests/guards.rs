@@ -114,6 +114,7 @@ fn planned(core: &Core<MemoryDataplane>, change: Change) -> Vec<Operation> {
         state: &state,
         down: &Default::default(),
         next_hops: &Default::default(),
+        no_ways: &Default::default(),
         links: &Default::default(),
         devices: &Default::default(),
         vlans: false,

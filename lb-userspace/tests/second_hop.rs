@@ -7,6 +7,7 @@ mod reach;
 use std::{
     collections::BTreeSet,
     net::{IpAddr, SocketAddr},
+    time::Duration,
 };
 
 use lb_common::tables::{Phase, mode};
@@ -15,10 +16,11 @@ use lb_userspace::{
     config::{self, Tunnel},
     dataplane::{Dataplane as _, memory::MemoryDataplane},
     model::{Admin, Change, ServiceId, Settings},
+    neighbours::Update,
     plan::{census, ticks},
 };
 
-use crate::reach::{asking, memory, reached};
+use crate::reach::{asking, memory, reached, wind};
 
 const VIP: &str = "10.0.0.1:80/tcp";
 
@@ -230,6 +232,62 @@ fn a_backend_to_which_there_is_no_way_yet_keeps_its_slots_flows_and_names_others
     core.enforce().unwrap();
     rest(&mut core);
     assert_eq!(ring(&core), complete);
+}
+
+fn lost(address: SocketAddr) -> Update {
+    Update::NextHop {
+        address: address.ip(),
+        next_hop: None,
+        reason: Some("nobody answers".to_owned()),
+    }
+}
+
+/// Every slot leads to whom a way leads to, and those that would be `missing`'s name it.
+fn assert_kept_by_others(core: &Core<MemoryDataplane>, complete: &[Named], missing: SocketAddr) {
+    for (slot, complete) in ring(core).iter().zip(complete) {
+        assert_ne!(slot.phase, Phase::Moving, "its flows are dropped");
+        assert_ne!(slot.owner, missing.ip());
+        match complete.owner == missing.ip() {
+            true => assert_eq!(slot.other, missing.ip()),
+            false => assert_eq!(slot.owner, complete.owner),
+        }
+    }
+}
+
+#[test]
+fn a_backend_to_which_there_is_no_way_for_long_leaves_its_flows_to_others_that_are_told_of_it() {
+    let backends: Vec<(u8, &str)> = (1..=4).map(|n| (n, "active")).collect();
+    let complete = ring(&active(&[1, 2, 3, 4]));
+    let mut core = serving(&text(&backends, true), &[1, 2, 4]);
+    core.network(lost(address(3)));
+    assert!(!core.age(), "it may be found yet");
+    wind(&core, Duration::from_secs(4));
+    assert!(core.age());
+    core.enforce().unwrap();
+    assert_kept_by_others(&core, &complete, address(3));
+    rest(&mut core);
+    assert_kept_by_others(&core, &complete, address(3));
+    // It is there after all.
+    core.network(reached(address(3).ip(), 1));
+    core.enforce().unwrap();
+    rest(&mut core);
+    let owners = |slots: &[Named]| slots.iter().map(|slot| slot.owner).collect::<Vec<_>>();
+    assert_eq!(owners(&ring(&core)), owners(&complete));
+}
+
+#[test]
+fn a_backend_that_is_known_to_have_no_way_is_not_waited_for() {
+    let backends: Vec<(u8, &str)> = (1..=4).map(|n| (n, "active")).collect();
+    let complete = ring(&active(&[1, 2, 3, 4]));
+    let mut core = serving("", &[1, 2, 4]);
+    core.network(lost(address(3)));
+    wind(&core, Duration::from_secs(4));
+    core.age();
+    let services = config::parse(&text(&backends, true), "test")
+        .unwrap()
+        .services;
+    core.change(Change::Replace(services)).unwrap();
+    assert_kept_by_others(&core, &complete, address(3));
 }
 
 #[test]

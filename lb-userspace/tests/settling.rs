@@ -106,6 +106,7 @@ fn planned(core: &Core<MemoryDataplane>, state: &State, census: Option<&census::
         state,
         down: &BTreeMap::new(),
         next_hops: &next_hops,
+        no_ways: &Default::default(),
         links: &BTreeMap::new(),
         devices: &Default::default(),
         vlans: false,

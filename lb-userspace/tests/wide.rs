@@ -137,6 +137,7 @@ impl Maps {
                 state: &state,
                 down: &BTreeMap::new(),
                 next_hops: &nowhere,
+                no_ways: &Default::default(),
                 own_addresses: &BTreeSet::new(),
                 tunnel: Tunnel::default(),
                 unknown_port: Unserved::Pass,

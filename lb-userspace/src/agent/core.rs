@@ -422,6 +422,7 @@ impl<D: Dataplane> Core<D> {
             Default::default()
         };
         let links = self.announcing.links();
+        let no_ways = self.no_ways.counting();
         // What the network has may not stand in the way of failures while programs are loaded for it.
         let (takes_tags, none) = (self.lacks() == 0, Devices::default());
         let inputs = Inputs {
@@ -431,6 +432,7 @@ impl<D: Dataplane> Core<D> {
             state: self.adapted.as_ref().unwrap_or(&self.state),
             down: &down,
             next_hops: &self.next_hops,
+            no_ways: &no_ways,
             own_addresses: &self.own_addresses,
             tunnel: self.tunnel,
             unknown_port: self.unknown_port,

@@ -67,6 +67,8 @@ pub struct Inputs<'a> {
     pub down: &'a BTreeMap<(ServiceId, SocketAddr), Liveness>,
     /// Next hops known so far.
     pub next_hops: &'a BTreeMap<IpAddr, NextHop>,
+    /// Addresses that have been without one for longer than it takes to find one.
+    pub no_ways: &'a BTreeSet<IpAddr>,
     /// Addresses of this host.
     pub own_addresses: &'a BTreeSet<IpAddr>,
     /// Hardware addresses of the interfaces that the program is attached to, by index.

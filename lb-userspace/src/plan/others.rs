@@ -7,7 +7,7 @@
 //! - if the backend that is listed last, as one that was added last is, were not there;
 //! - if its owner were not there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use lb_common::{
     maglev,
@@ -15,6 +15,7 @@ use lb_common::{
 };
 
 use super::{
+    Inputs,
     layout::{Placed, PlacedMember, Recipe},
     recipe,
 };
@@ -32,6 +33,23 @@ pub(super) struct Others {
     rings: BTreeMap<Kind, Vec<u16>>,
 }
 
+/// Whether nobody has found a way to a member in the time that this takes: it may never come.
+fn has_no_way(member: &PlacedMember, inputs: &Inputs<'_>) -> bool {
+    member.backend.interface == 0 && inputs.no_ways.contains(&member.address().ip())
+}
+
+/// Local ids of those that keep flows and that no way leads to, of a service where whoever gets their packets instead can be
+/// told of them.
+pub(super) fn unreachable(
+    service: &Service,
+    placed: &Placed,
+    inputs: &Inputs<'_>,
+) -> BTreeSet<u32> {
+    let members = placed.members().filter(|_| service.second_hop);
+    let lost = members.filter(|(_, member)| has_no_way(member, inputs));
+    lost.map(|(id, _)| u32::from(id)).collect()
+}
+
 /// Which ring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Kind {
@@ -42,7 +60,12 @@ enum Kind {
 
 impl Others {
     /// Those of a service, for a ring of `size` slots; `None` where nobody is told.
-    pub(super) fn of(service: &Service, placed: &Placed, size: u32) -> Option<Self> {
+    pub(super) fn of(
+        service: &Service,
+        placed: &Placed,
+        size: u32,
+        inputs: &Inputs<'_>,
+    ) -> Option<Self> {
         if !service.second_hop {
             return None;
         }
@@ -56,7 +79,9 @@ impl Others {
         let holds = |member: &PlacedMember| member.backend.state & state::HOLDS != 0;
         let awaited = |member: &PlacedMember| {
             let backend = service.backend(member.address());
-            member.backend.interface == 0 && backend.is_some_and(|backend| backend.is_wanted())
+            member.backend.interface == 0
+                && backend.is_some_and(|backend| backend.is_wanted())
+                && !has_no_way(member, inputs)
         };
         let id_of = |address| {
             let mut members = placed.members();

@@ -20,7 +20,7 @@ use lb_common::tables::{Phase, Slot, Tick, service_flag, state};
 use super::{
     Draft, Inputs, NoRoom, has_passed,
     layout::{Placed, Recipe, Ring, slot_span},
-    others::Others,
+    others::{self, Others},
     recipe::{self, Settings},
 };
 use crate::{dataplane::Operation, model::Service, snapshot::Passed};
@@ -105,9 +105,9 @@ impl Draft {
             self.move_whole(service, placed, &wanted, before.fields(), inputs.now)?;
         } else if !wanted.claims.is_empty() && (build || self.has_woken(placed)) {
             let owners = recipe::owners(&wanted, placed);
-            self.move_slots(service, placed, &owners, inputs.now, dead)?;
+            self.move_slots(service, placed, &owners, inputs, dead)?;
         } else if service.second_hop && before.mode != placed.descriptor.mode {
-            self.name_others(service, placed)?;
+            self.name_others(service, placed, inputs)?;
         } else if service.backends.is_empty() && is_forsaken(placed, inputs) {
             self.drop_ring(placed);
         }
@@ -176,12 +176,13 @@ impl Draft {
         service: &Service,
         placed: &mut Placed,
         owners: &[u16],
-        now: Tick,
+        inputs: &Inputs<'_>,
         dead: &Dead,
     ) -> Result<(), NoRoom> {
         let stateless = placed.descriptor.moving_time == 0;
+        let now = inputs.now;
         let woken = self.woken.get(&placed.number);
-        let mut others = Others::of(service, placed, owners.len() as u32);
+        let mut others = Others::of(service, placed, owners.len() as u32, inputs);
         if placed.ring.size() != owners.len() as u32 || stateless {
             // The first ring, or a stateless service's: nothing to keep but what begins between the
             // switch and an owner's waking.
@@ -224,10 +225,16 @@ impl Draft {
     }
 
     /// Slots come to name whoever else may have their flows, where they do not.
-    fn name_others(&mut self, service: &Service, placed: &mut Placed) -> Result<(), NoRoom> {
+    fn name_others(
+        &mut self,
+        service: &Service,
+        placed: &mut Placed,
+        inputs: &Inputs<'_>,
+    ) -> Result<(), NoRoom> {
         let ring = Arc::clone(&placed.ring);
         let whole = placed.descriptor.flags & service_flag::MOVING != 0;
-        let Some(mut others) = Others::of(service, placed, ring.size()).filter(|_| !whole) else {
+        let others = Others::of(service, placed, ring.size(), inputs);
+        let Some(mut others) = others.filter(|_| !whole) else {
             return Ok(());
         };
         let slots = ring.slots.iter().enumerate();
@@ -277,14 +284,18 @@ impl Draft {
         let whole = placed.descriptor.flags & service_flag::MOVING != 0;
         let passed = |allowance: &Allowance<'_>| allowance.passed(&placed.ring);
         if whole && allowance.as_ref().is_some_and(passed) {
-            self.end_whole_move(service, placed)?;
+            self.end_whole_move(service, placed, inputs)?;
             return Ok(true);
         }
         let mut given_up = false;
+        let unreachable = match whole {
+            true => BTreeSet::new(),
+            false => others::unreachable(service, placed, inputs),
+        };
         if let Some(slots) = revised(
             placed,
             allowance.as_ref().filter(|_| !whole),
-            dead,
+            (dead, &unreachable),
             doubtful,
         ) {
             let mut both = placed.ring.slots.iter().zip(&slots);
@@ -307,7 +318,12 @@ impl Draft {
 
     /// The ring before is given up. Whatever its flows were, they are recorded, or their backend owns
     /// their slot.
-    fn end_whole_move(&mut self, service: &Service, placed: &mut Placed) -> Result<(), NoRoom> {
+    fn end_whole_move(
+        &mut self,
+        service: &Service,
+        placed: &mut Placed,
+        inputs: &Inputs<'_>,
+    ) -> Result<(), NoRoom> {
         placed.descriptor.flags &= !service_flag::MOVING;
         placed.descriptor.set_previous(0, 0, 0);
         placed.passed.settling += u64::from(placed.ring.size());
@@ -315,7 +331,7 @@ impl Draft {
             self.release_span(previous.start, previous.size());
         }
         self.release_span(placed.ring.start, placed.ring.size());
-        let mut others = Others::of(service, placed, placed.ring.size());
+        let mut others = Others::of(service, placed, placed.ring.size(), inputs);
         let settled = |(place, slot): (usize, &Slot)| match &mut others {
             Some(others) => others.settling(placed, place, slot.owner() as u16),
             None => Slot::new(slot.owner(), slot.owner(), Phase::Settling),
@@ -391,12 +407,13 @@ fn no_more_overflows(placed: &Placed, inputs: &Inputs<'_>) -> Vec<Operation> {
         .collect()
 }
 
-/// The slots of a ring after its dead origins and what a sweep allows; `None` where none changes.
+/// The slots of a ring after its dead origins, those that can be told of and not be reached, and what a sweep allows; `None`
+/// where none changes.
 /// Where it is `doubtful` that steady slots have no records of others, they have to show it first.
 fn revised(
     placed: &mut Placed,
     allowance: Option<&Allowance<'_>>,
-    dead: &Dead,
+    (dead, unreachable): (&Dead, &BTreeSet<u32>),
     doubtful: bool,
 ) -> Option<Vec<Slot>> {
     let ring = Arc::clone(&placed.ring);
@@ -404,12 +421,16 @@ fn revised(
         return None;
     }
     // Every plan passes here, and nothing of this ring can change by most of them.
-    if allowance.is_none() && dead.is_empty() && !doubtful {
+    if allowance.is_none() && dead.is_empty() && unreachable.is_empty() && !doubtful {
         return None;
     }
     let mut slots: Option<Vec<Slot>> = None;
     for (place, (&slot, &when)) in ring.slots.iter().zip(&ring.moved).enumerate() {
         let mut next = without_dead_origin(slot, dead);
+        if next.phase() == Phase::Moving && unreachable.contains(&next.origin()) {
+            // Its unrecorded flows would be dropped: the owner has them, or hands them on.
+            next = Slot::new(next.owner(), next.origin(), Phase::Settling);
+        }
         if doubtful && next.phase() == Phase::Steady {
             next = Slot::new(next.owner(), next.owner(), Phase::Settling);
         } else if let Some(allowance) = allowance {

@@ -3,7 +3,7 @@
 //! One that had a way and has lost it keeps the last one in the maps: if that leads nowhere, its checks find out.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
     time::Duration,
 };
@@ -49,6 +49,12 @@ impl NoWays {
     /// Takes note that an address has one, or matters no more; whether it counted as having none.
     pub(super) fn find(&mut self, address: IpAddr) -> bool {
         self.0.remove(&address).is_some_and(|no| no.counts)
+    }
+
+    /// Those that have been without for long enough.
+    pub(super) fn counting(&self) -> BTreeSet<IpAddr> {
+        let counting = self.0.iter().filter(|(_, no)| no.counts);
+        counting.map(|(&address, _)| address).collect()
     }
 
     /// Sees who has been without for long enough; whether anybody new.
