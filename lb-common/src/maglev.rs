@@ -55,19 +55,40 @@ impl Claim {
         self.id
     }
 
-    /// The next slot of the permutation that nobody owns. There must be one.
-    fn next_free(&mut self, owners: &[u16]) -> usize {
+    /// The next slot of the permutation.
+    fn next(&mut self, size: usize) -> usize {
+        let slot = self.position as usize;
+        self.position += self.skip;
+        if self.position >= size as u32 {
+            self.position -= size as u32;
+        }
+        slot
+    }
+
+    /// The next slot of the permutation that nobody owns, of which there must be one. Says which it passes.
+    fn next_free(&mut self, owners: &[u16], mut passes: impl FnMut(usize)) -> usize {
         loop {
-            let slot = self.position as usize;
-            self.position += self.skip;
-            if self.position >= owners.len() as u32 {
-                self.position -= owners.len() as u32;
-            }
+            let slot = self.next(owners.len());
             if owners.get(slot).is_some_and(|&owner| owner == NOBODY) {
                 return slot;
             }
+            passes(slot);
         }
     }
+
+    /// Whether it is its turn, where the heaviest has one in every round.
+    fn has_turn(&mut self, heaviest: u32) -> bool {
+        self.earned += self.weight;
+        let has = self.earned >= heaviest;
+        if has {
+            self.earned -= heaviest;
+        }
+        has
+    }
+}
+
+fn heaviest(claims: &[Claim]) -> u32 {
+    claims.iter().map(|claim| claim.weight).max().unwrap_or(0)
 }
 
 fn digest(words: [u64; 3], seed: u64) -> u64 {
@@ -79,23 +100,65 @@ fn digest(words: [u64; 3], seed: u64) -> u64 {
 /// Fills `owners` (a prime number of slots, at most [`RING_SIZES`]'s largest) with the ids of
 /// `claims`, by weight. Claims of weight 0 get none; without any other, every slot is [`NOBODY`]'s.
 pub fn fill(owners: &mut [u16], claims: &mut [Claim]) {
+    fill_telling(owners, claims, |_, _, _| {});
+}
+
+/// Fills `owners` as [`fill`] does, and as many `seconds` with who would own each slot instead if its owner were not there,
+/// as far as one filling tells: whoever came to it first after its owner, or would, were there more to claim.
+/// [`NOBODY`] where there is nobody else. Takes about twice as long.
+pub fn fill_with_seconds(owners: &mut [u16], seconds: &mut [u16], claims: &mut [Claim]) {
+    seconds.fill(NOBODY);
+    fill_telling(owners, claims, |slot, owner, id| {
+        let second = seconds.get_mut(slot);
+        if let Some(second) = second.filter(|second| **second == NOBODY && owner != id) {
+            *second = id;
+        }
+    });
+    let mut left = seconds.iter().filter(|&&second| second == NOBODY).count();
+    let size = owners.len();
+    while left > 0 && heaviest(claims) > 0 {
+        let heaviest = heaviest(claims);
+        for claim in claims.iter_mut() {
+            if left == 0 || !claim.has_turn(heaviest) {
+                continue;
+            }
+            let id = claim.id;
+            let lacks =
+                |&slot: &usize| owners.get(slot) != Some(&id) && seconds.get(slot) == Some(&NOBODY);
+            let found = (0..size).map(|_| claim.next(size)).find(lacks);
+            match found.and_then(|slot| seconds.get_mut(slot)) {
+                Some(second) => {
+                    *second = id;
+                    left -= 1;
+                }
+                // All that are left are its own.
+                None => (claim.weight, claim.earned) = (0, 0),
+            }
+        }
+    }
+}
+
+/// Fills `owners`, and tells of each slot that is passed: which, its owner, and who passes it.
+#[inline(always)]
+fn fill_telling(owners: &mut [u16], claims: &mut [Claim], mut passed: impl FnMut(usize, u16, u16)) {
     owners.fill(NOBODY);
-    let heaviest = claims.iter().map(|claim| claim.weight).max().unwrap_or(0);
+    let heaviest = heaviest(claims);
     if heaviest == 0 {
         return;
     }
     let mut free = owners.len();
     loop {
         for claim in claims.iter_mut() {
-            claim.earned += claim.weight;
-            if claim.earned < heaviest {
+            if !claim.has_turn(heaviest) {
                 continue;
             }
-            claim.earned -= heaviest;
             if free == 0 {
                 return;
             }
-            let slot = claim.next_free(owners);
+            let id = claim.id;
+            let slot = claim.next_free(owners, |slot| {
+                passed(slot, owners.get(slot).copied().unwrap_or(NOBODY), id);
+            });
             if let Some(owner) = owners.get_mut(slot) {
                 *owner = claim.id;
             }
@@ -199,6 +262,40 @@ mod tests {
         assert!(!after.contains(&37));
     }
 
+    fn ring_and_seconds(weights: &[u16], size: u32) -> [Vec<u16>; 2] {
+        let [mut owners, mut seconds] = [(); 2].map(|()| vec![0; size as usize]);
+        fill_with_seconds(&mut owners, &mut seconds, &mut pool(weights, size));
+        [owners, seconds]
+    }
+
+    #[test]
+    fn seconds_are_mostly_who_would_own_the_slots_without_their_owners() {
+        let weights = [1; 50];
+        let [owners, seconds] = ring_and_seconds(&weights, 16_381);
+        assert_eq!(owners, ring(&weights, 16_381));
+        for gone in [0, 17, 49] {
+            let mut without = weights;
+            without[gone] = 0;
+            let after = ring(&without, 16_381);
+            let both = owners.iter().zip(seconds.iter().zip(&after));
+            let own = both.filter(|(owner, _)| usize::from(**owner) == gone);
+            let (own, right) = own.fold((0, 0), |(own, right), (_, (second, after))| {
+                (own + 1, right + u32::from(second == after))
+            });
+            std::println!("{right} of {own}");
+            assert!(right * 10 >= own * 6, "{right} of {own}");
+        }
+    }
+
+    #[test]
+    fn without_anybody_else_a_slot_has_no_second() {
+        let [owners, seconds] = ring_and_seconds(&[1], 251);
+        assert!(owners.iter().all(|&owner| owner == 0));
+        assert!(seconds.iter().all(|&second| second == NOBODY));
+        let [_, seconds] = ring_and_seconds(&[0, 0], 251);
+        assert!(seconds.iter().all(|&second| second == NOBODY));
+    }
+
     #[test]
     fn a_ring_is_the_same_on_every_machine() {
         let owners = ring(&[1, 2, 3], 251);
@@ -267,11 +364,20 @@ mod tests {
         }
 
         #[test]
+        fn every_slot_has_a_second_who_is_not_its_owner(weights in prop::collection::vec(1u16..=1_000, 2..12)) {
+            let [owners, seconds] = ring_and_seconds(&weights, 1_021);
+            prop_assert_eq!(&owners, &ring(&weights, 1_021));
+            for (owner, second) in owners.iter().zip(&seconds) {
+                prop_assert!(owner != second && *second != NOBODY);
+            }
+        }
+
+        #[test]
         fn a_permutation_visits_every_slot(address: u32, port: u16) {
             let mut owners = vec![NOBODY; 251];
             let mut claim = Claim::new(0, &Address::v4(address), port, 1, 251);
             for _ in 0..251 {
-                let slot = claim.next_free(&owners);
+                let slot = claim.next_free(&owners, |_| {});
                 prop_assert_eq!(owners[slot], NOBODY);
                 owners[slot] = 0;
             }

@@ -7,7 +7,7 @@ mod reach;
 use std::{
     collections::BTreeSet,
     net::{IpAddr, SocketAddr},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use lb_common::tables::{Phase, mode};
@@ -288,6 +288,36 @@ fn a_backend_that_is_known_to_have_no_way_is_not_waited_for() {
         .services;
     core.change(Change::Replace(services)).unwrap();
     assert_kept_by_others(&core, &complete, address(3));
+}
+
+/// One ring for each backend took a minute here, and 260 MB.
+#[test]
+fn a_large_pool_is_named_in_seconds() {
+    let address = |n: u16| SocketAddr::from(([10, 1, (n >> 8) as u8, n as u8], 80));
+    let mut core = Core::new("hop".to_owned(), Tunnel::default(), memory()).unwrap();
+    let backends: String = (0..1_000)
+        .map(|n| format!("[[service.backend]]\naddress = \"{}\"\n", address(n)))
+        .collect();
+    for n in 0..1_000 {
+        core.network(reached(address(n).ip(), 1));
+    }
+    let text = format!(
+        "[[service]]\nvip = \"{VIP}\"\nmode = \"gue\"\nring_size = 131071\nsecond_hop = true\n{backends}"
+    );
+    let services = config::parse(&text, "test").unwrap().services;
+    let begin = Instant::now();
+    core.change(Change::Replace(services)).unwrap();
+    let took = begin.elapsed();
+    println!("{took:?}");
+    assert!(took < Duration::from_secs(20), "{took:?}");
+    let placed = core.layout().placed(id()).unwrap();
+    assert!(
+        placed
+            .ring
+            .slots
+            .iter()
+            .all(|slot| slot.owner() != slot.origin())
+    );
 }
 
 #[test]

@@ -5,7 +5,7 @@
 //! they are new, it is guessed, in this order, by whoever would own the slot
 //! - if backends that are there still and take no new flows (drained ones, say) took their share;
 //! - if the backend that is listed last, as one that was added last is, were not there;
-//! - if its owner were not there.
+//! - if its owner were not there, roughly.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -55,7 +55,10 @@ pub(super) fn unreachable(
 enum Kind {
     Wished,
     All,
-    Without(u16),
+    /// Of whoever takes new flows but for the one that is listed last.
+    WithoutLast,
+    /// Whoever comes to slots next after their owners: near to what a ring without each one would be, and made once for all.
+    Seconds,
 }
 
 impl Others {
@@ -101,21 +104,22 @@ impl Others {
         let ring = self.rings.entry(kind).or_insert_with(|| match kind {
             Kind::Wished => recipe::owners(&self.wished, placed),
             Kind::All => recipe::owners(&self.all, placed),
-            Kind::Without(id) => {
+            Kind::WithoutLast => {
                 let mut recipe = self.wished.clone();
-                recipe.claims.retain(|&(other, _)| other != id);
+                recipe.claims.retain(|&(id, _)| Some(id) != self.last);
                 recipe::owners(&recipe, placed)
             }
+            Kind::Seconds => recipe::seconds(&self.wished, placed),
         });
         ring.get(place).copied().unwrap_or(maglev::NOBODY)
     }
 
     /// Who else may have flows of the slot at `place`; its owner, where that is nobody.
     fn other(&mut self, placed: &Placed, place: usize, owner: u16) -> u16 {
-        let before = self.last.map(Kind::Without);
-        let kinds = [Some(Kind::All), before, Some(Kind::Without(owner))];
-        let mut owners = kinds.into_iter().flatten();
-        owners
+        // The last is for a slot whose owner is not the one that it is to have.
+        let kinds = [Kind::All, Kind::WithoutLast, Kind::Seconds, Kind::Wished];
+        let mut kinds = kinds.into_iter();
+        kinds
             .find_map(|kind| {
                 let other = self.owner(placed, kind, place);
                 (other != owner && other != maglev::NOBODY).then_some(other)

@@ -132,6 +132,20 @@ pub(super) fn heirs(service: &Service, placed: &Placed) -> Vec<(u16, u16)> {
 
 /// The owners that a recipe makes.
 pub(super) fn owners(recipe: &Recipe, placed: &Placed) -> Vec<u16> {
+    let mut owners = vec![maglev::NOBODY; recipe.size as usize];
+    maglev::fill(&mut owners, &mut claims(recipe, placed));
+    owners
+}
+
+/// Who would own slots of the ring that a recipe makes if their owners were not there, roughly.
+pub(super) fn seconds(recipe: &Recipe, placed: &Placed) -> Vec<u16> {
+    let mut seconds = vec![maglev::NOBODY; recipe.size as usize];
+    let mut owners = seconds.clone();
+    maglev::fill_with_seconds(&mut owners, &mut seconds, &mut claims(recipe, placed));
+    seconds
+}
+
+fn claims(recipe: &Recipe, placed: &Placed) -> Vec<Claim> {
     let mut claims: Vec<Claim> = recipe
         .claims
         .iter()
@@ -147,9 +161,7 @@ pub(super) fn owners(recipe: &Recipe, placed: &Placed) -> Vec<u16> {
             .member_by_id(claim.id().into())
             .map(PlacedMember::address)
     });
-    let mut owners = vec![maglev::NOBODY; recipe.size as usize];
-    maglev::fill(&mut owners, &mut claims);
-    owners
+    claims
 }
 
 /// Slots that are not steady.
