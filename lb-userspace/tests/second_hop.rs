@@ -192,24 +192,77 @@ fn a_second_hop_that_is_switched_on_moves_nothing_and_has_every_slot_name_somebo
     let mut core = serving(&text(&backends, false), &[1, 2, 3]);
     rest(&mut core);
     let before = ring(&core);
-    let switch = |second_hop| {
-        let settings = Settings {
-            second_hop: Some(second_hop),
-            ..Settings::default()
-        };
-        Change::EditService(id(), settings)
-    };
-    core.change(switch(true)).unwrap();
+    core.change(switched(true)).unwrap();
     let after = ring(&core);
     let owners = |slots: &[Named]| -> Vec<_> { slots.iter().map(|s| (s.owner, s.phase)).collect() };
     assert_eq!(owners(&after), owners(&before));
     assert!(after.iter().all(|slot| slot.owner != slot.other));
     let descriptor = core.layout().placed(id()).unwrap().descriptor;
     assert_eq!(descriptor.mode, mode::SECOND_HOP);
-    core.change(switch(false)).unwrap();
+    core.change(switched(false)).unwrap();
     assert_eq!(owners(&ring(&core)), owners(&before));
     let descriptor = core.layout().placed(id()).unwrap().descriptor;
     assert_eq!(descriptor.mode, mode::GUE);
+}
+
+fn switched(second_hop: bool) -> Change {
+    let settings = Settings {
+        second_hop: Some(second_hop),
+        ..Settings::default()
+    };
+    Change::EditService(id(), settings)
+}
+
+fn remove(core: &mut Core<MemoryDataplane>, n: u8) {
+    core.change(Change::RemoveBackend(id(), address(n)))
+        .unwrap();
+    rest(core);
+    let placed = core.layout().placed(id()).unwrap();
+    assert!(placed.member(address(n)).is_none(), "it has left");
+}
+
+/// Who is in the pool, and nobody names somebody who never had its flows: one that was added last and takes none.
+fn assert_stranger_is_not_named(core: &mut Core<MemoryDataplane>, n: u8) {
+    let stranger = format!(
+        "[[service.backend]]\naddress = \"{}\"\nstate = \"draining\"\n",
+        address(n)
+    );
+    let kept = [(2, "active"), (3, "active"), (4, "active")];
+    let text = text(&kept, true) + &stranger;
+    let services = config::parse(&text, "test").unwrap().services;
+    core.network(reached(address(n).ip(), 1));
+    core.change(Change::Replace(services)).unwrap();
+    let ids = |core: &Core<MemoryDataplane>| core.layout().placed(id()).unwrap().members.len();
+    assert_eq!(ids(core), 4, "it has the local id of who has left");
+    for slot in ring(core) {
+        assert_ne!(slot.other, address(n).ip());
+        assert_ne!(slot.owner, slot.other);
+    }
+}
+
+#[test]
+fn slots_that_name_a_backend_which_leaves_come_to_name_others_and_not_whoever_gets_its_id() {
+    let mut core = active(&[1, 2, 3, 4]);
+    rest(&mut core);
+    remove(&mut core, 1);
+    for slot in ring(&core) {
+        assert_ne!(slot.owner, slot.other);
+    }
+    assert_stranger_is_not_named(&mut core, 9);
+}
+
+#[test]
+fn a_second_hop_that_is_switched_off_and_on_again_names_nobody_who_left_in_between() {
+    let mut core = active(&[1, 2, 3, 4]);
+    rest(&mut core);
+    core.change(asking(id(), address(1), Admin::Draining))
+        .unwrap();
+    rest(&mut core);
+    core.change(switched(false)).unwrap();
+    remove(&mut core, 1);
+    assert!(ring(&core).iter().any(|slot| slot.owner == slot.other));
+    core.change(switched(true)).unwrap();
+    assert_stranger_is_not_named(&mut core, 9);
 }
 
 /// Else whoever stands in for it would be taken for who had its flows.

@@ -335,7 +335,9 @@ impl Draft {
         self.place_members(service, &mut placed, inputs)?;
         add_dead(&mut dead, &placed);
         self.place_ring(service, &mut placed, inputs, &dead)?;
-        self.release_left(service, &mut placed, inputs);
+        if self.release_left(service, &mut placed, inputs) {
+            self.forget_origins(service, &mut placed, inputs);
+        }
         let guard = self.guard(inputs.state, service);
         if placed.guard != guard {
             placed.guard = guard;

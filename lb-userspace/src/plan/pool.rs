@@ -225,13 +225,13 @@ impl Draft {
 
     /// Takes entries and ids from backends that were removed, once no flow can be theirs: no slot
     /// names them, a sweep that began when none did found no record, and no connection id leads packets
-    /// to them.
+    /// to them. Whether any has gone.
     pub(super) fn release_left(
         &mut self,
         service: &Service,
         placed: &mut Placed,
         inputs: &Inputs<'_>,
-    ) {
+    ) -> bool {
         let census = inputs.census.filter(|census| census.is_about(placed));
         let stateless = placed.descriptor.moving_time == 0;
         let named = still_named(placed);
@@ -242,7 +242,7 @@ impl Draft {
             .filter(|&id| !placed.names(id) && !named.contains(&id))
             .filter(|&id| stateless || census.is_some_and(|c| c.is_vacant(placed, id)))
             .collect();
-        for id in left {
+        for &id in &left {
             let place = &mut placed.members[usize::from(id)];
             if let Ok(member) = place {
                 self.released.entries.push(member.entry);
@@ -253,6 +253,7 @@ impl Draft {
             }
             self.after.push(write(placed, id));
         }
+        !left.is_empty()
     }
 
     /// An entry for one more backend. The last one is left for those that are there: their next hops change.

@@ -9,7 +9,7 @@
 //! - It does not settle where another choice could not be recorded since the plan was made.
 //! - Where nobody takes new flows, only slots of removed backends move: to those that hold flows.
 //! - Of a service with a second hop, a slot that settles or is steady keeps its origin, which then stands for whoever else
-//!   may have its flows ([`super::others`]).
+//!   may have its flows ([`super::others`]), until that one has gone.
 //! - It is steady again once a sweep that began when it settled already found no flow recorded for
 //!   anybody but its owner, or where every flow is looked up.
 
@@ -242,6 +242,42 @@ impl Draft {
         let slots = slots.collect();
         self.release_span(ring.start, ring.size());
         self.put_ring(service, placed, slots, ring.moved.clone())
+    }
+
+    /// Slots name nobody who has gone: the next one to get that local id is a stranger to them. In place, before the grace
+    /// period after which it is free.
+    pub(super) fn forget_origins(
+        &mut self,
+        service: &Service,
+        placed: &mut Placed,
+        inputs: &Inputs<'_>,
+    ) {
+        let ring = Arc::clone(&placed.ring);
+        let has_gone = |slot: &Slot| {
+            // What leads to somebody keeps him.
+            slot.phase() != Phase::Moving
+                && slot.origin() != slot.owner()
+                && placed.member_by_id(slot.origin()).is_none()
+        };
+        if !ring.slots.iter().any(has_gone) {
+            return;
+        }
+        let whole = placed.descriptor.flags & service_flag::MOVING != 0;
+        let mut others = Others::of(service, placed, ring.size(), inputs).filter(|_| !whole);
+        let kept = |(place, &slot): (usize, &Slot)| {
+            if !has_gone(&slot) {
+                return slot;
+            }
+            let alone = Slot::new(slot.owner(), slot.owner(), slot.phase());
+            match &mut others {
+                Some(others) => others.complete(placed, place, alone),
+                None => alone,
+            }
+        };
+        let slots = ring.slots.iter().enumerate().map(kept).collect();
+        placed.ring = Arc::new(ring.with(slots));
+        self.in_place
+            .push(Operation::Slots(Arc::clone(&placed.ring)));
     }
 
     /// Writes a ring aside, and makes the descriptor name it.
