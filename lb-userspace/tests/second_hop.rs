@@ -265,6 +265,51 @@ fn a_second_hop_that_is_switched_off_and_on_again_names_nobody_who_left_in_betwe
     assert_stranger_is_not_named(&mut core, 9);
 }
 
+/// Another agent over the same maps, that is told this.
+fn next_agent(
+    mut core: Core<MemoryDataplane>,
+    text: &str,
+    backends: &[u8],
+) -> Core<MemoryDataplane> {
+    let maps = std::mem::take(core.dataplane_mut());
+    let mut core = Core::new("hop".to_owned(), Tunnel::default(), maps).unwrap();
+    for &n in backends {
+        core.network(reached(address(n).ip(), 1));
+    }
+    let services = config::parse(text, "test").unwrap().services;
+    core.change(Change::Replace(services)).unwrap();
+    core
+}
+
+#[test]
+fn a_second_hop_that_a_new_agent_is_told_of_has_every_slot_name_somebody() {
+    let backends = [(1, "active"), (2, "active"), (3, "active")];
+    let mut core = serving(&text(&backends, false), &[1, 2, 3]);
+    rest(&mut core);
+    let before = ring(&core);
+    let core = next_agent(core, &text(&backends, true), &[1, 2, 3]);
+    let after = ring(&core);
+    let owners = |slots: &[Named]| -> Vec<_> { slots.iter().map(|s| (s.owner, s.phase)).collect() };
+    assert_eq!(owners(&after), owners(&before));
+    assert!(after.iter().all(|slot| slot.owner != slot.other));
+}
+
+#[test]
+fn a_second_hop_that_is_switched_on_with_a_change_of_the_pool_has_every_slot_name_somebody() {
+    let backends = [(1, "active"), (2, "active"), (3, "active"), (4, "active")];
+    let mut core = serving(&text(&backends[..3], false), &[1, 2, 3]);
+    rest(&mut core);
+    let before = ring(&core);
+    core.network(reached(address(4).ip(), 1));
+    let services = config::parse(&text(&backends, true), "test")
+        .unwrap()
+        .services;
+    core.change(Change::Replace(services)).unwrap();
+    let after = ring(&core);
+    assert_names_former(&before, &after);
+    assert!(after.iter().all(|slot| slot.owner != slot.other));
+}
+
 /// Else whoever stands in for it would be taken for who had its flows.
 #[test]
 fn a_backend_to_which_there_is_no_way_yet_keeps_its_slots_flows_and_names_others_once_there_is() {

@@ -101,12 +101,13 @@ impl Draft {
         let resized = wanted.size != placed.ring.size() && !wanted.claims.is_empty();
         let whole = placed.ring.size() > 0 && (resized || settings.places_otherwise(&before));
         let stateless = placed.descriptor.moving_time == 0;
+        let names = service.second_hop && before.mode != placed.descriptor.mode;
         if whole && !stateless {
             self.move_whole(service, placed, &wanted, before.fields(), inputs.now)?;
         } else if !wanted.claims.is_empty() && (build || self.has_woken(placed)) {
             let owners = recipe::owners(&wanted, placed);
-            self.move_slots(service, placed, &owners, inputs, dead)?;
-        } else if service.second_hop && before.mode != placed.descriptor.mode {
+            self.move_slots(service, placed, &owners, inputs, dead, names)?;
+        } else if names {
             self.name_others(service, placed, inputs)?;
         } else if service.backends.is_empty() && is_forsaken(placed, inputs) {
             self.drop_ring(placed);
@@ -170,7 +171,7 @@ impl Draft {
         self.put_ring(service, placed, slots, moved)
     }
 
-    /// Slots get new owners, one by one.
+    /// Slots get new owners, one by one; with `names`, the others come to name whoever else may have their flows, too.
     fn move_slots(
         &mut self,
         service: &Service,
@@ -178,6 +179,7 @@ impl Draft {
         owners: &[u16],
         inputs: &Inputs<'_>,
         dead: &Dead,
+        names: bool,
     ) -> Result<(), NoRoom> {
         let stateless = placed.descriptor.moving_time == 0;
         let now = inputs.now;
@@ -201,12 +203,17 @@ impl Draft {
         let mut slots = placed.ring.slots.clone();
         let mut times = placed.ring.moved.clone();
         let mut changed = 0u64;
+        let whole = placed.descriptor.flags & service_flag::MOVING != 0;
+        let names = names && !whole;
         let both = slots.iter_mut().zip(&mut times).zip(owners);
         for (place, ((slot, when), &owner)) in both.enumerate() {
             let owner_woken = woken.is_some_and(|ids| ids.contains(&owner));
             // Flows that could not be recorded since the origin died are the last owner's.
             *slot = without_dead_origin(*slot, dead);
             let Some(next) = moved(*slot, owner.into(), owner_woken) else {
+                if let Some(others) = others.as_mut().filter(|_| names) {
+                    *slot = others.complete(placed, place, *slot);
+                }
                 continue;
             };
             *slot = without_dead_origin(next, dead);
@@ -216,7 +223,7 @@ impl Draft {
             *when = now;
             changed += 1;
         }
-        if changed == 0 {
+        if changed == 0 && !names {
             return Ok(());
         }
         placed.passed.moving += changed;
