@@ -182,11 +182,11 @@ impl Member {
 
 fn assess(members: &[Member], panics: bool) -> Option<Use> {
     let takers: Vec<Member> = members.iter().copied().filter(|m| m.takes).collect();
-    let load: u64 = takers.iter().map(|m| m.load).sum::<Option<u64>>()?;
+    let load = total(takers.iter().map(|m| m.load))?;
     if takers.is_empty() {
         return None;
     }
-    let most = takers.iter().map(|m| m.most).sum::<Option<u64>>();
+    let most = total(takers.iter().map(|m| m.most));
     Some(Use {
         load,
         most,
@@ -200,13 +200,19 @@ fn assess(members: &[Member], panics: bool) -> Option<Use> {
     })
 }
 
+/// Their sum, where all are known, or the most that can be told: bandwidths may be declared up to that each.
+fn total(figures: impl IntoIterator<Item = Option<u64>>) -> Option<u64> {
+    let mut figures = figures.into_iter();
+    figures.try_fold(0u64, |total, figure| Some(total.saturating_add(figure?)))
+}
+
 fn imbalance(takers: &[Member]) -> Option<u64> {
     let mut tiers: BTreeMap<u8, Vec<&Member>> = BTreeMap::new();
     for member in takers {
         tiers.entry(member.tier).or_default().push(member);
     }
     let of_tier = |members: &Vec<&Member>| {
-        let load: u64 = members.iter().filter_map(|m| m.load).sum();
+        let load = total(members.iter().map(|m| Some(m.load.unwrap_or(0)))).unwrap_or(0);
         let weight: u64 = members.iter().map(|m| m.weight).sum();
         let over = |m: &&Member| {
             let own = u128::from(m.load?) * u128::from(WHOLE) * u128::from(weight);
@@ -223,12 +229,12 @@ fn headroom(members: &[Member], load: u64) -> Option<usize> {
     let usable = members.iter().filter(|m| m.takes || m.stands_by);
     let mut each = usable.map(|m| m.most).collect::<Option<Vec<u64>>>()?;
     each.sort_unstable();
-    let mut left: u64 = each.iter().sum();
+    let mut left: u128 = each.iter().map(|&most| u128::from(most)).sum();
     let mut lost = 0;
     while let Some(largest) = each.pop() {
-        left -= largest;
+        left -= u128::from(largest);
         // With nobody left, no flow is carried, be the load as small as it may.
-        if left < load || each.is_empty() {
+        if left < u128::from(load) || each.is_empty() {
             break;
         }
         lost += 1;
@@ -288,6 +294,15 @@ mod tests {
         let capacity = assess(&[member(80, 100), standby, down], false).unwrap();
         assert_eq!((capacity.most, capacity.headroom), (Some(100), Some(1)));
         assert_eq!(assess(&[standby, down], false), None);
+    }
+
+    #[test]
+    fn sums_of_what_backends_are_said_to_carry_do_not_wrap() {
+        let pool = [member(u64::MAX, u64::MAX); 3];
+        let capacity = assess(&pool, false).unwrap();
+        assert_eq!((capacity.load, capacity.most), (u64::MAX, Some(u64::MAX)));
+        let idle = [member(1, u64::MAX); 3];
+        assert_eq!(assess(&idle, false).unwrap().headroom, Some(2));
     }
 
     #[test]
