@@ -26,7 +26,7 @@ mod reader;
 mod service;
 mod warnings;
 
-pub use access::ReadFile;
+pub use access::{NamedFile, ReadFile};
 pub use adaptive::parse_adaptive;
 pub use hash_key::HashKey;
 pub use health::parse_check;

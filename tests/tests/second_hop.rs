@@ -3,9 +3,10 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
+    fs::{self, Permissions},
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpStream},
+    os::unix::fs::PermissionsExt as _,
     path::Path,
     time::Duration,
 };
@@ -103,6 +104,7 @@ fn config(directory: &Path, services: Vec<Service>) -> Result<Config> {
     let key = directory.join("hash.key");
     if !key.exists() {
         fs::write(&key, "0123456789abcdef".repeat(12))?;
+        fs::set_permissions(&key, Permissions::from_mode(0o600))?;
     }
     Ok(Config {
         services,

@@ -7,8 +7,17 @@ use crate::model::{AccessList, ModelError, Prefix, group, parse_prefixes};
 
 const ACCESS_LIST: &[&str] = &["name", "allow", "deny", "allow_file", "deny_file"];
 
-/// Reads a file that the configuration names: its text, or why there is none.
-pub type ReadFile<'a> = &'a dyn Fn(&str) -> Result<String, String>;
+/// Reads a file that the configuration names, or says why there is none.
+pub type ReadFile<'a> = &'a dyn Fn(&str) -> Result<NamedFile, String>;
+
+/// A file that the configuration names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NamedFile {
+    /// What it says.
+    pub text: String,
+    /// Who may do what with it, as `stat` has it.
+    pub mode: u32,
+}
 
 /// All access lists.
 pub(super) fn read_all(root: &Section<'_>, read: ReadFile<'_>) -> Vec<AccessList> {
@@ -63,8 +72,8 @@ fn prefixes(
     }
     if section.has(file_key) {
         let from_file = section.value(file_key, |path| {
-            let text = read(path).map_err(|error| format!("cannot read {path}: {error}"))?;
-            parse_prefixes(&text).map_err(|(line, error)| format!("{path}:{line}: {error}"))
+            let file = read(path).map_err(|error| format!("cannot read {path}: {error}"))?;
+            parse_prefixes(&file.text).map_err(|(line, error)| format!("{path}:{line}: {error}"))
         });
         prefixes.extend(from_file?.into_inner());
     }

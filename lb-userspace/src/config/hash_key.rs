@@ -12,6 +12,9 @@ use super::{
 /// Hexadecimal digits of a key.
 const DIGITS: usize = HASH_KEY_WORDS * 16;
 
+/// What a file's group, and anybody, may do with it: all of it.
+const OTHERS: u32 = 0o077;
+
 /// The secret by which flows are placed. Balancers that have the same one place every flow alike.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct HashKey(pub [u64; HASH_KEY_WORDS]);
@@ -26,17 +29,29 @@ impl fmt::Debug for HashKey {
 /// The key in the file that the configuration names, if it names one.
 pub(super) fn read(root: &Section<'_>, read: ReadFile<'_>) -> Option<HashKey> {
     root.value("hash_key_file", |path| {
-        let text = read(path).map_err(|error| format!("cannot read {path}: {error}"))?;
-        parse(&text).map_err(|problem| format!("{path}: {problem}"))
+        let file = read(path).map_err(|error| format!("cannot read {path}: {error}"))?;
+        check_mode(file.mode, path)?;
+        parse(&file.text).map_err(|problem| format!("{path}: {problem}"))
     })
     .map(Located::into_inner)
+}
+
+/// Whoever can read it knows the key, and whoever can write it has them all know another.
+fn check_mode(mode: u32, path: &str) -> Result<(), String> {
+    match mode & OTHERS {
+        0 => Ok(()),
+        _ => Err(format!(
+            "{path} is open to others than its owner (mode {:04o}), and who knows the key can aim at a backend: `chmod 600 {path}`, and make another key if they may have read it",
+            mode & 0o7777
+        )),
+    }
 }
 
 fn parse(text: &str) -> Result<HashKey, String> {
     let digits: Vec<char> = text.chars().filter(|c| !c.is_whitespace()).collect();
     let wrong = |what: String| {
         format!(
-            "{what}, and a key is {DIGITS} hexadecimal digits: `od -An -vtx1 -N{} /dev/urandom > FILE` makes one",
+            "{what}, and a key is {DIGITS} hexadecimal digits: `(umask 077; od -An -vtx1 -N{} /dev/urandom > FILE)` makes one",
             DIGITS / 2
         )
     };
@@ -71,6 +86,23 @@ mod tests {
         let key = parse(&text).unwrap();
         assert_eq!(key.0, std::array::from_fn(|n| n as u64 + 1));
         assert_eq!(format!("{key:?}"), "HashKey(secret)");
+    }
+
+    #[test]
+    fn a_file_that_others_than_its_owner_can_open_is_refused_with_what_would_be_right() {
+        for mode in [0o100_600, 0o100_400] {
+            assert_eq!(check_mode(mode, "lb.key"), Ok(()));
+        }
+        for (mode, says) in [
+            (0o100_640, "0640"),
+            (0o100_604, "0604"),
+            (0o100_620, "0620"),
+            (0o100_644, "0644"),
+        ] {
+            let problem = check_mode(mode, "lb.key").unwrap_err();
+            assert!(problem.contains(says), "{problem}");
+            assert!(problem.contains("`chmod 600 lb.key`"), "{problem}");
+        }
     }
 
     #[test]

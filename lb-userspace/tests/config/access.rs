@@ -1,16 +1,33 @@
 //! Access lists and limits in the configuration, and the files that it names.
 
 use lb_userspace::{
-    config::{self, Config, ConfigError},
+    config::{self, Config, ConfigError, NamedFile},
     model::{Access, FlowLimit},
 };
 
 fn read(text: &str) -> Result<Config, Vec<ConfigError>> {
+    let file = |text: &str, mode| {
+        let text = text.to_owned();
+        Ok(NamedFile { text, mode })
+    };
     config::parse_with(text, "lb.toml", &|name| match name {
-        "scanners.txt" => Ok("# seen in May\n192.0.2.0/24\n2001:db8::/32\n".to_owned()),
-        "bad.txt" => Ok("192.0.2.0/24\n\nnone\n".to_owned()),
+        "scanners.txt" => file("# seen in May\n192.0.2.0/24\n2001:db8::/32\n", 0o100_644),
+        "bad.txt" => file("192.0.2.0/24\n\nnone\n", 0o100_644),
+        "open.key" => file(&"0123456789abcdef".repeat(12), 0o100_644),
+        "hash.key" => file(&"0123456789abcdef".repeat(12), 0o100_600),
         _ => Err("No such file or directory".to_owned()),
     })
+}
+
+#[test]
+fn a_hash_key_that_others_can_read_is_refused_and_prefixes_are_not() {
+    let config = read("hash_key_file = \"hash.key\"").expect("a key that only its owner reads");
+    assert!(config.hash_key.is_some());
+    let errors = read("hash_key_file = \"open.key\"").expect_err("a key that all read");
+    let [error] = &errors[..] else {
+        panic!("{errors:?}");
+    };
+    assert!(error.to_string().contains("chmod 600 open.key"), "{error}");
 }
 
 fn service(settings: &str) -> String {

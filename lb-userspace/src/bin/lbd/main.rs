@@ -6,13 +6,19 @@ mod run;
 mod servers;
 
 use std::{
-    cell::RefCell, fs, net::IpAddr, os::unix::net::UnixStream, path::Path, process::ExitCode,
+    cell::RefCell,
+    fs,
+    io::{self, Read as _},
+    net::IpAddr,
+    os::unix::{fs::MetadataExt as _, net::UnixStream},
+    path::Path,
+    process::ExitCode,
 };
 
 use anyhow::{Context as _, Result, bail};
 use clap::Parser as _;
 use lb_userspace::{
-    config::{self, Config},
+    config::{self, Config, NamedFile},
     dataplane::bpf::{Mode, Pins, decap},
     instance, store,
 };
@@ -55,10 +61,10 @@ fn read_config(path: Option<&Path>) -> Result<(Config, String)> {
     let read = |name: &str| {
         // Beside the configuration, unless said otherwise.
         let path = path.parent().unwrap_or(Path::new("")).join(name);
-        let text = fs::read_to_string(path).map_err(|error| error.to_string())?;
+        let (text, mode) = read_with_mode(&path).map_err(|error| error.to_string())?;
         let mark = format!("\n# {name}: {:016x}", store::fingerprint(text.as_bytes()));
         files.borrow_mut().push_str(&mark);
-        Ok(text)
+        Ok(NamedFile { text, mode })
     };
     match config::parse_with(&text, &path.display().to_string(), &read) {
         Ok(config) => Ok((config, files.into_inner())),
@@ -71,6 +77,15 @@ fn read_config(path: Option<&Path>) -> Result<(Config, String)> {
             )
         }
     }
+}
+
+/// A file's text, and its mode as it was when it was opened.
+fn read_with_mode(path: &Path) -> io::Result<(String, u32)> {
+    let mut file = fs::File::open(path)?;
+    let mode = file.metadata()?.mode();
+    let mut text = String::new();
+    file.read_to_string(&mut text)?;
+    Ok((text, mode))
 }
 
 fn check(path: Option<&Path>) -> Result<()> {
