@@ -6,8 +6,9 @@ mod reach;
 
 use std::{
     collections::BTreeSet,
+    fs,
     net::{IpAddr, SocketAddr},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use lb_common::tables::{Phase, mode};
@@ -217,6 +218,8 @@ fn remove(core: &mut Core<MemoryDataplane>, n: u8) {
     core.change(Change::RemoveBackend(id(), address(n)))
         .unwrap();
     rest(core);
+    // Only now did a sweep begin that nothing led to it any more.
+    rest(core);
     let placed = core.layout().placed(id()).unwrap();
     assert!(placed.member(address(n)).is_none(), "it has left");
 }
@@ -296,11 +299,12 @@ fn a_second_hop_that_a_new_agent_is_told_of_has_every_slot_name_somebody() {
 
 #[test]
 fn a_second_hop_that_is_switched_on_with_a_change_of_the_pool_has_every_slot_name_somebody() {
-    let backends = [(1, "active"), (2, "active"), (3, "active"), (4, "active")];
-    let mut core = serving(&text(&backends[..3], false), &[1, 2, 3]);
+    let all = [(1, "active"), (2, "active"), (3, "active"), (4, "active")];
+    let mut core = serving(&text(&all, false), &[1, 2, 3, 4]);
     rest(&mut core);
     let before = ring(&core);
-    core.network(reached(address(4).ip(), 1));
+    let mut backends = all;
+    backends[0].1 = "draining";
     let services = config::parse(&text(&backends, true), "test")
         .unwrap()
         .services;
@@ -343,11 +347,13 @@ fn lost(address: SocketAddr) -> Update {
 /// Every slot leads to whom a way leads to, and those that would be `missing`'s name it.
 fn assert_kept_by_others(core: &Core<MemoryDataplane>, complete: &[Named], missing: SocketAddr) {
     for (slot, complete) in ring(core).iter().zip(complete) {
-        assert_ne!(slot.phase, Phase::Moving, "its flows are dropped");
         assert_ne!(slot.owner, missing.ip());
-        match complete.owner == missing.ip() {
-            true => assert_eq!(slot.other, missing.ip()),
-            false => assert_eq!(slot.owner, complete.owner),
+        // A ring without one moves a few slots between others, too.
+        if slot.owner != complete.owner {
+            assert_eq!(slot.other, complete.owner);
+        }
+        if slot.other == missing.ip() {
+            assert_ne!(slot.phase, Phase::Moving, "its flows are dropped");
         }
     }
 }
@@ -388,34 +394,39 @@ fn a_backend_that_is_known_to_have_no_way_is_not_waited_for() {
     assert_kept_by_others(&core, &complete, address(3));
 }
 
-/// One ring for each backend took a minute here, and 260 MB.
-#[test]
-fn a_large_pool_is_named_in_seconds() {
+/// How long this thread has run: others may be in its way. The first figure of schedstat is nanoseconds.
+fn on_cpu() -> Duration {
+    let figures = fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+    Duration::from_nanos(figures.split(' ').next().unwrap().parse().unwrap())
+}
+
+/// How long it takes to serve a pool of 1,000, and what that leaves.
+fn serving_many(second_hop: bool) -> (Duration, Core<MemoryDataplane>) {
     let address = |n: u16| SocketAddr::from(([10, 1, (n >> 8) as u8, n as u8], 80));
     let mut core = Core::new("hop".to_owned(), Tunnel::default(), memory()).unwrap();
-    let backends: String = (0..1_000)
-        .map(|n| format!("[[service.backend]]\naddress = \"{}\"\n", address(n)))
-        .collect();
+    let mut text = format!(
+        "[[service]]\nvip = \"{VIP}\"\nmode = \"gue\"\nring_size = 65537\nsecond_hop = {second_hop}\n"
+    );
     for n in 0..1_000 {
         core.network(reached(address(n).ip(), 1));
+        text += &format!("[[service.backend]]\naddress = \"{}\"\n", address(n));
     }
-    let text = format!(
-        "[[service]]\nvip = \"{VIP}\"\nmode = \"gue\"\nring_size = 131071\nsecond_hop = true\n{backends}"
-    );
     let services = config::parse(&text, "test").unwrap().services;
-    let begin = Instant::now();
+    let begin = on_cpu();
     core.change(Change::Replace(services)).unwrap();
-    let took = begin.elapsed();
-    println!("{took:?}");
-    assert!(took < Duration::from_secs(20), "{took:?}");
+    (on_cpu() - begin, core)
+}
+
+/// A ring for each backend would take a thousand times as long.
+#[test]
+fn whom_a_large_pool_names_takes_a_few_rings_to_find() {
+    let (alone, _) = serving_many(false);
+    let (took, core) = serving_many(true);
+    println!("{took:?} instead of {alone:?}");
+    assert!(took < Duration::from_secs(3), "{took:?}, {alone:?}");
     let placed = core.layout().placed(id()).unwrap();
-    assert!(
-        placed
-            .ring
-            .slots
-            .iter()
-            .all(|slot| slot.owner() != slot.origin())
-    );
+    let mut slots = placed.ring.slots.iter();
+    assert!(slots.all(|slot| slot.owner() != slot.origin()));
 }
 
 #[test]
