@@ -12,6 +12,8 @@ pub const SKIP_FILE: &str = "LB_SKIP_FILE";
 /// Reports that `test` did not run, and why: on standard output, and in the file that
 /// [`SKIP_FILE`] names, for whoever sums up the run.
 pub fn skip(test: &str, reason: &str) {
+    // A line for each.
+    let reason = reason.split_whitespace().collect::<Vec<_>>().join(" ");
     println!("SKIP {test}: {reason}");
     let Some(path) = env::var_os(SKIP_FILE) else {
         return;
