@@ -32,31 +32,28 @@ pub fn deliver<P: Packet, T: Tables>(
         return forward::readdress(packet, backend.source_mac, backend.destination_mac);
     }
     if tables.knows(feature::GUE) && mode == mode::GUE {
-        let gue = Gue {
-            port: tables.control().ok_or(DropReason::Inconsistent)?.gue_port,
-            other: None,
-        };
-        return forward::encapsulate(packet, flow, backend, hash, Some(gue));
+        return in_gue(packet, tables, flow, backend, hash, None);
     }
     Err(DropReason::Inconsistent)
 }
 
-/// The same in mode [`mode::SECOND_HOP`], where the backend is told who else may have the flow, if anybody.
+/// The same in mode [`mode::GUE`], and, with `other`, in mode [`mode::SECOND_HOP`], where the backend is told who else may have
+/// the flow, or [`Address::NOBODY`].
 ///
 /// # Errors
 /// As [`forward::encapsulate`].
 #[inline(always)]
-pub fn deliver_telling<P: Packet, T: Tables>(
+pub fn in_gue<P: Packet, T: Tables>(
     packet: &mut P,
     tables: &T,
     flow: &Flow,
     backend: &Backend,
     hash: FlowHash,
-    other: Address,
+    other: Option<Address>,
 ) -> Result<(), DropReason> {
     let gue = Gue {
         port: tables.control().ok_or(DropReason::Inconsistent)?.gue_port,
-        other: Some(other),
+        other,
     };
     forward::encapsulate(packet, flow, backend, hash, Some(gue))
 }

@@ -380,8 +380,8 @@ fn forward<P: Packet, T: Tables>(
             flow.protocol = protocol::FRAGMENT;
             if tables.knows(feature::SECOND_HOP) && mode == mode::SECOND_HOP {
                 // What has no ports stays where it comes.
-                let nobody = Address::NOBODY;
-                egress::deliver_telling(packet, tables, flow, backend, way.hash, nobody)?;
+                let nobody = Some(Address::NOBODY);
+                egress::in_gue(packet, tables, flow, backend, way.hash, nobody)?;
             } else {
                 egress::deliver(packet, tables, flow, mode, backend, way.hash)?;
             }

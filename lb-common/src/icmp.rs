@@ -361,7 +361,7 @@ fn to_backend<P: Packet, T: Tables>(
         }
         mode::SECOND_HOP if tables.knows(feature::SECOND_HOP) => {
             let other = steer::other(tables, in_force, &flow, hash, backend);
-            egress::deliver_telling(packet, tables, outer, backend, hash, other)?;
+            egress::in_gue(packet, tables, outer, backend, hash, Some(other))?;
         }
         mode => egress::deliver(packet, tables, outer, mode, backend, hash)?,
     }

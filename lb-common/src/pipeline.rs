@@ -523,7 +523,7 @@ pub(crate) fn to_backend<'t, const TELLING: bool, P: Packet, T: Tables>(
     }
     if TELLING {
         let other = steer::other(tables, in_force, flow, hash, backend);
-        egress::deliver_telling(packet, tables, flow, backend, hash, other)?;
+        egress::in_gue(packet, tables, flow, backend, hash, Some(other))?;
     } else if tables.knows(feature::NAT) && mode == mode::NAT {
         let port = service.descriptor.port_at(backend, flow.destination_port);
         translate(packet, flow, backend, port)?;

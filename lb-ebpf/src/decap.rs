@@ -13,9 +13,10 @@ use aya_ebpf::{
     bindings::{
         BPF_TCP_LISTEN, bpf_fib_lookup, bpf_sock, bpf_sock_tuple,
         bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 as Tuple4,
-        bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 as Tuple6, xdp_action, xdp_md,
+        bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 as Tuple6, tcphdr, xdp_action, xdp_md,
     },
     btf_maps::{HashMap, PerCpuArray},
+    cty::c_void,
     helpers,
     macros::{btf_map, xdp},
     programs::XdpContext,
@@ -108,6 +109,31 @@ impl Maps {
         unsafe { helpers::generated::bpf_sk_release(socket.cast()) };
         Some(seen)
     }
+
+    /// Whether a packet of `flow` answers a SYN cookie of the socket that its port takes connections by.
+    ///
+    /// # Safety
+    /// There is an IP header of `length` bytes at `ip`, and a TCP header at `tcp`.
+    #[inline(always)]
+    unsafe fn is_cookie(
+        &self,
+        flow: &Flow,
+        ip: *mut c_void,
+        length: usize,
+        tcp: *mut tcphdr,
+    ) -> bool {
+        // SAFETY: the socket is held, and the headers are the caller's to vouch for.
+        let checked = self.with_socket(&flow.from(), &flow.to(), |socket| unsafe {
+            helpers::generated::bpf_tcp_check_syncookie(
+                socket.cast(),
+                ip,
+                length as u32,
+                tcp,
+                size_of::<TcpHdr>() as u32,
+            )
+        });
+        checked == Some(0)
+    }
 }
 
 impl Host for Maps {
@@ -160,38 +186,21 @@ impl Host for Maps {
             return false;
         };
         let tcp = (&raw mut tcp).cast();
-        let found = if flow.v4 {
+        if flow.v4 {
             let Some(mut ip) = packet.read::<Ipv4Hdr>(wire::ETHERNET) else {
                 return false;
             };
             let ip = (&raw mut ip).cast();
-            // SAFETY: the socket is held, and the headers are as long as is said.
-            self.with_socket(&flow.from(), &flow.to(), |socket| unsafe {
-                helpers::generated::bpf_tcp_check_syncookie(
-                    socket.cast(),
-                    ip,
-                    size_of::<Ipv4Hdr>() as u32,
-                    tcp,
-                    size_of::<TcpHdr>() as u32,
-                )
-            })
+            // SAFETY: the headers are as long as is said.
+            unsafe { self.is_cookie(flow, ip, size_of::<Ipv4Hdr>(), tcp) }
         } else {
             let Some(mut ip) = packet.read::<Ipv6Hdr>(wire::ETHERNET) else {
                 return false;
             };
             let ip = (&raw mut ip).cast();
             // SAFETY: as above.
-            self.with_socket(&flow.from(), &flow.to(), |socket| unsafe {
-                helpers::generated::bpf_tcp_check_syncookie(
-                    socket.cast(),
-                    ip,
-                    size_of::<Ipv6Hdr>() as u32,
-                    tcp,
-                    size_of::<TcpHdr>() as u32,
-                )
-            })
-        };
-        found == Some(0)
+            unsafe { self.is_cookie(flow, ip, size_of::<Ipv6Hdr>(), tcp) }
+        }
     }
 
     #[inline(always)]
