@@ -5,11 +5,8 @@ use std::{fs, time::Duration};
 use anyhow::{Context as _, Result};
 use tempfile::NamedTempFile;
 
-use crate::{netns::Namespace, process::Process, wait::wait_until};
+use crate::{netns::Namespace, pcap, process::Process, wait::wait_until};
 
-/// Of the file, and of each frame in it (draft-ietf-opsawg-pcap).
-const FILE_HEADER: usize = 24;
-const FRAME_HEADER: usize = 16;
 const SOON: Duration = Duration::from_secs(20);
 
 /// A running tcpdump.
@@ -46,18 +43,8 @@ impl Dump {
     /// The file cannot be read.
     pub fn with(&self, mark: &[u8]) -> Result<Vec<Vec<u8>>> {
         let bytes = fs::read(self.file.path())?;
-        let mut rest = bytes.get(FILE_HEADER..).unwrap_or_default();
-        let mut frames = Vec::new();
-        while let Some((header, behind)) = rest.split_at_checked(FRAME_HEADER) {
-            let length = header[8..12].try_into().map(u32::from_ne_bytes)?;
-            let Some((frame, behind)) = behind.split_at_checked(length as usize) else {
-                break;
-            };
-            if frame.windows(mark.len()).any(|at| at == mark) {
-                frames.push(frame.to_vec());
-            }
-            rest = behind;
-        }
-        Ok(frames)
+        let mut frames = pcap::read(&bytes)?;
+        frames.retain(|frame| frame.windows(mark.len()).any(|at| at == mark));
+        Ok(frames.into_iter().map(<[u8]>::to_vec).collect())
     }
 }

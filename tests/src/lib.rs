@@ -21,6 +21,7 @@ pub mod fuzz;
 pub mod link;
 pub mod load;
 pub mod netns;
+pub mod pcap;
 pub mod playground;
 pub mod process;
 pub mod queue;

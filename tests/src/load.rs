@@ -30,6 +30,7 @@ pub mod held;
 pub mod http;
 pub mod numbered;
 pub mod open_loop;
+pub mod raw;
 pub mod report;
 pub mod requests;
 

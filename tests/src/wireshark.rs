@@ -1,5 +1,5 @@
 //! What Wireshark's dissectors have against frames: a second reader beside [`crate::dissect`], whose authors know nothing of
-//! either. Owns the file that they are handed over in.
+//! either.
 
 use std::{
     io::Write as _,
@@ -8,12 +8,8 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
-/// `LINKTYPE_ETHERNET` of the capture format.
-const ETHERNET: u32 = 1;
-/// Its magic number, of times in microseconds.
-const MAGIC: u32 = 0xa1b2_c3d4;
-/// Everything of a frame is there.
-const SNAPSHOT: u32 = 1 << 18;
+use crate::pcap;
+
 /// Checksums that a capture on a host would have wrong are right here: no interface fills them in later. That tunnels have
 /// none over IPv6 is as RFC 6935 has it; whether others do is [`crate::dissect`]'s to say.
 const OPTIONS: [&str; 4] = [
@@ -41,7 +37,7 @@ pub fn is_here() -> bool {
 /// `tshark` cannot be run, or does not read all of them.
 pub fn faults(frames: &[Vec<u8>]) -> Result<Vec<String>> {
     let mut file = tempfile::NamedTempFile::new().context("a file for frames")?;
-    file.write_all(&capture(frames))
+    file.write_all(&pcap::written(frames))
         .context("writing the frames")?;
     let read = |more: &[&str]| -> Result<Vec<String>> {
         let mut tshark = Command::new("tshark");
@@ -63,19 +59,4 @@ pub fn faults(frames: &[Vec<u8>]) -> Result<Vec<String>> {
     let fields = ["frame.number", "frame.protocols", "_ws.expert.message"];
     let fields = fields.map(|field| ["-e", field]).concat();
     read(&[&["-Y", WRONG], &fields[..]].concat())
-}
-
-/// The frames as a capture file (the format of libpcap 2.4, draft-ietf-opsawg-pcap).
-fn capture(frames: &[Vec<u8>]) -> Vec<u8> {
-    let words = |bytes: &mut Vec<u8>, words: &[u32]| {
-        bytes.extend(words.iter().flat_map(|word| word.to_le_bytes()));
-    };
-    let mut bytes = Vec::new();
-    words(&mut bytes, &[MAGIC, 4 << 16 | 2, 0, 0, SNAPSHOT, ETHERNET]);
-    for frame in frames {
-        let length = frame.len() as u32;
-        words(&mut bytes, &[0, 0, length, length]);
-        bytes.extend(frame);
-    }
-    bytes
 }

@@ -12,7 +12,10 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use lb_tests::{
     config::Service,
-    load::fragments::{Datagram, PART, Raw},
+    load::{
+        fragments::{Datagram, PART},
+        raw::Raw,
+    },
     process::run_with_input,
     skip::with_root,
     stage::{BACKENDS, Stage, every_udp_mode, vip},

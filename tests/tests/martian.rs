@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use etherparse::PacketBuilder;
 use lb_tests::{
     capture::{Capture, Direction},
-    load::fragments::{Datagram, Raw},
+    load::{fragments::Datagram, raw::Raw},
     skip::with_root,
     stage::{BACKENDS, Stage, every_mode, vip},
     topology::{INTERFACE, Topology},

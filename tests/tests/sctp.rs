@@ -8,7 +8,7 @@ use etherparse::{IpNumber, Ipv4Header};
 use lb_tests::{
     capture::{Capture, Direction},
     config::{Health, Service},
-    load::fragments::Raw,
+    load::raw::Raw,
     skip::{skip, with_root},
     stage::{BACKENDS, Stage, v4_pool},
     topology::{CLIENT_V4, INTERFACE, Topology, backend_v4, vip_v4},

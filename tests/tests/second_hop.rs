@@ -16,7 +16,7 @@ use etherparse::PacketBuilder;
 use lb_tests::{
     backend::{OTHER_PORT, PORT},
     config::{Config, Health, Service},
-    load::fragments::Raw,
+    load::raw::Raw,
     process::run,
     skip::with_root,
     stage::{BACKENDS, Stage, v4_pool, v6_pool, vip},
@@ -165,6 +165,15 @@ fn handed_on(stage: &Stage) -> Result<u64> {
     Ok(counted(stage, "handed on")? + counted(stage, "handed on by the sender")?)
 }
 
+/// A balancer of these services whose backends hand on, and where its key is.
+fn handing_on(services: Vec<Service>) -> Result<(Stage, TempDir)> {
+    let directory = TempDir::new()?;
+    let config = config(directory.path(), services)?;
+    let mut stage = Stage::new(Topology::new(BACKENDS)?, config)?;
+    stage.hand_on()?;
+    Ok((stage, directory))
+}
+
 /// A backend is added, and then the balancer is replaced by one that has nothing but the configuration.
 fn replaced_after_an_addition(hands_on: bool) -> Result<BTreeMap<String, usize>> {
     let directory = TempDir::new()?;
@@ -231,11 +240,8 @@ fn no_connection_breaks_when_the_maps_are_lost_after_a_backend_was_drained() -> 
     with_root(
         "no_connection_breaks_when_the_maps_are_lost_after_a_backend_was_drained",
         || {
-            let directory = TempDir::new()?;
             let services = services(BACKENDS);
-            let first = config(directory.path(), services.clone())?;
-            let mut stage = Stage::new(Topology::new(BACKENDS)?, first)?;
-            stage.hand_on()?;
+            let (mut stage, _directory) = handing_on(services.clone())?;
             await_service(&stage, &services)?;
             let mut connections = open_all(&stage, &services)?;
             for service in &services {
@@ -285,11 +291,8 @@ fn a_packet_of_a_connection_that_nobody_knows_goes_on_once_and_one_that_opens_st
     with_root(
         "a_packet_of_a_connection_that_nobody_knows_goes_on_once_and_one_that_opens_stays",
         || {
-            let directory = TempDir::new()?;
             let service = services(BACKENDS).remove(0);
-            let first = config(directory.path(), vec![service.clone()])?;
-            let mut stage = Stage::new(Topology::new(BACKENDS)?, first)?;
-            stage.hand_on()?;
+            let (stage, _directory) = handing_on(vec![service.clone()])?;
             await_service(&stage, std::slice::from_ref(&service))?;
             let to = vip(&service)?;
             let raw = Raw::new(&stage.topology.client, to)?;
@@ -321,11 +324,8 @@ fn connections_are_opened_by_syn_cookies_as_by_anything_else() -> Result<()> {
     with_root(
         "connections_are_opened_by_syn_cookies_as_by_anything_else",
         || {
-            let directory = TempDir::new()?;
             let services = services(BACKENDS);
-            let first = config(directory.path(), services.clone())?;
-            let mut stage = Stage::new(Topology::new(BACKENDS)?, first)?;
-            stage.hand_on()?;
+            let (stage, _directory) = handing_on(services.clone())?;
             // Cookies for all, and nothing is remembered of who asks.
             for backend in &stage.topology.backends {
                 run(backend

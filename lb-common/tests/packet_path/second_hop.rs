@@ -128,18 +128,23 @@ fn a_backend_is_told_who_had_its_slot_before() {
     }
 }
 
+/// A flow from before goes to the second server, and a new one to the first.
+fn assert_each_is_told_of_the_other(stage: &Stage, [client, vip, ours, theirs]: [&str; 4]) {
+    let old = segment(client, vip);
+    assert_told(&stage.run(&old.frame()), &old, (1, theirs), Some(ours));
+    let new = Spec {
+        from: SocketAddr::new(ip(client), 40_001),
+        ..syn(client, vip)
+    };
+    assert_told(&stage.run(&new.frame()), &new, (0, ours), Some(theirs));
+}
+
 #[test]
 fn of_a_slot_that_moves_each_backend_is_told_of_the_other() {
     for [client, vip, ours, theirs] in FAMILIES {
         let servers = [server(ours), server(theirs)];
         let stage = stage(vip, &servers, Move::Moving(0, 1));
-        let old = segment(client, vip);
-        assert_told(&stage.run(&old.frame()), &old, (1, theirs), Some(ours));
-        let new = Spec {
-            from: SocketAddr::new(ip(client), 40_001),
-            ..syn(client, vip)
-        };
-        assert_told(&stage.run(&new.frame()), &new, (0, ours), Some(theirs));
+        assert_each_is_told_of_the_other(&stage, [client, vip, ours, theirs]);
     }
 }
 
@@ -148,13 +153,7 @@ fn of_a_service_that_moves_backends_are_told_whose_the_flow_was_on_the_ring_befo
     let [client, vip, ours, theirs] = FAMILIES[0];
     let servers = [server(ours), server(theirs)];
     let stage = stage(vip, &servers, Move::Moving(0, 0)).moving_from(&[1; 8]);
-    let old = segment(client, vip);
-    assert_told(&stage.run(&old.frame()), &old, (1, theirs), Some(ours));
-    let new = Spec {
-        from: SocketAddr::new(ip(client), 40_001),
-        ..syn(client, vip)
-    };
-    assert_told(&stage.run(&new.frame()), &new, (0, ours), Some(theirs));
+    assert_each_is_told_of_the_other(&stage, [client, vip, ours, theirs]);
 }
 
 #[test]

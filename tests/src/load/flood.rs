@@ -3,7 +3,6 @@
 
 use std::{
     net::{Ipv4Addr, SocketAddrV4},
-    os::fd::{AsRawFd as _, OwnedFd},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -14,11 +13,9 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow};
 use etherparse::PacketBuilder;
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, sendto, socket,
-};
 use tokio::time::Instant;
 
+use super::raw::Raw;
 use crate::netns::Namespace;
 
 /// Sources are counted up from here, through a range that RFC 2544 keeps for tests.
@@ -61,7 +58,7 @@ impl Flood {
         segment: Segment,
         rate: u32,
     ) -> Result<Self> {
-        let socket = client.run(raw_socket)?;
+        let socket = Raw::new(client, target.into())?;
         let (stop, sent) = (
             Arc::new(AtomicBool::new(false)),
             Arc::new(AtomicU64::new(0)),
@@ -102,14 +99,8 @@ impl Drop for Flood {
     }
 }
 
-/// Sends packets with their headers as given, of raw(7).
-fn raw_socket() -> Result<OwnedFd> {
-    let flags = SockFlag::SOCK_CLOEXEC;
-    socket(AddressFamily::Inet, SockType::Raw, flags, SockProtocol::Raw).context("a raw socket")
-}
-
 fn send_all(
-    socket: &OwnedFd,
+    socket: &Raw,
     target: SocketAddrV4,
     segment: Segment,
     rate: u32,
@@ -117,14 +108,11 @@ fn send_all(
     sent: &AtomicU64,
 ) -> Result<()> {
     let started = Instant::now();
-    let to = SockaddrIn::from(SocketAddrV4::new(*target.ip(), 0));
     while !stop.load(Ordering::Relaxed) {
         let due = (started.elapsed().as_secs_f64() * f64::from(rate)) as u64;
         let done = sent.load(Ordering::Relaxed);
         for number in done..due.min(done + MAX_BURST) {
-            let packet = packet(number, target, segment)?;
-            sendto(socket.as_raw_fd(), &packet, &to, MsgFlags::empty())
-                .context("sending a segment")?;
+            socket.send(&packet(number, target, segment)?)?;
             sent.fetch_add(1, Ordering::Relaxed);
         }
         thread::sleep(PACE);

@@ -18,15 +18,15 @@ use nix::{
     errno::Errno,
     sys::{
         socket::{
-            AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, recv, sendto,
-            setsockopt, socket, sockopt,
+            AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, setsockopt, socket,
+            sockopt,
         },
         time::TimeVal,
     },
 };
 use tokio::time::Instant;
 
-use super::{Attempt, Failure, Phase, Reason, Report};
+use super::{Attempt, Failure, Phase, Reason, Report, raw::Raw};
 use crate::{netns::Namespace, process::run_with_input, topology::CLIENT_V4};
 
 /// Source ports, from the first that is no service's.
@@ -83,7 +83,8 @@ impl Handshakes {
             attempts: Arc::default(),
             threads: Vec::new(),
         };
-        let (sender, answerer) = (client.run(sender)?, client.run(sender)?);
+        let to = target.into();
+        let (sender, answerer) = (Raw::new(client, to)?, Raw::new(client, to)?);
         let listener = client.run(listener)?;
         let (on, attempts) = (
             Arc::clone(&handshakes.listening),
@@ -155,12 +156,6 @@ impl Try {
     }
 }
 
-/// Sends packets with their headers as given, of raw(7).
-fn sender() -> Result<OwnedFd> {
-    let flags = SockFlag::SOCK_CLOEXEC;
-    socket(AddressFamily::Inet, SockType::Raw, flags, SockProtocol::Raw).context("a raw socket")
-}
-
 /// Gets a copy of every TCP segment that comes in.
 fn listener() -> Result<OwnedFd> {
     let flags = SockFlag::SOCK_CLOEXEC;
@@ -172,7 +167,7 @@ fn listener() -> Result<OwnedFd> {
 }
 
 fn open(
-    socket: &OwnedFd,
+    socket: &Raw,
     target: SocketAddrV4,
     rate: u32,
     on: &AtomicBool,
@@ -201,7 +196,7 @@ fn open(
 
 fn listen(
     socket: &OwnedFd,
-    answerer: &OwnedFd,
+    answerer: &Raw,
     target: SocketAddrV4,
     on: &AtomicBool,
     attempts: &Mutex<Vec<Try>>,
@@ -227,20 +222,10 @@ fn listen(
         drop(all);
         if let (true, Some(sequence)) = (is_first, answer.sequence) {
             let port = port(answer.number.into());
-            send(
-                answerer,
-                target,
-                port,
-                answer.number + 1,
-                Some((sequence + 1, false)),
-            )?;
-            send(
-                answerer,
-                target,
-                port,
-                answer.number + 1,
-                Some((sequence + 1, true)),
-            )?;
+            for resets in [false, true] {
+                let acknowledges = Some((sequence + 1, resets));
+                send(answerer, target, port, answer.number + 1, acknowledges)?;
+            }
         }
     }
     Ok(())
@@ -252,7 +237,7 @@ fn port(number: u64) -> u16 {
 
 /// Sends a SYN, or an acknowledgement of something, which may reset.
 fn send(
-    socket: &OwnedFd,
+    socket: &Raw,
     target: SocketAddrV4,
     port: u16,
     sequence: u32,
@@ -267,12 +252,7 @@ fn send(
     };
     let mut bytes = Vec::with_capacity(tcp.size(0));
     tcp.write(&mut bytes, &[]).context("writing a segment")?;
-    let to = SockaddrIn::from(SocketAddrV4::new(*target.ip(), 0));
-    match sendto(socket.as_raw_fd(), &bytes, &to, MsgFlags::empty()) {
-        // As on any network, it may be lost.
-        Ok(_) | Err(Errno::ENOBUFS) => Ok(()),
-        Err(error) => Err(error).context("sending a segment"),
-    }
+    socket.send(&bytes)
 }
 
 /// What a backend says to a SYN.
