@@ -167,30 +167,39 @@ pub struct Told {
     pub other: Option<Address>,
 }
 
-/// Reads the header at `at`, in a tunnel whose outer header is of the family that `v4` says. `None` where it is of another
-/// variant, says something that has to be understood (§3.3: extension fields), or is longer than any that is known.
+/// The length in bytes of the header at `at`, and the protocol of the packet behind. `None` as of [`read`].
 #[inline(always)]
-pub fn read<P: Packet>(packet: &P, at: usize, v4: bool) -> Option<Told> {
+pub fn extent<P: Packet>(packet: &P, at: usize) -> Option<(usize, u8)> {
     let Word([first, protocol, flags @ ..]) = packet.read(at)?;
     let is_ip = matches!(protocol, protocol::IPV4 | protocol::IPV6);
     if first & !LENGTH != 0 || flags != [0; 2] || !is_ip {
         return None;
     }
-    let plain = Told {
-        length: size_of::<Word>(),
-        protocol,
-        other: None,
-    };
     let length = match first & LENGTH {
-        0 => return Some(plain),
+        0 => size_of::<Word>(),
         2 => length(Some(Address::NOBODY), true),
         5 => length(Some(Address::NOBODY), false),
         _ => return None,
     };
-    let plain = Told { length, ..plain };
+    Some((length, protocol))
+}
+
+/// Reads the header at `at`, in a tunnel whose outer header is of the family that `v4` says. `None` where it is of another
+/// variant, says something that has to be understood (§3.3: extension fields), or is longer than any that is known.
+#[inline(always)]
+pub fn read<P: Packet>(packet: &P, at: usize, v4: bool) -> Option<Told> {
+    let (length, protocol) = extent(packet, at)?;
+    let plain = Told {
+        length,
+        protocol,
+        other: None,
+    };
+    if length == size_of::<Word>() {
+        return Some(plain);
+    }
     let GueHdr { private, .. } = packet.read(at)?;
     let [l, b, version, count] = private;
-    let is_v4 = first & LENGTH == 2;
+    let is_v4 = length == self::length(Some(Address::NOBODY), true);
     // Somebody else's private data, or nobody's address.
     if [l, b, version] != MARK || count != 1 || is_v4 != v4 {
         return Some(plain);

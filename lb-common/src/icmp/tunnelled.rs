@@ -13,13 +13,17 @@ use crate::{
     forward,
     packet::Packet,
     passive::{self, Step},
-    steer,
+    second_hop, steer,
     tables::{Address, Tables, feature, mode},
     wire::{self, Byte, IcmpHdr, Ports, Word, protocol},
 };
 
 /// A code of ICMPv6's parameter problem: nobody is there for the protocol (RFC 4443 §3.4).
 const UNKNOWN_NEXT_HEADER: u8 = 1;
+
+/// Of a GUE header's first byte, what is below its variant (draft-ietf-intarea-gue-09 §3.1): 0 has a header of its own, 1 is that
+/// of the packet within.
+const VARIANT_SHIFT: u32 = 6;
 
 /// A packet of a tunnel, as far as it is quoted.
 struct Tunnelled {
@@ -36,7 +40,8 @@ struct Tunnelled {
 /// Takes note of an error that `outer` carries; whether it is about a packet of a tunnel that has to do with a handshake.
 #[inline(always)]
 pub(super) fn heard<P: Packet, T: Tables>(packet: &P, tables: &T, outer: &Flow) -> bool {
-    if !tables.knows(feature::PASSIVE) || !tables.knows(feature::IPIP | feature::GUE) {
+    let tunnels = feature::IPIP | feature::GUE | feature::SECOND_HOP;
+    if !tables.knows(feature::PASSIVE) || !tables.knows(tunnels) {
         return false;
     }
     match step(packet, tables, outer) {
@@ -72,7 +77,7 @@ fn step<P: Packet, T: Tables>(packet: &P, tables: &T, outer: &Flow) -> Option<St
     let slot = steer::slot(tables, descriptor, hash, 0)?;
     let backend = steer::candidate(tables, descriptor, slot.owner())?.backend;
     let port = match quoted.mode {
-        mode::GUE => forward::outer_port(hash).to_be(),
+        mode::GUE | mode::SECOND_HOP => forward::outer_port(hash).to_be(),
         _ => 0,
     };
     if backend.address != quoted.backend
@@ -124,7 +129,13 @@ fn read<P: Packet, T: Tables>(packet: &P, tables: &T, outer: &Flow) -> Option<Tu
             let inner = within + wire::UDP;
             let Byte(first) = packet.read::<Byte>(inner)?;
             let port = u16::from_ne_bytes(ports.source);
-            (inner, first >> 4 == 4, port, mode::GUE)
+            if tables.knows(feature::SECOND_HOP) && first >> VARIANT_SHIFT == 0 {
+                let (length, protocol) = second_hop::extent(packet, inner)?;
+                let v4 = protocol == protocol::IPV4;
+                (inner + length, v4, port, mode::SECOND_HOP)
+            } else {
+                (inner, first >> 4 == 4, port, mode::GUE)
+            }
         }
         _ => return None,
     };

@@ -14,7 +14,7 @@ use crate::{
 
 const ROUTER4: &str = "198.51.100.9:0";
 const ROUTER6: &str = "[2001:db8:9::9]:0";
-const MODES: [Mode; 2] = [Mode::Ipip, Mode::Gue];
+const MODES: [Mode; 3] = [Mode::Ipip, Mode::Gue, Mode::SecondHop];
 /// The client, the VIP and the server: 4in4, 6in6, 4in6, 6in4.
 const FAMILIES: [[&str; 3]; 4] = [
     [CLIENT4, VIP4, SERVER4],
