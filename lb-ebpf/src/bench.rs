@@ -9,7 +9,7 @@
 
 use aya_ebpf::{
     bindings::xdp_action,
-    helpers::bpf_xdp_adjust_head,
+    helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail, generated},
     macros::{map, xdp},
     maps::{Array, PerCpuArray, ProgramArray},
     programs::XdpContext,
@@ -43,6 +43,37 @@ pub struct Template {
     pub frame: [[u8; 8]; LONG / 8],
 }
 
+/// Bytes at the front of a frame of any shape that are written anew, at most: all headers that there may be.
+const HEAD: usize = 256;
+
+/// A frame of any shape, and what it is walked over; as [`Template`] otherwise.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Shape {
+    /// Bytes of the whole frame.
+    pub length: u32,
+    /// Bytes of its front that are written anew, less one: below [`HEAD`].
+    pub last: u32,
+    /// Sources walked over; 0: a new one every time.
+    pub flows: u32,
+    /// The first value of the two bytes at `port_at`.
+    pub port: u32,
+    /// Offset of the four bytes that say which flow it is of.
+    pub flow_at: u32,
+    /// Offset of the two bytes that say which one beyond 2²⁴.
+    pub port_at: u32,
+    /// The frame's front.
+    pub front: [u8; HEAD],
+}
+
+#[map]
+static SHAPE: Array<Shape> = Array::with_max_entries(1, 0);
+/// Where the frame began in the first run; 0 before.
+#[map]
+static ORIGIN: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+/// Where it begins now.
+#[map]
+static PLACE: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 static TEMPLATE: Array<Template> = Array::with_max_entries(1, 0);
 #[map]
@@ -55,6 +86,16 @@ static TARGET: ProgramArray = ProgramArray::with_max_entries(1, 0);
 pub fn restore(ctx: XdpContext) -> u32 {
     if prepare(&ctx).is_some() {
         // SAFETY: on success this does not return; on failure the frame is untouched.
+        unsafe { TARGET.tail_call(&ctx, 0) };
+    }
+    xdp_action::XDP_ABORTED
+}
+
+/// The same for frames of any shape, and for programs that change their length at either end; takes a little longer.
+#[xdp(frags)]
+pub fn restore_any(ctx: XdpContext) -> u32 {
+    if prepare_any(&ctx).is_some() {
+        // SAFETY: as above.
         unsafe { TARGET.tail_call(&ctx, 0) };
     }
     xdp_action::XDP_ABORTED
@@ -93,17 +134,7 @@ fn prepare(ctx: &XdpContext) -> Option<()> {
     if surplus != 0 && unsafe { bpf_xdp_adjust_head(ctx.ctx, surplus) } != 0 {
         return None;
     }
-    let runs = RUNS.get_ptr_mut(0)?;
-    // SAFETY: this CPU's element.
-    let run = unsafe {
-        let run = *runs;
-        *runs = run + 1;
-        run
-    };
-    let flow = match template.flows {
-        0 => run,
-        flows => run % u64::from(flows),
-    };
+    let flow = next_flow(template.flows)?;
     if template.length as usize == SHORT {
         write::<SHORT, V4>(ctx, template, flow)?;
         if template.destinations > 1 {
@@ -115,6 +146,71 @@ fn prepare(ctx: &XdpContext) -> Option<()> {
     } else {
         write::<LONG, V6>(ctx, template, flow)
     }
+}
+
+/// The flow that this run's frame is of.
+#[inline(always)]
+fn next_flow(flows: u32) -> Option<u64> {
+    let runs = RUNS.get_ptr_mut(0)?;
+    // SAFETY: this CPU's element.
+    let run = unsafe {
+        let run = *runs;
+        *runs = run + 1;
+        run
+    };
+    Some(match flows {
+        0 => run,
+        flows => run % u64::from(flows),
+    })
+}
+
+/// How far the frame's beginning has gone from where it was in the first run, in bytes. Pointers into a frame are no numbers to the
+/// verifier, but for what is read from a map.
+#[inline(always)]
+fn shift(ctx: &XdpContext) -> Option<i32> {
+    let (origin, place) = (ORIGIN.get_ptr_mut(0)?, PLACE.get_ptr_mut(0)?);
+    // SAFETY: this CPU's elements.
+    unsafe {
+        place.write_volatile(ctx.data() as u64);
+        let now = place.read_volatile();
+        if *origin == 0 {
+            *origin = now;
+        }
+        Some(now.wrapping_sub(*origin) as i32)
+    }
+}
+
+#[inline(always)]
+fn prepare_any(ctx: &XdpContext) -> Option<()> {
+    let shape = SHAPE.get(0)?;
+    let shift = shift(ctx)?;
+    // SAFETY: no reference into the frame exists here, or anywhere below.
+    if shift != 0 && unsafe { bpf_xdp_adjust_head(ctx.ctx, -shift) } != 0 {
+        return None;
+    }
+    // SAFETY: the context is the kernel's own.
+    let length = unsafe { generated::bpf_xdp_get_buff_len(ctx.ctx) };
+    let surplus = length as i32 - shape.length as i32;
+    // SAFETY: as above.
+    if surplus != 0 && unsafe { bpf_xdp_adjust_tail(ctx.ctx, -surplus) } != 0 {
+        return None;
+    }
+    let flow = next_flow(shape.flows)?;
+    let front = (shape.last & (HEAD as u32 - 1)) + 1;
+    put(ctx, 0, shape.front.as_ptr(), front)?;
+    let source = (0x6400_0000 | (flow as u32 & 0x00ff_ffff)).to_be_bytes();
+    put(ctx, shape.flow_at, source.as_ptr(), 4)?;
+    let port = (shape.port as u16 + (flow >> 24) as u16).to_be_bytes();
+    put(ctx, shape.port_at, port.as_ptr(), 2)
+}
+
+/// Copies so many bytes into the frame.
+#[inline(always)]
+fn put(ctx: &XdpContext, at: u32, from: *const u8, bytes: u32) -> Option<()> {
+    // SAFETY: the callers' bytes are there; the kernel checks that the frame's are.
+    let done =
+        unsafe { generated::bpf_xdp_store_bytes(ctx.ctx, at, from.cast_mut().cast(), bytes) };
+    (done == 0).then_some(())
 }
 
 /// Writes the frame, with the flow in the low 24 bits of its source address and in its source port.

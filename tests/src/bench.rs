@@ -3,7 +3,7 @@
 //!
 //! [`scenario`] lists what is measured of the packet path, [`frame`] lays its frames out and
 //! [`services`] its services; [`harness`] runs frames through a program in the kernel, [`balancer`] is
-//! the product, [`rig`] brings it into a scenario's state, [`measure`] verifies and times, [`claim`] judges,
+//! the product, [`backend`] the other end of its tunnels, [`network`] what both are in, [`rig`] brings it into a scenario's state, [`measure`] verifies and times, [`claim`] judges,
 //! [`report`] shows, and [`packet`] joins them.
 //! [`control`] measures the agent's core over the same maps. Nothing of these attaches to an interface or sends a packet.
 //! [`checks`] runs the checker over the loopback.
@@ -14,6 +14,7 @@ use nix::{
     unistd::Pid,
 };
 
+pub mod backend;
 pub mod balancer;
 pub mod checks;
 pub mod claim;
@@ -21,6 +22,7 @@ pub mod control;
 pub mod frame;
 pub mod harness;
 pub mod measure;
+pub mod network;
 pub mod packet;
 pub mod report;
 pub mod rig;

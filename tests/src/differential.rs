@@ -16,11 +16,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use aya::{
-    maps::{PerCpuArray, PerCpuValues},
-    programs::{TestRun as _, TestRunOptions, Xdp},
-    util::nr_cpus,
-};
+use aya::programs::{TestRun as _, TestRunOptions, Xdp};
 use lb_common::{
     budget,
     memory::{Counted, HeldFrame, MemoryTables},
@@ -52,7 +48,7 @@ use nix::{
 };
 
 use self::{changes::Disturbance, setting::Setting};
-use crate::wait::wait_until;
+use crate::{bench::balancer::renew_budgets, wait::wait_until};
 
 /// More bytes than any mode puts in front of a frame.
 const LONGEST_TUNNEL: usize = 96;
@@ -503,14 +499,7 @@ impl Bench {
     fn renew_budgets(&mut self) -> Result<()> {
         let host = &self.core.dataplane().memory.tables.budgets;
         host.set(Default::default());
-        let cpus = nr_cpus().map_err(|(_, error)| error)?;
-        let kernel = self.program.ebpf().map_mut("BUDGETS");
-        let mut kernel = PerCpuArray::try_from(kernel.context("no map BUDGETS")?)?;
-        for number in 0..budget::BUDGETS {
-            let fresh = vec![[0u8; size_of::<budget::Budget>()]; cpus];
-            kernel.set(number, PerCpuValues::try_from(fresh)?, 0)?;
-        }
-        Ok(())
+        renew_budgets(&mut self.program)
     }
 
     fn host(&mut self, frame: &[u8], way: Way) -> Outcome {

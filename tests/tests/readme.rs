@@ -73,6 +73,10 @@ const ELSEWHERE: &[(&str, &str)] = &[
         "cargo xtask bench packet --quick --filter \"tcp-v4 ipip\"",
         "a part of what `cargo xtask ci` runs",
     ),
+    (
+        "cargo xtask bench packet --group special",
+        "a part of what `cargo xtask ci` runs",
+    ),
     ("cargo xtask bench", "all of them, one after the other"),
     (
         "cargo xtask bench control",

@@ -2,13 +2,19 @@
 //! phase: each is the product's own, only that its clock is set ahead where it would wait.
 
 use std::{
+    collections::BTreeSet,
     net::IpAddr,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
-use aya::programs::{TestRun as _, TestRunOptions, Xdp};
+use aya::{
+    maps::{PerCpuArray, PerCpuValues},
+    programs::{TestRun as _, TestRunOptions, Xdp},
+    util::nr_cpus,
+};
 use lb_common::{
+    budget,
     memory::MemoryTables,
     tables::{Counters, FlowCounters, Handshake, Phase, Signs, Tick, service_flag},
 };
@@ -19,14 +25,15 @@ use lb_userspace::{
         Capacity, Dataplane, DataplaneError, FlowTables, Operation,
         bpf::{LoadOptions, Maps, Program, draw_hash_key},
     },
-    model::{AccessList, Change, Service, ServiceId},
+    model::{AccessList, Change, Service, ServiceId, Unserved, Vlans},
+    neighbours::Update,
     plan::{Placed, Ring},
 };
 
 use super::{
     frame::destination,
-    harness::action,
-    services::{Pool, address_pool, list_name, next_hop, repool, sources},
+    harness::{INGRESS, action},
+    services::{Pool, address_pool, list_name, next_hop, port, repool, sources},
 };
 
 /// More than the moving time of any service here: 36 minutes.
@@ -178,6 +185,47 @@ impl Balancer {
         Ok(self.core.change(Change::SetAccessList(list))?)
     }
 
+    /// Has frames with tags balanced, packets to unknown ports answered, and VIPs told by the interface that frames come in by.
+    ///
+    /// # Errors
+    /// The maps cannot be written.
+    pub fn take_everything(&mut self) -> Result<()> {
+        let (name, port) = port();
+        self.core.attend([name.clone()]);
+        self.core.set_vlans(Vlans::On);
+        self.core.refuse_unknown_ports(Unserved::Reset);
+        self.core.network(Update::Ports([(name, port)].into()));
+        Ok(self.core.enforce()?)
+    }
+
+    /// Has what all backends answer count, by the interface that frames come in by.
+    ///
+    /// # Errors
+    /// The maps cannot be written.
+    pub fn listen(&mut self) -> Result<()> {
+        let all = self.counters();
+        let maps = self.core.dataplane_mut();
+        all.into_iter()
+            .try_for_each(|counters| Ok(maps.set_way_in(counters, INGRESS)?))
+    }
+
+    /// Connections that backends have been seen to accept.
+    ///
+    /// # Errors
+    /// The maps cannot be read.
+    pub fn accepted(&self) -> Result<u64> {
+        let maps = self.core.dataplane();
+        let accepted = |counters| Ok(maps.signs(counters)?.accepted);
+        self.counters().into_iter().map(accepted).sum()
+    }
+
+    /// Indices of the backends' counters.
+    fn counters(&self) -> BTreeSet<u32> {
+        let pools = self.core.layout().pools.values();
+        let members = pools.flat_map(|placed| placed.members());
+        members.map(|(_, member)| member.backend.counters).collect()
+    }
+
     /// Makes these its services, whose backends are all within reach.
     ///
     /// # Errors
@@ -315,6 +363,21 @@ impl Balancer {
                 && placed.members().count() == pool
         })
     }
+}
+
+/// Gives a program all answers that there are in a second, before it can have given them.
+///
+/// # Errors
+/// It has no such map, or the kernel refuses.
+pub fn renew_budgets(program: &mut Program) -> Result<()> {
+    let cpus = nr_cpus().map_err(|(_, error)| error)?;
+    let map = program.ebpf().map_mut("BUDGETS");
+    let mut map = PerCpuArray::try_from(map.context("no map BUDGETS")?)?;
+    for number in 0..budget::BUDGETS {
+        let fresh = vec![[0u8; size_of::<budget::Budget>()]; cpus];
+        map.set(number, PerCpuValues::try_from(fresh)?, 0)?;
+    }
+    Ok(())
 }
 
 /// The backend that the program steers a frame to.

@@ -1,10 +1,18 @@
 //! Frames to measure with: 64 bytes of IPv4 or 80 of IPv6, no options; QUIC, whose packets are never that
-//! short, is 80 bytes of IPv4. Pure.
+//! short, is 80 bytes of IPv4. Those of other shapes are [`special`]. Pure.
+
+mod special;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
+pub use special::{FRONT, Tag, Tunnel};
+
 /// Bytes of an Ethernet header.
 pub const ETHERNET: usize = 14;
+/// Bytes of a frame of IPv4, but for QUIC.
+const SHORT: usize = 64;
+/// Bytes of a frame of IPv6, and of QUIC.
+const LONG: usize = 80;
 /// Offset of the flags in a TCP header.
 const TCP_FLAGS: usize = 13;
 /// The last word of flow 0's source address.
@@ -13,6 +21,8 @@ pub const FIRST_SOURCE: u32 = 0x6400_0000;
 const FIRST_PORT: u16 = 1_024;
 /// Type and code of an ICMP echo request (RFC 792), which stand where a source port does.
 const ECHO_REQUEST: u16 = 0x0800;
+/// The same of ICMPv6 (RFC 4443 §4.1).
+const ECHO_REQUEST_V6: u16 = 0x8000;
 /// In flags and fragment offset (RFC 791 §3.1): more fragments follow.
 const MORE_FRAGMENTS: u16 = 0x2000;
 /// There too: must not be fragmented.
@@ -20,6 +30,8 @@ const DONT_FRAGMENT: u16 = 0x4000;
 
 /// Flags of a TCP header.
 pub mod flags {
+    /// Opens a connection, and acknowledges that.
+    pub const SYN_ACK: u8 = SYN | ACK;
     /// Opens a connection.
     pub const SYN: u8 = 0x02;
     /// Ends one.
@@ -33,8 +45,12 @@ pub mod flags {
 pub enum Payload {
     /// A TCP segment with these flags.
     Tcp(u8),
+    /// A SYN that says the MSS of Ethernet.
+    SynWithMss,
     /// A UDP datagram.
     Udp,
+    /// An SCTP packet with a chunk of data.
+    Sctp,
     /// A QUIC Initial of version 1, whose connection id names nobody.
     Initial,
     /// A QUIC packet with a short header, whose connection id names a server by these two bytes, of
@@ -51,10 +67,12 @@ pub enum Payload {
 }
 
 impl Payload {
-    fn protocol(self) -> u8 {
+    fn protocol(self, v4: bool) -> u8 {
         match self {
             Self::Udp | Self::Initial | Self::Named(_) => 17,
-            Self::Icmp => 1,
+            Self::Sctp => 132,
+            Self::Icmp if v4 => 1,
+            Self::Icmp => 58,
             _ => 6,
         }
     }
@@ -78,17 +96,23 @@ pub struct Frame {
     pub flows: u32,
     /// Addresses that its destination is walked over, beginning at its own.
     pub destinations: u32,
+    /// Offset of the four bytes that say which flow it is of: the last ones of the client's address, mostly.
+    pub flow_at: usize,
+    /// Offset of the two bytes that tell flows apart beyond 2²⁴: the client's port, or what stands in its place.
+    pub port_at: usize,
+    /// Whether what comes out may have lost bytes at its end.
+    pub is_cut: bool,
 }
 
 impl Frame {
     /// A frame to `vip`.
     pub fn new(vip: SocketAddr, payload: Payload, flows: u32, destinations: u32) -> Self {
         let length = match (vip, payload) {
-            (SocketAddr::V6(_), _) | (_, Payload::Initial | Payload::Named(_)) => 80,
-            (SocketAddr::V4(_), _) => 64,
+            (SocketAddr::V6(_), _) | (_, Payload::Initial | Payload::Named(_)) => LONG,
+            (SocketAddr::V4(_), _) => SHORT,
         };
         let mut bytes = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
-        let protocol = payload.protocol();
+        let protocol = payload.protocol(vip.is_ipv4());
         match vip.ip() {
             IpAddr::V4(ip) => ipv4(&mut bytes, ip, payload, length),
             IpAddr::V6(ip) => {
@@ -98,8 +122,9 @@ impl Frame {
                 bytes.extend(ip.octets());
             }
         }
-        let source_port = match payload {
-            Payload::Icmp => ECHO_REQUEST,
+        let source_port = match (payload, vip) {
+            (Payload::Icmp, SocketAddr::V4(_)) => ECHO_REQUEST,
+            (Payload::Icmp, SocketAddr::V6(_)) => ECHO_REQUEST_V6,
             _ => FIRST_PORT,
         };
         bytes.extend(source_port.to_be_bytes());
@@ -111,13 +136,26 @@ impl Frame {
                 bytes.extend(quic(payload));
             }
             Payload::Tcp(flags) => bytes.extend(tcp(flags)),
+            // One word of options more (RFC 9293 §3.2), behind the urgent pointer.
+            Payload::SynWithMss => {
+                let mut header = tcp(flags::SYN);
+                header[8] = 0x60;
+                bytes.extend(header);
+                bytes.extend([0, 0, 2, 4, 0x05, 0xb4]);
+            }
+            // A tag, a checksum, and the first and last chunk of a message (RFC 9260 §3).
+            Payload::Sctp => bytes.extend([0, 0, 0, 1, 1, 2, 3, 4, 0, 3, 0, 16, 0, 0, 0, 1]),
             _ => bytes.extend(tcp(flags::ACK)),
         }
         bytes.resize(length, 0);
+        let [flow_at, port_at] = source_at(vip.is_ipv4());
         Self {
             bytes,
             flows,
             destinations,
+            flow_at,
+            port_at,
+            is_cut: false,
         }
     }
 
@@ -126,21 +164,22 @@ impl Frame {
         self.bytes[12] == 0x08
     }
 
-    /// Offset of the two bytes that are, or stand in the place of, the source port.
-    pub fn source_port_at(&self) -> usize {
-        ETHERNET + if self.is_v4() { 20 } else { 40 }
+    /// Whether it has one of the shapes that [`Frame::new`] makes and its end stays, which the harness restores fastest.
+    pub fn is_plain(&self) -> bool {
+        let v4 = self.is_v4();
+        let has_length = self.bytes.len() == LONG || v4 && self.bytes.len() == SHORT;
+        has_length && !self.is_cut && [self.flow_at, self.port_at] == source_at(v4)
     }
 
-    /// Those two bytes as of flow 0.
-    pub fn source_port(&self) -> u16 {
-        let at = self.source_port_at();
-        u16::from_be_bytes([self.bytes[at], self.bytes[at + 1]])
+    /// The two bytes at [`Frame::port_at`] as of flow 0.
+    pub fn port(&self) -> u16 {
+        u16::from_be_bytes([self.bytes[self.port_at], self.bytes[self.port_at + 1]])
     }
 
     /// A frame of TCP with other flags.
     pub fn with_tcp_flags(&self, flags: u8) -> Self {
         let mut frame = self.clone();
-        frame.bytes[self.source_port_at() + TCP_FLAGS] = flags;
+        frame.bytes[self.port_at + TCP_FLAGS] = flags;
         frame
     }
 
@@ -151,14 +190,10 @@ impl Frame {
             flows => run % u64::from(flows),
         };
         let mut bytes = self.bytes.clone();
-        let source_at = ETHERNET + if self.is_v4() { 12 } else { 20 };
         let source = FIRST_SOURCE | (flow as u32 & 0x00ff_ffff);
-        bytes[source_at..source_at + 4].copy_from_slice(&source.to_be_bytes());
-        let (at, port) = (
-            self.source_port_at(),
-            self.source_port() + (flow >> 24) as u16,
-        );
-        bytes[at..at + 2].copy_from_slice(&port.to_be_bytes());
+        bytes[self.flow_at..self.flow_at + 4].copy_from_slice(&source.to_be_bytes());
+        let port = self.port() + (flow >> 24) as u16;
+        bytes[self.port_at..self.port_at + 2].copy_from_slice(&port.to_be_bytes());
         if self.destinations > 1 {
             let at = ETHERNET + 16;
             let first = [bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]];
@@ -167,6 +202,15 @@ impl Frame {
             bytes[at..at + 4].copy_from_slice(&to.to_be_bytes());
         }
         bytes
+    }
+}
+
+/// Offsets of the last word of the source address and of the source port, without options and extension headers.
+fn source_at(v4: bool) -> [usize; 2] {
+    if v4 {
+        [ETHERNET + 12, ETHERNET + 20]
+    } else {
+        [ETHERNET + 20, ETHERNET + 40]
     }
 }
 
@@ -183,7 +227,7 @@ fn ipv4(bytes: &mut Vec<u8>, destination: Ipv4Addr, payload: Payload, length: us
     };
     bytes.extend([0x45, 0, 0, length, 0, 0]);
     bytes.extend(payload.fragment().to_be_bytes());
-    bytes.extend([64, payload.protocol(), 0, 0]);
+    bytes.extend([64, payload.protocol(true), 0, 0]);
     bytes.extend(FIRST_SOURCE.to_be_bytes());
     bytes.extend(destination.octets());
 }
@@ -205,13 +249,23 @@ fn quic(payload: Payload) -> Vec<u8> {
 
 /// Where a packet goes: the destination of a frame's first IP header.
 pub fn destination(frame: &[u8]) -> Option<IpAddr> {
+    address(frame, 30, 38)
+}
+
+/// Where a packet comes from: the source of a frame's first IP header.
+pub fn source(frame: &[u8]) -> Option<IpAddr> {
+    address(frame, 26, 22)
+}
+
+/// The address of a frame at one of these offsets, by the family.
+fn address(frame: &[u8], v4_at: usize, v6_at: usize) -> Option<IpAddr> {
     match frame.get(12..14)? {
         [0x08, 0x00] => {
-            let bytes: [u8; 4] = frame.get(30..34)?.try_into().ok()?;
+            let bytes: [u8; 4] = frame.get(v4_at..v4_at + 4)?.try_into().ok()?;
             Some(bytes.into())
         }
         [0x86, 0xdd] => {
-            let bytes: [u8; 16] = frame.get(38..54)?.try_into().ok()?;
+            let bytes: [u8; 16] = frame.get(v6_at..v6_at + 16)?.try_into().ok()?;
             Some(bytes.into())
         }
         _ => None,
@@ -231,7 +285,9 @@ mod tests {
     fn frames_have_the_two_sizes_that_the_harness_writes() {
         for payload in [
             Payload::Tcp(flags::SYN),
+            Payload::SynWithMss,
             Payload::Udp,
+            Payload::Sctp,
             Payload::Icmp,
             Payload::Arp,
             Payload::LaterFragment,

@@ -11,7 +11,7 @@ use aya::{
     util::nr_cpus,
 };
 
-use super::frame::Frame;
+use super::frame::{FRONT, Frame};
 
 /// Numbers of XDP actions.
 pub mod action {
@@ -21,14 +21,18 @@ pub mod action {
     pub const PASS: u32 = 2;
     /// Out of the interface that it came in by.
     pub const TX: u32 = 3;
+    /// Out of another one.
+    pub const REDIRECT: u32 = 4;
 }
 
 /// The interface that a test run's frames come in by: the loopback.
 pub const INGRESS: u32 = 1;
 /// Bytes of the harness' template: four words, and the longest frame.
 const TEMPLATE: usize = 16 + 80;
-/// Room for what comes out.
-const LONGEST: usize = 256;
+/// Bytes of its shapes: six words, and the longest front.
+const SHAPE: usize = 24 + FRONT;
+/// Room for what programs add.
+const MOST_ADDED: usize = 256;
 
 /// What the harness calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,8 +65,14 @@ pub struct Harness {
     product: ProgramFd,
     /// What a test run starts with; the harness writes over it.
     first: Vec<u8>,
+    /// The program that restores it.
+    restores: &'static str,
     runs: u64,
 }
+
+/// What restores frames of the usual two shapes, and what those of any.
+const PLAIN: &str = "restore";
+const ANY: &str = "restore_any";
 
 impl Harness {
     /// Loads it, to run `product`.
@@ -72,7 +82,9 @@ impl Harness {
     pub fn new(product: ProgramFd) -> Result<Self> {
         let object = fs::read(object()?)?;
         let mut ebpf = EbpfLoader::new().load(&object)?;
-        program(&mut ebpf, "restore")?.load()?;
+        for name in [PLAIN, ANY] {
+            program(&mut ebpf, name)?.load()?;
+        }
         let mut load = |name| -> Result<ProgramFd> {
             let program = program(&mut ebpf, name)?;
             program.load()?;
@@ -85,6 +97,7 @@ impl Harness {
             swap_macs,
             product,
             first: Vec::new(),
+            restores: PLAIN,
             runs: 0,
         })
     }
@@ -99,20 +112,37 @@ impl Harness {
     /// # Errors
     /// The map cannot be written.
     pub fn set_frame(&mut self, frame: &Frame) -> Result<()> {
-        let mut template = [0u8; TEMPLATE];
+        self.first.clone_from(&frame.bytes);
+        if !frame.is_plain() {
+            self.restores = ANY;
+            return self.set_shape(frame);
+        }
+        self.restores = PLAIN;
         let words = [
             frame.bytes.len() as u32,
             frame.flows,
             frame.destinations,
-            u32::from(frame.source_port()),
+            u32::from(frame.port()),
         ];
-        for (place, word) in template.chunks_exact_mut(4).zip(words) {
-            place.copy_from_slice(&word.to_ne_bytes());
-        }
-        template[16..16 + frame.bytes.len()].copy_from_slice(&frame.bytes);
+        let template: [u8; TEMPLATE] = laid_out(&words, &frame.bytes);
         let map = self.ebpf.map_mut("TEMPLATE").context("TEMPLATE")?;
         Array::<_, [u8; TEMPLATE]>::try_from(map)?.set(0, template, 0)?;
-        self.first.clone_from(&frame.bytes);
+        Ok(())
+    }
+
+    fn set_shape(&mut self, frame: &Frame) -> Result<()> {
+        let front = frame.front();
+        let words = [
+            frame.bytes.len() as u32,
+            front.len() as u32 - 1,
+            frame.flows,
+            u32::from(frame.port()),
+            frame.flow_at as u32,
+            frame.port_at as u32,
+        ];
+        let shape: [u8; SHAPE] = laid_out(&words, front);
+        let map = self.ebpf.map_mut("SHAPE").context("SHAPE")?;
+        Array::<_, [u8; SHAPE]>::try_from(map)?.set(0, shape, 0)?;
         Ok(())
     }
 
@@ -126,12 +156,16 @@ impl Harness {
     /// # Errors
     /// The map cannot be written.
     pub fn set_next_run(&mut self, run: u64) -> Result<()> {
-        let cpus = nr_cpus().map_err(|(_, error)| error)?;
-        let map = self.ebpf.map_mut("RUNS").context("RUNS")?;
-        let values = PerCpuValues::try_from(vec![run; cpus])?;
-        PerCpuArray::<_, u64>::try_from(map)?.set(0, values, 0)?;
+        self.set_on_all("RUNS", run)?;
         self.runs = run;
         Ok(())
+    }
+
+    fn set_on_all(&mut self, name: &str, value: u64) -> Result<()> {
+        let cpus = nr_cpus().map_err(|(_, error)| error)?;
+        let map = self.ebpf.map_mut(name).with_context(|| name.to_owned())?;
+        let values = PerCpuValues::try_from(vec![value; cpus])?;
+        Ok(PerCpuArray::<_, u64>::try_from(map)?.set(0, values, 0)?)
     }
 
     /// Whether the kernel keeps statistics of every program's run time, which makes every run longer:
@@ -140,8 +174,11 @@ impl Harness {
     /// # Errors
     /// The kernel does not tell.
     pub fn is_watched(&mut self) -> Result<bool> {
-        let program = program(&mut self.ebpf, "restore")?;
-        Ok(program.info()?.run_count() > 0)
+        let mut ran = 0;
+        for name in [PLAIN, ANY] {
+            ran += program(&mut self.ebpf, name)?.info()?.run_count();
+        }
+        Ok(ran > 0)
     }
 
     /// Runs a program over so many frames. The caller stays on one processor: runs are numbered on
@@ -157,8 +194,11 @@ impl Harness {
         };
         let map = self.ebpf.map_mut("TARGET").context("TARGET")?;
         ProgramArray::try_from(map)?.set(0, target, 0)?;
-        let mut frame = vec![0; LONGEST];
-        let result = program(&mut self.ebpf, "restore")?
+        if self.restores == ANY {
+            self.set_on_all("ORIGIN", 0)?;
+        }
+        let mut frame = vec![0; self.first.len() + MOST_ADDED];
+        let result = program(&mut self.ebpf, self.restores)?
             .test_run(TestRunOptions {
                 data_in: Some(&self.first),
                 data_out: Some(&mut frame),
@@ -174,6 +214,17 @@ impl Harness {
             ns: result.duration.as_nanos() as f64,
         })
     }
+}
+
+/// Words, and bytes behind them, with zeros to the end.
+fn laid_out<const LENGTH: usize>(words: &[u32], bytes: &[u8]) -> [u8; LENGTH] {
+    let mut whole = [0u8; LENGTH];
+    for (place, word) in whole.chunks_exact_mut(4).zip(words) {
+        place.copy_from_slice(&word.to_ne_bytes());
+    }
+    let rest = &mut whole[4 * words.len()..];
+    rest[..bytes.len()].copy_from_slice(bytes);
+    whole
 }
 
 fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {

@@ -3,12 +3,15 @@
 
 use anyhow::{Context as _, Result, ensure};
 
+use lb_common::budget;
+
 use super::{
-    frame::{ETHERNET, destination},
-    harness::{Target, action},
-    rig::{Counts, Rig},
-    scenario::{Records, Scenario},
-    services::NEXT_HOP_MAC,
+    frame::{ETHERNET, Frame, destination, source},
+    harness::Target,
+    network::ROUTER_MAC,
+    rig::{Counts, Prepared, Rig},
+    scenario::{End, OTHERS, Records, Scenario},
+    services::{Also, NEXT_HOP_MAC},
 };
 
 /// How long is measured.
@@ -33,6 +36,8 @@ impl Effort {
     };
     /// Packets of a round that records every one: as many as there is room for.
     const RECORDED: u32 = 50_000;
+    /// Packets of a round of those that too many came before: fewer than a second's, whatever else the machine does.
+    const LIMITED: u32 = 20_000;
     /// How often scenarios that are compared take turns.
     const TURNS: usize = 5;
 }
@@ -123,8 +128,8 @@ impl Rounds {
 }
 
 fn rounds(rig: &mut Rig, scenario: &Scenario, effort: Effort) -> Result<Rounds> {
-    let witnesses = rig.prepare(scenario)?;
-    verify(rig, scenario)?;
+    let Prepared { frame, witnesses } = rig.prepare(scenario)?;
+    verify(rig, scenario, &frame)?;
     let rounds = time(rig, scenario, effort)?;
     rig.confirm(&witnesses)
         .context("a flow did not stay with its backend")?;
@@ -133,40 +138,92 @@ fn rounds(rig: &mut Rig, scenario: &Scenario, effort: Effort) -> Result<Rounds> 
 }
 
 /// Runs one packet, and looks at all of it.
-fn verify(rig: &mut Rig, scenario: &Scenario) -> Result<()> {
+fn verify(rig: &mut Rig, scenario: &Scenario, frame: &Frame) -> Result<()> {
+    if scenario.is_rationed() || scenario.is_limited() {
+        rig.ration(scenario)?;
+    }
     let before = rig.counts()?;
-    let expected = scenario.frame.at(rig.harness.next_run());
+    let expected = frame.at(rig.harness.next_run());
     let run = rig.harness.run(scenario.target, 1)?;
+    let action = scenario.end.action();
     ensure!(
-        run.action == scenario.action,
-        "XDP action {}, not {}",
-        run.action,
-        scenario.action
+        run.action == action,
+        "XDP action {}, not {action}",
+        run.action
     );
-    let counted = rig.counts()?.since(before);
+    let counted = rig.counts()?.since(&before);
     ensure!(
         counted == Counts::of(scenario, 1),
         "one packet counts {counted:?}"
     );
-    match (scenario.action, scenario.target) {
-        (action::TX, Target::Product) => forwarded(rig, scenario, &run.frame, &expected),
-        (action::TX, _) => {
+    match (scenario.end, scenario.target) {
+        (End::Backend, Target::Product) => forwarded(rig, scenario, &run.frame, &expected),
+        (End::Backend, _) => {
             let swapped = [&expected[6..12], &expected[..6], &expected[12..]].concat();
             ensure!(run.frame == swapped, "more than the MACs were changed");
             Ok(())
         }
-        (action::PASS, _) => {
+        (End::Passed, _) => {
             ensure!(run.frame == expected, "a foreign packet was changed");
             Ok(())
         }
         // What is left of a dropped packet is nobody's business.
-        _ => Ok(()),
+        (End::Dropped(_), _) => Ok(()),
+        (End::Answered(..), _) => answered(&run.frame, &expected),
+        (End::Client, _) => to_client(scenario, &run.frame),
+        (End::Unwrapped(headers), _) => {
+            ensure!(
+                run.frame[ETHERNET..] == expected[ETHERNET + headers..],
+                "the inner packet was changed"
+            );
+            Ok(())
+        }
+        (End::HandedOn, _) => {
+            let to = destination(&run.frame).context("what came out is no IP packet")?;
+            ensure!(OTHERS.contains(&to), "{to} is not the other backend");
+            ensure!(run.frame[..6] == ROUTER_MAC, "not to the router");
+            Ok(())
+        }
     }
+}
+
+/// Whether a packet's sender was answered.
+fn answered(out: &[u8], expected: &[u8]) -> Result<()> {
+    ensure!(
+        out[..6] == expected[6..12],
+        "not to the sender's MAC address"
+    );
+    ensure!(
+        destination(out) == source(expected),
+        "not to the sender: {:?}",
+        destination(out)
+    );
+    Ok(())
+}
+
+/// Whether an answer came out as from the VIP, on the way to a client.
+fn to_client(scenario: &Scenario, out: &[u8]) -> Result<()> {
+    ensure!(out[..6] == ROUTER_MAC, "not to the router");
+    let vip = scenario.service.map(|(id, _)| id.vip.ip());
+    ensure!(source(out) == vip, "not from the VIP: {:?}", source(out));
+    Ok(())
+}
+
+/// A frame without its tags, and those.
+fn untagged(frame: &[u8]) -> (Vec<u8>, Vec<u8>) {
+    let mut end = 12;
+    while matches!(frame.get(end..end + 2), Some([0x81, 0x00] | [0x88, 0xa8])) {
+        end += 4;
+    }
+    let rest = [&frame[..12], &frame[end..]].concat();
+    (rest, frame[12..end].to_vec())
 }
 
 /// Whether a packet came out as its mode says, addressed to a backend.
 fn forwarded(rig: &Rig, scenario: &Scenario, out: &[u8], expected: &[u8]) -> Result<()> {
-    let to = destination(out).context("what came out is no IP packet")?;
+    let ((out, tags), (expected, own)) = (untagged(out), untagged(expected));
+    ensure!(tags == own, "tags {tags:02x?}, not {own:02x?}");
+    let to = destination(&out).context("what came out is no IP packet")?;
     ensure!(out[..6] == NEXT_HOP_MAC, "not to the next hop");
     if scenario.mode() == "l2" {
         ensure!(
@@ -177,34 +234,49 @@ fn forwarded(rig: &Rig, scenario: &Scenario, out: &[u8], expected: &[u8]) -> Res
     }
     ensure!(rig.is_backend(scenario, to), "{to} is not the backend");
     let ip = if to.is_ipv4() { 20 } else { 40 };
-    let overhead = match scenario.mode() {
+    let in_front = match scenario.mode() {
         "ipip" => ip,
         "gue" => ip + 8,
         _ => 0,
     };
+    let overhead = in_front + scenario.grows;
     ensure!(
         out.len() == expected.len() + overhead,
         "{} bytes came out of {}",
         out.len(),
         expected.len()
     );
-    if overhead > 0 {
-        ensure!(
-            out[ETHERNET + overhead..] == expected[ETHERNET..],
-            "the inner packet was changed"
-        );
+    if in_front == 0 {
+        return Ok(());
+    }
+    let (inner, before) = (&out[ETHERNET + overhead..], &expected[ETHERNET..]);
+    match scenario.service.map(|(_, kind)| kind.also) {
+        Some(Also::Clamp(mss)) => {
+            let told = [&[2, 4][..], &mss.to_be_bytes()].concat();
+            ensure!(
+                inner.len() == before.len() && inner.windows(4).any(|option| option == told),
+                "no MSS of {mss} in {inner:02x?}"
+            );
+        }
+        _ => ensure!(inner == before, "the inner packet was changed"),
     }
     Ok(())
 }
 
 fn time(rig: &mut Rig, scenario: &Scenario, effort: Effort) -> Result<Rounds> {
     let fresh = scenario.records == Records::New;
-    let packets = if fresh {
-        effort.packets.min(Effort::RECORDED)
+    let (rationed, limited) = (scenario.is_rationed(), scenario.is_limited());
+    let most = if fresh {
+        Effort::RECORDED
+    } else if rationed {
+        budget::LIMIT
+    } else if limited {
+        Effort::LIMITED
     } else {
         effort.packets
     };
-    let before = rig.counts()?;
+    let packets = effort.packets.min(most);
+    let mut before = rig.counts()?;
     // One round to warm up.
     let (mut nets, mut noops) = (Vec::new(), Vec::new());
     for _ in 0..=effort.rounds {
@@ -212,12 +284,20 @@ fn time(rig: &mut Rig, scenario: &Scenario, effort: Effort) -> Result<Rounds> {
             rig.forget_flows()?;
         }
         let noop = rig.harness.run(Target::Noop, packets)?.ns;
+        if rationed {
+            rig.ration(scenario)?;
+        }
+        if limited {
+            let answered = rig.counts()?;
+            rig.ration(scenario)?;
+            before.skip(&rig.counts()?.since(&answered));
+        }
         let whole = rig.harness.run(scenario.target, packets)?.ns;
         nets.push(whole - noop);
         noops.push(noop);
     }
     let total = u64::from(packets) * nets.len() as u64;
-    let counted = rig.counts()?.since(before);
+    let counted = rig.counts()?.since(&before);
     ensure!(
         counted == Counts::of(scenario, total),
         "{total} packets count {counted:?}"

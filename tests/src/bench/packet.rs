@@ -6,9 +6,10 @@ use anyhow::{Context as _, Result};
 use super::{
     claim::{Claim, FLAT, Judgement, MOVING},
     measure::{Effort, in_turn, measure},
+    network,
     report::Figure,
     rig::Rig,
-    scenario::{self, Scenario},
+    scenario::{self, Group, Scenario},
 };
 
 /// How often a claim is measured before the answer counts.
@@ -24,15 +25,36 @@ pub struct Outcome {
     pub watched: bool,
 }
 
-/// Measures the scenarios whose title contains `filter`, and judges the claims about those.
+/// What is measured.
+#[derive(Debug, Clone, Copy)]
+pub struct Selection<'a> {
+    /// Fewer and shorter rounds, and fewer flows where they are recorded.
+    pub quick: bool,
+    /// What titles contain.
+    pub filter: &'a str,
+    /// The one group; all where absent.
+    pub group: Option<Group>,
+}
+
+/// Measures the scenarios that are selected, and judges the claims about those. Has a network namespace of its own.
 ///
 /// # Errors
 /// The program does not do what a scenario says, or the kernel refuses.
-pub fn run(quick: bool, filter: &str) -> Result<Outcome> {
+pub fn run(selection: Selection<'_>) -> Result<Outcome> {
+    network::new()?.run(|| run_there(selection))
+}
+
+fn run_there(selection: Selection<'_>) -> Result<Outcome> {
+    let Selection {
+        quick,
+        filter,
+        group,
+    } = selection;
     let effort = if quick { Effort::QUICK } else { Effort::FULL };
     let scenarios = scenario::all(quick);
     let wanted: Vec<&Scenario> = scenarios
         .iter()
+        .filter(|scenario| group.is_none_or(|group| scenario.group() == group))
         .filter(|scenario| scenario.title().contains(filter))
         .collect();
     let mut outcome = Outcome {

@@ -4,8 +4,9 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use anyhow::{Context as _, Result, ensure};
 use lb_common::{
+    budget,
     tables::feature,
-    verdict::{FIRST_PIECE, Piece},
+    verdict::{Answer, DropReason, FIRST_ANSWER, FIRST_PIECE, Piece},
 };
 use lb_userspace::{
     dataplane::{
@@ -16,14 +17,17 @@ use lb_userspace::{
 };
 
 use super::{
-    balancer::Balancer,
+    backend::Backend,
+    balancer::{Balancer, renew_budgets},
     frame::{Frame, Payload, destination, flags},
     harness::{Harness, Run, Target, action},
-    scenario::{Fleet, Records, Scenario, Slots},
+    scenario::{End, Fleet, Records, Scenario, Slots},
     services::{Guarded, Kind, Pool, numbered},
 };
 use crate::bpffs::Bpffs;
 
+/// What the balancer's own program is loaded for, where it is measured.
+const OWN_FEATURES: u32 = feature::ALL;
 /// Records of half-open flows that there is room for: more than a round's new ones.
 pub const HALF_OPEN: u32 = 65_536;
 /// Records of established flows: twice what any scenario records, as a table that is nearly full
@@ -41,13 +45,18 @@ const VETERANS: u64 = 1 << 30;
 /// Flows that fill a table: theirs begin here, beyond all others too.
 const FILLERS: u64 = 1 << 31;
 
+/// What a fragment without a first one is dropped for, or would be if it were not held.
+const NO_FIRST: &str = DropReason::FragmentBeforeFirst.name();
+
 /// Everything that is counted, over all services.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Counts {
     /// Packets forwarded.
     pub packets: u64,
-    /// Packets dropped, or held: fragments without a first one.
-    pub drops: u64,
+    /// Packets dropped, or held, by reason; fragments without a first one.
+    pub drops: BTreeMap<&'static str, u64>,
+    /// Answers given, by kind.
+    pub answers: BTreeMap<&'static str, u64>,
     /// Packets that looked their flow up.
     pub lookups: u64,
     /// Flows recorded.
@@ -56,45 +65,95 @@ pub struct Counts {
     pub overflows: u64,
     /// Packets steered by a connection id.
     pub named: u64,
+    /// Connections that backends have been seen to accept.
+    pub accepted: u64,
+    /// Packets that a backend has taken out of tunnels.
+    pub unwrapped: u64,
+    /// Packets that it has handed on.
+    pub handed_on: u64,
 }
 
 impl Counts {
     /// What a number of a scenario's packets count.
     pub fn of(scenario: &Scenario, packets: u64) -> Self {
         let if_ = |condition: bool| if condition { packets } else { 0 };
-        let records = scenario.records;
+        let (records, end) = (scenario.records, scenario.end);
+        let once = |name: Option<&'static str>| name.map(|name| (name, packets)).into_iter();
+        let (reason, answer) = match end {
+            End::Dropped(reason) => (Some(reason), None),
+            End::Answered(answer, reason) => (reason, Some(answer)),
+            _ => (None, None),
+        };
         Self {
-            packets: if_(scenario.target == Target::Product && scenario.action == action::TX),
-            drops: if_(scenario.action == action::DROP),
+            packets: if_(scenario.target == Target::Product && end == End::Backend),
+            drops: once(reason.map(DropReason::name)).collect(),
+            answers: once(answer.map(Answer::name)).collect(),
             lookups: if_(records != Records::Unasked && !scenario.has_sessions()),
             recorded: if_(records == Records::New),
             overflows: if_(records == Records::Full),
             named: if_(scenario.leads_to.is_some()),
+            accepted: if_(scenario.is_heard()),
+            unwrapped: if_(matches!(end, End::Unwrapped(_))),
+            handed_on: if_(end == End::HandedOn),
+        }
+    }
+
+    /// As if so many answers had been given before.
+    pub fn skip(&mut self, answered: &Self) {
+        for (&name, &count) in &answered.answers {
+            *self.answers.entry(name).or_default() += count;
         }
     }
 
     /// What was counted since.
-    pub fn since(self, before: Self) -> Self {
+    pub fn since(&self, before: &Self) -> Self {
         Self {
             packets: self.packets - before.packets,
-            drops: self.drops - before.drops,
+            drops: more(&self.drops, &before.drops),
+            answers: more(&self.answers, &before.answers),
             lookups: self.lookups - before.lookups,
             recorded: self.recorded - before.recorded,
             overflows: self.overflows - before.overflows,
             named: self.named - before.named,
+            accepted: self.accepted - before.accepted,
+            unwrapped: self.unwrapped - before.unwrapped,
+            handed_on: self.handed_on - before.handed_on,
         }
     }
+}
+
+/// What of each kind has come since, but for those of which nothing has.
+fn more(
+    now: &BTreeMap<&'static str, u64>,
+    before: &BTreeMap<&'static str, u64>,
+) -> BTreeMap<&'static str, u64> {
+    let since = |(&name, &count): (&&'static str, &u64)| {
+        let more = count - before.get(name).copied().unwrap_or_default();
+        (more > 0).then_some((name, more))
+    };
+    now.iter().filter_map(since).collect()
 }
 
 /// Backends that flows had when they were noted, by a frame and its run's number.
 #[derive(Debug, Default)]
 pub struct Witnesses(Vec<(Frame, u64, IpAddr)>);
 
+/// What a scenario was prepared to.
+#[derive(Debug)]
+pub struct Prepared {
+    /// Its frame, of which a part may be known only then.
+    pub frame: Frame,
+    /// Flows that are to stay where they are.
+    pub witnesses: Witnesses,
+}
+
 /// The harness around the product, with a fleet of services.
 pub struct Rig {
     /// The harness.
     pub harness: Harness,
     balancer: Balancer,
+    /// A backend, where that is what is measured.
+    backend: Option<Backend>,
     /// What runs, and what it is loaded for; the balancer's own where absent.
     program: Option<(u32, Program)>,
     _bpffs: Bpffs,
@@ -115,8 +174,9 @@ impl Rig {
                 continue;
             };
             match fleet {
-                Fleet::Varied => drop(kinds.insert(id, kind)),
+                Fleet::Varied | Fleet::Special => drop(kinds.insert(id, kind)),
                 Fleet::Alike(services) => kinds.extend((0..services).map(|n| (numbered(n), kind))),
+                Fleet::Backend => {}
             }
         }
         let services: Result<Vec<_>> = kinds.iter().map(|(&id, kind)| kind.service(id)).collect();
@@ -125,16 +185,31 @@ impl Rig {
         let mut balancer = Balancer::load(&LoadOptions {
             pins: Some(Pins::new(bpffs.path(), "bench")),
             capacity: capacity(fleet),
-            features: feature::ALL,
+            features: match fleet {
+                Fleet::Backend => 0,
+                _ => OWN_FEATURES,
+            },
             log_level: 0,
         })?;
+        let is_special = fleet == Fleet::Special;
+        if is_special {
+            balancer.take_everything()?;
+        }
         for kind in kinds.values() {
             if let Guarded::Listed(prefixes) = kind.guarded {
                 balancer.list(prefixes)?;
             }
         }
         balancer.serve(services?)?;
-        let product = balancer.program.xdp()?.fd()?.try_clone()?;
+        if is_special {
+            balancer.listen()?;
+        }
+        let mut backend = None;
+        let product = if fleet == Fleet::Backend {
+            backend.insert(Backend::new()?).program()?
+        } else {
+            balancer.program.xdp()?.fd()?.try_clone()?
+        };
         let records = |scenario: &&Scenario| {
             let Scenario { slots, records, .. } = scenario;
             scenario.fleet == fleet
@@ -148,6 +223,7 @@ impl Rig {
         Ok(Self {
             harness: Harness::new(product)?,
             balancer,
+            backend,
             program: None,
             _bpffs: bpffs,
             fleet,
@@ -166,12 +242,24 @@ impl Rig {
     /// The maps cannot be read.
     pub fn counts(&self) -> Result<Counts> {
         let maps = self.balancer.core.dataplane();
-        let (counted, held) = (maps.drops()?, FIRST_PIECE + Piece::Held as u32);
-        let drops: u64 = counted.iter().take(FIRST_PIECE as usize).sum();
-        let mut counts = Counts {
-            drops: drops + counted.get(held as usize).unwrap_or(&0),
-            ..Counts::default()
-        };
+        let mut counts = Counts::default();
+        if self.fleet == Fleet::Special {
+            counts.accepted = self.balancer.accepted()?;
+        }
+        if let Some(backend) = &self.backend {
+            (counts.unwrapped, counts.handed_on) = backend.counted()?;
+        }
+        let counted = maps.drops()?;
+        let count = |index: u32| counted.get(index as usize).copied().unwrap_or_default();
+        for reason in DropReason::ALL {
+            counts.drops.insert(reason.name(), count(*reason as u32));
+        }
+        *counts.drops.entry(NO_FIRST).or_default() += count(FIRST_PIECE + Piece::Held as u32);
+        for answer in Answer::ALL {
+            counts
+                .answers
+                .insert(answer.name(), count(FIRST_ANSWER + *answer as u32));
+        }
         for (_, index, _) in self.balancer.core.layout().services() {
             counts.packets += maps.service_counters(index)?.packets;
             let flows = maps.flow_counters(index)?;
@@ -198,21 +286,29 @@ impl Rig {
     ///
     /// # Errors
     /// They do not come there, or the kernel refuses.
-    pub fn prepare(&mut self, scenario: &Scenario) -> Result<Witnesses> {
+    pub fn prepare(&mut self, scenario: &Scenario) -> Result<Prepared> {
         if scenario.records != Records::Unasked {
             self.age()?;
         }
-        self.load(scenario.features()?)?;
+        let mut frame = scenario.frame.clone();
+        match &self.backend {
+            Some(backend) => frame = backend.frame(scenario)?,
+            None => self.load(scenario.features()?)?,
+        }
         let mut witnesses = Witnesses::default();
         if let Some((id, kind)) = scenario.service.filter(|_| scenario.slots != Slots::Steady) {
             witnesses = self.move_slots(id, kind.pool)?;
         }
         match scenario.records {
             Records::Established => {
-                let flows = scenario.frame.flows;
+                let opening = scenario.opening.as_ref().unwrap_or(&scenario.frame);
+                let flows = opening.flows;
                 let lookups = if scenario.has_sessions() { 0 } else { 2 };
-                self.establish(&scenario.frame, flows, lookups)?;
-                self.note(&mut witnesses, &scenario.frame, flows.min(WITNESSES))?;
+                self.establish(opening, flows, lookups)?;
+                self.note(&mut witnesses, opening, flows.min(WITNESSES))?;
+                if scenario.end == End::Client {
+                    frame = self.answer(opening)?;
+                }
             }
             Records::Full => self.fill(&scenario.frame)?,
             Records::Unasked | Records::Missing | Records::New => {}
@@ -223,15 +319,44 @@ impl Rig {
         {
             self.balancer.settle(id)?;
         }
-        self.harness.set_frame(&scenario.frame)?;
+        self.harness.set_frame(&frame)?;
         self.harness.set_next_run(0)?;
-        Ok(witnesses)
+        Ok(Prepared { frame, witnesses })
+    }
+
+    /// What a backend answers to the first of a scenario's flows.
+    fn answer(&mut self, opening: &Frame) -> Result<Frame> {
+        self.harness.set_frame(opening)?;
+        self.harness.set_next_run(0)?;
+        let run = self.harness.run(Target::Product, 1)?;
+        ensure!(run.action == action::TX, "XDP action {}", run.action);
+        Ok(Frame::answer_to(&run.frame))
+    }
+
+    /// Gives the program as many answers as there are in a second; or takes them all, where a scenario is about what is not
+    /// answered.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn ration(&mut self, scenario: &Scenario) -> Result<()> {
+        let runs = match &mut self.program {
+            Some((_, program)) => program,
+            None => &mut self.balancer.program,
+        };
+        renew_budgets(runs)?;
+        if scenario.is_limited() {
+            self.harness.run(Target::Product, budget::LIMIT)?;
+        }
+        Ok(())
     }
 
     /// Has a program run that is loaded for these features and no others, as an agent with such services loads it.
     fn load(&mut self, features: u32) -> Result<()> {
-        let runs = self.program.as_ref();
-        if runs.is_some_and(|(loaded, _)| *loaded == features) {
+        let loaded = match &self.program {
+            Some((loaded, _)) => *loaded,
+            None => OWN_FEATURES,
+        };
+        if loaded == features {
             return Ok(());
         }
         let mut program = self.balancer.program.beside(features)?;
@@ -303,7 +428,7 @@ impl Rig {
             }
         }
         let flows = u64::from(flows);
-        let counted = self.counts()?.since(before);
+        let counted = self.counts()?.since(&before);
         let wanted = Counts {
             packets: 2 * flows,
             lookups: lookups * flows,
@@ -320,7 +445,7 @@ impl Rig {
         self.harness.set_frame(frame)?;
         self.harness.set_next_run(FILLERS)?;
         self.harness.run(Target::Product, FILLING)?;
-        let counted = self.counts()?.since(before);
+        let counted = self.counts()?.since(&before);
         ensure!(
             counted.recorded <= u64::from(HALF_OPEN) && counted.overflows > 0,
             "the table of {HALF_OPEN} half-open flows does not fill: {counted:?}"
@@ -390,6 +515,16 @@ fn capacity(fleet: Fleet) -> Capacity {
     };
     match fleet {
         Fleet::Varied => base,
+        Fleet::Special => Capacity {
+            slots: 1 << 22,
+            ..base
+        },
+        Fleet::Backend => Capacity {
+            slots: 1_024,
+            flows: 1_024,
+            sessions: 1_024,
+            ..base
+        },
         Fleet::Alike(_) => Capacity {
             services: 16_384,
             backends: 1 << 17,

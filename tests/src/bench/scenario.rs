@@ -1,7 +1,13 @@
-//! What is measured of the packet path. Pure: a list, and nothing about how.
+//! What is measured of the packet path. Pure: a list, and nothing about how. What few packets need is [`special`].
+
+mod special;
 
 use anyhow::Result;
-use lb_common::tables::feature;
+use clap::ValueEnum;
+use lb_common::{
+    tables::feature,
+    verdict::{Answer, DropReason},
+};
 use lb_userspace::{
     model::{FlowState, Mode, Quic, Scheduler, ServiceId, Unserved},
     plan::features,
@@ -10,8 +16,10 @@ use lb_userspace::{
 use super::{
     frame::{Frame, Payload, flags},
     harness::{Target, action},
-    services::{FIRST_OF_MANY, Guarded, Kind, Pool},
+    services::{Also, FIRST_OF_MANY, Guarded, Kind, Pool},
 };
+
+pub use special::{BACKEND_VIPS, OTHERS, TERMINALS};
 
 /// Flows of a sweep; 0: all new.
 const FLOWS: [u32; 5] = [1, 1_000, 100_000, 1_000_000, 0];
@@ -31,6 +39,51 @@ pub enum Fleet {
     Varied,
     /// So many alike, which get packets in turn.
     Alike(u32),
+    /// One of each kind that few packets need.
+    Special,
+    /// None: what runs is a backend's decapsulator.
+    Backend,
+}
+
+/// Which scenarios belong together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Group {
+    /// What most packets are: each mode, flows looked up or not, schedulers, floods.
+    Common,
+    /// What fewer are: other shapes, answers, errors, what is refused, and the backends' end of tunnels.
+    Special,
+}
+
+/// What is to become of every packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// It goes to a backend, or back as it came where there is no service.
+    Backend,
+    /// It is the network stack's, as it came.
+    Passed,
+    /// It is dropped. Fragments without a first one may be held instead.
+    Dropped(DropReason),
+    /// Its sender is answered, and it counts as dropped where there is a reason.
+    Answered(Answer, Option<DropReason>),
+    /// It goes to its client in the VIP's name.
+    Client,
+    /// It is taken out of so many bytes of headers, and is the network stack's then.
+    Unwrapped(usize),
+    /// It goes to another backend.
+    HandedOn,
+}
+
+impl End {
+    /// The XDP action.
+    pub fn action(self) -> u32 {
+        match self {
+            Self::Backend | Self::Answered(..) => action::TX,
+            Self::Passed | Self::Unwrapped(_) => action::PASS,
+            Self::Dropped(_) => action::DROP,
+            // Routes to clients and other backends lead out of another interface.
+            Self::Client | Self::HandedOn => action::REDIRECT,
+        }
+    }
 }
 
 /// Where the slots of the service stand.
@@ -89,8 +142,14 @@ pub struct Scenario {
     pub records: Records,
     /// Number of the backend that their connection ids name.
     pub leads_to: Option<u16>,
-    /// The XDP action that each must end in.
-    pub action: u32,
+    /// What each packet must end in.
+    pub end: End,
+    /// The frames by which flows are established, where the packets are others.
+    pub opening: Option<Frame>,
+    /// Bytes that its packets get beside what the mode puts in front of them.
+    pub grows: usize,
+    /// What the program is loaded for beside what the service needs: bits of [`feature`].
+    pub besides: u32,
     /// Whether the program is loaded for everything, and not only for what the service needs.
     pub unpruned: bool,
 }
@@ -98,8 +157,11 @@ pub struct Scenario {
 impl Scenario {
     /// Mode as it is shown.
     pub fn mode(&self) -> &'static str {
-        match (self.action, &self.service) {
-            (action::TX, Some((_, kind))) => match kind.mode {
+        if let Fleet::Backend = self.fleet {
+            return special::tunnel(&self.frame);
+        }
+        match (self.end, &self.service) {
+            (End::Backend | End::Client, Some((_, kind))) => match kind.mode {
                 Mode::Nat => "nat",
                 Mode::FullNat => "full-nat",
                 Mode::Ipip => "ipip",
@@ -116,6 +178,36 @@ impl Scenario {
             .is_some_and(|(_, kind)| kind.mode == Mode::FullNat)
     }
 
+    /// Whether its packets' answers are counted against a limit.
+    pub fn is_rationed(&self) -> bool {
+        matches!(
+            self.end,
+            End::Answered(
+                Answer::Echo | Answer::Reset | Answer::Unreachable | Answer::TooBig,
+                _
+            )
+        )
+    }
+
+    /// Whether its packets are those that there are too many of.
+    pub fn is_limited(&self) -> bool {
+        self.end == End::Dropped(DropReason::EchoLimit)
+    }
+
+    /// Whether its packets show that backends accept connections.
+    pub fn is_heard(&self) -> bool {
+        let watches = |(_, kind): (ServiceId, Kind)| kind.also == Also::Watch;
+        self.end == End::Client && self.service.is_some_and(watches)
+    }
+
+    /// What it belongs to.
+    pub fn group(&self) -> Group {
+        match self.fleet {
+            Fleet::Varied | Fleet::Alike(_) => Group::Common,
+            Fleet::Special | Fleet::Backend => Group::Special,
+        }
+    }
+
     /// What the program is loaded for: bits of [`feature`].
     ///
     /// # Errors
@@ -128,7 +220,7 @@ impl Scenario {
             .service
             .map(|(id, kind)| kind.service(id))
             .transpose()?;
-        Ok(features::needed(&service, Unserved::Pass))
+        Ok(features::needed(&service, Unserved::Pass) | self.besides)
     }
 
     /// What `--filter` looks in.
@@ -160,6 +252,7 @@ const IPIP: Kind = Kind {
     pool: POOL,
     quic: None,
     guarded: Guarded::Open,
+    also: Also::Nothing,
 };
 const NAT: Kind = Kind {
     mode: Mode::Nat,
@@ -192,6 +285,7 @@ pub fn all(quick: bool) -> Vec<Scenario> {
     list.extend(floods());
     list.extend(recording(recorded));
     list.extend([1, 1_000, 10_000].map(alike));
+    list.extend(special::all(quick));
     list
 }
 
@@ -207,7 +301,10 @@ fn steady(name: &str, vip: &str, kind: Kind, payload: Payload, flows: u32) -> Sc
         slots: Slots::Steady,
         records: Records::Unasked,
         leads_to: None,
-        action: action::TX,
+        end: End::Backend,
+        opening: None,
+        grows: 0,
+        besides: 0,
         unpruned: false,
     }
 }
@@ -348,28 +445,22 @@ fn guarded() -> Vec<Scenario> {
 
 /// Packets that are not forwarded.
 fn untouched() -> Vec<Scenario> {
-    let to = |name, vip, payload, action, known: bool| {
+    let to = |name, vip, payload, end, known: bool| {
         let scenario = steady(name, vip, IPIP, payload, 1);
         Scenario {
             service: scenario.service.filter(|_| known),
-            action,
+            end,
             ..scenario
         }
     };
     let vip = "10.0.0.2:80/tcp";
     vec![
-        to(
-            "pass-v4-no-vip",
-            "10.9.9.9:80/tcp",
-            TCP,
-            action::PASS,
-            false,
-        ),
+        to("pass-v4-no-vip", "10.9.9.9:80/tcp", TCP, End::Passed, false),
         to(
             "pass-v6-no-vip",
             "[fd00::9]:80/tcp",
             TCP,
-            action::PASS,
+            End::Passed,
             false,
         ),
         // Those to a VIP are answered, so many a second.
@@ -377,10 +468,10 @@ fn untouched() -> Vec<Scenario> {
             "pass-v4-icmp",
             "10.9.9.9:80/tcp",
             Payload::Icmp,
-            action::PASS,
+            End::Passed,
             false,
         ),
-        to("pass-non-ip", vip, Payload::Arp, action::PASS, true),
+        to("pass-non-ip", vip, Payload::Arp, End::Passed, true),
         // Each of a datagram of its own.
         steady("frag-v4-first", vip, IPIP, Payload::FirstFragment, 0),
         // Without a first one.
@@ -388,7 +479,7 @@ fn untouched() -> Vec<Scenario> {
             "frag-v4-later",
             vip,
             Payload::LaterFragment,
-            action::DROP,
+            End::Dropped(DropReason::FragmentBeforeFirst),
             true,
         ),
     ]

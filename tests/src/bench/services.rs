@@ -1,14 +1,17 @@
 //! Services to measure with, and how their backends are reached. Pure.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    time::Duration,
+};
 
 use anyhow::{Error, Result};
 use lb_userspace::{
     model::{
-        AddressPool, Admin, Backend, Change, FlowLimit, FlowState, Health, Mode, Prefix, Protocol,
-        Quic, Scheduler, Service, ServiceId, State,
+        AddressPool, Admin, Backend, Change, ClientAddress, FlowLimit, FlowState, Health, Mode,
+        MssClamp, Passive, Prefix, Protocol, Quic, Scheduler, Service, ServiceId, State, Unserved,
     },
-    neighbours::{NextHop, Update},
+    neighbours::{self, NextHop, Update},
 };
 
 use super::{frame::FIRST_SOURCE, harness::INGRESS};
@@ -83,6 +86,27 @@ pub enum Guarded {
     Limited,
 }
 
+/// What else a service does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Also {
+    /// Nothing.
+    Nothing,
+    /// It tells its backends who else may have a flow.
+    SecondHop,
+    /// It lowers the MSS of its SYNs to this.
+    Clamp(u16),
+    /// It looks at what packets of handshakes show.
+    Watch,
+    /// It has neighbours told of its VIP.
+    Announce,
+    /// It tells its backends the client's address.
+    Tell,
+    /// Its clients keep their backends for an hour; all those of frames are one.
+    Persist,
+    /// It resets what no backend takes.
+    Reset,
+}
+
 /// The name of an access list of so many prefixes.
 pub fn list_name(prefixes: u32) -> String {
     format!("of-{prefixes}")
@@ -131,6 +155,27 @@ pub struct Kind {
     pub quic: Option<Quic>,
     /// What its packets are asked.
     pub guarded: Guarded,
+    /// What else it does.
+    pub also: Also,
+}
+
+impl Also {
+    fn set(self, service: &mut Service) {
+        match self {
+            Self::Nothing => {}
+            Self::SecondHop => service.second_hop = true,
+            Self::Clamp(mss) => service.mss_clamp = MssClamp::To(mss),
+            Self::Watch => service.passive = Passive::ON,
+            Self::Announce => service.announce = true,
+            Self::Tell => service.client_address = ClientAddress::TcpOption,
+            Self::Persist => {
+                service.persistence = Duration::from_secs(3_600);
+                let bits = if service.id.vip.is_ipv4() { 8 } else { 64 };
+                service.persistence_prefix = Some(bits);
+            }
+            Self::Reset => service.no_backend = Unserved::Reset,
+        }
+    }
 }
 
 impl Kind {
@@ -147,6 +192,7 @@ impl Kind {
         service.backends = self.pool.backends();
         service.quic = self.quic;
         service.address_pool = (self.mode == Mode::FullNat).then(|| ADDRESS_POOL.to_owned());
+        self.also.set(&mut service);
         match self.guarded {
             Guarded::Open => {}
             Guarded::Listed(prefixes) => service.access_list = Some(list_name(prefixes)),
@@ -185,6 +231,19 @@ pub fn repool(state: &State, pool_of: impl Fn(&Service) -> Option<Pool>) -> Chan
     Change::Replace(services.collect())
 }
 
+/// The number of the pool to which long packets go.
+pub const WIDE_WAY: u8 = 9;
+/// Bytes that a packet may have on the way there, and to all others.
+const MTU: [u32; 2] = [9_500, 1_500];
+
+fn mtu(address: IpAddr) -> u32 {
+    let number = match address {
+        IpAddr::V4(v4) => u16::from(v4.octets()[1]),
+        IpAddr::V6(v6) => v6.segments()[1],
+    };
+    MTU[usize::from(number != u16::from(WIDE_WAY))]
+}
+
 /// How a backend is reached: by the interface that test runs come in by, so that forwarding ends in
 /// `XDP_TX`.
 pub fn next_hop(address: IpAddr) -> Update {
@@ -199,11 +258,23 @@ pub fn next_hop(address: IpAddr) -> Update {
             source_mac: SOURCE_MAC,
             destination_mac: NEXT_HOP_MAC,
             source_address,
-            mtu: 1_500,
+            mtu: mtu(address),
             on_link: true,
         }),
         reason: None,
     }
+}
+
+/// The interface that test runs come in by, and its name.
+pub fn port() -> (String, neighbours::Port) {
+    let port = neighbours::Port {
+        index: INGRESS,
+        mac: SOURCE_MAC,
+        running: true,
+        mtu: MTU[1],
+        kind: neighbours::Kind::Plain,
+    };
+    ("lo".to_owned(), port)
 }
 
 #[cfg(test)]

@@ -7,8 +7,10 @@ use anyhow::{Result, ensure};
 use clap::Parser;
 use lb_tests::bench::{
     claim::Judgement,
-    one_processor, packet,
+    one_processor,
+    packet::{self, Selection},
     report::{Format, packet_table},
+    scenario::Group,
 };
 
 #[derive(Parser)]
@@ -22,6 +24,9 @@ struct Cli {
     /// Only scenarios whose `NAME MODE FLOWS SLOTS` contains this
     #[arg(long, default_value = "")]
     filter: String,
+    /// Only scenarios of this group
+    #[arg(long, value_enum)]
+    group: Option<Group>,
 }
 
 fn main() -> Result<()> {
@@ -31,7 +36,11 @@ fn main() -> Result<()> {
         figures,
         judgements,
         watched,
-    } = packet::run(cli.quick, &cli.filter)?;
+    } = packet::run(Selection {
+        quick: cli.quick,
+        filter: &cli.filter,
+        group: cli.group,
+    })?;
     ensure!(
         !figures.is_empty(),
         "no scenario contains `{}`: `NAME MODE FLOWS SLOTS`, such as `tcp-v4 ipip 1000 moving`",

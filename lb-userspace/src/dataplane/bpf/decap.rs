@@ -11,7 +11,7 @@ use std::{
 use aya::{
     Ebpf, EbpfLoader,
     maps::{HashMap, Map, MapData, MapError, PerCpuArray},
-    programs::Xdp,
+    programs::{ProgramError, Xdp},
 };
 use lb_common::{hand_on::Hop, tables::Address};
 use zerocopy::transmute;
@@ -27,6 +27,8 @@ use crate::dataplane::DataplaneError;
 
 /// The decapsulator's object, built by `cargo xtask build`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("DECAP_OBJECT"));
+
+const LOADING: &str = "loading the decapsulator";
 
 fn directory(bpffs: &Path, interface: &str) -> PathBuf {
     bpffs.join("lbd-decap").join(pin_name(interface))
@@ -53,21 +55,8 @@ pub fn attach(
     options: Options<'_>,
     mode: Mode,
 ) -> Result<(), DataplaneError> {
-    let doing = format!("loading the decapsulator for {interface}");
-    let failed = |error: &dyn std::error::Error| DataplaneError::new(&*doing, &chain(error));
-    let fitted = frags::fit(OBJECT);
-    let mut ebpf = EbpfLoader::new()
-        .override_global("GUE_PORT", &options.gue_port.to_be(), true)
-        .override_global("SECOND_HOP", &u8::from(options.second_hop), true)
-        .override_global(frags::MULTI_BUFFER, &fitted.multi_buffer, true)
-        .load(&fitted.object)
-        .map_err(|error| refused(&*doing, &error))?;
-    terminate(&mut ebpf, options.addresses)?;
-    let program = ebpf
-        .program_mut("decap")
-        .ok_or_else(|| DataplaneError::new(&*doing, &"no program decap"))?;
-    let program: &mut Xdp = program.try_into().map_err(|error| failed(&error))?;
-    program.load().map_err(|error| refused(&*doing, &error))?;
+    let mut ebpf = load(options)?;
+    let program = xdp(&mut ebpf)?;
     let links = Links::new(directory(bpffs, interface), Vec::new());
     let attached = links.attach(program, interface, &[mode]).map(drop);
     if attached.is_err() && !links.has(interface) {
@@ -75,6 +64,38 @@ pub fn attach(
         drop(remove_directory(bpffs, interface));
     }
     attached
+}
+
+/// The loaded object of a decapsulator, on no interface.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn load(options: Options<'_>) -> Result<Ebpf, DataplaneError> {
+    let fitted = frags::fit(OBJECT);
+    let mut ebpf = EbpfLoader::new()
+        .override_global("GUE_PORT", &options.gue_port.to_be(), true)
+        .override_global("SECOND_HOP", &u8::from(options.second_hop), true)
+        .override_global(frags::MULTI_BUFFER, &fitted.multi_buffer, true)
+        .load(&fitted.object)
+        .map_err(|error| refused(LOADING, &error))?;
+    terminate(&mut ebpf, options.addresses)?;
+    xdp(&mut ebpf)?
+        .load()
+        .map_err(|error| refused(LOADING, &error))?;
+    Ok(ebpf)
+}
+
+/// The program of such an object.
+///
+/// # Errors
+/// It has none: a defect of the build.
+pub fn xdp(ebpf: &mut Ebpf) -> Result<&mut Xdp, DataplaneError> {
+    let program = ebpf
+        .program_mut("decap")
+        .ok_or_else(|| DataplaneError::new(LOADING, &"no program decap"))?;
+    program
+        .try_into()
+        .map_err(|error: ProgramError| DataplaneError::new(LOADING, &chain(&error)))
 }
 
 /// Has packets to `addresses` unwrapped.

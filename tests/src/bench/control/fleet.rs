@@ -14,7 +14,7 @@ use crate::bench::{
     balancer::{Balancer, backend_of},
     frame::{Frame, Payload, flags},
     report::Latency,
-    services::{Guarded, Kind, Pool, numbered, repool},
+    services::{Also, Guarded, Kind, Pool, numbered, repool},
 };
 
 pub(super) const NAMES: [&str; 2] = ["switch-services", "replace-services"];
@@ -28,6 +28,7 @@ pub(super) fn run(effort: Effort) -> Result<Vec<Latency>> {
         let kind = Kind {
             quic: None,
             guarded: Guarded::Open,
+            also: Also::Nothing,
             mode: Mode::Ipip,
             scheduler: Scheduler::Maglev,
             flow_state: FlowState::Auto,

@@ -22,7 +22,7 @@ use crate::bench::{
     balancer::{Balancer, backend_of},
     frame::{Frame, Payload, flags},
     report::Latency,
-    services::{Guarded, Kind, Pool, numbered},
+    services::{Also, Guarded, Kind, Pool, numbered},
 };
 
 pub(super) const NAMES: [&str; 7] = [
@@ -193,6 +193,7 @@ impl Bench {
         let kind = Kind {
             quic: None,
             guarded: Guarded::Open,
+            also: Also::Nothing,
             mode: Mode::Ipip,
             scheduler: Scheduler::Maglev,
             flow_state: FlowState::Auto,

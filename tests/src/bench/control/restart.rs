@@ -17,7 +17,7 @@ use crate::{
     bench::{
         balancer::Balancer,
         report::Latency,
-        services::{Guarded, Kind, Pool, numbered},
+        services::{Also, Guarded, Kind, Pool, numbered},
     },
     bpffs::Bpffs,
 };
@@ -76,6 +76,7 @@ fn wanted(services: u32) -> Result<Vec<Service>> {
     let kind = Kind {
         quic: None,
         guarded: Guarded::Open,
+        also: Also::Nothing,
         mode: Mode::Ipip,
         scheduler: Scheduler::Maglev,
         flow_state: FlowState::Auto,
