@@ -134,10 +134,11 @@ pub fn surplus<T: Tables>(tables: &T) -> u16 {
 /// By which interface a route leads out that names this one, with what is known of it.
 ///
 /// # Errors
-/// The packet is too long for what stands below.
+/// The packet is too long for what stands below, or nothing is below that it can be sent by, and it is the kernel's.
 #[inline(always)]
 pub fn led(interface: u32, upper: Option<&Upper>, length: u16) -> Result<u32, NoRoute> {
     match upper {
+        Some(upper) if upper.lowers[0] == 0 => Err(NoRoute::Kernels),
         Some(upper) if length > upper.mtu => Err(NoRoute::TooLong(upper.mtu)),
         Some(_) => Ok(interface | UPPER),
         None => Ok(interface),

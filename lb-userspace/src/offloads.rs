@@ -1,7 +1,11 @@
-//! Whether a NIC strips VLAN tags off frames before a program sees them, as the kernel tells over generic netlink
-//! (`Documentation/networking/ethtool-netlink.rst`). Changes nothing of it.
+//! What interfaces do with frames before a program sees them and after, as the kernel tells over generic netlink: whether a NIC
+//! strips VLAN tags (`Documentation/networking/ethtool-netlink.rst`), and what drivers have of XDP
+//! (`Documentation/netlink/specs/netdev.yaml`). Changes nothing of it.
 
-use std::io::{self, ErrorKind};
+use std::{
+    collections::BTreeMap,
+    io::{self, ErrorKind},
+};
 
 use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_GENERIC};
 
@@ -18,9 +22,18 @@ const FEATURES_ACTIVE: u16 = 4;
 const DEVICE_NAME: u16 = 2;
 /// What strips tags of 802.1Q is called among features.
 const STRIPS: &str = "rx-vlan-hw-parse";
+/// `linux/netdev.h`.
+const NETDEV: &str = "netdev";
+const GET_DEVICE: u8 = 1;
+const DEVICE_INDEX: u16 = 1;
+const DEVICE_XDP: u16 = 3;
+const XDP_BASIC: u64 = 1;
+const XDP_TRANSMIT: u64 = 4;
 /// Of netlink (`linux/netlink.h`).
 const REQUEST: u16 = 1;
+const DUMP: u16 = 0x300;
 const ERROR: u16 = 2;
+const DONE: u16 = 3;
 const MESSAGE_HEADER: usize = 16;
 const GENERIC_HEADER: usize = 4;
 const NESTED: u16 = 1 << 15;
@@ -31,17 +44,7 @@ const TYPE: u16 = 0x3fff;
 /// # Errors
 /// The kernel does not tell.
 pub fn strips_tags(interface: &str) -> io::Result<bool> {
-    let mut socket = Socket::new(NETLINK_GENERIC)?;
-    socket.bind_auto()?;
-    socket.connect(&SocketAddr::new(0, 0))?;
-    let answer = ask(
-        &socket,
-        CONTROL,
-        GET_FAMILY,
-        &attribute(FAMILY_NAME, &named(ETHTOOL)),
-    )?;
-    let family = find(&answer, FAMILY_ID).and_then(|id| id.first_chunk().copied());
-    let family = u16::from_ne_bytes(family.ok_or(ErrorKind::InvalidData)?);
+    let (socket, family) = open(ETHTOOL)?;
     let device = attribute(DEVICE_NAME, &named(interface));
     let header = attribute(FEATURES_HEADER | NESTED, &device);
     let answer = ask(&socket, family, GET_FEATURES, &header)?;
@@ -49,18 +52,102 @@ pub fn strips_tags(interface: &str) -> io::Result<bool> {
     Ok(lists(active, STRIPS))
 }
 
+/// What a driver has of XDP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Xdp {
+    /// It runs programs itself.
+    pub native: bool,
+    /// It sends frames that a program elsewhere redirects to it (`ndo_xdp_xmit`). Where it does not, they are lost, and the program
+    /// is not told.
+    pub transmits: bool,
+}
+
+/// The way to ask what drivers have of XDP, in the network namespace of the thread that opened it.
+pub struct Drivers {
+    socket: Socket,
+    family: u16,
+}
+
+impl Drivers {
+    /// Opens it.
+    ///
+    /// # Errors
+    /// The kernel does not tell; those before 6.3 do not.
+    pub fn open() -> io::Result<Self> {
+        let (socket, family) = open(NETDEV)?;
+        Ok(Self { socket, family })
+    }
+
+    /// What each interface's driver has, by the interface's index.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    pub fn ask(&self) -> io::Result<BTreeMap<u32, Xdp>> {
+        let request = request(self.family, REQUEST | DUMP, GET_DEVICE, &[]);
+        self.socket.send(&request, 0)?;
+        let mut drivers = BTreeMap::new();
+        loop {
+            let (answer, _) = self.socket.recv_from_full()?;
+            if take(&answer, &mut drivers)? {
+                return Ok(drivers);
+            }
+        }
+    }
+}
+
+/// Takes what a part of the answer says of interfaces; whether it is the last.
+fn take(mut part: &[u8], drivers: &mut BTreeMap<u32, Xdp>) -> io::Result<bool> {
+    while let Some(length) = part.first_chunk().copied().map(u32::from_ne_bytes) {
+        let length = length as usize;
+        let message = part.get(..length).ok_or(ErrorKind::InvalidData)?;
+        let kind = message.get(4..6).and_then(|kind| kind.first_chunk());
+        if kind.copied().map(u16::from_ne_bytes) == Some(DONE) {
+            return Ok(true);
+        }
+        drivers.extend(driver(answered(message)?));
+        part = part.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    Ok(false)
+}
+
+/// An interface's index and what its driver has.
+fn driver(attributes: &[u8]) -> Option<(u32, Xdp)> {
+    let index = find(attributes, DEVICE_INDEX)?.first_chunk().copied()?;
+    let has = find(attributes, DEVICE_XDP)?.first_chunk().copied()?;
+    let has = u64::from_ne_bytes(has);
+    let xdp = Xdp {
+        native: has & XDP_BASIC != 0,
+        transmits: has & XDP_TRANSMIT != 0,
+    };
+    Some((u32::from_ne_bytes(index), xdp))
+}
+
+/// A way to ask a family, and its number.
+fn open(name: &str) -> io::Result<(Socket, u16)> {
+    let mut socket = Socket::new(NETLINK_GENERIC)?;
+    socket.bind_auto()?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+    let name = attribute(FAMILY_NAME, &named(name));
+    let answer = ask(&socket, CONTROL, GET_FAMILY, &name)?;
+    let family = find(&answer, FAMILY_ID).and_then(|id| id.first_chunk().copied());
+    Ok((
+        socket,
+        u16::from_ne_bytes(family.ok_or(ErrorKind::InvalidData)?),
+    ))
+}
+
 /// Asks a family, and reads the attributes of its answer.
 fn ask(socket: &Socket, family: u16, command: u8, attributes: &[u8]) -> io::Result<Vec<u8>> {
-    socket.send(&request(family, command, attributes), 0)?;
+    socket.send(&request(family, REQUEST, command, attributes), 0)?;
     let (answer, _) = socket.recv_from_full()?;
     answered(&answer).map(<[u8]>::to_vec)
 }
 
-fn request(family: u16, command: u8, attributes: &[u8]) -> Vec<u8> {
+fn request(family: u16, flags: u16, command: u8, attributes: &[u8]) -> Vec<u8> {
     let length = (MESSAGE_HEADER + GENERIC_HEADER + attributes.len()) as u32;
     let mut message = length.to_ne_bytes().to_vec();
     message.extend(family.to_ne_bytes());
-    message.extend(REQUEST.to_ne_bytes());
+    message.extend(flags.to_ne_bytes());
     message.extend([0; 8]);
     message.extend([command, 1, 0, 0]);
     message.extend(attributes);
@@ -146,7 +233,7 @@ mod tests {
                 attribute(2 | NESTED, &with),
                 attribute(FEATURES_ACTIVE | NESTED, active),
             ];
-            let answer = request(30, 12, &attributes.concat());
+            let answer = request(30, REQUEST, 12, &attributes.concat());
             let read = answered(&answer).unwrap();
             assert_eq!(
                 lists(find(read, FEATURES_ACTIVE).unwrap(), STRIPS),
@@ -157,7 +244,7 @@ mod tests {
 
     #[test]
     fn a_refusal_is_the_kernels_error_and_half_an_answer_none() {
-        let mut refusal = request(ERROR, 0, &[]);
+        let mut refusal = request(ERROR, REQUEST, 0, &[]);
         refusal.splice(MESSAGE_HEADER.., (-19i32).to_ne_bytes());
         assert_eq!(answered(&refusal).unwrap_err().raw_os_error(), Some(19));
         for length in 0..MESSAGE_HEADER {
@@ -167,6 +254,47 @@ mod tests {
         for length in 0..7 {
             assert_eq!(find(&whole[..length], FEATURES_ACTIVE), None);
         }
+    }
+
+    #[test]
+    fn what_drivers_have_of_xdp_is_read_from_all_parts_of_the_answer() {
+        let about = |index: u32, has: u64| {
+            let attributes = [
+                attribute(DEVICE_INDEX, &index.to_ne_bytes()),
+                attribute(DEVICE_XDP, &has.to_ne_bytes()),
+            ];
+            request(30, 0, GET_DEVICE, &attributes.concat())
+        };
+        let done = request(DONE, 0, 0, &[]);
+        let mut drivers = BTreeMap::new();
+        assert!(!take(&[about(1, 0), about(7, 0x7f)].concat(), &mut drivers).unwrap());
+        assert!(take(&[about(9, 1), done].concat(), &mut drivers).unwrap());
+        let has = |native, transmits| Xdp { native, transmits };
+        assert_eq!(
+            drivers,
+            [
+                (1, has(false, false)),
+                (7, has(true, true)),
+                (9, has(true, false))
+            ]
+            .into()
+        );
+        let half = &about(3, 1)[..20];
+        assert!(take(half, &mut drivers).is_err());
+    }
+
+    #[test]
+    fn the_kernel_tells_that_the_loopback_has_nothing_of_xdp() {
+        let drivers = match Drivers::open() {
+            Ok(drivers) => drivers.ask().expect("what drivers have"),
+            Err(error) if error.raw_os_error() == Some(2) => return,
+            Err(error) => panic!("{error}"),
+        };
+        let none = Xdp {
+            native: false,
+            transmits: false,
+        };
+        assert_eq!(drivers.get(&1), Some(&none), "{drivers:?}");
     }
 
     #[test]

@@ -49,6 +49,7 @@ fn ports() -> BTreeMap<String, Port> {
                 running,
                 mtu: 1_500,
                 kind: Kind::Plain,
+                deaf: false,
             },
         )
     };

@@ -36,6 +36,7 @@ fn port(index: u32, kind: Kind) -> Port {
         running: true,
         mtu: 1_500,
         kind,
+        deaf: false,
     }
 }
 

@@ -6,7 +6,7 @@ use etherparse::{
     VlanPcp,
 };
 use lb_common::{
-    tables::{Tag, UPPER, refusal},
+    tables::{NoRoute, Tag, UPPER, refusal},
     verdict::{Answer, DropReason, Piece, Verdict},
 };
 
@@ -221,6 +221,23 @@ fn an_answer_too_long_for_what_a_vlan_device_stands_over_is_the_kernels_as_it_ca
         let frame = tagged(&bare, &[C200]);
         let run = stage.run(&frame);
         assert_eq!(run == Outcome::passed(frame), passes, "{mtu}: {run:?}");
+    }
+}
+
+#[test]
+fn an_answer_whose_route_is_by_a_device_that_nothing_can_be_sent_by_is_sent_by_the_kernel() {
+    for (client, vip, at) in ENDS {
+        let answer = segment(at, client).frame();
+        let by_hand = stage(Mode::Nat, vip, server(at))
+            .no_route(socket(client).ip(), NoRoute::Kernels)
+            .run(&answer);
+        let deaf = stage(Mode::Nat, vip, server(at))
+            .device(DEVICE, &[], &[], u16::MAX)
+            .route(socket(client).ip(), DEVICE)
+            .run(&answer);
+        assert_eq!(deaf, by_hand);
+        assert_eq!(deaf.verdict, Verdict::Pass);
+        assert_ne!(deaf.frame, answer, "it is in the VIP's name");
     }
 }
 

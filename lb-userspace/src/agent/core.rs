@@ -613,7 +613,8 @@ impl<D: Dataplane> Core<D> {
 
     /// What the network needs that the programs are not loaded for: bits of [`lb_common::tables::feature`].
     pub fn lacks(&self) -> u32 {
-        let needed = features::of_network(&self.devices, self.vlans == Vlans::On);
+        let vlans = self.vlans == Vlans::On;
+        let needed = features::of_network(&self.devices, vlans, self.state.services());
         needed & !self.dataplane.features()
     }
 

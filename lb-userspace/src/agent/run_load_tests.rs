@@ -308,6 +308,7 @@ fn vlan() -> Update {
             running: true,
             mtu: 1_500,
             kind,
+            deaf: false,
         };
         (name.to_owned(), port)
     };

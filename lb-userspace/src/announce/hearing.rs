@@ -96,6 +96,7 @@ mod tests {
             running: true,
             mtu: 1_500,
             kind: Kind::Plain,
+            deaf: false,
         };
         hearing.own(Owned {
             vips: ["10.0.0.1".parse().unwrap()].into(),

@@ -119,6 +119,7 @@ mod tests {
                     running,
                     mtu: 1_500,
                     kind: Kind::Plain,
+                    deaf: false,
                 },
             )
         };

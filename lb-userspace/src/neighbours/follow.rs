@@ -14,15 +14,15 @@ use tokio::{
 };
 
 use super::{
-    Port, Update,
+    Origin, Port, Update,
     netlink::{self, Event, Events, Netlink},
     table::{Effect, Resolution, Table},
 };
 
 /// Changes of routes, links and addresses come in crowds: questions wait this long for the rest.
 const SETTLE: Duration = Duration::from_millis(50);
-/// How often neighbours that are stale or lost are asked after; the kernel's own rhythm for its
-/// managed neighbours (`interval_probe_time_ms`).
+/// How often neighbours that are stale or lost are asked after, the kernel's own rhythm for its
+/// managed neighbours (`interval_probe_time_ms`), and what drivers have of XDP, which changes with other ends' programs.
 const REFRESH: Duration = Duration::from_secs(5);
 /// How often everything is read anew. Events make it superfluous but for those that the kernel
 /// does not send, such as a path MTU that it learned.
@@ -40,12 +40,13 @@ enum End {
 
 /// Follows the kernel until nobody watches or listens any more.
 pub async fn run(
+    origin: Origin,
     netlink: Netlink,
     mut events: Events,
     mut watched: watch::Receiver<BTreeSet<IpAddr>>,
     updates: mpsc::Sender<Update>,
 ) {
-    let mut follower = Follower::new(netlink, updates);
+    let mut follower = Follower::new(origin, netlink, updates);
     while let Err(End::Broken(reason)) = follower.follow(&mut events, &mut watched).await {
         tracing::warn!(
             "lost touch with the kernel's routes and neighbours, trying again: {reason}"
@@ -89,11 +90,11 @@ struct Follower {
 }
 
 impl Follower {
-    fn new(netlink: Netlink, updates: mpsc::Sender<Update>) -> Self {
+    fn new(origin: Origin, netlink: Netlink, updates: mpsc::Sender<Update>) -> Self {
         Self {
             netlink,
             updates,
-            table: Table::default(),
+            table: Table::new(origin),
             watched: BTreeSet::new(),
             routes_due: None,
             untold: Effect::default(),
@@ -128,7 +129,10 @@ impl Follower {
                     self.take(event.ok_or_else(closed)?, events).await?;
                 }
                 () = at(self.routes_due) => self.ask_all_routes().await,
-                _ = refresh.tick() => self.use_neighbours(true).await,
+                _ = refresh.tick() => {
+                    self.ask_drivers();
+                    self.use_neighbours(true).await;
+                }
             }
             self.tell().await?;
         }
@@ -142,6 +146,7 @@ impl Follower {
             .await
             .map_err(|error| End::Broken(error.to_string()))?;
         self.table.replace(dump);
+        self.ask_drivers();
         self.untold = Effect {
             routes: false,
             resolutions: true,
@@ -150,6 +155,12 @@ impl Follower {
         };
         self.ask_all_routes().await;
         Ok(())
+    }
+
+    fn ask_drivers(&mut self) {
+        if let Some(drivers) = self.netlink.drivers() {
+            self.untold |= self.table.set_drivers(drivers);
+        }
     }
 
     async fn watch(&mut self, watched: BTreeSet<IpAddr>) -> Result<(), End> {
@@ -187,6 +198,9 @@ impl Follower {
             next = events.ready();
         }
         self.untold |= effect;
+        if effect.ports {
+            self.ask_drivers();
+        }
         if effect.routes {
             // While routes never come to rest, at most a fifth of the time goes into questions.
             let due = Instant::now() + SETTLE + self.round * 4;

@@ -52,6 +52,8 @@ pub struct Port {
     pub mtu: u32,
     /// What it stands over, or is part of.
     pub kind: Kind,
+    /// Whether nothing can be sent by it from where packets come in: its driver takes no frames that a program redirects.
+    pub deaf: bool,
 }
 
 /// How an interface is related to others.
@@ -102,6 +104,16 @@ pub enum Update {
 /// What is said before anything else: [`Update::OwnAddresses`] and [`Update::Ports`], once each.
 pub const FIRST_NEWS: usize = 2;
 
+/// From where packets are sent.
+#[derive(Debug, Clone, Default)]
+pub struct Origin {
+    /// The interfaces that have the program in native mode, where drivers permit that; by name. What a program in generic mode redirects
+    /// is sent as the kernel's own packets are.
+    pub native: BTreeSet<String>,
+    /// Whether what leaves by VLAN devices and bonds is sent by what these stand over.
+    pub follows_lowers: bool,
+}
+
 /// Resolves the watched addresses. Dropping it ends that.
 #[derive(Debug)]
 pub struct Resolver {
@@ -110,18 +122,19 @@ pub struct Resolver {
 }
 
 impl Resolver {
-    /// Starts resolving in the network namespace of the calling thread; nothing is watched yet.
+    /// Starts resolving in the network namespace of the calling thread, for who sends from there; nothing is watched yet.
     ///
     /// # Errors
     /// The kernel's tables cannot be opened.
     ///
     /// # Panics
     /// Outside of a tokio runtime.
-    pub fn spawn() -> io::Result<(Self, mpsc::Receiver<Update>)> {
+    pub fn spawn(origin: Origin) -> io::Result<(Self, mpsc::Receiver<Update>)> {
         let (watched, receiver) = watch::channel(BTreeSet::new());
         let (updates, news) = mpsc::channel(1_024);
         let (netlink, events) = netlink::open()?;
-        let task = tokio::spawn(follow::run(netlink, events, receiver, updates)).abort_handle();
+        let task =
+            tokio::spawn(follow::run(origin, netlink, events, receiver, updates)).abort_handle();
         Ok((Self { watched, task }, news))
     }
 

@@ -1,7 +1,7 @@
 //! Owns the conversation with the kernel over rtnetlink: dumps, events, route questions, and
 //! requests to resolve a neighbour. Translates both ways; never keeps or decides anything.
 
-use std::{future, io, net::IpAddr, pin::Pin};
+use std::{collections::BTreeMap, future, io, net::IpAddr, pin::Pin};
 
 use futures_util::{FutureExt as _, Stream, StreamExt as _, TryStreamExt as _};
 use lb_common::{tables::Tag, vlan};
@@ -19,6 +19,8 @@ use netlink_packet_route::{
 };
 use rtnetlink::{Handle, MulticastGroup, packet_core::NetlinkPayload};
 use tokio::task::AbortHandle;
+
+use crate::offloads::{Drivers, Xdp};
 
 use super::{
     Kind,
@@ -55,9 +57,10 @@ pub struct RequestError {
 }
 
 /// The way to ask the kernel. Works in the network namespace of the thread that opened it.
-#[derive(Debug, Clone)]
 pub struct Netlink {
     handle: Handle,
+    /// None where the kernel does not tell.
+    drivers: Option<Drivers>,
 }
 
 /// The events, until the socket breaks.
@@ -83,7 +86,11 @@ pub fn open() -> io::Result<(Netlink, Events)> {
         stream: Box::pin(stream),
         connection: events_connection,
     };
-    Ok((Netlink { handle }, events))
+    let drivers = Drivers::open().inspect_err(|error| {
+        tracing::debug!(%error, "the kernel does not tell which interfaces take frames that are redirected to them");
+    });
+    let drivers = drivers.ok();
+    Ok((Netlink { handle, drivers }, events))
 }
 
 impl Events {
@@ -105,6 +112,15 @@ impl Drop for Events {
 }
 
 impl Netlink {
+    /// What drivers have of XDP, by the index of their interfaces; `None` where the kernel does not tell.
+    pub fn drivers(&self) -> Option<BTreeMap<u32, Xdp>> {
+        let drivers = self.drivers.as_ref()?.ask();
+        let drivers = drivers.inspect_err(|error| {
+            tracing::debug!(%error, "the kernel does not tell what drivers have of XDP");
+        });
+        drivers.ok()
+    }
+
     /// All links, addresses and neighbours.
     ///
     /// # Errors

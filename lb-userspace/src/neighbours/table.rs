@@ -6,7 +6,8 @@ use std::{
     net::IpAddr,
 };
 
-use super::{Kind, NextHop, Port};
+use super::{Kind, NextHop, Origin, Port};
+use crate::offloads::Xdp;
 
 /// A neighbour as the kernel keys it: interface and address.
 pub type NeighbourKey = (u32, IpAddr);
@@ -106,6 +107,9 @@ impl std::ops::BitOrAssign for Effect {
 /// All that is known of the network around.
 #[derive(Debug, Clone, Default)]
 pub struct Table {
+    origin: Origin,
+    /// What interfaces' drivers have of XDP, as far as the kernel tells.
+    drivers: BTreeMap<u32, Xdp>,
     links: BTreeMap<u32, Link>,
     addresses: BTreeSet<(u32, IpAddr)>,
     neighbours: BTreeMap<NeighbourKey, Neighbour>,
@@ -113,6 +117,47 @@ pub struct Table {
 }
 
 impl Table {
+    /// Nothing is known yet.
+    pub fn new(origin: Origin) -> Self {
+        Self {
+            origin,
+            ..Self::default()
+        }
+    }
+
+    /// Replaces what is known of drivers.
+    pub fn set_drivers(&mut self, drivers: BTreeMap<u32, Xdp>) -> Effect {
+        let changed = self.drivers != drivers;
+        self.drivers = drivers;
+        Effect {
+            resolutions: changed,
+            ports: changed,
+            ..Effect::default()
+        }
+    }
+
+    /// Whether nothing can be sent by an interface from where packets come in. What the kernel does not tell is taken for well.
+    fn is_deaf(&self, index: u32, link: &Link) -> bool {
+        match link.kind {
+            Kind::Vlan { lower, .. } if self.origin.follows_lowers => {
+                let below = self.links.get(&lower);
+                return below.is_some_and(|link| self.is_deaf(lower, link));
+            }
+            Kind::Bond if self.origin.follows_lowers => return false,
+            _ => {}
+        }
+        let transmits = |index| self.drivers.get(index).is_none_or(|has| has.transmits);
+        !transmits(&index) && self.redirects_to(index)
+    }
+
+    /// Whether what leaves by an interface is redirected to it by a driver: not what leaves where it came in.
+    fn redirects_to(&self, index: u32) -> bool {
+        let native = |index: &u32| self.drivers.get(index).is_none_or(|has| has.native);
+        let named = |link: &Link| self.origin.native.contains(&link.name);
+        let mut origins = self.links.iter().filter(|(_, link)| named(link));
+        origins.any(|(origin, _)| *origin != index && native(origin))
+    }
+
     /// Mirrors `change`.
     pub fn apply(&mut self, change: Change) -> Effect {
         // The kernel says nothing of the IPv4 routes that go with a link or an address.
@@ -229,6 +274,7 @@ impl Table {
                     running,
                     mtu: link.mtu,
                     kind: link.kind,
+                    deaf: self.is_deaf(index, link),
                 },
             ))
         };
@@ -304,6 +350,12 @@ impl Table {
                 link.name
             )
         })?;
+        if self.is_deaf(index, link) {
+            return Err(format!(
+                "the driver of {0} takes no frames from XDP (ndo_xdp_xmit): route by an interface whose driver does, attach to {0} alone, or start with `--mode generic`",
+                link.name
+            ));
+        }
         Ok((link, mac))
     }
 }

@@ -290,3 +290,104 @@ fn what_is_no_ethernet_is_no_port() {
     table.apply(Change::Link(7, link));
     assert_eq!(table.ports(), BTreeMap::new());
 }
+
+/// What a driver has that takes frames, or none.
+const fn driver(transmits: bool) -> Xdp {
+    Xdp {
+        native: true,
+        transmits,
+    }
+}
+
+/// As `table`, for who has the program on these interfaces: eth3 is interface 3.
+fn table_of<const N: usize>(native: [&str; N], follows_lowers: bool) -> Table {
+    let mut table = table();
+    table.origin = Origin {
+        native: native.map(str::to_owned).into(),
+        follows_lowers,
+    };
+    let eth3 = Link {
+        name: "eth3".to_owned(),
+        ..link()
+    };
+    table.apply(Change::Link(3, eth3));
+    table
+}
+
+#[test]
+fn no_way_leads_by_an_interface_that_takes_no_frames_but_for_those_that_came_in_by_it() {
+    let ends = |native: &[&str]| {
+        let mut table = table_of([], true);
+        table.origin.native = native.iter().map(|&name| name.to_owned()).collect();
+        let effect = table.set_drivers([(3, driver(true)), (7, driver(false))].into());
+        assert!(effect.resolutions && effect.ports);
+        let deaf = table.ports()["eth7"].deaf;
+        assert_eq!(deaf, table.resolve(ip("10.0.0.2")).is_err());
+        deaf
+    };
+    assert!(ends(&["eth3"]));
+    assert!(ends(&["eth3", "eth7"]));
+    assert!(!ends(&["eth7"]));
+    assert!(!ends(&[]));
+}
+
+#[test]
+fn what_an_interface_in_generic_mode_redirects_goes_out_by_any() {
+    let mut table = table_of(["eth3"], true);
+    let none = Xdp {
+        native: false,
+        transmits: false,
+    };
+    table.set_drivers([(3, none), (7, none)].into());
+    assert!(table.resolve(ip("10.0.0.2")).is_ok());
+}
+
+#[test]
+fn where_the_kernel_does_not_tell_all_interfaces_are_taken_to_take_frames() {
+    let table = table_of(["eth3"], true);
+    assert!(table.resolve(ip("10.0.0.2")).is_ok());
+    assert!(!table.ports()["eth7"].deaf);
+}
+
+#[test]
+fn a_driver_that_begins_to_take_frames_gives_its_backends_their_way_back() {
+    let mut table = table_of(["eth3"], true);
+    table.set_drivers([(3, driver(true)), (7, driver(false))].into());
+    let reason = reason(&table);
+    assert!(
+        reason.contains("the driver of eth7 takes no frames"),
+        "{reason}"
+    );
+    assert!(
+        table
+            .set_drivers([(3, driver(true)), (7, driver(true))].into())
+            .resolutions
+    );
+    assert!(table.resolve(ip("10.0.0.2")).is_ok());
+    let same = table.set_drivers([(3, driver(true)), (7, driver(true))].into());
+    assert_eq!(same, Effect::default());
+}
+
+#[test]
+fn of_a_vlan_device_it_is_what_it_stands_over_that_has_to_take_frames() {
+    for (follows_lowers, lower_transmits, leads) in [
+        (true, true, true),
+        (true, false, false),
+        (false, true, false),
+    ] {
+        let mut table = table_of(["eth3"], follows_lowers);
+        let kind = Kind::Vlan {
+            lower: 9,
+            tag: [0x81, 0, 0, 100],
+        };
+        table.apply(Change::Link(7, Link { kind, ..link() }));
+        let eth9 = Link {
+            name: "eth9".to_owned(),
+            ..link()
+        };
+        table.apply(Change::Link(9, eth9));
+        table.set_drivers([(7, driver(false)), (9, driver(lower_transmits))].into());
+        let found = table.resolve(ip("10.0.0.2"));
+        assert_eq!(found.is_ok(), leads, "{found:?}");
+    }
+}

@@ -47,7 +47,7 @@ struct Watch {
 
 impl Watch {
     fn new(addresses: &[&str]) -> Self {
-        let (resolver, updates) = Resolver::spawn().unwrap();
+        let (resolver, updates) = Resolver::spawn(Origin::default()).unwrap();
         let watch = Self { resolver, updates };
         watch.set(addresses);
         watch

@@ -1,4 +1,5 @@
-//! Devices that stand over others, as the packet path needs to know them: which frames are whose, and by what theirs leave.
+//! Devices that stand over others, as the packet path needs to know them: which frames are whose, and by what theirs leave; and
+//! those that nothing can be sent by, which are left to the kernel.
 //! From the host's interfaces, and nothing else; pure.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,6 +27,9 @@ pub struct Devices {
     pub vlans: BTreeMap<VlanKey, u32>,
     /// What each stands over, by its index.
     pub uppers: BTreeMap<u32, Upper>,
+    /// Those of them that stand over nothing, since their drivers take no frames from a program: what the route sends by these is the
+    /// kernel's.
+    pub deaf: BTreeSet<u32>,
     /// How many there is no room for.
     pub left_out: usize,
 }
@@ -39,7 +43,9 @@ impl Devices {
         attended: &BTreeSet<String>,
     ) -> Self {
         if vlans == Vlans::Off {
-            return Self::default();
+            let mut devices = Self::default();
+            devices.leave_deaf(ports);
+            return devices;
         }
         let mut devices = Self::of(ports);
         if vlans == Vlans::On {
@@ -55,7 +61,31 @@ impl Devices {
                     .retain(|_, device| *device != port.index | UPPER);
             }
         }
+        devices.leave_deaf(ports);
         devices
+    }
+
+    /// Whether the packet path has to know of any, given whether it asks the route for packets' ways.
+    pub fn matter(&self, routes: bool) -> bool {
+        let mut uppers = self.uppers.keys();
+        uppers.any(|upper| routes || !self.deaf.contains(upper))
+    }
+
+    /// Leaves what is routed by a device that nothing can be sent by to the kernel, as far as there is room.
+    fn leave_deaf(&mut self, ports: &BTreeMap<String, Port>) {
+        const KERNELS: Upper = Upper {
+            lowers: [0; LOWERS],
+            tags: [[0; size_of::<Tag>()]; 2],
+            count: 0,
+            mtu: u16::MAX,
+        };
+        let most = Capacity::UPPERS as usize / 2;
+        for port in ports.values().filter(|port| port.deaf) {
+            if self.uppers.len() < most && !self.uppers.contains_key(&port.index) {
+                self.uppers.insert(port.index, KERNELS);
+                self.deaf.insert(port.index);
+            }
+        }
     }
 
     /// Those of a host. A VLAN device over two others is left out, and one over what is in another network namespace.
@@ -134,7 +164,11 @@ impl Devices {
                     .collect(),
             }
         };
-        self.uppers.iter().map(told).collect()
+        let uppers = self.uppers.iter();
+        uppers
+            .filter(|(index, _)| !self.deaf.contains(index))
+            .map(told)
+            .collect()
     }
 
     /// An interface as backends have it.

@@ -15,6 +15,7 @@ fn port(index: u32, kind: Kind) -> Port {
         running: true,
         mtu: 1_500,
         kind,
+        deaf: false,
     }
 }
 
@@ -175,4 +176,22 @@ fn a_vlan_device_that_has_the_program_itself_is_an_interface_like_others() {
     let attending = |name: &str| Devices::wanted(Vlans::Auto, &ports, &[name.to_owned()].into());
     assert_eq!(attending("eth0").uppers.keys().collect::<Vec<_>>(), [&9]);
     assert_eq!(attending("eth0.100"), Devices::default());
+}
+
+#[test]
+fn what_is_routed_by_a_device_that_nothing_can_be_sent_by_is_the_kernels_and_costs_only_who_asks_the_route()
+ {
+    let deaf = Port {
+        deaf: true,
+        ..port(5, Kind::Plain)
+    };
+    let ports = [port(2, Kind::Plain), deaf].map(|port| (format!("if{}", port.index), port));
+    let ports: BTreeMap<String, Port> = ports.into();
+    for vlans in [Vlans::Auto, Vlans::Off] {
+        let devices = Devices::wanted(vlans, &ports, &BTreeSet::new());
+        assert_eq!(devices.uppers.keys().collect::<Vec<_>>(), [&5]);
+        assert_eq!(devices.uppers[&5].lowers, [0; LOWERS]);
+        assert!(devices.matter(true) && !devices.matter(false));
+        assert_eq!(devices.status(&ports), []);
+    }
 }

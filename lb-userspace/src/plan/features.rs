@@ -14,9 +14,15 @@ pub fn needed<'a>(services: impl IntoIterator<Item = &'a Service>, unknown_port:
         .fold(unknown, |needed, service| needed | of(service))
 }
 
-/// What the network around needs: bits of [`feature`].
-pub fn of_network(devices: &Devices, vlans: bool) -> u32 {
-    flag(vlans || !devices.uppers.is_empty(), feature::VLAN)
+/// What the network around needs, given the services: bits of [`feature`].
+pub fn of_network<'a>(
+    devices: &Devices,
+    vlans: bool,
+    services: impl IntoIterator<Item = &'a Service>,
+) -> u32 {
+    let routes = |service: &Service| matches!(service.mode, Mode::Nat | Mode::FullNat);
+    let routes = services.into_iter().any(routes);
+    flag(vlans || devices.matter(routes), feature::VLAN)
 }
 
 fn of(service: &Service) -> u32 {
@@ -71,7 +77,7 @@ impl Draft {
             self.layout.unknown_port = number;
         }
         let wanted = needed(state.services(), unknown_port)
-            | of_network(inputs.devices, inputs.vlans)
+            | of_network(inputs.devices, inputs.vlans, state.services())
             | self.left_over();
         let both = self.layout.features | wanted;
         if both != self.layout.features {

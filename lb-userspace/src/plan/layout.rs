@@ -500,6 +500,7 @@ impl Layout {
         layout.devices = Devices {
             vlans: tables.vlans.clone(),
             uppers: tables.uppers.clone(),
+            deaf: BTreeSet::new(),
             left_out: 0,
         };
         layout.ways_back.clone_from(&tables.ways_back);

@@ -28,8 +28,8 @@ use lb_userspace::{
     fragments::{self, Keeper},
     health::{Checker, probes_in_flight},
     instance,
-    model::{Change, UNKNOWN_PORT, Vlans},
-    neighbours::{FIRST_NEWS, Resolver, Update},
+    model::{Change, Service, UNKNOWN_PORT, Vlans},
+    neighbours::{FIRST_NEWS, Origin, Resolver, Update},
     offloads,
     plan::{Devices, features},
     store::{self, Stored},
@@ -41,7 +41,7 @@ use tokio::{
 };
 
 use crate::{
-    args::{LogLevel, Run},
+    args::{Attach, LogLevel, Run},
     interfaces::{self, Attendant},
     read_config,
     servers::Listeners,
@@ -128,18 +128,18 @@ impl Started {
             None => (config.access_lists.clone(), config.services.clone()),
         };
         let needed = features::needed(&services, config.unknown_port.unwrap_or(UNKNOWN_PORT));
-        let change = Change::ReplaceAll(access_lists, services);
         let (health_events, health) = mpsc::channel(4_096);
         let checker = Checker::new(health_events, probes_in_flight(raise_descriptors()));
-        let (resolver, mut network) =
-            Resolver::spawn().context("following the kernel's routes and neighbours")?;
+        let (resolver, mut network) = Resolver::spawn(origin(arguments, config, interfaces))
+            .context("following the kernel's routes and neighbours")?;
         // The way back must know this host's own addresses before it rewrites anything, and what a former agent has said of
         // interfaces must not be taken for wrong: these come first, and some of them need more of the program.
         let mut news = Vec::new();
         for _ in 0..FIRST_NEWS {
             news.extend(network.recv().await);
         }
-        let needed = needed | of_news(config.vlans, &news, interfaces);
+        let needed = needed | of_news(config.vlans, &news, interfaces, &services);
+        let change = Change::ReplaceAll(access_lists, services);
         let (mut program, mut core) = load(arguments, config, name, claim.pins().clone(), needed)?;
         if edited {
             core.begin_edited();
@@ -251,13 +251,30 @@ fn warn_of_stripping(interface: &str) {
     }
 }
 
+/// From where packets are sent.
+fn origin(arguments: &Run, config: &Config, interfaces: &BTreeSet<String>) -> Origin {
+    let native = match arguments.mode {
+        Attach::Auto | Attach::Native => interfaces.clone(),
+        Attach::Generic => BTreeSet::new(),
+    };
+    Origin {
+        native,
+        follows_lowers: config.vlans != Vlans::Off,
+    }
+}
+
 /// What the network needs of the program.
-fn of_news(vlans: Vlans, news: &[Update], interfaces: &BTreeSet<String>) -> u32 {
+fn of_news(
+    vlans: Vlans,
+    news: &[Update],
+    interfaces: &BTreeSet<String>,
+    services: &[Service],
+) -> u32 {
     let devices = news.iter().find_map(|update| match update {
         Update::Ports(ports) => Some(Devices::wanted(vlans, ports, interfaces)),
         _ => None,
     });
-    features::of_network(&devices.unwrap_or_default(), vlans == Vlans::On)
+    features::of_network(&devices.unwrap_or_default(), vlans == Vlans::On, services)
 }
 
 /// Loads the program for what is needed, and for what those do that a former agent left in the maps.
