@@ -237,7 +237,7 @@ fn an_answer_whose_route_is_by_a_device_that_nothing_can_be_sent_by_is_sent_by_t
             .run(&answer);
         assert_eq!(deaf, by_hand);
         assert_eq!(deaf.verdict, Verdict::Pass);
-        assert_ne!(deaf.frame, answer, "it is in the VIP's name");
+        assert_ne!(deaf, Outcome::passed(answer), "it is in the VIP's name");
     }
 }
 

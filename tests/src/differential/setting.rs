@@ -44,6 +44,7 @@ const PORT: Port = Port {
     running: true,
     mtu: 1_500,
     kind: Kind::Plain,
+    deaf: false,
 };
 /// A VLAN device over it, one over a service provider's there, and a bond.
 pub(super) const VLAN: u32 = 20;
