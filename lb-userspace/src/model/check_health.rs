@@ -7,7 +7,8 @@ use hyper::header::{HeaderName, HeaderValue};
 use regex::bytes::Regex;
 
 use super::{
-    Agent, Check, Dns, Exec, Health, Http, MAX_CHECKS, ModelError, Probe, ServiceId, Tls, Udp,
+    Agent, Check, Dns, Exec, Health, Http, MAX_CHECKS, Method, ModelError, Probe, ServiceId, Tls,
+    Udp,
 };
 
 /// Largest payload that a datagram carries over a link of 1500 bytes, unfragmented.
@@ -192,6 +193,10 @@ fn check_http(http: &Http) -> Checked {
     }
     if http.status.is_empty() {
         return wrong("status", "no status would be right: write [\"200-399\"]");
+    }
+    if http.method == Method::Head && http.body.is_some() {
+        let problem = "an answer to HEAD has none: use method = \"GET\", or leave it out";
+        return wrong("body", problem);
     }
     check_pattern("body", http.body.as_deref())?;
     for (name, value) in &http.headers {

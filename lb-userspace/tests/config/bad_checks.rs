@@ -72,6 +72,12 @@ const CHECKS: &[Bad] = &[
         "use \"GET\", \"HEAD\" or \"OPTIONS\"",
     ),
     (
+        "health = { type = \"http\", method = \"HEAD\", body = \"ok\" }",
+        4,
+        "service[0].health.body",
+        "an answer to HEAD has none: use method = \"GET\"",
+    ),
+    (
         "health = { type = \"http\", body = \"(\" }",
         4,
         "service[0].health.body",

@@ -15,7 +15,7 @@ const EVERY: &str = r#"
 combine = "any"
 checks = [
   { type = "tcp", name = "port", port = 8080, interval = "2s", fast_interval = "200ms", timeout = "1s", jitter = "50ms", rise = 4, fall = 5 },
-  { type = "https", path = "/live", host = "app.example", method = "HEAD", status = ["200", "410-420"], body = "^ok", headers = { X-Token = "secret" }, expect_headers = { x-role = "primary" }, tls = { server_name = "other.example", ca = "/etc/ca.pem" } },
+  { type = "https", path = "/live", host = "app.example", method = "OPTIONS", status = ["200", "410-420"], body = "^ok", headers = { X-Token = "secret" }, expect_headers = { x-role = "primary" }, tls = { server_name = "other.example", ca = "/etc/ca.pem" } },
   { type = "udp", payload = "ping", expect = "^pong" },
   { type = "dns", query = "example.org", record = "AAAA", answer = "2001:db8::1", transport = "tcp" },
   { type = "icmp", detector = "phi", phi_threshold = 12, phi_window = 50, phi_min_std_dev = "5ms" },
@@ -54,7 +54,7 @@ fn every_kind_of_check_and_every_key_of_one_is_read() {
     let expected = Http {
         path: text("/live"),
         host: Some(text("app.example")),
-        method: Method::Head,
+        method: Method::Options,
         status: vec!["200".parse().unwrap(), "410-420".parse().unwrap()],
         body: Some(text("^ok")),
         headers: pair("X-Token", "secret"),

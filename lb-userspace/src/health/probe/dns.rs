@@ -11,6 +11,9 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use super::{ProbeError, connect, udp};
 use crate::model::{Dns, Transport};
 
+/// The bit TC in the third byte of a message (RFC 1035 §4.1.1).
+const TRUNCATED: u8 = 1 << 1;
+
 /// A query, and which answer is right.
 #[derive(Debug)]
 pub struct Question {
@@ -52,7 +55,16 @@ impl Question {
             problem,
         };
         let unexpected = |problem| Err(ProbeError::Unexpected(problem));
-        let answer = Message::from_vec(answer).map_err(|error| malformed(error.to_string()))?;
+        // Cut where it did not fit, it may not even be readable.
+        let truncated = || {
+            let problem = "the answer is truncated: use transport = \"tcp\"";
+            ProbeError::Unexpected(problem.to_owned())
+        };
+        let is_truncated = answer.get(2).is_some_and(|flags| flags & TRUNCATED != 0);
+        let answer = Message::from_vec(answer).map_err(|error| match is_truncated {
+            true => truncated(),
+            false => malformed(error.to_string()),
+        })?;
         let head = &answer.metadata;
         if head.id != id || head.message_type != MessageType::Response {
             return Err(malformed("it belongs to another query".to_owned()));
@@ -62,8 +74,12 @@ impl Question {
         }
         let mut records = answer.answers.iter().map(|record| record.data.to_string());
         match &self.answer {
+            None if answer.answers.is_empty() && is_truncated => Err(truncated()),
             None if answer.answers.is_empty() => unexpected("no record in the answer".to_owned()),
             Some(wanted) if !records.any(|record| record == *wanted) => {
+                if is_truncated {
+                    return Err(truncated());
+                }
                 unexpected(format!("{wanted} is not in the answer"))
             }
             _ => Ok(()),
@@ -166,6 +182,37 @@ mod tests {
             assert!(error.to_string().contains(part), "{error}");
             assert!(error.blames_backend());
         }
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_did_not_fit_says_how_to_ask_unless_it_has_what_is_expected() {
+        let records = [[192, 0, 2, 1]];
+        let truncated = |cut: usize| {
+            move |asked: &[u8]| {
+                let mut answer = answer(asked, ResponseCode::NoError, &records);
+                answer[2] |= TRUNCATED;
+                answer.truncate(answer.len() - cut);
+                answer
+            }
+        };
+        let expects = |record| check(record, Transport::Udp);
+        for (cut, record) in [(0, Some("192.0.2.2")), (3, None), (3, Some("192.0.2.1"))] {
+            let server = server(truncated(cut)).await;
+            let error = ask(server, &expects(record)).await.unwrap_err();
+            let told = "the answer is truncated: use transport = \"tcp\"";
+            assert_eq!(error.to_string(), told, "{cut} {record:?}");
+        }
+        for record in [None, Some("192.0.2.1")] {
+            let server = server(truncated(0)).await;
+            assert_eq!(ask(server, &expects(record)).await.map(drop), Ok(()));
+        }
+        let empty = server(|asked| {
+            let mut answer = answer(asked, ResponseCode::NoError, &[]);
+            answer[2] |= TRUNCATED;
+            answer
+        });
+        let error = ask(empty.await, &expects(None)).await.unwrap_err();
+        assert!(error.to_string().contains("truncated"), "{error}");
     }
 
     #[tokio::test]
