@@ -175,6 +175,13 @@ fn median(last: &[Duration]) -> Duration {
     last[last.len() / 2]
 }
 
+/// Of all rounds; others may take the processors for longer in a few.
+fn ensure_soon(last: &[Duration]) {
+    let most = last.iter().max().copied().unwrap_or_default();
+    assert!(median(last) <= Duration::from_millis(50), "{last:?}");
+    assert!(most <= Duration::from_millis(200), "{last:?}");
+}
+
 #[test]
 fn a_crashed_server_gets_no_new_flow_after_50_ms_where_its_answers_pass() -> Result<()> {
     with_root(
@@ -183,8 +190,7 @@ fn a_crashed_server_gets_no_new_flow_after_50_ms_where_its_answers_pass() -> Res
             let service = web(CHECK).with("passive", "on");
             let mut stage = stage(&service, Topology::exclusive(BACKENDS)?)?;
             let last = last_flows(&mut stage, &service, 1_000, Duration::ZERO)?;
-            // Others may take the processors for longer than that.
-            assert!(median(&last) <= Duration::from_millis(50), "{last:?}");
+            ensure_soon(&last);
             Ok(())
         },
     )
@@ -201,8 +207,7 @@ fn a_crashed_server_gets_no_new_flow_after_50_ms_in_full_nat() -> Result<()> {
                 .with("passive", "on");
             let mut stage = stage(&service, Topology::exclusive(BACKENDS)?)?;
             let last = last_flows(&mut stage, &service, 1_000, Duration::ZERO)?;
-            // As above.
-            assert!(median(&last) <= Duration::from_millis(50), "{last:?}");
+            ensure_soon(&last);
             Ok(())
         },
     )

@@ -29,5 +29,7 @@ fn main() -> Result<()> {
         cli.filter
     );
     println!("{}", cli.format.show(&figures, checks_table)?);
+    let exceeded = checks::exceeded(&figures, cli.quick);
+    ensure!(exceeded.is_empty(), "too late: {}", exceeded.join("; "));
     Ok(())
 }
