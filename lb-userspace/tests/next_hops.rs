@@ -234,3 +234,31 @@ fn what_the_resolver_has_forgotten_is_forgotten_unless_it_is_wanted_again() {
     core.change(Change::AddService(service)).unwrap();
     assert_eq!(core.unresolved(), [address.ip()].into());
 }
+
+#[test]
+fn checks_of_a_vip_are_told_of_a_way_that_was_known_and_is_lost() {
+    let text = "[[service]]\nvip = \"10.0.0.1:80/tcp\"\nmode = \"l2\"\nhealth = { type = \"vip\" }\n\
+         [[service.backend]]\naddress = \"10.2.0.11:80\"\n";
+    let mut core = core_without_a_way_of("l2", Tunnel::default());
+    let services = config::parse(text, "lb.toml")
+        .expect("what is valid")
+        .services;
+    core.change(Change::Replace(services))
+        .expect("what is valid");
+    let way_now = |core: &Core<MemoryDataplane>| {
+        let (_, config) = core.targets().pop_first().expect("a target");
+        (config.way.hop.is_some(), config.way.lost)
+    };
+    assert_eq!(way_now(&core), (false, false), "not known yet");
+    core.network(way(true));
+    core.enforce().expect("room enough");
+    assert_eq!(way_now(&core), (true, false));
+    let address: IpAddr = "10.2.0.11".parse().expect("what is valid");
+    core.network(Update::NextHop {
+        address,
+        next_hop: None,
+        reason: Some("no route".to_owned()),
+    });
+    core.enforce().expect("room enough");
+    assert_eq!(way_now(&core), (false, true));
+}

@@ -73,6 +73,8 @@ pub struct Way {
     pub by: By,
     /// Where they leave this host, where a probe has to know that and it is known.
     pub hop: Option<Hop>,
+    /// Whether that was known, and is no longer.
+    pub lost: bool,
 }
 
 /// What packets become on their way to a backend.

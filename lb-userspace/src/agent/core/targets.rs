@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     sync::Arc,
 };
 
@@ -48,7 +48,7 @@ impl<D: Dataplane> Core<D> {
                     TargetConfig {
                         health: Arc::clone(&health),
                         alone: is_alone(&pool, backend),
-                        way: self.way(service, backend.address.ip()),
+                        way: self.way(service, backend.address),
                         smooth: follows.map(|adaptive| smoothed_over(&adaptive)),
                         initial,
                         asked: asked.unwrap_or_default(),
@@ -61,7 +61,8 @@ impl<D: Dataplane> Core<D> {
     }
 
     /// How probes of a backend that go as traffic does leave this host.
-    fn way(&self, service: &Service, backend: IpAddr) -> Way {
+    fn way(&self, service: &Service, address: SocketAddr) -> Way {
+        let backend = address.ip();
         let by = match service.mode {
             Mode::Ipip => By::Ipip,
             Mode::Gue => By::Gue(self.tunnel.gue_port),
@@ -74,7 +75,12 @@ impl<D: Dataplane> Core<D> {
             interface: next.interface,
             mac: next.destination_mac,
         });
-        Way { by, hop }
+        let needs = service.probes_by_hop(backend);
+        Way {
+            by,
+            hop,
+            lost: needs && next.is_none() && self.has_last_way(service, address),
+        }
     }
 
     /// Whether what is checked, and how, changes with next hops.

@@ -90,9 +90,14 @@ impl<D: Dataplane> Core<D> {
             });
         }
         let no = self.no_ways.0.get(&ip).filter(|no| no.counts)?;
+        let has_last = self.has_last_way(service, address);
+        (!has_last).then(|| format!("no next hop: {}", no.reason))
+    }
+
+    /// Whether packets of the service go to a backend by a way that it has, or had last.
+    pub(super) fn has_last_way(&self, service: &Service, address: SocketAddr) -> bool {
         let placed = self.layout.placed(self.state.lead(service.id));
         let member = placed.and_then(|placed| placed.member(address));
-        let has_last = member.is_some_and(|(_, member)| member.backend.interface != 0);
-        (!has_last).then(|| format!("no next hop: {}", no.reason))
+        member.is_some_and(|(_, member)| member.backend.interface != 0)
     }
 }

@@ -282,12 +282,17 @@ struct Leaving {
 
 impl Leaving {
     fn new(way: Way, v6: bool, backend: IpAddr) -> Result<Self, ProbeError> {
-        let Way { by, hop } = way;
+        let Way { by, hop, lost } = way;
         if by == By::Address {
             let problem = "traffic goes to the backend's own address, and not to the VIP";
             return Err(ProbeError::Unaskable(problem.to_owned()));
         }
         if hop.is_none() && (by == By::Mac || backend.is_ipv6() != v6) {
+            // Traffic goes on as it last could, which is what the check is to find out.
+            if lost {
+                let problem = "the next hop to the backend is lost";
+                return Err(ProbeError::NoWay(problem.to_owned()));
+            }
             let problem = "no next hop to the backend is known yet";
             return Err(ProbeError::Local(problem.to_owned()));
         }
@@ -470,12 +475,38 @@ mod tests {
             (By::Mac, false, true),
             (By::Mac, true, true),
         ] {
-            assert!(Leaving::new(Way { by, hop }, v6, backend).is_ok());
-            let without = Leaving::new(Way { by, hop: None }, v6, backend);
+            let way = Way {
+                by,
+                hop,
+                lost: false,
+            };
+            assert!(Leaving::new(way, v6, backend).is_ok());
+            let without = Leaving::new(Way { hop: None, ..way }, v6, backend);
             assert_eq!(without.is_err(), needs, "{by:?} {v6}");
             assert!(without.err().is_none_or(|error| !error.blames_backend()));
         }
         assert!(Leaving::new(Way::default(), false, backend).is_err());
+    }
+
+    #[test]
+    fn who_had_a_next_hop_and_lost_it_is_blamed_where_one_is_needed() {
+        let backend: IpAddr = "10.2.0.1".parse().unwrap();
+        for (by, v6, needs) in [
+            (By::Ipip, false, false),
+            (By::Ipip, true, true),
+            (By::Gue(6_080), true, true),
+            (By::Mac, false, true),
+        ] {
+            let way = Way {
+                by,
+                hop: None,
+                lost: true,
+            };
+            let left = Leaving::new(way, v6, backend);
+            assert_eq!(left.is_err(), needs, "{by:?} {v6}");
+            let error = left.err();
+            assert!(error.is_none_or(|error| error.blames_backend() && !error.says_dead(true)));
+        }
     }
 
     #[test]
