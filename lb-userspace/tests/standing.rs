@@ -65,6 +65,7 @@ fn event(n: u8, condition: Condition, error: Option<&str>) -> Event {
     };
     Event {
         error: error.map(str::to_owned),
+        suspect: error.is_some(),
         ..Event::new(target, condition)
     }
 }

@@ -46,6 +46,8 @@ pub struct Finding {
     pub nobody: bool,
     /// Whether it has failed as often in a row as takes the backend down.
     pub fails: bool,
+    /// Whether the last probe that says anything about the backend says something against it.
+    pub suspects: bool,
     /// What the backend's agent asks for.
     pub asked: Asked,
     /// When it was asked that it answered last that it has no flow left, if that was its last answer.
@@ -107,6 +109,7 @@ impl<P: Prober> Checking<P> {
                 took: None,
                 nobody: false,
                 fails: false,
+                suspects: false,
                 asked,
                 none_left: None,
             },
@@ -193,6 +196,7 @@ impl<P: Prober> Checking<P> {
     fn conclude(&mut self, outcome: Result<Option<Answer>, ProbeError>) {
         self.finding.took = self.took(&outcome);
         let slow = self.suspicion(&outcome);
+        let is_slow = slow.is_some();
         let status = &mut self.finding.status;
         status.latency = None;
         let (judged, error) = match outcome {
@@ -213,6 +217,11 @@ impl<P: Prober> Checking<P> {
         };
         if let Some(outcome) = judged {
             self.machine.observe(outcome);
+        }
+        match judged {
+            Some(Outcome::Failure | Outcome::Says(false)) => self.finding.suspects = true,
+            Some(Outcome::Success | Outcome::Says(true)) => self.finding.suspects = is_slow,
+            Some(Outcome::Nothing) | None => {}
         }
         self.finding.fails = self.machine.fails();
         let status = &mut self.finding.status;

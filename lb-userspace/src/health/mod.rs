@@ -157,6 +157,8 @@ pub struct Event {
     pub fails: bool,
     /// Why the last probes failed, where they did.
     pub error: Option<String>,
+    /// Whether any of them says something against it: others could not be made.
+    pub suspect: bool,
     /// How long the last probes took, the slowest of those that succeeded.
     pub latency: Option<Duration>,
     /// How long probes take on average, those that are not answered in time included, where somebody goes by that: the check
@@ -180,6 +182,7 @@ impl Event {
             dead: false,
             fails: false,
             error: None,
+            suspect: false,
             latency: None,
             smoothed: None,
             checks: Vec::new(),

@@ -195,7 +195,13 @@ impl<P: Prober> Runner<P> {
                 && findings
                     .iter()
                     .any(|f| f.nobody && f.status.condition == Condition::Down),
-            fails: condition == Condition::Down && findings.iter().any(|f| f.fails),
+            // Where one that passes is enough, all have to fail.
+            fails: condition == Condition::Down
+                && match combine {
+                    Combine::All => findings.iter().any(|f| f.fails),
+                    Combine::Any => findings.iter().all(|f| f.fails),
+                },
+            suspect: findings.iter().any(|f| f.suspects),
             error: error(findings),
             latency: findings.iter().filter_map(|f| f.status.latency).max(),
             asked: asked
@@ -212,7 +218,7 @@ impl<P: Prober> Runner<P> {
         let last = &self.reported;
         self.at.is_none_or(|at| at.elapsed() >= self.every)
             || (last.condition, last.dead, last.asked) != (event.condition, event.dead, event.asked)
-            || (last.fails, &last.error) != (event.fails, &event.error)
+            || (last.fails, last.suspect, &last.error) != (event.fails, event.suspect, &event.error)
             || last.none_left != event.none_left
             || !event
                 .checks

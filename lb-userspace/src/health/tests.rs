@@ -33,6 +33,8 @@ struct Script {
     dead: Arc<Mutex<BTreeSet<SocketAddr>>>,
     refusing: Arc<Mutex<BTreeSet<SocketAddr>>>,
     broken_host: Arc<Mutex<bool>>,
+    /// Whom this host cannot even try to ask.
+    unsure: Arc<Mutex<Option<SocketAddr>>>,
     /// Checks of other kinds than TCP are never ready to be put.
     unready: Arc<Mutex<bool>>,
     /// How long probes take; a millisecond where it is zero.
@@ -62,7 +64,8 @@ impl Prober for Script {
         let outcome = if self.dead.lock().unwrap().contains(&address) {
             time::sleep(subject.timeout).await;
             Err(ProbeError::Timeout(subject.timeout))
-        } else if *self.broken_host.lock().unwrap() {
+        } else if *self.broken_host.lock().unwrap() || *self.unsure.lock().unwrap() == Some(address)
+        {
             Err(ProbeError::Local("too many open files".to_owned()))
         } else if self.refusing.lock().unwrap().contains(&address) {
             Err(ProbeError::Refused)
@@ -162,6 +165,7 @@ async fn first_success_is_reported_as_up_within_one_interval() {
             changed: true,
             dead: false,
             fails: false,
+            suspect: false,
             error: None,
             latency,
             smoothed: None,

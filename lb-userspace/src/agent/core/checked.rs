@@ -71,6 +71,7 @@ impl<D: Dataplane> Core<D> {
         let checked = Checked {
             condition,
             error: event.error,
+            suspect: event.suspect,
             latency: event.latency,
             smoothed: event.smoothed,
             checks: event.checks,

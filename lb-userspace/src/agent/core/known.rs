@@ -23,6 +23,8 @@ use crate::{
 pub(super) struct Checked {
     pub(super) condition: Condition,
     pub(super) error: Option<String>,
+    /// Whether that says anything against the backend.
+    pub(super) suspect: bool,
     pub(super) latency: Option<Duration>,
     /// How long probes take on average, where weights follow that.
     pub(super) smoothed: Option<Duration>,

@@ -244,12 +244,22 @@ impl<D: Dataplane> Core<D> {
         if let Some(reason) = self.stands_by(service, backend.tier) {
             return (BackendState::Standby, reason);
         }
+        let target = Target {
+            service: self.state.lead(service.id),
+            address: backend.address,
+        };
+        let checked = self.known.checked.get(&target);
+        let suspect = checked.is_some_and(|checked| checked.suspect);
         match error {
-            Some(error) => (BackendState::Suspect, error),
-            None => {
-                let checks = match service.health.is_none() {
-                    true => "not checked",
-                    false => "its checks pass",
+            Some(error) if suspect => (BackendState::Suspect, error),
+            error => {
+                let checks = match (error, service.health.is_none()) {
+                    (_, true) => "not checked".to_owned(),
+                    (None, false) => "its checks pass".to_owned(),
+                    // It is no fault of the backend's.
+                    (Some(error), false) => {
+                        format!("no check fails, and not all could be made: {error}")
+                    }
                 };
                 let slow = self
                     .known

@@ -425,6 +425,45 @@ async fn a_question_that_cannot_be_prepared_is_told_and_blames_nobody() {
     let event = events.recv().await.unwrap();
     assert_eq!(event.condition, Condition::Up);
     assert_eq!(event.error.as_deref(), Some("cannot check: no program"));
+    assert!(!event.suspect, "nothing is said against it");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failure_makes_suspect_and_a_probe_that_was_not_made_changes_nothing_of_that() {
+    let (mut checker, script, mut events) = checker();
+    checker.set(targets([1], &health(), Condition::Up));
+    assert!(!next(&mut events).await.suspect);
+    script.refusing.lock().unwrap().insert(address(1));
+    let failed = next(&mut events).await;
+    assert!(
+        failed.suspect && failed.condition == Condition::Up,
+        "{failed:?}"
+    );
+    *script.broken_host.lock().unwrap() = true;
+    let undecided = next(&mut events).await;
+    assert!(undecided.suspect, "{undecided:?}");
+    script.refusing.lock().unwrap().clear();
+    *script.broken_host.lock().unwrap() = false;
+    let passed = next(&mut events).await;
+    assert!(!passed.suspect && passed.error.is_none(), "{passed:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_any_one_that_began_as_down_fails_once_all_of_its_checks_do() {
+    for (combine, fails) in [(Combine::Any, false), (Combine::All, true)] {
+        let (mut checker, script, mut events) = checker();
+        script.refusing.lock().unwrap().insert(address(9));
+        *script.unsure.lock().unwrap() = Some(address(1));
+        let mut two = two(combine);
+        for config in two.values_mut() {
+            config.initial = Condition::Down;
+        }
+        checker.set(two);
+        let told = time::timeout(INTERVAL * 20, async {
+            while !events.recv().await.unwrap().fails {}
+        });
+        assert_eq!(told.await.is_ok(), fails, "{combine:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
