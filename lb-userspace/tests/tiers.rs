@@ -133,6 +133,17 @@ fn shares(core: &Core<MemoryDataplane>) -> [u32; 4] {
     })
 }
 
+/// So many seconds pass, and weights grow.
+fn grow(core: &mut Core<MemoryDataplane>, seconds: u64) {
+    for _ in 0..5 * seconds {
+        wind(core, Duration::from_millis(200));
+        let (aged, stepped) = (core.age(), core.is_ramping() && core.step());
+        if aged || stepped {
+            core.enforce().unwrap();
+        }
+    }
+}
+
 fn fail_over(core: &mut Core<MemoryDataplane>, to: u8) {
     core.change(Change::FailOver(id(), to)).unwrap();
 }
@@ -362,6 +373,95 @@ fn delayed_failback_comes_when_its_time_has_passed() {
     assert_eq!(shares(&core), [0, 0, 100, 0]);
     pass(&mut core, Duration::from_secs(2));
     assert_eq!(shares(&core), [50, 50, 0, 0]);
+}
+
+/// Tier 0 has just got its flows back: what it gets then, and half of the time of a slow start later; all after that.
+fn grows(core: &mut Core<MemoryDataplane>) {
+    grow(core, 1);
+    // A tenth of a tier of which seven tenths are enough.
+    assert_eq!(shares(core), [7, 7, 86, 0]);
+    grow(core, 15);
+    let [first, second, third, _] = shares(core);
+    assert!(first + second > 70 && third > 15, "{:?}", shares(core));
+    grow(core, 16);
+    assert_eq!(shares(core), [50, 50, 0, 0]);
+    assert!(!core.is_ramping());
+}
+
+#[test]
+fn who_recovers_while_its_tier_waits_grows_once_that_gets_its_flows() {
+    const SLOW: &str = "slow_start = \"30s from 10%\"";
+    let mut core = start(&format!("failback = \"30s\"\n{SLOW}"));
+    for n in [1, 2] {
+        down(&mut core, n);
+    }
+    for n in [1, 2] {
+        up(&mut core, n);
+    }
+    grow(&mut core, 29);
+    assert_eq!(shares(&core), [0, 0, 100, 0]);
+    assert!(!core.is_ramping(), "nobody's weight grows while it waits");
+    grow(&mut core, 1);
+    grows(&mut core);
+
+    let mut core = start(&format!("failback = \"manual\"\n{SLOW}"));
+    for n in [1, 2] {
+        down(&mut core, n);
+    }
+    for n in [1, 2] {
+        up(&mut core, n);
+    }
+    grow(&mut core, 100);
+    assert_eq!(shares(&core), [0, 0, 100, 0]);
+    fail_over(&mut core, 0);
+    grows(&mut core);
+
+    // Its servers are replaced while it is failed over by hand.
+    let mut core = start(SLOW);
+    fail_over(&mut core, 1);
+    for n in [1, 2] {
+        down(&mut core, n);
+    }
+    for n in [1, 2] {
+        up(&mut core, n);
+    }
+    grow(&mut core, 100);
+    assert_eq!(shares(&core), [0, 0, 100, 0]);
+    fail_over(&mut core, 0);
+    grows(&mut core);
+}
+
+#[test]
+fn a_tier_whose_backends_are_all_replaced_waits_for_its_failback_as_before() {
+    let mut core = start("failback = \"manual\"");
+    for n in [1, 2] {
+        down(&mut core, n);
+    }
+    for n in [1, 2] {
+        up(&mut core, n);
+    }
+    assert_eq!(shares(&core), [0, 0, 100, 0]);
+    let mut service = core.state().service(id()).unwrap().clone();
+    service.backends.retain(|backend| backend.tier > 0);
+    let new = [11, 12].map(|n| {
+        core.network(reached(address(n).ip(), 1));
+        let mut backend = service.backends[0].clone();
+        (backend.address, backend.tier) = (address(n), 0);
+        backend
+    });
+    service.backends.extend(new);
+    core.change(Change::Replace(vec![service])).unwrap();
+    for n in [11, 12] {
+        up(&mut core, n);
+    }
+    let takes = |core: &Core<MemoryDataplane>, n: u8| {
+        let placed = core.layout().placed(id()).unwrap();
+        let (_, member) = placed.member(address(n)).unwrap();
+        member.backend.state & state::TAKES != 0
+    };
+    assert_eq!([11, 12, 3].map(|n| takes(&core, n)), [false, false, true]);
+    fail_over(&mut core, 0);
+    assert_eq!([11, 12, 3].map(|n| takes(&core, n)), [true, true, false]);
 }
 
 #[test]

@@ -74,7 +74,11 @@ mod tests {
     use super::*;
 
     fn tiers(weights: &[(u64, u64)]) -> BTreeMap<u8, Weight> {
-        let weight = |&(healthy, all): &(u64, u64)| Weight { all, healthy };
+        let weight = |&(healthy, all): &(u64, u64)| Weight {
+            all,
+            healthy,
+            able: healthy,
+        };
         (0..).zip(weights.iter().map(weight)).collect()
     }
 

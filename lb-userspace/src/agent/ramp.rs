@@ -22,6 +22,8 @@ pub struct Ramp {
     pub percent: u8,
     /// Whether it is new in its pool, which was complete without it.
     pub new: bool,
+    /// Whether it has yet to begin, since nobody gets new flows there for now.
+    pub waits: bool,
 }
 
 impl Ramp {
@@ -31,6 +33,15 @@ impl Ramp {
             since: now,
             percent: slow.from,
             new,
+            waits: false,
+        }
+    }
+
+    /// The same, where it begins once it gets new flows.
+    pub fn wait(slow: SlowStart, new: bool, now: Tick) -> Self {
+        Self {
+            waits: true,
+            ..Self::begin(slow, new, now)
         }
     }
 
@@ -43,11 +54,15 @@ impl Ramp {
             since: now.wrapping_sub(passed as Tick),
             percent,
             new: false,
+            waits: false,
         }
     }
 
     /// What it is now; nothing once it has all of its weight.
     pub fn go_on(self, slow: SlowStart, now: Tick) -> Option<Self> {
+        if self.waits {
+            return (slow.from < WHOLE).then_some(Self::wait(slow, self.new, now));
+        }
         let percent = percent(slow, now.wrapping_sub(self.since));
         (percent < WHOLE).then_some(Self { percent, ..self })
     }
@@ -106,6 +121,15 @@ mod tests {
         let later = begun.go_on(slow, Tick::MAX.wrapping_add(at(45)));
         assert_eq!(later.map(|ramp| ramp.percent), Some(55));
         assert_eq!(begun.left(slow, Tick::MAX.wrapping_add(at(90))), 0);
+    }
+
+    #[test]
+    fn one_that_waits_stays_where_it_begins_and_has_all_of_its_time_left() {
+        let slow = over(90, 10);
+        let waiting = Ramp::wait(slow, false, 7);
+        let later = waiting.go_on(slow, 7 + at(1_000)).unwrap();
+        assert_eq!((later.percent, later.waits), (10, true));
+        assert_eq!(later.left(slow, 7 + at(1_000)), at(90));
     }
 
     #[test]

@@ -26,11 +26,19 @@ pub const WHOLE: u16 = 1_000;
 pub struct Weight {
     /// Of all.
     pub all: u64,
-    /// Of those that can take new flows.
+    /// Of those that can take new flows, as far as it has grown.
     pub healthy: u64,
+    /// The same, as much as there will be once it has: what has yet to grow is not missing.
+    pub able: u64,
 }
 
 impl Weight {
+    /// The share of all flows that it will be able to carry, likewise.
+    fn will_carry(self, spill_below: u8) -> u16 {
+        let healthy = self.able;
+        Self { healthy, ..self }.carries(spill_below)
+    }
+
     /// The share of all flows that it can carry, of [`WHOLE`].
     fn carries(self, spill_below: u8) -> u16 {
         if self.healthy == 0 {
@@ -108,7 +116,11 @@ impl Machine {
             .iter()
             .map(|(&tier, weight)| (tier, weight.carries(policy.spill_below)))
             .collect();
-        self.give_back(&carries, policy.failback, now);
+        let able: BTreeMap<u8, u16> = weights
+            .iter()
+            .map(|(&tier, weight)| (tier, weight.will_carry(policy.spill_below)))
+            .collect();
+        self.give_back(&able, policy.failback, now);
         let most = |tier: u8| self.held.get(&tier).map_or(WHOLE, |held| held.most);
         let mut shares = fill(&carries, policy.from, most);
         // Better those that are to wait than too few, and better those who were taken away by hand than
@@ -119,38 +131,43 @@ impl Machine {
         if sum(&shares) == 0 {
             shares = fill(&carries, 0, |_| WHOLE);
         }
-        self.hold(&carries, &shares, policy);
+        self.hold(&able, &shares, policy);
         level(&mut shares);
         shares
     }
 
-    fn give_back(&mut self, carries: &BTreeMap<u8, u16>, failback: Failback, now: Tick) {
+    /// Forgets all tiers but these.
+    pub fn retain(&mut self, tiers: &[u8]) {
+        self.held.retain(|tier, _| tiers.contains(tier));
+    }
+
+    /// A tier of which nothing is known, since it has none but new backends, waits all the same.
+    fn give_back(&mut self, able: &BTreeMap<u8, u16>, failback: Failback, now: Tick) {
         for (tier, held) in &mut self.held {
-            let more = carries.get(tier).is_some_and(|&c| c > held.most);
+            let more = able.get(tier).is_some_and(|&able| able > held.most);
             held.better = more.then(|| held.better.unwrap_or(now));
         }
-        self.held
-            .retain(|tier, held| carries.contains_key(tier) && !held.is_over(failback, now));
+        self.held.retain(|_, held| !held.is_over(failback, now));
     }
 
     /// What a tier had to leave to those after it, it does not get back by itself: as long as one of those
     /// has any of it. What it was given all the same, it keeps.
-    fn hold(&mut self, carries: &BTreeMap<u8, u16>, shares: &Shares, policy: Policy) {
+    fn hold(&mut self, able: &BTreeMap<u8, u16>, shares: &Shares, policy: Policy) {
         if policy.failback == Failback::Automatic {
             return self.held.clear();
         }
         for (&tier, &share) in shares {
-            let carries = carries.get(&tier).copied().unwrap_or(0);
+            let able = able.get(&tier).copied().unwrap_or(0);
             let left_to_others = shares
                 .range((Excluded(tier), Unbounded))
                 .any(|(_, &share)| share > 0);
             if !left_to_others {
                 self.held.remove(&tier);
             } else if let Some(held) = self.held.get_mut(&tier) {
-                held.most = held.most.min(carries).max(share);
-            } else if tier >= policy.from && carries < WHOLE {
+                held.most = held.most.min(able).max(share);
+            } else if tier >= policy.from && able < WHOLE {
                 let new = Held {
-                    most: carries,
+                    most: able,
                     better: None,
                 };
                 self.held.insert(tier, new);

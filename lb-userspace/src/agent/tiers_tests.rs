@@ -6,7 +6,11 @@ use super::*;
 
 /// A tier of ten backends of which so many are healthy.
 fn ten(healthy: u64) -> Weight {
-    Weight { all: 10, healthy }
+    Weight {
+        all: 10,
+        healthy,
+        able: healthy,
+    }
 }
 
 fn policy(failback: Failback) -> Policy {
@@ -169,9 +173,14 @@ fn a_tier_that_waits_comes_before_one_that_was_taken_away_by_hand() {
 }
 
 fn weights() -> impl Strategy<Value = BTreeMap<u8, Weight>> {
-    let weight = (0..2_000u64, 0..=100u64).prop_map(|(all, percent)| Weight {
-        all,
-        healthy: all * percent / 100,
+    let weight = (0..2_000u64, 0..=100u64, 1..=100u64);
+    let weight = weight.prop_map(|(all, percent, grown)| {
+        let able = all * percent / 100;
+        Weight {
+            all,
+            healthy: (able * grown).div_ceil(100),
+            able,
+        }
     });
     prop::collection::btree_map(0..6u8, weight, 0..5)
 }
@@ -234,7 +243,7 @@ proptest! {
     #[test]
     fn the_worse_a_tier_the_less_it_gets(one in 0..=1_000u64, other in 0..=1_000u64, spill_below in 0..=100u8) {
         let share = |healthy| {
-            let weights = [(0, Weight { all: 1_000, healthy }), (1, ten(10))].into();
+            let weights = [(0, Weight { all: 1_000, healthy, able: healthy }), (1, ten(10))].into();
             let policy = Policy { spill_below, ..policy(AUTOMATIC) };
             Machine::default().turn(&weights, policy, 0)[&0]
         };

@@ -2,7 +2,8 @@
 //! weight by and by ([`crate::agent::ramp`]).
 //!
 //! The first backends of a service have all of theirs at once, as there is nobody whose flows they could leave
-//! to others; so has one that somebody has forced up, and everybody in a pool in panic.
+//! to others; so has one that somebody has forced up, and everybody in a pool in panic. Who comes back to a tier that gets no new
+//! flows for now begins once that does.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,7 +12,11 @@ use std::{
 
 use lb_common::tables::state;
 
-use super::{Core, forced::Key, targets::inherit};
+use super::{
+    Core,
+    forced::{Key, of_pool},
+    targets::inherit,
+};
 use crate::{
     agent::ramp::{Ramp, WHOLE},
     dataplane::Dataplane,
@@ -28,6 +33,8 @@ type Fitness = BTreeMap<SocketAddr, bool>;
 pub(super) struct SlowStarts {
     ramps: BTreeMap<Key, Ramp>,
     pools: BTreeMap<ServiceId, Fitness>,
+    /// Who waited under the agent before this one, of pools of which nothing is known yet.
+    former: BTreeSet<Key>,
 }
 
 impl SlowStarts {
@@ -49,12 +56,24 @@ impl SlowStarts {
 
     /// Whether the weight of any backend of a pool grows.
     pub(super) fn has_any(&self, lead: ServiceId) -> bool {
-        self.ramps.keys().any(|&(of, _)| of == lead)
+        let mut ramps = self.ramps.range(of_pool(lead));
+        ramps.any(|(_, ramp)| !ramp.waits)
     }
 
     /// Whether a backend's weight grows.
     pub(super) fn has(&self, key: Key) -> bool {
-        self.ramps.contains_key(&key)
+        self.ramps.get(&key).is_some_and(|ramp| !ramp.waits)
+    }
+
+    /// Backends whose weight begins to grow once their tier gets new flows.
+    pub(super) fn waiting(&self) -> impl Iterator<Item = Key> {
+        let waiting = self.ramps.iter().filter(|(_, ramp)| ramp.waits);
+        waiting.map(|(&key, _)| key)
+    }
+
+    /// Takes up one of these from the agent before this one.
+    pub(super) fn take_up(&mut self, key: Key) {
+        self.former.insert(key);
     }
 
     /// Pools have another first service now, by `(before, now)`; those that stay keep theirs.
@@ -68,7 +87,8 @@ impl SlowStarts {
 impl<D: Dataplane> Core<D> {
     /// Whether any backend's weight grows, so that [`Core::step`] has something to do.
     pub fn is_ramping(&self) -> bool {
-        !self.known.slow.ramps.is_empty()
+        let mut ramps = self.known.slow.ramps.iter();
+        ramps.any(|(&key, ramp)| !ramp.waits || !self.is_idle(key))
     }
 
     /// Whether a backend has come to its next part of its weight, so that the maps must follow by
@@ -76,10 +96,11 @@ impl<D: Dataplane> Core<D> {
     pub fn step(&self) -> bool {
         let now = self.dataplane.now();
         let mut ramps = self.known.slow.ramps.iter();
-        ramps.any(|(&(lead, _), ramp)| {
-            let slow = self.state.service(lead).map(|service| service.slow_start);
+        ramps.any(|(&key, ramp)| {
+            let slow = self.state.service(key.0).map(|service| service.slow_start);
             let next = slow.and_then(|slow| ramp.go_on(slow, now));
-            next.is_none_or(|next| next.percent != ramp.percent)
+            let begins = ramp.waits && !self.is_idle(key);
+            begins || next.is_none_or(|next| next.percent != ramp.percent)
         })
     }
 
@@ -133,10 +154,15 @@ impl<D: Dataplane> Core<D> {
             if backend.admin == Admin::Up || fit.get(&backend.address) != Some(&true) {
                 continue;
             }
-            let ramp = match was(backend.address) {
-                Some(true) => before.ramps.get(&key).copied(),
-                Some(false) => Some(Ramp::begin(slow, false, now)),
-                None => served.then(|| Ramp::begin(slow, true, now)),
+            let begin = match self.is_idle(key) {
+                true => Ramp::wait,
+                false => Ramp::begin,
+            };
+            let ramp = match (was(backend.address), before.ramps.get(&key)) {
+                (Some(true), Some(ramp)) if ramp.waits => Some(begin(slow, ramp.new, now)),
+                (Some(true), ramp) => ramp.copied(),
+                (Some(false), _) => Some(begin(slow, false, now)),
+                (None, _) => served.then(|| begin(slow, true, now)),
             };
             if let Some(ramp) = ramp.and_then(|ramp| ramp.go_on(slow, now)) {
                 after.insert(key, ramp);
@@ -154,6 +180,10 @@ impl<D: Dataplane> Core<D> {
         let were = fit.iter().filter(|(at, _)| placed.member(**at).is_some());
         let were = were.map(|(&address, &fit)| (address, fit)).collect();
         known.pools.insert(lead, were);
+        for &key in known.former.range(of_pool(lead)) {
+            let waits = Ramp::wait(service.slow_start, false, self.dataplane.now());
+            known.ramps.insert(key, waits);
+        }
         // Where weights follow how backends fare, or what their agents ask for, that may be why one has less.
         if !self.resumes() || service.adaptive.is_some() || service.has_agents() {
             return;
@@ -171,7 +201,8 @@ impl<D: Dataplane> Core<D> {
 
     /// How far a backend's weight has grown, where it does.
     pub(super) fn slow_start_status(&self, service: &Service, key: Key) -> Option<SlowStartStatus> {
-        let ramp = self.known.slow.ramps.get(&key)?;
+        let ramps = &self.known.slow.ramps;
+        let ramp = ramps.get(&key).filter(|ramp| !ramp.waits)?;
         let left = ramp.left(service.slow_start, self.dataplane.now());
         Some(SlowStartStatus {
             percent: ramp.percent,

@@ -62,6 +62,7 @@ impl Tiers {
     /// Pools have another first service now, by `(before, now)`; those that stay keep theirs.
     pub(super) fn follow(&mut self, leads: &BTreeSet<(ServiceId, ServiceId)>) {
         inherit(&mut self.machines, leads, |lead| lead, |_, now| now);
+        inherit(&mut self.shares, leads, |lead| lead, |_, now| now);
     }
 }
 
@@ -108,6 +109,7 @@ impl<D: Dataplane> Core<D> {
                 from: service.from_tier,
             };
             let mut machine = before.machines.remove(&lead).unwrap_or_default();
+            machine.retain(&service.tiers());
             let shares = machine.turn(&weights, policy, now);
             let shares = self.known.panics.shares(lead).cloned().unwrap_or(shares);
             news.push((lead, before.shares.remove(&lead), shares.clone()));
@@ -118,6 +120,19 @@ impl<D: Dataplane> Core<D> {
         for (lead, before, after) in news {
             self.chronicle.note_shares(lead, before.as_ref(), &after);
         }
+    }
+
+    /// Whether a backend's tier gets no new flows, while another does, or it is not known yet which one does.
+    pub(super) fn is_idle(&self, (lead, address): Key) -> bool {
+        let Some(service) = self.state.service(lead) else {
+            return false;
+        };
+        let tier = service.backend(address).map(|backend| backend.tier);
+        let Some((tier, shares)) = tier.zip(self.known.tiers.shares.get(&lead)) else {
+            return has_tiers(service);
+        };
+        let has_none = shares.get(&tier).is_none_or(|&share| share == 0);
+        has_none && shares.values().any(|&share| share > 0)
     }
 
     /// Why a tier gets no new flows, where it gets none.
@@ -150,10 +165,12 @@ impl<D: Dataplane> Core<D> {
             let percent = asked.and_then(|asked| asked.weight).unwrap_or(100).min(100);
             let own = service.counted_weight(backend);
             let weight = weights.entry(backend.tier).or_default();
-            weight.all += own * 100 * u64::from(self.known.slow.counted(key));
+            let counted = u64::from(self.known.slow.counted(key));
+            weight.all += own * 100 * counted;
             if self.is_healthy(service, now) {
                 let grown = u64::from(self.known.slow.percent(key));
                 weight.healthy += own * u64::from(percent) * grown;
+                weight.able += own * u64::from(percent) * counted;
             }
         }
         weights
