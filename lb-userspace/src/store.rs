@@ -8,8 +8,10 @@ use std::{
     io::{self, Write as _},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::Path,
+    time::Duration,
 };
 
+use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
 use crate::model::{AccessList, Service};
@@ -86,6 +88,15 @@ pub fn load(path: &Path, config: &str) -> io::Result<Option<Stored>> {
     };
     let stored: Stored = serde_json::from_slice(&bytes)?;
     Ok((stored.config == config).then_some(stored))
+}
+
+/// How long ago the machine was started, by the clock that nobody puts forward or back.
+///
+/// # Errors
+/// The kernel does not say.
+pub fn uptime() -> io::Result<Duration> {
+    let time = clock_gettime(ClockId::CLOCK_BOOTTIME)?;
+    Ok(time.into())
 }
 
 /// What tells a file's content from others, as far as edits go: FNV-1a of 64 bits.

@@ -432,6 +432,22 @@ fn who_recovers_while_its_tier_waits_grows_once_that_gets_its_flows() {
 }
 
 #[test]
+fn who_waits_to_grow_with_its_tier_goes_on_waiting_over_a_restart() {
+    const KEYS: &str = "failback = \"manual\"\nslow_start = \"30s from 10%\"";
+    let mut core = start(KEYS);
+    for n in [1, 2] {
+        down(&mut core, n);
+    }
+    for n in [1, 2] {
+        up(&mut core, n);
+    }
+    let mut core = restart_after(core, KEYS, Duration::from_secs(100));
+    assert_eq!(shares(&core), [0, 0, 100, 0]);
+    fail_over(&mut core, 0);
+    grows(&mut core);
+}
+
+#[test]
 fn a_tier_whose_backends_are_all_replaced_waits_for_its_failback_as_before() {
     let mut core = start("failback = \"manual\"");
     for n in [1, 2] {

@@ -213,6 +213,23 @@ impl Agent {
         .with_context(|| format!("no {what} in {:?}", read()))
     }
 
+    /// The same, until it has a moment called `since`.
+    ///
+    /// # Errors
+    /// It has not soon.
+    pub fn await_moment(&self, since: &str) -> Result<()> {
+        let path = instance::history_path(&self.home.name);
+        let name = format!("\"{since}\":");
+        let is_there = |kept: String| {
+            let mut after = kept.split(&name).skip(1);
+            after.any(|text| text.starts_with(|first: char| first.is_ascii_digit()))
+        };
+        wait_until("a moment is kept for the next agent", STOP, || {
+            fs::read_to_string(&path).is_ok_and(is_there)
+        })
+        .with_context(|| format!("no {since} in {}", path.display()))
+    }
+
     /// Runs `lbd detach` of its name, whether it runs or not.
     ///
     /// # Errors

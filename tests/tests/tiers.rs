@@ -223,7 +223,7 @@ fn a_tier_that_is_held_back_in_part_or_by_hand_stays_so_over_restarts_of_the_age
             // 28.6% of them.
             ensure!((50..130).contains(&before), "{before}");
             for restart in RESTARTS {
-                stage.agent.await_history("\"better_since\":1")?;
+                stage.agent.await_moment("better_since")?;
                 restart(&mut stage.agent)?;
                 for n in 1..=BACKENDS {
                     stage.await_condition(&service, web_address(n), "up")?;

@@ -134,6 +134,12 @@ impl Shares {
         self.courses.retain(|&backend, _| there(backend));
     }
 
+    /// Percent of their configured weights that backends have.
+    pub fn all(&self) -> impl Iterator<Item = (SocketAddr, u16)> {
+        let courses = self.courses.iter();
+        courses.map(|(&backend, course)| (backend, percent(course.share)))
+    }
+
     /// Percent of its configured weight that a backend has.
     pub fn percent(&self, backend: SocketAddr) -> u16 {
         self.courses

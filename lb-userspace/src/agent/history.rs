@@ -1,14 +1,12 @@
 //! What an agent knows against backends and tiers, kept for the one after it. Pure: text and time come in, no file is
 //! touched.
 //!
-//! The agent counts in ticks, which mean nothing to anybody else, so what is written are moments by the clock on the wall, and
-//! what is read are ages. A clock that has been put back makes these wrong by an unknown time: such a text is refused, and so is one
-//! that is damaged or of another format. Who reads begins afresh then, as if there were none.
+//! The agent counts in ticks, which mean nothing to anybody else, so what is written are moments as time that has passed since the
+//! machine was started, suspended or not, which nobody puts forward or back; the file is kept where it does not outlive that.
+//! What is read are ages; what is said to have begun later than now, as of another run of the machine, has just begun. A text
+//! that is damaged or of another format is refused. Who reads begins afresh then, as if there were none.
 
-use std::{
-    net::SocketAddr,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{net::SocketAddr, time::Duration};
 
 use lb_common::tables::Tick;
 use serde::{Deserialize, Serialize};
@@ -16,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::{health::reply::Asked, model::ServiceId, plan::duration};
 
 /// Changes with the format.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// Why a text is no history.
 #[derive(Debug, thiserror::Error)]
@@ -27,9 +25,6 @@ pub enum HistoryError {
     /// Another version of the agent wrote it.
     #[error("it is of format {0}, and this agent reads {FORMAT}")]
     Format(u32),
-    /// It was written later than now, or says that something began later than it was written.
-    #[error("it is {0:?} ahead of the clock, which has been put back")]
-    Ahead(Duration),
 }
 
 /// What is kept, with times as `T`. Services are the first ones of their groups.
@@ -50,6 +45,12 @@ pub struct History<T> {
     /// Of backends whose agents ask for something.
     #[serde(default)]
     pub asked: Vec<AskedOf>,
+    /// Of backends that have another share of their weight than all, by how they fare.
+    #[serde(default)]
+    pub shares: Vec<ShareOf>,
+    /// Of backends whose weight begins to grow once their tier gets new flows.
+    #[serde(default)]
+    pub waiting: Vec<WaitingOf>,
 }
 
 /// The failures of a backend that are not forgotten ([`super::damping`]).
@@ -147,6 +148,28 @@ pub struct AskedOf {
     pub asked: Asked,
 }
 
+/// The share of its weight that a backend has by how it fares ([`super::adaptive`]).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShareOf {
+    /// Of which service.
+    pub service: ServiceId,
+    /// Which.
+    pub backend: SocketAddr,
+    /// In percent.
+    pub percent: u16,
+}
+
+/// A backend that has come back to a tier without new flows ([`super::ramp`]).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WaitingOf {
+    /// Of which service.
+    pub service: ServiceId,
+    /// Which.
+    pub backend: SocketAddr,
+}
+
 impl<T> Default for History<T> {
     fn default() -> Self {
         Self {
@@ -156,6 +179,8 @@ impl<T> Default for History<T> {
             forced: Vec::new(),
             down: Vec::new(),
             asked: Vec::new(),
+            shares: Vec::new(),
+            waiting: Vec::new(),
         }
     }
 }
@@ -170,9 +195,12 @@ impl<T> History<T> {
             forced,
             down,
             asked,
+            shares,
+            waiting,
         } = self;
         let by_agent = flaps.is_empty() && ejections.is_empty() && tiers.is_empty();
-        by_agent && forced.is_empty() && down.is_empty() && asked.is_empty()
+        let by_weight = shares.is_empty() && waiting.is_empty();
+        by_agent && by_weight && forced.is_empty() && down.is_empty() && asked.is_empty()
     }
 
     /// The same with other times.
@@ -233,6 +261,8 @@ impl<T> History<T> {
             forced: forced.collect::<Result<_, E>>()?,
             down: down.collect::<Result<_, E>>()?,
             asked: self.asked,
+            shares: self.shares,
+            waiting: self.waiting,
         })
     }
 }
@@ -242,8 +272,7 @@ impl<T> History<T> {
 #[serde(deny_unknown_fields)]
 struct Written {
     format: u32,
-    /// When, in milliseconds since 1970 in UTC, as are all times in it.
-    written: u64,
+    /// With times in milliseconds since the machine was started.
     history: History<u64>,
 }
 
@@ -253,46 +282,36 @@ struct Header {
     format: u32,
 }
 
-/// `history` of an agent that counts `ticks` at the moment `now`, as it is to be written.
+/// `history` of an agent that counts `ticks` so long after the machine was started, as it is to be written.
 ///
 /// # Errors
 /// It cannot be.
-pub fn write(history: History<Tick>, ticks: Tick, now: SystemTime) -> serde_json::Result<Vec<u8>> {
-    let written = millis(now);
+pub fn write(history: History<Tick>, ticks: Tick, now: Duration) -> serde_json::Result<Vec<u8>> {
     let since = |tick: Tick| -> Result<u64, std::convert::Infallible> {
-        let age = duration(age(tick, ticks)).as_millis();
-        Ok(written.saturating_sub(u64::try_from(age).unwrap_or(u64::MAX)))
+        Ok(millis(now.saturating_sub(duration(age(tick, ticks)))))
     };
     let Ok(history) = history.try_map(since);
     serde_json::to_vec(&Written {
         format: FORMAT,
-        written,
         history,
     })
 }
 
-/// What was written, with times as they have passed until `now`.
+/// What was written, with times as they have passed until `now`, so long after the machine was started.
 ///
 /// # Errors
 /// See [`HistoryError`].
-pub fn read(text: &[u8], now: SystemTime) -> Result<History<Duration>, HistoryError> {
+pub fn read(text: &[u8], now: Duration) -> Result<History<Duration>, HistoryError> {
     let Header { format } = serde_json::from_slice(text)?;
     if format != FORMAT {
         return Err(HistoryError::Format(format));
     }
-    let Written {
-        written, history, ..
-    } = serde_json::from_slice(text)?;
-    let now = millis(now);
-    let ahead = |of: u64, by: u64| match of.checked_sub(by) {
-        None | Some(0) => Ok(()),
-        Some(ahead) => Err(HistoryError::Ahead(Duration::from_millis(ahead))),
+    let Written { history, .. } = serde_json::from_slice(text)?;
+    let age = |since: u64| -> Result<Duration, std::convert::Infallible> {
+        Ok(now.saturating_sub(Duration::from_millis(since)))
     };
-    ahead(written, now)?;
-    history.try_map(|since| {
-        ahead(since, written)?;
-        Ok(Duration::from_millis(now - since))
-    })
+    let Ok(history) = history.try_map(age);
+    Ok(history)
 }
 
 /// How long ago a tick was; one that another processor was ahead by is now.
@@ -301,9 +320,8 @@ fn age(tick: Tick, now: Tick) -> Tick {
     if age > i32::MAX as Tick { 0 } else { age }
 }
 
-fn millis(time: SystemTime) -> u64 {
-    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
@@ -313,8 +331,8 @@ mod tests {
     use super::*;
     use crate::{health::reply::Wants, plan::ticks};
 
-    fn at(millis: u64) -> SystemTime {
-        UNIX_EPOCH + Duration::from_millis(millis)
+    fn at(millis: u64) -> Duration {
+        Duration::from_millis(millis)
     }
 
     fn service() -> ServiceId {
@@ -374,10 +392,20 @@ mod tests {
                     says_down: true,
                 },
             }],
+            shares: vec![ShareOf {
+                service: service(),
+                backend: backend(7),
+                percent: 40,
+            }],
+            waiting: vec![WaitingOf {
+                service: service(),
+                backend: backend(8),
+            }],
         }
     }
 
-    const WRITTEN: u64 = 1_700_000_000_000;
+    /// More than a month.
+    const WRITTEN: u64 = 3_000_000_000;
 
     fn written() -> Vec<u8> {
         write(history(100), 100, at(WRITTEN)).unwrap()
@@ -392,29 +420,28 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_was_put_back_is_told_with_by_how_much() {
-        let error = read(&written(), at(WRITTEN - 1_500)).unwrap_err();
-        let told = "it is 1.5s ahead of the clock, which has been put back";
-        assert_eq!(error.to_string(), told);
-    }
-
-    #[test]
-    fn a_time_after_the_writing_is_refused() {
+    fn what_is_said_to_begin_later_than_now_has_just_begun_and_the_rest_is_kept() {
+        for now in [WRITTEN - 1_500, 0] {
+            let read = read(&written(), at(now)).unwrap();
+            assert_eq!(read, history(Duration::ZERO));
+        }
         let text = String::from_utf8(written()).unwrap();
         let ahead = text.replace(
             &format!("\"since\":{WRITTEN}"),
-            &format!("\"since\":{}", WRITTEN + 1),
+            &format!("\"since\":{}", WRITTEN + 60_000),
         );
         assert_ne!(text, ahead);
-        let error = read(ahead.as_bytes(), at(WRITTEN + 10_000)).unwrap_err();
-        assert!(matches!(error, HistoryError::Ahead(_)), "{error}");
+        let read = read(ahead.as_bytes(), at(WRITTEN + 10_000)).unwrap();
+        assert_eq!(read.forced[0].since, Duration::ZERO);
+        assert_eq!(read.flaps[0].well_since, Duration::from_secs(10));
+        assert_eq!(read.asked, history(Duration::ZERO).asked);
     }
 
     #[test]
     fn another_format_is_told_whatever_is_in_it() {
-        for text in [r#"{"format":2,"more":[]}"#, r#"{"format":0}"#] {
+        for text in [r#"{"format":3,"more":[]}"#, r#"{"format":1}"#] {
             let error = read(text.as_bytes(), at(WRITTEN)).unwrap_err();
-            assert!(matches!(error, HistoryError::Format(0 | 2)), "{error}");
+            assert!(matches!(error, HistoryError::Format(1 | 3)), "{error}");
         }
     }
 
@@ -443,6 +470,8 @@ mod tests {
             forced,
             down,
             asked,
+            shares,
+            waiting,
         } = history(0);
         assert!(nothing().is_empty());
         for one in [
@@ -458,6 +487,14 @@ mod tests {
             },
             History { down, ..nothing() },
             History { asked, ..nothing() },
+            History {
+                shares,
+                ..nothing()
+            },
+            History {
+                waiting,
+                ..nothing()
+            },
         ] {
             assert!(!one.is_empty(), "{one:?}");
         }
@@ -470,14 +507,7 @@ mod tests {
     }
 
     #[test]
-    fn times_before_1970_are_1970() {
-        let before = UNIX_EPOCH - Duration::from_secs(1);
-        let text = write(history(100), 100, before).unwrap();
-        assert_eq!(
-            read(&text, at(2_000)).unwrap(),
-            history(Duration::from_secs(2))
-        );
-        // And an age that goes back further ends there.
+    fn what_began_before_the_machine_was_started_began_with_it() {
         let long = ticks(Duration::from_secs(60));
         let text = write(history(0), long, at(5_000)).unwrap();
         assert_eq!(

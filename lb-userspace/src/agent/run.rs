@@ -601,12 +601,14 @@ impl<D: Dataplane> Running<D> {
         if self.remembered.as_ref() == Some(&history) {
             return;
         }
-        let now = (self.core.dataplane().now(), SystemTime::now());
+        let ticks = self.core.dataplane().now();
+        let write = || -> anyhow::Result<()> {
+            let text = history::write(history.clone(), ticks, store::uptime()?)?;
+            Ok(store::write(path, &text)?)
+        };
         let kept = match history.is_empty() {
-            true => store::remove(path),
-            false => history::write(history.clone(), now.0, now.1)
-                .map_err(Into::into)
-                .and_then(|text| store::write(path, &text)),
+            true => store::remove(path).map_err(Into::into),
+            false => write(),
         };
         match kept {
             Ok(()) => {

@@ -305,6 +305,26 @@ fn ask(pool: &mut Pool, percent: u16) {
 }
 
 #[test]
+fn shares_are_kept_over_a_restart_also_where_agents_ask_for_a_part_of_them() {
+    let mut pool = with_agents("[\"latency\"]");
+    for _ in 0..400 {
+        take(&mut pool, &[99, 99, 399]);
+        ask(&mut pool, 50);
+        take(&mut pool, &[99, 99, 399]);
+        pass(&mut pool, 1);
+    }
+    let before: [u16; 4] = percents(&pool);
+    assert!(before[2] < 40, "{before:?}");
+    let weights = |pool: &Pool| [1, 2, 3, 4].map(|n| pool.status(n).effective_weight);
+    let weighed = weights(&pool);
+    let mut pool = pool.restart_after(Duration::from_secs(1));
+    assert_eq!((percents(&pool), weights(&pool)), (before, weighed));
+    assert_eq!(steady(&pool), SLOTS);
+    pass(&mut pool, 5);
+    assert_eq!(steady(&pool), SLOTS);
+}
+
+#[test]
 fn what_an_agent_asks_for_counts_once_after_a_restart() {
     let mut pool = with_agents("[\"latency\"]");
     ask(&mut pool, 50);

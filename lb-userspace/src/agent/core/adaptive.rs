@@ -13,9 +13,17 @@ use std::{
 
 use lb_common::tables::{Tick, state};
 
-use super::{Core, asked, forced::Key, outliers::Handshakes, targets::inherit};
+use super::{
+    Core, asked,
+    forced::{Key, of_pool},
+    outliers::Handshakes,
+    targets::inherit,
+};
 use crate::{
-    agent::adaptive::{Move, Shares, Signs, TRIES, smaller, smoothed_over},
+    agent::{
+        adaptive::{Move, Shares, Signs, TRIES, smaller, smoothed_over},
+        history::ShareOf,
+    },
     dataplane::Dataplane,
     health::Target,
     model::{Adaptive, Backend, Service, ServiceId, Signals},
@@ -37,6 +45,8 @@ pub(super) struct Adapting {
     left: bool,
     /// Shares before the last looks, of pools of which the maps have not taken the new ones yet.
     before: BTreeMap<ServiceId, Shares>,
+    /// Shares in percent under the agent before this one, until pools are taken up.
+    former: BTreeMap<Key, u16>,
 }
 
 #[derive(Debug, Clone)]
@@ -78,6 +88,24 @@ impl Adapting {
     /// The shares of a pool whose weights follow anything.
     pub(super) fn shares(&self, lead: ServiceId) -> Option<&Shares> {
         self.pools.get(&lead).map(|pool| &pool.shares)
+    }
+
+    /// Backends that have another share than all.
+    pub(super) fn all(&self) -> impl Iterator<Item = ShareOf> {
+        let pools = self.pools.iter();
+        pools.flat_map(|(&service, pool)| {
+            let shares = pool.shares.all().filter(|&(_, percent)| percent != 100);
+            shares.map(move |(backend, percent)| ShareOf {
+                service,
+                backend,
+                percent,
+            })
+        })
+    }
+
+    /// Takes up one of these from the agent before this one.
+    pub(super) fn take_up(&mut self, key: Key, percent: u16) {
+        self.former.insert(key, percent);
     }
 
     /// The maps have the shares as they are.
@@ -133,6 +161,7 @@ impl<D: Dataplane> Core<D> {
             pool.shares.bound(policy);
             self.known.adapting.pools.insert(lead, pool);
         }
+        self.known.adapting.former.clear();
     }
 
     /// How a pool's weights change, if they do: as its service says, or back to what is configured as it said before.
@@ -183,6 +212,15 @@ impl<D: Dataplane> Core<D> {
             counted: now,
             status: AdaptivePoolStatus::default(),
         };
+        let former = &self.known.adapting.former;
+        let kept: Vec<_> = former.range(of_pool(service.id)).collect();
+        if !kept.is_empty() {
+            for (&(_, address), &percent) in kept {
+                let share = f64::from(percent) / 100.0;
+                pool.shares.find(address, share, policy, now);
+            }
+            return pool;
+        }
         // What an agent asked for is part of the weights that are found, and will be asked for again.
         let asks = service.hears_agents() || !service.has_agents();
         let resumes = self.resumes() && asks;

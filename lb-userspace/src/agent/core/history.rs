@@ -6,7 +6,7 @@ use lb_common::tables::Tick;
 
 use super::{Core, forced::Key, known::Down};
 use crate::{
-    agent::history::{AskedOf, DownOf, EjectionsOf, FlapsOf, ForcedOf, History, TierOf},
+    agent::history::{AskedOf, DownOf, EjectionsOf, FlapsOf, ForcedOf, History, TierOf, WaitingOf},
     dataplane::Dataplane,
     model::{Admin, FlapDamping, Passive, Service, ServiceId},
     plan::ticks,
@@ -68,6 +68,8 @@ impl<D: Dataplane> Core<D> {
                 backend,
                 asked,
             });
+        let waiting = known.slow.waiting();
+        let waiting = waiting.map(|(service, backend)| WaitingOf { service, backend });
         History {
             flaps: flaps.collect(),
             ejections: known.outliers.ejections().collect(),
@@ -75,6 +77,8 @@ impl<D: Dataplane> Core<D> {
             forced: forced.collect(),
             down: down.collect(),
             asked: asked.collect(),
+            shares: known.adapting.all().collect(),
+            waiting: waiting.collect(),
         }
     }
 
@@ -133,6 +137,16 @@ impl<D: Dataplane> Core<D> {
                 && self.state.service(key.0).is_some_and(Service::has_agents)
             {
                 self.known.asked.insert(key, of.asked);
+            }
+        }
+        for of in history.shares {
+            if let Some(key) = self.key_of(of.service, of.backend) {
+                self.known.adapting.take_up(key, of.percent);
+            }
+        }
+        for of in history.waiting {
+            if let Some(key) = self.key_of(of.service, of.backend) {
+                self.known.slow.take_up(key);
             }
         }
     }

@@ -219,7 +219,7 @@ fn former_history(path: &Path) -> Option<History<Duration>> {
         text => text,
     };
     let read = text.map_err(anyhow::Error::from);
-    let read = read.and_then(|text| Ok(history::read(&text, SystemTime::now())?));
+    let read = read.and_then(|text| Ok(history::read(&text, store::uptime()?)?));
     let unusable = |error: &anyhow::Error| {
         let path = path.display();
         tracing::warn!(%path, "nothing is held against anybody: the history of the former agent is unusable: {error:#}");
