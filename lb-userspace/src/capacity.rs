@@ -120,7 +120,7 @@ impl Capacity {
     }
 }
 
-/// How loaded a service's pool is, where a backend takes new flows and anything of what it has is counted.
+/// How loaded a service's pool is, where anything of what its backends have is counted.
 pub fn of(status: &ServiceStatus) -> Option<Capacity> {
     let ignores_weights = status.service.scheduler.ignores_weights();
     let of = |resource| {
@@ -165,10 +165,9 @@ impl Member {
         state: BackendState,
         ignores_weights: bool,
     ) -> Self {
-        use BackendState::{Standby, Starting, Suspect, Up};
         Self {
-            takes: matches!(state, Starting | Up | Suspect) || status.used_in_panic,
-            stands_by: state == Standby,
+            takes: state.takes_flows(status.drain.is_some(), status.used_in_panic),
+            stands_by: state == BackendState::Standby,
             tier: status.backend.tier,
             weight: match ignores_weights {
                 true => WHOLE_WEIGHT,
@@ -184,7 +183,13 @@ fn assess(members: &[Member], panics: bool) -> Option<Use> {
     let takers: Vec<Member> = members.iter().copied().filter(|m| m.takes).collect();
     let load = total(takers.iter().map(|m| m.load))?;
     if takers.is_empty() {
-        return None;
+        return is_known(members).then_some(Use {
+            load,
+            most: Some(0),
+            utilisation: None,
+            imbalance: None,
+            headroom: Some(0),
+        });
     }
     let most = total(takers.iter().map(|m| m.most));
     Some(Use {
@@ -222,6 +227,11 @@ fn imbalance(takers: &[Member]) -> Option<u64> {
         members.iter().filter_map(over).max()
     };
     tiers.values().filter_map(of_tier).max()
+}
+
+/// Whether there is anybody, and everybody says how much it carries.
+fn is_known(members: &[Member]) -> bool {
+    !members.is_empty() && members.iter().all(|member| member.most.is_some())
 }
 
 /// Nothing where somebody does not say how much it carries.
@@ -293,7 +303,29 @@ mod tests {
         };
         let capacity = assess(&[member(80, 100), standby, down], false).unwrap();
         assert_eq!((capacity.most, capacity.headroom), (Some(100), Some(1)));
-        assert_eq!(assess(&[standby, down], false), None);
+    }
+
+    #[test]
+    fn who_has_to_pass_a_check_first_takes_nothing_and_who_is_among_the_first_does() {
+        let starting = |drains, used| BackendState::Starting.takes_flows(drains, used);
+        assert!(starting(false, false));
+        assert!(!starting(true, false));
+        assert!(starting(true, true));
+    }
+
+    #[test]
+    fn a_pool_of_which_nobody_takes_flows_has_nobody_to_spare() {
+        let down = Member {
+            takes: false,
+            ..member(7, 100)
+        };
+        let capacity = assess(&[down, down], false).unwrap();
+        assert_eq!((capacity.load, capacity.headroom), (0, Some(0)));
+        assert_eq!(capacity.utilisation, None);
+        // But where nothing is said of what they carry, there is nothing to tell.
+        let unlimited = Member { most: None, ..down };
+        assert_eq!(assess(&[down, unlimited], false), None);
+        assert_eq!(assess(&[], false), None);
     }
 
     #[test]

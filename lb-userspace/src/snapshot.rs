@@ -187,6 +187,19 @@ pub enum BackendState {
     Standby,
 }
 
+impl BackendState {
+    /// Whether a backend takes new flows in this state; `drains` says whether it takes none in the maps, and `used` whether its
+    /// pool is in panic and uses it.
+    pub fn takes_flows(self, drains: bool, used: bool) -> bool {
+        match self {
+            Self::Up | Self::Suspect => true,
+            // Who has been added, or comes back, takes none before it has passed a check.
+            Self::Starting => !drains || used,
+            Self::Down | Self::Draining | Self::Maintenance | Self::Standby => used,
+        }
+    }
+}
+
 /// A backend's state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Standing {

@@ -16,8 +16,8 @@ use std::{path::Path, process::Stdio, time::Duration};
 use lb_userspace::model::{Admin, BitRate, Failback, Rated, Service};
 use serde_json::{Value, json};
 use support::{
-    FakeAgent, PANICS, WEIGHT_OF_A_DRAINED, WEIGHT_OF_ONE_THAT_ADAPTS, WEIGHT_OF_ONE_THAT_GROWS,
-    WEIGHT_OF_ONE_THAT_IS_HELD, WEIGHT_OF_ONE_THAT_IS_UP,
+    FakeAgent, PANICS, WEIGHT_OF_A_DRAINED, WEIGHT_OF_A_STANDBY, WEIGHT_OF_ONE_THAT_ADAPTS,
+    WEIGHT_OF_ONE_THAT_GROWS, WEIGHT_OF_ONE_THAT_IS_HELD, WEIGHT_OF_ONE_THAT_IS_UP,
 };
 use tokio::{io::AsyncReadExt as _, process::Command, time::timeout};
 
@@ -481,6 +481,22 @@ async fn backends_are_forced_down_and_up_and_that_is_undone() {
         .await;
         assert!(line.contains(part), "{line}");
         assert_eq!(web(&agent).backends[0].admin, admin);
+    }
+}
+
+#[tokio::test]
+async fn who_is_kept_out_by_something_else_is_not_said_to_take_flows_once_nobody_does() {
+    let weighed = |weight| WEB.replace("weight = 3", &format!("weight = {weight}"));
+    for (weight, line) in [
+        (
+            WEIGHT_OF_A_STANDBY,
+            "is active: it takes no new flows yet, being standby: tier 1 is not needed",
+        ),
+        (WEIGHT_OF_ONE_THAT_IS_UP, "is active: it takes new flows"),
+    ] {
+        let agent = FakeAgent::start(&weighed(weight));
+        let said = succeed(&agent, "backend undrain 10.0.0.1:80/tcp 10.1.0.3:81").await;
+        assert!(said.contains(line), "{said}");
     }
 }
 

@@ -41,6 +41,8 @@ pub const WEIGHT_OF_AN_AGENT: u16 = 77;
 pub const WEIGHT_OF_A_DRAINED: u16 = 66;
 /// Backends of this weight are known to be up.
 pub const WEIGHT_OF_ONE_THAT_IS_UP: u16 = 55;
+/// Backends of this weight stand by.
+pub const WEIGHT_OF_A_STANDBY: u16 = 22;
 /// Backends of this weight have failed three times and are kept out.
 pub const WEIGHT_OF_ONE_THAT_IS_HELD: u16 = 33;
 /// Backends of this weight have 26% of it, by how they fare.
@@ -384,14 +386,15 @@ fn signs() -> PassiveStatus {
 }
 
 fn standing(weight: u16) -> Option<Standing> {
-    let state = match weight {
-        WEIGHT_OF_A_DRAINED => BackendState::Draining,
-        WEIGHT_OF_ONE_THAT_IS_UP => BackendState::Up,
+    let (state, reason) = match weight {
+        WEIGHT_OF_A_DRAINED => (BackendState::Draining, "by hand"),
+        WEIGHT_OF_ONE_THAT_IS_UP => (BackendState::Up, "by hand"),
+        WEIGHT_OF_A_STANDBY => (BackendState::Standby, "tier 1 is not needed"),
         _ => return None,
     };
     Some(Standing {
         state,
-        reason: "by hand".to_owned(),
+        reason: reason.to_owned(),
         since: SystemTime::now() - Duration::from_secs(330),
     })
 }

@@ -8,7 +8,9 @@ use std::{
 use lb_userspace::{
     api::{
         client::Client,
-        dto::{Backend, Changed, CheckStatus, Condition, EditBackend, NewBackend, Service},
+        dto::{
+            Backend, Changed, CheckStatus, Condition, EditBackend, NewBackend, Service, Standing,
+        },
     },
     model::{Admin, BitRate, ServiceId, name_of},
 };
@@ -135,13 +137,32 @@ async fn set_state(client: &Client, target: &Target, state: Admin) -> Done {
     let changed = client.edit_backend(service, address, &edit).await?;
     let line = match state {
         Admin::Draining => "drains: it takes no new flows",
-        Admin::Active => "is active: it takes new flows",
+        Admin::Active => return Ok((changed, activated(client, target).await?)),
         Admin::Maintenance => "is in maintenance: it takes no new flows and is not checked",
         Admin::Down => "is down until `lbctl backend undrain`, whatever its checks say",
         Admin::Up => "is up until `lbctl backend undrain`, whatever its checks say",
     };
     let line = format!("backend {address} of {service} {line}");
     Ok((changed, line))
+}
+
+/// What has come of it that nobody keeps a backend from taking flows any more: something else may.
+async fn activated(client: &Client, target: &Target) -> Result<String, Failure> {
+    let Target { service, address } = *target;
+    let backends = client.backends(service).await?;
+    let backend = backends
+        .into_iter()
+        .find(|b| b.address == address && !b.leaving);
+    let kept_out = backend.and_then(|backend| {
+        let Standing { state, reason, .. } = backend.standing?;
+        let (drains, used) = (backend.drain.is_some(), backend.used_in_panic);
+        let state = (!state.takes_flows(drains, used)).then(|| name_of(state))?;
+        Some(format!(
+            "it takes no new flows yet, being {state}: {reason}"
+        ))
+    });
+    let takes = kept_out.unwrap_or_else(|| "it takes new flows".to_owned());
+    Ok(format!("backend {address} of {service} is active: {takes}"))
 }
 
 async fn weigh(client: &Client, target: &Target, weight: u16) -> Done {
