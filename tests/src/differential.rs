@@ -33,7 +33,7 @@ use lb_common::{
 use lb_userspace::{
     agent::Core,
     dataplane::{
-        Capacity, Dataplane, DataplaneError, FlowTables, Operation,
+        Capacity, Dataplane, DataplaneError, FlowTables, Operation, Wait,
         bpf::{EarlyFragments, LoadOptions, Maps, Program},
         memory::MemoryDataplane,
     },
@@ -89,6 +89,10 @@ impl Dataplane for Twin {
         let operations: Vec<Operation> = operations.iter().map(slowed).collect();
         self.memory.execute(&operations)?;
         self.maps.execute(&operations)
+    }
+
+    fn grace(&self) -> Wait {
+        self.maps.grace()
     }
 
     fn read(&self) -> Result<MemoryTables, DataplaneError> {

@@ -11,6 +11,7 @@ mod forced;
 mod history;
 mod known;
 mod loads;
+mod meanwhile;
 mod outliers;
 mod panic;
 mod pools;
@@ -36,6 +37,7 @@ use self::{
     announce::Announcing,
     drain::Stills,
     known::{Down, Known},
+    meanwhile::{Heard, Inbox, Marks},
     pools::Pools,
     standing::Told,
     ways::NoWays,
@@ -125,7 +127,13 @@ pub struct Core<D> {
     unread: bool,
     /// A plan was begun and did not come to its end, nor has one since.
     behind: bool,
-    state: State,
+    /// Where news of checks comes in, if it is listened to.
+    inbox: Option<Inbox>,
+    /// What of it came while the agent was about something else.
+    heard: Heard,
+    /// What the plan that is under way must not give back.
+    marks: Marks,
+    state: Arc<State>,
     /// The state has been asked for. Until then, what serves in the maps is not to be taken for unwanted.
     told: bool,
     /// The state was edited since the maps were written.
@@ -139,14 +147,14 @@ pub struct Core<D> {
     /// What the agent before this one knew, until the state is told.
     former: Option<History<Duration>>,
     /// The state as that would have it, where that is another.
-    adapted: Option<State>,
+    adapted: Option<Arc<State>>,
     census: Census,
     /// The plan after the last sweep has settled slots.
     has_settled: bool,
-    next_hops: BTreeMap<IpAddr, NextHop>,
+    next_hops: Arc<BTreeMap<IpAddr, NextHop>>,
     /// Addresses that are known to have none.
     no_ways: NoWays,
-    own_addresses: BTreeSet<IpAddr>,
+    own_addresses: Arc<BTreeSet<IpAddr>>,
     /// What VIPs are announced by.
     announcing: Announcing,
     /// Devices that stand over others.
@@ -169,8 +177,11 @@ impl<D: Dataplane> Core<D> {
             layout: Arc::new(Layout::new(dataplane.capacity())),
             unread: true,
             behind: false,
+            inbox: None,
+            heard: Heard::default(),
+            marks: Marks::default(),
             dataplane,
-            state: State::default(),
+            state: Arc::default(),
             told: false,
             edited: false,
             chronicle: Told::default(),
@@ -180,9 +191,9 @@ impl<D: Dataplane> Core<D> {
             adapted: None,
             census: Census::default(),
             has_settled: false,
-            next_hops: BTreeMap::new(),
+            next_hops: Arc::default(),
             no_ways: NoWays::default(),
-            own_addresses: BTreeSet::new(),
+            own_addresses: Arc::default(),
             announcing: Announcing::default(),
             devices: Devices::default(),
             vlans: Vlans::default(),
@@ -278,7 +289,7 @@ impl<D: Dataplane> Core<D> {
         // A new configuration means what it says; a setting is not worth a connection.
         let keeps_flows = matches!(change, Change::EditService(..) | Change::AddBackend(..));
         let next = self.state.apply(change)?;
-        let before = std::mem::replace(&mut self.state, next);
+        let before = std::mem::replace(&mut self.state, Arc::new(next));
         let known = self.known.clone();
         let untold = self.chronicle.untold();
         self.follow_leads(&before);
@@ -288,13 +299,16 @@ impl<D: Dataplane> Core<D> {
         if let Some(id) = released {
             self.known.tiers.release(self.state.lead(id));
         }
+        self.keep_heard(true);
         if let Err(error) = self.enforce_after(None, keeps_flows) {
             (self.state, self.known) = (before, known);
-            self.adapt();
             self.chronicle.unsay(untold);
+            self.hear_again();
+            self.adapt();
             self.put_back();
             return Err(error);
         }
+        self.keep_heard(false);
         self.told = true;
         self.chronicle.touch_all();
         self.known.retain(&self.keys());
@@ -374,6 +388,7 @@ impl<D: Dataplane> Core<D> {
             let adopted = self.adopt();
             adopted.map_err(|error| ChangeError::Kernel(error.to_string()))?;
         }
+        self.heard.turned = false;
         self.adapt();
         let mut done = self.attempt(census, keeps_flows)?;
         if let Err(error @ DataplaneError::Overtaken(_)) = &done {
@@ -415,6 +430,8 @@ impl<D: Dataplane> Core<D> {
         census: Option<&Census>,
         keeps_flows: bool,
     ) -> Result<Result<Outcome, DataplaneError>, ChangeError> {
+        // From here on, what is heard is news to the plan.
+        self.marks = Marks::default();
         let down = self.liveness();
         let (overflows, traffic) = if census.is_some() {
             (self.overflows()?, self.traffic()?)
@@ -424,26 +441,30 @@ impl<D: Dataplane> Core<D> {
         let links = self.announcing.links();
         let no_ways = self.no_ways.counting();
         // What the network has may not stand in the way of failures while programs are loaded for it.
-        let (takes_tags, none) = (self.lacks() == 0, Devices::default());
+        let takes_tags = self.lacks() == 0;
+        let devices = takes_tags.then(|| self.devices.clone());
+        let state = Arc::clone(self.adapted.as_ref().unwrap_or(&self.state));
+        let (next_hops, own_addresses) = (self.next_hops.clone(), self.own_addresses.clone());
+        let sampling = self.known.outliers.sampling.clone();
         let inputs = Inputs {
             links: &links,
-            devices: if takes_tags { &self.devices } else { &none },
+            devices: &devices.unwrap_or_default(),
             vlans: takes_tags && self.vlans == Vlans::On,
-            state: self.adapted.as_ref().unwrap_or(&self.state),
+            state: &state,
             down: &down,
-            next_hops: &self.next_hops,
+            next_hops: &next_hops,
             no_ways: &no_ways,
-            own_addresses: &self.own_addresses,
+            own_addresses: &own_addresses,
             tunnel: self.tunnel,
             unknown_port: self.unknown_port,
             now: self.dataplane.now(),
             census,
             overflows: &overflows,
             traffic: &traffic,
-            sampling: &self.known.outliers.sampling,
+            sampling: &sampling,
             keeps_flows,
         };
-        let plan = plan::plan(&self.layout, &inputs)?;
+        let plan = self.make(&Arc::clone(&self.layout), &inputs)?;
         if plan.features & !self.dataplane.features() != 0 {
             return Err(ChangeError::NotLoaded(plan.features));
         }
@@ -456,12 +477,14 @@ impl<D: Dataplane> Core<D> {
 
     fn carry_out(&mut self, mut plan: Plan) -> Result<Outcome, DataplaneError> {
         self.behind = true;
+        self.marks.expect(&plan.operations);
         let [aside, rest] = plan.take_steps();
-        self.dataplane.execute(&aside)?;
+        self.execute_of(aside, &mut plan.layout)?;
         // Planning and writing have taken their time, and this may be the last that the agent does.
         self.restamp(&mut plan)?;
-        self.dataplane.execute(&rest)?;
+        self.execute_of(rest, &mut plan.layout)?;
         self.restamp(&mut plan)?;
+        self.keep_marks(&mut plan.layout)?;
         self.take_on(plan.layout);
         self.behind = false;
         Ok(match plan.put_off {
@@ -602,7 +625,7 @@ impl<D: Dataplane> Core<D> {
         &mut self,
         pools: impl IntoIterator<Item = AddressPool>,
     ) -> Result<(), ModelError> {
-        self.state = State::with_pools(pools, [], [])?;
+        self.state = Arc::new(State::with_pools(pools, [], [])?);
         Ok(())
     }
 
@@ -635,8 +658,8 @@ impl<D: Dataplane> Core<D> {
                         "answers to some addresses of this host may be rewritten"
                     );
                 }
-                let changed = self.own_addresses != addresses;
-                self.own_addresses = addresses;
+                let changed = *self.own_addresses != addresses;
+                self.own_addresses = Arc::new(addresses);
                 changed
             }
             Update::Ports(ports) => {
@@ -661,7 +684,8 @@ impl<D: Dataplane> Core<D> {
                 if missed {
                     self.chronicle.touch_all();
                 }
-                self.next_hops.insert(address, next_hop) != Some(next_hop) || missed
+                let hops = Arc::make_mut(&mut self.next_hops);
+                hops.insert(address, next_hop) != Some(next_hop) || missed
             }
             Update::NextHop {
                 address,
@@ -671,13 +695,15 @@ impl<D: Dataplane> Core<D> {
                 let reason = reason.unwrap_or_default();
                 tracing::warn!(%address, reason, "no next hop");
                 self.no_ways.miss(address, reason, self.dataplane.now());
-                self.next_hops.remove(&address).is_some()
+                Arc::make_mut(&mut self.next_hops)
+                    .remove(&address)
+                    .is_some()
             }
             Update::Forgotten(addresses) => {
                 // One that is wanted again is about to be told anew.
                 let wanted = self.watched();
                 for address in addresses.difference(&wanted) {
-                    self.next_hops.remove(address);
+                    Arc::make_mut(&mut self.next_hops).remove(address);
                     self.no_ways.find(*address);
                 }
                 false

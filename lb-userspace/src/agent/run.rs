@@ -53,10 +53,8 @@ const SWEEP_RETRIES: u32 = 8;
 pub struct Sources {
     /// Asked through [`super::Handle`].
     pub requests: mpsc::Receiver<Request>,
-    /// Runs the checks.
+    /// Runs the checks, whose news the core listens to ([`Core::listen`]).
     pub checker: Checker,
-    /// Their news.
-    pub health: mpsc::Receiver<Event>,
     /// Resolves next hops.
     pub resolver: Resolver,
     /// Its news.
@@ -112,7 +110,7 @@ pub async fn run<D: Dataplane>(
         tokio::select! {
             biased;
             () = &mut shutdown => return agent.remember(),
-            Some(event) = agent.sources.health.recv() => agent.on_health(event),
+            Some(event) = agent.core.news() => agent.on_health(event),
             Some(update) = agent.sources.network.recv() => agent.on_network(update),
             Some(request) = agent.sources.requests.recv() => agent.on_request(request),
             Some(conflict) = agent.sources.conflicts.recv() => agent.core.claimed(conflict),
@@ -121,6 +119,7 @@ pub async fn run<D: Dataplane>(
             () = sleep_until(wake.unwrap_or(start)), if wake.is_some() => {}
         }
         agent.give_turns();
+        agent.follow_news();
         let now = Instant::now();
         start_until = start_until.filter(|&until| until > now);
         agent.on_deadlines(now);
@@ -202,13 +201,15 @@ impl<D: Dataplane> Running<D> {
         let step = self.core.is_ramping().then_some(self.step);
         let watch = self.core.watches().then_some(self.watch);
         let (age, look) = (Some(self.age), Some(self.look));
-        let own = [self.retry, sweep, age, look, step, watch, start];
+        // Of what came while a plan was under way, the rings have yet to follow.
+        let heard = self.core.has_heard().then(Instant::now);
+        let own = [self.retry, sweep, age, look, step, watch, start, heard];
         waiting.chain(own.into_iter().flatten()).min()
     }
 
     /// One turn for everybody who has something to say.
     fn give_turns(&mut self) {
-        if let Ok(event) = self.sources.health.try_recv() {
+        if let Some(event) = self.core.news_at_hand() {
             self.on_health(event);
         }
         if let Ok(update) = self.sources.network.try_recv() {
@@ -230,7 +231,7 @@ impl<D: Dataplane> Running<D> {
 
     /// Does what is due.
     fn on_deadlines(&mut self, now: Instant) {
-        if self.retry.is_some_and(|at| at <= now) {
+        if self.retry.is_some_and(|at| at <= now) || self.core.has_heard() {
             self.enforce();
         }
         if self.age <= now {
@@ -337,25 +338,10 @@ impl<D: Dataplane> Running<D> {
         }
     }
 
-    /// All news that is there, then one plan for all of it. What comes meanwhile has to wait.
+    /// All news that is there, then one plan for all of it. What comes meanwhile takes effect, and what else follows from it
+    /// has to wait.
     fn on_health(&mut self, event: Event) {
-        let others = self.sources.health.len();
-        let mut news = vec![event];
-        let mut of = BTreeSet::from([news[0].target]);
-        let mut changed = false;
-        for _ in 0..others {
-            let Ok(event) = self.sources.health.try_recv() else {
-                break;
-            };
-            // Of one backend it is told what came in between, too.
-            if !of.insert(event.target) {
-                of = BTreeSet::from([event.target]);
-                changed |= self.note(std::mem::take(&mut news));
-                self.core.observe(SystemTime::now());
-            }
-            news.push(event);
-        }
-        if self.note(news) || changed {
+        if self.core.hear(event) {
             self.enforce();
         }
     }
@@ -373,7 +359,6 @@ impl<D: Dataplane> Running<D> {
                 tracing::debug!(%early, "not drained yet");
             }
         }
-        changed
     }
 
     /// A backend says that it has no flow left: a sweep shows whether none is recorded either.
@@ -638,6 +623,9 @@ impl<D: Dataplane> Running<D> {
 #[cfg(test)]
 #[path = "run_load_tests.rs"]
 mod load_tests;
+#[cfg(test)]
+#[path = "run_meanwhile_tests.rs"]
+mod meanwhile_tests;
 #[cfg(test)]
 #[path = "run_tests.rs"]
 mod tests;

@@ -101,11 +101,11 @@ impl Agent {
             asked: asking,
             fates: Mutex::new(told),
         });
-        let core = Core::new("loading".to_owned(), Tunnel::default(), memory).unwrap();
+        let mut core = Core::new("loading".to_owned(), Tunnel::default(), memory).unwrap();
+        core.listen(health, SystemTime::now);
         let sources = Sources {
             requests,
             checker: Checker::new(events.clone(), 1),
-            health,
             resolver: Resolver::idle(),
             network,
             announcer: Announcer::idle(),

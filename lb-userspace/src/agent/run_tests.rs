@@ -4,7 +4,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering},
     },
 };
 
@@ -20,7 +20,7 @@ use super::*;
 use crate::{
     agent::Handle,
     config::Tunnel,
-    dataplane::{Capacity, FlowTables, Operation, memory::MemoryDataplane},
+    dataplane::{Capacity, FlowTables, Operation, Wait, memory::MemoryDataplane},
     health::Target,
     model::{Admin, Backend, Mode, Service},
     plan::Ring,
@@ -31,10 +31,10 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Maps, and checks that have more news whenever one has been heard.
-struct Flood {
-    memory: MemoryDataplane,
+pub(super) struct Flood {
+    pub(super) memory: MemoryDataplane,
     event: Event,
-    events: mpsc::Sender<Event>,
+    pub(super) events: mpsc::Sender<Event>,
     over: Arc<AtomicBool>,
     faults: Arc<Faults>,
 }
@@ -49,9 +49,19 @@ impl Programs for NoPrograms {
     }
 }
 
-/// What is to go wrong, how often, and when sweeps began.
+/// What is to go wrong, how often, and when sweeps began; what checks say while a plan is carried out.
 #[derive(Default)]
-struct Faults {
+pub(super) struct Faults {
+    /// Lists of operations so far, and waits.
+    pub(super) executed: AtomicUsize,
+    /// What they say while that one of them is carried out.
+    pub(super) told: Mutex<Option<(usize, Event)>>,
+    /// What they say in the next wait, which is over once a backend is marked or no patience is left.
+    pub(super) told_in_wait: Mutex<Option<Event>>,
+    /// A backend was marked.
+    marked: AtomicBool,
+    /// And before that wait was over.
+    pub(super) in_time: AtomicBool,
     panics: AtomicU32,
     refusals: AtomicU32,
     sweeps: Mutex<Vec<Instant>>,
@@ -62,6 +72,32 @@ impl Faults {
         let one_less = |left: u32| left.checked_sub(1);
         left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less)
             .is_ok()
+    }
+
+    /// One more operation is carried out.
+    fn execute(&self, events: &mpsc::Sender<Event>) {
+        let number = self.executed.fetch_add(1, Ordering::Relaxed);
+        let mut told = self.told.lock().unwrap();
+        if told.as_ref().is_some_and(|(at, _)| *at == number)
+            && let Some((_, event)) = told.take()
+        {
+            events.try_send(event).unwrap();
+        }
+    }
+
+    fn wait(&self, events: &mpsc::Sender<Event>) {
+        self.execute(events);
+        let Some(event) = self.told_in_wait.lock().unwrap().take() else {
+            return;
+        };
+        self.marked.store(false, Ordering::Release);
+        events.try_send(event).unwrap();
+        let begun = SystemTime::now();
+        let is_marked = || self.marked.load(Ordering::Acquire);
+        while !is_marked() && begun.elapsed().unwrap() < PATIENCE {
+            std::thread::yield_now();
+        }
+        self.in_time.store(is_marked(), Ordering::Release);
     }
 
     /// From each sweep to the next.
@@ -152,10 +188,23 @@ impl Dataplane for Flood {
     }
 
     fn execute(&mut self, operations: &[Operation]) -> Result<(), DataplaneError> {
+        self.faults.execute(&self.events);
         if Faults::is_due(&self.faults.refusals) {
             return Err(DataplaneError::Overtaken(0));
         }
+        let mark = |operation: &Operation| matches!(operation, Operation::State(..));
+        if operations.iter().any(mark) {
+            self.faults.marked.store(true, Ordering::Release);
+        }
         self.memory.execute(operations)
+    }
+
+    fn grace(&self) -> Wait {
+        let (faults, events) = (Arc::clone(&self.faults), self.events.clone());
+        Box::new(move || {
+            faults.wait(&events);
+            Ok(())
+        })
     }
 
     fn read(&self) -> Result<MemoryTables, DataplaneError> {
@@ -209,7 +258,7 @@ impl Dataplane for Flood {
 }
 
 /// Ends the flood, also where a test fails.
-struct Dam(Arc<AtomicBool>);
+pub(super) struct Dam(Arc<AtomicBool>);
 
 impl Drop for Dam {
     fn drop(&mut self) {
@@ -217,7 +266,7 @@ impl Drop for Dam {
     }
 }
 
-fn backend(n: u8) -> Backend {
+pub(super) fn backend(n: u8) -> Backend {
     Backend {
         address: SocketAddr::from(([10, 1, 0, n], 80)),
         weight: 1,
@@ -229,7 +278,7 @@ fn backend(n: u8) -> Backend {
     }
 }
 
-fn service() -> Service {
+pub(super) fn service() -> Service {
     Service {
         backends: vec![backend(1), backend(2)],
         ..Service::new("10.0.0.1:80/tcp".parse().unwrap(), Mode::Ipip)
@@ -237,7 +286,10 @@ fn service() -> Service {
 }
 
 /// An agent that never hears the end of a backend that is down.
-fn flooded(requests: mpsc::Receiver<Request>, faults: Arc<Faults>) -> (Core<Flood>, Sources, Dam) {
+pub(super) fn flooded(
+    requests: mpsc::Receiver<Request>,
+    faults: Arc<Faults>,
+) -> (Core<Flood>, Sources, Dam) {
     let (events, health) = mpsc::channel(8);
     let over = Arc::new(AtomicBool::new(false));
     let target = Target {
@@ -255,10 +307,10 @@ fn flooded(requests: mpsc::Receiver<Request>, faults: Arc<Faults>) -> (Core<Floo
     };
     let mut core = Core::new("flood".to_owned(), Tunnel::default(), flood).unwrap();
     core.change(Change::AddService(service())).unwrap();
+    core.listen(health, SystemTime::now);
     let sources = Sources {
         requests,
         checker: Checker::new(events, 1),
-        health,
         resolver: Resolver::idle(),
         network: mpsc::channel(1).1,
         announcer: Announcer::idle(),
@@ -292,9 +344,9 @@ async fn a_flood_of_news_starves_neither_requests_nor_deadlines() {
 async fn pauses(prepare: impl FnOnce(&Faults)) -> Vec<Duration> {
     let faults = Arc::new(Faults::default());
     let (_handle, requests) = Handle::new();
-    let (core, mut sources, dam) = flooded(requests, Arc::clone(&faults));
+    let (mut core, sources, dam) = flooded(requests, Arc::clone(&faults));
     drop(dam);
-    while sources.health.try_recv().is_ok() {}
+    while core.news_at_hand().is_some() {}
     faults.sweeps.lock().unwrap().clear();
     prepare(&faults);
     let (stop, stopped) = oneshot::channel::<()>();
@@ -329,13 +381,19 @@ async fn sweeps_that_always_fail_are_tried_again_soon_so_many_times_and_then_whe
     assert_eq!(pauses[soon], SWEEP);
 }
 
-/// The core of an agent, two backends of which have news, and nothing else to do.
-fn with_news(news: &[(u8, Condition)]) -> (Running<Flood>, Dam) {
+/// The core of an agent at rest.
+pub(super) fn at_rest(faults: Arc<Faults>) -> (Running<Flood>, Dam) {
     let (_, requests) = Handle::new();
-    let (core, sources, dam) = flooded(requests, Arc::default());
+    let (core, sources, dam) = flooded(requests, faults);
     dam.0.store(true, Ordering::Relaxed);
     let mut agent = Running::new(core, sources);
-    while agent.sources.health.try_recv().is_ok() {}
+    while agent.core.news_at_hand().is_some() {}
+    (agent, dam)
+}
+
+/// The same, two backends of which have news.
+fn with_news(news: &[(u8, Condition)]) -> (Running<Flood>, Dam) {
+    let (agent, dam) = at_rest(Arc::default());
     let events = agent.core.dataplane().events.clone();
     for &(n, condition) in news {
         let target = Target {
@@ -347,20 +405,14 @@ fn with_news(news: &[(u8, Condition)]) -> (Running<Flood>, Dam) {
     (agent, dam)
 }
 
-#[tokio::test]
-async fn who_goes_down_and_comes_up_before_the_agent_looks_is_told_to_have_done_both() {
+/// What backend 1 has been told to have turned to.
+fn turns_of_first(agent: &Running<Flood>) -> Vec<BackendState> {
     let all = EventFilter {
         service: None,
         after: None,
         epoch: None,
         limit: usize::MAX,
     };
-    use Condition::{Down, Up};
-    let (mut agent, _dam) = with_news(&[(1, Up), (2, Up), (1, Down), (2, Up), (1, Up)]);
-    agent.core.observe(SystemTime::now());
-    let first = agent.sources.health.try_recv().unwrap();
-    agent.on_health(first);
-    agent.core.observe(SystemTime::now());
     let told = agent.core.events(&all).events.into_iter();
     let of_first = told.filter_map(|event| match event.what {
         Happened::Turned {
@@ -368,12 +420,41 @@ async fn who_goes_down_and_comes_up_before_the_agent_looks_is_told_to_have_done_
         } => (of == backend(1).address).then_some(to),
         _ => None,
     });
+    of_first.collect()
+}
+
+#[tokio::test]
+async fn who_goes_down_and_comes_up_before_the_agent_looks_is_told_to_have_done_both() {
+    use Condition::{Down, Up};
+    let (mut agent, _dam) = with_news(&[(1, Up), (2, Up), (1, Down), (2, Up), (1, Up)]);
+    agent.core.observe(SystemTime::now());
+    let first = agent.core.news_at_hand().unwrap();
+    agent.on_health(first);
+    agent.core.observe(SystemTime::now());
     use BackendState as State;
-    assert_eq!(
-        of_first.collect::<Vec<_>>(),
-        [State::Up, State::Down, State::Up]
-    );
-    assert!(agent.sources.health.try_recv().is_err(), "all was heard");
+    let turns = [State::Up, State::Down, State::Up];
+    assert_eq!(turns_of_first(&agent), turns);
+    assert!(agent.core.news_at_hand().is_none(), "all was heard");
+}
+
+#[tokio::test]
+async fn who_goes_down_and_comes_up_between_two_turns_is_told_to_have_done_both() {
+    let (mut agent, _dam) = with_news(&[(1, Condition::Up)]);
+    agent.core.observe(SystemTime::now());
+    agent.give_turns();
+    let target = Target {
+        service: service().id,
+        address: backend(1).address,
+    };
+    for condition in [Condition::Down, Condition::Up] {
+        let events = agent.core.dataplane().events.clone();
+        events.try_send(Event::new(target, condition)).unwrap();
+        agent.give_turns();
+    }
+    agent.core.observe(SystemTime::now());
+    use BackendState as State;
+    let turns = [State::Up, State::Down, State::Up];
+    assert_eq!(turns_of_first(&agent), turns);
 }
 
 #[tokio::test]

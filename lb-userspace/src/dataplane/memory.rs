@@ -14,7 +14,7 @@ use lb_common::{
     },
 };
 
-use super::{Capacity, Dataplane, DataplaneError, FlowTables, Operation};
+use super::{Capacity, Dataplane, DataplaneError, FlowTables, Operation, Wait};
 use crate::plan::Ring;
 
 /// Carries operations out on [`MemoryTables`], after every one of which a test may look.
@@ -180,6 +180,10 @@ impl Dataplane for MemoryDataplane {
             self.apply(operation);
         }
         Ok(())
+    }
+
+    fn grace(&self) -> Wait {
+        Box::new(|| Ok(()))
     }
 
     fn read(&self) -> Result<MemoryTables, DataplaneError> {

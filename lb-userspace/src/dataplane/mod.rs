@@ -320,6 +320,9 @@ pub trait Programs: std::fmt::Debug + Send + Sync {
     fn load(&self, features: u32) -> Result<(), DataplaneError>;
 }
 
+/// Returns once no packet in flight can have seen what was in force when it was called.
+pub type Wait = Box<dyn Fn() -> Result<(), DataplaneError> + Send + Sync>;
+
 /// Who carries out operations.
 pub trait Dataplane: Send {
     /// Elements of its maps.
@@ -333,6 +336,9 @@ pub trait Dataplane: Send {
     /// # Errors
     /// The first that failed; those before it are done.
     fn execute(&mut self, operations: &[Operation]) -> Result<(), DataplaneError>;
+
+    /// What waits as [`Operation::Grace`] does, on whichever thread.
+    fn grace(&self) -> Wait;
 
     /// What the maps hold; rings are left out.
     ///

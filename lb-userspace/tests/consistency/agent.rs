@@ -4,7 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use lb_common::tables::HASH_KEY_WORDS;
@@ -18,6 +18,7 @@ use lb_userspace::{
     plan::ticks,
     snapshot::Condition,
 };
+use tokio::sync::mpsc;
 
 use crate::{
     flow::Time,
@@ -173,8 +174,43 @@ impl Simulation {
     /// Tells the agent what a check of a server says; whether the rings must follow. Nobody checks a server
     /// in maintenance.
     pub fn tell(&mut self, service: usize, address: SocketAddr, up: bool, dead: bool) -> bool {
-        if self.is_maintained(service, address) {
+        let gap = self.stage.world().offers[service].gap;
+        let Some(event) = self.found(service, address, up, dead) else {
             return false;
+        };
+        let follows = self.core.health(event);
+        let dies = !up || self.may_panic(service);
+        self.stage.world().offers[service].gap = gap || (follows && dies);
+        follows
+    }
+
+    /// The same while a plan is under way, when so many of its operations have been carried out, or else right after it.
+    pub fn enforce_amid_failure(&mut self, service: usize, address: SocketAddr, after: u64) {
+        let Some(event) = self.found(service, address, false, false) else {
+            return self.enforce();
+        };
+        let (checks, news) = mpsc::channel(1);
+        self.core.listen(news, || SystemTime::UNIX_EPOCH);
+        self.stage.world().news = Some((after, checks, event));
+        self.enforce();
+        self.stage.world().offers[service].gap = true;
+        let left = self.stage.world().news.take().map(|(_, _, event)| event);
+        if let Some(event) = left.or_else(|| self.core.news_at_hand()) {
+            self.core.health(event);
+        }
+        self.enforce();
+    }
+
+    /// What a check finds, and what that means for what is promised.
+    fn found(
+        &mut self,
+        service: usize,
+        address: SocketAddr,
+        up: bool,
+        dead: bool,
+    ) -> Option<Event> {
+        if self.is_maintained(service, address) {
+            return None;
         }
         let now = self.stage.world().now;
         let server = self.servers.entry((service, address)).or_default();
@@ -185,7 +221,7 @@ impl Simulation {
         self.forsake(service);
         let dead = dead || self.sabotage == Some(Sabotage::DownIsTakenForDead);
         let id = self.services[service].id;
-        let gap = std::mem::replace(&mut self.stage.world().offers[service].gap, true);
+        self.stage.world().offers[service].gap = true;
         let target = Target {
             service: id,
             address,
@@ -195,16 +231,13 @@ impl Simulation {
             IpAddr::V4(v4) => Time::from(v4.octets()[3]),
             IpAddr::V6(v6) => Time::from(v6.octets()[15]),
         };
-        let follows = self.core.health(Event {
+        Some(Event {
             changed: true,
             dead: !up && dead,
             // Servers fare now so, now otherwise.
             smoothed: Some(Duration::from_millis(1 << (((now >> 8) + host) % 8))),
             ..Event::new(target, condition)
-        });
-        let dies = !up || self.may_panic(service);
-        self.stage.world().offers[service].gap = gap || (follows && dies);
-        follows
+        })
     }
 
     /// Whether backends of a service that are down may be used.

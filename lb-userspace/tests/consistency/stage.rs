@@ -10,7 +10,7 @@ use lb_common::{
     },
 };
 use lb_userspace::{
-    dataplane::{Capacity, Dataplane, DataplaneError, FlowTables, Operation},
+    dataplane::{Capacity, Dataplane, DataplaneError, FlowTables, Operation, Wait},
     plan::Ring,
 };
 
@@ -49,10 +49,19 @@ impl Dataplane for Stage {
         self.world().memory.capacity()
     }
 
+    fn grace(&self) -> Wait {
+        let stage = self.clone();
+        Box::new(move || stage.clone().execute(&[Operation::Grace]))
+    }
+
     fn execute(&mut self, operations: &[Operation]) -> Result<(), DataplaneError> {
         let mut guard = self.world();
         let world = &mut *guard;
         alive(world)?;
+        // Not while the agent waits, and hears it at a moment that nobody can foresee.
+        if operations != [Operation::Grace] {
+            world.tell_in_time();
+        }
         let conditional = operations
             .iter()
             .any(|op| matches!(op, Operation::Overflows(..)));

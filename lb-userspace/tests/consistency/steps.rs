@@ -274,6 +274,9 @@ impl Simulation {
             .servers
             .get(&(service, address))
             .is_some_and(|s| s.killed);
+        if step.kind == Kind::FalseAlarm && step.amount % 2 == 1 {
+            return self.alarm_amid(service, address, step);
+        }
         let follows = match step.kind {
             Kind::Down => self.tell(service, address, false, false),
             Kind::Up => !killed && self.tell(service, address, true, false),
@@ -302,6 +305,34 @@ impl Simulation {
         if follows {
             self.enforce();
         }
+    }
+
+    /// Two false alarms, of which the second comes while the rings follow the first.
+    fn alarm_amid(&mut self, service: usize, first: SocketAddr, step: Step) {
+        let next = Step {
+            choice: step.choice.wrapping_add(1),
+            ..step
+        };
+        let second = self.backend(service, next);
+        self.tell(service, first, false, false);
+        match second {
+            Some(second) => {
+                let after = u64::from(step.seed) % 32;
+                self.enforce_amid_failure(service, second, after);
+            }
+            None => self.enforce(),
+        }
+        self.stage.world().moment();
+        let alive = |simulation: &Self, address| {
+            let server = simulation.servers.get(&(service, address));
+            server.is_none_or(|server| !server.killed)
+        };
+        for address in [Some(first), second].into_iter().flatten() {
+            if alive(self, address) {
+                self.tell(service, address, true, false);
+            }
+        }
+        self.enforce();
     }
 
     fn kill(&mut self, service: usize, address: SocketAddr, killed: bool) {

@@ -15,9 +15,11 @@ use lb_common::{
 };
 use lb_userspace::{
     dataplane::{Dataplane as _, DataplaneError, Operation, memory::MemoryDataplane},
+    health::Event,
     model::{Protocol, ServiceId},
     plan,
 };
+use tokio::sync::mpsc;
 
 use crate::{
     clients::{self, Clients},
@@ -92,9 +94,20 @@ pub struct World {
     pub dead: bool,
     /// Services that lead a client to the same backend at every moment.
     pub together: Vec<ServiceId>,
+    /// What checks say once so many more operations have been carried out.
+    pub news: Option<(u64, mpsc::Sender<Event>, Event)>,
 }
 
 impl World {
+    /// One more operation is carried out: it may be time that checks say something.
+    pub fn tell_in_time(&mut self) {
+        match self.news.take() {
+            Some((0, checks, event)) => checks.try_send(event).unwrap(),
+            Some((left, checks, event)) => self.news = Some((left - 1, checks, event)),
+            None => {}
+        }
+    }
+
     /// A world without traffic so far, with clients for each of `offers` in turn.
     pub fn new(
         memory: MemoryDataplane,
@@ -123,6 +136,7 @@ impl World {
             doomed: false,
             dead: false,
             together: Vec::new(),
+            news: None,
         };
         world.set_clock();
         for number in 0..flows {

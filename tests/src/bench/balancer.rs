@@ -22,7 +22,7 @@ use lb_userspace::{
     agent::Core,
     config::Tunnel,
     dataplane::{
-        Capacity, Dataplane, DataplaneError, FlowTables, Operation,
+        Capacity, Dataplane, DataplaneError, FlowTables, Operation, Wait,
         bpf::{LoadOptions, Maps, Program, draw_hash_key},
     },
     model::{AccessList, Change, Service, ServiceId, Unserved, Vlans},
@@ -76,6 +76,10 @@ impl Dataplane for Watched {
         self.maps.execute(switch)?;
         self.switch = Some(start.elapsed());
         self.maps.execute(after)
+    }
+
+    fn grace(&self) -> Wait {
+        self.maps.grace()
     }
 
     fn read(&self) -> Result<MemoryTables, DataplaneError> {

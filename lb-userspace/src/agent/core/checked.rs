@@ -65,7 +65,7 @@ impl<D: Dataplane> Core<D> {
     fn note(&mut self, event: Event, admin: Admin, failing: &mut Vec<Failing>) -> bool {
         let key = (event.target.service, event.target.address);
         self.chronicle.touch(key);
-        let asked = self.hear(key, event.asked);
+        let asked = self.hear_agent(key, event.asked);
         let (condition, dead) = (event.condition, event.dead);
         let failed = event.checks.is_empty() || event.fails;
         let checked = Checked {
@@ -93,7 +93,7 @@ impl<D: Dataplane> Core<D> {
     }
 
     /// Takes note of what a backend's agent asks for; whether that is news.
-    fn hear(&mut self, key: Key, asked: Asked) -> bool {
+    fn hear_agent(&mut self, key: Key, asked: Asked) -> bool {
         let before = if asked == Asked::default() {
             self.known.asked.remove(&key)
         } else {
@@ -148,6 +148,7 @@ impl<D: Dataplane> Core<D> {
                 .extend(liveness.map(|liveness| (key.1, flags_left(liveness))));
         }
         for (lead, left) in left {
+            self.marks.add(lead, &left);
             self.mark_of_pool(lead, left);
         }
     }

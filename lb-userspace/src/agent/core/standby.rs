@@ -6,6 +6,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::SocketAddr,
+    sync::Arc,
 };
 
 use lb_common::tables::{Tick, state};
@@ -79,7 +80,7 @@ impl<D: Dataplane> Core<D> {
         let weighed = self.lay_weights_over(asked.as_ref().unwrap_or(&self.state));
         let weighed = weighed.or(asked);
         let tiers = self.lay_tiers_over(weighed.as_ref().unwrap_or(&self.state));
-        self.adapted = tiers.or(weighed);
+        self.adapted = tiers.or(weighed).map(Arc::new);
     }
 
     /// Whether a tier has waited long enough for its failback.

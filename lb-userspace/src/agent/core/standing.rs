@@ -81,6 +81,7 @@ impl Told {
 impl<D: Dataplane> Core<D> {
     /// Records and logs what has turned since the last time; `now` is when.
     pub fn observe(&mut self, now: SystemTime) {
+        self.heard.unobserved.clear();
         self.tell_damped();
         for (service, what, reason) in std::mem::take(&mut self.chronicle.pools) {
             match what {

@@ -166,12 +166,12 @@ impl Started {
             attached.iter().for_each(|at| warn_of_stripping(&at.name));
         }
         core.set_interfaces(attached);
+        core.listen(health, SystemTime::now);
         let (handle, requests) = Handle::new();
         let handle = handle.reporting(checker.reports());
         let sources = Sources {
             requests,
             checker,
-            health,
             resolver,
             network,
             announcer,

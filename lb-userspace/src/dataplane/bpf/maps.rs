@@ -26,7 +26,7 @@ use super::{
     mapped::Mapped,
 };
 use crate::{
-    dataplane::{Capacity, Dataplane, DataplaneError, FlowTables, Operation},
+    dataplane::{Capacity, Dataplane, DataplaneError, FlowTables, Operation, Wait},
     plan::Ring,
 };
 
@@ -470,6 +470,10 @@ impl Dataplane for Maps {
             sources: self.sources,
             sessions: self.sessions.capacity(),
         }
+    }
+
+    fn grace(&self) -> Wait {
+        Box::new(super::grace::wait)
     }
 
     fn execute(&mut self, operations: &[Operation]) -> Result<(), DataplaneError> {

@@ -165,6 +165,14 @@ pub(super) struct NewFlows {
 }
 
 impl NewFlows {
+    /// Of this service.
+    pub(super) fn of(service: ServiceId) -> Self {
+        Self {
+            frame: Frame::new(service.vip, Payload::Tcp(flags::SYN), 0, 1),
+            next: 0,
+        }
+    }
+
     /// The next one.
     fn next(&mut self) -> Vec<u8> {
         let frame = self.frame.at(self.next);
@@ -229,10 +237,7 @@ impl Bench {
             id: numbered(0),
             pool,
             backends: pool.backends(),
-            flows: NewFlows {
-                frame: Frame::new(numbered(last).vip, Payload::Tcp(flags::SYN), 0, 1),
-                next: 0,
-            },
+            flows: NewFlows::of(numbered(last)),
         })
     }
 

@@ -1,0 +1,178 @@
+//! What checks say while a plan is under way.
+
+use std::sync::atomic::Ordering;
+
+use lb_common::tables::{feature, state};
+
+use super::{
+    tests::{Dam, Faults, Flood, at_rest, backend, service},
+    *,
+};
+use crate::{
+    model::{Mode, Service},
+    neighbours::NextHop,
+    plan::Layout,
+    snapshot::Condition,
+};
+
+/// Backend 1 is in that condition, or dead.
+fn news(condition: Condition, dead: bool) -> Event {
+    news_of(1, condition, dead)
+}
+
+fn news_of(n: u8, condition: Condition, dead: bool) -> Event {
+    let target = Target {
+        service: service().id,
+        address: backend(n).address,
+    };
+    Event {
+        dead,
+        ..Event::new(target, condition)
+    }
+}
+
+/// A backend is reached by another way.
+fn way(n: u8, by: u8) -> Update {
+    Update::NextHop {
+        address: backend(n).address.ip(),
+        next_hop: Some(NextHop {
+            interface: 7,
+            source_mac: [2; 6],
+            destination_mac: [by; 6],
+            source_address: IpAddr::from([10, 1, 0, 254]),
+            mtu: 1_500,
+            on_link: true,
+        }),
+        reason: None,
+    }
+}
+
+/// An agent both backends of which take new flows.
+fn start() -> (Running<Flood>, Arc<Faults>, Dam) {
+    let faults = Arc::new(Faults::default());
+    let (mut agent, dam) = at_rest(Arc::clone(&faults));
+    for n in 1..=2 {
+        assert!(agent.core.network(way(n, 4)));
+    }
+    agent.core.enforce().unwrap();
+    for n in 1..=2 {
+        assert_eq!(state_of(&agent, n), state::TAKES | state::HOLDS);
+    }
+    (agent, faults, dam)
+}
+
+/// What a backend does in the maps, which is what the agent takes it to do.
+fn state_of(agent: &Running<Flood>, n: u8) -> u8 {
+    let placed = agent.core.layout().placed(service().id).unwrap();
+    let (_, member) = placed.member(backend(n).address).unwrap();
+    let tables = &agent.core.dataplane().memory.tables;
+    let is = tables.backends[member.entry as usize].state;
+    assert_eq!(is, member.backend.state, "of entry {}", member.entry);
+    is
+}
+
+#[tokio::test]
+async fn a_failure_told_while_a_plan_waits_for_packets_takes_effect_before_the_wait_is_over() {
+    let (mut agent, faults, _dam) = start();
+    let second = news_of(2, Condition::Down, false);
+    *faults.told_in_wait.lock().unwrap() = Some(second);
+    agent.on_health(news(Condition::Down, false));
+    assert!(faults.in_time.load(Ordering::Acquire));
+    assert_eq!([1, 2].map(|n| state_of(&agent, n)), [state::HOLDS; 2]);
+    assert!(agent.core.has_heard(), "the ring has yet to follow");
+    assert!(agent.next_deadline(None).unwrap() <= Instant::now());
+    agent.on_deadlines(Instant::now());
+    assert!(!agent.core.has_heard());
+}
+
+/// What leads to a plan that gives backend 1 a state, or another entry, or is about somebody else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cause {
+    Recovery,
+    Way,
+    Addition,
+}
+
+impl Cause {
+    fn prepare(self, agent: &mut Running<Flood>) {
+        if self == Self::Recovery {
+            agent.on_health(news(Condition::Down, false));
+        }
+    }
+
+    fn come(self, agent: &mut Running<Flood>) {
+        match self {
+            Self::Recovery => agent.on_health(news(Condition::Up, false)),
+            Self::Way => {
+                assert!(agent.core.network(way(1, 5)));
+                agent.enforce();
+            }
+            Self::Addition => {
+                let change = Change::AddBackend(service().id, backend(3));
+                agent.core.change(change).unwrap();
+            }
+        }
+    }
+}
+
+/// What the maps hold after such a plan during whose operation of that number backend 1 fails, and one that follows
+/// that; nothing where the plan has no such operation.
+fn failing_at(number: usize, cause: Cause, dead: bool) -> Option<Layout> {
+    let (mut agent, faults, _dam) = start();
+    cause.prepare(&mut agent);
+    let at = faults.executed.load(Ordering::Relaxed) + number;
+    *faults.told.lock().unwrap() = Some((at, news(Condition::Down, dead)));
+    cause.come(&mut agent);
+    faults.told.lock().unwrap().is_none().then_some(())?;
+    // Told by the last operation, it waits for its turn.
+    if let Some(event) = agent.core.news_at_hand() {
+        agent.on_health(event);
+    }
+    let left = if dead { 0 } else { state::HOLDS };
+    assert_eq!(state_of(&agent, 1), left, "failing at {number}");
+    if agent.core.has_heard() {
+        agent.enforce();
+    }
+    assert_eq!(
+        state_of(&agent, 1),
+        left,
+        "once the ring follows, failing at {number}"
+    );
+    state_of(&agent, 2);
+    Some(agent.core.layout().clone())
+}
+
+#[tokio::test]
+async fn at_whichever_step_of_a_plan_a_backend_fails_it_is_as_if_it_had_failed_right_after() {
+    for cause in [Cause::Recovery, Cause::Way, Cause::Addition] {
+        for dead in [false, true] {
+            let (mut agent, _, _dam) = start();
+            cause.prepare(&mut agent);
+            cause.come(&mut agent);
+            agent.on_health(news(Condition::Down, dead));
+            let after = agent.core.layout().clone();
+            let mut steps = 0;
+            while let Some(layout) = failing_at(steps, cause, dead) {
+                assert_eq!(layout, after, "{cause:?}, failing at {steps}");
+                steps += 1;
+            }
+            assert!(steps > 3, "{cause:?} has {steps} steps");
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_is_heard_during_a_change_that_is_refused_is_not_forgotten_with_it() {
+    let (mut agent, _, _dam) = start();
+    let memory = &agent.core.dataplane().memory;
+    memory.without.store(feature::GUE, Ordering::Relaxed);
+    let events = agent.core.dataplane().events.clone();
+    events.try_send(news(Condition::Down, false)).unwrap();
+    let other = Service::new("10.0.0.2:80/tcp".parse().unwrap(), Mode::Gue);
+    let refused = agent.core.change(Change::AddService(other)).unwrap_err();
+    assert!(matches!(refused, ChangeError::NotLoaded(_)), "{refused}");
+    assert_eq!(state_of(&agent, 1), state::HOLDS);
+    assert!(agent.core.has_heard());
+    agent.enforce();
+    assert_eq!(state_of(&agent, 1), state::HOLDS);
+}
