@@ -14,7 +14,7 @@ pub mod ramp;
 mod run;
 pub mod tiers;
 
-pub use self::core::Core;
+pub use self::core::{Core, Teller};
 pub use self::run::{Sources, run};
 
 use std::{collections::BTreeSet, net::IpAddr};

@@ -181,7 +181,7 @@ pub enum BackendState {
     Down,
     /// Takes no new flows, as somebody or its agent asked.
     Draining,
-    /// The same, and it is not checked.
+    /// Is being worked on, as somebody or its agent says: takes no new flows. By hand, it is not checked either.
     Maintenance,
     /// Could take new flows, which its tier does not get at present.
     Standby,

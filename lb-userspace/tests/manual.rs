@@ -11,10 +11,13 @@ use std::{
 
 use lb_common::tables::{FlowKey, Record, Table, Tables as _, flow_kind, record_flag, state};
 use lb_userspace::{
-    agent::Core,
+    agent::{Core, Teller},
     config::{self, Tunnel},
     dataplane::memory::MemoryDataplane,
-    health::{Event, Target},
+    health::{
+        Event, Target,
+        reply::{Asked, Wants},
+    },
     model::{Admin, Change, ServiceId},
     plan::ticks,
     snapshot::{CheckStatus, Condition, DrainStatus},
@@ -392,7 +395,7 @@ fn say_drained(core: &mut Core<MemoryDataplane>, millis: u64) -> Result<bool, St
         address: address(1),
     };
     let age = Duration::from_millis(millis);
-    core.says_drained(target, age)
+    core.says_drained(target, Teller::Reporter, age)
         .map_err(|error| error.to_string())
 }
 
@@ -446,6 +449,55 @@ fn a_backend_that_has_no_flow_left_ends_its_drain_with_the_next_sweep_that_finds
     sweep(&mut core);
     let anew = drain(&core).unwrap();
     assert!(!anew.reported && !anew.ended, "{anew:?}");
+}
+
+/// Backend 1's agent answers that it wants this.
+fn answer(core: &mut Core<MemoryDataplane>, wants: Wants) {
+    let target = Target {
+        service: id(),
+        address: address(1),
+    };
+    let asked = Asked {
+        wants: Some(wants),
+        ..Asked::default()
+    };
+    let none_left = (wants == Wants::Drained).then(tokio::time::Instant::now);
+    let event = Event {
+        asked,
+        none_left,
+        ..Event::new(target, Condition::Up)
+    };
+    if core.health(event) {
+        core.enforce().unwrap();
+    }
+    if wants == Wants::Drained {
+        let told = core.says_drained(target, Teller::Agent, Duration::ZERO);
+        told.unwrap();
+    }
+}
+
+#[test]
+fn an_agent_takes_back_that_no_flow_is_left_and_what_was_reported_stays() {
+    for next in [Wants::Drain, Wants::Flows] {
+        let mut core = start("moving_time = \"15m\"");
+        ask(&mut core, Admin::Draining);
+        pass(&mut core, Duration::from_secs(2));
+        answer(&mut core, Wants::Drained);
+        assert!(drain(&core).unwrap().reported);
+        answer(&mut core, next);
+        pass(&mut core, Duration::from_secs(2));
+        sweep(&mut core);
+        let taken_back = drain(&core).unwrap();
+        assert!(!taken_back.reported && !taken_back.ended, "{taken_back:?}");
+        // It may say so again; and a report is nobody's to take back.
+        answer(&mut core, Wants::Drained);
+        say_drained(&mut core, 0).unwrap();
+        answer(&mut core, next);
+        pass(&mut core, Duration::from_secs(2));
+        sweep(&mut core);
+        let reported = drain(&core).unwrap();
+        assert!(reported.reported && reported.ended, "{reported:?}");
+    }
 }
 
 #[test]

@@ -183,6 +183,57 @@ fn what_people_and_agents_ask_is_told_as_such() {
 }
 
 #[test]
+fn who_wants_no_flows_for_its_agent_is_told_in_which_way_and_is_up_where_it_is_forced_to_be() {
+    use BackendState::{Draining, Maintenance, Up};
+    let mut core = start();
+    let weight = |weight| Asked {
+        weight: Some(weight),
+        ..Asked::default()
+    };
+    let wants = |wants| Asked {
+        wants: Some(wants),
+        ..Asked::default()
+    };
+    let none = "its agent asks for 0% of its weight";
+    let maintenance = "its agent asks for it; it is checked all the same";
+    for (second, asked, state, reason) in [
+        (2, weight(0), Draining, none),
+        (3, weight(50), Up, "its checks pass"),
+        (4, wants(Wants::Maintenance), Maintenance, maintenance),
+        (5, wants(Wants::Drained), Draining, "its agent asks for it"),
+        (6, weight(0), Draining, none),
+    ] {
+        let event = Event {
+            asked,
+            ..event(1, Condition::Up, None)
+        };
+        check(&mut core, event, second);
+        // From one way of draining to another it has not turned.
+        let since = if second == 6 { 5 } else { second };
+        is(&core, 1, state, reason, since);
+    }
+    let turned = told(&core);
+    assert!(
+        turned.contains(&"10.1.0.1:80 Up Draining".to_owned()),
+        "{turned:?}"
+    );
+    ask(&mut core, Admin::Up, 7);
+    is(&core, 1, Up, "by hand", 7);
+}
+
+#[test]
+fn a_check_that_could_not_be_made_makes_nobody_suspect() {
+    let mut core = start();
+    let undecided = Event {
+        suspect: false,
+        ..event(1, Condition::Up, Some("cannot check: no program"))
+    };
+    check(&mut core, undecided, 2);
+    let reason = "no check fails, and not all could be made: cannot check: no program";
+    is(&core, 1, BackendState::Up, reason, 1);
+}
+
+#[test]
 fn who_is_up_by_hand_and_takes_no_flow_all_the_same_is_not_told_to_be_up() {
     let mut core = start();
     let second = address(2);

@@ -14,7 +14,7 @@ use lb_userspace::{
     agent::Core,
     config::{self, Tunnel},
     dataplane::memory::MemoryDataplane,
-    health::{Event, Target},
+    health::{Event, Target, reply::Asked},
     model::{Admin, Change, Failback, ModelError, Service, ServiceId, Settings},
     neighbours::Update,
     snapshot::{BackendState, Condition, EventFilter},
@@ -478,6 +478,29 @@ fn a_tier_whose_backends_are_all_replaced_waits_for_its_failback_as_before() {
     assert_eq!([11, 12, 3].map(|n| takes(&core, n)), [false, false, true]);
     fail_over(&mut core, 0);
     assert_eq!([11, 12, 3].map(|n| takes(&core, n)), [true, true, false]);
+}
+
+#[test]
+fn a_primary_whose_agent_asks_for_none_of_its_weight_is_not_told_to_be_healthy() {
+    let mut core = start("");
+    let target = Target {
+        service: id(),
+        address: address(1),
+    };
+    let asked = Asked {
+        weight: Some(0),
+        ..Asked::default()
+    };
+    let event = Event {
+        asked,
+        ..Event::new(target, Condition::Up)
+    };
+    assert!(core.health(event));
+    core.enforce().unwrap();
+    let healthy = |core: &Core<MemoryDataplane>| core.service(id()).unwrap().tiers[0].healthy;
+    assert_eq!((healthy(&core), shares(&core)), (1, [0, 71, 29, 0]));
+    core.change(asking(id(), address(1), Admin::Up)).unwrap();
+    assert_eq!((healthy(&core), shares(&core)), (2, [50, 50, 0, 0]));
 }
 
 #[test]

@@ -33,6 +33,7 @@ use std::{
 
 use lb_common::tables::{Tick, state};
 
+pub use self::drain::Teller;
 use self::{
     announce::Announcing,
     drain::Stills,

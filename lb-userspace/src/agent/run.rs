@@ -19,7 +19,7 @@ use tokio::{
 
 use super::{
     ChangeError, Core, Request,
-    core::Sweep,
+    core::{Sweep, Teller},
     history::{self, History},
 };
 use crate::{
@@ -346,15 +346,10 @@ impl<D: Dataplane> Running<D> {
         }
     }
 
-    /// Takes note of the news of as many backends.
-    fn note(&mut self, news: Vec<Event>) -> bool {
-        let drained = news
-            .iter()
-            .filter_map(|event| Some((event.target, event.none_left?)));
-        let drained: Vec<_> = drained.collect();
-        let changed = self.core.health_of_all(news);
-        for (target, since) in drained {
-            if let Err(early) = self.hear_drained(target, since.elapsed()) {
+    /// Sees to what has come of news that were heard, some of them while others had their turn.
+    fn follow_news(&mut self) {
+        for (target, since) in self.core.none_left() {
+            if let Err(early) = self.hear_drained(target, Teller::Agent, since.elapsed()) {
                 // It says so again.
                 tracing::debug!(%early, "not drained yet");
             }
@@ -362,8 +357,13 @@ impl<D: Dataplane> Running<D> {
     }
 
     /// A backend says that it has no flow left: a sweep shows whether none is recorded either.
-    fn hear_drained(&mut self, target: Target, age: Duration) -> Result<(), ChangeError> {
-        let news = self.core.says_drained(target, age)?;
+    fn hear_drained(
+        &mut self,
+        target: Target,
+        teller: Teller,
+        age: Duration,
+    ) -> Result<(), ChangeError> {
+        let news = self.core.says_drained(target, teller, age)?;
         if news && matches!(self.sweep, Sweeping::Due(_)) {
             self.sweep = Sweeping::Due(Instant::now());
         }
@@ -435,7 +435,7 @@ impl<D: Dataplane> Running<D> {
                 drop(reply.send(expected.map(|_| ()).map_err(Into::into)));
             }
             Request::Drained(target, reply) => {
-                drop(reply.send(self.hear_drained(target, Duration::ZERO)));
+                drop(reply.send(self.hear_drained(target, Teller::Reporter, Duration::ZERO)));
             }
         }
     }

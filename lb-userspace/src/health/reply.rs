@@ -123,10 +123,10 @@ pub struct Asked {
 }
 
 impl Asked {
-    /// Whether it wants no new flows.
-    pub fn drains(&self) -> bool {
+    /// Whether it wants no new flows, in words or as none of its weight.
+    pub fn wants_none(&self) -> bool {
         let wants = self.wants;
-        wants.is_some_and(|wants| wants != Wants::Flows)
+        self.weight == Some(0) || wants.is_some_and(|wants| wants != Wants::Flows)
     }
 
     /// Takes note of another line.

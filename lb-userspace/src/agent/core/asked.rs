@@ -44,7 +44,7 @@ pub(super) fn over(service: &Service, lead: ServiceId, asked: &AllAsked) -> Serv
 fn adapt(service: &mut Service, lead: ServiceId, asked: &AllAsked) {
     // Weights that follow it do so by and by; none at all is another matter.
     let by_and_by = service.hears_agents();
-    let of = |backend: &Backend| match asked.get(&(lead, backend.address))?.weight {
+    let of = |backend: &Backend| match percent(asked.get(&(lead, backend.address))?, backend) {
         Some(1..) if by_and_by => None,
         percent => percent,
     };
@@ -57,8 +57,7 @@ fn adapt(service: &mut Service, lead: ServiceId, asked: &AllAsked) {
         let Some(asked) = asked.get(&(lead, backend.address)) else {
             continue;
         };
-        // Who is forced up is so against the word of its agent, too.
-        if asked.drains() && backend.admin == Admin::Active {
+        if declines(asked, backend) && backend.admin == Admin::Active {
             backend.admin = Admin::Draining;
         }
         // Without a limit of its own the service may count no flows, and would have to begin by recording
@@ -69,6 +68,18 @@ fn adapt(service: &mut Service, lead: ServiceId, asked: &AllAsked) {
             *limit = most.min(*limit);
         }
     }
+}
+
+/// Whether a backend whose agent asks so takes no new flows for that: unless it is forced up, which is against the word of its
+/// agent, too.
+pub(super) fn declines(asked: &Asked, backend: &Backend) -> bool {
+    asked.wants_none() && backend.admin != Admin::Up
+}
+
+/// The percent of its weight that a backend has whose agent asks so, where it asks for any.
+pub(super) fn percent(asked: &Asked, backend: &Backend) -> Option<u16> {
+    let forced = backend.admin == Admin::Up;
+    asked.weight.filter(|&percent| percent > 0 || !forced)
 }
 
 /// The weights that `shares` (weight, percent of it) come to, in a ratio as close as they go.
@@ -183,6 +194,24 @@ mod tests {
         assert_eq!(weights(percent(0)), [0, 3]);
         assert_eq!(weights(percent(100)), [4, 3]);
         assert_eq!(weights(percent(30)), [120, 300]);
+    }
+
+    #[test]
+    fn who_is_forced_up_takes_flows_against_the_word_of_its_agent_and_less_where_that_asks_for_less()
+     {
+        let up = Backend {
+            admin: Admin::Up,
+            ..backend(1, 4)
+        };
+        for (asked, weight) in [
+            (percent(0), 4),
+            (percent(50), 2),
+            (wants(Wants::Drain), 4),
+            (wants(Wants::Maintenance), 4),
+        ] {
+            let backends = adapted(vec![up.clone(), backend(2, 1)], asked);
+            assert_eq!((backends[0].admin, backends[0].weight), (Admin::Up, weight));
+        }
     }
 
     #[test]

@@ -66,6 +66,9 @@ impl<D: Dataplane> Core<D> {
         let key = (event.target.service, event.target.address);
         self.chronicle.touch(key);
         let asked = self.hear_agent(key, event.asked);
+        if event.none_left.is_none() {
+            self.takes_drained_back(key);
+        }
         let (condition, dead) = (event.condition, event.dead);
         let failed = event.checks.is_empty() || event.fails;
         let checked = Checked {

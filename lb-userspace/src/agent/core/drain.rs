@@ -13,7 +13,7 @@ use std::{
 
 use lb_common::tables::{Tick, state};
 
-use super::Core;
+use super::{Core, forced::Key};
 use crate::{
     agent::ChangeError,
     dataplane::Dataplane,
@@ -31,13 +31,24 @@ const IN_FLIGHT: Duration = Duration::from_secs(1);
 struct Still {
     /// Since when it does not, at the latest.
     since: Tick,
-    /// When it has said last that it has none left.
-    said: Option<Tick>,
+    /// When it was reported last that it has none left.
+    reported: Option<Tick>,
+    /// When its agent has said so, if that was its last answer.
+    by_agent: Option<Tick>,
 }
 
 /// Members that take no new flows.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Stills(BTreeMap<Holder, Still>);
+
+/// Who says that a backend has no flow left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Teller {
+    /// Whoever reports it, once.
+    Reporter,
+    /// Its agent, whose next answer may be another.
+    Agent,
+}
 
 impl Stills {
     /// Takes note of who takes none any more or again, by what the maps held and hold. Who changes its place is who it was.
@@ -72,13 +83,22 @@ impl Stills {
     }
 
     fn said(&self, member: &PlacedMember) -> Option<Tick> {
-        self.0.get(&member.holder())?.said
+        self.0.get(&member.holder())?.said()
     }
 }
 
 impl Still {
     fn new(since: Tick) -> Self {
-        Self { since, said: None }
+        Self {
+            since,
+            reported: None,
+            by_agent: None,
+        }
+    }
+
+    /// When it was said last that it has none left, by whoever still says so.
+    fn said(&self) -> Option<Tick> {
+        self.by_agent.or(self.reported)
     }
 }
 
@@ -97,7 +117,12 @@ impl<D: Dataplane> Core<D> {
     ///
     /// # Errors
     /// It is not there, or takes new flows, or has done so until too short a time ago: what it says is of before.
-    pub fn says_drained(&mut self, target: Target, age: Duration) -> Result<bool, ChangeError> {
+    pub fn says_drained(
+        &mut self,
+        target: Target,
+        teller: Teller,
+        age: Duration,
+    ) -> Result<bool, ChangeError> {
         let Target {
             service: id,
             address,
@@ -122,14 +147,32 @@ impl<D: Dataplane> Core<D> {
                 "backend {address} of {id} has taken no new flows for {quiet} ms only, and packets of some may be on their way: report it once it has taken none for {least} ms"
             )));
         }
-        let news = still.said.is_none();
-        still.said = Some(now.wrapping_sub(ticks(age)));
+        let news = still.said().is_none();
+        let said = match teller {
+            Teller::Reporter => &mut still.reported,
+            Teller::Agent => &mut still.by_agent,
+        };
+        *said = Some(now.wrapping_sub(ticks(age)));
         Ok(news)
+    }
+
+    /// Takes note that a backend's agent does not say, or says no longer, that it has no flow left.
+    pub(super) fn takes_drained_back(&mut self, (lead, address): Key) {
+        // Hardly anybody has ever said so.
+        if self.stills.0.values().all(|still| still.by_agent.is_none()) {
+            return;
+        }
+        let placed = self.layout.placed(lead);
+        let member = placed.and_then(|placed| placed.member(address));
+        let still = member.and_then(|(_, member)| self.stills.0.get_mut(&member.holder()));
+        if let Some(still) = still {
+            still.by_agent = None;
+        }
     }
 
     /// Whether the next sweep may find that a backend has no flow left which says so.
     pub(super) fn awaits_proof(&self) -> bool {
-        self.stills.0.values().any(|still| still.said.is_some())
+        self.stills.0.values().any(|still| still.said().is_some())
             && self.layout.pools.values().any(|placed| {
                 let mut members = placed.members();
                 members.any(|(id, member)| {

@@ -197,9 +197,7 @@ impl<D: Dataplane> Core<D> {
 
     /// Whether nobody keeps a backend out, neither people nor its agent.
     pub(super) fn is_eligible(&self, key: Key, backend: &Backend) -> bool {
-        let asked = self.known.asked.get(&key);
-        let drains = asked.is_some_and(|asked| asked.drains() || asked.weight == Some(0));
-        backend.is_wanted() && (backend.admin == Admin::Up || !drains)
+        backend.is_wanted() && !self.is_declined(key, backend)
     }
 
     /// Those who were used and are no more are down as of now: what they were given meanwhile is theirs for as long

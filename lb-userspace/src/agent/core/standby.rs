@@ -163,7 +163,8 @@ impl<D: Dataplane> Core<D> {
                 continue;
             }
             let asked = self.known.asked.get(&key);
-            let percent = asked.and_then(|asked| asked.weight).unwrap_or(100).min(100);
+            let percent = asked.and_then(|asked| asked::percent(asked, backend));
+            let percent = percent.unwrap_or(100).min(100);
             let own = service.counted_weight(backend);
             let weight = weights.entry(backend.tier).or_default();
             let counted = u64::from(self.known.slow.counted(key));
@@ -192,12 +193,10 @@ impl<D: Dataplane> Core<D> {
         self.is_fit(service, backend) && !self.known.panics.uses((lead, backend.address))
     }
 
-    /// Whether a backend's agent asks that it take no new flows.
-    pub(super) fn drains(&self, key: Key) -> bool {
-        self.known
-            .asked
-            .get(&key)
-            .is_some_and(|asked| asked.drains())
+    /// Whether a backend takes no new flows since its agent wants none. Who is forced up is so against the word of that, too.
+    pub(super) fn is_declined(&self, key: Key, backend: &Backend) -> bool {
+        let asked = self.known.asked.get(&key);
+        asked.is_some_and(|asked| asked::declines(asked, backend))
     }
 
     fn lay_tiers_over(&self, state: &State) -> Option<State> {
@@ -223,7 +222,9 @@ impl<D: Dataplane> Core<D> {
         let machine = self.known.tiers.machines.get(&lead);
         let status = |(&number, &share)| {
             let backends = service.backends.iter().filter(|b| b.tier == number);
-            let fit = |b: &&Backend| self.is_healthy(service, b) && !self.drains((lead, b.address));
+            let fit = |b: &&Backend| {
+                self.is_healthy(service, b) && !self.is_declined((lead, b.address), b)
+            };
             TierStatus {
                 number,
                 backends: backends.clone().count(),

@@ -9,7 +9,7 @@ use super::{Core, forced::Key, pools::Pools};
 use crate::{
     agent::{journal::Journal, tiers::Shares},
     dataplane::Dataplane,
-    health::Target,
+    health::{Target, reply::Wants},
     model::{Admin, Backend, Service, ServiceId, name_of},
     snapshot::{BackendState, Condition, EventFilter, EventList, Happened, Standing},
 };
@@ -227,8 +227,28 @@ impl<D: Dataplane> Core<D> {
                     None => (BackendState::Up, format!("by hand{checks}")),
                 }
             }
-            _ if self.drains(key) => (BackendState::Draining, "its agent asks for it".to_owned()),
-            _ => self.state_by_checks(service, backend, error),
+            _ => match self.state_by_agent(key) {
+                Some((state, why)) => (state, why.to_owned()),
+                None => self.state_by_checks(service, backend, error),
+            },
+        })
+    }
+
+    /// The state of a backend whose agent wants no new flows.
+    fn state_by_agent(&self, key: Key) -> Option<(BackendState, &'static str)> {
+        let asked = self.known.asked.get(&key)?;
+        asked.wants_none().then_some(match asked.wants {
+            Some(Wants::Maintenance) => (
+                BackendState::Maintenance,
+                "its agent asks for it; it is checked all the same",
+            ),
+            Some(Wants::Drain | Wants::Drained) => {
+                (BackendState::Draining, "its agent asks for it")
+            }
+            Some(Wants::Flows) | None => (
+                BackendState::Draining,
+                "its agent asks for 0% of its weight",
+            ),
         })
     }
 

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, net::SocketAddr};
 
-use super::{Core, forced::Key, standby};
+use super::{Core, asked, forced::Key, standby};
 use crate::{
     agent::{adaptive::Shares, ramp::WHOLE},
     dataplane::Dataplane,
@@ -46,7 +46,8 @@ impl<D: Dataplane> Core<D> {
     }
 
     fn parts_with(&self, service: &Service, key: Key, shares: Option<&Shares>) -> Parts {
-        let asked = self.known.asked.get(&key).and_then(|asked| asked.weight);
+        let asked = self.known.asked.get(&key).zip(service.backend(key.1));
+        let asked = asked.and_then(|(asked, backend)| asked::percent(asked, backend));
         Parts {
             // What comes to the same over the share is not to come twice.
             asked: match asked {
