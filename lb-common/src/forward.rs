@@ -156,8 +156,13 @@ fn inner_sum<P: Packet>(packet: &P, flow: &Flow) -> Option<Sum> {
         return None;
     }
     let header = flow.transport - wire::ETHERNET;
-    if flow.protocol == protocol::UDP && packet.read::<UdpHdr>(flow.transport)?.check == [0; 2] {
-        return None;
+    if flow.protocol == protocol::UDP {
+        let udp = packet.read::<UdpHdr>(flow.transport)?;
+        // What lies behind a datagram that is shorter than its packet is in no checksum.
+        let is_whole = usize::from(u16::from_be_bytes(udp.len)) + header == flow.length.into();
+        if udp.check == [0; 2] || !is_whole {
+            return None;
+        }
     }
     // ICMP has no pseudo-header (RFC 792).
     if flow.protocol == protocol::ICMP {

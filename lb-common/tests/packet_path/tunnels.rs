@@ -311,3 +311,25 @@ fn flows_vary_the_source_port_of_gue_within_the_dynamic_range() {
     assert!(ports.first() >= Some(&49_152), "{ports:?}");
     assert!(ports.len() > 245, "{} ports of 256 flows", ports.len());
 }
+
+#[test]
+fn the_udp_header_has_no_checksum_where_something_lies_behind_the_datagram_in_its_packet() {
+    for (client, vip) in [(CLIENT4, VIP4), (CLIENT6, VIP6)] {
+        let whole = datagram(client, vip);
+        // What UDP's own length leaves of the IP packet (RFC 9868), of which no checksum is.
+        let packet = Spec {
+            transport: Transport::Other(17),
+            payload: [whole.transport(), b"surplus!".to_vec()].concat(),
+            ..whole
+        };
+        for to in [SERVER4, SERVER6] {
+            let mode = Mode::Gue;
+            let frame = stage(mode, server(to)).run(&packet.frame()).frame.0;
+            let unsummed = Outer {
+                summed: false,
+                ..outer(mode, &packet, to, if vip == VIP4 { 1 } else { 3 })
+            };
+            assert_eq!(frame, unsummed.around(&packet.ip(), &[]), "{vip} {to}");
+        }
+    }
+}
