@@ -2,6 +2,9 @@
 //! send where the forger wants, itself included, so that to a VIP they are dropped. Looks at addresses alone, and knows
 //! nothing of who has which.
 //!
+//! An IPv6 packet to what stands for an IPv4 address (RFC 4291 §2.5.5.2) is to none: tables have that address for the IPv4
+//! one, whose packets are others.
+//!
 //! RFC 1122 §3.2.1.3 and RFC 4291 §2.4 to §2.7 say which these are, and RFC 6890 which of them are not forwarded.
 //! A broadcast address of some subnet cannot be told from a host's. 240.0.0.0/4 is a host's, since networks number
 //! hosts so, and kernels let them; so are link-local addresses, which neighbours have.
@@ -27,10 +30,25 @@ pub fn judge(flow: &Flow) -> Option<DropReason> {
     is_nobodys.then_some(DropReason::MartianSource)
 }
 
+/// Whether a packet is another than others in one of these ways, so that [`outcome`] has to be asked.
+#[inline(always)]
+pub fn is_one(flow: &Flow) -> bool {
+    is_to_a_mapped_address(flow) || judge(flow).is_some()
+}
+
+/// Whether a packet of IPv6 goes to an address that stands for one of IPv4.
+#[inline(always)]
+fn is_to_a_mapped_address(flow: &Flow) -> bool {
+    !flow.v4 && flow.destination.is_v4()
+}
+
 /// What becomes of one to an address that is [`owned`] so: what is not to a VIP is the kernel's as it came. `None` for
 /// all others.
 #[inline(always)]
 pub fn outcome(flow: &Flow, owned: u32) -> Option<Result<Verdict, DropReason>> {
+    if is_to_a_mapped_address(flow) {
+        return Some(Ok(Verdict::Pass));
+    }
     let reason = judge(flow)?;
     Some(if owned & owned::VIP != 0 {
         Err(reason)

@@ -141,7 +141,8 @@ fn solicitation<P: Packet, T: Tables>(
     };
     let target = Address::v6(message.target);
     let is_one = ip.next_hdr == protocol::ICMPV6 && message.kind == SOLICITATION;
-    if !is_one || !is_announced(tables, target) {
+    // What stands for an address of IPv4 is none that anybody has.
+    if !is_one || target.is_v4() || !is_announced(tables, target) {
         return Ok(Verdict::Pass);
     }
     if ip.hop_limit != HOP_LIMIT {

@@ -355,7 +355,7 @@ fn follow<P: Packet, T: Tables>(
     let mut flow = Flow::EMPTY;
     let outcome = match parse(packet, &mut flow) {
         // Whether it is to a VIP is found out where there is time for it.
-        Ok(()) if martian::judge(&flow).is_some() => return Err(Rest::Refused),
+        Ok(()) if martian::is_one(&flow) => return Err(Rest::Refused),
         Ok(()) => match steer::service(tables, &flow.to()) {
             Some(found) if is_full_nat(tables, &found) => {
                 tables.hand_over(Handover::default());

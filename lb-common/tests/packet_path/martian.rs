@@ -265,3 +265,36 @@ fn to_any_other_address_they_are_the_kernels_as_they_came() {
         }
     }
 }
+
+#[test]
+fn a_packet_of_ipv6_is_to_no_vip_of_ipv4() {
+    let mapped = "[::ffff:10.0.0.1]:80";
+    for mode in [Mode::Ipip, Mode::Gue, Mode::L2, Mode::Nat, Mode::FullNat] {
+        let mut stage = Stage::new();
+        for protocol in [TCP, UDP] {
+            stage = stage.serve(mode, VIP4, protocol, &[server(SERVER4)]);
+            if mode == Mode::FullNat {
+                stage = stage.translating(&[full_nat::POOL4], full_nat::PORTS);
+            }
+        }
+        let stage = stage.unknown_port(refusal::UNREACHABLE);
+        let first = Spec {
+            extensions: vec![Extension::Fragment(0, true)],
+            ..datagram(CLIENT6, mapped)
+        };
+        let quoted = segment(mapped, CLIENT6).ip();
+        for packet in [
+            syn(CLIENT6, mapped),
+            segment(CLIENT6, mapped),
+            datagram(CLIENT6, mapped),
+            syn(CLIENT6, "[::ffff:10.0.0.1]:81"),
+            first,
+            icmp::message(CLIENT6, mapped, (128, 0), [0; 4], b"are you there?"),
+            icmp::message(CLIENT6, mapped, (2, 0), [0, 0, 5, 0], &quoted),
+        ] {
+            let frame = packet.frame();
+            let outcome = stage.run(&frame);
+            assert_eq!(outcome, Outcome::passed(frame), "{mode:?} {packet:?}");
+        }
+    }
+}

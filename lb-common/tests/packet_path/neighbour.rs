@@ -481,3 +481,13 @@ fn what_names_nobody_or_has_passed_a_router_claims_nothing() {
     assert_eq!(claim(&token_ring), None);
     assert_eq!(claim(&[0; 20]), None);
 }
+
+#[test]
+fn nobody_is_told_who_has_what_stands_for_a_vip_of_ipv4() {
+    let asked = Solicitation {
+        target: "::ffff:10.0.0.1".to_owned(),
+        ..solicitation()
+    };
+    let outcome = stage().announcing().run(&asked.frame());
+    assert_eq!(outcome, Outcome::passed(asked.frame()));
+}
