@@ -12,7 +12,7 @@ use crate::{
     admit,
     checksum::Sum,
     egress::{self, Onward},
-    flow::{self, Family, Flow, Signal},
+    flow::{self, Family, Flow, MAX_EXTENSION_HEADERS, Signal},
     forward, full_nat, martian, neighbour,
     packet::Packet,
     passive::Said,
@@ -25,7 +25,7 @@ use crate::{
     },
     verdict::{Answer, DropReason, Verdict},
     vlan,
-    wire::{self, Check, IcmpHdr, Ports, protocol},
+    wire::{self, Check, ExtensionHdr, IcmpHdr, Ports, protocol},
 };
 
 /// Types of ICMP (<https://www.iana.org/assignments/icmp-parameters>).
@@ -270,7 +270,11 @@ fn quoted<P: Packet>(packet: &P, outer: &Flow, sctp: bool) -> Option<Quoted> {
     if !flow::has_ports(number, sctp) {
         return None;
     }
-    let transport = network + header;
+    let (number, transport) = if outer.v4 {
+        (number, network + header)
+    } else {
+        behind_extensions(packet, number, network + header)?
+    };
     // As much as every error quotes (RFC 792); the ports are in it.
     if transport + 8 > outer.end() {
         return None;
@@ -318,6 +322,34 @@ fn ends<P: Packet>(packet: &P, network: usize, v4: bool) -> Option<(Address, Add
 #[inline(always)]
 fn to_backend<P: Packet, T: Tables>(
     packet: &mut P,
+/// Protocol and offset of what stands behind the IPv6 extension headers of a quoted packet, which may be the first fragment of
+/// a datagram, and so has the ports. `None` of a later one, or where it cannot be found.
+#[inline(always)]
+fn behind_extensions<P: Packet>(packet: &P, first: u8, behind: usize) -> Option<(u8, usize)> {
+    /// Quotations are shorter, and numbers are kept so far that [`Packet::forget`] has seen.
+    const FARTHEST: usize = 0xfff;
+    let (mut number, mut at) = (first, behind);
+    for _ in 0..MAX_EXTENSION_HEADERS {
+        if !flow::is_extension(number) {
+            break;
+        }
+        let header = packet.read::<ExtensionHdr>(at)?;
+        at += match flow::extension_length(number, &header) {
+            Ok(length) => length,
+            Err(DropReason::Fragment) if u16::from_be_bytes(header.data) & 0xfff8 == 0 => {
+                wire::FRAGMENT
+            }
+            Err(_) => return None,
+        };
+        if at > FARTHEST {
+            return None;
+        }
+        at = packet.forget(at);
+        number = header.next_header;
+    }
+    Some((number, at))
+}
+
     tables: &T,
     outer: &Flow,
     quoted: &Quoted,

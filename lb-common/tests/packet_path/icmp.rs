@@ -142,7 +142,7 @@ fn an_error_reaches_the_backend_as_it_is_where_packets_do() {
 }
 
 /// What a mode that leaves packets as they are makes of one.
-fn delivered(mode: Mode, packet: &Spec, to: &str) -> Vec<u8> {
+pub fn delivered(mode: Mode, packet: &Spec, to: &str) -> Vec<u8> {
     if mode == Mode::L2 {
         let macs = macs(0);
         return Spec {

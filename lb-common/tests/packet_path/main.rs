@@ -27,6 +27,7 @@ mod persistence;
 mod properties;
 mod quic;
 mod refuse;
+mod quoted;
 mod scheduling;
 mod sctp;
 mod second_hop;
