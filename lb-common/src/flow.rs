@@ -14,7 +14,7 @@ use crate::{
     packet::Packet,
     tables::{Address, Endpoint},
     verdict::DropReason,
-    wire::{self, ExtensionHdr, SctpStart, protocol},
+    wire::{self, Byte, Check, ExtensionHdr, SctpStart, protocol},
 };
 
 /// Extension headers followed before a packet is refused; real ones have one or two.
@@ -225,7 +225,79 @@ pub fn parse_v4_of<P: Packet>(packet: &P, flow: &mut Flow, sctp: bool) -> Result
     flow.length = length;
     flow.transport = wire::ETHERNET + header;
     flow.v4 = true;
-    transport(packet, flow, sctp)
+    transport(packet, flow, sctp, Part::Whole)
+}
+
+/// Refuses an IPv4 packet of `flow` that is led by a source route, as one of IPv6 with segments left is: its destination is
+/// a way-point, and answers would have to be led back (RFC 7126 §4.3, §4.4).
+///
+/// # Errors
+/// It is.
+#[inline(always)]
+pub fn refuse_source_route<P: Packet>(packet: &P, flow: &Flow) -> Result<(), Stop> {
+    if is_source_routed(packet, flow.transport) {
+        return Err(Stop::Refused(DropReason::SourceRoute));
+    }
+    Ok(())
+}
+
+/// Whether the options of an IPv4 header that ends at `end` in the frame have a source route (RFC 791 §3.1).
+#[inline(always)]
+pub(crate) fn is_source_routed<P: Packet>(packet: &P, end: usize) -> bool {
+    const END: u8 = 0;
+    const NO_OPERATION: u8 = 1;
+    const LOOSE: u8 = 131;
+    const STRICT: u8 = 137;
+    const MOST: usize = 40;
+    let mut at = wire::ETHERNET + wire::IPV4;
+    if at >= end {
+        return false;
+    }
+    for _ in 0..MOST {
+        // Every way here is one: older verifiers would follow each.
+        at = packet.forget(at);
+        if at + 2 > end {
+            return false;
+        }
+        let Some(Check([kind, length])) = packet.read(at) else {
+            return false;
+        };
+        match kind {
+            LOOSE | STRICT => return true,
+            NO_OPERATION => at += 1,
+            END => return false,
+            _ if length < 2 => return false,
+            _ => at += usize::from(length),
+        }
+    }
+    false
+}
+
+/// Whether a packet of IPv6 has an authentication header, which covers its addresses (RFC 4302 §3.3.3.1).
+#[inline(always)]
+pub(crate) fn is_authenticated<P: Packet>(packet: &P, flow: &Flow) -> bool {
+    let mut at = wire::ETHERNET + wire::IPV6;
+    if flow.v4 || flow.transport == at {
+        return false;
+    }
+    let Some(Byte(mut number)) = packet.read(wire::ETHERNET + wire::NEXT_HEADER) else {
+        return false;
+    };
+    for _ in 0..MAX_EXTENSION_HEADERS {
+        if number == protocol::AUTHENTICATION || !is_extension(number) {
+            break;
+        }
+        at = packet.forget(at);
+        let Some(header) = packet.read::<ExtensionHdr>(at) else {
+            return false;
+        };
+        let Ok(length) = extension_length(number, &header) else {
+            return false;
+        };
+        at += length;
+        number = header.next_header;
+    }
+    number == protocol::AUTHENTICATION
 }
 
 /// Reads the headers of an IPv6 frame.
@@ -269,7 +341,7 @@ pub fn parse_v6_of<P: Packet>(packet: &P, flow: &mut Flow, sctp: bool) -> Result
     flow.length = length;
     flow.transport = found.offset;
     flow.v4 = false;
-    transport(packet, flow, sctp)
+    transport(packet, flow, sctp, Part::Whole)
 }
 
 /// Whether services can be of a protocol, given whether some are of SCTP.
@@ -364,16 +436,32 @@ const fn chunk_signal(kind: u8) -> Signal {
     }
 }
 
-/// Adds the ports, which must lie within the IP packet; of SCTP only where that is asked for.
+/// How much of a datagram a packet has.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// All of it.
+    Whole,
+    /// Its beginning.
+    First,
+}
+
+/// Adds the ports, whose header must lie within the IP packet, and what that says to be behind it (RFC 9293 §3.1, "Data
+/// Offset"; RFC 768, "Length"), which of a [`Part::First`] is elsewhere. Of SCTP only where that is asked for.
 #[inline(always)]
-pub(crate) fn transport<P: Packet>(packet: &P, flow: &mut Flow, sctp: bool) -> Result<(), Stop> {
+pub(crate) fn transport<P: Packet>(
+    packet: &P,
+    flow: &mut Flow,
+    sctp: bool,
+    part: Part,
+) -> Result<(), Stop> {
     let truncated = Stop::Refused(DropReason::Truncated);
     let end = flow.end();
     if flow.protocol == protocol::TCP {
         let Some(tcp) = packet.read::<TcpHdr>(flow.transport) else {
             return Err(truncated);
         };
-        if flow.transport + wire::TCP > end {
+        let header = usize::from(tcp.doff()) * 4;
+        if header < wire::TCP || flow.transport + header > end {
             return Err(truncated);
         }
         flow.source_port = u16::from_ne_bytes(tcp.source);
@@ -393,7 +481,11 @@ pub(crate) fn transport<P: Packet>(packet: &P, flow: &mut Flow, sctp: bool) -> R
         let Some(udp) = packet.read::<UdpHdr>(flow.transport) else {
             return Err(truncated);
         };
-        if flow.transport + wire::UDP > end {
+        let length = match part {
+            Part::Whole => usize::from(u16::from_be_bytes(udp.len)),
+            Part::First => wire::UDP,
+        };
+        if length < wire::UDP || flow.transport + length > end {
             return Err(truncated);
         }
         flow.source_port = u16::from_ne_bytes(udp.src);

@@ -141,7 +141,7 @@ pub fn usual<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<Verdict
     let mut verdict = Verdict::Pass;
     // Once for each family, so that neither carries the other's addresses along.
     match flow::family(packet) {
-        Some(Family::V4) => follow(packet, tables, flow::parse_v4, &mut verdict)?,
+        Some(Family::V4) => follow(packet, tables, parse_v4::<P, false>, &mut verdict)?,
         Some(Family::V6) => follow(packet, tables, flow::parse_v6, &mut verdict)?,
         None if neighbour::may_be_asked(packet, tables) => return Err(Rest::Neighbour),
         None if vlan::is_tagged(packet, tables) => return Err(Rest::Vlan),
@@ -157,10 +157,9 @@ pub fn usual<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<Verdict
 #[inline(always)]
 pub fn sctp<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<Verdict, Rest> {
     let mut verdict = Verdict::Pass;
-    let v4 = |packet: &P, flow: &mut Flow| flow::parse_v4_of(packet, flow, true);
     let v6 = |packet: &P, flow: &mut Flow| flow::parse_v6_of(packet, flow, true);
     let done = match flow::family(packet) {
-        Some(Family::V4) => follow(packet, tables, v4, &mut verdict),
+        Some(Family::V4) => follow(packet, tables, parse_v4::<P, true>, &mut verdict),
         Some(Family::V6) => follow(packet, tables, v6, &mut verdict),
         None => Ok(()),
     };
@@ -369,6 +368,13 @@ fn follow<P: Packet, T: Tables>(
                     return Err(Rest::Syn);
                 }
                 Ok(backend) => Ok(egress::by(packet, tables, backend.interface)),
+/// Reads an IPv4 packet for the first time, with SCTP where that is asked for.
+#[inline(always)]
+fn parse_v4<P: Packet, const SCTP: bool>(packet: &P, flow: &mut Flow) -> Result<(), Stop> {
+    flow::parse_v4_of(packet, flow, SCTP)?;
+    flow::refuse_source_route(packet, flow)
+}
+
                 Err(DropReason::NoBackend)
                     if found.service.descriptor.refusal() != refusal::DROP =>
                 {
@@ -605,3 +611,7 @@ fn to_client<P: Packet, T: Tables>(
     }
     Ok(onward)
 }
+    // It would arrive with an address that its sender has not vouched for.
+    if flow::is_authenticated(packet, flow) {
+        return Err(DropReason::ExtensionHeaders);
+    }

@@ -40,7 +40,7 @@ pub fn request<P: Packet, T: Tables>(
     let Some(found) = steer::service(tables, &flow.to())
         .filter(|found| found.service.descriptor.mode == mode::SECOND_HOP)
     else {
-        return Ok(Err(DropReason::Inconsistent));
+        return Ok(Err(DropReason::Switched));
     };
     match pipeline::to_backend::<true, _, _>(packet, tables, &mut flow, &found) {
         Ok(backend) if pipeline::opens_with_mss(tables, &flow, backend) => {

@@ -106,6 +106,10 @@ counted! {
     NdChecksum = 27, "nd_checksum";
     /// One that breaks another rule there.
     NdMalformed = 28, "nd_malformed";
+    /// With a source route of IPv4 (RFC 791 §3.1), by which it is led and which answers would have to follow back.
+    SourceRoute = 29, "source_route";
+    /// Of a service that has got another mode, or has gone, while the packet was looked at.
+    Switched = 30, "switched";
 }
 
 counted! {

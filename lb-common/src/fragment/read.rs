@@ -1,14 +1,10 @@
 //! What a fragment says of itself. Decides nothing about where it goes.
 
-use network_types::{
-    ip::{Ipv4Hdr, Ipv6Hdr},
-    tcp::TcpHdr,
-};
+use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
 use super::Part;
 use crate::{
     flow::{self, Family, Flow, MAX_EXTENSION_HEADERS},
-    forward,
     packet::Packet,
     tables::{Address, FragmentKey},
     verdict::DropReason,
@@ -36,6 +32,8 @@ pub struct Fragment {
     headers: usize,
     /// Whether others follow.
     pub(super) more: bool,
+    /// Whether a source route leads it.
+    led: bool,
 }
 
 impl Fragment {
@@ -53,6 +51,7 @@ impl Fragment {
         length: 0,
         headers: 0,
         more: false,
+        led: false,
     };
 
     /// Which part of its datagram it is.
@@ -71,6 +70,9 @@ impl Fragment {
     /// Why not.
     #[inline(always)]
     pub(super) fn check(&self) -> Result<(), DropReason> {
+        if self.led {
+            return Err(DropReason::SourceRoute);
+        }
         // The next one's offset is in units of eight bytes.
         let cut = self.more && self.length & 7 != 0;
         // What IPv6 counts in its length is without the IP header.
@@ -134,6 +136,7 @@ fn read_v4<P: Packet>(packet: &P, fragment: &mut Fragment, sctp: bool) -> Option
     fragment.offset = usize::from(bits & 0x1fff) * 8;
     fragment.headers = header;
     fragment.more = bits & 0x2000 != 0;
+    fragment.led = flow::is_source_routed(packet, flow.transport);
     Some(())
 }
 
@@ -210,14 +213,8 @@ pub(super) fn ports<P: Packet>(
     if !flow::has_ports(flow.protocol, sctp) {
         return Ok(Found::Foreign);
     }
-    if flow::transport(packet, flow, sctp).is_err() {
-        return Err(DropReason::FragmentTiny);
+    match flow::transport(packet, flow, sctp, flow::Part::First) {
+        Ok(()) => Ok(Found::Flow),
+        Err(_) => Err(DropReason::FragmentTiny),
     }
-    if flow.protocol == protocol::TCP {
-        let tcp: TcpHdr = forward::read(packet, flow.transport)?;
-        if flow.transport + usize::from(tcp.doff()) * 4 > end {
-            return Err(DropReason::FragmentTiny);
-        }
-    }
-    Ok(Found::Flow)
 }

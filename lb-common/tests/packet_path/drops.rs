@@ -66,8 +66,8 @@ fn every_reason_is_given_and_counted_once() {
         name.starts_with("fragment")
             || ["echo_limit", "unknown_port", "packet_too_big"].contains(&name)
             || ["access_denied", "source_limit", "service_limit"].contains(&name)
-            || ["ports_exhausted", "no_session", "no_route"].contains(&name)
-            || ["martian_source", "land"].contains(&name)
+            || ["ttl_expired", "ports_exhausted", "no_session", "no_route"].contains(&name)
+            || ["martian_source", "land", "source_route", "switched"].contains(&name)
             || [
                 "arp_malformed",
                 "nd_hop_limit",
@@ -200,6 +200,8 @@ fn names_and_numbers_of_reasons_stay() {
         (3, "bad_header"),
         (4, "fragment"),
         (5, "extension_headers"),
+        (29, "source_route"),
+        (30, "switched"),
         (6, "too_long"),
         (7, "ttl_expired"),
         (8, "no_headroom"),

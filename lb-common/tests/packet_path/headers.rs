@@ -8,7 +8,7 @@ use lb_common::{
 
 use crate::{
     CLIENT4, CLIENT6, SERVER4, SERVER6, TCP, UDP, VIP4, VIP6,
-    frames::{Extension, Spec, datagram, segment, socket, syn},
+    frames::{Extension, Spec, Transport, datagram, segment, socket, syn},
     support::{EGRESS, Mode, Outcome, Stage, macs, server},
 };
 
@@ -64,12 +64,14 @@ fn ports_are_read_where_the_header_length_says() {
     };
     let mut frame = packet.frame();
     frame[14] = 0x45;
+    // Where the length of the transport header would be then.
+    frame[46] = 0x50;
     assert_eq!(stage().run(&frame), Outcome::passed(frame.clone()));
 }
 
 #[test]
 fn ipv6_extension_headers_are_stepped_over() {
-    use Extension::{Authentication, Destination, Fragment, HopByHop, Routing};
+    use Extension::{Destination, Fragment, HopByHop, Routing};
     let chains = [
         vec![HopByHop(6)],
         vec![HopByHop(22)],
@@ -78,11 +80,8 @@ fn ipv6_extension_headers_are_stepped_over() {
         vec![Destination(1022)],
         vec![Routing(0)],
         vec![Fragment(0, false)],
-        vec![Authentication(4)],
-        vec![Authentication(12)],
-        vec![Authentication(20)],
         vec![HopByHop(14), Destination(6), Routing(0), Fragment(0, false)],
-        vec![Authentication(12), Destination(6), HopByHop(6)],
+        vec![Destination(14), Destination(6), HopByHop(6)],
     ];
     for extensions in chains {
         for (packet, position) in [(segment(CLIENT6, VIP6), 1), (datagram(CLIENT6, VIP6), 3)] {
@@ -100,11 +99,7 @@ fn ipv6_extension_headers_are_stepped_over() {
 
 #[test]
 fn extension_headers_are_followed_up_to_a_maximum() {
-    for kind in [
-        Extension::Destination(6),
-        Extension::Routing(0),
-        Extension::Authentication(4),
-    ] {
+    for kind in [Extension::Destination(6), Extension::Routing(0)] {
         for length in 0..=MAX_EXTENSION_HEADERS + 2 {
             let packet = Spec {
                 extensions: vec![kind.clone(); length],
@@ -190,7 +185,7 @@ fn ipv4_fragments_are_told_and_the_other_flags_do_not_matter() {
 #[test]
 fn frames_cut_anywhere_pass_before_the_ip_header_ends_and_drop_behind() {
     let chained = Spec {
-        extensions: vec![Extension::HopByHop(6), Extension::Authentication(12)],
+        extensions: vec![Extension::HopByHop(6), Extension::Destination(14)],
         ..segment(CLIENT6, VIP6)
     };
     let options = Spec {
@@ -231,7 +226,7 @@ fn set_length(frame: &mut [u8], length: usize) {
 #[test]
 fn packets_that_end_within_their_headers_are_dropped() {
     let chained = Spec {
-        extensions: vec![Extension::HopByHop(6), Extension::Authentication(12)],
+        extensions: vec![Extension::HopByHop(6), Extension::Destination(22)],
         ..datagram(CLIENT6, VIP6)
     };
     // Length of the IP header, and of everything up to the payload.
@@ -250,8 +245,12 @@ fn packets_that_end_within_their_headers_are_dropped() {
             cut.truncate(14 + length);
             assert_eq!(stage().run(&cut), Outcome::dropped(DropReason::Truncated));
         }
-        let mut bare = packet.frame();
-        set_length(&mut bare, headers);
+        let mut bare = Spec {
+            payload: Vec::new(),
+            trailer: packet.payload.clone(),
+            ..packet
+        }
+        .frame();
         assert_eq!(stage().run(&bare).verdict, Verdict::Redirect(EGRESS));
         bare.truncate(14 + headers);
         assert_eq!(stage().run(&bare).verdict, Verdict::Redirect(EGRESS));
@@ -345,4 +344,135 @@ fn a_payload_of_odd_length_keeps_its_checksum_right() {
             assert_rewritten(&Spec { payload, ..packet }, position);
         }
     }
+}
+
+/// The packet with its transport header changed, on its way to a service of either family.
+fn changed(packet: &Spec, change: impl Fn(&mut [u8])) -> Vec<u8> {
+    let mut payload = packet.transport();
+    change(&mut payload);
+    Spec {
+        transport: Transport::Other(packet.number().0),
+        payload,
+        ..packet.clone()
+    }
+    .frame()
+}
+
+#[test]
+fn a_datagram_whose_length_is_none_or_goes_beyond_its_packet_is_dropped() {
+    for packet in [datagram(CLIENT4, VIP4), datagram(CLIENT6, VIP6)] {
+        let whole = packet.transport().len() as u16;
+        let of_length = |length: u16| {
+            let set = |udp: &mut [u8]| udp[4..6].copy_from_slice(&length.to_be_bytes());
+            stage().run(&changed(&packet, set))
+        };
+        for length in [0, 1, 7, whole + 1, 0x7fff, 0xffff] {
+            let expected = Outcome::dropped(DropReason::Truncated);
+            assert_eq!(of_length(length), expected, "{length}");
+        }
+        for length in [8, whole - 1, whole] {
+            let verdict = of_length(length).verdict;
+            assert_eq!(verdict, Verdict::Redirect(EGRESS), "{length}");
+        }
+    }
+}
+
+#[test]
+fn a_segment_whose_header_is_none_or_goes_beyond_its_packet_is_dropped() {
+    for packet in [segment(CLIENT4, VIP4), syn(CLIENT6, VIP6)] {
+        let packet = Spec {
+            payload: vec![1; 20],
+            ..packet
+        };
+        let of_words = |words: u8| {
+            let set = |tcp: &mut [u8]| tcp[12] = words << 4 | (tcp[12] & 0xf);
+            stage().run(&changed(&packet, set))
+        };
+        for words in [0, 4, 11, 15] {
+            let expected = Outcome::dropped(DropReason::Truncated);
+            assert_eq!(of_words(words), expected, "{words}");
+        }
+        for words in [5, 9, 10] {
+            let verdict = of_words(words).verdict;
+            assert_eq!(verdict, Verdict::Redirect(EGRESS), "{words}");
+        }
+    }
+}
+
+#[test]
+fn a_packet_that_a_source_route_leads_is_dropped_and_one_with_other_options_goes() {
+    const ROUTE: [u8; 6] = [7, 4, 10, 0, 0, 9];
+    let route = |kind: u8| [&[kind][..], &ROUTE, &[0]].concat();
+    for kind in [131, 137] {
+        for options in [
+            route(kind),
+            [&[1; 4][..], &route(kind)].concat(),
+            [&[148, 4, 0, 0][..], &route(kind)].concat(),
+            [&[1; 32][..], &route(kind)].concat(),
+        ] {
+            let whole = Spec {
+                options: options.clone(),
+                ..datagram(CLIENT4, VIP4)
+            };
+            let first = Spec {
+                fragment: (false, true, 0),
+                payload: vec![0; 16],
+                ..whole.clone()
+            };
+            for packet in [whole, first] {
+                let outcome = stage().run(&packet.frame());
+                let expected = Outcome::dropped(DropReason::SourceRoute);
+                assert_eq!(outcome, expected, "{options:?}");
+            }
+            let elsewhere = Spec {
+                options,
+                ..segment(CLIENT4, "10.0.0.99:80")
+            };
+            let frame = elsewhere.frame();
+            assert_eq!(stage().run(&frame), Outcome::passed(frame));
+        }
+    }
+    // Router alert, a recorded route that has the numbers as values, padding, and what cannot be read.
+    for options in [
+        vec![148, 4, 131, 137],
+        vec![7, 7, 4, 131, 137, 131, 137, 0],
+        vec![1; 40],
+        vec![0, 131, 7, 4],
+        vec![68, 0, 131, 7],
+        vec![68, 1, 131, 7],
+    ] {
+        let packet = Spec {
+            options: options.clone(),
+            ..segment(CLIENT4, VIP4)
+        };
+        let verdict = stage().run(&packet.frame()).verdict;
+        assert_eq!(verdict, Verdict::Redirect(EGRESS), "{options:?}");
+    }
+}
+
+#[test]
+fn an_authenticated_packet_is_dropped_where_it_would_be_rewritten() {
+    let stage = Stage::new().serve(Mode::Nat, VIP6, TCP, &[server(SERVER6)]);
+    let with = |extensions: Vec<Extension>| Spec {
+        extensions,
+        ..segment(CLIENT6, VIP6)
+    };
+    let as_it_is = Stage::new().serve(Mode::L2, VIP6, TCP, &[server(SERVER6)]);
+    for extensions in [
+        vec![Extension::Authentication(4)],
+        vec![Extension::Authentication(12)],
+        vec![Extension::HopByHop(6), Extension::Authentication(20)],
+        vec![Extension::Authentication(12), Extension::Destination(6)],
+        vec![Extension::Authentication(4); MAX_EXTENSION_HEADERS],
+    ] {
+        let packet = with(extensions);
+        let outcome = stage.run(&packet.frame());
+        assert_eq!(outcome, Outcome::dropped(DropReason::ExtensionHeaders));
+        let outcome = as_it_is.run(&packet.frame());
+        let macs = macs(0);
+        assert_eq!(outcome.frame.0, Spec { macs, ..packet }.frame());
+    }
+    let others = vec![Extension::HopByHop(6), Extension::Destination(14)];
+    let verdict = stage.run(&with(others).frame()).verdict;
+    assert_eq!(verdict, Verdict::Redirect(EGRESS));
 }

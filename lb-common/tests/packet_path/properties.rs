@@ -41,7 +41,6 @@ fn extension() -> impl Strategy<Value = Extension> {
     prop_oneof![
         (0..4usize).prop_map(|n| Extension::HopByHop(8 * n + 6)),
         (0..4usize).prop_map(|n| Extension::Destination(8 * n + 6)),
-        (0..4usize).prop_map(|n| Extension::Authentication(8 * n + 4)),
         Just(Extension::Routing(0)),
         Just(Extension::Fragment(0, false)),
     ]

@@ -12,7 +12,7 @@ use lb_common::{
     hand_on::{Hop, Socket},
     packet::{Packet, SlicePacket},
     tables::{Address, Endpoint, NoRoute, Route, RouteQuery},
-    verdict::Verdict,
+    verdict::{DropReason, Verdict},
 };
 
 use crate::{
@@ -598,5 +598,14 @@ fn frames_that_end_early_pass() {
             assert_eq!(fate, Fate::Pass);
             assert_eq!(bytes, &frame[..length], "{length}");
         }
+    }
+}
+
+#[test]
+fn a_packet_whose_service_has_got_another_mode_in_the_meantime_is_dropped_as_that() {
+    let stage = Stage::new().serve(Mode::Gue, VIP4, TCP, &[server(OURS4)]);
+    for frame in [syn(CLIENT4, VIP4), syn(CLIENT4, "10.0.0.1:81")].map(|packet| packet.frame()) {
+        let verdict = stage.run_second_hop(&frame);
+        assert_eq!(verdict, Some(Verdict::Drop(DropReason::Switched)));
     }
 }

@@ -1,6 +1,7 @@
 //! The maps for tests: a [`Stage`] of services and servers, and what a frame comes to on it. The
 //! only place of these tests that knows the maps' formats.
 
+mod buffers;
 mod flows;
 mod guards;
 mod outcome;
