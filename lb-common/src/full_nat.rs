@@ -45,6 +45,12 @@ pub fn request<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Outcome {
         return Ok(Err(DropReason::NoSession));
     };
     let key = steer::key(&found.service, &flow);
+    // Who is not let in any more keeps no session alive either.
+    if found.service.descriptor.flags & service_flag::GUARDED != 0
+        && let Err(reason) = admit::source(tables, &found, &flow)
+    {
+        return Ok(Err(reason));
+    }
     let way = match session::look(tables, &found.service, &key, flow.signal) {
         Known::Session(way) => way,
         // Another CPU is still at it, or the last of a connection from before it has ended it already.
@@ -160,8 +166,8 @@ fn to_backend<P: Packet, T: Tables>(
 ) -> Result<(), DropReason> {
     let InForce { service, half } = *in_force;
     let descriptor = service.descriptor;
-    if descriptor.flags & service_flag::GUARDED != 0 {
-        admit::source(tables, in_force, flow)?;
+    if flow::is_authenticated(packet, flow) {
+        return Err(DropReason::ExtensionHeaders);
     }
     let backend = way.candidate.backend;
     if backend.interface == 0 {

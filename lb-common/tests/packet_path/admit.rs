@@ -11,6 +11,7 @@ use lb_common::{
 use crate::{
     CLIENT4, CLIENT6, SERVER4, SERVER6, TCP, UDP, VIP4, VIP6,
     frames::{Spec, Transport, datagram, segment, syn},
+    full_nat,
     icmp::message,
     quic::{initial, named_short},
     support::{Mode, Move, Outcome, Stage, server},
@@ -289,4 +290,24 @@ fn of_quic_only_initials_begin_flows() {
     for _ in 0..5 {
         assert_eq!(dropped(&stage, &named_short(CLIENT4, VIP4)), None);
     }
+}
+
+#[test]
+fn who_is_not_let_in_any_more_keeps_no_session_alive() {
+    let letting_in = |allowed| {
+        Stage::new()
+            .serve(Mode::FullNat, VIP4, TCP, &[server(SERVER4)])
+            .translating(&[full_nat::POOL4], full_nat::PORTS)
+            .list(1, &[("0.0.0.0/0", allowed)])
+            .guarded(1, Rate::default(), Rate::default())
+    };
+    let stage = letting_in(true);
+    assert!(full_nat::goes_on(&stage, &syn(CLIENT4, VIP4)));
+    assert!(full_nat::goes_on(&stage, &segment(CLIENT4, VIP4)));
+    let denied = stage.list(1, &[("0.0.0.0/0", false)]);
+    let before = denied.sessions();
+    let outcome = denied.at(SECOND).run(&segment(CLIENT4, VIP4).frame());
+    let expected = Verdict::Drop(DropReason::AccessDenied);
+    assert_eq!(outcome.verdict, expected);
+    assert_eq!(denied.sessions(), before);
 }
