@@ -17,6 +17,7 @@ use crate::{
     packet::Packet,
     passive::Said,
     pipeline::Rest,
+    refuse,
     session::{self, Answered, Known},
     steer::{self, Service},
     tables::{
@@ -97,7 +98,10 @@ pub fn process<P: Packet, T: Tables>(
         return Ok(outcome);
     }
     Ok(match message.kind {
-        Kind::Echo if owned & owned::VIP != 0 => answer(packet, tables, &message.outer),
+        // What the link brings to everybody is for nobody to answer.
+        Kind::Echo if owned & owned::VIP != 0 && refuse::is_for_one_host(packet) => {
+            answer(packet, tables, &message.outer)
+        }
         Kind::Echo => Ok(Verdict::Pass),
         Kind::Error => return forward(packet, tables, &message.outer, owned),
         Kind::Solicitation | Kind::Other => Ok(Verdict::Pass),
@@ -267,14 +271,14 @@ fn forward<P: Packet, T: Tables>(
 fn quoted<P: Packet>(packet: &P, outer: &Flow, sctp: bool) -> Option<Quoted> {
     let network = outer.transport + wire::ICMP;
     let (source, destination, number, header) = ends(packet, network, outer.v4)?;
-    if !flow::has_ports(number, sctp) {
-        return None;
-    }
     let (number, transport) = if outer.v4 {
         (number, network + header)
     } else {
         behind_extensions(packet, number, network + header)?
     };
+    if !flow::has_ports(number, sctp) {
+        return None;
+    }
     // As much as every error quotes (RFC 792); the ports are in it.
     if transport + 8 > outer.end() {
         return None;
@@ -318,10 +322,6 @@ fn ends<P: Packet>(packet: &P, network: usize, v4: bool) -> Option<(Address, Add
     }
 }
 
-/// The error is about a packet of a backend's, in a VIP's name, to a client.
-#[inline(always)]
-fn to_backend<P: Packet, T: Tables>(
-    packet: &mut P,
 /// Protocol and offset of what stands behind the IPv6 extension headers of a quoted packet, which may be the first fragment of
 /// a datagram, and so has the ports. `None` of a later one, or where it cannot be found.
 #[inline(always)]
@@ -350,6 +350,10 @@ fn behind_extensions<P: Packet>(packet: &P, first: u8, behind: usize) -> Option<
     Some((number, at))
 }
 
+/// The error is about a packet of a backend's, in a VIP's name, to a client.
+#[inline(always)]
+fn to_backend<P: Packet, T: Tables>(
+    packet: &mut P,
     tables: &T,
     outer: &Flow,
     quoted: &Quoted,

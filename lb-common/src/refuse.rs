@@ -321,14 +321,19 @@ fn reply<P: Packet>(packet: &P, flow: &Flow, policy: u8) -> Option<Reply> {
 /// which would be to answer ourselves.
 #[inline(always)]
 fn is_from_a_host<P: Packet, T: Tables>(packet: &P, tables: &T, flow: &Flow) -> bool {
-    const GROUP: u8 = 1;
-    let alone = packet
-        .read::<EthHdr>(0)
-        .is_some_and(|ethernet| ethernet.dst_addr[0] & GROUP == 0);
     let [first, ..] = flow.source.low().to_ne_bytes();
     // What else is none has not come so far; this is reserved (RFC 1122 §3.2.2).
     let is_host = !flow.v4 || first < 240;
-    alone && is_host && steer::owned(tables, flow.source) == 0
+    is_for_one_host(packet) && is_host && steer::owned(tables, flow.source) == 0
+}
+
+/// Whether the frame is to one hardware address, not to a group of them or to all.
+#[inline(always)]
+pub(crate) fn is_for_one_host<P: Packet>(packet: &P) -> bool {
+    const GROUP: u8 = 1;
+    packet
+        .read::<EthHdr>(0)
+        .is_some_and(|ethernet| ethernet.dst_addr[0] & GROUP == 0)
 }
 
 /// Makes the frame a reset of the connection that its segment is of.

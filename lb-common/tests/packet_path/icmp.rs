@@ -487,3 +487,14 @@ fn an_error_for_a_server_that_is_not_reachable_is_dropped_and_counted() {
     let expired = stage(Mode::Nat, server(SERVER4), family).run(&expiring.frame());
     assert_eq!(expired, Outcome::dropped(DropReason::TtlExpired));
 }
+
+#[test]
+fn an_echo_request_that_the_link_brings_to_many_is_the_kernels() {
+    for (client, vip) in [(CLIENT4, VIP4), (CLIENT6, VIP6)] {
+        for to in [[0xff; 6], [1, 0, 0x5e, 0, 0, 1], [0x33, 0x33, 0, 0, 0, 1]] {
+            let mut request = ping(client, vip, false);
+            request.macs.1 = to;
+            assert_untouched(request.frame(), "to a group");
+        }
+    }
+}
