@@ -38,6 +38,8 @@ use crate::{
 const LONGEST_V4: usize = 576;
 /// The longest ICMPv6 error in bytes: the least MTU (RFC 4443 §2.4(c)).
 const LONGEST_V6: usize = 1_280;
+/// Bytes behind the IP header that every error quotes (RFC 792).
+const LEAST_QUOTED: usize = 8;
 /// Words of the longest quotation.
 const QUOTED_WORDS: usize = (LONGEST_V6 - wire::IPV6 - wire::ICMP) / 4;
 
@@ -267,7 +269,7 @@ fn answer<P: Packet, T: Tables>(
     policy: u8,
 ) -> Result<bool, DropReason> {
     let reply = match reply(packet, flow, policy) {
-        Some(reply) if is_from_a_host(packet, tables, flow) => reply,
+        Some(reply) if is_intact(packet, flow) && is_from_a_host(packet, tables, flow) => reply,
         _ => {
             tables.count_answer(Answer::Withheld);
             return Ok(false);
@@ -378,10 +380,38 @@ fn unreachable<P: Packet>(packet: &mut P, flow: &Flow, cause: Cause) -> Result<(
     let network = network_length(flow);
     let headers = network + wire::ICMP;
     let longest = if flow.v4 { LONGEST_V4 } else { LONGEST_V6 };
-    let quoted = usize::from(flow.length).min(longest - headers);
+    let mut quoted = usize::from(flow.length).min(longest - headers);
+    // The rest of a frame in several buffers may be where nothing here can be read, and summed: then as much is quoted as must
+    // be (RFC 792).
+    if packet.read::<Byte>(wire::ETHERNET + quoted - 1).is_none() {
+        quoted = quoted.min(flow.transport - wire::ETHERNET + LEAST_QUOTED);
+    }
     let ethernet: EthHdr = forward::read(packet, 0)?;
     cut(packet, wire::ETHERNET + quoted)?;
     if !packet.grow_front(headers) {
+/// Whether the IPv4 header arrived as it was sent (RFC 1122 §3.2.1.2): what it says may be another's otherwise. IPv6 leaves that
+/// to the link and to the transport's checksum, which takes all of the packet.
+#[inline(always)]
+fn is_intact<P: Packet>(packet: &P, flow: &Flow) -> bool {
+    const MOST_WORDS: usize = 15;
+    if !flow.v4 {
+        return true;
+    }
+    let header = packet.read::<Byte>(wire::ETHERNET);
+    let words = header.map_or(0, |Byte(first)| usize::from(first & 0xf));
+    let mut sum = Sum::new();
+    for n in 0..MOST_WORDS {
+        if n >= words {
+            break;
+        }
+        let Some(Word(word)) = packet.read::<Word>(wire::ETHERNET + n * 4) else {
+            return false;
+        };
+        sum = sum.add32(u32::from_ne_bytes(word));
+    }
+    sum.fold() == 0xffff
+}
+
         return Err(DropReason::NoHeadroom);
     }
     let answer = EthHdr {

@@ -527,3 +527,49 @@ fn an_error_needs_room_for_its_headers() {
         assert_eq!(outcome.verdict, Verdict::Transmit);
     }
 }
+
+#[test]
+fn what_arrives_with_a_broken_header_is_not_answered() {
+    for (reason, to) in reasons(VIP4, "10.0.0.1:81") {
+        for policy in [refusal::RESET, refusal::UNREACHABLE] {
+            let options = Spec {
+                options: vec![1; 40],
+                ..syn(CLIENT4, to)
+            };
+            for packet in [syn(CLIENT4, to), datagram(CLIENT4, to), options] {
+                let mut frame = packet.frame();
+                assert_eq!(stage(policy).run(&frame).verdict, Verdict::Transmit);
+                // A bit of its source.
+                frame[28] ^= 0x10;
+                let expected = Outcome::unanswered(reason, Answer::Withheld);
+                assert_eq!(stage(policy).run(&frame), expected);
+                frame[28] ^= 0x10;
+                // And one of its last word.
+                if let 60.. = usize::from(frame[14] & 0xf) * 4 {
+                    frame[14 + 59] ^= 2;
+                    assert_eq!(stage(policy).run(&frame), expected);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn of_a_frame_whose_rest_is_in_another_buffer_as_much_is_quoted_as_must_be() {
+    for (client, _, unknown) in ENDS {
+        let request = Spec {
+            payload: vec![0x5a; 3_000],
+            ..datagram(client, unknown)
+        };
+        let network = if socket(client).is_ipv4() { 20 } else { 40 };
+        let stage = stage(refusal::UNREACHABLE);
+        for linear in [14 + network + 8, 14 + network + 100] {
+            let outcome = stage.run_in_buffers(&request.frame(), linear);
+            let mut quoted = request.ip();
+            quoted.truncate(network + 8);
+            let kind = kind(DropReason::UnknownPort, network == 20);
+            let expected = ours(message(unknown, client, kind, [0; 4], &quoted));
+            assert_eq!(outcome, (Verdict::Transmit, expected), "{linear}");
+        }
+    }
+}
