@@ -54,7 +54,8 @@ pub enum Early {
 /// place, which the kernel's program has off its stack.
 ///
 /// # Errors
-/// Why it is dropped.
+/// Why it is dropped. What is [`DropReason::PacketTooBig`] or [`DropReason::TtlExpired`] is as it came, and left to
+/// [`refuse::too_big`], to which it is handed over.
 #[inline(always)]
 pub fn process<P: Packet, T: Tables>(
     packet: &mut P,
@@ -363,15 +364,19 @@ fn forward<P: Packet, T: Tables>(
     way: &Way<'_>,
     port: Option<u16>,
 ) -> Result<Verdict, DropReason> {
-    // Not answered: no error is sent about any but the first (RFC 1122 §3.2.2).
-    if flow.length > vlan::room(tables, backend) {
+    let room = vlan::room(tables, backend);
+    if flow.length > room {
+        refuse::leave_too_big(tables, room);
         return Err(DropReason::PacketTooBig);
     }
     let bytes = packet.length_around(flow.end()) as u64;
     let opens = port.is_some() && flow.opens();
     match way.mode {
         mode::NAT => {
-            forward::decrement_ttl(packet, flow)?;
+            if let Err(reason) = forward::decrement_ttl(packet, flow) {
+                refuse::leave_expired(tables);
+                return Err(reason);
+            }
             rewrite(packet, flow, End::Destination, backend.address, port)?;
             forward::readdress(packet, backend.source_mac, backend.destination_mac)?;
         }

@@ -11,7 +11,7 @@ use crate::{
     packet::Packet,
     passive,
     pipeline::{self, Rest},
-    schedule,
+    refuse, schedule,
     session::{self, Answered, Known, Way},
     steer::{self, Candidate, InForce, Service},
     tables::{
@@ -61,6 +61,10 @@ pub fn request<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Outcome {
     };
     match to_backend(packet, tables, &mut flow, &found, &way) {
         Err(DropReason::PacketTooBig) => Err(Rest::TooBig),
+        Err(DropReason::TtlExpired) => {
+            refuse::leave_expired(tables);
+            Err(Rest::TooBig)
+        }
         Err(reason) => Ok(Err(reason)),
         Ok(()) if pipeline::opens_with_mss(tables, &flow, way.candidate.backend) => {
             pipeline::leave_syn(tables, &flow, mode::FULL_NAT, way.candidate.backend);
@@ -175,10 +179,7 @@ fn to_backend<P: Packet, T: Tables>(
     }
     let room = vlan::room(tables, backend);
     if flow.length > room {
-        tables.hand_over(Handover {
-            limit: room,
-            ..Handover::default()
-        });
+        refuse::leave_too_big(tables, room);
         return Err(DropReason::PacketTooBig);
     }
     // Its client is remembered for as long as the service says, and not only as one that opens.
@@ -343,15 +344,11 @@ fn to_client<P: Packet, T: Tables>(packet: &mut P, tables: &T, flow: &Flow) -> O
 /// addresses, and would reset what is one.
 #[inline(always)]
 fn stopped<T: Tables>(tables: &T, obstacle: Obstacle) -> Outcome {
-    let room = match obstacle {
-        Obstacle::Expired => return Ok(Err(DropReason::TtlExpired)),
+    match obstacle {
+        Obstacle::Expired => refuse::leave_expired(tables),
         Obstacle::NoRoute => return Ok(Err(DropReason::NoRoute)),
-        Obstacle::TooLong(room) => room,
-    };
-    tables.hand_over(Handover {
-        limit: room,
-        ..Handover::default()
-    });
+        Obstacle::TooLong(room) => refuse::leave_too_big(tables, room),
+    }
     Err(Rest::TooBig)
 }
 

@@ -45,7 +45,12 @@ pub fn process_held<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict
         Err(Rest::Vlan) if vlan(packet, tables) => held(packet, tables, &mut place),
         done => done,
     };
-    sent(packet, tables, verdict.unwrap_or(Verdict::Pass))
+    let verdict = match verdict {
+        Ok(verdict) => verdict,
+        Err(Rest::TooBig) => too_big(packet, tables),
+        Err(_) => Verdict::Pass,
+    };
+    sent(packet, tables, verdict)
 }
 
 /// The verdict as it is carried out.
@@ -78,7 +83,10 @@ fn go_on<P: Packet, T: Tables>(packet: &mut P, tables: &T, left: Result<Verdict,
         Err(Rest::Syn) => syn(packet, tables),
         Err(Rest::Fragment) => {
             let mut place = Fragment::EMPTY;
-            fragment(packet, tables, &mut place)
+            match fragment(packet, tables, &mut place) {
+                Ok(verdict) => verdict,
+                Err(_) => too_big(packet, tables),
+            }
         }
         Err(Rest::FullNat) => translate_both(packet, tables),
         Err(Rest::FullNatNew) => Verdict::Pass,
@@ -106,7 +114,7 @@ pub enum Rest {
     Unusual,
     /// To [`refused`].
     Refused,
-    /// To [`too_big`].
+    /// To [`too_big`], as is what has no hop left.
     TooBig,
     /// To [`syn`].
     Syn,
@@ -271,8 +279,8 @@ pub fn refused<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
     counted(tables, outcome)
 }
 
-/// The same for frames that are too long for the way to their backend, or to the client of a session, as
-/// [`Handover`] says.
+/// The same for frames that are too long for the way to their backend, or to the client of a session, or have no hop left,
+/// as [`Handover`] says.
 #[inline(always)]
 pub fn too_big<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
     let outcome = refuse::too_big(packet, tables);
@@ -287,16 +295,35 @@ pub fn syn<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
 }
 
 /// The same for fragments of datagrams.
+///
+/// # Errors
+/// It is too long for its way, or has no hop left.
 #[inline(always)]
-pub fn fragment<P: Packet, T: Tables>(packet: &mut P, tables: &T, place: &mut Fragment) -> Verdict {
-    let outcome = fragment::process(packet, tables, place, Early::Held);
-    counted(tables, outcome)
+pub fn fragment<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    place: &mut Fragment,
+) -> Result<Verdict, Rest> {
+    followed(packet, tables, place, Early::Held)
+}
+
+#[inline(always)]
+fn followed<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    place: &mut Fragment,
+    early: Early,
+) -> Result<Verdict, Rest> {
+    match fragment::process(packet, tables, place, early) {
+        Err(DropReason::PacketTooBig | DropReason::TtlExpired) => Err(Rest::TooBig),
+        outcome => Ok(counted(tables, outcome)),
+    }
 }
 
 /// The same for fragments that have been [held](Verdict::Held).
 ///
 /// # Errors
-/// It has tags.
+/// It has tags, or as [`fragment()`].
 #[inline(always)]
 pub fn held<P: Packet, T: Tables>(
     packet: &mut P,
@@ -306,8 +333,7 @@ pub fn held<P: Packet, T: Tables>(
     if vlan::is_tagged(packet, tables) {
         return Err(Rest::Vlan);
     }
-    let outcome = fragment::process(packet, tables, place, Early::Dropped);
-    Ok(counted(tables, outcome))
+    followed(packet, tables, place, Early::Dropped)
 }
 
 /// Takes off a frame's VLAN tags; whether there were any. Who left it goes on with it then.
@@ -342,6 +368,13 @@ fn settle<T: Tables>(tables: &T, outcome: &Result<Verdict, DropReason>, verdict:
     }
 }
 
+/// Reads an IPv4 packet for the first time, with SCTP where that is asked for.
+#[inline(always)]
+fn parse_v4<P: Packet, const SCTP: bool>(packet: &P, flow: &mut Flow) -> Result<(), Stop> {
+    flow::parse_v4_of(packet, flow, SCTP)?;
+    flow::refuse_source_route(packet, flow)
+}
+
 /// The stages after the family is known. The verdict goes into place: returned, it would be one word for the compiler, into
 /// which it puts whatever is at hand where a verdict has no number, and the kernel's verifier refuses that of a pointer.
 #[inline(always)]
@@ -368,19 +401,16 @@ fn follow<P: Packet, T: Tables>(
                     return Err(Rest::Syn);
                 }
                 Ok(backend) => Ok(egress::by(packet, tables, backend.interface)),
-/// Reads an IPv4 packet for the first time, with SCTP where that is asked for.
-#[inline(always)]
-fn parse_v4<P: Packet, const SCTP: bool>(packet: &P, flow: &mut Flow) -> Result<(), Stop> {
-    flow::parse_v4_of(packet, flow, SCTP)?;
-    flow::refuse_source_route(packet, flow)
-}
-
                 Err(DropReason::NoBackend)
                     if found.service.descriptor.refusal() != refusal::DROP =>
                 {
                     return Err(Rest::Refused);
                 }
                 Err(DropReason::PacketTooBig) => return Err(Rest::TooBig),
+                Err(DropReason::TtlExpired) => {
+                    refuse::leave_expired(tables);
+                    return Err(Rest::TooBig);
+                }
                 Err(reason) => Err(reason),
             },
             // Before what a `nat` service of the same backend makes of its answers.
@@ -516,10 +546,7 @@ pub(crate) fn to_backend<'t, const TELLING: bool, P: Packet, T: Tables>(
     }
     let room = vlan::room(tables, backend);
     if flow.length > room {
-        tables.hand_over(Handover {
-            limit: room,
-            ..Handover::default()
-        });
+        refuse::leave_too_big(tables, room);
         return Err(DropReason::PacketTooBig);
     }
     let bytes = packet.length_around(flow.end()) as u64;
@@ -587,6 +614,10 @@ fn translate<P: Packet>(
     backend: &Backend,
     port: u16,
 ) -> Result<(), DropReason> {
+    // It would arrive with an address that its sender has not vouched for.
+    if flow::is_authenticated(packet, flow) {
+        return Err(DropReason::ExtensionHeaders);
+    }
     let ends = Ends::one(End::Destination, backend.address, port);
     forward::rewrite(packet, flow, ends, 1)?;
     forward::readdress(packet, backend.source_mac, backend.destination_mac)
@@ -611,7 +642,3 @@ fn to_client<P: Packet, T: Tables>(
     }
     Ok(onward)
 }
-    // It would arrive with an address that its sender has not vouched for.
-    if flow::is_authenticated(packet, flow) {
-        return Err(DropReason::ExtensionHeaders);
-    }

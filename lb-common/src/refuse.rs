@@ -29,7 +29,7 @@ use crate::{
     forward, martian, mtu,
     packet::Packet,
     steer,
-    tables::{Address, Tables, feature, owned, refusal},
+    tables::{Address, Handover, Tables, feature, owned, refusal},
     verdict::{Answer, DropReason, Verdict},
     wire::{self, Byte, Check, IcmpHdr, Word, protocol},
 };
@@ -61,6 +61,8 @@ enum Cause {
     Protocol(usize),
     /// Its way takes no more than so many bytes.
     TooBig(u16),
+    /// No hop is left of its TTL or hop limit.
+    Expired,
     /// Of mode `full-nat`: no port was free for it.
     Exhausted,
     /// The same: it is of no session.
@@ -74,6 +76,7 @@ impl Cause {
             Self::NoBackend => DropReason::NoBackend,
             Self::Port | Self::Protocol(_) => DropReason::UnknownPort,
             Self::TooBig(_) => DropReason::PacketTooBig,
+            Self::Expired => DropReason::TtlExpired,
             Self::Exhausted => DropReason::PortsExhausted,
             Self::NoSession => DropReason::NoSession,
         }
@@ -82,7 +85,7 @@ impl Cause {
     /// Type and code of the error, and what stands behind its checksum. Hosts, ports and protocols that
     /// are unreachable are 1, 3 and 2 of RFC 792; addresses and ports 3 and 4 of RFC 4443 §3.1, where an
     /// unknown protocol is a parameter problem (§3.4) at an offset of the packet. An MTU is of RFC 1191 §4
-    /// and RFC 4443 §3.2.
+    /// and RFC 4443 §3.2; that no hop is left, of RFC 792 and RFC 4443 §3.3.
     #[inline(always)]
     const fn error(self, v4: bool) -> (u8, u8, u32) {
         match (self, v4) {
@@ -94,6 +97,8 @@ impl Cause {
             (Self::Protocol(at), false) => (4, 1, (at - wire::ETHERNET) as u32),
             (Self::TooBig(mtu), true) => (3, 4, mtu as u32),
             (Self::TooBig(mtu), false) => (2, 0, mtu as u32),
+            (Self::Expired, true) => (11, 0, 0),
+            (Self::Expired, false) => (3, 0, 0),
         }
     }
 }
@@ -113,7 +118,7 @@ enum Reply {
 #[inline(always)]
 pub fn process<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<Verdict, DropReason> {
     let mut flow = Flow::EMPTY;
-    let Some(unknown) = read(packet, tables, &mut flow) else {
+    let Some(unknown) = read(packet, tables, &mut flow, Fragments::Unread) else {
         return Ok(Verdict::Pass);
     };
     let owned = steer::owned(tables, flow.destination);
@@ -155,7 +160,7 @@ pub fn untranslated<P: Packet, T: Tables>(
     const EXHAUSTED: u16 = DropReason::PortsExhausted as u16;
     const NO_SESSION: u16 = DropReason::NoSession as u16;
     let mut flow = Flow::EMPTY;
-    if read(packet, tables, &mut flow).is_none() {
+    if read(packet, tables, &mut flow, Fragments::Unread).is_none() {
         return Err(DropReason::Inconsistent);
     }
     let (cause, policy) = judge(tables, &flow, Cause::Port);
@@ -167,20 +172,47 @@ pub fn untranslated<P: Packet, T: Tables>(
     carry_out(packet, tables, &flow, cause, policy)
 }
 
-/// Answers a packet that is longer than its way takes, which is what was handed over.
+/// What is handed over of a packet that is not too long, but has no hop left. No way takes so little: [`leave_too_big`].
+const EXPIRED: u16 = 0;
+
+/// Leaves a packet to [`too_big`], of which the way takes no more than `room` bytes.
+#[inline(always)]
+pub fn leave_too_big<T: Tables>(tables: &T, room: u16) {
+    tables.hand_over(Handover {
+        limit: if room == EXPIRED { 1 } else { room },
+        ..Handover::default()
+    });
+}
+
+/// Leaves a packet to it that has no hop left.
+#[inline(always)]
+pub fn leave_expired<T: Tables>(tables: &T) {
+    tables.hand_over(Handover {
+        limit: EXPIRED,
+        ..Handover::default()
+    });
+}
+
+/// Answers a packet that is longer than its way takes, which is what was handed over, or has no hop left. One may be a fragment, which is as
+/// long as its sender's link takes: the first one of an IPv4 datagram is answered (RFC 1122 §3.2.2), every one of IPv6
+/// (RFC 4443 §3.2).
 ///
 /// # Errors
 /// It is dropped without an answer.
 #[inline(always)]
 pub fn too_big<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<Verdict, DropReason> {
     let mut flow = Flow::EMPTY;
-    if read(packet, tables, &mut flow).is_none() {
+    if read(packet, tables, &mut flow, Fragments::Read).is_none() {
         return Err(DropReason::Inconsistent);
     }
-    let mtu = mtu::told(tables.handed_over().limit, flow.v4);
-    let cause = Cause::TooBig(mtu);
+    let room = tables.handed_over().limit;
+    let mtu = mtu::told(room, flow.v4);
+    let cause = match room {
+        EXPIRED => Cause::Expired,
+        _ => Cause::TooBig(mtu),
+    };
     // What is no longer than that could not be sent any shorter.
-    if flow.length <= mtu {
+    if cause != Cause::Expired && flow.length <= mtu {
         tables.count_answer(Answer::Withheld);
     } else if answer(packet, tables, &flow, cause, refusal::UNREACHABLE)? {
         tables.count_drop(cause.reason());
@@ -189,9 +221,22 @@ pub fn too_big<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<Verdi
     Err(cause.reason())
 }
 
+/// Whether fragments of what services are of are read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fragments {
+    /// As far as all of them can be.
+    Read,
+    Unread,
+}
+
 /// Reads the frame; the cause of the refusal, unless there is a service of that protocol and port.
 #[inline(always)]
-fn read<P: Packet, T: Tables>(packet: &P, tables: &T, flow: &mut Flow) -> Option<Cause> {
+fn read<P: Packet, T: Tables>(
+    packet: &P,
+    tables: &T,
+    flow: &mut Flow,
+    fragments: Fragments,
+) -> Option<Cause> {
     let sctp = tables.knows(feature::SCTP);
     let family = flow::family(packet)?;
     let parsed = match family {
@@ -202,6 +247,12 @@ fn read<P: Packet, T: Tables>(packet: &P, tables: &T, flow: &mut Flow) -> Option
         (Ok(()), _) => Some(Cause::Port),
         (Err(Stop::Foreign), Family::V4) => foreign_v4(packet, flow),
         (Err(Stop::Foreign), Family::V6) => foreign_v6(packet, flow),
+        (Err(Stop::Refused(DropReason::Fragment)), family) if fragments == Fragments::Read => {
+            match family {
+                Family::V4 => foreign_v4(packet, flow),
+                Family::V6 => fragment_v6(packet, flow),
+            }
+        }
         (Err(Stop::Unusual | Stop::Refused(_)), _) => None,
     }
 }
@@ -242,6 +293,19 @@ fn foreign_v6<P: Packet>(packet: &P, flow: &mut Flow) -> Option<Cause> {
     (whole && found.protocol != protocol::ICMPV6).then_some(Cause::Protocol(found.named_at))
 }
 
+/// Reads what an IPv6 fragment has, whichever it is: of what protocol its datagram is only the first one may say.
+#[inline(always)]
+fn fragment_v6<P: Packet>(packet: &P, flow: &mut Flow) -> Option<Cause> {
+    let ip = packet.read::<Ipv6Hdr>(wire::ETHERNET)?;
+    flow.source = Address::v6(ip.src_addr);
+    flow.destination = Address::v6(ip.dst_addr);
+    flow.protocol = protocol::FRAGMENT;
+    flow.length = u16::from_be_bytes(ip.payload_len).checked_add(wire::IPV6 as u16)?;
+    flow.transport = wire::ETHERNET + wire::IPV6;
+    flow.v4 = false;
+    packet.reaches(flow.end()).then_some(Cause::Port)
+}
+
 /// Why nobody takes the packet, and which policy it falls under.
 #[inline(always)]
 fn judge<T: Tables>(tables: &T, flow: &Flow, unknown: Cause) -> (Cause, u8) {
@@ -278,6 +342,7 @@ fn answer<P: Packet, T: Tables>(
     let kind = match (&reply, cause) {
         (Reply::Reset(..), _) => Answer::Reset,
         (Reply::Unreachable, Cause::TooBig(_)) => Answer::TooBig,
+        (Reply::Unreachable, Cause::Expired) => Answer::Expired,
         (Reply::Unreachable, _) => Answer::Unreachable,
     };
     if !tables.may_answer(kind) {
@@ -317,6 +382,29 @@ fn reply<P: Packet>(packet: &P, flow: &Flow, policy: u8) -> Option<Reply> {
     let length = (segment - header) as u32 + u32::from(tcp.syn()) + u32::from(tcp.fin());
     let next = u32::from_be_bytes(tcp.seq).wrapping_add(length);
     Some(Reply::Reset(0, Some(next)))
+}
+
+/// Whether the IPv4 header arrived as it was sent (RFC 1122 §3.2.1.2): what it says may be another's otherwise. IPv6 leaves that
+/// to the link and to the transport's checksum, which takes all of the packet.
+#[inline(always)]
+fn is_intact<P: Packet>(packet: &P, flow: &Flow) -> bool {
+    const MOST_WORDS: usize = 15;
+    if !flow.v4 {
+        return true;
+    }
+    let header = packet.read::<Byte>(wire::ETHERNET);
+    let words = header.map_or(0, |Byte(first)| usize::from(first & 0xf));
+    let mut sum = Sum::new();
+    for n in 0..MOST_WORDS {
+        if n >= words {
+            break;
+        }
+        let Some(Word(word)) = packet.read::<Word>(wire::ETHERNET + n * 4) else {
+            return false;
+        };
+        sum = sum.add32(u32::from_ne_bytes(word));
+    }
+    sum.fold() == 0xffff
 }
 
 /// Whether one host sent the packet, and to this one alone: not from a VIP or an address of ours either,
@@ -389,29 +477,6 @@ fn unreachable<P: Packet>(packet: &mut P, flow: &Flow, cause: Cause) -> Result<(
     let ethernet: EthHdr = forward::read(packet, 0)?;
     cut(packet, wire::ETHERNET + quoted)?;
     if !packet.grow_front(headers) {
-/// Whether the IPv4 header arrived as it was sent (RFC 1122 §3.2.1.2): what it says may be another's otherwise. IPv6 leaves that
-/// to the link and to the transport's checksum, which takes all of the packet.
-#[inline(always)]
-fn is_intact<P: Packet>(packet: &P, flow: &Flow) -> bool {
-    const MOST_WORDS: usize = 15;
-    if !flow.v4 {
-        return true;
-    }
-    let header = packet.read::<Byte>(wire::ETHERNET);
-    let words = header.map_or(0, |Byte(first)| usize::from(first & 0xf));
-    let mut sum = Sum::new();
-    for n in 0..MOST_WORDS {
-        if n >= words {
-            break;
-        }
-        let Some(Word(word)) = packet.read::<Word>(wire::ETHERNET + n * 4) else {
-            return false;
-        };
-        sum = sum.add32(u32::from_ne_bytes(word));
-    }
-    sum.fold() == 0xffff
-}
-
         return Err(DropReason::NoHeadroom);
     }
     let answer = EthHdr {

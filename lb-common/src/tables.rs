@@ -290,7 +290,8 @@ pub struct Handover {
     pub interface: u32,
     /// Offset of its TCP header, in bytes. To [`TAIL_VLAN`]: whether it was held.
     pub offset: u16,
-    /// What may not be exceeded, in bytes: the MTU that [`Backend::mtu`] gives, or an MSS. To
+    /// What may not be exceeded, in bytes: the MTU that [`Backend::mtu`] gives, or an MSS. To [`TAIL_TOO_BIG`], 0: it is not
+    /// too long, but no hop is left. To
     /// [`TAIL_UNTRANSLATED`]: the number of the [`DropReason`]; to [`TAIL_FULL_NAT`]: whether a session has just been
     /// begun; to [`TAIL_TAG`]: the verdict.
     pub limit: u16,

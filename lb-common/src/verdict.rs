@@ -131,6 +131,8 @@ counted! {
     Arp = 6, "arp";
     /// A neighbour advertisement.
     Neighbour = 7, "neighbour";
+    /// An ICMP error that says that a packet has been through as many hops as it may.
+    Expired = 8, "expired";
 }
 
 counted! {

@@ -265,8 +265,11 @@ pub fn fragment(ctx: XdpContext) -> u32 {
     let Some(place) = maps::fragment_place() else {
         return pass(&ctx, &maps);
     };
-    let verdict = pipeline::fragment(&mut packet, &maps, place);
-    act(&ctx, &maps, verdict)
+    match pipeline::fragment(&mut packet, &maps, place) {
+        Ok(verdict) => return act(&ctx, &maps, verdict),
+        Err(_) => maps::go_on(&ctx, TAIL_TOO_BIG),
+    }
+    pass(&ctx, &maps)
 }
 
 /// [`pipeline::held`], by which the agent gives back what [`fragment()`] has handed to it. On no interface.
@@ -280,6 +283,7 @@ pub fn held(ctx: XdpContext) -> u32 {
     };
     match pipeline::held(&mut packet, &maps, place) {
         Ok(verdict) => return act(&ctx, &maps, verdict),
+        Err(Rest::TooBig) => maps::go_on(&ctx, TAIL_TOO_BIG),
         Err(_) => {
             maps.hand_over(Handover {
                 offset: WAS_HELD,

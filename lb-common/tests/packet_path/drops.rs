@@ -1,10 +1,10 @@
 //! Every reason to drop, each produced at least once, and what a drop leaves behind.
 
-use lb_common::verdict::{Answer, DropReason, Verdict};
+use lb_common::verdict::{Answer, DropReason};
 
 use crate::{
     CLIENT4, CLIENT6, SERVER4, SERVER6, TCP, UDP, VIP4, VIP6,
-    frames::{Extension, Spec, datagram, segment, socket, syn},
+    frames::{Extension, Spec, datagram, socket, syn},
     support::{EGRESS, Mode, Outcome, Server, Stage, server},
 };
 
@@ -28,17 +28,12 @@ fn produced() -> Vec<(DropReason, Stage, Vec<u8>)> {
     let (v4, v6) = (syn(CLIENT4, VIP4), syn(CLIENT6, VIP6));
     let ipip = || stage(Mode::Ipip, server(SERVER4));
     let unreachable = stage(Mode::Ipip, server(SERVER4).behind(0));
-    let nat = stage(Mode::Nat, server(SERVER4));
     let chain = Spec {
         extensions: vec![Extension::Destination(6); 7],
         ..v6.clone()
     };
     let long = Spec {
         payload: vec![0; 65_516 - 40],
-        ..v4.clone()
-    };
-    let last = Spec {
-        ttl: 1,
         ..v4.clone()
     };
     vec![
@@ -48,7 +43,6 @@ fn produced() -> Vec<(DropReason, Stage, Vec<u8>)> {
         (Reason::BadHeader, ipip(), lying(0x4f, 59)),
         (Reason::ExtensionHeaders, ipip(), chain.frame()),
         (Reason::TooLong, ipip(), long.frame()),
-        (Reason::TtlExpired, nat, last.frame()),
         (Reason::NoHeadroom, ipip(), v4.frame()),
         (Reason::Inconsistent, ipip().ring(&[1]), v6.frame()),
     ]
@@ -60,7 +54,8 @@ fn every_reason_is_given_and_counted_once() {
     let given: Vec<DropReason> = produced.iter().map(|(reason, ..)| *reason).collect();
     // How echo requests are limited is `icmp`'s to show, what becomes of unknown ports `refuse`'s, of
     // what is too long `too_big`'s, of fragments `fragments`', who is not let in `admit`'s, who finds no port or whose
-    // answer no route `full_nat`'s, who cannot have sent it `martian`'s, and how the link asks for VIPs `neighbour`'s.
+    // answer no route `full_nat`'s, who cannot have sent it `martian`'s, how the link asks for VIPs `neighbour`'s, what a source
+    // route leads `headers`', whose hops are over `hops`', and whose service has changed `second_hop`'s.
     let elsewhere = |reason: &DropReason| {
         let name = reason.name();
         name.starts_with("fragment")
@@ -97,25 +92,6 @@ fn a_server_without_a_next_hop_drops_in_every_mode() {
             let outcome = stage(mode, server(at).behind(0)).run(&request.frame());
             assert_eq!(outcome, Outcome::dropped(DropReason::NoNextHop));
         }
-    }
-}
-
-#[test]
-fn a_request_to_a_nat_service_needs_two_hops_to_live() {
-    let stage = Stage::new()
-        .serve(Mode::Nat, VIP4, TCP, &[server(SERVER4)])
-        .serve(Mode::Nat, VIP6, TCP, &[server(SERVER6)]);
-    for request in [segment(CLIENT4, VIP4), segment(CLIENT6, VIP6)] {
-        for ttl in [0, 1] {
-            let frame = Spec {
-                ttl,
-                ..request.clone()
-            }
-            .frame();
-            assert_eq!(stage.run(&frame), Outcome::dropped(DropReason::TtlExpired));
-        }
-        let frame = Spec { ttl: 2, ..request }.frame();
-        assert!(matches!(stage.run(&frame).verdict, Verdict::Redirect(_)));
     }
 }
 
@@ -183,6 +159,7 @@ fn names_and_numbers_of_answers_stay() {
         (5, "too_big"),
         (6, "arp"),
         (7, "neighbour"),
+        (8, "expired"),
     ];
     assert_eq!(names, expected);
 }
@@ -200,8 +177,6 @@ fn names_and_numbers_of_reasons_stay() {
         (3, "bad_header"),
         (4, "fragment"),
         (5, "extension_headers"),
-        (29, "source_route"),
-        (30, "switched"),
         (6, "too_long"),
         (7, "ttl_expired"),
         (8, "no_headroom"),
@@ -225,6 +200,8 @@ fn names_and_numbers_of_reasons_stay() {
         (26, "nd_hop_limit"),
         (27, "nd_checksum"),
         (28, "nd_malformed"),
+        (29, "source_route"),
+        (30, "switched"),
     ];
     assert_eq!(names, expected);
 }

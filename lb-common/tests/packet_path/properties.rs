@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use lb_common::{
     decapsulate::Fate,
-    verdict::{Piece, Verdict},
+    verdict::{Answer, DropReason, Piece, Verdict},
 };
 use proptest::{
     prelude::*,
@@ -268,9 +268,18 @@ proptest! {
         let answer = mode == Mode::Nat && from_a_server(&frame);
         match outcome.verdict {
             Verdict::Held => prop_assert_eq!(outcome.counted.pieces, [(Piece::Held as u32, 1)].into()),
-            Verdict::Drop(reason) => prop_assert_eq!(outcome, Outcome::dropped(reason)),
             Verdict::Pass if !answer => prop_assert_eq!(outcome, Outcome::passed(frame)),
             Verdict::Pass => prop_assert_eq!(outcome.frame.0.len(), frame.len()),
+            // No hop was left.
+            Verdict::Transmit if !outcome.counted.answers.is_empty() => {
+                prop_assert_eq!(outcome.counted.answers, [(Answer::Expired as u32, 1)].into());
+                prop_assert_eq!(outcome.counted.drops, [(DropReason::TtlExpired as u32, 1)].into());
+            }
+            Verdict::Drop(DropReason::TtlExpired) => {
+                let unanswered = [Answer::Withheld, Answer::Limited].map(|why| Outcome::unanswered(DropReason::TtlExpired, why));
+                prop_assert!(unanswered.contains(&outcome) || outcome == Outcome::dropped(DropReason::TtlExpired));
+            }
+            Verdict::Drop(reason) => prop_assert_eq!(outcome, Outcome::dropped(reason)),
             Verdict::Transmit | Verdict::Redirect(_) => {
                 let counts = [outcome.counted.services, outcome.counted.servers];
                 for counts in counts {

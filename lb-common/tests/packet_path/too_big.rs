@@ -9,6 +9,7 @@ use lb_common::{
 
 use crate::{
     CLIENT4, CLIENT6, SERVER4, SERVER6, TCP, UDP, VIP4, VIP6,
+    fragments::{CUTS, cut, large},
     frames::{Extension, Flags, Spec, Transport, datagram, segment, socket, syn},
     full_nat,
     icmp::message,
@@ -202,5 +203,59 @@ fn no_error_is_sent_about_an_error() {
             let outcome = stage(mode, vip, server(at).within(length)).run(&message.frame());
             assert_eq!(outcome.verdict, Verdict::Redirect(EGRESS), "{mode:?} {vip}");
         }
+    }
+}
+
+#[test]
+fn a_datagrams_first_fragment_is_answered_where_it_is_too_long() {
+    for mode in MODES {
+        for (client, vip, [at, _]) in ENDS {
+            let stage = stage(mode, vip, server(at).within(1_400));
+            for packet in [datagram(client, vip), segment(client, vip)] {
+                let pieces = cut(&large(packet), &CUTS);
+                let [first, second, ..] = &pieces[..] else {
+                    panic!("{} pieces", pieces.len())
+                };
+                assert_eq!(stage.run(&first.frame()), refused(first, 1_400), "{mode:?}");
+                // Of one that has been dropped.
+                let expected = Outcome::dropped(DropReason::Fragment);
+                assert_eq!(stage.run(&second.frame()), expected, "{mode:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_later_fragment_that_is_too_long_is_answered_only_by_ipv6() {
+    for mode in MODES {
+        for (client, vip, [at, _]) in ENDS {
+            let stage = stage(mode, vip, server(at).within(1_400));
+            let pieces = cut(&large(datagram(client, vip)), &[800, 2_280]);
+            let expected = match vip {
+                VIP4 => Outcome::unanswered(TOO_BIG, Answer::Withheld),
+                _ => refused(&pieces[1], 1_400),
+            };
+            let first = pieces[0].frame();
+            let verdict = stage.run(&first).verdict;
+            assert_eq!(verdict, Verdict::Redirect(EGRESS), "{mode:?} {vip}");
+            let outcome = stage.run(&pieces[1].frame());
+            assert_eq!(outcome, expected, "{mode:?} {vip}");
+        }
+    }
+}
+
+#[test]
+fn one_that_was_held_is_answered_as_others_are() {
+    for (client, vip, [at, _]) in ENDS {
+        let stage = stage(Mode::Gue, vip, server(at).within(1_400));
+        let pieces = cut(&large(datagram(client, vip)), &[800, 2_280]);
+        assert_eq!(stage.run(&pieces[1].frame()).verdict, Verdict::Held);
+        let first = stage.run(&pieces[0].frame()).verdict;
+        assert_eq!(first, Verdict::Redirect(EGRESS));
+        let expected = match vip {
+            VIP4 => Outcome::unanswered(TOO_BIG, Answer::Withheld),
+            _ => refused(&pieces[1], 1_400),
+        };
+        assert_eq!(stage.give_back(), [expected]);
     }
 }
