@@ -17,7 +17,7 @@ use lb_tests::{
         balancer::Balancer,
         frame::{Frame, Payload, flags},
         harness::action,
-        services::{ADDRESS_POOL, Guarded, Kind, Pool},
+        services::{ADDRESS_POOL, Also, Guarded, Kind, Pool},
     },
     capture::{Capture, Direction},
     config::{Config, Health, Service},
@@ -298,6 +298,7 @@ fn loaded() -> Result<(Balancer, SocketAddr)> {
         },
         quic: None,
         guarded: Guarded::Open,
+        also: Also::Nothing,
     };
     let id: ServiceId = "10.0.0.9:80/tcp".parse()?;
     balancer.serve(vec![kind.service(id)?])?;

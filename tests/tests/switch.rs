@@ -14,7 +14,7 @@ use lb_tests::{
     bench::{
         balancer::{Balancer, backend_of},
         frame::{Frame, Payload, flags},
-        services::{Guarded, Kind, Pool, numbered, repool},
+        services::{Also, Guarded, Kind, Pool, numbered, repool},
     },
     skip::with_root,
 };
@@ -64,6 +64,7 @@ fn balancer() -> Result<Balancer> {
         flow_state: FlowState::Auto,
         ring_size: Some(RING),
         pool: pool(FIRST),
+        also: Also::Nothing,
     };
     let services = (0..SERVICES).map(|n| {
         let mut service = kind.service(numbered(n))?;

@@ -273,6 +273,7 @@ pub fn port() -> (String, neighbours::Port) {
         running: true,
         mtu: MTU[1],
         kind: neighbours::Kind::Plain,
+        deaf: false,
     };
     ("lo".to_owned(), port)
 }
