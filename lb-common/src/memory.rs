@@ -24,8 +24,13 @@ use crate::{
 };
 
 mod meanwhile;
+mod paths;
 
 pub use meanwhile::Meanwhile;
+pub use paths::MemoryHost;
+
+/// What says where a packet goes.
+pub type Router = fn(&RouteQuery) -> Result<Route, NoRoute>;
 
 /// [`Tables`] in memory. Fill the public fields; counters come back through methods.
 #[derive(Debug, Clone, Default)]
@@ -76,6 +81,8 @@ pub struct MemoryTables {
     pub tagged: Cell<Tagged>,
     /// Routes by destination; where there is none, packets are [refused](NoRoute::Refused).
     pub routes: BTreeMap<Address, Result<Route, NoRoute>>,
+    /// What says where packets go instead, if anything: by all that a look-up is asked.
+    pub router: Option<Router>,
     /// The flow tables.
     pub flows: RefCell<Flows>,
     /// What is known of datagrams in fragments.
@@ -196,6 +203,12 @@ impl MemoryTables {
     /// Everything counted so far, which starts at zero again.
     pub fn take_counted(&self) -> Counted {
         self.counted.take()
+    }
+
+    /// Packets dropped for a reason since then.
+    pub fn dropped(&self, reason: DropReason) -> u64 {
+        let drops = &self.counted.borrow().drops;
+        drops.get(&(reason as u32)).copied().unwrap_or(0)
     }
 
     /// Starts a service's counters at zero.
@@ -386,8 +399,13 @@ impl Tables for MemoryTables {
     }
 
     fn route(&self, query: &RouteQuery) -> Result<Route, NoRoute> {
-        let route = self.routes.get(&query.destination).copied();
-        let route = route.unwrap_or(Err(NoRoute::Refused))?;
+        let route = match self.router {
+            Some(router) => router(query)?,
+            None => {
+                let route = self.routes.get(&query.destination).copied();
+                route.unwrap_or(Err(NoRoute::Refused))?
+            }
+        };
         let upper = self
             .upper(route.interface)
             .filter(|_| self.knows(feature::VLAN));

@@ -8,6 +8,7 @@ pub mod frames;
 mod neighbours;
 pub mod routes;
 pub mod setting;
+mod tunnels;
 
 use std::{
     collections::BTreeMap,
@@ -21,14 +22,12 @@ use lb_common::{
     budget,
     memory::{Counted, HeldFrame, MemoryTables},
     packet::SlicePacket,
-    pipeline,
     rate::Rate,
     tables::{
         Counters, FlowCounters, FlowKey, Guard, HASH_KEY_WORDS, Handshake, Record, Session, Signs,
-        Slot, Table, Tables as _, Tagged, Tick, feature,
+        Slot, Table, Tick,
     },
     verdict::{FIRST_ANSWER, FIRST_PIECE, Verdict},
-    vlan,
 };
 use lb_userspace::{
     agent::Core,
@@ -66,7 +65,7 @@ const FRAGMENTS: u32 = 1 << 18;
 /// What XDP leaves in front of a frame, in a test run as on a NIC.
 const HEADROOM: usize = 256;
 /// The interface that a test run's frames come in by: the loopback.
-const INGRESS: u32 = 1;
+pub const INGRESS: u32 = 1;
 
 /// The kernel's maps and their double in memory, written alike.
 struct Twin {
@@ -257,6 +256,7 @@ impl Bench {
         maps.initialise(key)?;
         let mut memory = MemoryDataplane::default();
         memory.tables.control = maps.control()?;
+        memory.tables.router = Some(routes::look_up);
         memory.tables.flows.get_mut().established.capacity = FLOWS as usize;
         memory.tables.flows.get_mut().half_open.capacity = HALF_OPEN as usize;
         memory.tables.sessions.get_mut().capacity = SESSIONS as usize;
@@ -509,7 +509,7 @@ impl Bench {
     fn host(&mut self, frame: &[u8], way: Way) -> Outcome {
         let twin = self.core.dataplane_mut();
         twin.memory.tables.time.set(twin.maps.now());
-        execute(&mut twin.memory.tables, frame, way)
+        execute(&twin.memory.tables, frame, way)
     }
 
     fn kernel(&mut self, frame: &[u8], way: Way) -> Result<Outcome> {
@@ -567,21 +567,13 @@ fn insert<T: Default + PartialEq>(map: &mut BTreeMap<u32, T>, index: u32, counte
 }
 
 /// What the host makes of a frame.
-pub fn execute(tables: &mut MemoryTables, frame: &[u8], way: Way) -> Outcome {
-    let (inner, surplus) = untagged(frame, tables);
-    let clients = tables
-        .sessions
-        .get_mut()
-        .by_flow
-        .keys()
-        .map(|key| key.source);
-    tables.routes = routes::of(&inner, clients, surplus);
+pub fn execute(tables: &MemoryTables, frame: &[u8], way: Way) -> Outcome {
     let mut buffer = vec![0; HEADROOM];
     buffer.extend_from_slice(frame);
     let mut packet = SlicePacket::new(&mut buffer, HEADROOM, INGRESS);
     let verdict = match way {
-        Way::Network => pipeline::process(&mut packet, tables),
-        Way::Held => pipeline::process_held(&mut packet, tables),
+        Way::Network => tables.process(&mut packet),
+        Way::Held => tables.process_held(&mut packet),
     };
     let action = match verdict {
         Verdict::Drop(_) | Verdict::Held => 1,
@@ -599,18 +591,6 @@ fn outcome(action: u32, bytes: &[u8]) -> Outcome {
         action,
         bytes: bytes.to_vec(),
     }
-}
-
-/// The frame without the tags that are taken off, and what those take of its way.
-fn untagged(frame: &[u8], tables: &MemoryTables) -> (Vec<u8>, u16) {
-    let mut buffer = frame.to_vec();
-    let mut packet = SlicePacket::new(&mut buffer, 0, INGRESS);
-    if !tables.knows(feature::VLAN) || !pipeline::vlan(&mut packet, tables) {
-        return (frame.to_vec(), 0);
-    }
-    let surplus = vlan::surplus(tables);
-    tables.note_tags(&Tagged::NONE);
-    (packet.bytes().to_vec(), surplus)
 }
 
 fn next_hop(address: IpAddr) -> Update {

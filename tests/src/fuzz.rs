@@ -18,7 +18,8 @@ const SIZES: std::ops::RangeInclusive<usize> = 14..=2_048;
 /// What is fuzzed with: frames that come one after the other.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Input {
-    /// In which of the host's [worlds](host::Host).
+    /// In which of the host's [worlds](host::Host): the lowest two bits; and how much time passes from frame to frame there,
+    /// by the next three.
     pub world: u8,
     /// The frames, of 14 bytes or more.
     pub frames: Vec<Vec<u8>>,

@@ -11,8 +11,24 @@ use lb_tests::{
 };
 use libfuzzer_sys::{fuzz_mutator, fuzz_target, fuzzer_mutate};
 
+/// The worlds, and how many inputs they have been given, which is told at the end.
+struct Run {
+    host: Host,
+    inputs: u64,
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        let Self { host, inputs } = self;
+        eprintln!("host: {} frames in {inputs} inputs", host.frames);
+    }
+}
+
 thread_local! {
-    static HOST: RefCell<Host> = RefCell::new(Host::new().expect("the worlds of the fuzzer"));
+    static RUN: RefCell<Run> = RefCell::new(Run {
+        host: Host::new().expect("the worlds of the fuzzer"),
+        inputs: 0,
+    });
     static GENERATOR: RefCell<Generator> = RefCell::new({
         let setting = Setting::new().expect("the setting of the fuzzer");
         Generator::new(1, setting.endpoints)
@@ -20,8 +36,9 @@ thread_local! {
 }
 
 fuzz_target!(|bytes: &[u8]| {
-    HOST.with_borrow_mut(|host| {
-        if let Err(error) = host.run(&Input::decode(bytes)) {
+    RUN.with_borrow_mut(|run| {
+        run.inputs += 1;
+        if let Err(error) = run.host.run(&Input::decode(bytes)) {
             panic!("{error:#}");
         }
     });

@@ -78,12 +78,15 @@ pub fn disturbance(random: &mut Random) -> Result<Disturbance> {
         "10.0.0.40:80/tcp",
         "10.0.0.40:80/udp",
         "10.0.0.7:80/tcp",
+        "10.0.0.2:80/sctp",
+        "10.0.0.64/28:80/tcp",
+        "10.0.0.41:*/tcp",
     ];
     let number = random.below(vips.len() as u64);
     let id: ServiceId = vips[number].parse()?;
     let plain = |addresses: [&str; 4]| addresses.map(|address| json!({ "address": address }));
     let backends = match number {
-        0..4 | 7..11 => plain([
+        0..4 | 7..14 => plain([
             "10.2.0.11:80",
             "10.2.0.12:8080",
             "10.2.0.13:81",

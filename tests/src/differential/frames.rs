@@ -140,6 +140,12 @@ impl Generator {
             frame.resize(frame.len().max(14), 0);
             return frame;
         }
+        if self.random.once_in(12) {
+            let mut frame = self.tunnelled();
+            self.damage(&mut frame);
+            frame.resize(frame.len().max(14), 0);
+            return frame;
+        }
         let stranger = self.stranger(interesting);
         let (from, to) = match self.random.below(8) {
             0..=4 => (stranger, interesting),
@@ -147,11 +153,7 @@ impl Generator {
             _ if self.random.once_in(3) => self.translated(),
             _ => (interesting, own_for(interesting.ip())),
         };
-        let mut frame = if from.is_ipv4() {
-            self.v4(from, to)
-        } else {
-            self.v6(from, to)
-        };
+        let mut frame = self.plain(from, to);
         self.damage(&mut frame);
         if frame.len() < 14 {
             frame.resize(14, 0);
@@ -363,6 +365,15 @@ impl Generator {
         id.push(self.random.below(8) as u8);
         id.extend((0..NONCE).map(|_| self.random.byte()));
         id
+    }
+
+    /// A packet of either family.
+    pub(super) fn plain(&mut self, from: SocketAddr, to: SocketAddr) -> Vec<u8> {
+        if from.is_ipv4() {
+            self.v4(from, to)
+        } else {
+            self.v6(from, to)
+        }
     }
 
     fn v4(&mut self, from: SocketAddr, to: SocketAddr) -> Vec<u8> {

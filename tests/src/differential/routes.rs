@@ -2,13 +2,12 @@
 //! Every outcome of a look-up is there. Owns no frames and judges none.
 
 use std::{
-    collections::BTreeMap,
     net::{IpAddr, Ipv6Addr},
     process::Command,
 };
 
 use anyhow::Result;
-use lb_common::tables::{Address, NoRoute, Route};
+use lb_common::tables::{NoRoute, Route, RouteQuery};
 
 use super::setting::{BOTH_VLANS, OUTER_VLAN, VLAN};
 use crate::{netns::Namespace, process::run_with_input};
@@ -59,59 +58,14 @@ pub fn lay(namespace: &Namespace) -> Result<()> {
     run_with_input(ip.args(["-n", namespace.name(), "-batch", "-"]), &batch).map(drop)
 }
 
-/// What look-ups find for `frame`: of its destination, and of the clients that it may be for instead. They are asked for
-/// packets that are longer by `surplus`.
-pub fn of(
-    frame: &[u8],
-    clients: impl Iterator<Item = Address>,
-    surplus: u16,
-) -> BTreeMap<Address, Result<Route, NoRoute>> {
-    let Some((destination, length)) = destination(frame) else {
-        return BTreeMap::new();
-    };
-    let length = length.saturating_add(surplus);
-    let stays = stays(frame);
-    let found = |to: Address| match stays && !to.is_v4() {
-        true => Err(NoRoute::Refused),
-        false => route(to, length),
-    };
-    let all = clients.chain([destination]);
-    all.map(|to| (to, found(to))).collect()
-}
-
-/// Whether a frame comes from an IPv6 address that is no host's or may not leave a link: the kernel's look-up
-/// refuses to route what does.
-fn stays(frame: &[u8]) -> bool {
-    let source = match frame.get(12..14) {
-        Some([0x86, 0xdd]) => frame.get(22..38),
-        _ => None,
-    };
-    let source = source.and_then(|source| <[u8; 16]>::try_from(source).ok());
-    source.map(Ipv6Addr::from).is_some_and(|source| {
-        source.is_multicast() || source.is_loopback() || source.is_unicast_link_local()
-    })
-}
-
-/// Where a frame goes, and what its IP header says of its length.
-fn destination(frame: &[u8]) -> Option<(Address, u16)> {
-    let length = |at| Some(u16::from_be_bytes(frame.get(at..at + 2)?.try_into().ok()?));
-    match frame.get(12..14)? {
-        [8, 0] => {
-            let octets: [u8; 4] = frame.get(30..34)?.try_into().ok()?;
-            Some((IpAddr::from(octets).into(), length(16)?))
-        }
-        [0x86, 0xdd] => {
-            let octets: [u8; 16] = frame.get(38..54)?.try_into().ok()?;
-            Some((Address::v6(octets), length(18)?))
-        }
-        _ => None,
-    }
-}
-
-/// What a look-up finds for a packet of that length.
-fn route(to: Address, length: u16) -> Result<Route, NoRoute> {
-    match IpAddr::from(to) {
-        IpAddr::V4(to) => match to.octets() {
+/// What a look-up finds ([`MemoryTables::router`](lb_common::memory::MemoryTables::router)).
+///
+/// # Errors
+/// There is no way on that the packet path may take.
+pub fn look_up(query: &RouteQuery) -> Result<Route, NoRoute> {
+    let length = query.length;
+    match (query.source.into(), query.destination.into()) {
+        (_, IpAddr::V4(to)) => match to.octets() {
             [192, 0..192, ..] if length > WIDE => Err(NoRoute::TooLong(WIDE)),
             [192, 0..128, ..] => Ok(ROUTE),
             [192, 128..192, ..] => Err(NoRoute::Kernels),
@@ -119,13 +73,17 @@ fn route(to: Address, length: u16) -> Result<Route, NoRoute> {
             [192, 192..224, ..] => Err(NoRoute::TooLong(NARROW)),
             _ => Err(NoRoute::Refused),
         },
-        IpAddr::V6(to) => match to.segments() {
-            [0x2001, 0xdb8, 0, 0, 0, 0..0xc0, ..] if length > WIDE - 40 => {
-                Err(NoRoute::TooLong(WIDE))
-            }
+        (IpAddr::V6(from), _) if stays(from) => Err(NoRoute::Refused),
+        (_, IpAddr::V6(to)) => match to.segments() {
+            [0x2001, 0xdb8, 0, 0, 0, 0..0xc0, ..] if length > WIDE => Err(NoRoute::TooLong(WIDE)),
             [0x2001, 0xdb8, 0, 0, 0, 0..0x80, ..] => Ok(ROUTE),
             [0x2001, 0xdb8, 0, 0, 0, 0x80..0xc0, ..] => Err(NoRoute::Kernels),
             _ => Err(NoRoute::Refused),
         },
     }
+}
+
+/// Whether an address is no host's or may not leave a link: the kernel's look-up refuses to route what comes from such.
+fn stays(source: Ipv6Addr) -> bool {
+    source.is_multicast() || source.is_loopback() || source.is_unicast_link_local()
 }

