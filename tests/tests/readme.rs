@@ -54,6 +54,10 @@ const ELSEWHERE: &[(&str, &str)] = &[
         "its parts are tested in tests/src/fuzz.rs and compared in tests/differential.rs",
     ),
     (
+        "cargo xtask coverage",
+        "runs tests of this package and of lb-common; its own are in xtask/src/coverage",
+    ),
+    (
         "cargo xtask vm",
         "runs tests of this package; its own are in xtask/src/vm",
     ),

@@ -2,12 +2,10 @@
 //! what is made of these.
 //!
 //! The fuzzer is a program of the tests' package with libFuzzer linked in. What it watches is compiled with
-//! counters at every edge: cargo has this very program stand in for the compiler of the workspace's crates
-//! ([`stand_in`]), so that all other crates are those of the ordinary build.
+//! counters at every edge ([`crate::stand_in`]).
 
 use std::env;
 use std::fs;
-use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
@@ -18,22 +16,8 @@ use crate::outcome::succeed;
 use crate::project::Project;
 use crate::run::require_root;
 use crate::setup;
+use crate::stand_in::{Purpose, instrument};
 
-/// Set where this program stands in for the compiler.
-const STAND_IN: &str = "LB_XTASK_INSTRUMENTS";
-/// The crates that hold the packet path: what is generic is compiled where it is used.
-const WATCHED: [&str; 2] = ["lb_common", "lb_tests"];
-/// What libFuzzer goes by (Clang's SanitizerCoverage), and what finds defects sooner.
-const FLAGS: [&str; 8] = [
-    "-Cpasses=sancov-module",
-    "-Cllvm-args=-sanitizer-coverage-level=4",
-    "-Cllvm-args=-sanitizer-coverage-inline-8bit-counters",
-    "-Cllvm-args=-sanitizer-coverage-pc-table",
-    "-Cllvm-args=-sanitizer-coverage-trace-compares",
-    "-Ccodegen-units=1",
-    "-Cdebug-assertions=on",
-    "-Coverflow-checks=on",
-];
 /// Bytes of an input: a dozen frames.
 const LONGEST: u32 = 8_192;
 
@@ -46,9 +30,9 @@ pub struct Arguments {
     /// Frames to compare between host and kernel afterwards
     #[arg(long, value_name = "N", default_value_t = 1_000_000)]
     frames: u64,
-    /// What these frames are made by
+    /// What inputs and frames are made by; on the host, also by what has been found before
     #[arg(long, value_name = "N", default_value_t = 1)]
-    seed: u64,
+    seed: u32,
     /// Put what reaches all that was reached into tests/corpus
     #[arg(long)]
     keep: bool,
@@ -77,6 +61,7 @@ pub fn run(project: &Project, arguments: &Arguments) -> Result<ExitCode> {
         let mut fuzz = Command::new(&host);
         fuzz.arg(format!("-max_total_time={}", arguments.seconds))
             .arg(format!("-max_len={LONGEST}"))
+            .arg(format!("-seed={}", arguments.seed))
             .arg(format!("-artifact_prefix={}/", folder.display()))
             .args(["-print_final_stats=1", "-timeout=10", "-rss_limit_mb=4096"])
             .arg(&corpus);
@@ -112,32 +97,13 @@ fn keep(host: &PathBuf, kernel: &PathBuf, [corpus, fewest, kept]: &[&PathBuf; 3]
 }
 
 fn build_fuzzer(project: &Project) -> Result<()> {
-    let own = env::current_exe().context("where this program is")?;
     let mut cargo = project.host_cargo();
     cargo
         .args(["build", "--release", "-p", "lb-userspace", "-p", "lb-tests"])
-        .args(["--features", "lb-tests/fuzz", "--bin", "fuzz-host"])
-        .env("RUSTC_WORKSPACE_WRAPPER", own)
-        .env(STAND_IN, "1");
+        .args(["--features", "lb-tests/fuzz", "--bin", "fuzz-host"]);
+    instrument(&mut cargo, Purpose::Fuzzing)?;
     succeed(
         &mut cargo,
         "the build of the fuzzer (which takes a C++ compiler; Debian: g++)",
     )
-}
-
-/// Where cargo has asked for the compiler: becomes it, with what is watched instrumented.
-pub fn stand_in() -> Option<anyhow::Error> {
-    env::var_os(STAND_IN)?;
-    let mut arguments = env::args_os().skip(1);
-    let mut compiler = Command::new(arguments.next()?);
-    let arguments: Vec<_> = arguments.collect();
-    let name = arguments
-        .iter()
-        .position(|argument| argument == "--crate-name");
-    let name = name.and_then(|at| arguments.get(at + 1)?.to_str());
-    if name.is_some_and(|name| WATCHED.contains(&name)) {
-        compiler.args(FLAGS);
-    }
-    let error = compiler.args(arguments).exec();
-    Some(anyhow::Error::new(error).context("cannot start the compiler"))
 }

@@ -1,4 +1,4 @@
-//! The project's commands: `cargo xtask setup | build | run | test | vm | soak | bench | fuzz | ci`.
+//! The project's commands: `cargo xtask setup | build | run | test | vm | soak | bench | fuzz | coverage | ci`.
 //!
 //! Owns everything between a fresh clone and a running program: tools, the BPF objects, the host
 //! build, and starting what was built. Never holds logic of the load balancer itself.
@@ -12,6 +12,7 @@
 mod bench;
 mod build;
 mod ci;
+mod coverage;
 mod fuzz;
 mod invocation;
 mod outcome;
@@ -20,6 +21,7 @@ mod project;
 mod run;
 mod setup;
 mod soak;
+mod stand_in;
 mod test;
 mod vm;
 
@@ -64,12 +66,14 @@ enum Verb {
     Bench(bench::Arguments),
     /// Look for frames that host and kernel treat differently, or wrongly
     Fuzz(fuzz::Arguments),
+    /// Say which lines and branches of the packet path the fuzzer's inputs and its own tests reach
+    Coverage(coverage::Arguments),
     /// Run every check a change has to pass
     Ci(ci::Arguments),
 }
 
 fn main() -> ExitCode {
-    if let Some(error) = fuzz::stand_in() {
+    if let Some(error) = stand_in::stand_in() {
         eprintln!("error: {error:#}");
         return ExitCode::FAILURE;
     }
@@ -97,6 +101,7 @@ fn dispatch(verb: Verb) -> Result<ExitCode> {
         Verb::Soak(arguments) => soak::run(&project, &arguments),
         Verb::Bench(arguments) => bench::run(&project, &arguments),
         Verb::Fuzz(arguments) => fuzz::run(&project, &arguments),
+        Verb::Coverage(arguments) => coverage::run(&project, &arguments),
         Verb::Ci(arguments) => ci::run(&project, &arguments),
     }
 }

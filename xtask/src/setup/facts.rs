@@ -186,7 +186,7 @@ fn compiler(mut rustc: Command, sysroot: &Path) -> Option<Compiler> {
 }
 
 /// The compiler's version and its LLVM's major version, from `rustc -vV`.
-fn parse_version(verbose: &str) -> Option<((u32, u32), u32)> {
+pub(super) fn parse_version(verbose: &str) -> Option<((u32, u32), u32)> {
     let field = |name: &str| verbose.lines().find_map(|line| line.strip_prefix(name));
     let mut release = field("release: ")?.split('.');
     let version = (release.next()?.parse().ok()?, release.next()?.parse().ok()?);
@@ -195,7 +195,7 @@ fn parse_version(verbose: &str) -> Option<((u32, u32), u32)> {
 }
 
 /// Where distributions put LLVM `version`; the user's `LLVM_PREFIX` comes first.
-fn llvm_prefix(version: u32) -> Option<PathBuf> {
+pub(super) fn llvm_prefix(version: u32) -> Option<PathBuf> {
     let library = |prefix: &Path| {
         ["lib", "lib64"].iter().any(|lib| {
             prefix
@@ -246,7 +246,7 @@ fn host_lints(project: &Project) -> HostLints {
 }
 
 /// What `command` prints, if it succeeds.
-fn text(command: &mut Command) -> Option<String> {
+pub(super) fn text(command: &mut Command) -> Option<String> {
     let output = command
         .stdin(Stdio::null())
         .stderr(Stdio::null())

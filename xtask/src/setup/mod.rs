@@ -5,6 +5,7 @@
 
 mod advice;
 mod facts;
+mod llvm_tools;
 mod perform;
 mod plan;
 mod toolchain;
@@ -16,6 +17,7 @@ use anyhow::{Result, bail};
 
 use crate::project::Project;
 pub use facts::Facts;
+pub use llvm_tools::llvm_tools;
 pub use toolchain::BpfToolchain;
 
 /// Planning goes by what the last round left (a compiler just installed names its LLVM), so a few rounds are enough.
