@@ -14,9 +14,10 @@ use crate::{
     refuse, schedule,
     session::{self, Answered, Known, Way},
     steer::{self, Candidate, InForce, Service},
+    syn_proxy,
     tables::{
-        Address, FlowEvent, FlowKey, Handover, PortKey, Tables, client_address as tells, feature,
-        mode, owned, refusal, service_flag,
+        Address, FlowEvent, FlowKey, Handover, PortKey, Proxied, Tables, client_address as tells,
+        feature, mode, owned, refusal, service_flag,
     },
     track::Question,
     verdict::{DropReason, Verdict},
@@ -25,10 +26,14 @@ use crate::{
 };
 
 /// What becomes of a packet, or who goes on with it.
-type Outcome = Result<Result<Verdict, DropReason>, Rest>;
+pub(crate) type Outcome = Result<Result<Verdict, DropReason>, Rest>;
 
 /// What [`Handover::limit`] says of a packet that a session has just been begun for, here or by another CPU.
 const BEGUN: u16 = 1;
+/// The same of a packet that [`crate::syn_proxy`] has made what it is.
+pub(crate) const MADE: u16 = 2;
+/// The same of one whose session has lost its backend.
+pub(crate) const LOST: u16 = 3;
 
 /// Decides over a client's packet to a VIP of this mode, and makes it what it becomes. What has no session is left to
 /// [`begin`], and comes again.
@@ -54,11 +59,22 @@ pub fn request<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Outcome {
     let way = match session::look(tables, &found.service, &key, flow.signal) {
         Known::Session(way) => way,
         // Another CPU is still at it, or the last of a connection from before it has ended it already.
-        _ if tables.handed_over().limit == BEGUN => {
+        _ if matches!(tables.handed_over().limit, BEGUN | MADE) => {
             return refused(tables, &found, DropReason::NoSession);
         }
-        Known::Lost | Known::Nothing => return Err(Rest::FullNatNew),
+        known => {
+            if tables.knows(feature::SYN_PROXY) && matches!(known, Known::Lost) {
+                tables.hand_over(Handover {
+                    limit: LOST,
+                    ..Handover::default()
+                });
+            }
+            return Err(Rest::FullNatNew);
+        }
     };
+    if syn_proxy::opens(tables, &flow, &way) {
+        return Err(Rest::ProxySyn);
+    }
     match to_backend(packet, tables, &mut flow, &found, &way) {
         Err(DropReason::PacketTooBig) => Err(Rest::TooBig),
         Err(DropReason::TtlExpired) => {
@@ -91,17 +107,45 @@ pub fn begin<P: Packet, T: Tables>(packet: &P, tables: &T) -> Outcome {
     let Some(found) = service(tables, &flow) else {
         return Ok(Err(DropReason::NoSession));
     };
-    match try_begin(tables, &found, &flow) {
-        Ok(()) => {
-            tables.hand_over(Handover {
-                limit: BEGUN,
-                ..Handover::default()
-            });
-            Err(Rest::FullNat)
-        }
+    if syn_proxy::answers(tables, &found, &flow) {
+        return Err(Rest::SynCookie);
+    }
+    let key = steer::key(&found.service, &flow);
+    let lost = match session::look(tables, &found.service, &key, flow.signal) {
+        // Another CPU has begun it in the meantime.
+        Known::Session(_) => return goes_on(tables),
+        // A SYN begins a flow also where one was before.
+        Known::Lost => !flow.opens(),
+        Known::Nothing => false,
+    };
+    begun(tables, &found, &flow, lost, Proxied::default())
+}
+
+/// Has [`request`] go on with a packet whose session has just been begun.
+#[inline(always)]
+fn goes_on<T: Tables>(tables: &T) -> Outcome {
+    tables.hand_over(Handover {
+        limit: BEGUN,
+        ..Handover::default()
+    });
+    Err(Rest::FullNat)
+}
+
+/// Begins a session for a packet, where it has `lost` its backend also for one that opens none, with what has been proven of its
+/// handshake; says who goes on.
+#[inline(always)]
+pub(crate) fn begun<T: Tables>(
+    tables: &T,
+    found: &InForce<'_>,
+    flow: &Flow,
+    lost: bool,
+    proxied: Proxied,
+) -> Outcome {
+    match try_begin(tables, found, flow, lost, proxied) {
+        Ok(()) => goes_on(tables),
         Err(
             reason @ (DropReason::PortsExhausted | DropReason::NoSession | DropReason::NoBackend),
-        ) => refused(tables, &found, reason),
+        ) => refused(tables, found, reason),
         Err(reason) => Ok(Err(reason)),
     }
 }
@@ -135,7 +179,7 @@ pub(crate) fn read<P: Packet>(packet: &P, flow: &mut Flow) -> bool {
 
 /// The service that a packet goes to, unless it has got another mode in this very moment.
 #[inline(always)]
-fn service<'t, T: Tables>(tables: &'t T, flow: &Flow) -> Option<InForce<'t>> {
+pub(crate) fn service<'t, T: Tables>(tables: &'t T, flow: &Flow) -> Option<InForce<'t>> {
     let found = steer::service(tables, &flow.to())?;
     (found.service.descriptor.mode == mode::FULL_NAT).then_some(found)
 }
@@ -148,7 +192,11 @@ pub fn is_of_a_pool<T: Tables>(tables: &T, address: Address) -> bool {
 
 /// What its service says of packets that nobody takes.
 #[inline(always)]
-fn refused<T: Tables>(tables: &T, in_force: &InForce<'_>, reason: DropReason) -> Outcome {
+pub(crate) fn refused<T: Tables>(
+    tables: &T,
+    in_force: &InForce<'_>,
+    reason: DropReason,
+) -> Outcome {
     if in_force.service.descriptor.refusal() == refusal::DROP {
         return Ok(Err(reason));
     }
@@ -194,6 +242,7 @@ fn to_backend<P: Packet, T: Tables>(
     let port = descriptor.port_at(backend, flow.destination_port);
     let ends = Ends::both((way.address, way.port), (backend.address, port));
     forward::rewrite(packet, flow, ends, 1)?;
+    syn_proxy::shift_request(packet, tables, flow, way)?;
     if flow.protocol == protocol::TCP && (flow.opens() || way.confirms) {
         let told = service
             .guard(tables, half)
@@ -213,20 +262,19 @@ fn to_backend<P: Packet, T: Tables>(
 /// Begins a session of a flow that has none: by a SYN, by any datagram, and by whatever comes of a flow whose backend
 /// has died, so that the next one resets it.
 #[inline(always)]
-fn try_begin<T: Tables>(tables: &T, in_force: &InForce<'_>, flow: &Flow) -> Result<(), DropReason> {
+fn try_begin<T: Tables>(
+    tables: &T,
+    in_force: &InForce<'_>,
+    flow: &Flow,
+    lost: bool,
+    proxied: Proxied,
+) -> Result<(), DropReason> {
     let InForce { service, .. } = *in_force;
     let guarded = service.descriptor.flags & service_flag::GUARDED != 0;
     if guarded {
         admit::source(tables, in_force, flow)?;
     }
     let key = steer::key(&service, flow);
-    let lost = match session::look(tables, &service, &key, flow.signal) {
-        // Another CPU has begun it in the meantime.
-        Known::Session(_) => return Ok(()),
-        // A SYN begins a flow also where one was before.
-        Known::Lost => !flow.opens(),
-        Known::Nothing => false,
-    };
     // Else a flood of anything but SYNs would take all ports.
     if flow.protocol == protocol::TCP && !flow.opens() && !lost {
         return Err(DropReason::NoSession);
@@ -243,8 +291,8 @@ fn try_begin<T: Tables>(tables: &T, in_force: &InForce<'_>, flow: &Flow) -> Resu
     if id == schedule::NOBODY {
         return Err(DropReason::NoBackend);
     }
-    let became = match tables.begin_session(&question, id) {
-        session::EXHAUSTED => tables.take_over(&question, id),
+    let became = match tables.begin_session(&question, id, proxied) {
+        session::EXHAUSTED => tables.take_over(&question, id, proxied),
         became => became,
     };
     match became {
@@ -288,15 +336,7 @@ fn question<T: Tables>(
 /// A backend's answer on its way to the client.
 #[inline(always)]
 fn to_client<P: Packet, T: Tables>(packet: &mut P, tables: &T, flow: &Flow) -> Outcome {
-    let key = PortKey {
-        backend: flow.source,
-        address: flow.destination,
-        backend_port: flow.source_port,
-        port: flow.destination_port,
-        protocol: flow.protocol,
-        lock: 0,
-        zeros: [0; 2],
-    };
+    let key = PortKey::of_answer(flow);
     let half = (tables.generation() & 1) as u32;
     let Some(answered) = session::answered(tables, &key, half, flow.signal) else {
         return Ok(Ok(Verdict::Pass));
@@ -304,6 +344,9 @@ fn to_client<P: Packet, T: Tables>(packet: &mut P, tables: &T, flow: &Flow) -> O
     let watched = answered.watched();
     if tables.knows(feature::PASSIVE) && watched != 0 {
         passive::heard(packet, tables, flow, watched);
+    }
+    if syn_proxy::is_opened(packet, tables, flow, &answered) {
+        return Err(Rest::ProxyAnswer);
     }
     let Answered {
         client,
@@ -320,6 +363,9 @@ fn to_client<P: Packet, T: Tables>(packet: &mut P, tables: &T, flow: &Flow) -> O
     };
     let (vip, client) = ((vip, port), (client.source, client.port));
     if let Err(reason) = forward::rewrite(packet, flow, Ends::both(vip, client), 0) {
+        return Ok(Err(reason));
+    }
+    if let Err(reason) = syn_proxy::shift_answer(packet, tables, flow, &answered) {
         return Ok(Err(reason));
     }
     if let Some(Candidate { backend, .. }) = named

@@ -18,6 +18,7 @@ use crate::{
     passive::Said,
     pipeline::Rest,
     refuse,
+    segment::{self, Number},
     session::{self, Answered, Known},
     steer::{self, Service},
     tables::{
@@ -26,7 +27,7 @@ use crate::{
     },
     verdict::{Answer, DropReason, Verdict},
     vlan,
-    wire::{self, Check, ExtensionHdr, IcmpHdr, Ports, protocol},
+    wire::{self, Check, ExtensionHdr, IcmpHdr, Ports, Word, protocol},
 };
 
 /// Types of ICMP (<https://www.iana.org/assignments/icmp-parameters>).
@@ -454,7 +455,10 @@ fn to_translated<P: Packet, T: Tables>(
     };
     forward::decrement_ttl(packet, outer)?;
     let (here, there) = ((backend.address, port), (way.address, way.port));
-    let change = requote_both(packet, outer, quoted, here, there)?;
+    let mut change = requote_both(packet, outer, quoted, here, there)?;
+    if tables.knows(feature::SYN_PROXY) && way.shift != 0 {
+        change = change.plus(renumber(packet, outer, quoted, way.shift)?);
+    }
     readdress(packet, outer, forward::End::Source, sender, change)?;
     let end = forward::End::Destination;
     readdress(packet, outer, end, backend.address, Sum::new())?;
@@ -672,6 +676,31 @@ fn requote<P: Packet>(
         }
     }
     Ok(message)
+}
+
+/// Has the sequence number of a segment in a VIP's name that is quoted be the one that the session's backend has sent, by which
+/// it tells whether the error is about what is under way; what that changes of the sum over the message.
+#[inline(always)]
+fn renumber<P: Packet>(
+    packet: &mut P,
+    outer: &Flow,
+    quoted: &Quoted,
+    shift: u32,
+) -> Result<Sum, DropReason> {
+    let at = quoted.transport + Number::Sequence.offset();
+    let Word(before) = forward::read(packet, at)?;
+    let after = u32::from_be_bytes(before).wrapping_sub(shift).to_be_bytes();
+    forward::write(packet, at, &Word(after))?;
+    let change = segment::changed(before, after);
+    let at = quoted.transport + wire::TCP_CHECK;
+    if at + 2 > outer.end() {
+        return Ok(change);
+    }
+    let Check(check) = forward::read(packet, at)?;
+    let before = u16::from_ne_bytes(check);
+    let after = change.update(before);
+    forward::write(packet, at, &Check(after.to_ne_bytes()))?;
+    Ok(change.remove16(before).add16(after))
 }
 
 /// Rewrites one end of the packet that carries the message, of whose sum `change` is different.

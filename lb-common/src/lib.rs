@@ -11,6 +11,7 @@
 //! | [`track`] | flow to backend, where the ring moved |
 //! | [`session`] | flow to backend and back, in mode `full-nat` |
 //! | [`full_nat`] | that mode |
+//! | [`syn_proxy`] | handshakes that are answered for its backends |
 //! | [`client_address`] | how its backends are told who the client is |
 //! | [`schedule`] | which backend a new flow gets |
 //! | [`quic`] | connection ids |
@@ -21,6 +22,7 @@
 //! | [`forward`] | what the packet becomes |
 //! | [`mtu`] | how long it may be |
 //! | [`mss`] | how long a segment may be |
+//! | [`segment`] | TCP segments that are made here |
 //! | [`fragment`] | datagrams in fragments |
 //! | [`icmp`] | messages about flows |
 //! | [`refuse`] | what nobody takes |
@@ -71,8 +73,10 @@ pub mod rate;
 pub mod refuse;
 pub mod schedule;
 pub mod second_hop;
+pub mod segment;
 pub mod session;
 pub mod steer;
+pub mod syn_proxy;
 pub mod tables;
 pub mod track;
 pub mod verdict;

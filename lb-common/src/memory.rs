@@ -8,6 +8,7 @@ use std::{
 
 use crate::{
     budget::{BUDGETS, Budget, HELD},
+    flow::Flow,
     fragment, hash,
     packet::Packet,
     rate::{self, Rate, Take},
@@ -63,6 +64,10 @@ pub struct MemoryTables {
     pub source_buckets: RefCell<BTreeMap<SourceKey, rate::Moment>>,
     /// Buckets of services, by their index.
     pub service_buckets: RefCell<BTreeMap<u32, rate::Moment>>,
+    /// Those that flows take of which begin unproxied, likewise.
+    pub unproxied_buckets: RefCell<BTreeMap<u32, rate::Moment>>,
+    /// The cookie that every SYN gets, and the largest segment that it stands for, in the place of those that depend on the SYN.
+    pub cookie: Cell<Option<(u32, u16)>>,
     /// Bits of [`crate::tables::owned`].
     pub owned: BTreeMap<Address, u32>,
     /// Classes of prefixes of VIPs, as of either half.
@@ -256,7 +261,18 @@ impl MemoryTables {
     }
 }
 
+/// What cookies stand for here.
+const COOKIE_MSS: [u16; 4] = [536, 1_220, 1_440, 1_460];
+
 impl MemoryTables {
+    /// The cookie of a SYN that tells the smallest of [`COOKIE_MSS`]: of its flow, its number and the secret.
+    fn first_cookie(&self, flow: &Flow, sequence: u32) -> u32 {
+        let (from, to) = (&flow.source, &flow.destination);
+        let ports = flow.ports() ^ sequence;
+        let hash = hash::flow(&self.control.hash_key, from, to, ports, flow.protocol);
+        (hash.word() >> 32) as u32 ^ hash.word() as u32
+    }
+
     fn take_of_budget(&self, number: u32) -> bool {
         let mut budgets = self.budgets.get();
         let budget = budgets.get_mut(number as usize);
@@ -503,6 +519,35 @@ impl Tables for MemoryTables {
     fn take_of_service(&self, service: u32, rate: &Rate) -> bool {
         let mut buckets = self.service_buckets.borrow_mut();
         take_one(buckets.entry(service).or_default(), self.now(), rate)
+    }
+
+    fn take_of_unproxied(&self, service: u32, rate: &Rate) -> bool {
+        let mut buckets = self.unproxied_buckets.borrow_mut();
+        take_one(buckets.entry(service).or_default(), self.now(), rate)
+    }
+
+    fn cookie(&self, flow: &Flow, sequence: u32, mss: u16) -> Option<(u32, u16)> {
+        let known = COOKIE_MSS.iter().enumerate().rev();
+        let (index, &least) = known
+            .into_iter()
+            .find(|(_, least)| mss >= **least)
+            .unwrap_or((0, &COOKIE_MSS[0]));
+        let given = self.cookie.get();
+        Some(given.unwrap_or_else(|| {
+            (
+                self.first_cookie(flow, sequence).wrapping_add(index as u32),
+                least,
+            )
+        }))
+    }
+
+    fn is_cookie(&self, flow: &Flow, sequence: u32, cookie: u32) -> bool {
+        match self.cookie.get() {
+            Some((given, _)) => given == cookie,
+            None => {
+                cookie.wrapping_sub(self.first_cookie(flow, sequence)) < COOKIE_MSS.len() as u32
+            }
+        }
     }
 
     fn now(&self) -> Tick {

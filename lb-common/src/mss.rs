@@ -26,15 +26,16 @@ pub const LEAST: u16 = 536;
 /// The most.
 pub const MOST: u16 = u16::MAX - (wire::IPV4 + wire::TCP) as u16;
 
-/// Kinds of options (<https://www.iana.org/assignments/tcp-parameters>).
+/// Kinds of options that are of one byte (<https://www.iana.org/assignments/tcp-parameters>).
 mod kind {
     pub const END: u8 = 0;
     pub const NO_OPERATION: u8 = 1;
-    pub const MSS: u8 = 2;
 }
 
-/// Bytes of the option.
-const LENGTH: usize = 4;
+/// Kind of the option.
+pub const KIND: u8 = 2;
+/// Its length in bytes.
+pub const LENGTH: usize = 4;
 /// Places in a header where it can begin: at any byte behind the fixed ones of the longest, but the last.
 const PLACES: usize = 60 - wire::TCP - LENGTH + 1;
 /// Beyond every offset of a TCP header ([`crate::flow::MAX_EXTENSION_HEADERS`]); a bound for the verifier.
@@ -103,6 +104,18 @@ fn lower<P: Packet>(packet: &mut P, offset: usize, limit: u16) -> Result<(), Dro
     forward::write(packet, offset + at, &Check(lowered))
 }
 
+/// What the option of the TCP header at `offset` tells, where it has one.
+#[inline(always)]
+pub fn told<P: Packet>(packet: &P, offset: usize) -> Option<u16> {
+    if offset > FARTHEST {
+        return None;
+    }
+    let tcp = packet.read::<TcpHdr>(offset)?;
+    let at = find(packet, offset, usize::from(tcp.doff()) * 4)?;
+    let Check(told) = packet.read(offset + at)?;
+    Some(u16::from_be_bytes(told))
+}
+
 /// Where the option's value is, in bytes from the beginning of the header of so many.
 #[inline(always)]
 fn find<P: Packet>(packet: &P, offset: usize, header: usize) -> Option<usize> {
@@ -117,7 +130,7 @@ fn find<P: Packet>(packet: &P, offset: usize, header: usize) -> Option<usize> {
         match option.kind {
             kind::END => return None,
             kind::NO_OPERATION => at += 1,
-            kind::MSS if usize::from(option.length) == LENGTH => return Some(at + 2),
+            KIND if usize::from(option.length) == LENGTH => return Some(at + 2),
             _ if option.length < 2 => return None,
             _ => at += usize::from(option.length),
         }

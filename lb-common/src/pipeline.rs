@@ -16,6 +16,7 @@ use crate::{
     quic::{self, Start},
     refuse, second_hop,
     steer::{self, InForce},
+    syn_proxy,
     tables::{
         Address, Backend, Handover, Tables, WayBack, feature, mode, owned, refusal, service_flag,
     },
@@ -89,12 +90,10 @@ fn go_on<P: Packet, T: Tables>(packet: &mut P, tables: &T, left: Result<Verdict,
             }
         }
         Err(Rest::FullNat) => translate_both(packet, tables),
-        Err(Rest::FullNatNew) => Verdict::Pass,
-        Err(Rest::FullNatAnswer) => match full_nat_answer(packet, tables) {
-            Ok(verdict) => verdict,
-            Err(Rest::TooBig) => too_big(packet, tables),
-            Err(_) => syn(packet, tables),
-        },
+        Err(Rest::FullNatNew | Rest::SynCookie | Rest::ProxySyn | Rest::ProxyAnswer) => {
+            Verdict::Pass
+        }
+        Err(Rest::FullNatAnswer) => translate_back(packet, tables),
         Err(Rest::FullNatError) => full_nat_error(packet, tables),
         Err(Rest::Untranslated) => untranslated(packet, tables),
         Err(Rest::Neighbour) => neighbour(packet, tables),
@@ -130,6 +129,12 @@ pub enum Rest {
     FullNatError,
     /// To [`untranslated`].
     Untranslated,
+    /// To [`syn_cookie`].
+    SynCookie,
+    /// To [`proxy_syn`].
+    ProxySyn,
+    /// To [`proxy_answer`].
+    ProxyAnswer,
     /// To [`sctp`].
     Sctp,
     /// To [`neighbour`](neighbour()).
@@ -239,16 +244,71 @@ fn translate_both<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
             Ok(verdict) => return verdict,
             Err(Rest::TooBig) => return too_big(packet, tables),
             Err(Rest::Syn) => return syn(packet, tables),
+            Err(Rest::ProxySyn) => match proxy_syn(packet, tables) {
+                Ok(verdict) => return verdict,
+                Err(_) => continue,
+            },
             Err(Rest::FullNatNew) => {}
             Err(_) => return untranslated(packet, tables),
         }
         // It comes here once: what it has handed over says so.
-        match full_nat_new(packet, tables) {
+        let begun = match full_nat_new(packet, tables) {
+            Err(Rest::SynCookie) => syn_cookie(packet, tables),
+            begun => begun,
+        };
+        match begun {
             Ok(verdict) => return verdict,
             Err(Rest::FullNat) => {}
             Err(_) => return untranslated(packet, tables),
         }
     }
+}
+
+/// All programs of mode `full-nat` that a backend's answer goes through.
+#[inline(always)]
+fn translate_back<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
+    loop {
+        match full_nat_answer(packet, tables) {
+            Ok(verdict) => return verdict,
+            Err(Rest::TooBig) => return too_big(packet, tables),
+            Err(Rest::ProxyAnswer) => {}
+            Err(_) => return syn(packet, tables),
+        }
+        // Once, likewise.
+        if let Ok(verdict) = proxy_answer(packet, tables) {
+            return verdict;
+        }
+    }
+}
+
+/// The same for SYNs of clients in mode `full-nat` that are answered here, and for what answers them.
+///
+/// # Errors
+/// As [`usual`].
+#[inline(always)]
+pub fn syn_cookie<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<Verdict, Rest> {
+    let outcome = syn_proxy::answer(packet, tables)?;
+    Ok(counted(tables, outcome))
+}
+
+/// The same for what becomes a SYN to the backend.
+///
+/// # Errors
+/// As [`usual`].
+#[inline(always)]
+pub fn proxy_syn<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<Verdict, Rest> {
+    let outcome = syn_proxy::open(packet, tables)?;
+    Ok(counted(tables, outcome))
+}
+
+/// The same for what backends answer to that.
+///
+/// # Errors
+/// As [`usual`].
+#[inline(always)]
+pub fn proxy_answer<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<Verdict, Rest> {
+    let outcome = syn_proxy::opened(packet, tables)?;
+    Ok(counted(tables, outcome))
 }
 
 /// The same for ICMP errors about such packets.
@@ -415,6 +475,9 @@ fn follow<P: Packet, T: Tables>(
             },
             // Before what a `nat` service of the same backend makes of its answers.
             None if full_nat::is_of_a_pool(tables, flow.destination) => {
+                if tables.knows(feature::SYN_PROXY) {
+                    tables.hand_over(Handover::default());
+                }
                 return Err(Rest::FullNatAnswer);
             }
             None => match egress::way_back(tables, flow.from()) {

@@ -67,6 +67,8 @@ enum Cause {
     Exhausted,
     /// The same: it is of no session.
     NoSession,
+    /// The same, where it might have acknowledged a SYN cookie.
+    Cookie,
 }
 
 impl Cause {
@@ -79,6 +81,7 @@ impl Cause {
             Self::Expired => DropReason::TtlExpired,
             Self::Exhausted => DropReason::PortsExhausted,
             Self::NoSession => DropReason::NoSession,
+            Self::Cookie => DropReason::CookieInvalid,
         }
     }
 
@@ -89,10 +92,12 @@ impl Cause {
     #[inline(always)]
     const fn error(self, v4: bool) -> (u8, u8, u32) {
         match (self, v4) {
-            (Self::NoBackend | Self::Exhausted | Self::NoSession, true) => (3, 1, 0),
+            (Self::NoBackend | Self::Exhausted | Self::NoSession | Self::Cookie, true) => (3, 1, 0),
             (Self::Port, true) => (3, 3, 0),
             (Self::Protocol(_), true) => (3, 2, 0),
-            (Self::NoBackend | Self::Exhausted | Self::NoSession, false) => (1, 3, 0),
+            (Self::NoBackend | Self::Exhausted | Self::NoSession | Self::Cookie, false) => {
+                (1, 3, 0)
+            }
             (Self::Port, false) => (1, 4, 0),
             (Self::Protocol(at), false) => (4, 1, (at - wire::ETHERNET) as u32),
             (Self::TooBig(mtu), true) => (3, 4, mtu as u32),
@@ -159,6 +164,7 @@ pub fn untranslated<P: Packet, T: Tables>(
 ) -> Result<Verdict, DropReason> {
     const EXHAUSTED: u16 = DropReason::PortsExhausted as u16;
     const NO_SESSION: u16 = DropReason::NoSession as u16;
+    const COOKIE: u16 = DropReason::CookieInvalid as u16;
     let mut flow = Flow::EMPTY;
     if read(packet, tables, &mut flow, Fragments::Unread).is_none() {
         return Err(DropReason::Inconsistent);
@@ -167,6 +173,7 @@ pub fn untranslated<P: Packet, T: Tables>(
     let cause = match (cause, tables.handed_over().limit) {
         (Cause::NoBackend, EXHAUSTED) => Cause::Exhausted,
         (Cause::NoBackend, NO_SESSION) => Cause::NoSession,
+        (Cause::NoBackend, COOKIE) => Cause::Cookie,
         (cause, _) => cause,
     };
     carry_out(packet, tables, &flow, cause, policy)
@@ -410,7 +417,7 @@ fn is_intact<P: Packet>(packet: &P, flow: &Flow) -> bool {
 /// Whether one host sent the packet, and to this one alone: not from a VIP or an address of ours either,
 /// which would be to answer ourselves.
 #[inline(always)]
-fn is_from_a_host<P: Packet, T: Tables>(packet: &P, tables: &T, flow: &Flow) -> bool {
+pub(crate) fn is_from_a_host<P: Packet, T: Tables>(packet: &P, tables: &T, flow: &Flow) -> bool {
     let [first, ..] = flow.source.low().to_ne_bytes();
     // What else is none has not come so far; this is reserved (RFC 1122 §3.2.2).
     let is_host = !flow.v4 || first < 240;

@@ -17,8 +17,8 @@ use crate::{
     hash::{self, FlowHash},
     steer::{self, Candidate, Service},
     tables::{
-        Address, Descriptor, FlowEvent, FlowKey, PoolKey, PortKey, Record, Recorded, SECOND,
-        Session, Tables, Tick, Translation, mode, record_flag, service_flag,
+        Address, Descriptor, FlowEvent, FlowKey, PoolKey, PortKey, Proxied, Record, Recorded,
+        SECOND, Session, Tables, Tick, Translation, feature, mode, record_flag, service_flag,
     },
     track::{OPENING_LIFETIME, Question, RESET_LIFETIME},
     wire::protocol,
@@ -142,6 +142,10 @@ pub struct Way<'t> {
     pub port: u16,
     /// Whether this is the first packet after those that open the connection.
     pub confirms: bool,
+    /// Bits of [`record_flag`], as before it.
+    pub flags: u16,
+    /// [`Proxied::shift`].
+    pub shift: u32,
 }
 
 /// What is known of a flow.
@@ -164,6 +168,7 @@ pub fn look<'t, T: Tables>(
     signal: Signal,
 ) -> Known<'t> {
     let (now, descriptor) = (tables.now(), service.descriptor);
+    let proxies = tables.knows(feature::SYN_PROXY);
     let found = tables.visit_session(key, |session| {
         let record = session.record;
         let opens = signal == Signal::Opens;
@@ -171,11 +176,18 @@ pub fn look<'t, T: Tables>(
         if stays && signal != Signal::Hearsay {
             session.record.stamp = now;
         }
-        (stays, record, session.address, session.port)
+        let shift = if proxies { session.proxied.shift } else { 0 };
+        (stays, record, session.address, session.port, shift)
     });
-    let Some((true, record, address, port)) = found else {
+    let Some((true, record, address, port, shift)) = found else {
         return Known::Nothing;
     };
+    let signal = heeded(proxies, record.flags, signal);
+    // Not above, where more of it would make a function of its own.
+    if proxies && (reopened(record.flags, signal) || signal == Signal::Opens && ended(record.flags))
+    {
+        return Known::Nothing;
+    }
     let (clear, mut set) = change(End::Client, signal);
     // Also one that has begun before flows were counted.
     if signal != Signal::Hearsay && counts(descriptor) && !ended(record.flags & !clear | set) {
@@ -191,10 +203,42 @@ pub fn look<'t, T: Tables>(
                 address,
                 port,
                 confirms: before & !after & record_flag::OPENING != 0,
+                flags: record.flags,
+                shift,
             })
         }
+        // Its backend has seen none of it: whoever gets it may begin it.
+        _ if proxies && record.flags & record_flag::AWAITS != 0 => Known::Nothing,
         _ => Known::Lost,
     }
+}
+
+/// What a client's packet says of a session: until its backend has answered, whatever has come but a RST is as good as the SYN
+/// that it becomes ([`crate::syn_proxy`]).
+#[inline(always)]
+const fn heeded(proxies: bool, flags: u16, signal: Signal) -> Signal {
+    match signal {
+        Signal::None | Signal::Finishes if proxies && flags & record_flag::AWAITS != 0 => {
+            Signal::Opens
+        }
+        signal => signal,
+    }
+}
+
+/// Whether a client's packet is rather of the connection that a cookie has been sent for.
+#[inline(always)]
+const fn reopened(flags: u16, signal: Signal) -> bool {
+    flags & record_flag::REOPENS != 0 && matches!(signal, Signal::None | Signal::Finishes)
+}
+
+/// Notes that a SYN of a flow is answered by a cookie. Changes no more than a flag of what is there.
+#[inline(always)]
+pub fn reopen<T: Tables>(tables: &T, flow: &FlowKey) {
+    tables.visit_session(flow, |session| {
+        if session.record.flags & record_flag::REOPENS == 0 {
+            tables.set_flags(&mut session.record, record_flag::REOPENS);
+        }
+    });
 }
 
 /// What is known of an answer.
@@ -208,6 +252,19 @@ pub struct Answered<'t> {
     pub named: Option<Candidate<'t>>,
     /// Whether the client has done nothing but open it, so that this may be what comes of that.
     pub opening: bool,
+    /// Bits of [`record_flag`], as before it.
+    pub flags: u16,
+    /// What is to be known of [`Proxied`].
+    pub proxied: Numbers,
+}
+
+/// What an answer's sequence number becomes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Numbers {
+    /// By so much another.
+    Shifted(u32),
+    /// This one, whatever it was: that of the first byte, where the backend has begun with none.
+    First(u32),
 }
 
 impl Answered<'_> {
@@ -240,8 +297,14 @@ pub fn answered<'t, T: Tables>(
         return None;
     }
     let (now, moving_time) = (tables.now(), service.descriptor.moving_time);
+    let proxies = tables.knows(feature::SYN_PROXY);
     let found = tables.visit_session(&flow, |session| {
         let record = session.record;
+        let number = match record.flags & record_flag::AWAITS {
+            _ if !proxies => 0,
+            0 => session.proxied.shift,
+            _ => session.proxied.cookie.wrapping_add(1),
+        };
         let stays = session.port == key.port
             && session.address == key.address
             && session.backend == key.backend
@@ -250,9 +313,9 @@ pub fn answered<'t, T: Tables>(
         if stays && signal != Signal::Hearsay {
             session.record.stamp = now;
         }
-        (stays, record)
+        (stays, record, number)
     });
-    let Some((true, record)) = found else {
+    let Some((true, record, number)) = found else {
         return None;
     };
     let change = change(End::Backend, signal);
@@ -264,6 +327,12 @@ pub fn answered<'t, T: Tables>(
         service,
         named,
         opening: before & record_flag::OPENING != 0,
+        flags: record.flags,
+        proxied: if record.flags & record_flag::AWAITS == 0 {
+            Numbers::Shifted(number)
+        } else {
+            Numbers::First(number)
+        },
     })
 }
 
@@ -301,7 +370,14 @@ pub const ANOTHERS: u32 = 3;
 /// Begins a session of the flow that is asked about, with the backend of a local id, from a port that is nobody's or that
 /// it has. One of the words above; to be called through [`Tables::begin_session`].
 #[inline(always)]
-pub fn begin<T: Tables>(tables: &T, question: &Question, id: u32, place: &mut Opening) -> u32 {
+pub fn begin<T: Tables>(
+    tables: &T,
+    question: &Question,
+    id: u32,
+    proxied: Proxied,
+    place: &mut Opening,
+) -> u32 {
+    place.session.proxied = proxied;
     try_begin(tables, question, id, place).unwrap_or(INCONSISTENT)
 }
 
@@ -310,7 +386,14 @@ pub fn begin<T: Tables>(tables: &T, question: &Question, id: u32, place: &mut Op
 ///
 /// Where an agent runs, its sweep has left few of them. Without one, they are what a flood has left.
 #[inline(always)]
-pub fn take_over<T: Tables>(tables: &T, question: &Question, id: u32, place: &mut Opening) -> u32 {
+pub fn take_over<T: Tables>(
+    tables: &T,
+    question: &Question,
+    id: u32,
+    proxied: Proxied,
+    place: &mut Opening,
+) -> u32 {
+    place.session.proxied = proxied;
     try_take_over(tables, question, id, place).unwrap_or(INCONSISTENT)
 }
 
@@ -339,7 +422,7 @@ struct Asked<'t> {
     hash: FlowHash,
 }
 
-/// Makes it, without a port.
+/// Makes it, without a port. Whether its handshake was answered here is in place.
 #[inline(always)]
 fn ask<'t, T: Tables>(
     tables: &'t T,
@@ -353,6 +436,9 @@ fn ask<'t, T: Tables>(
     let translation = &service.guard(tables, question.half)?.translation;
     let to = descriptor.port_of(question.key.to);
     session.record = first(tables, &service, question, &candidate);
+    if session.proxied.mss != 0 {
+        session.record.flags |= record_flag::PROXIED | record_flag::AWAITS;
+    }
     session.backend = candidate.backend.address;
     session.backend_port = descriptor.port_at(candidate.backend, to);
     session.pool = translation.pool;
@@ -526,7 +612,10 @@ fn replace<T: Tables>(
         && place.former.backend_port == place.session.backend_port
         && pool == place.session.pool;
     if same && has_port {
-        let renew = |session: &mut Session| session.record = place.session.record;
+        let renew = |session: &mut Session| {
+            session.proxied = place.session.proxied;
+            session.record = place.session.record;
+        };
         return match tables.visit_session(flow, renew) {
             Some(()) => Former::Renewed,
             None => Former::None,

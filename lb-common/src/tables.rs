@@ -12,6 +12,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::{
     admit,
+    flow::Flow,
     hash::FlowHash,
     packet::Packet,
     passive, persist,
@@ -31,7 +32,7 @@ mod wide;
 
 pub use fragments::{Datagram, Early, FragmentKey, HELD_WORDS, fate};
 pub use guards::{AccessKey, Guard, GuardEntry, SourceKey, access};
-pub use sessions::{PoolKey, PortKey, Session, Translation, client_address};
+pub use sessions::{PoolKey, PortKey, Proxied, Session, Translation, client_address, syn_proxy};
 pub use signs::{HANDSHAKES, Handshake, Sign, Signs, handshake};
 pub use vlans::{LOWERS, MOST_TAGS, Tag, Tagged, UPPER, Upper, VlanKey};
 pub use wide::{ClassKey, Shape, VipKey};
@@ -277,8 +278,14 @@ pub const TAIL_TAGGED: u32 = 14;
 pub const TAIL_TAG: u32 = 15;
 /// The next: fragments that were held, once their tags have been taken off.
 pub const TAIL_HELD: u32 = 16;
+/// The next: SYNs of mode `full-nat` that are answered here, and what answers them ([`crate::syn_proxy`]).
+pub const TAIL_SYN_COOKIE: u32 = 17;
+/// The next: what becomes a SYN to a session's backend.
+pub const TAIL_PROXY_SYN: u32 = 18;
+/// The next: what the backend answers that.
+pub const TAIL_PROXY_ANSWER: u32 = 19;
 /// How many there are.
-pub const TAILS: u32 = 17;
+pub const TAILS: u32 = 20;
 
 /// What the program on the interface tells the one that it goes on with.
 #[derive(
@@ -293,7 +300,7 @@ pub struct Handover {
     /// What may not be exceeded, in bytes: the MTU that [`Backend::mtu`] gives, or an MSS. To [`TAIL_TOO_BIG`], 0: it is not
     /// too long, but no hop is left. To
     /// [`TAIL_UNTRANSLATED`]: the number of the [`DropReason`]; to [`TAIL_FULL_NAT`]: whether a session has just been
-    /// begun; to [`TAIL_TAG`]: the verdict.
+    /// begun, or the frame is of [`TAIL_PROXY_SYN`]'s making, as to [`TAIL_FULL_NAT_ANSWER`] of [`TAIL_PROXY_ANSWER`]'s; to [`TAIL_TAG`]: the verdict.
     pub limit: u16,
 }
 
@@ -366,8 +373,10 @@ pub mod feature {
     pub const SECOND_HOP: u32 = 65536;
     /// Frames may have VLAN tags, or routes lead out of VLAN devices or bonds ([`crate::vlan`]).
     pub const VLAN: u32 = 131_072;
+    /// SYNs of some service are answered for its backends ([`crate::syn_proxy`]), or there may be sessions left of one.
+    pub const SYN_PROXY: u32 = 262_144;
     /// All of these.
-    pub const ALL: u32 = 262_143;
+    pub const ALL: u32 = 524_287;
 }
 
 /// What becomes of packets to a VIP that nobody takes ([`crate::refuse`]).
@@ -961,6 +970,12 @@ pub mod record_flag {
     pub const BACKEND_FINISHED: u16 = 16;
     /// Likewise: the backend's last packet was a RST.
     pub const BACKEND_RESET: u16 = 32;
+    /// Likewise: its handshake with the client was answered here ([`Proxied`](super::Proxied)).
+    pub const PROXIED: u16 = 64;
+    /// Likewise: and the backend has not answered its SYN yet.
+    pub const AWAITS: u16 = 128;
+    /// Likewise: a SYN of its client has been answered by a cookie since. What the client acknowledges now may be that.
+    pub const REOPENS: u16 = 256;
 }
 
 /// How a service's packets found their backends where the ring alone did not say, one CPU's share.
@@ -992,6 +1007,12 @@ pub struct FlowCounters {
     pub ports_exhausted: u64,
     /// Packets that were to tell the client's address, and had no room for it.
     pub untold: u64,
+    /// SYNs answered by a cookie.
+    pub cookies_sent: u64,
+    /// Packets that acknowledged one.
+    pub cookies_valid: u64,
+    /// Packets that might have, and did not.
+    pub cookies_invalid: u64,
 }
 
 /// What is counted in [`FlowCounters`].
@@ -1019,6 +1040,12 @@ pub enum FlowEvent {
     PortsExhausted,
     /// A packet could not tell the client's address.
     Untold,
+    /// A SYN was answered by a cookie.
+    CookieSent,
+    /// A packet acknowledged one.
+    CookieValid,
+    /// A packet might have, and did not.
+    CookieInvalid,
 }
 
 impl FlowCounters {
@@ -1037,6 +1064,9 @@ impl FlowCounters {
             FlowEvent::ServiceLimit => &mut self.service_limited,
             FlowEvent::PortsExhausted => &mut self.ports_exhausted,
             FlowEvent::Untold => &mut self.untold,
+            FlowEvent::CookieSent => &mut self.cookies_sent,
+            FlowEvent::CookieValid => &mut self.cookies_valid,
+            FlowEvent::CookieInvalid => &mut self.cookies_invalid,
         };
         *counter = counter.wrapping_add(1);
     }
@@ -1218,6 +1248,15 @@ pub trait Tables {
     fn take_of_source(&self, key: &SourceKey, rate: &Rate) -> bool;
     /// The same of a service's own.
     fn take_of_service(&self, service: u32, rate: &Rate) -> bool;
+    /// The same of the one that flows take of which begin unproxied.
+    fn take_of_unproxied(&self, service: u32, rate: &Rate) -> bool;
+
+    /// The cookie that answers a SYN of a flow with this sequence number, whose sender takes segments of `mss` bytes, and the
+    /// largest segment, no longer than that, which the cookie stands for. It depends on the time, and on nothing that is kept of
+    /// the SYN. `None` where there is none.
+    fn cookie(&self, flow: &Flow, sequence: u32, mss: u16) -> Option<(u32, u16)>;
+    /// Whether that is one that [`Tables::cookie`] has given a SYN of the flow in the last minutes.
+    fn is_cookie(&self, flow: &Flow, sequence: u32, cookie: u32) -> bool;
 
     /// The time.
     fn now(&self) -> Tick;
@@ -1407,22 +1446,22 @@ pub trait Tables {
     /// [`session::begin`] of these tables, perhaps by a call; the question is the one that [`Tables::choose`] has
     /// been asked.
     #[inline(always)]
-    fn begin_session(&self, question: &Question, id: u32) -> u32
+    fn begin_session(&self, question: &Question, id: u32, proxied: Proxied) -> u32
     where
         Self: Sized,
     {
         let mut place = session::Opening::default();
-        session::begin(self, question, id, &mut place)
+        session::begin(self, question, id, proxied, &mut place)
     }
 
     /// [`session::take_over`] of these tables likewise.
     #[inline(always)]
-    fn take_over(&self, question: &Question, id: u32) -> u32
+    fn take_over(&self, question: &Question, id: u32, proxied: Proxied) -> u32
     where
         Self: Sized,
     {
         let mut place = session::Opening::default();
-        session::take_over(self, question, id, &mut place)
+        session::take_over(self, question, id, proxied, &mut place)
     }
 
     /// [`track::answer`] of these tables, perhaps by a call.
@@ -1454,7 +1493,7 @@ const _: () = {
     assert!(size_of::<Record>() == 16);
     assert!(size_of::<ServerKey>() == 24);
     assert!(size_of::<Server>() == 8);
-    assert!(size_of::<FlowCounters>() == 88);
+    assert!(size_of::<FlowCounters>() == 112);
     assert!(size_of::<Signs>() == 64, "one cache line");
     assert!(size_of::<Handshake>() == 32);
 };

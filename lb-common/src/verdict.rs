@@ -110,6 +110,9 @@ counted! {
     SourceRoute = 29, "source_route";
     /// Of a service that has got another mode, or has gone, while the packet was looked at.
     Switched = 30, "switched";
+    /// Of a service whose SYNs are answered for its backends ([`crate::syn_proxy`]): it is of a connection that is not known,
+    /// and acknowledges no SYN cookie.
+    CookieInvalid = 31, "cookie_invalid";
 }
 
 counted! {

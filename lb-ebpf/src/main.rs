@@ -5,6 +5,7 @@
 #![no_main]
 #![feature(asm_experimental_arch)]
 
+mod cookie;
 mod fib;
 mod maps;
 mod packet;
@@ -15,9 +16,9 @@ use lb_common::{
     pipeline::{self, Rest},
     tables::{
         Handover, TAIL_FRAGMENT, TAIL_FULL_NAT, TAIL_FULL_NAT_ANSWER, TAIL_FULL_NAT_ERROR,
-        TAIL_FULL_NAT_NEW, TAIL_HELD, TAIL_NEIGHBOUR, TAIL_REFUSED, TAIL_SCTP, TAIL_SECOND_HOP,
-        TAIL_SYN, TAIL_TAG, TAIL_TAGGED, TAIL_TOO_BIG, TAIL_UNTRANSLATED, TAIL_UNUSUAL, TAIL_VLAN,
-        Tables,
+        TAIL_FULL_NAT_NEW, TAIL_HELD, TAIL_NEIGHBOUR, TAIL_PROXY_ANSWER, TAIL_PROXY_SYN,
+        TAIL_REFUSED, TAIL_SCTP, TAIL_SECOND_HOP, TAIL_SYN, TAIL_SYN_COOKIE, TAIL_TAG, TAIL_TAGGED,
+        TAIL_TOO_BIG, TAIL_UNTRANSLATED, TAIL_UNUSUAL, TAIL_VLAN, Tables,
     },
     verdict::Verdict,
     vlan,
@@ -73,9 +74,14 @@ fn leave(ctx: &XdpContext, rest: Rest) {
         Rest::Neighbour => maps::go_on(ctx, TAIL_NEIGHBOUR),
         Rest::SecondHop => maps::go_on(ctx, TAIL_SECOND_HOP),
         // It leaves none to the others.
-        Rest::FullNat | Rest::FullNatNew | Rest::FullNatError | Rest::Untranslated | Rest::Vlan => {
-            maps::go_on(ctx, TAIL_FULL_NAT)
-        }
+        Rest::FullNat
+        | Rest::FullNatNew
+        | Rest::FullNatError
+        | Rest::Untranslated
+        | Rest::SynCookie
+        | Rest::ProxySyn
+        | Rest::ProxyAnswer
+        | Rest::Vlan => maps::go_on(ctx, TAIL_FULL_NAT),
     }
 }
 
@@ -163,6 +169,7 @@ pub fn full_nat(ctx: XdpContext) -> u32 {
         Err(Rest::TooBig) => maps::go_on(&ctx, TAIL_TOO_BIG),
         Err(Rest::Syn) => maps::go_on(&ctx, TAIL_SYN),
         Err(Rest::FullNatNew) => maps::go_on(&ctx, TAIL_FULL_NAT_NEW),
+        Err(Rest::ProxySyn) => maps::go_on(&ctx, TAIL_PROXY_SYN),
         Err(_) => maps::go_on(&ctx, TAIL_UNTRANSLATED),
     }
     pass(&ctx, &maps)
@@ -177,7 +184,48 @@ pub fn full_nat_new(ctx: XdpContext) -> u32 {
     match pipeline::full_nat_new(&packet, &maps) {
         Ok(verdict) => return act(&ctx, &maps, verdict),
         Err(Rest::FullNat) => maps::go_on(&ctx, TAIL_FULL_NAT),
+        Err(Rest::SynCookie) => maps::go_on(&ctx, TAIL_SYN_COOKIE),
         Err(_) => maps::go_on(&ctx, TAIL_UNTRANSLATED),
+    }
+    pass(&ctx, &maps)
+}
+
+/// The same with [`pipeline::syn_cookie`].
+#[xdp(frags)]
+#[inline(always)]
+pub fn syn_cookie(ctx: XdpContext) -> u32 {
+    let maps = Maps::new(&ctx);
+    let mut packet = XdpPacket::<true, true>::new(&ctx);
+    match pipeline::syn_cookie(&mut packet, &maps) {
+        Ok(verdict) => return act(&ctx, &maps, verdict),
+        Err(Rest::FullNat) => maps::go_on(&ctx, TAIL_FULL_NAT),
+        Err(_) => maps::go_on(&ctx, TAIL_UNTRANSLATED),
+    }
+    pass(&ctx, &maps)
+}
+
+/// The same with [`pipeline::proxy_syn`].
+#[xdp(frags)]
+#[inline(always)]
+pub fn proxy_syn(ctx: XdpContext) -> u32 {
+    let maps = Maps::new(&ctx);
+    let mut packet = XdpPacket::<true, true>::new(&ctx);
+    match pipeline::proxy_syn(&mut packet, &maps) {
+        Ok(verdict) => return act(&ctx, &maps, verdict),
+        Err(_) => maps::go_on(&ctx, TAIL_FULL_NAT),
+    }
+    pass(&ctx, &maps)
+}
+
+/// The same with [`pipeline::proxy_answer`].
+#[xdp(frags)]
+#[inline(always)]
+pub fn proxy_answer(ctx: XdpContext) -> u32 {
+    let maps = Maps::new(&ctx);
+    let mut packet = XdpPacket::<true, true>::new(&ctx);
+    match pipeline::proxy_answer(&mut packet, &maps) {
+        Ok(verdict) => return act(&ctx, &maps, verdict),
+        Err(_) => maps::go_on(&ctx, TAIL_FULL_NAT_ANSWER),
     }
     pass(&ctx, &maps)
 }
@@ -191,6 +239,7 @@ pub fn full_nat_answer(ctx: XdpContext) -> u32 {
     match pipeline::full_nat_answer(&mut packet, &maps) {
         Ok(verdict) => return act(&ctx, &maps, verdict),
         Err(Rest::TooBig) => maps::go_on(&ctx, TAIL_TOO_BIG),
+        Err(Rest::ProxyAnswer) => maps::go_on(&ctx, TAIL_PROXY_ANSWER),
         Err(_) => maps::go_on(&ctx, TAIL_SYN),
     }
     pass(&ctx, &maps)

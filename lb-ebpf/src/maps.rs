@@ -24,7 +24,7 @@ use aya_ebpf::{
 use lb_common::{
     admit::{self, Request},
     budget::{self, BUDGETS as HOW_MANY, Budget},
-    flow::Signal,
+    flow::{Flow, Signal},
     fragment::{self, Fragment},
     hash::FlowHash,
     packet::Packet,
@@ -39,16 +39,16 @@ use lb_common::{
         self, AccessKey, Address, Backend, Bucket, ClassKey, Control, Counters, Datagram, Early,
         Endpoint, FlowCounters, FlowEvent, FlowKey, FragmentKey, GuardEntry,
         HANDSHAKES as HOW_MANY_HANDSHAKES, Handover, Handshake, Interface, Member, NoRoute,
-        PoolKey, PortKey, Record, Recorded, Route, RouteQuery, Server, ServerKey, ServiceEntry,
-        Session, Shape, Sign, Signs, Slot, SourceKey, TICK_SHIFT, Table, Tables, Tagged, Tick,
-        UPPER, Upper, VipKey, VlanKey, WayBack, feature,
+        PoolKey, PortKey, Proxied, Record, Recorded, Route, RouteQuery, Server, ServerKey,
+        ServiceEntry, Session, Shape, Sign, Signs, Slot, SourceKey, TICK_SHIFT, Table, Tables,
+        Tagged, Tick, UPPER, Upper, VipKey, VlanKey, WayBack, feature,
     },
     track::{self, Question},
     verdict::{Answer, DROP_COUNTERS, DropReason, FIRST_ANSWER, FIRST_PIECE, Piece},
     vlan, wire,
 };
 
-use crate::fib;
+use crate::{cookie, fib};
 
 /// What the kernel says of an element that is there already (`asm-generic/errno-base.h`).
 const EEXIST: i32 = 17;
@@ -104,6 +104,9 @@ static ACCESS: LpmTrie<[u32; 5], u32, 1> = LpmTrie::new();
 /// begin full.
 #[btf_map]
 static SERVICE_BUCKETS: Array<Moment, 1> = Array::new();
+/// The same that flows take of which begin unproxied.
+#[btf_map]
+static UNPROXIED_BUCKETS: Array<Moment, 1> = Array::new();
 /// Buckets of sources. With eviction: a source that is forgotten has a full bucket again, while a table that is
 /// full would have none for those to come.
 #[btf_map]
@@ -746,6 +749,24 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn take_of_unproxied(&self, service: u32, rate: &Rate) -> bool {
+        match UNPROXIED_BUCKETS.get_ptr_mut(service) {
+            Some(word) => take_one(word, self.now(), rate),
+            None => true,
+        }
+    }
+
+    #[inline(always)]
+    fn cookie(&self, flow: &Flow, sequence: u32, mss: u16) -> Option<(u32, u16)> {
+        cookie::of(flow, sequence, mss)
+    }
+
+    #[inline(always)]
+    fn is_cookie(&self, flow: &Flow, sequence: u32, cookie: u32) -> bool {
+        cookie::is(flow, sequence, cookie)
+    }
+
+    #[inline(always)]
     fn now(&self) -> Tick {
         // SAFETY: takes no pointers.
         (unsafe { helpers::generated::bpf_ktime_get_coarse_ns() } >> TICK_SHIFT) as Tick
@@ -1015,13 +1036,13 @@ impl Tables for Maps {
 
     // The question is the one that `choose_backend` was asked.
     #[inline(always)]
-    fn begin_session(&self, _: &Question, id: u32) -> u32 {
-        begin_session(id)
+    fn begin_session(&self, _: &Question, id: u32, proxied: Proxied) -> u32 {
+        begin_session(id, proxied.cookie, proxied.sequence, proxied.mss.into())
     }
 
     #[inline(always)]
-    fn take_over(&self, _: &Question, id: u32) -> u32 {
-        take_over_port(id)
+    fn take_over(&self, _: &Question, id: u32, proxied: Proxied) -> u32 {
+        take_over_port(id, proxied.cookie, proxied.sequence, proxied.mss.into())
     }
 
     // The question is the one that `track_flow` was asked.
@@ -1187,13 +1208,14 @@ pub extern "C" fn choose_backend() -> u32 {
 /// [`session::begin`] likewise, out of the way of sessions that are there already.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn begin_session(id: u32) -> u32 {
+pub extern "C" fn begin_session(id: u32, cookie: u32, sequence: u32, mss: u32) -> u32 {
     let maps = Maps::hashing();
+    let proxied = proxied(cookie, sequence, mss);
     match question() {
         Some(question) => match OPENING.get_ptr_mut(0) {
             // SAFETY: this CPU's element, which nothing else touches while the program runs on it; any bytes are an
             // `Opening`.
-            Some(place) => session::begin(&maps, question, id, unsafe { &mut *place }),
+            Some(place) => session::begin(&maps, question, id, proxied, unsafe { &mut *place }),
             None => session::INCONSISTENT,
         },
         None => session::INCONSISTENT,
@@ -1203,14 +1225,27 @@ pub extern "C" fn begin_session(id: u32) -> u32 {
 /// [`session::take_over`] likewise, out of the way of flows that find a port.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn take_over_port(id: u32) -> u32 {
+pub extern "C" fn take_over_port(id: u32, cookie: u32, sequence: u32, mss: u32) -> u32 {
     let maps = Maps::hashing();
+    let proxied = proxied(cookie, sequence, mss);
     match (question(), OPENING.get_ptr_mut(0)) {
         (Some(question), Some(place)) => {
             // SAFETY: as in `begin_session`.
-            session::take_over(&maps, question, id, unsafe { &mut *place })
+            session::take_over(&maps, question, id, proxied, unsafe { &mut *place })
         }
         _ => session::INCONSISTENT,
+    }
+}
+
+/// A handshake, of which nothing is known yet of the backend's end.
+#[inline(always)]
+const fn proxied(cookie: u32, sequence: u32, mss: u32) -> Proxied {
+    Proxied {
+        cookie,
+        sequence,
+        shift: 0,
+        mss: mss as u16,
+        zeros: [0; 2],
     }
 }
 

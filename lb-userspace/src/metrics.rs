@@ -196,7 +196,7 @@ impl Scrape {
 
     fn flows(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         type Counter = (&'static str, &'static str, fn(&FlowStatus) -> u64);
-        let figures: [Counter; 11] = [
+        let figures: [Counter; 14] = [
             (
                 "lb_flow_lookups",
                 "Packets that looked their flow up",
@@ -247,6 +247,19 @@ impl Scrape {
                 "lb_client_address_untold",
                 "Packets that were to tell their client's address, and had no room for it",
                 |f| f.untold,
+            ),
+            ("lb_syn_cookies_sent", "SYNs answered by a cookie", |f| {
+                f.cookies_sent
+            }),
+            (
+                "lb_syn_cookies_valid",
+                "Packets that acknowledged a SYN cookie, and began a session",
+                |f| f.cookies_valid,
+            ),
+            (
+                "lb_syn_cookies_invalid",
+                "Packets of no connection that is known that acknowledged no SYN cookie",
+                |f| f.cookies_invalid,
             ),
         ];
         for (name, help, read) in figures {

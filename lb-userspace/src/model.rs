@@ -29,6 +29,7 @@ mod rated;
 mod recovery;
 mod second_hop;
 mod state;
+mod syn_proxy;
 #[cfg(test)]
 mod tests;
 mod tier;
@@ -55,6 +56,7 @@ pub use quic::{Quic, ServerId};
 pub use rated::{BitRate, EditRated, Rated};
 pub use recovery::{DAMPED_AT_MOST, FlapDamping, SLOW_START_FROM, SlowStart};
 pub use state::{Change, Settings, State};
+pub use syn_proxy::SynProxy;
 pub use tier::{Failback, MAX_TIER, SPILL_BELOW};
 
 /// Highest weight of a backend. 0 means: in the pool, but no share of new flows.
@@ -364,6 +366,9 @@ pub struct Service {
     /// How backends of mode `full-nat` are told who the client is.
     #[serde(default, skip_serializing_if = "ClientAddress::is_none")]
     pub client_address: ClientAddress,
+    /// Whether its SYNs are answered for its backends.
+    #[serde(default, skip_serializing_if = "SynProxy::is_off")]
+    pub syn_proxy: SynProxy,
     /// The access list that says who may send to it; everybody where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub access_list: Option<String>,
@@ -444,6 +449,7 @@ impl Service {
             second_hop: false,
             address_pool: None,
             client_address: ClientAddress::None,
+            syn_proxy: SynProxy::Off,
             access_list: None,
             flow_limit: FlowLimit::None,
             source_limit: FlowLimit::None,

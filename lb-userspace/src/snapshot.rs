@@ -343,6 +343,12 @@ pub struct FlowStatus {
     pub ports_exhausted: u64,
     /// Packets that were to tell the client's address, and had no room for it.
     pub untold: u64,
+    /// SYNs answered by a cookie.
+    pub cookies_sent: u64,
+    /// Packets that acknowledged one.
+    pub cookies_valid: u64,
+    /// Packets that might have, and did not.
+    pub cookies_invalid: u64,
 }
 
 /// A service's live records by what they are for, each under the first that holds.

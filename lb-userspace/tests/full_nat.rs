@@ -7,14 +7,14 @@ use lb_common::{
     session::CLOSED_LIFETIME,
     tables::{
         Address, FlowKey, PoolKey, Record, Recorded, SECOND, Session, Tables as _, Tick,
-        Translation, feature, flow_kind, owned, record_flag,
+        Translation, feature, flow_kind, owned, record_flag, syn_proxy,
     },
 };
 use lb_userspace::{
     agent::Core,
     config::Tunnel,
     dataplane::{Dataplane as _, memory::MemoryDataplane},
-    model::{AddressPool, Change, Service, ServiceId, UNKNOWN_PORT},
+    model::{AddressPool, Change, Service, ServiceId, Settings, SynProxy, UNKNOWN_PORT},
     plan::{
         self, Inputs,
         census::{self, Census},
@@ -123,7 +123,7 @@ fn begun(
         backend_port: backend.backend.port,
         pool: translation(core).pool,
         protocol: 6,
-        zero: 0,
+        ..Session::default()
     };
     let tables = &core.dataplane().tables;
     assert_eq!(tables.claim_port(&session.port_key(), &key), Recorded::Done);
@@ -178,6 +178,33 @@ fn without_such_a_service_nothing_of_a_pool_is_in_the_maps() {
         core.dataplane().tables.control.features & feature::FULL_NAT,
         0
     );
+}
+
+#[test]
+fn what_answers_syns_stays_known_until_no_session_can_be_proxied() {
+    let mut core = core();
+    let knows = |core: &Core<MemoryDataplane>| {
+        core.dataplane().tables.control.features & feature::SYN_PROXY != 0
+    };
+    let set = |core: &mut Core<MemoryDataplane>, syn_proxy| {
+        let settings = Settings {
+            syn_proxy: Some(syn_proxy),
+            ..Settings::default()
+        };
+        core.change(Change::EditService(id(), settings))
+            .expect("what is valid");
+        translation(core).syn_proxy
+    };
+    assert!(!knows(&core));
+    assert_eq!(set(&mut core, SynProxy::Above(7)), syn_proxy::ON);
+    assert!(knows(&core));
+    assert_eq!(set(&mut core, SynProxy::Off), syn_proxy::OFF);
+    assert!(knows(&core), "sessions that began so may go on");
+    core.change(Change::RemoveService(id()))
+        .expect("no service");
+    sweep(&mut core, 10);
+    sweep(&mut core, 20);
+    assert!(!knows(&core));
 }
 
 #[test]

@@ -61,6 +61,9 @@ fn flows() -> FlowStatus {
         sessions: 41,
         ports_exhausted: 51,
         untold: 61,
+        cookies_sent: 71,
+        cookies_valid: 81,
+        cookies_invalid: 91,
     }
 }
 
@@ -323,6 +326,9 @@ fn the_page_holds_every_figure_of_the_snapshot() {
         format!("lb_sessions{{{service}}} 41"),
         format!("lb_ports_exhausted_total{{{service}}} 51"),
         format!("lb_client_address_untold_total{{{service}}} 61"),
+        format!("lb_syn_cookies_sent_total{{{service}}} 71"),
+        format!("lb_syn_cookies_valid_total{{{service}}} 81"),
+        format!("lb_syn_cookies_invalid_total{{{service}}} 91"),
         "lb_flow_entries{table=\"sessions\"} 3".to_owned(),
         "lb_flow_capacity{table=\"sessions\"} 9".to_owned(),
         "lb_pool_ports{pool=\"snat\"} 200".to_owned(),

@@ -5,6 +5,7 @@
 pub mod changes;
 mod fragments;
 pub mod frames;
+mod handshakes;
 mod neighbours;
 pub mod routes;
 pub mod setting;
@@ -166,6 +167,7 @@ fn slowed(operation: &Operation) -> Operation {
             let guard = Guard {
                 flows: slow(guard.flows),
                 sources: slow(guard.sources),
+                unproxied: slow(guard.unproxied),
                 ..guard
             };
             Operation::Guard(pool, half, guard)
@@ -216,6 +218,8 @@ pub struct Bench {
     core: Core<Twin>,
     /// Frames compared.
     compared: u32,
+    /// Handshakes with cookies among them.
+    shaken: u32,
 }
 
 impl Bench {
@@ -273,6 +277,7 @@ impl Bench {
             early,
             core,
             compared: 0,
+            shaken: 0,
         };
         bench.listen()?;
         Ok(bench)
@@ -292,19 +297,56 @@ impl Bench {
     /// # Errors
     /// As [`Self::compare`].
     pub fn compare_by(&mut self, frame: &[u8], way: Way) -> Result<u32> {
+        Ok(self.compare_whole(frame, way)?.action)
+    }
+
+    /// The same, with what comes out.
+    fn compare_whole(&mut self, frame: &[u8], way: Way) -> Result<Outcome> {
         // The two read the clock one after the other: at the end of a budget's second, one would still have
         // none left where the other has a new one.
         if self.compared.is_multiple_of(budget::LIMIT) {
             self.renew_budgets()?;
         }
         self.compared += 1;
-        let (host, kernel) = (self.host(frame, way), self.kernel(frame, way)?);
+        let kernel = self.kernel(frame, way)?;
+        let cookie = handshakes::cookie(&kernel.bytes).filter(|_| kernel.action == 3);
+        if cookie.is_some() {
+            self.core.dataplane().memory.tables.cookie.set(cookie);
+        }
+        let host = self.host(frame, way);
         ensure!(
             host == kernel,
             "differs: {}\n host   {host:?}\n kernel {kernel:?}",
             hex(frame)
         );
-        Ok(host.action)
+        if let Some((cookie, _)) = cookie {
+            self.shake_hands(frame, cookie)?;
+        }
+        Ok(host)
+    }
+
+    /// Goes on with a SYN that a cookie has answered.
+    fn shake_hands(&mut self, syn: &[u8], cookie: u32) -> Result<()> {
+        let Some(acknowledgement) = handshakes::acknowledgement(syn, cookie) else {
+            return Ok(());
+        };
+        let before = self.shaken;
+        self.shaken += 1;
+        // The SYN to the backend, unless there is none, no port or no room.
+        let onward = self.compare_whole(&acknowledgement, Way::Network)?.bytes;
+        if before.is_multiple_of(3) {
+            return Ok(());
+        }
+        // Where the backend's numbers begin, and on which side of the cookie.
+        let first = before.wrapping_mul(0x9e37_79b9);
+        for opens in [true, false] {
+            let Some(answer) = handshakes::answer(&onward, first, opens) else {
+                return Ok(());
+            };
+            self.compare(&answer)?;
+            self.compare(&acknowledgement)?;
+        }
+        Ok(())
     }
 
     /// The same, and then what was held of it, which comes back at once.

@@ -105,6 +105,12 @@ fn run() -> Result<()> {
     );
     let named: u64 = counted.flows.values().map(|flows| flows.named).sum();
     assert!(named > 0, "no connection id has named a server");
+    let proven: u64 = counted
+        .flows
+        .values()
+        .map(|flows| flows.cookies_valid)
+        .sum();
+    assert!(proven > 0, "no cookie has come back");
     for reason in REACHED {
         assert!(
             counted.drops.contains_key(&(reason as u32)),
@@ -138,7 +144,7 @@ const HELD: usize = 16;
 const CHANGE_EVERY: u64 = 250;
 
 /// What frames of this size can be dropped for; the others take giants, or a defect.
-const REACHED: [DropReason; 17] = [
+const REACHED: [DropReason; 18] = [
     DropReason::NoBackend,
     DropReason::Truncated,
     DropReason::BadHeader,
@@ -156,6 +162,7 @@ const REACHED: [DropReason; 17] = [
     DropReason::ServiceLimit,
     DropReason::MartianSource,
     DropReason::Land,
+    DropReason::CookieInvalid,
 ];
 
 /// Frames to a program that is loaded for less: what it knows, the others have looked into.
@@ -170,6 +177,10 @@ fn run_pruned() -> Result<()> {
             "gue, l2, source-hash, three-tuple-hash",
         ),
         (feature::FULL_NAT, "full-nat"),
+        (
+            feature::FULL_NAT | feature::SYN_PROXY,
+            "full-nat, SYN proxy",
+        ),
         (
             feature::IPIP | feature::QUIC | feature::GUARDS,
             "ipip, quic, guards",

@@ -23,6 +23,8 @@ pub struct Guard {
     pub flows: Rate,
     /// How many of one source.
     pub sources: Rate,
+    /// How many flows may begin unproxied, where [`Translation::syn_proxy`] says that others may not.
+    pub unproxied: Rate,
     /// What its flows become, in mode [`FULL_NAT`](super::mode::FULL_NAT).
     pub translation: Translation,
 }
@@ -126,8 +128,8 @@ pub struct SourceKey {
 }
 
 const _: () = {
-    assert!(size_of::<Guard>() == 56);
-    assert!(size_of::<GuardEntry>() == 112);
+    assert!(size_of::<Guard>() == 72);
+    assert!(size_of::<GuardEntry>() == 144);
     assert!(size_of::<AccessKey>() == 24);
     assert!(size_of::<SourceKey>() == 24);
 };

@@ -4,6 +4,7 @@
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::{Address, Record};
+use crate::flow::Flow;
 
 /// What the flows of a service become at their backends; nothing but zeros in any other mode.
 #[derive(
@@ -21,8 +22,10 @@ pub struct Translation {
     pub last_port: u16,
     /// How backends are told who the client is: one of [`client_address`].
     pub client_address: u8,
+    /// Whether its SYNs are answered for the backend: one of [`syn_proxy`].
+    pub syn_proxy: u8,
     /// Always zero.
-    pub zeros: [u8; 5],
+    pub zeros: [u8; 4],
 }
 
 impl Translation {
@@ -39,6 +42,14 @@ pub mod client_address {
     pub const NONE: u8 = 0;
     /// By a TCP option ([`crate::client_address`]).
     pub const TCP_OPTION: u8 = 1;
+}
+
+/// Whether SYNs are answered for the backend ([`crate::syn_proxy`]); the values of [`Translation::syn_proxy`].
+pub mod syn_proxy {
+    /// They are not.
+    pub const OFF: u8 = 0;
+    /// They are, but for as many as [`Guard::unproxied`](super::super::Guard::unproxied) lets through.
+    pub const ON: u8 = 1;
 }
 
 /// What an address of a pool is found by.
@@ -101,6 +112,20 @@ pub struct PortKey {
 }
 
 impl PortKey {
+    /// What a backend's packet to an address of a pool is told by.
+    #[inline(always)]
+    pub const fn of_answer(flow: &Flow) -> Self {
+        Self {
+            backend: flow.source,
+            address: flow.destination,
+            backend_port: flow.source_port,
+            port: flow.destination_port,
+            protocol: flow.protocol,
+            lock: 0,
+            zeros: [0; 2],
+        }
+    }
+
     /// What its lock is kept under.
     #[inline(always)]
     pub const fn lock(self) -> Self {
@@ -131,6 +156,26 @@ pub struct Session {
     pub protocol: u8,
     /// Always zero.
     pub zero: u8,
+    /// Its handshake, where the backend's part of it was answered here.
+    pub proxied: Proxied,
+}
+
+/// A handshake of which the backend's part was answered here ([`crate::syn_proxy`]); nothing but zeros else.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct Proxied {
+    /// What has been acknowledged of it: the sequence number that the backend's end began with for the client.
+    pub cookie: u32,
+    /// The sequence number of the client's SYN.
+    pub sequence: u32,
+    /// What makes of a sequence number of the backend's the one that the client knows, modulo 2³².
+    pub shift: u32,
+    /// The largest segment, in bytes, that the client takes; 0: its handshake was not answered here.
+    pub mss: u16,
+    /// Always zero.
+    pub zeros: [u8; 2],
 }
 
 impl Session {
@@ -153,5 +198,5 @@ const _: () = {
     assert!(size_of::<Translation>() == 16);
     assert!(size_of::<PoolKey>() == 8);
     assert!(size_of::<PortKey>() == 40);
-    assert!(size_of::<Session>() == 56);
+    assert!(size_of::<Session>() == 72);
 };

@@ -55,14 +55,22 @@ fn every_reason_is_given_and_counted_once() {
     // How echo requests are limited is `icmp`'s to show, what becomes of unknown ports `refuse`'s, of
     // what is too long `too_big`'s, of fragments `fragments`', who is not let in `admit`'s, who finds no port or whose
     // answer no route `full_nat`'s, who cannot have sent it `martian`'s, how the link asks for VIPs `neighbour`'s, what a source
-    // route leads `headers`', whose hops are over `hops`', and whose service has changed `second_hop`'s.
+    // route leads `headers`', whose hops are over `hops`', whose service has changed `second_hop`'s, and
+    // what acknowledges no cookie `syn_proxy`'s.
     let elsewhere = |reason: &DropReason| {
         let name = reason.name();
         name.starts_with("fragment")
             || ["echo_limit", "unknown_port", "packet_too_big"].contains(&name)
             || ["access_denied", "source_limit", "service_limit"].contains(&name)
             || ["ttl_expired", "ports_exhausted", "no_session", "no_route"].contains(&name)
-            || ["martian_source", "land", "source_route", "switched"].contains(&name)
+            || [
+                "martian_source",
+                "land",
+                "source_route",
+                "switched",
+                "cookie_invalid",
+            ]
+            .contains(&name)
             || [
                 "arp_malformed",
                 "nd_hop_limit",
@@ -202,6 +210,7 @@ fn names_and_numbers_of_reasons_stay() {
         (28, "nd_malformed"),
         (29, "source_route"),
         (30, "switched"),
+        (31, "cookie_invalid"),
     ];
     assert_eq!(names, expected);
 }

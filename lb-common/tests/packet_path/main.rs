@@ -33,6 +33,7 @@ mod scheduling;
 mod sctp;
 mod second_hop;
 mod steering;
+mod syn_proxy;
 mod too_big;
 mod tracking;
 mod tunnel_errors;

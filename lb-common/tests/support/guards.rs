@@ -41,6 +41,7 @@ impl Stage {
                 source_bits_v6: 128,
                 flows,
                 sources,
+                unproxied: guard.unproxied,
                 translation: guard.translation,
             };
         })

@@ -462,6 +462,13 @@ impl Stage {
             refused,
             exhausted: counted.flows.values().map(|n| n.ports_exhausted).sum(),
             untold: counted.flows.values().map(|n| n.untold).sum(),
+            cookies: counted
+                .flows
+                .values()
+                .fold((0, 0, 0), |(sent, valid, invalid), n| {
+                    let invalid = invalid + n.cookies_invalid;
+                    (sent + n.cookies_sent, valid + n.cookies_valid, invalid)
+                }),
             clients: counted.flows.values().map(|n| n.client_overflows).sum(),
             flows: (counted.flows.into_iter())
                 .map(|(index, n)| (index - FIRST_SERVICE, (n.lookups, n.recorded, n.overflows)))

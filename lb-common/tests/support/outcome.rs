@@ -35,6 +35,8 @@ pub struct Counted {
     pub exhausted: u64,
     /// Packets that could not tell their client's address.
     pub untold: u64,
+    /// SYN cookies sent, those that came back valid, and those that did not.
+    pub cookies: Flows,
     /// Clients that could not be remembered.
     pub clients: u64,
     pub drops: BTreeMap<u32, u64>,

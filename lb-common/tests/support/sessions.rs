@@ -9,7 +9,10 @@ use lb_common::{
     memory::Sessions,
     packet::SlicePacket,
     pipeline,
-    tables::{Address, PoolKey, Tick, Translation, client_address, feature, owned, record_flag},
+    rate::Rate,
+    tables::{
+        Address, PoolKey, Tick, Translation, client_address, feature, owned, record_flag, syn_proxy,
+    },
 };
 
 use super::{Counted, Frame, HEADROOM, Outcome, Stage, run_by};
@@ -44,6 +47,28 @@ impl Stage {
         let told = client_address::TCP_OPTION;
         self.guards(|guard| guard.translation.client_address = told)
             .open()
+    }
+
+    /// Its SYNs are answered for it, but for as many as a rate lets through.
+    pub fn proxying(mut self, unproxied: Rate) -> Self {
+        self.tables.control.features |= feature::SYN_PROXY;
+        self.guards(|guard| {
+            guard.translation.syn_proxy = syn_proxy::ON;
+            guard.unproxied = unproxied;
+        })
+        .open()
+    }
+
+    /// This cookie answers all SYNs, and stands for this MSS.
+    pub fn cookie(self, cookie: u32, mss: u16) -> Self {
+        self.tables.cookie.set(Some((cookie, mss)));
+        self
+    }
+
+    /// Cookies depend on the SYN that they answer.
+    pub fn hashing_cookies(self) -> Self {
+        self.tables.cookie.set(None);
+        self.hashing()
     }
 
     /// So many sessions fit.

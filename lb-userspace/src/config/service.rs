@@ -31,6 +31,7 @@ const SERVICE: &[&str] = &[
     "second_hop",
     "address_pool",
     "client_address",
+    "syn_proxy",
     "access_list",
     "flow_limit",
     "source_limit",
@@ -204,6 +205,7 @@ fn read_settings(
     let second_hop = section.boolean("second_hop");
     let address_pool = section.text("address_pool");
     let client_address = section.choice("client_address", "what client_address can be");
+    let syn_proxy = section.value("syn_proxy", str::parse);
     let access_list = section.text("access_list");
     let flow_limit = section.text_or_number("flow_limit", str::parse);
     let source_limit = section.text_or_number("source_limit", str::parse);
@@ -252,6 +254,7 @@ fn read_settings(
         second_hop: second_hop.map(Located::into_inner),
         address_pool: address_pool.map(Located::into_inner),
         client_address: client_address.map(Located::into_inner),
+        syn_proxy: syn_proxy.map(Located::into_inner),
         access_list: access_list.map(|name| Some(name.into_inner())),
         flow_limit: flow_limit.map(Located::into_inner),
         source_limit: source_limit.map(Located::into_inner),

@@ -19,6 +19,7 @@ use super::{
     passive::check_passive,
     recovery::{check_damping, check_panic, check_slow_start},
     second_hop::{check_families, check_second_hop},
+    syn_proxy::check_syn_proxy,
     tier::{check_spill, check_tier},
 };
 
@@ -63,6 +64,7 @@ impl Service {
         check_second_hop(self)?;
         check_limits(self)?;
         check_full_nat(self)?;
+        check_syn_proxy(self)?;
         self.check_quic()?;
         self.health.check(id)?;
         check_adaptive(self)?;

@@ -96,6 +96,10 @@ impl Service {
                 differ("client_address", name_of(here), name_of(there))
             })
             .or_else(|| {
+                let (here, there) = (self.syn_proxy, other.syn_proxy);
+                differ("syn_proxy", here.to_string(), there.to_string())
+            })
+            .or_else(|| {
                 let (here, there) = (self.access_list.as_ref(), other.access_list.as_ref());
                 differ("access_list", shown(here), shown(there))
             })

@@ -9,7 +9,8 @@ use std::{
 use super::{
     AccessEdit, AccessList, Adaptive, AddressPool, Admin, Backend, ClientAddress, EditRated,
     Failback, FlapDamping, FlowLimit, FlowState, MAX_POOL_ADDRESSES, Mode, ModelError, MssClamp,
-    OnDown, Passive, Protocol, Quic, Scheduler, ServerId, Service, ServiceId, SlowStart, Unserved,
+    OnDown, Passive, Protocol, Quic, Scheduler, ServerId, Service, ServiceId, SlowStart, SynProxy,
+    Unserved,
 };
 
 /// Everything that is wanted. Valid by construction.
@@ -142,6 +143,8 @@ pub struct Settings {
     pub address_pool: Option<String>,
     /// [`Service::client_address`].
     pub client_address: Option<ClientAddress>,
+    /// [`Service::syn_proxy`].
+    pub syn_proxy: Option<SynProxy>,
     /// [`Service::access_list`]; `Some(None)`: everybody may send to it.
     pub access_list: Option<Option<String>>,
     /// [`Service::flow_limit`].
@@ -621,6 +624,7 @@ impl Settings {
             second_hop,
             address_pool,
             client_address,
+            syn_proxy,
             access_list,
             flow_limit,
             source_limit,
@@ -653,6 +657,7 @@ impl Settings {
             service.address_pool = Some(address_pool.clone());
         }
         service.client_address = client_address.unwrap_or(service.client_address);
+        service.syn_proxy = syn_proxy.unwrap_or(service.syn_proxy);
         if let Some(access_list) = access_list {
             service.access_list.clone_from(access_list);
         }

@@ -90,7 +90,8 @@ impl Draft {
             first_port,
             last_port,
             client_address: service.client_address.number(),
-            zeros: [0; 5],
+            syn_proxy: service.syn_proxy.number(),
+            zeros: [0; 4],
         }
     }
 

@@ -47,6 +47,7 @@ fn of(service: &Service) -> u32 {
         | flag(service.mss_clamp != MssClamp::Off, feature::MSS)
         | flag(service.announce, feature::ANNOUNCE)
         | flag(service.second_hop, feature::SECOND_HOP)
+        | flag(!service.syn_proxy.is_off(), feature::SYN_PROXY)
         | placing(fields)
 }
 
@@ -96,8 +97,12 @@ impl Draft {
         let is_pool = |bits: &u32| bits & owned::POOL != 0;
         let pools = self.layout.pools.values();
         let before = |fields, placed: &Placed| fields | placed.descriptor.previous_fields();
+        let has_sessions = self.layout.owned.values().any(is_pool);
+        // Which of them are proxied, nobody counts.
+        let proxied = has_sessions && self.layout.features & feature::SYN_PROXY != 0;
         flag(!self.layout.ways_back.is_empty(), feature::NAT)
-            | flag(self.layout.owned.values().any(is_pool), feature::FULL_NAT)
+            | flag(has_sessions, feature::FULL_NAT)
+            | flag(proxied, feature::SYN_PROXY)
             | placing(pools.fold(0, before))
     }
 }

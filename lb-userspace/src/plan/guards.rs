@@ -109,6 +109,7 @@ impl Draft {
         let translation: Translation = self.translation(state, service);
         if !service.is_guarded() {
             return Guard {
+                unproxied: service.syn_proxy.unproxied(),
                 translation,
                 ..Guard::default()
             };
@@ -125,6 +126,7 @@ impl Draft {
             source_bits_v6: v6.into(),
             flows: service.flow_limit.number(),
             sources: service.source_limit.number(),
+            unproxied: service.syn_proxy.unproxied(),
             translation,
         }
     }

@@ -139,7 +139,7 @@ async fn a_service_is_told_with_its_health_and_backends() {
         "traffic": {"packets": 2468, "bytes": 113578, "flows": 24},
         "backends": backends,
     });
-    let sessions = json!({"sessions": 41, "ports_exhausted": 51, "untold": 61});
+    let sessions = json!({"sessions": 41, "ports_exhausted": 51, "untold": 61, "cookies_sent": 71, "cookies_valid": 81, "cookies_invalid": 91});
     for (key, value) in sessions.as_object().unwrap() {
         expected["flows"][key] = value.clone();
     }
@@ -497,6 +497,7 @@ async fn the_client_speaks_every_route() {
         second_hop: None,
         address_pool: None,
         client_address: None,
+        syn_proxy: None,
         access_list: None,
         flow_limit: None,
         source_limit: None,

@@ -1,6 +1,6 @@
 //! `[[address_pool]]`, and services of mode `full-nat`.
 
-use lb_userspace::model::{ClientAddress, Mode, POOL_PORTS};
+use lb_userspace::model::{ClientAddress, Mode, POOL_PORTS, SynProxy};
 
 use crate::{mistakes, read};
 
@@ -17,7 +17,9 @@ fn a_pool_and_the_service_that_has_it_are_read() {
     let ports = "ports = \"1000-1999\"\n";
     let text = format!(
         "{POOL}{ports}{}",
-        service("address_pool = \"snat\"\nclient_address = \"tcp-option\"")
+        service(
+            "address_pool = \"snat\"\nclient_address = \"tcp-option\"\nsyn_proxy = \"above=1000\""
+        )
     );
     let config = read(&text);
     let [pool] = &config.address_pools[..] else {
@@ -33,6 +35,7 @@ fn a_pool_and_the_service_that_has_it_are_read() {
     assert_eq!(service.mode, Mode::FullNat);
     assert_eq!(service.address_pool.as_deref(), Some("snat"));
     assert_eq!(service.client_address, ClientAddress::TcpOption);
+    assert_eq!(service.syn_proxy, SynProxy::Above(1_000));
     assert_eq!(read(POOL).address_pools[0].ports(), POOL_PORTS);
 }
 
@@ -129,6 +132,27 @@ fn what_is_wrong_with_a_pool_is_said_where_it_stands() {
             service("client_address = \"tcp-option\"").replace("full-nat", "l2"),
             "service[0].client_address",
             "see the client's address anyway",
+        ),
+        (
+            service("syn_proxy = \"always\"").replace("full-nat", "l2"),
+            "service[0].syn_proxy",
+            "only mode \"full-nat\" sees what backends answer",
+        ),
+        (
+            format!(
+                "{POOL}{}",
+                service("address_pool = \"snat\"\nsyn_proxy = \"always\"").replace("/tcp", "/udp")
+            ),
+            "service[0].syn_proxy",
+            "only TCP has SYNs",
+        ),
+        (
+            format!(
+                "{POOL}{}",
+                service("address_pool = \"snat\"\nsyn_proxy = \"sometimes\"")
+            ),
+            "service[0].syn_proxy",
+            "write \"off\", \"always\"",
         ),
     ] {
         let found = mistakes(&text);

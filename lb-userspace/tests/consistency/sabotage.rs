@@ -6,7 +6,7 @@
 use std::cell::Cell;
 
 use lb_common::{
-    flow::Signal,
+    flow::{Flow, Signal},
     memory::MemoryTables,
     packet::Packet,
     persist,
@@ -348,6 +348,18 @@ impl Tables for Bent<'_> {
         self.tables.take_of_service(service, rate)
     }
 
+    fn take_of_unproxied(&self, service: u32, rate: &Rate) -> bool {
+        self.tables.take_of_unproxied(service, rate)
+    }
+
+    fn cookie(&self, flow: &Flow, sequence: u32, mss: u16) -> Option<(u32, u16)> {
+        self.tables.cookie(flow, sequence, mss)
+    }
+
+    fn is_cookie(&self, flow: &Flow, sequence: u32, cookie: u32) -> bool {
+        self.tables.is_cookie(flow, sequence, cookie)
+    }
+
     fn now(&self) -> Tick {
         self.tables.now()
     }
@@ -455,7 +467,10 @@ impl Tables for Bent<'_> {
             | FlowEvent::SourceLimit
             | FlowEvent::ServiceLimit
             | FlowEvent::PortsExhausted
-            | FlowEvent::Untold => None,
+            | FlowEvent::Untold
+            | FlowEvent::CookieSent
+            | FlowEvent::CookieValid
+            | FlowEvent::CookieInvalid => None,
         };
         if let Some(counter) = counter {
             counter.set(counter.get() + 1);

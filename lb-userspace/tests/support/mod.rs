@@ -500,6 +500,9 @@ fn describe(service: &Service) -> ServiceStatus {
             sessions: 41,
             ports_exhausted: 51,
             untold: 61,
+            cookies_sent: 71,
+            cookies_valid: 81,
+            cookies_invalid: 91,
         },
         traffic: Traffic {
             packets: 2_468,

@@ -19,7 +19,7 @@ use lb_userspace::{
     health::{Event, Target},
     model::{
         AccessList, Adaptive, AddressPool, Change, ClientAddress, FlowState, Health, Mode,
-        MssClamp, Passive, Prefix, Protocol, Scheduler, Service, Signal, Unserved, Vlans,
+        MssClamp, Passive, Prefix, Protocol, Scheduler, Service, Signal, SynProxy, Unserved, Vlans,
     },
     neighbours::{Kind, Port, Update},
     plan::features,
@@ -406,6 +406,14 @@ fn services() -> Result<Vec<Service>> {
             ..service("10.0.0.64/28:80/sctp", Mode::Ipip, &[])?
         },
         translated(service("10.0.0.44/30:80/tcp", Mode::FullNat, &v4)?, true),
+        Service {
+            syn_proxy: SynProxy::Always,
+            ..translated(service("10.0.0.48:80/tcp", Mode::FullNat, &v4)?, true)
+        },
+        Service {
+            syn_proxy: SynProxy::Above(3),
+            ..translated(service("[fd00::48]:80/tcp", Mode::FullNat, &v6)?, false)
+        },
         grouped("10.0.0.20:80/tcp")?,
         grouped("10.0.0.20:443/tcp")?,
     ])

@@ -249,6 +249,9 @@ impl<D: Dataplane> Core<D> {
             sessions: census.sessions,
             ports_exhausted: counted.ports_exhausted,
             untold: counted.untold,
+            cookies_sent: counted.cookies_sent,
+            cookies_valid: counted.cookies_valid,
+            cookies_invalid: counted.cookies_invalid,
         }
     }
 }

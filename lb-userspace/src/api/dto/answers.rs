@@ -13,7 +13,7 @@ use crate::{
     model::{
         Adaptive, Admin, BitRate, Check, ClientAddress, Combine, Failback, FlapDamping, FlowLimit,
         FlowState, Mode, MssClamp, OnDown, Passive, Quic, SOURCE_PREFIX_V4, SOURCE_PREFIX_V6,
-        Scheduler, ServiceId, SlowStart, Unserved,
+        Scheduler, ServiceId, SlowStart, SynProxy, Unserved,
     },
     snapshot,
 };
@@ -149,6 +149,9 @@ pub struct Service {
     /// How backends of mode `full-nat` are told who the client is: `tcp-option` or `none`.
     #[serde(default, skip_serializing_if = "ClientAddress::is_none")]
     pub client_address: ClientAddress,
+    /// Whether SYNs are answered for backends of mode `full-nat`: `off`, `always`, or `above=N` for those beyond so many a second.
+    #[serde(default, skip_serializing_if = "SynProxy::is_off")]
+    pub syn_proxy: SynProxy,
     /// The access list that says who may send to it; `null`: everybody may.
     #[serde(default)]
     pub access_list: Option<String>,
@@ -425,6 +428,7 @@ impl From<&snapshot::ServiceStatus> for Service {
             second_hop: service.second_hop,
             address_pool: service.address_pool.clone(),
             client_address: service.client_address,
+            syn_proxy: service.syn_proxy,
             access_list: service.access_list.clone(),
             flow_limit: service.flow_limit,
             source_limit: service.source_limit,

@@ -169,6 +169,15 @@ pub struct ServiceFlows {
     /// Packets that were to tell the client's address, and had no room for it.
     #[serde(default)]
     pub untold: u64,
+    /// SYNs answered by a cookie.
+    #[serde(default)]
+    pub cookies_sent: u64,
+    /// Packets that acknowledged one.
+    #[serde(default)]
+    pub cookies_valid: u64,
+    /// Packets that might have, and did not.
+    #[serde(default)]
+    pub cookies_invalid: u64,
 }
 
 /// A service's live records by what they are for, each under the first that holds.
@@ -278,6 +287,9 @@ impl From<snapshot::FlowStatus> for ServiceFlows {
             sessions,
             ports_exhausted,
             untold,
+            cookies_sent,
+            cookies_valid,
+            cookies_invalid,
         } = status;
         Self {
             steady,
@@ -304,6 +316,9 @@ impl From<snapshot::FlowStatus> for ServiceFlows {
             sessions,
             ports_exhausted,
             untold,
+            cookies_sent,
+            cookies_valid,
+            cookies_invalid,
         }
     }
 }

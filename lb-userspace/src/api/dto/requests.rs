@@ -7,7 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use crate::model::{
     self, Adaptive, Admin, BitRate, Check, ClientAddress, Combine, Failback, FlapDamping,
     FlowLimit, FlowState, Health, Mode, ModelError, MssClamp, OnDown, Passive, Quic, Rated,
-    Scheduler, ServerId, ServiceId, Settings, SlowStart, Unserved,
+    Scheduler, ServerId, ServiceId, Settings, SlowStart, SynProxy, Unserved,
 };
 
 /// A service to add.
@@ -63,6 +63,9 @@ pub struct NewService {
     /// How backends of mode `full-nat` are told who the client is: `tcp-option` or, where absent, `none`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_address: Option<ClientAddress>,
+    /// Whether SYNs are answered for backends of mode `full-nat`: `off`, `always`, or `above=N` for those beyond so many a second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub syn_proxy: Option<SynProxy>,
     /// The access list that says who may send to it; everybody where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub access_list: Option<String>,
@@ -252,6 +255,9 @@ pub struct EditService {
     /// How backends of mode `full-nat` are told who the client is: `tcp-option` or `none`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_address: Option<ClientAddress>,
+    /// Whether SYNs are answered for backends of mode `full-nat`: `off`, `always`, or `above=N` for those beyond so many a second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub syn_proxy: Option<SynProxy>,
     /// The access list that says who may send to it; `null`: everybody may.
     #[serde(
         default,
@@ -336,6 +342,7 @@ impl From<EditService> for Settings {
             second_hop: edit.second_hop,
             address_pool: edit.address_pool,
             client_address: edit.client_address,
+            syn_proxy: edit.syn_proxy,
             access_list: edit.access_list,
             flow_limit: edit.flow_limit,
             source_limit: edit.source_limit,
@@ -389,6 +396,7 @@ impl NewService {
             second_hop: self.second_hop,
             address_pool: self.address_pool,
             client_address: self.client_address,
+            syn_proxy: self.syn_proxy,
             access_list: self.access_list.map(Some),
             flow_limit: self.flow_limit,
             source_limit: self.source_limit,

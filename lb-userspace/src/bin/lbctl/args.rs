@@ -15,7 +15,7 @@ use lb_userspace::{
     model::{
         self, Adaptive, Admin, BitRate, Check, ClientAddress, Combine, Failback, FlapDamping,
         FlowLimit, FlowState, MAX_TIER, MAX_WEIGHT, Mode, ModelError, MssClamp, OnDown, Passive,
-        Prefix, Scheduler, ServerId, ServiceId, SlowStart, Unserved,
+        Prefix, Scheduler, ServerId, ServiceId, SlowStart, SynProxy, Unserved,
     },
 };
 
@@ -319,10 +319,11 @@ pub struct SetService {
 }
 
 /// What can be changed, by the names of the fields of [`SetService`] and [`SettingsArgs`].
-const SETTINGS: [&str; 33] = [
+const SETTINGS: [&str; 34] = [
     "announce",
     "address_pool",
     "client_address",
+    "syn_proxy",
     "access_list",
     "no_access_list",
     "flow_limit",
@@ -392,6 +393,9 @@ pub struct SettingsArgs {
     /// How backends of mode full-nat are told who the client is [default: none]
     #[arg(long, value_enum)]
     pub client_address: Option<ClientAddress>,
+    /// Which SYNs are answered for backends of mode full-nat: off, always, or above=N, those beyond N a second [default: off]
+    #[arg(long, value_name = "WHICH", value_parser = parse_syn_proxy)]
+    pub syn_proxy: Option<SynProxy>,
     /// How many flows may begin a second: none, N, or N,burst=N [default: none]
     #[arg(long, value_name = "RATE", value_parser = parse_flow_limit, help_heading = "Access")]
     pub flow_limit: Option<FlowLimit>,
@@ -693,6 +697,10 @@ fn weight() -> clap::builder::RangedI64ValueParser<u16> {
 
 fn tier() -> clap::builder::RangedI64ValueParser<u8> {
     clap::value_parser!(u8).range(0..=i64::from(MAX_TIER))
+}
+
+fn parse_syn_proxy(text: &str) -> Result<SynProxy, String> {
+    text.parse()
 }
 
 fn parse_flow_limit(text: &str) -> Result<FlowLimit, String> {

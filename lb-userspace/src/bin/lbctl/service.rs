@@ -96,6 +96,7 @@ fn new_service(args: &AddService) -> Result<NewService, Failure> {
         second_hop: settings.second_hop,
         address_pool: args.address_pool.clone(),
         client_address: settings.client_address,
+        syn_proxy: settings.syn_proxy,
         access_list: args.access_list.clone(),
         flow_limit: settings.flow_limit,
         source_limit: settings.source_limit,
@@ -178,6 +179,7 @@ fn edit(args: SettingsArgs) -> EditService {
         mss_clamp,
         second_hop,
         client_address,
+        syn_proxy,
         flow_limit,
         source_limit,
         source_prefix_v4,
@@ -204,6 +206,7 @@ fn edit(args: SettingsArgs) -> EditService {
         mss_clamp,
         second_hop,
         client_address,
+        syn_proxy,
         flow_limit,
         source_limit,
         source_prefix_v4,
@@ -341,6 +344,9 @@ fn show(service: &Service) -> String {
     if let Some(pool) = &service.address_pool {
         fields.push(("address pool", address_pool(pool, service)));
     }
+    if !service.syn_proxy.is_off() {
+        fields.push(("SYN proxy", syn_proxy(service)));
+    }
     fields.extend(guards(service));
     if !service.tiers.is_empty() {
         let failback = service.failback;
@@ -395,6 +401,17 @@ fn address_pool(name: &str, service: &Service) -> String {
         text += &format!("; client address by {how}, {untold} packets without room for it");
     }
     text
+}
+
+/// Which SYNs are answered for backends, and what came of that.
+fn syn_proxy(service: &Service) -> String {
+    let (which, flows) = (service.syn_proxy, &service.flows);
+    let (sent, valid, invalid) = (
+        flows.cookies_sent,
+        flows.cookies_valid,
+        flows.cookies_invalid,
+    );
+    format!("{which}; {sent} cookies sent, {valid} valid and {invalid} invalid ones back so far")
 }
 
 /// Who may send, and how many flows may begin, as far as that is bounded.

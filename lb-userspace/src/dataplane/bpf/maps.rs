@@ -53,7 +53,7 @@ pub struct Maps {
     guards: Mapped<GuardEntry>,
     service_counters: PerCpuCounters,
     backend_counters: PerCpuCounters,
-    flow_counters: PerCpuCounters<11>,
+    flow_counters: PerCpuCounters<14>,
     loads: Mapped<u64>,
     signs: Mapped<Signs>,
     handshakes: Mapped<Handshake>,
@@ -76,12 +76,13 @@ pub struct Maps {
 pub(super) const CONTROL: &str = "CONTROL";
 
 /// Names of maps that are one agent's alone, of all programs that it loads.
-pub(super) const OWN: [&str; 6] = [
+pub(super) const OWN: [&str; 7] = [
     "DATAGRAMS",
     "EARLY",
     "HANDSHAKES",
     "SERVICE_BUCKETS",
     "SOURCE_BUCKETS",
+    "UNPROXIED_BUCKETS",
     "AYA_LOGS",
 ];
 
@@ -566,6 +567,9 @@ impl Dataplane for Maps {
             service_limited,
             ports_exhausted,
             untold,
+            cookies_sent,
+            cookies_valid,
+            cookies_invalid,
         ] = sum(&self.flow_counters, index)?;
         Ok(FlowCounters {
             lookups,
@@ -579,6 +583,9 @@ impl Dataplane for Maps {
             service_limited,
             ports_exhausted,
             untold,
+            cookies_sent,
+            cookies_valid,
+            cookies_invalid,
         })
     }
 
