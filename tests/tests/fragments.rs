@@ -21,7 +21,7 @@ use lb_tests::{
     stage::{BACKENDS, Stage, every_udp_mode, vip},
     topology::{CLIENT_V4, CLIENT_V6, Topology, backend_name},
     udp::UdpEcho,
-    wait::wait_until,
+    wait::{wait_ok, wait_until},
 };
 use serde_json::Value;
 
@@ -37,10 +37,7 @@ const LENGTHS: [usize; 2] = [4_000, 20_000];
 
 /// Clients whose way to the VIPs leaves room for the outer headers of tunnels.
 fn stage() -> Result<(Stage, Vec<Service>, Vec<UdpEcho>)> {
-    let services = every_udp_mode()?.into_iter();
-    // Its sessions are of whole packets.
-    let services: Vec<Service> = services.filter(|s| s.mode != "full-nat").collect();
-    let stage = Stage::new(Topology::new(BACKENDS)?, services.clone())?;
+    let (stage, services, servers) = stage_of_links()?;
     let routes = "route change default via 10.1.0.1 mtu 1400\n\
                   route change default via fd00:1::1 mtu 1400\n";
     let client = stage.topology.client.name();
@@ -48,6 +45,15 @@ fn stage() -> Result<(Stage, Vec<Service>, Vec<UdpEcho>)> {
         Command::new("ip").args(["-n", client, "-batch", "-"]),
         routes,
     )?;
+    Ok((stage, services, servers))
+}
+
+/// Clients who take what their link takes for what the whole way does.
+fn stage_of_links() -> Result<(Stage, Vec<Service>, Vec<UdpEcho>)> {
+    let services = every_udp_mode()?.into_iter();
+    // Its sessions are of whole packets.
+    let services: Vec<Service> = services.filter(|s| s.mode != "full-nat").collect();
+    let stage = Stage::new(Topology::new(BACKENDS)?, services.clone())?;
     let servers = echo_servers(&stage, &services)?;
     Ok((stage, services, servers))
 }
@@ -180,6 +186,48 @@ fn large_datagrams_go_where_their_flow_goes_in_every_mode_and_order() -> Result<
             assert_eq!(count("released")?, held as u64);
             for reason in ["fragment", "fragment_overlap", "fragment_before_first"] {
                 assert_eq!(counted(&stage, "drops", reason)?, 0, "{reason}");
+            }
+            Ok(())
+        },
+    )
+}
+
+#[test]
+fn a_client_whose_fragments_are_too_long_for_a_tunnel_is_told_and_its_next_datagrams_arrive()
+-> Result<()> {
+    with_root(
+        "a_client_whose_fragments_are_too_long_for_a_tunnel_is_told_and_its_next_datagrams_arrive",
+        || {
+            let (stage, services, _servers) = stage_of_links()?;
+            let mut told = 0;
+            for service in &services {
+                let to = vip(service)?;
+                let flow = Flow::new(&stage, to)?;
+                flow.socket
+                    .set_read_timeout(Some(Duration::from_millis(500)))?;
+                // What is told of is lost; what the sender's kernel has heard of it counts for what comes after.
+                let mut asked = 0;
+                wait_ok(
+                    &format!("{} {} answers", service.mode, service.vip),
+                    SOON,
+                    || {
+                        asked += 1;
+                        flow.ask(&payload(3_000, asked))
+                    },
+                )?;
+                let is_tunnel = matches!(service.mode, "ipip" | "gue");
+                let now = counted(&stage, "answers", "too_big")?;
+                ensure!(
+                    is_tunnel == (now > told) && is_tunnel == (asked > 1),
+                    "{} {}: asked {asked} times, told {} times",
+                    service.mode,
+                    service.vip,
+                    now - told
+                );
+                told = now;
+                for n in 0..3 {
+                    flow.ask(&payload(20_000, n))?;
+                }
             }
             Ok(())
         },

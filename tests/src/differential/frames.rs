@@ -86,6 +86,8 @@ pub struct Generator {
     pub open: Vec<Open>,
     /// The last frame that was whole, which may come again as what is lost does.
     last: Vec<u8>,
+    /// The last SYN, which may be followed by what comes next of its connection: from, to, and that one's sequence number.
+    opened: Option<(SocketAddr, SocketAddr, u32)>,
 }
 
 impl Generator {
@@ -96,6 +98,7 @@ impl Generator {
             endpoints,
             open: Vec::new(),
             last: Vec::new(),
+            opened: None,
         }
     }
 
@@ -152,6 +155,10 @@ impl Generator {
             5 | 6 => (interesting, stranger),
             _ if self.random.once_in(3) => self.translated(),
             _ => (interesting, own_for(interesting.ip())),
+        };
+        let (from, to) = match self.opened {
+            Some((from, to, _)) if self.random.once_in(4) => (from, to),
+            _ => (from, to),
         };
         let mut frame = self.plain(from, to);
         self.damage(&mut frame);
@@ -239,11 +246,22 @@ impl Generator {
                     5 => u32::MAX,
                     _ => self.random.word() as u32,
                 };
+                let opened = self.opened.filter(|&(of, at, _)| (of, at) == (from, to));
+                let (sequence, follows) = match opened {
+                    Some((_, _, next)) => (next, true),
+                    None => (sequence, false),
+                };
+                if follows {
+                    self.opened = None;
+                }
                 bytes.extend(sequence.to_be_bytes());
                 bytes.extend((0..4).map(|_| self.random.byte()));
                 let flags = self
                     .random
                     .pick(&[0x02, 0x10, 0x12, 0x18, 0x04, 0x11, 0x42, 0x02, 0x14]);
+                if flags & 0x12 == 0x02 && !follows {
+                    self.opened = Some((from, to, sequence.wrapping_add(1)));
+                }
                 let options = self.options();
                 bytes.extend([0x50 + 4 * options.len() as u8, flags]);
                 bytes.extend((0..6).map(|_| self.random.byte()));
