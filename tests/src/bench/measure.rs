@@ -34,6 +34,11 @@ impl Effort {
         rounds: 5,
         packets: 40_000,
     };
+    /// To see that it works, where there is much to see.
+    pub const GLANCE: Self = Self {
+        rounds: 3,
+        packets: 5_000,
+    };
     /// Packets of a round that records every one: as many as there is room for.
     const RECORDED: u32 = 50_000;
     /// Packets of a round of those that too many came before: fewer than a second's, whatever else the machine does.

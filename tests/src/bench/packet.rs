@@ -65,6 +65,10 @@ fn run_there(selection: Selection<'_>) -> Result<Outcome> {
     for group in wanted.chunk_by(|one, next| one.fleet == next.fleet) {
         let mut rig = Rig::new(group[0].fleet, &scenarios)?;
         for scenario in group {
+            let effort = match scenario.group() {
+                Group::Special if quick => Effort::GLANCE,
+                _ => effort,
+            };
             let measured = measure(&mut rig, scenario, effort).with_context(|| scenario.title())?;
             outcome.figures.push(Figure::new(scenario, &measured));
         }

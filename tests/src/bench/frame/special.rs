@@ -195,6 +195,21 @@ impl Frame {
         self
     }
 
+    /// The same with the checksum that its IPv4 header has to have to be answered; of what has tags or IPv6, nothing is done.
+    pub fn summed(mut self) -> Self {
+        if self.bytes[12..14] != [8, 0] {
+            return self;
+        }
+        let header = &mut self.bytes[ETHERNET..ETHERNET + wire::IPV4];
+        header[10..12].fill(0);
+        let pairs = header.chunks_exact(2);
+        let sum = pairs.fold(Sum::new(), |sum, pair| {
+            sum.add16(u16::from_ne_bytes([pair[0], pair[1]]))
+        });
+        header[10..12].copy_from_slice(&sum.checksum().to_ne_bytes());
+        self
+    }
+
     /// The same of TCP from another address, from which all flows come then.
     pub fn sent_by(mut self, source: IpAddr) -> Self {
         let [end, transport] = source_at(self.is_v4());

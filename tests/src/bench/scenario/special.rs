@@ -54,7 +54,8 @@ pub(super) fn all(quick: bool) -> Vec<Scenario> {
         list.extend(translated(&family));
         list.extend(answers(&family));
         list.extend(errors(&family));
-        list.extend(answered(&family));
+        let summed = |scenario| framed(scenario, Frame::summed);
+        list.extend(answered(&family).into_iter().map(summed));
         list.extend(dropped(&family));
         list.extend(extras(&family));
     }
