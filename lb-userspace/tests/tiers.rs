@@ -375,6 +375,16 @@ fn delayed_failback_comes_when_its_time_has_passed() {
     assert_eq!(shares(&core), [50, 50, 0, 0]);
 }
 
+/// Both servers of tier 0 fail, and recover.
+fn restart_primaries(core: &mut Core<MemoryDataplane>) {
+    for n in [1, 2] {
+        down(core, n);
+    }
+    for n in [1, 2] {
+        up(core, n);
+    }
+}
+
 /// Tier 0 has just got its flows back: what it gets then, and half of the time of a slow start later; all after that.
 fn grows(core: &mut Core<MemoryDataplane>) {
     grow(core, 1);
@@ -392,12 +402,7 @@ fn grows(core: &mut Core<MemoryDataplane>) {
 fn who_recovers_while_its_tier_waits_grows_once_that_gets_its_flows() {
     const SLOW: &str = "slow_start = \"30s from 10%\"";
     let mut core = start(&format!("failback = \"30s\"\n{SLOW}"));
-    for n in [1, 2] {
-        down(&mut core, n);
-    }
-    for n in [1, 2] {
-        up(&mut core, n);
-    }
+    restart_primaries(&mut core);
     grow(&mut core, 29);
     assert_eq!(shares(&core), [0, 0, 100, 0]);
     assert!(!core.is_ramping(), "nobody's weight grows while it waits");
@@ -405,12 +410,7 @@ fn who_recovers_while_its_tier_waits_grows_once_that_gets_its_flows() {
     grows(&mut core);
 
     let mut core = start(&format!("failback = \"manual\"\n{SLOW}"));
-    for n in [1, 2] {
-        down(&mut core, n);
-    }
-    for n in [1, 2] {
-        up(&mut core, n);
-    }
+    restart_primaries(&mut core);
     grow(&mut core, 100);
     assert_eq!(shares(&core), [0, 0, 100, 0]);
     fail_over(&mut core, 0);
@@ -419,12 +419,7 @@ fn who_recovers_while_its_tier_waits_grows_once_that_gets_its_flows() {
     // Its servers are replaced while it is failed over by hand.
     let mut core = start(SLOW);
     fail_over(&mut core, 1);
-    for n in [1, 2] {
-        down(&mut core, n);
-    }
-    for n in [1, 2] {
-        up(&mut core, n);
-    }
+    restart_primaries(&mut core);
     grow(&mut core, 100);
     assert_eq!(shares(&core), [0, 0, 100, 0]);
     fail_over(&mut core, 0);
@@ -435,12 +430,7 @@ fn who_recovers_while_its_tier_waits_grows_once_that_gets_its_flows() {
 fn who_waits_to_grow_with_its_tier_goes_on_waiting_over_a_restart() {
     const KEYS: &str = "failback = \"manual\"\nslow_start = \"30s from 10%\"";
     let mut core = start(KEYS);
-    for n in [1, 2] {
-        down(&mut core, n);
-    }
-    for n in [1, 2] {
-        up(&mut core, n);
-    }
+    restart_primaries(&mut core);
     let mut core = restart_after(core, KEYS, Duration::from_secs(100));
     assert_eq!(shares(&core), [0, 0, 100, 0]);
     fail_over(&mut core, 0);
@@ -450,12 +440,7 @@ fn who_waits_to_grow_with_its_tier_goes_on_waiting_over_a_restart() {
 #[test]
 fn a_tier_whose_backends_are_all_replaced_waits_for_its_failback_as_before() {
     let mut core = start("failback = \"manual\"");
-    for n in [1, 2] {
-        down(&mut core, n);
-    }
-    for n in [1, 2] {
-        up(&mut core, n);
-    }
+    restart_primaries(&mut core);
     assert_eq!(shares(&core), [0, 0, 100, 0]);
     let mut service = core.state().service(id()).unwrap().clone();
     service.backends.retain(|backend| backend.tier > 0);

@@ -177,6 +177,17 @@ impl Stage {
         self.agent.lbctl_json(&["service", "show", &service.vip])
     }
 
+    /// What it counts of the flows of `service` under a name.
+    ///
+    /// # Errors
+    /// It fails, or has no such count.
+    pub fn counted(&self, service: &Service, name: &str) -> Result<u64> {
+        let shown = self.shown(service)?;
+        shown["flows"][name]
+            .as_u64()
+            .with_context(|| shown.to_string())
+    }
+
     /// The slots of `service` by phase.
     ///
     /// # Errors

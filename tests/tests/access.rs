@@ -83,11 +83,6 @@ fn drops(stage: &Stage, reason: &str) -> Result<u64> {
     status["drops"][reason].as_u64().context("a count")
 }
 
-fn counted(stage: &Stage, service: &Service, what: &str) -> Result<u64> {
-    let shown = stage.shown(service)?;
-    shown["flows"][what].as_u64().context("a count")
-}
-
 #[test]
 fn a_denied_client_is_dropped_and_counted_and_a_change_of_the_list_breaks_nobody_else() -> Result<()>
 {
@@ -106,9 +101,9 @@ fn a_denied_client_is_dropped_and_counted_and_a_change_of_the_list_breaks_nobody
             ensure!(connect_both(&stage, &listed)? == (true, false));
             ensure!(connect_both(&stage, &open)? == (true, true));
             ensure!(stage.answers(&v6, 1).is_err(), "the list allows IPv4 alone");
-            let denied = counted(&stage, &listed, "denied")?;
+            let denied = stage.counted(&listed, "denied")?;
             ensure!(denied > 0 && drops(&stage, "access_denied")? > denied);
-            ensure!(counted(&stage, &open, "denied")? == 0);
+            ensure!(stage.counted(&open, "denied")? == 0);
             let held = Held::open(&stage.topology.client, vip(&listed)?, 50, PERIOD)?;
             let legitimate = OpenLoop::start(&stage.topology.client, vip(&listed)?, 50)?;
             stage.lbctl("access-list edit office --allow 10.1.0.77 --allow fd00::/8")?;
@@ -172,7 +167,7 @@ fn a_source_that_floods_is_held_to_its_limit_and_others_get_through() -> Result<
             wait_until("a flood", SOON, || flood.sent() > u64::from(2 * FLOOD))?;
             let sent = flood.stop()?;
             let (flows, time) = (opened(&stage)? - before, start.elapsed());
-            let limited = counted(&stage, &service, "source_limited")?;
+            let limited = stage.counted(&service, "source_limited")?;
             println!("{sent} sent in {time:?}: {flows} let in, {limited} refused");
             let cpus = std::thread::available_parallelism()?.get() as u64;
             // And one period of the kernel's coarse clock, of 10 ms at most.
@@ -212,11 +207,13 @@ fn a_limit_of_the_service_is_changed_while_it_runs_and_spares_open_connections()
             let served: Result<Vec<bool>> =
                 (0..2).map(|_| connects(&stage, CLIENT_V4, to)).collect();
             ensure!(served? == [true, true]);
-            let sent = counted(&stage, &service, "service_limited")?;
+            let sent = stage.counted(&service, "service_limited")?;
             // Sent again a second later, when there may be one more.
             wait_until("one is refused", SOON, || {
                 let _ = connects(&stage, CLIENT_V4, to);
-                counted(&stage, &service, "service_limited").is_ok_and(|now| now > sent)
+                stage
+                    .counted(&service, "service_limited")
+                    .is_ok_and(|now| now > sent)
             })?;
             ensure!(drops(&stage, "service_limit")? > 0);
             set("none")?;

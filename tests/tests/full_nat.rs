@@ -64,14 +64,6 @@ fn echoes(stage: &Stage) -> Result<Vec<UdpEcho>> {
     (1..=BACKENDS).map(echo).collect()
 }
 
-/// What `lbctl service show` counts of flows under a name.
-fn counted(stage: &Stage, service: &Service, name: &str) -> Result<u64> {
-    let shown = stage.shown(service)?;
-    shown["flows"][name]
-        .as_u64()
-        .with_context(|| shown.to_string())
-}
-
 #[test]
 fn backends_without_a_way_to_the_client_answer_it() -> Result<()> {
     with_root("backends_without_a_way_to_the_client_answer_it", || {
@@ -136,14 +128,16 @@ fn ports_that_run_out_are_counted_and_answered_and_come_again() -> Result<()> {
             );
             let refused = open().err().context("a fifth")?;
             ensure!(refused.kind() == ErrorKind::ConnectionRefused, "{refused}");
-            ensure!(counted(&stage, &web, "ports_exhausted")? >= 4);
+            ensure!(stage.counted(&web, "ports_exhausted")? >= 4);
             let status = stage.agent.lbctl_json(&["status"])?;
             ensure!(
                 status["drops"]["ports_exhausted"].as_u64() >= Some(4),
                 "{status}"
             );
             wait_until("the sweep has seen them", SOON, || {
-                counted(&stage, &web, "sessions").is_ok_and(|n| n == held.len() as u64)
+                stage
+                    .counted(&web, "sessions")
+                    .is_ok_and(|n| n == held.len() as u64)
             })?;
             // The same ports at another endpoint are others.
             let report = udp_requests(client, to_echo, 1, Checksum::Present)?;
@@ -231,7 +225,7 @@ fn syns_tell_the_client_and_connections_work_with_that() -> Result<()> {
                 Capture::start(stage.topology.backend(1), INTERFACE, Direction::Received)?;
             for service in &services {
                 stage.answers(service, 20)?;
-                ensure!(counted(&stage, service, "untold")? == 0);
+                ensure!(stage.counted(service, "untold")? == 0);
             }
             let mut told = [0, 0];
             for frame in capture.take()? {

@@ -48,14 +48,6 @@ fn at_one_backend(port: u16) -> [Service; 2] {
     ]
 }
 
-/// What `lbctl service show` counts of flows under a name.
-fn counted(stage: &Stage, service: &Service, name: &str) -> Result<u64> {
-    let shown = stage.shown(service)?;
-    shown["flows"][name]
-        .as_u64()
-        .with_context(|| shown.to_string())
-}
-
 #[test]
 fn clients_are_served_through_handshakes_that_are_answered_for_backends() -> Result<()> {
     with_root(
@@ -190,8 +182,8 @@ fn flooded(segment: Segment, count: &str) -> Result<()> {
         bail!("{target} is flooded by IPv4");
     };
     let held = Held::open(client, target, HELD, PERIOD)?;
-    let before = counted(&stage, &service, count)?;
-    let recorded = counted(&stage, &service, "recorded")?;
+    let before = stage.counted(&service, count)?;
+    let recorded = stage.counted(&service, "recorded")?;
     let flood = Flood::start(client, at, segment, RATE)?;
     let legitimate = OpenLoop::start(client, target, NEW)?;
     wait_until("the flood has been", SOON, || flood.sent() > SEGMENTS)?;
@@ -204,11 +196,11 @@ fn flooded(segment: Segment, count: &str) -> Result<()> {
     let flows = stage.shown(&service)?["flows"].take();
     println!("{flows}");
     ensure!(
-        counted(&stage, &service, count)? - before >= sent * 9 / 10,
+        stage.counted(&service, count)? - before >= sent * 9 / 10,
         "no flood"
     );
     // Not one of the flood's.
-    let begun = counted(&stage, &service, "recorded")? - recorded;
+    let begun = stage.counted(&service, "recorded")? - recorded;
     let own = legitimate.attempts.len() as u64;
     ensure!(
         (own..=own + 2).contains(&begun),
@@ -241,17 +233,17 @@ fn only_what_is_above_the_rate_is_proxied_and_both_kinds_are_served() -> Result<
             let service = proxied(full_nat(tcp(vip_v4(7)), v4_pool(WEB)), "above=20");
             let stage = Stage::new(Topology::new(BACKENDS)?, vec![service.clone()])?;
             stage.answers(&service, 10)?;
-            ensure!(counted(&stage, &service, "cookies_sent")? == 0);
+            ensure!(stage.counted(&service, "cookies_sent")? == 0);
             stage.answers(&service, 500)?;
-            let sent = counted(&stage, &service, "cookies_sent")?;
+            let sent = stage.counted(&service, "cookies_sent")?;
             println!("{sent} of 500 proxied");
             ensure!((1..500).contains(&sent), "{sent}");
             // It changes while connections live.
             let held = Held::open(&stage.topology.client, vip(&service)?, 50, PERIOD)?;
             stage.lbctl(&format!("service set {} --syn-proxy off", service.vip))?;
-            let proxied = counted(&stage, &service, "cookies_sent")?;
+            let proxied = stage.counted(&service, "cookies_sent")?;
             stage.answers(&service, 100)?;
-            ensure!(counted(&stage, &service, "cookies_sent")? == proxied);
+            ensure!(stage.counted(&service, "cookies_sent")? == proxied);
             let lives = held.stop()?;
             ensure!(lives.broken_per_backend() == BTreeMap::new(), "{lives}");
             Ok(())
