@@ -6,7 +6,6 @@
 use network_types::{
     eth::EthHdr,
     ip::{Ipv4Hdr, Ipv6Hdr},
-    tcp::TcpHdr,
     udp::UdpHdr,
 };
 
@@ -14,7 +13,7 @@ use crate::{
     packet::Packet,
     tables::{Address, Endpoint},
     verdict::DropReason,
-    wire::{self, Byte, Check, ExtensionHdr, SctpStart, protocol},
+    wire::{self, Byte, Check, ExtensionHdr, SctpStart, TcpStart, control, protocol},
 };
 
 /// Extension headers followed before a packet is refused; real ones have one or two.
@@ -407,13 +406,16 @@ pub(crate) fn extension_length(protocol: u8, header: &ExtensionHdr) -> Result<us
     }
 }
 
+/// What the control bits of a TCP header say. Those of nearly all packets say nothing, which is told first.
 #[inline(always)]
-fn signal(tcp: &TcpHdr) -> Signal {
-    if tcp.rst() != 0 {
+const fn signal(bits: u8) -> Signal {
+    if bits & (control::SYN | control::RST | control::FIN) == 0 {
+        Signal::None
+    } else if bits & control::RST != 0 {
         Signal::Resets
-    } else if tcp.syn() != 0 && tcp.ack() == 0 {
+    } else if bits & (control::SYN | control::ACK) == control::SYN {
         Signal::Opens
-    } else if tcp.fin() != 0 {
+    } else if bits & control::FIN != 0 {
         Signal::Finishes
     } else {
         Signal::None
@@ -457,16 +459,16 @@ pub(crate) fn transport<P: Packet>(
     let truncated = Stop::Refused(DropReason::Truncated);
     let end = flow.end();
     if flow.protocol == protocol::TCP {
-        let Some(tcp) = packet.read::<TcpHdr>(flow.transport) else {
+        let Some(tcp) = packet.read::<TcpStart>(flow.transport) else {
             return Err(truncated);
         };
-        let header = usize::from(tcp.doff()) * 4;
+        let header = usize::from(tcp.offset >> 4) * 4;
         if header < wire::TCP || flow.transport + header > end {
             return Err(truncated);
         }
         flow.source_port = u16::from_ne_bytes(tcp.source);
-        flow.destination_port = u16::from_ne_bytes(tcp.dest);
-        flow.signal = signal(&tcp);
+        flow.destination_port = u16::from_ne_bytes(tcp.destination);
+        flow.signal = signal(tcp.control);
     } else if sctp && flow.protocol == protocol::SCTP {
         let Some(start) = packet.read::<SctpStart>(flow.transport) else {
             return Err(truncated);

@@ -12,16 +12,6 @@ use crate::{
     wire::{self, Byte, Check, Word, protocol},
 };
 
-/// Control bits (RFC 9293 §3.1).
-pub mod control {
-    /// It opens a connection.
-    pub const SYN: u8 = 2;
-    /// It ends one at once.
-    pub const RST: u8 = 4;
-    /// It acknowledges.
-    pub const ACK: u8 = 16;
-}
-
 /// Offset in a TCP header of the word that begins with its length.
 const DATA_OFFSET: usize = 12;
 /// A traffic class without its ECN bits, which are of the packet that is no more (RFC 3168 §5).
@@ -54,7 +44,7 @@ pub struct Segment {
     pub sequence: u32,
     /// What it acknowledges.
     pub acknowledged: u32,
-    /// Bits of [`control`](mod@control).
+    /// Bits of [`wire::control`].
     pub control: u8,
     /// Its window, as it is written.
     pub window: u16,

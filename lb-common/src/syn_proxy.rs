@@ -31,7 +31,7 @@ use crate::{
     packet::Packet,
     pipeline::Rest,
     refuse,
-    segment::{self, Direction, Number, Segment, Tail, control},
+    segment::{self, Direction, Number, Segment, Tail},
     session::{self, Answered, Numbers, Way},
     steer::{self, InForce},
     tables::{
@@ -39,7 +39,7 @@ use crate::{
         syn_proxy,
     },
     verdict::{DropReason, Verdict},
-    wire::{Byte, protocol},
+    wire::{Byte, control, protocol},
 };
 
 /// The MSS that a cookie of Linux can stand for, the likeliest first

@@ -82,6 +82,18 @@ pub mod protocol {
     pub const SCTP: u8 = 132;
 }
 
+/// Control bits of a TCP header (RFC 9293 §3.1).
+pub mod control {
+    /// Its sender has no more to say.
+    pub const FIN: u8 = 1;
+    /// It opens a connection.
+    pub const SYN: u8 = 2;
+    /// It ends one at once.
+    pub const RST: u8 = 4;
+    /// It acknowledges.
+    pub const ACK: u8 = 16;
+}
+
 /// The first bytes of a QUIC packet, as many as its destination connection id is found in ([`crate::quic`]).
 #[derive(Debug, Clone, Copy, SchemaRead, SchemaWrite)]
 #[repr(C)]
@@ -104,6 +116,26 @@ pub struct ExtensionHdr {
     pub data: [u8; 2],
     /// The rest.
     pub more: [u8; 4],
+}
+
+/// What a TCP header begins with, to its control bits (RFC 9293 §3.1). As bytes: to take bit after bit of a bit field, as
+/// network-types' does, are branches in BPF, in which every packet's four of the data offset are too many.
+#[derive(Debug, Clone, Copy, SchemaRead, SchemaWrite)]
+#[repr(C)]
+#[wincode(assert_zero_copy)]
+pub struct TcpStart {
+    /// Its source port.
+    pub source: [u8; 2],
+    /// Its destination port.
+    pub destination: [u8; 2],
+    /// Its sequence number.
+    pub sequence: [u8; 4],
+    /// Its acknowledgement number.
+    pub acknowledged: [u8; 4],
+    /// The data offset in units of four bytes in the first four bits, and four that are reserved.
+    pub offset: u8,
+    /// The control bits, as [`mod@control`] has them.
+    pub control: u8,
 }
 
 /// What every SCTP packet begins with: the common header, and the header of its first chunk (RFC 9260 §3).

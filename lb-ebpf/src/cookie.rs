@@ -5,7 +5,11 @@ use aya_ebpf::helpers::generated::{
     bpf_tcp_raw_check_syncookie_ipv4, bpf_tcp_raw_check_syncookie_ipv6,
     bpf_tcp_raw_gen_syncookie_ipv4, bpf_tcp_raw_gen_syncookie_ipv6,
 };
-use lb_common::{flow::Flow, mss, segment::control, wire};
+use lb_common::{
+    flow::Flow,
+    mss,
+    wire::{self, control},
+};
 
 /// An IPv4 header.
 #[repr(C)]
