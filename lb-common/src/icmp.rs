@@ -42,6 +42,7 @@ mod v4 {
 /// Types of ICMPv6 (<https://www.iana.org/assignments/icmpv6-parameters>).
 mod v6 {
     pub const UNREACHABLE: u8 = 1;
+    pub const TOO_BIG: u8 = 2;
     /// The last of the four kinds of errors, which begin at 1.
     pub const PARAMETER_PROBLEM: u8 = 4;
     pub const ECHO: u8 = 128;
@@ -80,7 +81,7 @@ struct Quoted {
 /// Decides over an ICMP packet and makes it what it becomes.
 ///
 /// # Errors
-/// It is left to [`full_nat`], or to [`neighbour`].
+/// It is left to [`full_nat`], to [`tunnel`], or to [`neighbour`].
 #[inline(always)]
 pub fn process<P: Packet, T: Tables>(
     packet: &mut P,
@@ -98,15 +99,14 @@ pub fn process<P: Packet, T: Tables>(
     if let Some(outcome) = martian::outcome(&message.outer, owned) {
         return Ok(outcome);
     }
-    Ok(match message.kind {
-        // What the link brings to everybody is for nobody to answer.
-        Kind::Echo if owned & owned::VIP != 0 && refuse::is_for_one_host(packet) => {
-            answer(packet, tables, &message.outer)
-        }
-        Kind::Echo => Ok(Verdict::Pass),
-        Kind::Error => return forward(packet, tables, &message.outer, owned),
-        Kind::Solicitation | Kind::Other => Ok(Verdict::Pass),
-    })
+    if message.kind == Kind::Error {
+        return forward(packet, tables, &message.outer, owned);
+    }
+    // What the link brings to everybody is for nobody to answer.
+    if message.kind == Kind::Echo && owned & owned::VIP != 0 && refuse::is_for_one_host(packet) {
+        return Ok(answer(packet, tables, &message.outer));
+    }
+    Ok(Ok(Verdict::Pass))
 }
 
 /// The same for errors about packets of mode `full-nat`: whose they are is known by their session alone.
@@ -125,6 +125,18 @@ pub fn full_nat<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<Verd
     match steer::service(tables, &quoted.from) {
         Some(in_force) => to_translated(packet, tables, &outer, &quoted, &in_force),
         None => from_translated(packet, tables, &outer, &quoted),
+    }
+}
+
+/// The same for errors that say a packet of a tunnel to be too long.
+///
+/// # Errors
+/// Why it is dropped.
+#[inline(always)]
+pub fn tunnel<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<Verdict, DropReason> {
+    match read(packet) {
+        Some(Message { outer, .. }) => tunnelled::relay(packet, tables, &outer),
+        None => Ok(Verdict::Pass),
     }
 }
 
@@ -248,6 +260,9 @@ fn forward<P: Packet, T: Tables>(
     outer: &Flow,
     owned: u32,
 ) -> Result<Result<Verdict, DropReason>, Rest> {
+    if tunnelled::may_be_too_long(packet, tables, outer) {
+        return Err(Rest::TunnelError);
+    }
     if tunnelled::heard(packet, tables, outer) {
         return Ok(Ok(Verdict::Pass));
     }

@@ -77,6 +77,7 @@ fn go_on<P: Packet, T: Tables>(packet: &mut P, tables: &T, left: Result<Verdict,
         Err(Rest::Unusual) => match unusual(packet, tables) {
             Ok(verdict) => verdict,
             Err(Rest::Neighbour) => neighbour(packet, tables),
+            Err(Rest::TunnelError) => tunnel_error(packet, tables),
             Err(_) => full_nat_error(packet, tables),
         },
         Err(Rest::Refused) => refused(packet, tables),
@@ -95,6 +96,7 @@ fn go_on<P: Packet, T: Tables>(packet: &mut P, tables: &T, left: Result<Verdict,
         }
         Err(Rest::FullNatAnswer) => translate_back(packet, tables),
         Err(Rest::FullNatError) => full_nat_error(packet, tables),
+        Err(Rest::TunnelError) => tunnel_error(packet, tables),
         Err(Rest::Untranslated) => untranslated(packet, tables),
         Err(Rest::Neighbour) => neighbour(packet, tables),
         Err(Rest::SecondHop) => match second_hop(packet, tables) {
@@ -127,6 +129,8 @@ pub enum Rest {
     FullNatAnswer,
     /// To [`full_nat_error`].
     FullNatError,
+    /// To [`tunnel_error`].
+    TunnelError,
     /// To [`untranslated`].
     Untranslated,
     /// To [`syn_cookie`].
@@ -318,7 +322,14 @@ pub fn full_nat_error<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdi
     counted(tables, outcome)
 }
 
-/// The same for such packets that have no port, for the reason that [`Handover`] says.
+/// The same for those that say a packet of a tunnel to be too long.
+#[inline(always)]
+pub fn tunnel_error<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
+    let outcome = icmp::tunnel(packet, tables);
+    counted(tables, outcome)
+}
+
+/// The same for packets of mode `full-nat` that have no port, for the reason that [`Handover`] says.
 #[inline(always)]
 pub fn untranslated<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
     let outcome = refuse::untranslated(packet, tables);

@@ -486,10 +486,52 @@ fn unreachable<P: Packet>(packet: &mut P, flow: &Flow, cause: Cause) -> Result<(
     if !packet.grow_front(headers) {
         return Err(DropReason::NoHeadroom);
     }
+    write_error(packet, flow, cause, &ethernet, quoted)
+}
+
+/// Makes the frame, an error that quotes a packet of `flow` at offset `at`, so many bytes of it, one about that packet that says
+/// `mtu`, to who sent the frame; its length in bytes.
+///
+/// # Errors
+/// The frame is not as it is said to be.
+#[inline(always)]
+pub(crate) fn relay_too_big<P: Packet>(
+    packet: &mut P,
+    flow: &Flow,
+    mtu: u16,
+    at: usize,
+    quoted: usize,
+) -> Result<u16, DropReason> {
+    let headers = network_length(flow) + wire::ICMP;
+    let longest = if flow.v4 { LONGEST_V4 } else { LONGEST_V6 };
+    let quoted = quoted.min(longest - headers);
+    let ethernet: EthHdr = forward::read(packet, 0)?;
+    cut(packet, at + quoted)?;
+    if !packet.shrink_front(at - wire::ETHERNET - headers) {
+        return Err(DropReason::Inconsistent);
+    }
+    write_error(packet, flow, Cause::TooBig(mtu), &ethernet, quoted)?;
+    Ok((headers + quoted) as u16)
+}
+
+/// Writes what stands before the quotation of an error, which has its place and its length, in answer to a frame with this header.
+#[inline(always)]
+fn write_error<P: Packet>(
+    packet: &mut P,
+    flow: &Flow,
+    cause: Cause,
+    ethernet: &EthHdr,
+    quoted: usize,
+) -> Result<(), DropReason> {
+    let network = network_length(flow);
     let answer = EthHdr {
         dst_addr: ethernet.src_addr,
         src_addr: ethernet.dst_addr,
-        ..ethernet
+        ether_type: if flow.v4 {
+            wire::ETHER_IPV4
+        } else {
+            wire::ETHER_IPV6
+        },
     };
     forward::write(packet, 0, &answer)?;
     let number = if flow.v4 {
@@ -507,7 +549,11 @@ fn unreachable<P: Packet>(packet: &mut P, flow: &Flow, cause: Cause) -> Result<(
         pseudo_header(flow, number, wire::ICMP + quoted)
     };
     let sum = sum
-        .plus(sum_of(packet, wire::ETHERNET + headers, quoted)?)
+        .plus(sum_of(
+            packet,
+            wire::ETHERNET + network + wire::ICMP,
+            quoted,
+        )?)
         .add16(u16::from_ne_bytes([kind, code]))
         .add32(u32::from_ne_bytes(rest));
     let icmp = IcmpHdr {

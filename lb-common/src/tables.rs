@@ -39,7 +39,7 @@ pub use wide::{ClassKey, Shape, VipKey};
 
 /// Version of everything in this module. The pin directory is named after it, so that programs of
 /// different formats never share a map.
-pub const FORMAT: u32 = 7;
+pub const FORMAT: u32 = 8;
 
 /// An IP address as two words of network-order bytes, loaded natively. Two words and not four: they are
 /// compared and moved as they were written, where the processor would otherwise wait for stores
@@ -284,8 +284,10 @@ pub const TAIL_SYN_COOKIE: u32 = 17;
 pub const TAIL_PROXY_SYN: u32 = 18;
 /// The next: what the backend answers that.
 pub const TAIL_PROXY_ANSWER: u32 = 19;
+/// The next: ICMP errors that say packets of tunnels to be too long.
+pub const TAIL_TUNNEL_ERROR: u32 = 20;
 /// How many there are.
-pub const TAILS: u32 = 20;
+pub const TAILS: u32 = 21;
 
 /// What the program on the interface tells the one that it goes on with.
 #[derive(
@@ -349,6 +351,8 @@ pub mod feature {
     pub const IPIP: u32 = 16;
     /// Some service is in mode `gue`.
     pub const GUE: u32 = 32;
+    /// Any mode that wraps packets.
+    pub const TUNNELS: u32 = IPIP | GUE | SECOND_HOP;
     /// Some service is in mode `l2`.
     pub const L2: u32 = 64;
     /// Some service is [`GUARDED`](super::service_flag::GUARDED).

@@ -18,7 +18,7 @@ use lb_common::{
         Handover, TAIL_FRAGMENT, TAIL_FULL_NAT, TAIL_FULL_NAT_ANSWER, TAIL_FULL_NAT_ERROR,
         TAIL_FULL_NAT_NEW, TAIL_HELD, TAIL_NEIGHBOUR, TAIL_PROXY_ANSWER, TAIL_PROXY_SYN,
         TAIL_REFUSED, TAIL_SCTP, TAIL_SECOND_HOP, TAIL_SYN, TAIL_SYN_COOKIE, TAIL_TAG, TAIL_TAGGED,
-        TAIL_TOO_BIG, TAIL_UNTRANSLATED, TAIL_UNUSUAL, TAIL_VLAN, Tables,
+        TAIL_TOO_BIG, TAIL_TUNNEL_ERROR, TAIL_UNTRANSLATED, TAIL_UNUSUAL, TAIL_VLAN, Tables,
     },
     verdict::Verdict,
     vlan,
@@ -77,6 +77,7 @@ fn leave(ctx: &XdpContext, rest: Rest) {
         Rest::FullNat
         | Rest::FullNatNew
         | Rest::FullNatError
+        | Rest::TunnelError
         | Rest::Untranslated
         | Rest::SynCookie
         | Rest::ProxySyn
@@ -121,6 +122,7 @@ pub fn unusual(ctx: XdpContext) -> u32 {
     match pipeline::unusual(&mut packet, &maps) {
         Ok(verdict) => return act(&ctx, &maps, verdict),
         Err(Rest::Neighbour) => maps::go_on(&ctx, TAIL_NEIGHBOUR),
+        Err(Rest::TunnelError) => maps::go_on(&ctx, TAIL_TUNNEL_ERROR),
         Err(_) => maps::go_on(&ctx, TAIL_FULL_NAT_ERROR),
     }
     pass(&ctx, &maps)
@@ -252,6 +254,16 @@ pub fn full_nat_error(ctx: XdpContext) -> u32 {
     let maps = Maps::new(&ctx);
     let mut packet = XdpPacket::<true>::new(&ctx);
     let verdict = pipeline::full_nat_error(&mut packet, &maps);
+    act(&ctx, &maps, verdict)
+}
+
+/// The same with [`pipeline::tunnel_error`].
+#[xdp(frags)]
+#[inline(always)]
+pub fn tunnel_error(ctx: XdpContext) -> u32 {
+    let maps = Maps::new(&ctx);
+    let mut packet = XdpPacket::<true>::new(&ctx);
+    let verdict = pipeline::tunnel_error(&mut packet, &maps);
     act(&ctx, &maps, verdict)
 }
 

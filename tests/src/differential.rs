@@ -7,6 +7,7 @@ mod fragments;
 pub mod frames;
 mod handshakes;
 mod neighbours;
+mod routers;
 pub mod routes;
 pub mod setting;
 mod tunnels;
@@ -65,6 +66,8 @@ const BACKENDS: u32 = 256;
 const FRAGMENTS: u32 = 1 << 18;
 /// What XDP leaves in front of a frame, in a test run as on a NIC.
 const HEADROOM: usize = 256;
+/// Of so many packets in tunnels, a router says something of one.
+const COMPLAIN_EVERY: u64 = 16;
 /// The interface that a test run's frames come in by: the loopback.
 pub const INGRESS: u32 = 1;
 
@@ -220,6 +223,10 @@ pub struct Bench {
     compared: u32,
     /// Handshakes with cookies among them.
     shaken: u32,
+    /// Packets that left in a tunnel.
+    wrapped: u64,
+    /// What routers have said of them that went on to somebody.
+    pub told: u64,
 }
 
 impl Bench {
@@ -278,6 +285,8 @@ impl Bench {
             core,
             compared: 0,
             shaken: 0,
+            wrapped: 0,
+            told: 0,
         };
         bench.listen()?;
         Ok(bench)
@@ -322,7 +331,24 @@ impl Bench {
         if let Some((cookie, _)) = cookie {
             self.shake_hands(frame, cookie)?;
         }
+        self.complain(&host)?;
         Ok(host)
+    }
+
+    /// Has a router say something of every few packets that left in a tunnel.
+    fn complain(&mut self, sent: &Outcome) -> Result<()> {
+        if !sent.is_sent() {
+            return Ok(());
+        }
+        let Some(error) = routers::error(&sent.bytes, self.wrapped) else {
+            return Ok(());
+        };
+        self.wrapped += 1;
+        if self.wrapped.is_multiple_of(COMPLAIN_EVERY) {
+            let told = self.compare_whole(&error, Way::Network)?;
+            self.told += u64::from(told.is_sent());
+        }
+        Ok(())
     }
 
     /// Goes on with a SYN that a cookie has answered.

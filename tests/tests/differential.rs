@@ -86,7 +86,8 @@ fn run() -> Result<()> {
         counted.pieces,
         counted.flows
     );
-    println!("{signs:?}");
+    println!("{signs:?}; {} told by routers", bench.told);
+    assert!(bench.told > 0, "no client is told of a narrower way");
     let shown = [
         signs.accepted,
         signs.refused,

@@ -176,6 +176,16 @@ fn a_transfer_is_completed_when_the_way_to_its_backend_becomes_narrower_in_every
     )
 }
 
+/// Bytes that a mode puts in front of a packet to a backend.
+fn overhead(mode: &str, backend: SocketAddr) -> u64 {
+    let outer = if backend.is_ipv4() { 20 } else { 40 };
+    match mode {
+        "ipip" => outer,
+        "gue" => outer + 8,
+        _ => 0,
+    }
+}
+
 /// What `ip route get` says of the MTU to `to`, where the kernel has learnt one.
 fn learnt(client: &Namespace, to: IpAddr) -> Result<Option<u64>> {
     let to = to.to_string();
@@ -195,15 +205,62 @@ fn a_client_learns_the_mtu_that_each_modes_headers_leave() -> Result<()> {
                 forget_paths(&stage)?;
                 transfer(&stage, service)?;
                 let (backend, _) = service.backends[0];
-                let outer = if backend.is_ipv4() { 20 } else { 40 };
-                let overhead = match service.mode {
-                    "ipip" => outer,
-                    "gue" => outer + 8,
-                    _ => 0,
-                };
-                let (expected, to) = (u64::from(NARROW) - overhead, vip(service)?.ip());
+                let expected = u64::from(NARROW) - overhead(service.mode, backend);
+                let to = vip(service)?.ip();
                 let found = learnt(&stage.topology.client, to)?;
                 ensure!(found == Some(expected), "{} {to}: {found:?}", service.mode);
+            }
+            Ok(())
+        },
+    )
+}
+
+/// Has the balancer reach the first backend by way of the second, which knows the link between them to be narrow. The balancer does not.
+fn put_router_before_the_first(topology: &Topology) -> Result<()> {
+    let [first, router] = [1, 2].map(|n| (backend_v4(n), backend_v6(n)));
+    topology.backend(2).sysctls(&[
+        ("net/ipv4/ip_forward", "1"),
+        ("net/ipv6/conf/all/forwarding", "1"),
+    ])?;
+    let on = format!(
+        "route replace {} dev eth0 mtu {NARROW}\nroute replace {} dev eth0 mtu {NARROW}\n",
+        first.0, first.1
+    );
+    batch(topology.backend(2), &on)?;
+    let to = format!(
+        "route replace {} via {}\nroute replace {} via {}\n",
+        first.0, router.0, first.1, router.1
+    );
+    batch(&topology.balancer, &to)?;
+    let narrow = format!("link set {} mtu {NARROW}\n", backend_name(1));
+    batch(&topology.switch, &narrow)
+}
+
+#[test]
+fn a_client_learns_from_a_router_what_a_tunnel_leaves_of_a_way_that_is_narrower_behind_it()
+-> Result<()> {
+    with_root(
+        "a_client_learns_from_a_router_what_a_tunnel_leaves_of_a_way_that_is_narrower_behind_it",
+        || {
+            let services: Vec<Service> = every_mode_at(PORT, "tcp")?
+                .into_iter()
+                .filter(Service::is_tunnelled)
+                .map(|mut service| {
+                    service.backends.truncate(1);
+                    service
+                })
+                .collect();
+            let stage = stage(services.clone())?;
+            put_router_before_the_first(&stage.topology)?;
+            for service in &services {
+                let name = format!("{} {}", service.mode, service.vip);
+                deliver(&stage, service)
+                    .with_context(|| format!("{name}: {}", stage.agent.log()))?;
+                let (backend, _) = service.backends[0];
+                let to = vip(service)?.ip();
+                let expected = u64::from(NARROW) - overhead(service.mode, backend);
+                let found = learnt(&stage.topology.client, to)?;
+                ensure!(found == Some(expected), "{name}: {found:?}");
             }
             Ok(())
         },

@@ -29,6 +29,7 @@ mod properties;
 mod quic;
 mod quoted;
 mod refuse;
+mod relayed_errors;
 mod scheduling;
 mod sctp;
 mod second_hop;

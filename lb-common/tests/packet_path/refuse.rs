@@ -68,7 +68,7 @@ pub fn tcp(from: &str, to: &str, change: impl Fn(&mut TcpHeader), payload: &[u8]
 }
 
 /// As the balancer sends it.
-fn ours(answer: Spec) -> Vec<u8> {
+pub fn ours(answer: Spec) -> Vec<u8> {
     let (source, destination) = answer.macs;
     Spec {
         macs: (destination, source),

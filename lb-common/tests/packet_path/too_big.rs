@@ -32,7 +32,7 @@ fn stage(mode: Mode, vip: &str, server: Server) -> Stage {
 }
 
 /// The packet with as much payload as makes it `length` bytes.
-fn of_length(packet: Spec, length: usize) -> Spec {
+pub fn of_length(packet: Spec, length: usize) -> Spec {
     let bare = Spec {
         payload: Vec::new(),
         ..packet

@@ -14,9 +14,9 @@ use crate::{
 
 const ROUTER4: &str = "198.51.100.9:0";
 const ROUTER6: &str = "[2001:db8:9::9]:0";
-const MODES: [Mode; 3] = [Mode::Ipip, Mode::Gue, Mode::SecondHop];
+pub const MODES: [Mode; 3] = [Mode::Ipip, Mode::Gue, Mode::SecondHop];
 /// The client, the VIP and the server: 4in4, 6in6, 4in6, 6in4.
-const FAMILIES: [[&str; 3]; 4] = [
+pub const FAMILIES: [[&str; 3]; 4] = [
     [CLIENT4, VIP4, SERVER4],
     [CLIENT6, VIP6, SERVER6],
     [CLIENT4, VIP4, SERVER6],
@@ -46,6 +46,11 @@ fn wrapped(stage: &Stage, client: &str, vip: &str, flags: Flags) -> Vec<u8> {
 
 /// An error that a router sends about it, to where it came from.
 fn about(quoted: &[u8], kind: (u8, u8)) -> Vec<u8> {
+    about_with(quoted, kind, [0; 4])
+}
+
+/// The same, with this behind its checksum.
+pub fn about_with(quoted: &[u8], kind: (u8, u8), rest: [u8; 4]) -> Vec<u8> {
     let (source, router): (IpAddr, _) = if quoted[0] >> 4 == 4 {
         let bytes: [u8; 4] = quoted[12..16].try_into().expect("four bytes");
         (Ipv4Addr::from(bytes).into(), ROUTER4)
@@ -54,7 +59,7 @@ fn about(quoted: &[u8], kind: (u8, u8)) -> Vec<u8> {
         (Ipv6Addr::from(bytes).into(), ROUTER6)
     };
     let to = std::net::SocketAddr::new(source, 0).to_string();
-    message(router, &to, kind, [0; 4], quoted).frame()
+    message(router, &to, kind, rest, quoted).frame()
 }
 
 fn unreachable(times: u64) -> Signs {
