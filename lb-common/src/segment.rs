@@ -145,15 +145,17 @@ pub fn make<P: Packet>(
 /// Has a frame be of a length. What it holds is lost.
 #[inline(always)]
 fn resize<P: Packet>(packet: &mut P, length: usize) -> Result<(), DropReason> {
-    let before = packet.length();
-    if before > length {
-        return packet
-            .truncate(length)
-            .then_some(())
-            .ok_or(DropReason::Inconsistent);
+    let mut now = packet.length();
+    if now < length {
+        // It goes on beginning at an even address.
+        let missing = (length - now).next_multiple_of(2);
+        if !packet.grow_front(missing) {
+            return Err(DropReason::NoHeadroom);
+        }
+        now += missing;
     }
-    if before < length && !packet.grow_front(length - before) {
-        return Err(DropReason::NoHeadroom);
+    if now > length && !packet.truncate(length) {
+        return Err(DropReason::Inconsistent);
     }
     Ok(())
 }

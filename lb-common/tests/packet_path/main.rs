@@ -35,6 +35,7 @@ mod sctp;
 mod second_hop;
 mod steering;
 mod syn_proxy;
+mod syn_proxy_beside;
 mod too_big;
 mod tracking;
 mod tunnel_errors;

@@ -11,6 +11,7 @@ use lb_common::{
     flow::Flow,
     hand_on::{Hop, Socket},
     packet::{Packet, SlicePacket},
+    pipeline,
     tables::{Address, Endpoint, NoRoute, Route, RouteQuery},
     verdict::{DropReason, Verdict},
 };
@@ -605,7 +606,17 @@ fn frames_that_end_early_pass() {
 fn a_packet_whose_service_has_got_another_mode_in_the_meantime_is_dropped_as_that() {
     let stage = Stage::new().serve(Mode::Gue, VIP4, TCP, &[server(OURS4)]);
     for frame in [syn(CLIENT4, VIP4), syn(CLIENT4, "10.0.0.1:81")].map(|packet| packet.frame()) {
-        let verdict = stage.run_second_hop(&frame);
-        assert_eq!(verdict, Some(Verdict::Drop(DropReason::Switched)));
+        let (done, _) = stage.run_alone(&frame, |packet, tables| {
+            pipeline::second_hop(packet, tables)
+        });
+        assert_eq!(done, Ok(Verdict::Drop(DropReason::Switched)));
     }
+}
+
+#[test]
+fn nobody_is_told_of_who_cannot_be_reached_by_the_family_of_the_tunnel() {
+    let [client, vip, ours, _] = FAMILIES[0];
+    let packet = segment(client, vip);
+    let stage = stage(vip, &[server(ours), server(THEIRS6)], Move::Former(0, 1));
+    assert_told(&stage.run(&packet.frame()), &packet, (0, ours), None);
 }

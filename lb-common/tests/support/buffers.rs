@@ -1,6 +1,7 @@
 //! Frames in several buffers, as long ones come: what is behind the first is there, but cannot be read.
 
 use lb_common::{
+    memory::MemoryTables,
     packet::{Header, Packet, SlicePacket},
     pipeline,
     verdict::Verdict,
@@ -60,10 +61,16 @@ impl Stage {
         (verdict, packet.whole.bytes().to_vec())
     }
 
-    /// What becomes of a frame of a service that has got another mode since [`pipeline::usual`] has looked at it.
-    pub fn run_second_hop(&self, frame: &[u8]) -> Option<Verdict> {
-        let mut buffer = frame.to_vec();
-        let mut packet = SlicePacket::new(&mut buffer, 0, INGRESS);
-        pipeline::second_hop(&mut packet, &self.tables).ok()
+    /// What one of the programs makes of a frame by itself, whatever others would have made of it before.
+    pub fn run_alone<R>(
+        &self,
+        frame: &[u8],
+        program: impl FnOnce(&mut SlicePacket<'_>, &MemoryTables) -> R,
+    ) -> (R, Vec<u8>) {
+        let mut buffer = vec![POISON; HEADROOM];
+        buffer.extend_from_slice(frame);
+        let mut packet = SlicePacket::new(&mut buffer, HEADROOM, INGRESS);
+        let done = program(&mut packet, &self.tables);
+        (done, packet.bytes().to_vec())
     }
 }

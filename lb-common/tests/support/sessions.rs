@@ -128,6 +128,17 @@ impl Stage {
         assert_eq!(counted, count.count() as i32, "{:?}", flows.loads);
     }
 
+    /// The tables are as somebody else has just left them.
+    pub fn left(self, change: impl FnOnce(&mut Sessions)) -> Self {
+        change(&mut self.tables.sessions.borrow_mut());
+        self
+    }
+
+    /// Packets of its flows go another way now, one of [`mode`](lb_common::tables::mode).
+    pub fn turned_into(self, mode: u8, protocol: u8) -> Self {
+        self.describe(|descriptor| (descriptor.mode, descriptor.protocol) = (mode, protocol))
+    }
+
     /// All sessions.
     pub fn sessions(&self) -> Sessions {
         self.tables.sessions.borrow().clone()
