@@ -102,3 +102,19 @@ fn between_raw(spec: &Spec, from: &str, to: &str) -> Vec<u8> {
     .routed(macs(0))
     .frame()
 }
+
+#[test]
+fn a_packet_goes_without_the_clients_address_where_nothing_can_be_put_in_front() {
+    for [client, vip, from, to] in ENDS {
+        let pool = if socket(vip).is_ipv4() { POOL4 } else { POOL6 };
+        let stage = Stage::new()
+            .serve(Mode::FullNat, vip, TCP, &[server(to)])
+            .translating(&[pool], PORTS)
+            .telling();
+        let spec = with_options(client, vip, true, &[], b"");
+        let out = stage.run_with(&spec.frame(), 0);
+        let expected = with_options(from, to, true, &[], b"").routed(macs(0));
+        assert_eq!(out.frame.0, expected.frame());
+        assert_eq!(out.counted.untold, 1);
+    }
+}

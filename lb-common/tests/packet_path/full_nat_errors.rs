@@ -1,15 +1,17 @@
 //! ICMP errors about packets of mode `full-nat`, which each end is to take for ones about its own.
 
 use lb_common::{
-    tables::refusal,
+    rate::Rate,
+    tables::{NoRoute, refusal},
     verdict::{DropReason, Verdict},
 };
 
 use crate::{
-    frames::{Spec, datagram, syn},
-    full_nat::{ENDS, goes_on, stage},
+    SERVER4, SERVER6, TCP,
+    frames::{Spec, datagram, socket, syn},
+    full_nat::{ENDS, POOL4, POOL6, PORTS, goes_on, stage},
     icmp::{about, message, quote},
-    support::{CLIENT_MACS, EGRESS, Outcome, Stage, macs},
+    support::{CLIENT_MACS, EGRESS, Mode, Outcome, Stage, macs, server},
 };
 
 const ROUTERS: [&str; 2] = ["198.51.100.9:0", "[2001:db8:9::9]:0"];
@@ -101,5 +103,80 @@ fn an_error_about_no_session_goes_nowhere() {
         assert_eq!(stage.run(&of_answer.frame()), expected);
         let of_request = error(at, ROUTERS[at], &about(false, from, to), None).frame();
         assert_eq!(stage.run(&of_request), Outcome::passed(of_request));
+    }
+}
+
+#[test]
+fn an_error_to_who_may_not_send_and_one_without_a_way_are_dropped_as_requests_are() {
+    let [client, vip, ..] = ENDS[0];
+    let about_answer = |payload: usize| {
+        let packet = Spec {
+            payload: vec![7; payload],
+            ..about(false, vip, client)
+        };
+        error(0, ROUTERS[0], &packet, None).frame()
+    };
+    let serving = |server| {
+        Stage::new()
+            .serve(Mode::FullNat, vip, TCP, &[server])
+            .translating(&[POOL4], PORTS)
+    };
+    let denied = [("0.0.0.0/0", true), ("192.0.2.7/32", false)];
+    let to = server(SERVER4);
+    for (stage, error, reason) in [
+        (
+            serving(to)
+                .list(1, &denied)
+                .guarded(1, Rate::default(), Rate::default()),
+            about_answer(8),
+            DropReason::AccessDenied,
+        ),
+        (
+            serving(to.behind(0)),
+            about_answer(8),
+            DropReason::NoNextHop,
+        ),
+        (
+            serving(to.within(90)),
+            about_answer(100),
+            DropReason::PacketTooBig,
+        ),
+    ] {
+        stage.run(&syn(client, vip).frame());
+        let dropped = [(reason as u32, 1)].into();
+        assert_eq!(stage.run(&error).counted.drops, dropped, "{reason:?}");
+    }
+    // Who may send is told.
+    let stage =
+        serving(to)
+            .list(1, &[("0.0.0.0/0", true)])
+            .guarded(1, Rate::default(), Rate::default());
+    assert!(goes_on(&stage, &syn(client, vip)));
+    assert_eq!(
+        stage.run(&about_answer(8)).verdict,
+        Verdict::Redirect(EGRESS)
+    );
+}
+
+#[test]
+fn an_error_about_a_request_is_the_kernels_where_no_way_leads_to_the_client() {
+    let [client, vip, from, to] = ENDS[0];
+    let stage = begun(false, client, vip).no_route(socket(client).ip(), NoRoute::Refused);
+    let error = error(0, ROUTERS[0], &about(false, from, to), None).frame();
+    assert_eq!(stage.run(&error), Outcome::passed(error));
+}
+
+#[test]
+fn an_error_is_not_translated_to_the_other_family() {
+    let [client, vip, ..] = ENDS[0];
+    for (to, pool) in [(SERVER6, POOL4), (SERVER4, POOL6)] {
+        let stage = Stage::new()
+            .serve(Mode::FullNat, vip, TCP, &[server(to)])
+            .translating(&[pool], PORTS);
+        stage.run(&syn(client, vip).frame());
+        assert_eq!(stage.sessions().by_flow.len(), 1);
+        let error = error(0, ROUTERS[0], &about(false, vip, client), None).frame();
+        let expected = Outcome::dropped(DropReason::Inconsistent);
+        assert_eq!(stage.run(&error), expected, "{to} {pool}");
     }
 }

@@ -12,7 +12,7 @@ use lb_common::{
 
 use crate::{
     CLIENT4, CLIENT6, SERVER4, SERVER6, TCP, UDP, VIP4, VIP6,
-    frames::{Outer, Spec, Transport, datagram, segment, socket, syn},
+    frames::{Extension, Outer, Spec, Transport, datagram, segment, socket, syn},
     support::{
         CLIENT_MACS, EGRESS, Frame, GUE_PORT, INGRESS, Mode, Outcome, Server, Stage, macs, server,
     },
@@ -497,4 +497,62 @@ fn an_echo_request_that_the_link_brings_to_many_is_the_kernels() {
             assert_untouched(request.frame(), "to a group");
         }
     }
+}
+
+#[test]
+fn an_error_is_not_translated_to_the_other_family() {
+    let crossed = [
+        (
+            VIP4,
+            SERVER6,
+            CLIENT4,
+            error((3, 1), &quote(&about(false, VIP4, CLIENT4), None)),
+        ),
+        (
+            VIP6,
+            SERVER4,
+            CLIENT6,
+            error((1, 3), &quote(&about(false, VIP6, CLIENT6), None)),
+        ),
+        // What such a backend's own packets came to.
+        (
+            VIP6,
+            SERVER4,
+            CLIENT6,
+            message(
+                ROUTER4,
+                CLIENT4,
+                (3, 1),
+                [0; 4],
+                &quote(&about(false, CLIENT4, SERVER4), None),
+            ),
+        ),
+    ];
+    for (vip, to, client, error) in crossed {
+        let stage = stage(Mode::Nat, server(to), socket(vip).ip())
+            .route(socket(client).ip(), EGRESS)
+            .route(socket(CLIENT4).ip(), EGRESS);
+        let outcome = stage.run(&error.frame());
+        assert_eq!(
+            outcome,
+            Outcome::dropped(DropReason::Inconsistent),
+            "{vip} {to}"
+        );
+    }
+}
+
+#[test]
+fn an_error_that_quotes_more_extension_headers_than_any_error_has_passes() {
+    let long = |length| Spec {
+        extensions: vec![Extension::Destination(length); 2],
+        ..about(false, VIP6, CLIENT6)
+    };
+    let stage = || stage(Mode::Ipip, server(SERVER6), socket(VIP6).ip());
+    let error = |length| error((1, 3), &long(length).ip()).frame();
+    assert_eq!(
+        stage().run(&error(1_014)).verdict,
+        Verdict::Redirect(EGRESS)
+    );
+    let beyond = error(6 + 8 * 255);
+    assert_eq!(stage().run(&beyond), Outcome::passed(beyond));
 }

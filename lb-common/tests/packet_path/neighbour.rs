@@ -8,8 +8,9 @@ use etherparse::{
 use lb_common::{
     neighbour::{self, Claim},
     packet::SlicePacket,
+    pipeline,
     tables::Address,
-    verdict::{Answer, DropReason},
+    verdict::{Answer, DropReason, Verdict},
 };
 
 use crate::{
@@ -490,4 +491,54 @@ fn nobody_is_told_who_has_what_stands_for_a_vip_of_ipv4() {
     };
     let outcome = stage().announcing().run(&asked.frame());
     assert_eq!(outcome, Outcome::passed(asked.frame()));
+}
+
+#[test]
+fn a_solicitation_is_dropped_that_is_not_there_as_far_as_it_says() {
+    let malformed = Outcome::dropped(DropReason::NdMalformed);
+    // In another buffer.
+    let frame = solicitation().frame();
+    let (verdict, _) = stage().announcing().run_in_buffers(&frame, 80);
+    assert_eq!(verdict, malformed.verdict);
+    let mut cut = frame.clone();
+    cut.truncate(80);
+    let (verdict, _) = stage()
+        .announcing()
+        .run_alone(&cut, |packet, tables| pipeline::neighbour(packet, tables));
+    assert_eq!(verdict, malformed.verdict);
+}
+
+#[test]
+fn what_comes_to_the_program_and_asks_nothing_is_the_kernels() {
+    let mut other = solicitation().frame();
+    other[20] = TCP;
+    let arp_cut = request(CLIENT4, VIP4)[..40].to_vec();
+    let cut = solicitation().frame()[..60].to_vec();
+    for frame in [other, arp_cut, cut] {
+        let (verdict, bytes) = stage()
+            .announcing()
+            .run_alone(&frame, |packet, tables| pipeline::neighbour(packet, tables));
+        assert_eq!((verdict, bytes), (Verdict::Pass, frame));
+    }
+}
+
+#[test]
+fn an_option_of_another_length_does_not_say_where_its_sender_is() {
+    let odd = Solicitation {
+        options: [&[1, 2][..], &[7; 14]].concat(),
+        ..solicitation()
+    };
+    let outcome = stage().announcing().run(&odd.frame());
+    let expected = advertisement((ASKER, &client6()), 0x60);
+    assert_eq!(outcome, Outcome::answered(Answer::Neighbour, expected));
+}
+
+#[test]
+fn addresses_of_another_protocol_and_packets_of_another_claim_nothing() {
+    let mut of_v6 = announced(VIP4);
+    of_v6[16..18].copy_from_slice(&[0x86, 0xdd]);
+    assert_eq!(claim(&of_v6), None);
+    let mut tcp = announced(VIP6);
+    tcp[20] = TCP;
+    assert_eq!(claim(&tcp), None);
 }

@@ -2,13 +2,16 @@
 
 use std::net::IpAddr;
 
-use lb_common::tables::{Signs, handshake};
+use lb_common::{
+    tables::{Signs, handshake},
+    verdict::Verdict,
+};
 
 use crate::{
-    CLIENT4, CLIENT6, SERVER4, SERVER6, TCP, VIP4, VIP6,
-    frames::{Flags, Spec, Transport, segment, socket, syn},
+    CLIENT4, CLIENT6, SERVER4, SERVER6, TCP, UDP, VIP4, VIP6,
+    frames::{Flags, Spec, Transport, datagram, segment, socket, syn},
     full_nat::{ENDS, FROM4, PORTS},
-    icmp::message,
+    icmp::{about, message, quote},
     support::{EGRESS, INGRESS, Mode, Stage, server},
 };
 
@@ -437,4 +440,35 @@ fn a_handshake_that_is_waited_for_keeps_its_place_for_ten_seconds() {
         stage.run(&tcp(client, VIP4, Flags::SYN, SEQUENCE));
     }
     assert_eq!(first(&stage).progressed, 0, "another has its place");
+}
+
+#[test]
+fn datagrams_show_nothing_of_handshakes() {
+    let stage = Stage::new()
+        .serve(Mode::Nat, VIP4, UDP, &[server(SERVER4)])
+        .serve(Mode::Ipip, VIP6, UDP, &[server(SERVER6)])
+        .watching(1, INGRESS)
+        .route(ip(CLIENT4), EGRESS);
+    let failed = about(true, CLIENT4, SERVER4);
+    let failed = message(ROUTER4, CLIENT4, (3, 3), [0; 4], &quote(&failed, None));
+    for frame in [
+        datagram(CLIENT6, VIP6).frame(),
+        datagram(SERVER4, CLIENT4).frame(),
+        failed.frame(),
+    ] {
+        let outcome = stage.run(&frame);
+        assert_eq!(outcome.verdict, Verdict::Redirect(EGRESS));
+    }
+    assert_eq!((stage.signs(0), stage.signs(1)), Default::default());
+    assert_eq!(stage.handshakes(), []);
+}
+
+#[test]
+fn a_reset_refuses_whatever_else_it_says() {
+    let all = Flags {
+        syn: true,
+        ..RST_ACK
+    };
+    let signs = shown(&stage(), &[tcp(SERVER4, CLIENT4, all, 0)]);
+    assert_eq!((signs.accepted, signs.refused), (0, 1));
 }

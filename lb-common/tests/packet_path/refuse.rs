@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use etherparse::TcpHeader;
 use lb_common::{
     budget::LIMIT,
+    pipeline,
     tables::refusal,
     verdict::{Answer, DropReason, Verdict},
 };
@@ -571,5 +572,26 @@ fn of_a_frame_whose_rest_is_in_another_buffer_as_much_is_quoted_as_must_be() {
             let expected = ours(message(unknown, client, kind, [0; 4], &quoted));
             assert_eq!(outcome, (Verdict::Transmit, expected), "{linear}");
         }
+    }
+}
+
+#[test]
+fn the_first_fragment_of_a_segment_whose_header_is_none_is_not_answered() {
+    let first = Spec {
+        fragment: (false, true, 0),
+        payload: vec![7; 12],
+        ..segment(CLIENT4, VIP4)
+    };
+    for (doff, verdict) in [
+        (5, Verdict::Transmit),
+        (4, Verdict::Drop(DropReason::TtlExpired)),
+        (15, Verdict::Drop(DropReason::TtlExpired)),
+    ] {
+        let mut frame = first.frame();
+        frame[46] = doff << 4;
+        // As one that is left with no hop.
+        let (became, _) = stage(refusal::RESET)
+            .run_alone(&frame, |packet, tables| pipeline::too_big(packet, tables));
+        assert_eq!(became, verdict, "{doff}");
     }
 }

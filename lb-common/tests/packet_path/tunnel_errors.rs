@@ -222,3 +222,79 @@ fn an_error_about_another_segment_than_the_syn_or_from_another_backends_tunnel_s
     assert_eq!(stage.signs(0), unreachable(1));
     assert_eq!(stage.signs(1), Signs::default());
 }
+
+#[test]
+fn an_error_about_a_tunnel_of_another_mode_or_with_options_that_were_not_sent_shows_nothing() {
+    let ipip = || stage_of(Mode::Ipip, VIP4, SERVER4, 1, INGRESS);
+    let syn = wrapped(&ipip(), CLIENT4, VIP4, Flags::SYN);
+    // One word of no operation behind a header at `at`, which has its length in its first byte.
+    let with_options = |at: usize| {
+        let mut quoted = syn.clone();
+        quoted[at] += 1;
+        quoted.splice(at + 20..at + 20, [1; 4]);
+        quoted
+    };
+    let gue = stage_of(Mode::Gue, VIP4, SERVER4, 1, INGRESS);
+    let gue = wrapped(&gue, CLIENT4, VIP4, Flags::SYN);
+    for (quoted, what) in [
+        (with_options(0), "outer options"),
+        (with_options(20), "inner options"),
+        (gue, "another mode"),
+    ] {
+        // The program knows of all tunnels.
+        let stage = ipip().serve(Mode::Gue, VIP6, TCP, &[server(SERVER6)]);
+        stage.run(&tcp(CLIENT4, VIP4, Flags::SYN));
+        stage.run(&about(&quoted, (3, 2)));
+        assert_eq!(stage.signs(0), Signs::default(), "{what}");
+        assert_eq!(stage.handshakes(), [handshake::PENDING], "{what}");
+    }
+}
+
+#[test]
+fn an_error_about_a_tunnel_of_a_service_without_backends_shows_nothing() {
+    let syn = wrapped(
+        &stage_of(Mode::Ipip, VIP4, SERVER4, 1, INGRESS),
+        CLIENT4,
+        VIP4,
+        Flags::SYN,
+    );
+    let empty = Stage::new()
+        .serve(Mode::Ipip, VIP4, TCP, &[])
+        .watching(1, INGRESS);
+    let error = about(&syn, (3, 2));
+    assert_eq!(empty.run(&error), Outcome::passed(error));
+}
+
+#[test]
+fn tunnels_that_tell_of_a_second_hop_and_others_are_told_apart() {
+    for (mode, other) in [(Mode::Gue, Mode::SecondHop), (Mode::SecondHop, Mode::Gue)] {
+        let stage = Stage::new()
+            .serve(other, VIP6, TCP, &[server(SERVER6)])
+            .serve(mode, VIP4, TCP, &[server(SERVER4)])
+            .watching(1, INGRESS);
+        let syn = wrapped(&stage, CLIENT4, VIP4, Flags::SYN);
+        stage.run(&about(&syn, (3, 2)));
+        assert_eq!(stage.signs(1), unreachable(1), "{mode:?}");
+    }
+}
+
+#[test]
+fn an_error_about_the_backend_that_a_slot_has_now_is_not_one_about_who_got_the_syn() {
+    let stage = || {
+        Stage::new()
+            .serve(
+                Mode::Ipip,
+                VIP4,
+                TCP,
+                &[SERVER4, "10.1.0.3:8080"].map(server),
+            )
+            .watching(1, INGRESS)
+    };
+    let [first, second] = [0, 1].map(|owner| stage().ring(&[owner; 8]));
+    let to_second = wrapped(&second, CLIENT4, VIP4, Flags::SYN);
+    wrapped(&first, CLIENT4, VIP4, Flags::SYN);
+    let moved = first.ring(&[1; 8]);
+    moved.run(&about(&to_second, (3, 2)));
+    assert_eq!((moved.signs(0), moved.signs(1)), Default::default());
+    assert_eq!(moved.handshakes(), [handshake::PENDING]);
+}

@@ -1,0 +1,185 @@
+//! Each program by itself, with frames and tables that are not as the one before it has found them: packets are read anew, and
+//! services, sessions and ports may be others by then.
+
+use lb_common::{
+    memory::MemoryTables,
+    packet::SlicePacket,
+    pipeline::{self, Rest},
+    rate::Rate,
+    tables::{Handover, Tables as _},
+    verdict::{DropReason, Verdict},
+};
+
+use crate::{
+    CLIENT4, CLIENT6, SERVER4, TCP, VIP4, VIP6,
+    frames::{Spec, segment, socket, syn},
+    full_nat::{FROM4, POOL4, PORTS},
+    support::{INGRESS, Mode, Outcome, Stage, server},
+};
+
+type Done = Result<Verdict, Rest>;
+type Program = fn(&mut SlicePacket<'_>, &MemoryTables) -> Done;
+
+/// Those that read a packet that has been read before.
+const PROGRAMS: [(&str, Program); 7] = [
+    ("full_nat", |packet, tables| {
+        pipeline::full_nat(packet, tables)
+    }),
+    ("full_nat_new", |packet, tables| {
+        pipeline::full_nat_new(packet, tables)
+    }),
+    ("full_nat_answer", |packet, tables| {
+        pipeline::full_nat_answer(packet, tables)
+    }),
+    ("syn_cookie", |packet, tables| {
+        pipeline::syn_cookie(packet, tables)
+    }),
+    ("proxy_syn", |packet, tables| {
+        pipeline::proxy_syn(packet, tables)
+    }),
+    ("proxy_answer", |packet, tables| {
+        pipeline::proxy_answer(packet, tables)
+    }),
+    ("second_hop", |packet, tables| {
+        pipeline::second_hop(packet, tables)
+    }),
+];
+
+/// One proxied service of mode `full-nat`.
+fn stage() -> Stage {
+    Stage::new()
+        .serve(Mode::FullNat, VIP4, TCP, &[server(SERVER4)])
+        .translating(&[POOL4], PORTS)
+        .proxying(Rate::default())
+        .cookie(7, 1_440)
+        .route(socket(CLIENT4).ip(), INGRESS)
+}
+
+/// What nothing can be read of: of no family, without a header, cut within one.
+fn unreadable() -> Vec<Vec<u8>> {
+    let mut foreign = syn(CLIENT4, VIP4).frame();
+    foreign[12..14].copy_from_slice(&[0x88, 0xb5]);
+    let cut = |spec: Spec, length: usize| spec.frame()[..length].to_vec();
+    vec![
+        foreign,
+        cut(syn(CLIENT4, VIP4), 14),
+        cut(syn(CLIENT4, VIP4), 33),
+        cut(syn(CLIENT4, VIP4), 50),
+        cut(syn(CLIENT6, VIP6), 53),
+    ]
+}
+
+#[test]
+fn what_a_program_cannot_read_is_the_kernels_as_it_came() {
+    for frame in unreadable() {
+        for (name, program) in PROGRAMS {
+            let (done, bytes) = stage().run_alone(&frame, program);
+            assert_eq!(done, Ok(Verdict::Pass), "{name} {frame:x?}");
+            assert_eq!(bytes, frame, "{name}");
+        }
+        let others: [fn(&mut SlicePacket<'_>, &MemoryTables) -> Verdict; 2] = [
+            |packet, tables| pipeline::full_nat_error(packet, tables),
+            |packet, tables| pipeline::refused(packet, tables),
+        ];
+        for program in others {
+            let (verdict, bytes) = stage().run_alone(&frame, program);
+            assert_eq!((verdict, bytes), (Verdict::Pass, frame.clone()));
+        }
+    }
+}
+
+#[test]
+fn what_is_to_be_answered_and_cannot_be_read_is_dropped() {
+    let programs: [fn(&mut SlicePacket<'_>, &MemoryTables) -> Verdict; 2] = [
+        |packet, tables| pipeline::too_big(packet, tables),
+        |packet, tables| pipeline::untranslated(packet, tables),
+    ];
+    for (frame, program) in unreadable()
+        .iter()
+        .flat_map(|frame| programs.map(|program| (frame, program)))
+    {
+        let (verdict, _) = stage().run_alone(frame, program);
+        assert_eq!(
+            verdict,
+            Verdict::Drop(DropReason::Inconsistent),
+            "{frame:x?}"
+        );
+    }
+}
+
+#[test]
+fn an_error_that_quotes_nothing_is_the_kernels() {
+    use crate::icmp::message;
+    for (vip, kind) in [(VIP4, (3, 1)), (VIP6, (1, 3))] {
+        let router = if kind.0 == 3 {
+            "198.51.100.9:0"
+        } else {
+            "[2001:db8:9::9]:0"
+        };
+        let frame = message(router, vip, kind, [0; 4], &[]).frame();
+        let (verdict, bytes) = stage().run_alone(&frame, |packet, tables| {
+            pipeline::full_nat_error(packet, tables)
+        });
+        assert_eq!((verdict, bytes), (Verdict::Pass, frame));
+    }
+}
+
+#[test]
+fn packets_of_a_service_that_has_got_another_mode_in_the_meantime_have_no_session() {
+    let turned = Stage::new().serve(Mode::Nat, VIP4, TCP, &[server(SERVER4)]);
+    let frame = syn(CLIENT4, VIP4).frame();
+    let expected = Ok(Verdict::Drop(DropReason::NoSession));
+    let requests = ["full_nat", "full_nat_new", "syn_cookie", "proxy_syn"];
+    for (name, program) in PROGRAMS {
+        if requests.contains(&name) {
+            assert_eq!(turned.run_alone(&frame, program).0, expected, "{name}");
+        }
+    }
+}
+
+#[test]
+fn packets_of_a_session_that_has_gone_in_the_meantime_go_nowhere() {
+    let request = segment(CLIENT4, VIP4).frame();
+    let answer = segment(SERVER4, FROM4).frame();
+    let (done, _) = stage().run_alone(&request, |packet, tables| {
+        pipeline::proxy_syn(packet, tables)
+    });
+    assert_eq!(done, Ok(Verdict::Drop(DropReason::NoSession)));
+    let (done, bytes) = stage().run_alone(&answer, |packet, tables| {
+        pipeline::proxy_answer(packet, tables)
+    });
+    assert_eq!((done, bytes), (Ok(Verdict::Pass), answer.clone()));
+    // Its port goes last.
+    let unproxied = stage().proxying(Rate::new(1, 1));
+    unproxied.run(&syn(CLIENT4, VIP4).frame());
+    assert_eq!(unproxied.sessions().by_flow.len(), 1);
+    let torn = unproxied.left(|sessions| sessions.by_flow.clear());
+    let (done, bytes) = torn.run_alone(&answer, |packet, tables| {
+        pipeline::proxy_answer(packet, tables)
+    });
+    assert_eq!((done, bytes), (Ok(Verdict::Pass), answer.clone()));
+    assert_eq!(torn.run(&answer), Outcome::passed(answer));
+}
+
+#[test]
+fn a_packet_of_a_session_whose_backend_has_answered_in_the_meantime_goes_on_as_it_is() {
+    let stage = stage().proxying(Rate::new(1, 1));
+    stage.run(&syn(CLIENT4, VIP4).frame());
+    let frame = segment(CLIENT4, VIP4).frame();
+    let (done, bytes) =
+        stage.run_alone(&frame, |packet, tables| pipeline::proxy_syn(packet, tables));
+    assert_eq!((done, bytes), (Err(Rest::FullNat), frame));
+}
+
+#[test]
+fn what_is_handed_over_as_too_long_for_a_way_of_no_length_is_no_end_of_its_hops() {
+    let stage = Stage::new().serve(Mode::Ipip, VIP4, TCP, &[server(SERVER4).within(0)]);
+    let outcome = stage.run(&segment(CLIENT4, VIP4).frame());
+    let dropped = [(DropReason::PacketTooBig as u32, 1)].into();
+    assert_eq!(outcome.counted.drops, dropped, "{outcome:?}");
+    let (limit, _) = stage.run_alone(&[], |_, tables| {
+        let Handover { limit, .. } = tables.handed_over();
+        limit
+    });
+    assert_eq!(limit, 1);
+}
