@@ -63,12 +63,6 @@ enum Cause {
     TooBig(u16),
     /// No hop is left of its TTL or hop limit.
     Expired,
-    /// Of mode `full-nat`: no port was free for it.
-    Exhausted,
-    /// The same: it is of no session.
-    NoSession,
-    /// The same, where it might have acknowledged a SYN cookie.
-    Cookie,
 }
 
 impl Cause {
@@ -79,9 +73,6 @@ impl Cause {
             Self::Port | Self::Protocol(_) => DropReason::UnknownPort,
             Self::TooBig(_) => DropReason::PacketTooBig,
             Self::Expired => DropReason::TtlExpired,
-            Self::Exhausted => DropReason::PortsExhausted,
-            Self::NoSession => DropReason::NoSession,
-            Self::Cookie => DropReason::CookieInvalid,
         }
     }
 
@@ -92,12 +83,10 @@ impl Cause {
     #[inline(always)]
     const fn error(self, v4: bool) -> (u8, u8, u32) {
         match (self, v4) {
-            (Self::NoBackend | Self::Exhausted | Self::NoSession | Self::Cookie, true) => (3, 1, 0),
+            (Self::NoBackend, true) => (3, 1, 0),
             (Self::Port, true) => (3, 3, 0),
             (Self::Protocol(_), true) => (3, 2, 0),
-            (Self::NoBackend | Self::Exhausted | Self::NoSession | Self::Cookie, false) => {
-                (1, 3, 0)
-            }
+            (Self::NoBackend, false) => (1, 3, 0),
             (Self::Port, false) => (1, 4, 0),
             (Self::Protocol(at), false) => (4, 1, (at - wire::ETHERNET) as u32),
             (Self::TooBig(mtu), true) => (3, 4, mtu as u32),
@@ -131,10 +120,11 @@ pub fn process<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<Verdi
         return outcome;
     }
     let (cause, policy) = judge(tables, &flow, unknown);
-    carry_out(packet, tables, &flow, cause, policy)
+    carry_out(packet, tables, &flow, cause, policy, || cause.reason())
 }
 
-/// What a policy makes of a packet that nobody takes.
+/// What a policy makes of a packet that nobody takes. For what reason that is, is asked at the end: verifiers follow each from where it
+/// is known.
 #[inline(always)]
 fn carry_out<P: Packet, T: Tables>(
     packet: &mut P,
@@ -142,15 +132,16 @@ fn carry_out<P: Packet, T: Tables>(
     flow: &Flow,
     cause: Cause,
     policy: u8,
+    reason: impl Fn() -> DropReason,
 ) -> Result<Verdict, DropReason> {
     if policy == refusal::PASS {
         return Ok(Verdict::Pass);
     }
     if policy != refusal::DROP && answer(packet, tables, flow, cause, policy)? {
-        tables.count_drop(cause.reason());
+        tables.count_drop(reason());
         return Ok(Verdict::Transmit);
     }
-    Err(cause.reason())
+    Err(reason())
 }
 
 /// Decides over a packet of mode `full-nat` that has no port, for the reason that was handed over.
@@ -170,13 +161,14 @@ pub fn untranslated<P: Packet, T: Tables>(
         return Err(DropReason::Inconsistent);
     }
     let (cause, policy) = judge(tables, &flow, Cause::Port);
-    let cause = match (cause, tables.handed_over().limit) {
-        (Cause::NoBackend, EXHAUSTED) => Cause::Exhausted,
-        (Cause::NoBackend, NO_SESSION) => Cause::NoSession,
-        (Cause::NoBackend, COOKIE) => Cause::Cookie,
-        (cause, _) => cause,
+    // As of a service without a backend, which is what is told.
+    let reason = || match (cause, tables.handed_over().limit) {
+        (Cause::NoBackend, EXHAUSTED) => DropReason::PortsExhausted,
+        (Cause::NoBackend, NO_SESSION) => DropReason::NoSession,
+        (Cause::NoBackend, COOKIE) => DropReason::CookieInvalid,
+        (cause, _) => cause.reason(),
     };
-    carry_out(packet, tables, &flow, cause, policy)
+    carry_out(packet, tables, &flow, cause, policy, reason)
 }
 
 /// What is handed over of a packet that is not too long, but has no hop left. No way takes so little: [`leave_too_big`].
