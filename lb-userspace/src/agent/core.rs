@@ -146,7 +146,7 @@ pub struct Core<D> {
     /// Who takes no new flows in the maps.
     stills: Stills,
     /// What the agent before this one knew, until the state is told.
-    former: Option<History<Duration>>,
+    former: Option<History<Tick>>,
     /// The state as that would have it, where that is another.
     adapted: Option<Arc<State>>,
     census: Census,
@@ -310,7 +310,7 @@ impl<D: Dataplane> Core<D> {
             return Err(error);
         }
         self.keep_heard(false);
-        self.told = true;
+        (self.told, self.former) = (true, None);
         self.chronicle.touch_all();
         self.known.retain(&self.keys());
         Ok(())

@@ -1,15 +1,15 @@
 //! What is held against backends, over a restart of the agent.
 
-use std::time::Duration;
+use std::{sync::atomic::Ordering, time::Duration};
 
-use lb_common::tables::state;
+use lb_common::tables::{feature, state};
 use lb_userspace::{
-    agent::history::History,
+    agent::{ChangeError, history::History},
     health::{
         Event, Target,
         reply::{Asked, Wants},
     },
-    model::{Admin, Change, Passive, Settings},
+    model::{Admin, Change, Mode, Passive, Service, Settings},
     snapshot::{BackendState, CheckStatus, Condition},
 };
 
@@ -242,6 +242,27 @@ fn what_is_known_under_the_former_first_service_of_a_group_counts_under_the_new_
     pool.change(Change::Replace(both.to_vec()));
     assert_eq!(pool.core.state().lead(id()), first);
     assert_eq!(failures(&pool, 3), 3);
+}
+
+#[test]
+fn what_was_known_is_not_lost_with_a_first_change_that_is_refused() {
+    let mut pool = kept_out();
+    pool.pass(5);
+    let history = crate::reach::left_behind(&pool.core, SOON);
+    let wanted: Vec<Service> = pool.core.state().services().cloned().collect();
+    let maps = std::mem::take(pool.core.dataplane_mut());
+    maps.without.store(feature::GUE, Ordering::Relaxed);
+    pool.core = crate::pool::agent_over(maps);
+    pool.core.recall(history);
+    let other = Service::new("10.0.0.9:80/tcp".parse().unwrap(), Mode::Gue);
+    let more = wanted.iter().cloned().chain([other]);
+    let refused = pool.core.change(Change::Replace(more.collect()));
+    assert!(matches!(refused, Err(ChangeError::NotLoaded(_))));
+    pool.pass(3);
+    pool.change(Change::Replace(wanted));
+    assert_eq!((pool.state(3), failures(&pool, 3)), (state::HOLDS, 3));
+    pool.up(3);
+    assert_eq!(damping::waits(&mut pool, 3), 10);
 }
 
 #[test]

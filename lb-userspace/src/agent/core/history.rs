@@ -92,19 +92,20 @@ impl<D: Dataplane> Core<D> {
     /// Says what the agent before this one knew, with how long ago it began: taken up with the first change, which tells
     /// whose it still is.
     pub fn recall(&mut self, history: History<Duration>) {
-        self.former = Some(history);
-    }
-
-    /// Takes that up, of backends that are there now.
-    pub(super) fn take_up_history(&mut self) {
-        let Some(history) = self.former.take() else {
-            return;
-        };
         let now = self.dataplane.now();
         let then = |age: Duration| -> Result<Tick, std::convert::Infallible> {
             Ok(now.wrapping_sub(ticks(age)))
         };
         let Ok(history) = history.try_map(then);
+        self.former = Some(history);
+    }
+
+    /// Takes that up, of backends that are there now. It is kept until the change is in force: one that is refused has
+    /// told nothing.
+    pub(super) fn take_up_history(&mut self) {
+        let Some(history) = self.former.clone() else {
+            return;
+        };
         for of in history.flaps {
             self.take_up_flaps(of);
         }
