@@ -371,6 +371,7 @@ fn cut_short(core: &Core<MemoryDataplane>, change: Change) -> Vec<MemoryDataplan
         vlans: false,
         sampling: &Default::default(),
         keeps_flows: false,
+        only: None,
     };
     let plan = plan::plan(core.layout(), &inputs).expect("a plan");
     let copy = || MemoryDataplane {

@@ -127,6 +127,7 @@ fn planned(core: &Core<MemoryDataplane>, change: Change) -> Vec<Operation> {
         traffic: &Default::default(),
         sampling: &Default::default(),
         keeps_flows: false,
+        only: None,
     };
     plan::plan(core.layout(), &inputs)
         .expect("a plan")

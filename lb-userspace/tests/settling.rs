@@ -119,6 +119,7 @@ fn planned(core: &Core<MemoryDataplane>, state: &State, census: Option<&census::
         traffic: &BTreeMap::new(),
         sampling: &BTreeMap::new(),
         keeps_flows: false,
+        only: None,
     };
     plan::plan(core.layout(), &inputs).unwrap()
 }

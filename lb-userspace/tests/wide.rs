@@ -150,6 +150,7 @@ impl Maps {
                 vlans: false,
                 sampling: &BTreeMap::new(),
                 keeps_flows: false,
+                only: None,
             },
         )
         .expect("room");

@@ -14,6 +14,7 @@ mod loads;
 mod meanwhile;
 mod outliers;
 mod panic;
+mod planned;
 mod pools;
 mod rates;
 mod slow_start;
@@ -32,13 +33,15 @@ use std::{
 };
 
 use lb_common::tables::{Tick, state};
+use tokio::time::Instant;
 
 pub use self::drain::Teller;
 use self::{
     announce::Announcing,
     drain::Stills,
     known::{Down, Known},
-    meanwhile::{Heard, Inbox, Marks},
+    meanwhile::{AT_A_TIME, Heard, Inbox, Marks},
+    planned::{Given, Planned},
     pools::Pools,
     standing::Told,
     ways::NoWays,
@@ -52,7 +55,7 @@ use crate::{
     },
     neighbours::{NextHop, Update},
     plan::{
-        self, Devices, Inputs, Layout, Placed, PlacedMember, Plan,
+        self, Devices, Inputs, Layout, Plan,
         census::{self, Census},
         features, listing,
     },
@@ -132,8 +135,12 @@ pub struct Core<D> {
     inbox: Option<Inbox>,
     /// What of it came while the agent was about something else.
     heard: Heard,
+    /// When what packets show is looked at next, if anybody wants it.
+    next_watch: Instant,
     /// What the plan that is under way must not give back.
     marks: Marks,
+    /// What the last plan was made of.
+    planned: Planned,
     state: Arc<State>,
     /// The state has been asked for. Until then, what serves in the maps is not to be taken for unwanted.
     told: bool,
@@ -180,7 +187,9 @@ impl<D: Dataplane> Core<D> {
             behind: false,
             inbox: None,
             heard: Heard::default(),
+            next_watch: Instant::now(),
             marks: Marks::default(),
+            planned: Planned::default(),
             dataplane,
             state: Arc::default(),
             told: false,
@@ -233,6 +242,7 @@ impl<D: Dataplane> Core<D> {
 
     fn adopt(&mut self) -> Result<(), DataplaneError> {
         self.unread = true;
+        self.planned = Planned::default();
         let (mut layout, repairs) = Layout::adopt(&self.dataplane)?;
         self.dataplane.execute(&repairs)?;
         layout.remember(&self.layout);
@@ -433,47 +443,64 @@ impl<D: Dataplane> Core<D> {
     ) -> Result<Result<Outcome, DataplaneError>, ChangeError> {
         // From here on, what is heard is news to the plan.
         self.marks = Marks::default();
+        let before = std::mem::take(&mut self.planned);
         let down = self.liveness();
         let (overflows, traffic) = if census.is_some() {
             (self.overflows()?, self.traffic()?)
         } else {
             Default::default()
         };
-        let links = self.announcing.links();
-        let no_ways = self.no_ways.counting();
-        // What the network has may not stand in the way of failures while programs are loaded for it.
-        let takes_tags = self.lacks() == 0;
-        let devices = takes_tags.then(|| self.devices.clone());
-        let state = Arc::clone(self.adapted.as_ref().unwrap_or(&self.state));
-        let (next_hops, own_addresses) = (self.next_hops.clone(), self.own_addresses.clone());
-        let sampling = self.known.outliers.sampling.clone();
+        let given = self.given();
+        let changed = before.changed(&given, &down);
+        let changed = changed.filter(|_| census.is_none() && !keeps_flows);
         let inputs = Inputs {
-            links: &links,
-            devices: &devices.unwrap_or_default(),
-            vlans: takes_tags && self.vlans == Vlans::On,
-            state: &state,
+            links: &given.links,
+            devices: &given.devices,
+            vlans: given.vlans,
+            state: &given.state,
             down: &down,
-            next_hops: &next_hops,
-            no_ways: &no_ways,
-            own_addresses: &own_addresses,
+            next_hops: &given.next_hops,
+            no_ways: &given.no_ways,
+            own_addresses: &given.own_addresses,
             tunnel: self.tunnel,
-            unknown_port: self.unknown_port,
+            unknown_port: given.unknown_port,
             now: self.dataplane.now(),
             census,
             overflows: &overflows,
             traffic: &traffic,
-            sampling: &sampling,
+            sampling: &given.sampling,
             keeps_flows,
+            only: changed.as_ref(),
         };
         let plan = self.make(&Arc::clone(&self.layout), &inputs)?;
         if plan.features & !self.dataplane.features() != 0 {
             return Err(ChangeError::NotLoaded(plan.features));
         }
         let done = self.carry_out(plan);
-        if let Err(error) = &done {
-            self.read_back(error)?;
+        match &done {
+            Ok(Outcome::Whole) => self.planned.end(given, &down),
+            Ok(Outcome::Partly) => {}
+            Err(error) => self.read_back(error)?,
         }
         Ok(done)
+    }
+
+    /// What a plan is made of now.
+    fn given(&self) -> Given {
+        // What the network has may not stand in the way of failures while programs are loaded for it.
+        let takes_tags = self.lacks() == 0;
+        let devices = takes_tags.then(|| self.devices.clone());
+        Given {
+            state: Arc::clone(self.adapted.as_ref().unwrap_or(&self.state)),
+            next_hops: Arc::clone(&self.next_hops),
+            own_addresses: Arc::clone(&self.own_addresses),
+            no_ways: self.no_ways.counting(),
+            links: self.announcing.links(),
+            devices: devices.unwrap_or_default(),
+            vlans: takes_tags && self.vlans == Vlans::On,
+            unknown_port: self.unknown_port,
+            sampling: self.known.outliers.sampling.clone(),
+        }
     }
 
     fn carry_out(&mut self, mut plan: Plan) -> Result<Outcome, DataplaneError> {
@@ -503,33 +530,46 @@ impl<D: Dataplane> Core<D> {
 
     fn restamp(&mut self, plan: &mut Plan) -> Result<(), DataplaneError> {
         let writes = plan.restamp(self.dataplane.now());
-        self.dataplane.execute(&writes)
+        self.execute_of(writes, &mut plan.layout)
     }
 
-    fn overflows(&self) -> Result<BTreeMap<u32, u64>, ChangeError> {
-        let read = |(_, index, _): (ServiceId, u32, &Placed)| {
-            let counters = self.dataplane.flow_counters(index);
-            counters.map(|counters| (index, counters.overflows))
-        };
-        let read: Result<_, DataplaneError> = self.layout.services().map(read).collect();
-        read.map_err(|error| ChangeError::Kernel(error.to_string()))
+    fn overflows(&mut self) -> Result<BTreeMap<u32, u64>, ChangeError> {
+        let services = self.layout.services().map(|(_, index, _)| index);
+        self.read_counts(services.collect(), |dataplane, index| {
+            Ok(dataplane.flow_counters(index)?.overflows)
+        })
+    }
+
+    /// Each is a call of the kernel: news is taken in meanwhile.
+    fn read_counts(
+        &mut self,
+        indices: Vec<u32>,
+        read: impl Fn(&D, u32) -> Result<u64, DataplaneError>,
+    ) -> Result<BTreeMap<u32, u64>, ChangeError> {
+        let mut counts = BTreeMap::new();
+        for indices in indices.chunks(AT_A_TIME) {
+            for &index in indices {
+                let count = read(&self.dataplane, index);
+                let count = count.map_err(|error| ChangeError::Kernel(error.to_string()))?;
+                counts.insert(index, count);
+            }
+            self.hear_meanwhile();
+        }
+        Ok(counts)
     }
 
     /// Packets so far of backends that take no new flows, where records of flows do not tell ([`Inputs::traffic`]).
-    fn traffic(&self) -> Result<BTreeMap<u32, u64>, ChangeError> {
+    fn traffic(&mut self) -> Result<BTreeMap<u32, u64>, ChangeError> {
         let pools = self.layout.pools.values();
         let untold = pools.filter(|placed| placed.descriptor.quic != 0 || placed.takes_none());
         let left = untold.flat_map(|placed| {
             let members = placed.members();
             members.filter(|(_, member)| member.backend.state & state::TAKES == 0)
         });
-        let read = |(_, member): (u16, &PlacedMember)| {
-            let index = member.backend.counters;
-            let counters = self.dataplane.backend_counters(index);
-            counters.map(|counters| (index, counters.packets))
-        };
-        let read: Result<_, DataplaneError> = left.map(read).collect();
-        read.map_err(|error| ChangeError::Kernel(error.to_string()))
+        let left = left.map(|(_, member)| member.backend.counters).collect();
+        self.read_counts(left, |dataplane, index| {
+            Ok(dataplane.backend_counters(index)?.packets)
+        })
     }
 
     /// How long after one sweep of the flow tables the next is due: a fraction of the shortest moving

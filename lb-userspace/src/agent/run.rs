@@ -38,11 +38,6 @@ const RESOLVE: Duration = Duration::from_secs(1);
 const AGE: Duration = Duration::from_secs(1);
 /// How often weights that grow are looked at: all that have a step to make make it at once.
 const STEP: Duration = Duration::from_millis(200);
-/// How often what packets show is looked at, of services that want it. It is memory that the program writes to: a look
-/// costs no call of the kernel, and no packet has to wake anybody.
-const WATCH: Duration = Duration::from_millis(10);
-/// A look is followed by a pause that makes it this part of the time at most, however many backends there are.
-const WATCH_PART: u32 = 10;
 /// Pause before a plan that the kernel refused, or a sweep that came to nothing, is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 /// Sweeps that are tried again that soon, until one comes to something.
@@ -139,8 +134,6 @@ struct Running<D> {
     look: Instant,
     /// When weights that grow are looked at next, if any do.
     step: Instant,
-    /// When what packets show is looked at next, if anybody wants it.
-    watch: Instant,
     /// The one sweep that is under way, if any.
     sweeps: JoinSet<Result<Census, DataplaneError>>,
     /// Sweeps that came to nothing in a row and were tried again soon.
@@ -179,7 +172,6 @@ impl<D: Dataplane> Running<D> {
             age: Instant::now() + AGE,
             look: Instant::now() + AGE,
             step: Instant::now(),
-            watch: Instant::now(),
             sweeps: JoinSet::new(),
             sweep_retries: 0,
             loads: JoinSet::new(),
@@ -199,10 +191,10 @@ impl<D: Dataplane> Running<D> {
         };
         let waiting = self.waiting.iter().map(|waiting| waiting.until);
         let step = self.core.is_ramping().then_some(self.step);
-        let watch = self.core.watches().then_some(self.watch);
+        let watch = self.core.watches_at();
         let (age, look) = (Some(self.age), Some(self.look));
-        // Of what came while a plan was under way, the rings have yet to follow.
-        let heard = self.core.has_heard().then(Instant::now);
+        // What came while others had their turn has yet to be seen to.
+        let heard = self.core.has_news().then(Instant::now);
         let own = [self.retry, sweep, age, look, step, watch, start, heard];
         waiting.chain(own.into_iter().flatten()).min()
     }
@@ -234,6 +226,7 @@ impl<D: Dataplane> Running<D> {
         if self.retry.is_some_and(|at| at <= now) || self.core.has_heard() {
             self.enforce();
         }
+        self.core.hear_meanwhile();
         if self.age <= now {
             self.age = now + AGE;
             if self.core.age() {
@@ -242,6 +235,7 @@ impl<D: Dataplane> Running<D> {
         }
         if self.look <= now {
             self.core.measure();
+            self.core.hear_meanwhile();
             let adapted = self.core.look();
             // Others have a turn between one pool and the next.
             self.look = match self.core.has_looks_left() {
@@ -259,13 +253,8 @@ impl<D: Dataplane> Running<D> {
                 self.enforce();
             }
         }
-        if self.core.watches() && self.watch <= now {
-            let begun = Instant::now();
-            let turned = self.core.watch();
-            self.watch = begun + WATCH.max(begun.elapsed() * WATCH_PART);
-            if turned {
-                self.enforce();
-            }
+        if self.core.watches_at().is_some_and(|at| at <= now) && self.core.watch_now() {
+            self.enforce();
         }
         if matches!(self.sweep, Sweeping::Due(due) if due <= now) {
             self.start_sweep();
@@ -404,7 +393,7 @@ impl<D: Dataplane> Running<D> {
     fn on_request(&mut self, request: Request) {
         match request {
             // Nobody may be left to hear an answer, which is no matter.
-            Request::Snapshot(reply) => drop(reply.send(self.core.snapshot())),
+            Request::Snapshot(reply) => drop(reply.send(self.core.snapshot_meanwhile())),
             Request::Service(id, reply) => drop(reply.send(self.core.service(id))),
             Request::Group(name, reply) => {
                 drop(reply.send(self.core.state().of_group(&name).cloned()));
@@ -554,30 +543,30 @@ impl<D: Dataplane> Running<D> {
 
     fn tell_watchers(&mut self) {
         self.sources.resolver.watch(self.core.watched());
+        self.core.hear_meanwhile();
         self.sources.checker.set(self.core.targets());
+        self.core.hear_meanwhile();
         self.sources.announcer.own(self.core.owned());
     }
 
-    fn save(&self) {
+    /// Keeps what is wanted for the next agent. Takes in news meanwhile: a disk may be slow.
+    fn save(&mut self) {
         let Some((path, config)) = &self.sources.store else {
             return;
         };
-        let services = self.core.state().services().cloned().collect();
-        let access_lists = self.core.state().access_lists().cloned().collect();
-        if let Err(error) = store::save(
-            path,
-            &Stored {
-                config: config.clone(),
-                access_lists,
-                services,
-            },
-        ) {
+        let stored = Stored {
+            config: config.clone(),
+            access_lists: self.core.state().access_lists().cloned().collect(),
+            services: self.core.state().services().cloned().collect(),
+        };
+        let saved = self.core.beside("save", || store::save(path, &stored));
+        if let Err(error) = saved {
             let path = path.display();
             tracing::error!(%error, %path, "changes will not outlive this agent");
         }
     }
 
-    /// Keeps what is known against backends, where that is news.
+    /// Keeps what is known against backends, where that is news. Takes in news meanwhile.
     fn remember(&mut self) {
         let Some(path) = &self.sources.history else {
             return;
@@ -591,10 +580,10 @@ impl<D: Dataplane> Running<D> {
             let text = history::write(history.clone(), ticks, store::uptime()?)?;
             Ok(store::write(path, &text)?)
         };
-        let kept = match history.is_empty() {
+        let kept = self.core.beside("keep", || match history.is_empty() {
             true => store::remove(path).map_err(Into::into),
             false => write(),
-        };
+        });
         match kept {
             Ok(()) => {
                 self.remembered = Some(history);

@@ -16,7 +16,7 @@ use lb_common::{
 };
 use tokio::time::timeout;
 
-use super::*;
+use super::{meanwhile_tests::way, *};
 use crate::{
     agent::Handle,
     config::Tunnel,
@@ -58,8 +58,13 @@ pub(super) struct Faults {
     pub(super) told: Mutex<Option<(usize, Event)>>,
     /// What they say in the next wait, which is over once a backend is marked or no patience is left.
     pub(super) told_in_wait: Mutex<Option<Event>>,
+    /// What they say while counters are read.
+    pub(super) told_in_read: Mutex<Option<Event>>,
     /// A backend was marked.
-    marked: AtomicBool,
+    pub(super) marked: AtomicBool,
+    /// What packets show of backends from the next wait on, which is over as the one above is.
+    pub(super) shown_in_wait: Mutex<Option<Signs>>,
+    shown: Mutex<Option<Signs>>,
     /// And before that wait was over.
     pub(super) in_time: AtomicBool,
     panics: AtomicU32,
@@ -87,17 +92,27 @@ impl Faults {
 
     fn wait(&self, events: &mpsc::Sender<Event>) {
         self.execute(events);
-        let Some(event) = self.told_in_wait.lock().unwrap().take() else {
+        let told = self.told_in_wait.lock().unwrap().take();
+        let shown = self.shown_in_wait.lock().unwrap().take();
+        if told.is_none() && shown.is_none() {
             return;
-        };
+        }
         self.marked.store(false, Ordering::Release);
-        events.try_send(event).unwrap();
+        *self.shown.lock().unwrap() = shown;
+        if let Some(event) = told {
+            events.try_send(event).unwrap();
+        }
+        self.in_time.store(self.await_mark(), Ordering::Release);
+    }
+
+    /// Waits until a backend is marked, or no patience is left; whether one was.
+    pub(super) fn await_mark(&self) -> bool {
         let begun = SystemTime::now();
         let is_marked = || self.marked.load(Ordering::Acquire);
         while !is_marked() && begun.elapsed().unwrap() < PATIENCE {
             std::thread::yield_now();
         }
-        self.in_time.store(is_marked(), Ordering::Release);
+        is_marked()
     }
 
     /// From each sweep to the next.
@@ -216,6 +231,9 @@ impl Dataplane for Flood {
     }
 
     fn backend_counters(&self, index: u32) -> Result<Counters, DataplaneError> {
+        if let Some(event) = self.faults.told_in_read.lock().unwrap().take() {
+            self.events.try_send(event).unwrap();
+        }
         self.memory.backend_counters(index)
     }
 
@@ -232,7 +250,11 @@ impl Dataplane for Flood {
     }
 
     fn signs(&self, counters: u32) -> Result<Signs, DataplaneError> {
-        self.memory.signs(counters)
+        match *self.faults.shown.lock().unwrap() {
+            // Of the first of them.
+            Some(shown) if counters == 0 => Ok(shown),
+            _ => self.memory.signs(counters),
+        }
     }
 
     fn set_way_in(&mut self, counters: u32, interface: u32) -> Result<(), DataplaneError> {
@@ -341,14 +363,14 @@ async fn a_flood_of_news_starves_neither_requests_nor_deadlines() {
 }
 
 /// From each sweep to the next, of an agent at rest to which `prepare` has something go wrong.
-async fn pauses(prepare: impl FnOnce(&Faults)) -> Vec<Duration> {
+async fn pauses(prepare: impl FnOnce(&mut Core<Flood>, &Faults)) -> Vec<Duration> {
     let faults = Arc::new(Faults::default());
     let (_handle, requests) = Handle::new();
     let (mut core, sources, dam) = flooded(requests, Arc::clone(&faults));
     drop(dam);
     while core.news_at_hand().is_some() {}
     faults.sweeps.lock().unwrap().clear();
-    prepare(&faults);
+    prepare(&mut core, &faults);
     let (stop, stopped) = oneshot::channel::<()>();
     let running = tokio::spawn(run(core, sources, || {}, async { drop(stopped.await) }));
     tokio::time::sleep(3 * SWEEP).await;
@@ -362,20 +384,25 @@ const SWEEP: Duration = Duration::from_secs(30);
 
 #[tokio::test(start_paused = true)]
 async fn a_sweep_that_panics_is_followed_by_another_soon_and_then_by_those_that_are_due() {
-    let pauses = pauses(|faults| faults.panics.store(2, Ordering::Relaxed)).await;
+    let pauses = pauses(|_, faults| faults.panics.store(2, Ordering::Relaxed)).await;
     assert_eq!(pauses[..3], [RETRY, RETRY, SWEEP]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_plan_that_fails_after_a_sweep_is_tried_again_soon_with_another() {
     // The plan itself, and what is read back then.
-    let pauses = pauses(|faults| faults.refusals.store(2, Ordering::Relaxed)).await;
+    let pauses = pauses(|core, faults| {
+        // So that there is something to do.
+        assert!(core.network(way(1, 4)));
+        faults.refusals.store(2, Ordering::Relaxed);
+    });
+    let pauses = pauses.await;
     assert_eq!(pauses[..2], [RETRY, SWEEP]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn sweeps_that_always_fail_are_tried_again_soon_so_many_times_and_then_when_due() {
-    let pauses = pauses(|faults| faults.panics.store(u32::MAX, Ordering::Relaxed)).await;
+    let pauses = pauses(|_, faults| faults.panics.store(u32::MAX, Ordering::Relaxed)).await;
     let soon = SWEEP_RETRIES as usize;
     assert!(pauses[..soon].iter().all(|&pause| pause == RETRY));
     assert_eq!(pauses[soon], SWEEP);
@@ -391,9 +418,10 @@ pub(super) fn at_rest(faults: Arc<Faults>) -> (Running<Flood>, Dam) {
     (agent, dam)
 }
 
-/// The same, two backends of which have news.
+/// The same, two backends of which have news since they were looked at.
 fn with_news(news: &[(u8, Condition)]) -> (Running<Flood>, Dam) {
-    let (agent, dam) = at_rest(Arc::default());
+    let (mut agent, dam) = at_rest(Arc::default());
+    agent.core.observe(SystemTime::now());
     let events = agent.core.dataplane().events.clone();
     for &(n, condition) in news {
         let target = Target {
@@ -427,7 +455,6 @@ fn turns_of_first(agent: &Running<Flood>) -> Vec<BackendState> {
 async fn who_goes_down_and_comes_up_before_the_agent_looks_is_told_to_have_done_both() {
     use Condition::{Down, Up};
     let (mut agent, _dam) = with_news(&[(1, Up), (2, Up), (1, Down), (2, Up), (1, Up)]);
-    agent.core.observe(SystemTime::now());
     let first = agent.core.news_at_hand().unwrap();
     agent.on_health(first);
     agent.core.observe(SystemTime::now());
@@ -440,7 +467,6 @@ async fn who_goes_down_and_comes_up_before_the_agent_looks_is_told_to_have_done_
 #[tokio::test]
 async fn who_goes_down_and_comes_up_between_two_turns_is_told_to_have_done_both() {
     let (mut agent, _dam) = with_news(&[(1, Condition::Up)]);
-    agent.core.observe(SystemTime::now());
     agent.give_turns();
     let target = Target {
         service: service().id,

@@ -304,11 +304,13 @@ impl State {
     /// are those of all. In order of the first.
     pub fn pools(&self) -> Vec<Vec<&Service>> {
         let leads = self.services.values().filter(|s| self.lead(s.id) == s.id);
-        let pool = |lead: &Service| {
-            let ids = self.sharing(lead.id).into_iter();
-            ids.filter_map(|id| self.services.get(&id)).collect()
-        };
-        leads.map(pool).collect()
+        leads.map(|lead| self.pool(lead.id)).collect()
+    }
+
+    /// The services that share the pool of one, the first of its group first.
+    pub fn pool(&self, id: ServiceId) -> Vec<&Service> {
+        let ids = self.sharing(id).into_iter();
+        ids.filter_map(|id| self.services.get(&id)).collect()
     }
 
     /// The service that stands for all that share the pool of one: the first of its group.

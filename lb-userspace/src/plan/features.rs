@@ -1,6 +1,8 @@
 //! What of the program is used, from before the first packet that needs it until after the last. The programs in the
 //! kernel are loaded for it before a plan begins.
 
+use std::sync::Arc;
+
 use lb_common::tables::{feature, owned, service_flag};
 
 use super::{Devices, Draft, Inputs, Operation, Placed};
@@ -96,7 +98,7 @@ impl Draft {
     fn left_over(&self) -> u32 {
         let is_pool = |bits: &u32| bits & owned::POOL != 0;
         let pools = self.layout.pools.values();
-        let before = |fields, placed: &Placed| fields | placed.descriptor.previous_fields();
+        let before = |fields, placed: &Arc<Placed>| fields | placed.descriptor.previous_fields();
         let has_sessions = self.layout.owned.values().any(is_pool);
         // Which of them are proxied, nobody counts.
         let proxied = has_sessions && self.layout.features & feature::SYN_PROXY != 0;

@@ -145,13 +145,12 @@ impl Ring {
         Self::new(self.start, slots, self.moved.clone())
     }
 
-    /// The same ring, whose slots that moved at `from` moved at `to`.
-    pub(super) fn restamped(&self, from: Tick, to: Tick) -> Self {
-        let restamped = |time| if time == from { to } else { time };
-        Self {
-            moved: self.moved.iter().copied().map(restamped).collect(),
-            moving_since: self.moving_since.map(|both| both.map(restamped)),
-            ..self.clone()
+    /// Its slots that moved at `from` moved at `to`.
+    pub(super) fn restamp(&mut self, from: Tick, to: Tick) {
+        let times = self.moved.iter_mut();
+        let times = times.chain(self.moving_since.iter_mut().flatten());
+        for time in times.filter(|time| **time == from) {
+            *time = to;
         }
     }
 
@@ -366,8 +365,8 @@ pub struct Layout {
     pub control: Control,
     /// Elements of the maps.
     pub(super) capacity: Capacity,
-    /// Pools, by number.
-    pub pools: BTreeMap<u32, Placed>,
+    /// Pools, by number. One that a plan leaves as it is is shared with the layout before it.
+    pub pools: BTreeMap<u32, Arc<Placed>>,
     /// The number of each service's pool.
     pub(super) numbers: BTreeMap<ServiceId, u32>,
     /// What answers become.
@@ -465,19 +464,24 @@ impl Layout {
 
     /// The pool of a service.
     pub fn placed(&self, id: ServiceId) -> Option<&Placed> {
-        self.pools.get(self.numbers.get(&id)?)
+        self.pools.get(self.numbers.get(&id)?).map(Arc::as_ref)
     }
 
     /// The pool of a service, to be changed.
     pub fn placed_mut(&mut self, id: ServiceId) -> Option<&mut Placed> {
-        self.pools.get_mut(self.numbers.get(&id)?)
+        self.pools
+            .get_mut(self.numbers.get(&id)?)
+            .map(Arc::make_mut)
     }
 
     /// Every service with its index and pool.
     pub fn services(&self) -> impl Iterator<Item = (ServiceId, u32, &Placed)> {
         let services = |placed: &'_ Placed| placed.services.clone().into_iter();
         let pools = self.pools.values();
-        pools.flat_map(move |placed| services(placed).map(move |(id, index)| (id, index, placed)))
+        pools.flat_map(move |placed| {
+            let services = services(placed);
+            services.map(move |(id, index)| (id, index, placed.as_ref()))
+        })
     }
 
     /// The layout of maps that are in use, and the operations that finish what an agent that died
@@ -528,7 +532,7 @@ impl Layout {
         }
         for (number, placed) in &mut layout.pools {
             let entry = tables.guards.get(*number as usize);
-            placed.guard = entry
+            Arc::make_mut(placed).guard = entry
                 .map(|entry| entry.halves[in_force])
                 .unwrap_or_default();
         }
@@ -559,6 +563,7 @@ impl Layout {
         for (number, placed) in &mut self.pools {
             let before = before.pools.get(number);
             if let Some(same) = before.filter(|before| before.services == placed.services) {
+                let placed = Arc::make_mut(placed);
                 placed.overflows.clone_from(&same.overflows);
                 placed.traffic.clone_from(&same.traffic);
                 placed.passed = same.passed;
@@ -579,9 +584,10 @@ impl Layout {
         self.numbers.insert(id, number);
         if !self.pools.contains_key(&number) {
             let placed = self.adopt_pool(dataplane, tables, descriptor)?;
-            self.pools.insert(number, placed);
+            self.pools.insert(number, Arc::new(placed));
         }
         if let Some(placed) = self.pools.get_mut(&number) {
+            let placed = Arc::make_mut(placed);
             placed.services.insert(id, index);
             if descriptor.is_overlaid() {
                 placed.overlaid.insert(id);

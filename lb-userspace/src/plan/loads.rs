@@ -7,7 +7,10 @@
 //! Packets go on changing both while a sweep reads. So it finds bounds only, and a count is corrected
 //! by no more than two sweeps in a row agree on.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use lb_common::{
     tables::{FlowKey, Record, Table, Tick, record_flag, service_flag},
@@ -82,7 +85,7 @@ impl Tally {
             now,
             ..Self::default()
         };
-        let counted = |placed: &&Placed| placed.descriptor.flags & service_flag::COUNTED != 0;
+        let counted = |placed: &&Arc<Placed>| placed.descriptor.flags & service_flag::COUNTED != 0;
         for placed in layout.pools.values().filter(counted) {
             for (_, member) in placed.members() {
                 let holder = member.holder();

@@ -95,6 +95,9 @@ pub struct Inputs<'a> {
     pub sampling: &'a BTreeMap<ServiceId, u8>,
     /// Whether a plan that would forget flows is refused.
     pub keeps_flows: bool,
+    /// The pools that anything has changed of since the last plan, by the first services of their groups, where nothing
+    /// else has: no other is looked at.
+    pub only: Option<&'a BTreeSet<ServiceId>>,
 }
 
 /// What is left of a backend that is not up.
@@ -194,7 +197,8 @@ impl Plan {
         let mut writes = Vec::new();
         for number in self.moves.iter().filter(|_| before != now) {
             if let Some(placed) = self.layout.pools.get_mut(number) {
-                placed.ring = Arc::new(placed.ring.restamped(before, now));
+                let placed = Arc::make_mut(placed);
+                Arc::make_mut(&mut placed.ring).restamp(before, now);
                 writes.push(Operation::Moved(Arc::clone(&placed.ring)));
             }
         }
@@ -276,10 +280,19 @@ pub fn plan(layout: &Layout, inputs: &Inputs<'_>) -> Result<Plan, PlanError> {
     if let Some(census) = inputs.census {
         draft.release_indices(census);
     }
-    draft.place_lists(inputs.state)?;
-    draft.place_address_pools(inputs.state);
-    let pools = inputs.state.pools();
-    let numbers = draft.match_pools(&pools);
+    let whole = inputs.only.is_none();
+    if whole {
+        draft.place_lists(inputs.state)?;
+        draft.place_address_pools(inputs.state);
+    }
+    let (pools, numbers) = match inputs.only {
+        Some(leads) => draft.found_pools(inputs.state, leads),
+        None => {
+            let pools = inputs.state.pools();
+            let numbers = draft.match_pools(&pools);
+            (pools, numbers)
+        }
+    };
     for (pool, number) in pools.iter().zip(numbers) {
         draft.place(pool, number, inputs)?;
     }
@@ -288,17 +301,32 @@ pub fn plan(layout: &Layout, inputs: &Inputs<'_>) -> Result<Plan, PlanError> {
     let members = std::mem::take(&mut draft.before);
     draft.set_ways_back(inputs.state)?;
     draft.set_servers(inputs.state)?;
-    draft.place_classes()?;
-    draft.set_owned(inputs)?;
-    draft.set_interfaces(inputs);
-    draft.set_devices(inputs.devices);
+    if whole {
+        draft.place_classes()?;
+        draft.set_owned(inputs)?;
+        draft.set_interfaces(inputs);
+        draft.set_devices(inputs.devices);
+    }
     draft.set_features(inputs);
     draft.set_gue_port(inputs.tunnel.gue_port);
     draft.before.extend(members);
     if inputs.keeps_flows {
         keeps::check(layout, &draft.layout)?;
     }
-    Ok(draft.finish(inputs.now))
+    let made = draft.finish(inputs.now);
+    if cfg!(debug_assertions)
+        && !whole
+        && let Ok(all) = plan(
+            layout,
+            &Inputs {
+                only: None,
+                ..*inputs
+            },
+        )
+    {
+        assert!(all == made, "a pool that was not looked at has changed");
+    }
+    Ok(made)
 }
 
 impl Draft {
@@ -312,9 +340,10 @@ impl Draft {
         let Some(&service) = pool.first() else {
             return Ok(());
         };
-        let placed = number.and_then(|number| self.layout.pools.remove(&number));
-        let before = placed.as_ref().map(Placed::descriptors).unwrap_or_default();
-        let mut placed = self.place_services(pool, placed)?;
+        let shared = number.and_then(|number| self.layout.pools.remove(&number));
+        let before = shared.as_deref();
+        let before = before.map(Placed::descriptors).unwrap_or_default();
+        let mut placed = self.place_services(pool, shared.as_deref().cloned())?;
         placed.overlaid.clone_from(&self.overlaid);
         let services = &placed.services;
         placed.overlaid.retain(|id| services.contains_key(id));
@@ -338,6 +367,7 @@ impl Draft {
         if self.release_left(service, &mut placed, inputs) {
             self.forget_origins(service, &mut placed, inputs);
         }
+        servers::forget_traffic(&mut placed);
         let guard = self.guard(inputs.state, service);
         if placed.guard != guard {
             placed.guard = guard;
@@ -346,6 +376,10 @@ impl Draft {
         let descriptors = placed.descriptors().into_iter();
         let changed = descriptors.filter(|(index, now)| before.get(index) != Some(now));
         self.descriptors.extend(changed);
+        let placed = match shared {
+            Some(shared) if *shared == placed => shared,
+            _ => Arc::new(placed),
+        };
         self.layout.pools.insert(placed.number, placed);
         Ok(())
     }

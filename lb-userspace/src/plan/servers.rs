@@ -112,7 +112,6 @@ pub(super) fn note_traffic(placed: &mut Placed, inputs: &Inputs<'_>) {
         .filter(|(_, member)| member.backend.state & state::TAKES == 0)
         .map(|(id, member)| (id, member.backend.counters))
         .collect();
-    placed.traffic.retain(|id, _| resigned.contains_key(id));
     let within = placed.descriptor.moving_time;
     for (id, counters) in resigned {
         if let Some(&packets) = inputs.traffic.get(&counters) {
@@ -120,6 +119,14 @@ pub(super) fn note_traffic(placed: &mut Placed, inputs: &Inputs<'_>) {
             watched.note(packets, inputs.now, within);
         }
     }
+}
+
+/// Forgets what was watched of members that take new flows, or have gone.
+pub(super) fn forget_traffic(placed: &mut Placed) {
+    let members = placed.members();
+    let resigned = members.filter(|(_, member)| member.backend.state & state::TAKES == 0);
+    let resigned: BTreeSet<u16> = resigned.map(|(id, _)| id).collect();
+    placed.traffic.retain(|id, _| resigned.contains(id));
 }
 
 /// Local ids of members that connection ids may still lead packets to.

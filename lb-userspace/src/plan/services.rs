@@ -1,6 +1,9 @@
 //! The part of a plan that says which services share which pool, and gives them their indices. Pure.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use lb_common::tables::{Descriptor, Guard};
 
@@ -11,7 +14,7 @@ use super::{
 };
 use crate::{
     dataplane::Operation,
-    model::{Service, ServiceId},
+    model::{Service, ServiceId, State},
 };
 
 impl Draft {
@@ -49,6 +52,17 @@ impl Draft {
         numbers
     }
 
+    /// Pools that are there and stay as they are but for their backends, by their first services, and their numbers.
+    pub(super) fn found_pools<'a>(
+        &self,
+        state: &'a State,
+        leads: &BTreeSet<ServiceId>,
+    ) -> (Vec<Vec<&'a Service>>, Vec<Option<u32>>) {
+        let number = |lead| self.layout.numbers.get(lead).copied();
+        let found = leads.iter().map(|lead| (state.pool(*lead), number(lead)));
+        found.filter(|(_, number)| number.is_some()).unzip()
+    }
+
     /// For each wanted pool, the one in the maps that has most of its services, each given away once.
     fn most_common_numbers(&self, pools: &[Vec<&Service>]) -> Vec<Option<u32>> {
         let mut common: BTreeMap<(usize, u32), usize> = BTreeMap::new();
@@ -72,10 +86,18 @@ impl Draft {
 
     /// Takes services from a pool, and the pool with them where none is left.
     fn keep_services(&mut self, number: u32, wanted: Option<&BTreeSet<ServiceId>>) {
-        let Some(mut placed) = self.layout.pools.remove(&number) else {
+        let stays = |id: &ServiceId| wanted.is_some_and(|wanted| wanted.contains(id));
+        let pools = &self.layout.pools;
+        if pools
+            .get(&number)
+            .is_none_or(|placed| placed.services.keys().all(stays))
+        {
+            return;
+        }
+        let Some(placed) = self.layout.pools.remove(&number) else {
             return;
         };
-        let stays = |id: &ServiceId| wanted.is_some_and(|wanted| wanted.contains(id));
+        let mut placed = Arc::unwrap_or_clone(placed);
         let (kept, gone): (BTreeMap<_, _>, BTreeMap<_, _>) =
             placed.services.into_iter().partition(|(id, _)| stays(id));
         placed.services = kept;
@@ -90,7 +112,7 @@ impl Draft {
         if placed.services.is_empty() {
             self.release(&placed);
         } else {
-            self.layout.pools.insert(number, placed);
+            self.layout.pools.insert(number, Arc::new(placed));
         }
     }
 

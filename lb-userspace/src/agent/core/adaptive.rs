@@ -8,6 +8,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
+    sync::Arc,
     time::Duration,
 };
 
@@ -256,6 +257,7 @@ impl<D: Dataplane> Core<D> {
     /// [`Core::has_looks_left`]: rings are tried for one pool at a time, which takes long for many.
     pub fn look(&mut self) -> bool {
         let leads: Vec<ServiceId> = self.known.adapting.pools.keys().copied().collect();
+        let state = Arc::clone(&self.state);
         let last = self.known.adapting.last;
         let first = leads.partition_point(|&lead| last.is_some_and(|last| lead <= last));
         self.known.adapting.left = false;
@@ -264,7 +266,7 @@ impl<D: Dataplane> Core<D> {
             let Some(mut pool) = self.known.adapting.pools.remove(&lead) else {
                 continue;
             };
-            let looked = match self.state.service(lead) {
+            let looked = match state.service(lead) {
                 Some(service) => self.look_at(service, &mut pool),
                 None => Looked::Nothing,
             };
@@ -289,9 +291,10 @@ impl<D: Dataplane> Core<D> {
         self.known.adapting.left
     }
 
-    fn look_at(&self, service: &Service, pool: &mut Pool) -> Looked {
+    fn look_at(&mut self, service: &Service, pool: &mut Pool) -> Looked {
         let (now, policy) = (self.dataplane.now(), &pool.policy.clone());
-        let placed = self.layout.placed(service.id).filter(|_| self.told);
+        let layout = Arc::clone(&self.layout);
+        let placed = layout.placed(service.id).filter(|_| self.told);
         let Some(placed) = placed else {
             return Looked::Nothing;
         };
@@ -443,9 +446,9 @@ impl<D: Dataplane> Core<D> {
         signs
     }
 
-    /// As much of the moves as leaves enough slots steady, and the shares after them.
+    /// As much of the moves as leaves enough slots steady, and the shares after them. Takes in news while rings are tried.
     fn affordable(
-        &self,
+        &mut self,
         over: &Service,
         policy: &Adaptive,
         placed: &Placed,
@@ -466,8 +469,8 @@ impl<D: Dataplane> Core<D> {
             let mut next = shares.clone();
             next.make(&moves, now);
             let service = self.laid_over_with(over, &next);
-            let unsteady = u64::from(plan::unsteady_after(placed, &service));
-            (unsteady <= most).then_some((moves, next))
+            let unsteady = self.beside("ring", || plan::unsteady_after(placed, &service));
+            (u64::from(unsteady) <= most).then_some((moves, next))
         })
     }
 

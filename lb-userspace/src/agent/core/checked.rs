@@ -152,6 +152,7 @@ impl<D: Dataplane> Core<D> {
         }
         for (lead, left) in left {
             self.marks.add(lead, &left);
+            self.planned.mark(lead);
             self.mark_of_pool(lead, left);
         }
     }

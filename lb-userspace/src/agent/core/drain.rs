@@ -8,6 +8,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::Duration,
 };
 
@@ -39,7 +40,11 @@ struct Still {
 
 /// Members that take no new flows.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Stills(BTreeMap<Holder, Still>);
+pub(super) struct Stills {
+    members: BTreeMap<Holder, Still>,
+    /// An agent has ever said that its backend has no flow left.
+    heard_of: bool,
+}
 
 /// Who says that a backend has no flow left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,6 +62,12 @@ impl Stills {
         let (mut over, mut begun) = (Vec::new(), Vec::new());
         for number in numbers {
             let [was, is] = [before, after].map(|layout| layout.pools.get(number));
+            if let (Some(was), Some(is)) = (was, is)
+                && Arc::ptr_eq(was, is)
+            {
+                continue;
+            }
+            let [was, is] = [was, is].map(|placed| placed.map(Arc::as_ref));
             let room = |placed: Option<&Placed>| placed.map_or(0, |placed| placed.members.len());
             for place in 0..room(was).max(room(is)) {
                 let [was, is] =
@@ -68,22 +79,25 @@ impl Stills {
             }
         }
         let mut known: BTreeMap<Holder, Still> = BTreeMap::new();
-        known.extend(over.iter().filter_map(|holder| self.0.remove_entry(holder)));
+        known.extend(
+            over.iter()
+                .filter_map(|holder| self.members.remove_entry(holder)),
+        );
         for holder in begun {
             let still = known.remove(&holder).unwrap_or(Still::new(now));
-            self.0.insert(holder, still);
+            self.members.insert(holder, still);
         }
     }
 
     /// Takes note of one that takes none any more.
     pub(super) fn begin(&mut self, member: &PlacedMember, now: Tick) {
         if let Some(holder) = still(member) {
-            self.0.entry(holder).or_insert(Still::new(now));
+            self.members.entry(holder).or_insert(Still::new(now));
         }
     }
 
     fn said(&self, member: &PlacedMember) -> Option<Tick> {
-        self.0.get(&member.holder())?.said()
+        self.members.get(&member.holder())?.said()
     }
 }
 
@@ -135,7 +149,7 @@ impl<D: Dataplane> Core<D> {
         let holder = member.holder();
         let now = self.dataplane.now();
         let takes = member.backend.state & state::TAKES != 0;
-        let Some(still) = self.stills.0.get_mut(&holder).filter(|_| !takes) else {
+        let Some(still) = self.stills.members.get_mut(&holder).filter(|_| !takes) else {
             return Err(ChangeError::NotDrained(format!(
                 "backend {address} of {id} takes new flows, so that it may have some at any time: drain it first, and report it once it has none"
             )));
@@ -153,18 +167,18 @@ impl<D: Dataplane> Core<D> {
             Teller::Agent => &mut still.by_agent,
         };
         *said = Some(now.wrapping_sub(ticks(age)));
+        self.stills.heard_of |= teller == Teller::Agent;
         Ok(news)
     }
 
     /// Takes note that a backend's agent does not say, or says no longer, that it has no flow left.
     pub(super) fn takes_drained_back(&mut self, (lead, address): Key) {
-        // Hardly anybody has ever said so.
-        if self.stills.0.values().all(|still| still.by_agent.is_none()) {
+        if !self.stills.heard_of {
             return;
         }
         let placed = self.layout.placed(lead);
         let member = placed.and_then(|placed| placed.member(address));
-        let still = member.and_then(|(_, member)| self.stills.0.get_mut(&member.holder()));
+        let still = member.and_then(|(_, member)| self.stills.members.get_mut(&member.holder()));
         if let Some(still) = still {
             still.by_agent = None;
         }
@@ -172,7 +186,10 @@ impl<D: Dataplane> Core<D> {
 
     /// Whether the next sweep may find that a backend has no flow left which says so.
     pub(super) fn awaits_proof(&self) -> bool {
-        self.stills.0.values().any(|still| still.said().is_some())
+        self.stills
+            .members
+            .values()
+            .any(|still| still.said().is_some())
             && self.layout.pools.values().any(|placed| {
                 let mut members = placed.members();
                 members.any(|(id, member)| {

@@ -5,6 +5,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6},
     ops::RangeBounds,
+    sync::Arc,
 };
 
 use lb_common::tables::Tick;
@@ -12,6 +13,7 @@ use lb_common::tables::Tick;
 use super::{
     Core,
     known::Down,
+    meanwhile::AT_A_TIME,
     pools::{Members, Pools},
 };
 use crate::{
@@ -116,15 +118,25 @@ impl<D: Dataplane> Core<D> {
         self.known.down.get(&key).is_some_and(|down| down.new)
     }
 
-    /// What is left of every backend that is not up.
-    pub(super) fn liveness(&self) -> BTreeMap<Key, Liveness> {
+    /// What is left of every backend that is not up. Takes in news meanwhile, some of which it may have missed.
+    pub(super) fn liveness(&mut self) -> BTreeMap<Key, Liveness> {
         let keys = self.known.down.keys().chain(self.known.forced.keys());
         let keys = keys
             .chain(self.known.damped.keys())
             .chain(self.known.outliers.keys());
-        let mut pools = Pools::of(&self.state);
-        keys.filter_map(|&key| Some((key, self.liveness_with(key, || pools.admin(key))?)))
-            .collect()
+        let keys: Vec<Key> = keys.copied().collect();
+        let state = Arc::clone(&self.state);
+        let mut pools = Pools::of(&state);
+        let mut all = BTreeMap::new();
+        for keys in keys.chunks(AT_A_TIME) {
+            let left = keys.iter().filter_map(|&key| {
+                let left = self.liveness_with(key, || pools.admin(key));
+                Some((key, left?))
+            });
+            all.extend(left);
+            self.hear_meanwhile();
+        }
+        all
     }
 
     /// What is left of a backend, unless it is up; `admin` finds what an operator asked of it.

@@ -8,7 +8,6 @@ use crate::{
     agent::ChangeError,
     dataplane::{Dataplane, Operation},
     plan::{
-        Placed,
         census::Census,
         loads::{self, Holder},
     },
@@ -41,7 +40,7 @@ impl<D: Dataplane> Core<D> {
         tell: impl Fn(SocketAddr, i64),
     ) -> Result<(), ChangeError> {
         let pools = self.layout.pools.values();
-        for (_, member) in pools.flat_map(Placed::members) {
+        for (_, member) in pools.flat_map(|placed| placed.members()) {
             let Some(&change) = changes.get(&member.holder()) else {
                 continue;
             };

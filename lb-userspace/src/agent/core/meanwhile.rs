@@ -1,5 +1,5 @@
 //! What goes on while a plan is made and carried out, which takes as long as the kernel's waits for packets in flight: news of
-//! checks is taken in all the same, and failures take effect at once.
+//! checks is taken in all the same, what packets show is looked at, and failures take effect at once.
 //!
 //! What a plan comes to is then what it would have come to before the news: a failure takes something from a backend's state, and
 //! nothing that the plan has yet to write gives it back ([`Marks`]). What else follows from the news is the next plan's.
@@ -14,7 +14,7 @@ use std::{
     },
     task::{Context, Poll, Wake, Waker},
     thread::{self, Thread},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use tokio::{sync::mpsc, task::unconstrained, time::Instant};
@@ -26,6 +26,14 @@ use crate::{
     model::ServiceId,
     plan::{self, Inputs, Layout, Placed, Plan, PlanError},
 };
+
+/// How often what packets show is looked at, of services that want it. It is memory that the program writes to: a look
+/// costs no call of the kernel, and no packet has to wake anybody.
+const WATCH: Duration = Duration::from_millis(10);
+/// A look is followed by a pause that makes it this part of the time at most, however many backends there are.
+const WATCH_PART: u32 = 10;
+/// How many of many are seen to before news is taken in again.
+pub(super) const AT_A_TIME: usize = 128;
 
 /// Where news of checks comes in.
 #[derive(Debug)]
@@ -101,21 +109,38 @@ impl Wake for Unpark {
     }
 }
 
+/// What a wait has come to.
+#[derive(Debug)]
+enum Woken {
+    News(Event),
+    /// What packets show is to be looked at.
+    Look,
+    Done,
+}
+
 impl Inbox {
-    /// The next piece of news, or nothing once the work is done.
-    fn wait(&mut self, work: &Work) -> Option<Event> {
+    /// Waits until there is a piece of news, the work is done, or it is `look`.
+    fn wait(&mut self, work: &Work, look: Option<Instant>) -> Woken {
         let waker = Waker::from(Arc::new(Unpark(thread::current())));
         let mut context = Context::from_waker(&waker);
         loop {
             // The loop's own task may have used up what it is given at a time, which is no reason not to hear.
             let next = pin!(unconstrained(self.news.recv()));
             if let Poll::Ready(Some(event)) = next.poll(&mut context) {
-                return Some(event);
+                return Woken::News(event);
             }
             if work.is_done() {
-                return None;
+                return Woken::Done;
             }
-            thread::park();
+            let Some(look) = look else {
+                thread::park();
+                continue;
+            };
+            let left = look.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Woken::Look;
+            }
+            thread::park_timeout(left);
         }
     }
 }
@@ -201,7 +226,7 @@ impl<D: Dataplane> Core<D> {
                 && let Some(clock) = self.inbox.as_ref().map(|inbox| inbox.clock)
             {
                 turned |= self.health_of_all(std::mem::take(&mut batch));
-                self.observe(clock());
+                self.observe_at_once(clock());
             }
             self.heard.add(&event);
             batch.push(event);
@@ -213,14 +238,28 @@ impl<D: Dataplane> Core<D> {
         turned | self.health_of_all(batch)
     }
 
+    /// When what packets show is to be looked at next, if anybody wants it.
+    pub fn watches_at(&self) -> Option<Instant> {
+        self.watches().then_some(self.next_watch)
+    }
+
+    /// [`Core::watch`], and when to do that again.
+    pub fn watch_now(&mut self) -> bool {
+        let begun = Instant::now();
+        let turned = self.watch();
+        self.next_watch = begun + WATCH.max(begun.elapsed() * WATCH_PART);
+        turned
+    }
+
     /// Whether any news may come.
     fn is_told(&self) -> bool {
         let inbox = self.inbox.as_ref();
         inbox.is_some_and(|inbox| !inbox.news.is_closed() || !inbox.news.is_empty())
     }
 
-    /// Takes in what is there; whoever made the plan that is under way sees to what follows.
-    fn hear_all(&mut self) {
+    /// Takes in what is there, between parts of what takes long: failures take effect, and what else follows from it
+    /// has to wait ([`Core::has_heard`]).
+    pub(in crate::agent) fn hear_meanwhile(&mut self) {
         if let Some(event) = self.news_at_hand() {
             let turned = self.hear(event);
             self.heard.turned |= turned;
@@ -228,11 +267,15 @@ impl<D: Dataplane> Core<D> {
     }
 
     fn hear_until_done(&mut self, work: &Work) {
+        let watches = self.watches();
         while !work.is_done()
             && let Some(inbox) = &mut self.inbox
-            && let Some(event) = inbox.wait(work)
         {
-            let turned = self.hear(event);
+            let turned = match inbox.wait(work, watches.then_some(self.next_watch)) {
+                Woken::News(event) => self.hear(event),
+                Woken::Look => self.watch_now(),
+                Woken::Done => return,
+            };
             self.heard.turned |= turned;
         }
     }
@@ -240,6 +283,17 @@ impl<D: Dataplane> Core<D> {
     /// Whether what was heard while plans were under way has the rings follow by [`Core::enforce`].
     pub fn has_heard(&self) -> bool {
         self.heard.turned
+    }
+
+    /// Whether anything that was heard while the agent was about something else has yet to be seen to.
+    pub fn has_news(&self) -> bool {
+        let Heard {
+            turned,
+            unobserved,
+            none_left,
+            since: _,
+        } = &self.heard;
+        *turned || !unobserved.is_empty() || !none_left.is_empty()
     }
 
     /// The backends whose agents say that they have no flow left, and when those were asked; for [`Core::says_drained`].
@@ -263,13 +317,17 @@ impl<D: Dataplane> Core<D> {
 
     /// Makes a plan, to which what comes from now on is news.
     pub(super) fn make(&mut self, layout: &Layout, inputs: &Inputs<'_>) -> Result<Plan, PlanError> {
-        self.hear_all();
+        self.hear_meanwhile();
         self.beside("plan", || plan::plan(layout, inputs))
     }
 
     /// Runs `work` on a thread beside this one, which takes in news meanwhile; where none comes in, or there is no further thread,
     /// on this one.
-    fn beside<T: Send>(&mut self, name: &str, work: impl Fn() -> T + Sync) -> T {
+    pub(in crate::agent) fn beside<T: Send>(
+        &mut self,
+        name: &str,
+        work: impl Fn() -> T + Sync,
+    ) -> T {
         if !self.is_told() {
             return work();
         }
@@ -303,7 +361,7 @@ impl<D: Dataplane> Core<D> {
         for operation in operations {
             // What a switch depends on is looked at right before it.
             if !matches!(operation, Operation::Switch(_) | Operation::Overflows(..)) {
-                self.hear_all();
+                self.hear_meanwhile();
                 self.keep_marks(plan)?;
             }
             if operation == Operation::Grace {

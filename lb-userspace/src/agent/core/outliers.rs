@@ -175,6 +175,7 @@ impl<D: Dataplane> Core<D> {
                     tracing::error!(%error, service = %lead, "what packets show cannot be read");
                 }
             }
+            self.hear_meanwhile();
         }
         Ok(turned)
     }

@@ -13,14 +13,20 @@ use crate::{
     plan::Layout,
 };
 
-/// Look-ups that take that walk, before pools are made ready for more.
+/// Look-ups that take that walk, before a pool is made ready for more.
 const WALKS: u32 = 4;
 
 /// The pools of a state, each made ready once it is asked for often enough.
 pub(super) struct Pools<'a> {
     state: &'a State,
-    walked: u32,
-    ready: HashMap<ServiceId, HashMap<SocketAddr, &'a Backend>>,
+    known: HashMap<ServiceId, Known<'a>>,
+}
+
+/// A pool that was asked for.
+enum Known<'a> {
+    /// So often.
+    Walked(u32),
+    Ready(HashMap<SocketAddr, &'a Backend>),
 }
 
 impl<'a> Pools<'a> {
@@ -28,23 +34,28 @@ impl<'a> Pools<'a> {
     pub(super) fn of(state: &'a State) -> Self {
         Self {
             state,
-            walked: 0,
-            ready: HashMap::new(),
+            known: HashMap::new(),
         }
     }
 
     /// A backend, where there is such a one.
     pub(super) fn backend(&mut self, (lead, address): Key) -> Option<&'a Backend> {
-        if self.walked < WALKS {
-            self.walked += 1;
-            return self.state.service(lead)?.backend(address);
+        let known = self.known.entry(lead).or_insert(Known::Walked(0));
+        match known {
+            Known::Ready(pool) => pool.get(&address).copied(),
+            Known::Walked(times) if *times < WALKS => {
+                *times += 1;
+                self.state.service(lead)?.backend(address)
+            }
+            Known::Walked(_) => {
+                let service = self.state.service(lead)?;
+                let backends = service.backends.iter();
+                let pool: HashMap<_, _> = backends.map(|b| (b.address, b)).collect();
+                let found = pool.get(&address).copied();
+                *known = Known::Ready(pool);
+                found
+            }
         }
-        let state = self.state;
-        let pool = self.ready.entry(lead).or_insert_with(|| {
-            let backends = state.service(lead).into_iter().flat_map(|s| &s.backends);
-            backends.map(|b| (b.address, b)).collect()
-        });
-        pool.get(&address).copied()
     }
 
     /// What an operator asked of it.

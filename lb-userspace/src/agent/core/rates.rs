@@ -3,16 +3,17 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::Duration,
 };
 
 use lb_common::tables::{Counters, Tick};
 
-use super::{Core, forced::Key, targets::inherit};
+use super::{Core, forced::Key, meanwhile::AT_A_TIME, targets::inherit};
 use crate::{
     dataplane::Dataplane,
     model::{BitRate, Service, ServiceId},
-    plan::{self, has_passed, ticks},
+    plan::{self, Placed, has_passed, ticks},
     smooth::Rate,
     snapshot::Rates,
 };
@@ -58,7 +59,7 @@ impl Own {
 }
 
 impl<D: Dataplane> Core<D> {
-    /// Takes note of how much backends get, where anybody wants to know.
+    /// Takes note of how much backends get, where anybody wants to know. Takes in news meanwhile.
     pub fn measure(&mut self) {
         let now = self.dataplane.now();
         if !has_passed(ticks(PAUSE), self.known.measured.looked, now) {
@@ -66,11 +67,15 @@ impl<D: Dataplane> Core<D> {
         }
         let mut before = std::mem::take(&mut self.known.measured.backends);
         let mut after = BTreeMap::new();
-        let services = self.state.services();
-        let leads = services.filter(|s| self.state.lead(s.id) == s.id && is_measured(s));
+        let (state, layout) = (Arc::clone(&self.state), Arc::clone(&self.layout));
+        let services = state.services();
+        let leads = services.filter(|s| state.lead(s.id) == s.id && is_measured(s));
         for service in leads {
-            let members = self.layout.placed(service.id).into_iter();
-            for (_, member) in members.flat_map(|placed| placed.members()) {
+            let members = layout.placed(service.id).into_iter();
+            for ((_, member), n) in members.flat_map(Placed::members).zip(1..) {
+                if n % AT_A_TIME == 0 {
+                    self.hear_meanwhile();
+                }
                 let (key, counters) = ((service.id, member.address()), member.backend.counters);
                 let counted = match self.dataplane.backend_counters(counters) {
                     Ok(counted) => counted,
@@ -84,6 +89,7 @@ impl<D: Dataplane> Core<D> {
                 own.count(counted, now);
                 after.insert(key, own);
             }
+            self.hear_meanwhile();
         }
         self.known.measured = Measured {
             backends: after,

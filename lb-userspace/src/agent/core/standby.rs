@@ -68,15 +68,22 @@ impl Tiers {
 }
 
 impl<D: Dataplane> Core<D> {
-    /// Has everything laid over the state anew, as it and health are now.
+    /// Has everything laid over the state anew, as it and health are now. Takes in news meanwhile: each part looks through all
+    /// services.
     pub(super) fn adapt(&mut self) {
         let asked = asked::lay_over(&self.state, &self.known.asked);
+        self.hear_meanwhile();
         self.stop_damping();
         self.stop_watching();
+        self.hear_meanwhile();
         self.judge_all();
+        self.hear_meanwhile();
         self.turn_ramps(asked.as_ref());
+        self.hear_meanwhile();
         self.turn_adapting();
+        self.hear_meanwhile();
         self.turn_tiers(asked.as_ref());
+        self.hear_meanwhile();
         let weighed = self.lay_weights_over(asked.as_ref().unwrap_or(&self.state));
         let weighed = weighed.or(asked);
         let tiers = self.lay_tiers_over(weighed.as_ref().unwrap_or(&self.state));

@@ -5,7 +5,7 @@ use std::{
     time::SystemTime,
 };
 
-use super::{Core, forced::Key, pools::Pools};
+use super::{Core, forced::Key, meanwhile::AT_A_TIME, pools::Pools};
 use crate::{
     agent::{journal::Journal, tiers::Shares},
     dataplane::Dataplane,
@@ -79,8 +79,22 @@ impl Told {
 }
 
 impl<D: Dataplane> Core<D> {
-    /// Records and logs what has turned since the last time; `now` is when.
+    /// Records and logs what has turned since the last time; `now` is when. Takes in news meanwhile.
     pub fn observe(&mut self, now: SystemTime) {
+        for keys in self.begin_observing(now).chunks(AT_A_TIME) {
+            self.observe_backends(keys, now);
+            self.hear_meanwhile();
+        }
+    }
+
+    /// The same, before anything further is heard.
+    pub(super) fn observe_at_once(&mut self, now: SystemTime) {
+        let keys = self.begin_observing(now);
+        self.observe_backends(&keys, now);
+    }
+
+    /// Whose states may have turned, once what is told of pools is.
+    fn begin_observing(&mut self, now: SystemTime) -> Vec<Key> {
         self.heard.unobserved.clear();
         self.tell_damped();
         for (service, what, reason) in std::mem::take(&mut self.chronicle.pools) {
@@ -102,10 +116,14 @@ impl<D: Dataplane> Core<D> {
                 .standings
                 .retain(|key, _| there.contains(key));
         }
+        keys.into_iter().collect()
+    }
+
+    fn observe_backends(&mut self, keys: &[Key], now: SystemTime) {
         let mut pools = Pools::of(&self.state);
         let standings: Vec<_> = keys
-            .into_iter()
-            .map(|key| (key, self.state_and_reason(key, pools.backend(key))))
+            .iter()
+            .map(|&key| (key, self.state_and_reason(key, pools.backend(key))))
             .collect();
         for (key, standing) in standings {
             match standing {

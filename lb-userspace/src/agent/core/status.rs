@@ -23,9 +23,30 @@ use crate::{
     },
 };
 
+/// What has been told of the backends of each pool.
+type Pools = HashMap<ServiceId, Arc<[BackendStatus]>>;
+
 impl<D: Dataplane> Core<D> {
     /// The agent at this moment.
     pub fn snapshot(&self) -> Snapshot {
+        let mut pools = Pools::new();
+        let services = self.state.services();
+        let services = services.map(|service| self.status_among(service, &mut pools));
+        self.snapshot_with(services.collect())
+    }
+
+    /// The same, which takes the longer the more services there are: takes in news meanwhile.
+    pub(in crate::agent) fn snapshot_meanwhile(&mut self) -> Snapshot {
+        let (state, mut pools) = (Arc::clone(&self.state), Pools::new());
+        let mut services = Vec::new();
+        for service in state.services() {
+            services.push(self.status_among(service, &mut pools));
+            self.hear_meanwhile();
+        }
+        self.snapshot_with(services)
+    }
+
+    fn snapshot_with(&self, services: Vec<ServiceStatus>) -> Snapshot {
         let counts = self.dataplane.drops().unwrap_or_else(|error| {
             tracing::error!(%error, "no drop counters");
             Vec::new()
@@ -41,7 +62,7 @@ impl<D: Dataplane> Core<D> {
             instance: self.instance.clone(),
             generation: self.layout.generation,
             interfaces: self.interfaces.clone(),
-            services: self.service_statuses(),
+            services,
             established: TableUse {
                 entries: self.census.established,
                 capacity: self.dataplane.capacity().flows,
@@ -85,16 +106,11 @@ impl<D: Dataplane> Core<D> {
         pools.collect()
     }
 
-    /// Every service at this moment. Backends are told once for each pool: a thousand services may share a thousand.
-    fn service_statuses(&self) -> Vec<ServiceStatus> {
-        let mut pools: HashMap<ServiceId, Arc<[BackendStatus]>> = HashMap::new();
-        let services = self.state.services().map(|service| {
-            let lead = self.state.lead(service.id);
-            let backends = pools.entry(lead);
-            let backends = backends.or_insert_with(|| self.backend_statuses(service));
-            self.service_status(service, Arc::clone(backends))
-        });
-        services.collect()
+    /// A service at this moment. Backends are told once for each pool: a thousand services may share a thousand.
+    fn status_among(&self, service: &Service, pools: &mut Pools) -> ServiceStatus {
+        let backends = pools.entry(self.state.lead(service.id));
+        let backends = backends.or_insert_with(|| self.backend_statuses(service));
+        self.service_status(service, Arc::clone(backends))
     }
 
     /// One service at this moment, where it is there.
