@@ -9,7 +9,7 @@ use lb_tests::{
     config::{Health, Service},
     load::{held::Held, open_loop::OpenLoop},
     skip::with_root,
-    stage::{BACKENDS, Stage, vip, web, web_address},
+    stage::{BACKENDS, Stage, every_mode, vip, web, web_address},
     topology::{Topology, backend_name},
     wait::wait_until,
 };
@@ -20,6 +20,8 @@ const PERIOD: Duration = Duration::from_millis(200);
 /// New connections a second.
 const RATE: u32 = 200;
 const CYCLES: u32 = 100;
+/// The same in each of several modes.
+const FEW_CYCLES: u32 = 10;
 const REQUESTS: usize = 300;
 const SOON: Duration = Duration::from_secs(30);
 
@@ -39,7 +41,7 @@ fn stage(service: &Service, condition: &str) -> Result<Stage> {
 
 /// `lbctl backend VERB` of backend `n`.
 fn ask(stage: &Stage, service: &Service, verb: &str, n: u8) -> Result<()> {
-    let address = web_address(n);
+    let (address, _) = service.backends[usize::from(n) - 1];
     stage.lbctl(&format!("backend {verb} {} {address}", service.vip))
 }
 
@@ -63,27 +65,78 @@ fn a_hundred_drains_and_undrains_under_load_lose_no_request() -> Result<()> {
         || {
             let service = web(Health::HTTP).with("moving_time", "2s");
             let stage = stage(&service, "up")?;
-            let client = &stage.topology.client;
-            let load = OpenLoop::start(client, vip(&service)?, RATE)?;
-            let held = Held::open(client, vip(&service)?, HELD, PERIOD)?;
-            for cycle in 0..CYCLES {
-                let n = (cycle % u32::from(BACKENDS)) as u8 + 1;
-                ask(&stage, &service, "drain", n)?;
-                // Some connections begin in each state.
-                std::thread::sleep(Duration::from_millis(50));
-                ask(&stage, &service, "undrain", n)?;
-                std::thread::sleep(Duration::from_millis(50));
-            }
-            let (report, lives) = (load.stop()?, held.stop()?);
-            println!("{CYCLES} cycles: {report}; {lives}");
-            let failures: Vec<_> = report.failures().collect();
-            assert!(failures.is_empty(), "{failures:?}");
-            assert_eq!(lives.broken_per_backend(), BTreeMap::new());
-            assert_eq!(report.per_backend().len(), usize::from(BACKENDS));
-            ensure!(report.attempts.len() > 1_000, "hardly any load");
+            let attempts = drain_in_turn(&stage, &[service], CYCLES, RATE)?;
+            ensure!(attempts > 1_000, "hardly any load");
             Ok(())
         },
     )
+}
+
+#[test]
+fn drains_and_undrains_under_load_lose_no_request_in_any_other_mode() -> Result<()> {
+    with_root(
+        "drains_and_undrains_under_load_lose_no_request_in_any_other_mode",
+        || {
+            let others = every_mode().into_iter();
+            let others = others.filter(|service| service.mode != "nat");
+            let mut services: Vec<Service> = others.map(|s| s.with("moving_time", "2s")).collect();
+            services.dedup_by_key(|service| service.mode);
+            let stage = Stage::new(Topology::new(BACKENDS)?, services.clone())?;
+            for service in &services {
+                for &(address, _) in &service.backends {
+                    stage.await_condition(service, address, "up")?;
+                }
+            }
+            let attempts = drain_in_turn(&stage, &services, FEW_CYCLES, RATE / 5)?;
+            ensure!(attempts > 100 * services.len(), "hardly any load");
+            Ok(())
+        },
+    )
+}
+
+/// Drains and undrains backends of services in turn, so often each, with so many new connections to each a second; how many there
+/// were. None of them fails, and none that is held breaks.
+fn drain_in_turn(stage: &Stage, services: &[Service], cycles: u32, rate: u32) -> Result<usize> {
+    let client = &stage.topology.client;
+    let mut loads = Vec::new();
+    for service in services {
+        let load = OpenLoop::start(client, vip(service)?, rate)?;
+        loads.push((load, Held::open(client, vip(service)?, HELD, PERIOD)?));
+    }
+    for cycle in 0..cycles {
+        let n = (cycle % u32::from(BACKENDS)) as u8 + 1;
+        for verb in ["drain", "undrain"] {
+            for service in services {
+                ask(stage, service, verb, n)?;
+            }
+            // Some connections begin in each state.
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+    let mut attempts = 0;
+    for (service, (load, held)) in services.iter().zip(loads) {
+        let (report, lives) = (load.stop()?, held.stop()?);
+        println!(
+            "{} {}, {cycles} cycles: {report}; {lives}",
+            service.mode, service.vip
+        );
+        let failures: Vec<_> = report.failures().collect();
+        assert!(failures.is_empty(), "{}: {failures:?}", service.vip);
+        assert_eq!(
+            lives.broken_per_backend(),
+            BTreeMap::new(),
+            "{}",
+            service.vip
+        );
+        assert_eq!(
+            report.per_backend().len(),
+            usize::from(BACKENDS),
+            "{}",
+            service.vip
+        );
+        attempts += report.attempts.len();
+    }
+    Ok(attempts)
 }
 
 #[test]
