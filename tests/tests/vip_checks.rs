@@ -121,3 +121,80 @@ fn probes_leave_nothing_behind_at_a_backend() -> Result<()> {
         Ok(())
     })
 }
+
+/// Prefix of VIPs.
+const PREFIX: &str = "10.0.0.64/28";
+
+/// Services of which no connection to one address tells all: of other protocols, of several ports or addresses, those whose backends are
+/// told of each other, and what else is of their group.
+fn others() -> Vec<Service> {
+    let [v4, v6] = [false, true].map(|v6| match v6 {
+        false => v4_pool(PORT).collect::<Vec<_>>(),
+        true => v6_pool(PORT).collect(),
+    });
+    let group =
+        |n| Service::new(tcp(vip_v4(n)), "ipip", Health::NONE, v4.clone()).with("group", "web");
+    let with_port = VIP_CHECK.replace('{', &format!("{{ port = {PORT},"));
+    let checked = |vip: String, mode, pool: &[_]| {
+        Service::new(vip, mode, Health::NONE, pool.to_vec()).checked(&[VIP_CHECK])
+    };
+    vec![
+        checked(format!("{}:53/udp", vip_v4(1)), "ipip", &v4),
+        checked(format!("[{}]:53/udp", vip_v6(1)), "gue", &v6),
+        checked(format!("[{}]:53/udp", vip_v6(2)), "l2", &v4),
+        checked(format!("{}:*/tcp", vip_v4(2)), "ipip", &v4),
+        checked(format!("{}:1-{PORT}/tcp", vip_v4(3)), "gue", &v6),
+        Service::new(format!("{PREFIX}:*/tcp"), "l2", Health::NONE, v4.clone())
+            .checked(&[&with_port]),
+        checked(tcp(vip_v4(4)), "gue", &v4).with_true("second_hop"),
+        checked(tcp(vip_v6(4)), "gue", &v6).with_true("second_hop"),
+        group(5).checked(&[VIP_CHECK]),
+        group(6).checked(&[VIP_CHECK]),
+    ]
+}
+
+#[test]
+fn without_its_vip_a_backend_gets_no_flows_of_other_protocols_ranges_prefixes_and_groups()
+-> Result<()> {
+    with_root(
+        "without_its_vip_a_backend_gets_no_flows_of_other_protocols_ranges_prefixes_and_groups",
+        || {
+            let services = others();
+            let stage = Stage::new(Topology::new(BACKENDS)?, services.clone())?;
+            for n in 1..=BACKENDS {
+                await_all(&stage, &services, n, "up")?;
+            }
+            let host = stage.topology.backend(2).clone();
+            let change = |verb: &str, v4: &[u8]| -> Result<()> {
+                let v4 = v4.iter().map(|&n| format!("{}/32", vip_v4(n)));
+                for vip in v4.chain([1, 2, 4].map(|n| format!("{}/128", vip_v6(n)))) {
+                    let mut ip = host.command("ip");
+                    ip.args(["addr", verb, &vip, "dev", "lo"]);
+                    if verb == "add" && vip.contains(':') {
+                        ip.arg("nodad");
+                    }
+                    run(&mut ip)?;
+                }
+                let mut ip = host.command("ip");
+                run(ip.args(["route", verb, "local", PREFIX, "dev", "lo"]))?;
+                Ok(())
+            };
+            // Of the group, the first VIP is there all the time.
+            let gone = [1, 2, 3, 4, 6];
+            change("del", &gone)?;
+            await_all(&stage, &services, 2, "down")?;
+            let group = stage.backend(&services[9], services[9].backends[1].0)?;
+            let error = group.map(|backend| backend["last_error"].to_string());
+            let at = format!("{}: no answer", tcp(vip_v4(6)).trim_end_matches("/tcp"));
+            ensure!(
+                error.as_ref().is_some_and(|error| error.contains(&at)),
+                "{error:?}"
+            );
+            for n in [1, 3] {
+                await_all(&stage, &services, n, "up")?;
+            }
+            change("add", &gone)?;
+            await_all(&stage, &services, 2, "up")
+        },
+    )
+}

@@ -19,7 +19,7 @@ use crate::{
         reply::{Asked, Reply, Serving, Wants},
         schedule::{Schedule, seed},
     },
-    model::{Check, Dns, Probe, Protocol, Transport, Unreachable},
+    model::{Check, Dns, Probe, Protocol, ServiceId, Transport, Unreachable},
     snapshot::{CheckStatus, Condition},
 };
 
@@ -119,6 +119,7 @@ impl<P: Prober> Checking<P> {
                 check: name,
                 timeout: check.timeout,
                 way: Way::default(),
+                also: Arc::default(),
             },
             check: check.clone(),
             tools,
@@ -134,9 +135,9 @@ impl<P: Prober> Checking<P> {
         Self { alone, ..self }
     }
 
-    /// How traffic reaches the backend.
-    pub fn by(mut self, way: Way) -> Self {
-        self.subject.way = way;
+    /// How traffic reaches the backend, and of which services it is beside the target's own.
+    pub fn by(mut self, way: Way, also: Arc<[ServiceId]>) -> Self {
+        (self.subject.way, self.subject.also) = (way, also);
         self
     }
 

@@ -85,8 +85,13 @@ pub enum By {
     Address,
     /// They have an IP header more.
     Ipip,
-    /// They are in UDP to this port.
-    Gue(u16),
+    /// They are in UDP.
+    Gue {
+        /// To this port.
+        port: u16,
+        /// With room for another backend ([`lb_common::second_hop`]).
+        second_hop: bool,
+    },
     /// They have its hardware address.
     Mac,
 }
@@ -115,7 +120,7 @@ pub struct TargetConfig {
     pub initial: Condition,
     /// What its agent has asked for before that. Looked at as seldom.
     pub asked: Asked,
-    /// Services beside the target's own by whose names it reports: those of its group.
+    /// Services beside the target's own by whose names it reports, and at whose VIPs it is asked: those of its group.
     pub also: Arc<[ServiceId]>,
 }
 
@@ -125,17 +130,23 @@ struct Checks {
     health: Arc<Health>,
     alone: bool,
     way: Way,
+    also: Arc<[ServiceId]>,
 }
 
 impl TargetConfig {
     fn checks(&self) -> Checks {
         let Self {
-            health, alone, way, ..
+            health,
+            alone,
+            way,
+            also,
+            ..
         } = self;
         Checks {
             health: Arc::clone(health),
             alone: *alone,
             way: *way,
+            also: Arc::clone(also),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Owns the checks of one target: runs them side by side, makes one verdict of theirs, reports what is
 //! news. Never knows of other targets.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use futures_util::{
     StreamExt as _,
@@ -144,7 +144,10 @@ impl<P: Prober> Runner<P> {
     fn begin(
         &self,
         Checks {
-            health, alone, way, ..
+            health,
+            alone,
+            way,
+            also,
         }: &Checks,
     ) -> (
         Vec<Finding>,
@@ -161,7 +164,7 @@ impl<P: Prober> Runner<P> {
             let (tools, initial) = (self.tools.clone(), self.reported.condition);
             let checking = Checking::new(self.target, name, check, tools, initial, asked)
                 .alone(*alone)
-                .by(*way);
+                .by(*way, Arc::clone(also));
             findings.push(checking.finding().clone());
             let found = move |mut checking: Checking<P>| async move {
                 let finding = checking.next().await.clone();

@@ -8,8 +8,8 @@ use std::{
 };
 
 use super::{
-    Backend, BitRate, Failback, FlowState, MAX_BACKENDS, MAX_WEIGHT, Mode, ModelError, Protocol,
-    Service, ServiceId,
+    Backend, BitRate, Check, Failback, FlowState, MAX_BACKENDS, MAX_WEIGHT, Mode, ModelError,
+    Probe, Protocol, Service, ServiceId,
     adaptive::check_adaptive,
     address_pool::check_full_nat,
     group,
@@ -103,18 +103,25 @@ impl Service {
         if !self.health.probes_vip() {
             return Ok(());
         }
-        if self.id.protocol != Protocol::Tcp {
-            let problem = "type \"vip\" opens a connection, which UDP has none of, and what a server answers to a datagram is its own: use type \"udp\" or \"dns\", which ask the backend's own address";
-            return invalid(self.id, "checks", problem);
-        }
-        if self.id.has_several_ports() || self.id.is_prefix() {
-            let problem = "type \"vip\" asks one address and port of the VIP, and there is no single one: use another type";
-            return invalid(self.id, "checks", problem);
-        }
         if matches!(self.mode, Mode::Nat | Mode::FullNat) {
             let problem = format!(
                 "type \"vip\" asks backends for the VIP, and in mode {} they get packets to their own addresses, as those of any other type: use type \"tcp\", or mode ipip, gue or l2",
                 name_of(self.mode)
+            );
+            return invalid(self.id, "checks", problem);
+        }
+        let at_vip = |check: &&Check| check.probe == Probe::Vip {};
+        let mut ports = self
+            .health
+            .checks
+            .iter()
+            .filter(at_vip)
+            .filter_map(|check| check.port);
+        if let Some(port) =
+            ports.find(|port| !self.id.has_several_ports() || !self.id.ports().contains(port))
+        {
+            let problem = format!(
+                "type \"vip\" asks where traffic goes, which port {port} is not: leave `port` out, or give one of the service's where it has several"
             );
             return invalid(self.id, "checks", problem);
         }

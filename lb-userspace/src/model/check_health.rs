@@ -154,10 +154,6 @@ impl Check {
         let kind = self.probe.kind();
         match (&self.probe, self.port) {
             (_, Some(0)) => wrong("port", "port 0 is not a port: use 1 to 65535"),
-            (Probe::Vip {}, Some(_)) => wrong(
-                "port",
-                "type \"vip\" asks the VIP's port, where traffic goes: leave it out",
-            ),
             (Probe::Icmp {} | Probe::Heartbeat {} | Probe::None {}, Some(_)) => wrong(
                 "port",
                 format!("type \"{kind}\" asks no port: leave it out"),

@@ -128,7 +128,8 @@ pub enum Probe {
     Dns(Dns),
     /// An ICMP echo request is answered.
     Icmp {},
-    /// A TCP connection to the VIP is accepted, asked for by the way that traffic goes.
+    /// A TCP connection to the VIP is accepted, or, of a service of another protocol, an echo request to it answered, asked for by
+    /// the way that traffic goes.
     Vip {},
     /// `grpc.health.v1.Health/Check` answers SERVING.
     Grpc(Grpc),

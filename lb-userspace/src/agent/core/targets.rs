@@ -48,7 +48,7 @@ impl<D: Dataplane> Core<D> {
                     TargetConfig {
                         health: Arc::clone(&health),
                         alone: is_alone(&pool, backend),
-                        way: self.way(service, backend.address),
+                        way: self.way(&pool, service, backend.address),
                         smooth: follows.map(|adaptive| smoothed_over(&adaptive)),
                         initial,
                         asked: asked.unwrap_or_default(),
@@ -61,21 +61,24 @@ impl<D: Dataplane> Core<D> {
     }
 
     /// How probes of a backend that go as traffic does leave this host.
-    fn way(&self, service: &Service, address: SocketAddr) -> Way {
+    fn way(&self, pool: &[&Service], service: &Service, address: SocketAddr) -> Way {
         let backend = address.ip();
         let by = match service.mode {
             Mode::Ipip => By::Ipip,
-            Mode::Gue => By::Gue(self.tunnel.gue_port),
+            Mode::Gue => By::Gue {
+                port: self.tunnel.gue_port,
+                second_hop: service.second_hop,
+            },
             Mode::L2 => By::Mac,
             Mode::Nat | Mode::FullNat => By::Address,
         };
         let next = plan::next_hop(&self.next_hops, service.mode, backend);
-        let hop = next.filter(|_| service.probes_by_hop(backend));
+        let needs = pool.iter().any(|service| service.probes_by_hop(backend));
+        let hop = next.filter(|_| needs);
         let hop = hop.map(|next| Hop {
             interface: next.interface,
             mac: next.destination_mac,
         });
-        let needs = service.probes_by_hop(backend);
         Way {
             by,
             hop,
@@ -146,7 +149,7 @@ impl<D: Dataplane> Core<D> {
 }
 
 /// Whether what refuses a check at a backend's own port refuses all of its flows: all arrive there, by one protocol. A
-/// check at the VIP asks the first one alone.
+/// check at VIPs asks no more than one service of each.
 fn is_alone(pool: &[&Service], backend: &Backend) -> bool {
     let Some((first, others)) = pool.split_first() else {
         return false;

@@ -31,7 +31,7 @@ use tokio::{
 
 use crate::{
     health::{Target, Way, reply::Reply},
-    model::Probe,
+    model::{Probe, ServiceId},
 };
 
 /// Most that is read of an answer: of HTTP its header, and as much again of its body.
@@ -50,6 +50,8 @@ pub struct Subject {
     pub timeout: Duration,
     /// How traffic reaches it.
     pub way: Way,
+    /// Services whose traffic it gets beside the target's own: those of its group.
+    pub also: Arc<[ServiceId]>,
 }
 
 /// What a success found.
@@ -105,7 +107,7 @@ pub enum Question {
     Dns(dns::Question),
     /// An ICMP echo request.
     Icmp,
-    /// A SYN to the VIP, by the way that traffic goes.
+    /// A SYN or an echo request to the VIP, by the way that traffic goes.
     Vip,
     /// gRPC's health protocol.
     Grpc(grpc::Question),
@@ -142,7 +144,7 @@ impl Prober for Network {
                 Question::Udp(question) => question.ask(address).await?,
                 Question::Dns(question) => question.ask(address).await?,
                 Question::Icmp => icmp::ask(address.ip()).await?,
-                Question::Vip => self.answers.ask(subject).await?,
+                Question::Vip => self.answers.ask(subject, deadline).await?,
                 Question::Grpc(question) => question.ask(address).await?,
                 Question::Exec(question) => question.ask(subject).await?,
                 Question::Agent(question) => reply = Some(question.ask(address).await?),

@@ -27,6 +27,7 @@ async fn probes_leave_no_connection_behind() {
         check: "tcp".to_owned(),
         timeout: Duration::from_secs(10),
         way: Way::default(),
+        also: Arc::default(),
     };
     let network = Network::default();
     let question = network.prepare(&Probe::TCP).await.unwrap();

@@ -52,5 +52,6 @@ pub(super) fn subject(address: SocketAddr, check: &Check) -> Subject {
         check: check.probe.kind().to_owned(),
         timeout: check.timeout,
         way: Way::default(),
+        also: Arc::default(),
     }
 }

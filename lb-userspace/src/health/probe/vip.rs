@@ -1,5 +1,5 @@
-//! Owns probes that go the way traffic does: a SYN to the VIP, wrapped to the backend as the packet path would
-//! wrap it, or sent to its hardware address, which has to be answered from the VIP. A backend without its VIP, or
+//! Owns probes that go the way traffic does: a SYN to the VIP, or an echo request where its service is not of TCP, wrapped to the
+//! backend as the packet path would wrap it, or sent to its hardware address, which has to be answered from the VIP. A backend without its VIP, or
 //! without the far end of its tunnel, fails. Never completes a connection: what was opened is reset at once, by the same way.
 //!
 //! A socket of TCP's cannot do that: the kernel would need a tunnel device and a route for each backend, which
@@ -17,16 +17,24 @@ use std::{
     time::Duration,
 };
 
-use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
+use etherparse::{
+    IcmpEchoHeader, Icmpv4Type, Icmpv6Type, IpHeaders, NetSlice, PacketBuilder, PacketBuilderStep,
+    SlicedPacket, TransportSlice,
+};
+use futures_util::future::try_join_all;
+use lb_common::{packet::SlicePacket, second_hop, tables::Address, wire::protocol};
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 use tokio::{
     sync::{OnceCell, oneshot},
     task::JoinHandle,
-    time::sleep,
+    time::{Instant, sleep, timeout_at},
 };
 
 use super::{ProbeError, Subject};
-use crate::health::{By, Hop, Way};
+use crate::{
+    health::{By, Hop, Way},
+    model::{self, ServiceId},
+};
 
 /// Hops that a SYN may take inside of its tunnel.
 const HOPS: u8 = 64;
@@ -35,6 +43,8 @@ const WINDOW: u16 = 64_240;
 const PAUSE: Duration = Duration::from_millis(100);
 /// Longer than the headers of any answer.
 const LONGEST: usize = 512;
+/// VIPs of a group that one probe asks for.
+const MOST_VIPS: usize = 16;
 
 /// Where answers come in, made with the first probe of each family.
 #[derive(Debug, Clone, Default)]
@@ -51,16 +61,18 @@ struct Listener {
     _bound: Socket,
 }
 
-/// Who waits, by the sequence number that was sent.
+/// Who waits, by what was sent.
 type Waiting = Arc<Mutex<HashMap<u32, oneshot::Sender<Heard>>>>;
 
-/// An answer to a SYN.
+/// An answer to a SYN or an echo request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Heard {
+    /// Port 0 where it is an echo.
     from: SocketAddr,
+    /// Its port, or the identifier of an echo.
     to_port: u16,
-    /// What was sent, and one.
-    acknowledged: u32,
+    /// What was sent: a sequence number, or what is echoed.
+    token: u32,
     accepts: bool,
 }
 
@@ -84,35 +96,102 @@ fn lock(waiting: &Waiting) -> std::sync::MutexGuard<'_, HashMap<u32, oneshot::Se
 }
 
 impl Answers {
-    /// Opens a connection to the VIP of `subject` at its backend, and gives it up again.
-    pub(super) async fn ask(&self, subject: &Subject) -> Result<(), ProbeError> {
-        let (vip, backend) = (subject.target.service.vip, subject.target.address.ip());
-        let way = Leaving::new(subject.way, vip.is_ipv6(), backend)?;
+    /// Asks for the VIPs of `subject` at its backend, all at once: whoever is behind one of a group's is behind all of them.
+    /// Until the deadline, each by itself: the first one's silence is not another's.
+    pub(super) async fn ask(&self, subject: &Subject, deadline: Instant) -> Result<(), ProbeError> {
+        let asked = asked(subject).into_iter().enumerate();
+        let all = asked.map(|(n, vip)| async move {
+            let heard = timeout_at(deadline, self.ask_at(subject, vip)).await;
+            let heard = heard.unwrap_or(Err(ProbeError::Timeout(subject.timeout)));
+            // What the first one does not say says nothing of its own flows.
+            heard.map_err(|error| match n > 0 && error.blames_backend() {
+                true => ProbeError::Unexpected(format!("{}: {error}", vip.at)),
+                false => error,
+            })
+        });
+        try_join_all(all).await.map(drop)
+    }
+
+    /// Opens a connection to a VIP at the backend, and gives it up again, or has the VIP echo.
+    async fn ask_at(&self, subject: &Subject, vip: Vip) -> Result<(), ProbeError> {
+        let (at, backend) = (vip.at, subject.target.address.ip());
+        let way = Leaving::new(subject.way, at.is_ipv6(), backend)?;
         let failed = |error: io::Error| ProbeError::from_connect(&error);
-        let listener = self.0[usize::from(vip.is_ipv6())]
-            .get_or_try_init(|| async { Listener::open(vip.is_ipv6()) })
+        let listener = self.0[usize::from(at.is_ipv6())]
+            .get_or_try_init(|| async { Listener::open(at.is_ipv6()) })
             .await
             .map_err(|error| ProbeError::Local(error.to_string()))?;
         let source = SocketAddr::new(way.own_address()?, listener.port);
-        let sequence = fastrand::u32(..);
+        let token = fastrand::u32(..);
         let (heard, answer) = oneshot::channel();
-        lock(&listener.waiting).insert(sequence, heard);
-        let _wait = Wait(&listener.waiting, sequence);
-        let opens = segment(source, vip, sequence, false);
-        way.send(listener, &opens?).map_err(failed)?;
+        lock(&listener.waiting).insert(token, heard);
+        let _wait = Wait(&listener.waiting, token);
+        let asks = match vip.echoes {
+            true => echo(source, at.ip(), token),
+            false => segment(source, at, token, false),
+        };
+        way.send(listener, &asks?).map_err(failed)?;
         let heard = answer.await;
         let heard = heard.map_err(|_| ProbeError::Local("nobody hears answers".to_owned()))?;
-        if heard.from != vip {
-            let problem = format!("{} answered in the place of {vip}", heard.from);
+        if heard.from != vip.answers_from() {
+            let problem = format!("{} answered in the place of {at}", heard.from);
             return Err(ProbeError::Unexpected(problem));
         }
         if !heard.accepts {
             return Err(ProbeError::Refused);
         }
+        if vip.echoes {
+            return Ok(());
+        }
         // Else the backend would wait for the rest for a minute.
-        let resets = segment(source, vip, sequence.wrapping_add(1), true);
+        let resets = segment(source, at, token.wrapping_add(1), true);
         way.send(listener, &resets?).map_err(failed)
     }
+}
+
+/// What is asked of a VIP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Vip {
+    at: SocketAddr,
+    /// An echo, since its protocol knows no connections that could be given up again.
+    echoes: bool,
+}
+
+impl Vip {
+    /// Of a service: where it has several ports, the one that the check or the backend has, if the service has it too, and else
+    /// the first; where it has several addresses, the first.
+    fn of(id: ServiceId, port: u16) -> Self {
+        let ports = id.ports();
+        let port = match ports.contains(&port) {
+            true => port,
+            false => *ports.start(),
+        };
+        Self {
+            at: SocketAddr::new(id.vip.ip(), port),
+            echoes: id.protocol != model::Protocol::Tcp,
+        }
+    }
+
+    fn answers_from(self) -> SocketAddr {
+        let port = if self.echoes { 0 } else { self.at.port() };
+        SocketAddr::new(self.at.ip(), port)
+    }
+}
+
+/// Where a backend is asked: at the VIP of its service, and at each further address of its group, there rather for a connection than
+/// for an echo.
+fn asked(subject: &Subject) -> Vec<Vip> {
+    let of = |id: &ServiceId| Vip::of(*id, subject.address.port());
+    let mut vips = vec![of(&subject.target.service)];
+    for vip in subject.also.iter().map(of) {
+        match vips.iter_mut().find(|other| other.at.ip() == vip.at.ip()) {
+            Some(other) if other.echoes && !vip.echoes => *other = vip,
+            Some(_) => {}
+            None => vips.push(vip),
+        }
+    }
+    vips.truncate(MOST_VIPS);
+    vips
 }
 
 impl Listener {
@@ -163,15 +242,14 @@ async fn hear(packets: tokio::net::UdpSocket, port: u16, waiting: Waiting) {
         let Some(heard) = parse(&buffer[..read]).filter(|heard| heard.to_port == port) else {
             continue;
         };
-        let sequence = heard.acknowledged.wrapping_sub(1);
-        if let Some(waits) = lock(&waiting).remove(&sequence) {
+        if let Some(waits) = lock(&waiting).remove(&heard.token) {
             // Who waited may have given up.
             let _ = waits.send(heard);
         }
     }
 }
 
-/// What an answer says: a SYN that acknowledges, or a reset.
+/// What an answer says: a SYN that acknowledges, a reset, or an echo.
 fn parse(packet: &[u8]) -> Option<Heard> {
     let packet = SlicedPacket::from_ip(packet).ok()?;
     let from: IpAddr = match packet.net? {
@@ -179,15 +257,31 @@ fn parse(packet: &[u8]) -> Option<Heard> {
         NetSlice::Ipv6(ip) => ip.header().source_addr().into(),
         _ => return None,
     };
-    let TransportSlice::Tcp(tcp) = packet.transport? else {
-        return None;
+    let echoed = |echo: IcmpEchoHeader, payload: &[u8]| {
+        Some(Heard {
+            from: SocketAddr::new(from, 0),
+            to_port: echo.id,
+            token: u32::from_be_bytes(payload.try_into().ok()?),
+            accepts: true,
+        })
     };
-    (tcp.ack() && (tcp.syn() || tcp.rst())).then(|| Heard {
-        from: SocketAddr::new(from, tcp.source_port()),
-        to_port: tcp.destination_port(),
-        acknowledged: tcp.acknowledgment_number(),
-        accepts: !tcp.rst(),
-    })
+    match packet.transport? {
+        TransportSlice::Tcp(tcp) => (tcp.ack() && (tcp.syn() || tcp.rst())).then(|| Heard {
+            from: SocketAddr::new(from, tcp.source_port()),
+            to_port: tcp.destination_port(),
+            token: tcp.acknowledgment_number().wrapping_sub(1),
+            accepts: !tcp.rst(),
+        }),
+        TransportSlice::Icmpv4(icmp) => match icmp.icmp_type() {
+            Icmpv4Type::EchoReply(echo) => echoed(echo, icmp.payload()),
+            _ => None,
+        },
+        TransportSlice::Icmpv6(icmp) => match icmp.icmp_type() {
+            Icmpv6Type::EchoReply(echo) => echoed(echo, icmp.payload()),
+            _ => None,
+        },
+        _ => None,
+    }
 }
 
 /// One instruction of a filter: what it does, how far it jumps where something holds and where not, and its
@@ -200,31 +294,44 @@ struct Step {
     k: u32,
 }
 
-/// Passes TCP segments to a port. A filter sees packets from their IP header on
+/// Passes TCP segments to a port, and echoes of that identifier. A filter sees packets from their IP header on
 /// (`Documentation/networking/filter.rst`).
 fn filter(v6: bool, port: u16) -> Vec<Step> {
     const LOAD_BYTE: u16 = 0x30;
     const LOAD_HALF: u16 = 0x28;
+    const LOAD_BYTE_AT_X: u16 = 0x50;
     const LOAD_HALF_AT_X: u16 = 0x48;
     const LOAD_X_HEADER_LENGTH: u16 = 0xb1;
     const JUMP_IF_EQUAL: u16 = 0x15;
     const JUMP_IF_SET: u16 = 0x45;
     const RETURN: u16 = 0x06;
+    const ICMP_REPLY: u32 = 0;
+    const ICMPV6_REPLY: u32 = 129;
     let step = |code, jt, jf, k| Step { code, jt, jf, k };
     let port = u32::from(port);
     let mut steps = match v6 {
         false => vec![
-            step(LOAD_BYTE, 0, 0, 9),
-            step(JUMP_IF_EQUAL, 0, 6, 6),
             step(LOAD_HALF, 0, 0, 6),
-            step(JUMP_IF_SET, 4, 0, 0x1fff),
+            step(JUMP_IF_SET, 11, 0, 0x1fff),
             step(LOAD_X_HEADER_LENGTH, 0, 0, 0),
+            step(LOAD_BYTE, 0, 0, 9),
+            step(JUMP_IF_EQUAL, 0, 2, protocol::TCP.into()),
             step(LOAD_HALF_AT_X, 0, 0, 2),
+            step(JUMP_IF_EQUAL, 5, 6, port),
+            step(JUMP_IF_EQUAL, 0, 5, protocol::ICMP.into()),
+            step(LOAD_BYTE_AT_X, 0, 0, 0),
+            step(JUMP_IF_EQUAL, 0, 3, ICMP_REPLY),
+            step(LOAD_HALF_AT_X, 0, 0, 4),
         ],
         true => vec![
             step(LOAD_BYTE, 0, 0, 6),
-            step(JUMP_IF_EQUAL, 0, 3, 6),
+            step(JUMP_IF_EQUAL, 0, 2, protocol::TCP.into()),
             step(LOAD_HALF, 0, 0, 42),
+            step(JUMP_IF_EQUAL, 5, 6, port),
+            step(JUMP_IF_EQUAL, 0, 5, protocol::ICMPV6.into()),
+            step(LOAD_BYTE, 0, 0, 40),
+            step(JUMP_IF_EQUAL, 0, 3, ICMPV6_REPLY),
+            step(LOAD_HALF, 0, 0, 44),
         ],
     };
     steps.extend([
@@ -247,6 +354,22 @@ fn own_address(backend: IpAddr) -> io::Result<IpAddr> {
     Ok(socket.local_addr()?.ip())
 }
 
+/// A packet between two addresses.
+fn between(from: IpAddr, to: IpAddr) -> Result<PacketBuilderStep<IpHeaders>, ProbeError> {
+    match (from, to) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => {
+            Ok(PacketBuilder::ipv4(from.octets(), to.octets(), HOPS))
+        }
+        (IpAddr::V6(from), IpAddr::V6(to)) => {
+            Ok(PacketBuilder::ipv6(from.octets(), to.octets(), HOPS))
+        }
+        _ => {
+            let problem = "the VIP and the backend are of two families".to_owned();
+            Err(ProbeError::Unaskable(problem))
+        }
+    }
+}
+
 /// A segment that opens a connection, or one that gives it up.
 fn segment(
     source: SocketAddr,
@@ -254,18 +377,24 @@ fn segment(
     sequence: u32,
     resets: bool,
 ) -> Result<Vec<u8>, ProbeError> {
-    let ip = match (source.ip(), vip.ip()) {
-        (IpAddr::V4(from), IpAddr::V4(to)) => PacketBuilder::ipv4(from.octets(), to.octets(), HOPS),
-        (IpAddr::V6(from), IpAddr::V6(to)) => PacketBuilder::ipv6(from.octets(), to.octets(), HOPS),
-        _ => {
-            let problem = "the VIP and the backend are of two families".to_owned();
-            return Err(ProbeError::Unaskable(problem));
-        }
-    };
+    let ip = between(source.ip(), vip.ip())?;
     let tcp = ip.tcp(source.port(), vip.port(), sequence, WINDOW);
     let tcp = if resets { tcp.rst() } else { tcp.syn() };
     let mut packet = Vec::with_capacity(tcp.size(0));
     let written = tcp.write(&mut packet, &[]);
+    written.map_err(|error| ProbeError::Unaskable(error.to_string()))?;
+    Ok(packet)
+}
+
+/// An echo request, of the identifier that `source` has for a port.
+fn echo(source: SocketAddr, vip: IpAddr, token: u32) -> Result<Vec<u8>, ProbeError> {
+    let ip = between(source.ip(), vip)?;
+    let (id, payload) = (source.port(), token.to_be_bytes());
+    let mut packet = Vec::new();
+    let written = match vip {
+        IpAddr::V4(_) => ip.icmpv4_echo_request(id, 1).write(&mut packet, &payload),
+        IpAddr::V6(_) => ip.icmpv6_echo_request(id, 1).write(&mut packet, &payload),
+    };
     written.map_err(|error| ProbeError::Unaskable(error.to_string()))?;
     Ok(packet)
 }
@@ -315,6 +444,18 @@ impl Leaving {
         }
     }
 
+    /// A packet behind a header that names no other backend.
+    fn telling_nobody(self, packet: &[u8]) -> io::Result<Vec<u8>> {
+        let v4 = self.backend.is_ipv4();
+        let header = second_hop::length(Some(Address::NOBODY), v4);
+        let mut told = vec![0; header];
+        told.extend(packet);
+        let mut frame = SlicePacket::new(&mut told, 0, 0);
+        second_hop::write(&mut frame, 0, Address::NOBODY, v4, !self.v6)
+            .map_err(|_| io::ErrorKind::InvalidData)?;
+        Ok(told)
+    }
+
     /// Sends a packet as traffic goes there.
     fn send(self, listener: &Listener, packet: &[u8]) -> io::Result<()> {
         let domain = Domain::for_address(SocketAddr::new(self.backend, 0));
@@ -329,8 +470,12 @@ impl Leaving {
                 let socket = Socket::new(domain, Type::RAW, Some(inner.into()))?;
                 socket.send_to(packet, &to(0))?
             }
-            (By::Gue(port), _) => {
-                Socket::new(domain, Type::DGRAM, None)?.send_to(packet, &to(port))?
+            (By::Gue { port, second_hop }, _) => {
+                let socket = Socket::new(domain, Type::DGRAM, None)?;
+                match second_hop {
+                    true => socket.send_to(&self.telling_nobody(packet)?, &to(port))?,
+                    false => socket.send_to(packet, &to(port))?,
+                }
             }
             (By::Mac, Some(hop)) => link::send(&listener.packets, hop, self.v6, packet)?,
             (By::Mac, None) | (By::Address, _) => return Err(io::ErrorKind::Unsupported.into()),
@@ -401,6 +546,7 @@ mod tests {
                 0x30 => a = packet[k].into(),
                 0x28 => a = half(k),
                 0x48 => a = half(x + k),
+                0x50 => a = packet[x + k].into(),
                 0xb1 => x = usize::from(packet[k] & 0xf) * 4,
                 0x15 => at += usize::from(if a == step.k { step.jt } else { step.jf }),
                 0x45 => at += usize::from(if a & step.k != 0 { step.jt } else { step.jf }),
@@ -409,6 +555,11 @@ mod tests {
             }
         }
     }
+
+    const GUE: By = By::Gue {
+        port: 6_080,
+        second_hop: false,
+    };
 
     const FAMILIES: [(&str, &str); 2] = [
         ("10.0.0.1:80", "10.1.0.1:4000"),
@@ -426,7 +577,7 @@ mod tests {
                     Heard {
                         from,
                         to_port: 4000,
-                        acknowledged: 43,
+                        token: 42,
                         accepts
                     }
                 );
@@ -434,18 +585,121 @@ mod tests {
         }
     }
 
+    /// What the host of `vip` would make of an echo request.
+    fn echoed(vip: &str, to: &str, id: u16, token: u32) -> Vec<u8> {
+        let (vip, to) = (address(vip).ip(), address(to).ip());
+        let (ip, mut packet) = (between(vip, to).unwrap(), Vec::new());
+        let payload = token.to_be_bytes();
+        let written = match vip {
+            IpAddr::V4(_) => ip.icmpv4_echo_reply(id, 1).write(&mut packet, &payload),
+            IpAddr::V6(_) => ip.icmpv6_echo_reply(id, 1).write(&mut packet, &payload),
+        };
+        written.unwrap();
+        packet
+    }
+
     #[test]
-    fn what_is_sent_is_no_answer() {
-        for (vip, from) in FAMILIES {
-            for resets in [true, false] {
-                let sent = segment(address(from), address(vip), 42, resets).unwrap();
-                assert_eq!(parse(&sent), None);
-            }
+    fn an_echo_tells_what_was_sent_and_whose_it_is() {
+        for (vip, to) in FAMILIES {
+            let heard = parse(&echoed(vip, to, 4_000, 42)).unwrap();
+            let vip = Vip::of(format!("{vip}/udp").parse().unwrap(), 80);
+            assert_eq!(
+                heard,
+                Heard {
+                    from: vip.answers_from(),
+                    to_port: 4_000,
+                    token: 42,
+                    accepts: true
+                }
+            );
         }
     }
 
     #[test]
-    fn a_filter_passes_segments_to_its_port_and_nothing_else() {
+    fn what_is_sent_is_no_answer() {
+        for (vip, from) in FAMILIES {
+            let (vip, from) = (address(vip), address(from));
+            for resets in [true, false] {
+                let sent = segment(from, vip, 42, resets).unwrap();
+                assert_eq!(parse(&sent), None);
+            }
+            let sent = echo(from, vip.ip(), 42).unwrap();
+            assert_eq!(parse(&sent), None);
+            assert_eq!(passes(&filter(vip.is_ipv6(), from.port()), &sent), 0);
+        }
+    }
+
+    /// Where a backend at that port is asked.
+    fn asked_of(port: u16, service: &str, also: &[&str]) -> Vec<String> {
+        let backend = SocketAddr::from(([10, 2, 0, 1], port));
+        let check = model::Check::new(model::Probe::Vip {});
+        let mut subject = crate::health::probe::testing::subject(backend, &check);
+        subject.target.service = service.parse().unwrap();
+        subject.also = also.iter().map(|id| id.parse().unwrap()).collect();
+        let shown = |vip: Vip| match vip.echoes {
+            true => format!("{} echoes", vip.at.ip()),
+            false => vip.at.to_string(),
+        };
+        asked(&subject).into_iter().map(shown).collect()
+    }
+
+    #[test]
+    fn of_several_ports_that_of_the_check_or_the_backend_is_asked_and_of_several_addresses_the_first()
+     {
+        for (service, port, asked) in [
+            ("10.0.0.1:443/tcp", 80, "10.0.0.1:443"),
+            ("10.0.0.1:*/tcp", 80, "10.0.0.1:80"),
+            ("10.0.0.1:8000-8999/tcp", 8_080, "10.0.0.1:8080"),
+            ("10.0.0.1:8000-8999/tcp", 80, "10.0.0.1:8000"),
+            ("10.0.0.0/28:443/tcp", 80, "10.0.0.0:443"),
+            ("[fd00::]/64:443/tcp", 80, "[fd00::]:443"),
+            ("10.0.0.1:53/udp", 53, "10.0.0.1 echoes"),
+        ] {
+            let service = service.replace("[fd00::]/64", "[fd00::/64]");
+            assert_eq!(asked_of(port, &service, &[]), [asked], "{service}");
+        }
+    }
+
+    #[test]
+    fn every_address_of_a_group_is_asked_once_rather_for_a_connection() {
+        let also = ["10.0.0.1:443/tcp", "10.0.0.2:80/tcp", "10.0.0.3:53/udp"];
+        let asked = asked_of(80, "10.0.0.1:53/udp", &also);
+        assert_eq!(asked, ["10.0.0.1:443", "10.0.0.2:80", "10.0.0.3 echoes"]);
+        let many: Vec<String> = (2..=250).map(|n| format!("10.0.0.{n}:80/tcp")).collect();
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        assert_eq!(asked_of(80, "10.0.0.1:80/tcp", &many).len(), MOST_VIPS);
+    }
+
+    #[test]
+    fn where_a_second_hop_is_told_a_probe_has_a_header_that_names_nobody() {
+        for (backend, length) in [("10.2.0.1", 12), ("fd00:2::1", 24)] {
+            let by = By::Gue {
+                port: 6_080,
+                second_hop: true,
+            };
+            let backend: IpAddr = backend.parse().unwrap();
+            let hop = Some(Hop {
+                interface: 1,
+                mac: [2; 6],
+            });
+            let way = Way {
+                by,
+                hop,
+                lost: false,
+            };
+            let way = Leaving::new(way, false, backend).unwrap();
+            let told = way.telling_nobody(b"packet").unwrap();
+            let (header, packet) = told.split_at(length);
+            assert_eq!(packet, b"packet");
+            // The length in words behind the first one, and IPv4 inside.
+            assert_eq!(header[..4], [(length / 4 - 1) as u8, 4, 0, 0]);
+            assert_eq!(header[4..8], *b"LB\x01\0");
+            assert!(header[8..].iter().all(|&byte| byte == 0));
+        }
+    }
+
+    #[test]
+    fn a_filter_passes_segments_to_its_port_and_its_echoes_and_nothing_else() {
         for (vip, to) in FAMILIES {
             let v6 = address(vip).is_ipv6();
             let packet = answer(vip, to, 1, true);
@@ -454,6 +708,9 @@ mod tests {
             let mut udp = packet.clone();
             udp[if v6 { 6 } else { 9 }] = 17;
             assert_eq!(passes(&filter(v6, 4_000), &udp), 0);
+            let echoed = echoed(vip, to, 4_000, 42);
+            assert!(passes(&filter(v6, 4_000), &echoed) > 0);
+            assert_eq!(passes(&filter(v6, 4_001), &echoed), 0);
         }
         let mut fragment = answer(FAMILIES[0].0, FAMILIES[0].1, 1, true);
         fragment[7] = 1;
@@ -469,9 +726,9 @@ mod tests {
         let backend: IpAddr = "10.2.0.1".parse().unwrap();
         for (by, v6, needs) in [
             (By::Ipip, false, false),
-            (By::Gue(6_080), false, false),
+            (GUE, false, false),
             (By::Ipip, true, true),
-            (By::Gue(6_080), true, true),
+            (GUE, true, true),
             (By::Mac, false, true),
             (By::Mac, true, true),
         ] {
@@ -494,7 +751,7 @@ mod tests {
         for (by, v6, needs) in [
             (By::Ipip, false, false),
             (By::Ipip, true, true),
-            (By::Gue(6_080), true, true),
+            (GUE, true, true),
             (By::Mac, false, true),
         ] {
             let way = Way {

@@ -240,12 +240,7 @@ fn questions_that_cannot_be_put_are_refused() {
 
 #[test]
 fn checks_that_ask_no_port_have_none() {
-    for probe in [
-        Probe::Icmp {},
-        Probe::Vip {},
-        Probe::Heartbeat {},
-        Probe::NONE,
-    ] {
+    for probe in [Probe::Icmp {}, Probe::Heartbeat {}, Probe::NONE] {
         let check = Check {
             port: Some(80),
             ..check(probe)
@@ -369,7 +364,7 @@ fn every_kind_of_check_survives_json_and_refuses_what_it_does_not_know() {
 }
 
 #[test]
-fn a_check_of_the_vip_is_for_connections_in_modes_in_which_backends_answer_directly() {
+fn a_check_of_the_vip_is_for_modes_in_which_backends_answer_directly() {
     let with = |id: &str, mode, backend: &str| {
         let mut service = service(id, mode, &[backend]);
         service.health = check(Probe::Vip {}).into();
@@ -383,18 +378,30 @@ fn a_check_of_the_vip_is_for_connections_in_modes_in_which_backends_answer_direc
             }
         }
     }
+    for id in ["10.0.0.1:80/udp", "10.0.0.1:*/tcp", "10.0.0.0/28:80/tcp"] {
+        assert_eq!(with(id, Mode::Ipip, "10.1.0.2:80"), Ok(()), "{id}");
+    }
+    let with_port = |id: &str, port| {
+        let mut service = service(id, Mode::Ipip, &["10.1.0.2:80"]);
+        service.health = Check {
+            port: Some(port),
+            ..check(Probe::Vip {})
+        }
+        .into();
+        State::new([service]).map(drop).map_err(|e| e.to_string())
+    };
+    for (id, port) in [("10.0.0.1:*/tcp", 80), ("10.0.0.1:8000-8999/tcp", 8_080)] {
+        assert_eq!(with_port(id, port), Ok(()), "{id}");
+    }
     for (wrong, part) in [
         (
             with(tcp, Mode::Nat, "10.1.0.2:80"),
             "in mode nat they get packets to their own addresses",
         ),
+        (with_port(tcp, 81), "which port 81 is not: leave `port` out"),
         (
-            with("10.0.0.1:80/udp", Mode::Ipip, "10.1.0.2:80"),
-            "use type \"udp\" or \"dns\"",
-        ),
-        (
-            with("10.0.0.1:*/tcp", Mode::Ipip, "10.1.0.2:80"),
-            "no single one",
+            with_port("10.0.0.1:8000-8999/tcp", 80),
+            "which port 80 is not",
         ),
     ] {
         let error = wrong.unwrap_err();
