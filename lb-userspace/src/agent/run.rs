@@ -391,6 +391,10 @@ impl<D: Dataplane> Running<D> {
     }
 
     fn on_request(&mut self, request: Request) {
+        // Whoever asks is answered once what was heard before is in force.
+        if self.core.has_heard() {
+            self.enforce();
+        }
         match request {
             // Nobody may be left to hear an answer, which is no matter.
             Request::Snapshot(reply) => drop(reply.send(self.core.snapshot_meanwhile())),

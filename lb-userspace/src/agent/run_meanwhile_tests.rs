@@ -201,6 +201,19 @@ async fn what_is_heard_while_states_are_told_is_told_next_though_no_ring_follows
     assert!(!agent.core.has_news());
 }
 
+#[tokio::test]
+async fn a_request_is_answered_once_rings_follow_what_was_heard_while_states_were_told() {
+    let (mut agent, _, _dam) = start();
+    let events = agent.core.dataplane().events.clone();
+    events.try_send(news(Condition::Down, false)).unwrap();
+    agent.core.observe(SystemTime::now());
+    assert!(agent.core.has_heard());
+    let (reply, answer) = oneshot::channel();
+    agent.on_request(Request::Snapshot(reply));
+    let first = &answer.await.unwrap().services[0].backends[0];
+    assert_eq!(first.slots, 0);
+}
+
 /// As many clients as it takes were refused by a backend.
 fn refusals() -> Signs {
     Signs {
