@@ -221,6 +221,8 @@ impl Display for Service {
 pub struct Config {
     /// All services.
     pub services: Vec<Service>,
+    /// Interfaces that are attended beside [`INTERFACE`].
+    pub more_interfaces: Vec<&'static str>,
     /// Of `[limits]`: those that differ from the defaults.
     pub limits: Vec<(&'static str, u32)>,
     /// The UDP port that backends report to, of all addresses.
@@ -241,13 +243,7 @@ impl From<Vec<Service>> for Config {
     fn from(services: Vec<Service>) -> Self {
         Self {
             services,
-            limits: Vec::new(),
-            heartbeat_port: None,
-            unknown_port: None,
-            hash_key_file: None,
-            vlans: None,
-            access_lists: Vec::new(),
-            address_pools: Vec::new(),
+            ..Self::default()
         }
     }
 }
@@ -256,6 +252,7 @@ impl Config {
     /// The text, for the instance called `name`.
     pub fn render(&self, name: &str) -> String {
         let services: String = self.services.iter().map(Service::to_string).collect();
+        let interfaces = [&[INTERFACE][..], &self.more_interfaces].concat();
         let limits: String = self
             .limits
             .iter()
@@ -277,7 +274,7 @@ impl Config {
         let vlans = self.vlans.map(|vlans| format!("vlans = \"{vlans}\"\n"));
         let vlans = vlans.unwrap_or_default();
         format!(
-            "name = \"{name}\"\ninterfaces = [\"{INTERFACE}\"]\n{heartbeat}{unknown_port}{hash_key}{vlans}\n[tunnel]\n\
+            "name = \"{name}\"\ninterfaces = {interfaces:?}\n{heartbeat}{unknown_port}{hash_key}{vlans}\n[tunnel]\n\
              source_v4 = \"10.255.0.0/16\"\nsource_v6 = \"fd00:ffff::/64\"\n\
              [limits]\n{limits}{}{}{services}",
             self.access_lists.concat(),

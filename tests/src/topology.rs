@@ -39,6 +39,8 @@ pub const POOL_V4: Ipv4Addr = Ipv4Addr::new(10, 2, 0, 201);
 pub const POOL_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 2, 0, 0, 0, 0, 0, 0xc9);
 /// The interface of every node.
 pub const INTERFACE: &str = "eth0";
+/// The balancer's other one, where [`Topology::two_armed`] gives it one.
+pub const CLIENT_SIDE: &str = "eth1";
 /// Backends that fit the address plan.
 pub const MAX_BACKENDS: usize = 99;
 
@@ -136,7 +138,7 @@ pub struct Topology {
     pub backends: Vec<Namespace>,
     /// Holds the bridge; its ports are called `client`, `balancer`, `backend1` …
     pub switch: Namespace,
-    _far_end: XdpPass,
+    _far_ends: Vec<XdpPass>,
     _turn: Option<Flock<File>>,
 }
 
@@ -183,7 +185,7 @@ impl Topology {
             wiring::backend(backend, n)?;
         }
         for (_, node) in nodes(&client, &balancer, &backends) {
-            wiring::await_link_local(node)?;
+            wiring::await_link_local(node, INTERFACE)?;
         }
         let far_end = XdpPass::attach(&switch, "balancer")?;
         Ok(Self {
@@ -191,9 +193,26 @@ impl Topology {
             balancer,
             backends,
             switch,
-            _far_end: far_end,
+            _far_ends: vec![far_end],
             _turn: turn,
         })
+    }
+
+    /// The same with two segments instead of one: the client's is at the balancer's [`CLIENT_SIDE`], and all ways between client
+    /// and backends lead by the balancer, that of direct answers included.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn two_armed(backends: u8) -> Result<Self> {
+        let mut topology = Self::new(backends)?;
+        wiring::split(&topology.switch, &topology.balancer, CLIENT_SIDE)?;
+        for backend in &topology.backends {
+            wiring::answer_by_balancer(backend)?;
+        }
+        wiring::await_link_local(&topology.balancer, CLIENT_SIDE)?;
+        let far_end = XdpPass::attach(&topology.switch, CLIENT_SIDE)?;
+        topology._far_ends.push(far_end);
+        Ok(topology)
     }
 
     /// Backend `n`, counted from 1.

@@ -1,3 +1,5 @@
+//! Several interfaces: clients at one and backends at another, in every mode.
+//!
 //! Interfaces whose drivers take no frames from a program, such as bridges: what a program redirects to one is lost, and nobody is
 //! told. So no way leads by it to a backend, and answers that the route sends by it are the kernel's to send.
 
@@ -5,18 +7,20 @@ use std::{process::Command, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use lb_tests::{
-    config::{Health, Service},
+    config::{Config, Health, Service},
     netns::Namespace,
     process::{run, run_with_input},
     skip::with_root,
-    stage::{BACKENDS, Stage, tcp, v4_pool},
-    topology::{CLIENT_V4, Topology, backend_name, backend_v4, vip_v4},
+    stage::{BACKENDS, Stage, every_mode, tcp, v4_pool},
+    topology::{CLIENT_SIDE, CLIENT_V4, Topology, backend_name, backend_v4, vip_v4},
     wait::wait_ok,
 };
 
 const SOON: Duration = Duration::from_secs(20);
 const PORT: u16 = 80;
 const REQUESTS: usize = 30;
+/// Where they need not come to every backend.
+const FEW: usize = 6;
 /// Whom the route leads to by the bridge.
 const BEHIND: u8 = 3;
 
@@ -107,6 +111,27 @@ fn answers_that_the_route_sends_by_an_interface_that_takes_no_frames_arrive() ->
                 by_bridge > REQUESTS as u64,
                 "{by_bridge} packets left by the bridge"
             );
+            Ok(())
+        },
+    )
+}
+
+#[test]
+fn clients_at_another_interface_than_the_backends_are_served_in_every_mode_and_family() -> Result<()>
+{
+    with_root(
+        "clients_at_another_interface_than_the_backends_are_served_in_every_mode_and_family",
+        || {
+            let services = every_mode();
+            let config = Config {
+                more_interfaces: vec![CLIENT_SIDE],
+                ..Config::from(services.clone())
+            };
+            let stage = Stage::new(Topology::two_armed(BACKENDS)?, config)?;
+            for service in &services {
+                let name = || format!("{} {}", service.mode, service.vip);
+                stage.answers(service, FEW).with_context(name)?;
+            }
             Ok(())
         },
     )

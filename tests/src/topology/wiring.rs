@@ -129,13 +129,51 @@ pub(super) fn backend(backend: &Namespace, n: u8) -> Result<()> {
     )
 }
 
+/// Puts the client on a bridge of its own, where the balancer has its address on the client's subnet by another interface.
+pub(super) fn split(switch: &Namespace, balancer: &Namespace, interface: &str) -> Result<()> {
+    ip_batch(
+        switch,
+        &format!(
+            "link add clients type bridge stp_state 0 forward_delay 0 mcast_snooping 0\n\
+             link set clients up\n\
+             link set client master clients\n\
+             link add {interface} type veth peer name {interface} netns {}\n\
+             link set {interface} master clients up\n",
+            balancer.name()
+        ),
+    )?;
+    ip_batch(
+        balancer,
+        &format!(
+            "addr del 10.1.0.1/24 dev {INTERFACE}\n\
+             addr del fd00:1::1/64 dev {INTERFACE}\n\
+             addr add 10.1.0.1/24 dev {interface}\n\
+             addr add fd00:1::1/64 dev {interface} nodad\n\
+             link set {interface} up\n"
+        ),
+    )?;
+    offloads_off(switch, interface)?;
+    offloads_off(balancer, interface)
+}
+
+/// Has a backend answer from a VIP by the balancer, for want of another way to the client.
+pub(super) fn answer_by_balancer(backend: &Namespace) -> Result<()> {
+    ip_batch(
+        backend,
+        &format!(
+            "route replace 10.1.0.0/24 via 10.2.0.1 table 100 advmss {DSR_ADVMSS}\n\
+             route replace fd00:1::/64 via fd00:2::1 table 100 advmss {DSR_ADVMSS}\n"
+        ),
+    )
+}
+
 /// Waits until `node` can find neighbours by IPv6. It asks for them from its link-local address where
 /// a packet's own source is not of the link, as a VIP's is not; the kernel makes that address once it
 /// has noticed that the link is up, which it looks for once a second.
-pub(super) fn await_link_local(node: &Namespace) -> Result<()> {
+pub(super) fn await_link_local(node: &Namespace, interface: &str) -> Result<()> {
     wait_ok("a link-local address", SOON, || {
         let listed = node.run(|| fs::read_to_string("/proc/thread-self/net/if_inet6"))?;
-        let own = |line: &&str| line.starts_with("fe80") && line.ends_with(INTERFACE);
+        let own = |line: &&str| line.starts_with("fe80") && line.ends_with(interface);
         ensure!(listed.lines().any(|line| own(&line)), "it has {listed:?}");
         Ok(())
     })
