@@ -16,7 +16,7 @@ const BOUNDS: [(&str, f64); 5] = [
 /// have to wait for what the loop does between two plans.
 const LOOP: [(&str, f64); 2] = [
     ("decide-to-steer-loop", 2.0),
-    ("decide-to-steer-spread", 10.0),
+    ("decide-to-steer-spread", 5.0),
 ];
 
 /// Each of the figures that is beyond its bound, in words: of 99 of 100 times, or, of the few times of a quick run, of half of
