@@ -410,12 +410,14 @@ impl World {
         let overflowed = self.tally.overflows.get() > overflows;
         self.tally.packets += 1;
         // Without connections to tell new flows by, one that cannot be recorded stays new where a
-        // scheduler chooses, and between a death and the ring that follows it.
-        let unsure = offer.gap || offer.by_connection;
+        // scheduler chooses, between a death and the ring that follows it, and while nobody lives that its
+        // slot names, as until all have been told of who are back together.
+        let stray = self.is_stray(number);
+        let unsure = offer.gap || offer.by_connection || stray;
         let connectionless = offer.id.protocol == Protocol::Udp && !offer.quic;
         // Nor is anything promised to one that had to be placed anew just then, or still has nobody to
         // stay with.
-        let again = self.flows[number].loose && (offer.gap || self.is_stray(number));
+        let again = self.flows[number].loose && (offer.gap || stray);
         let loose = overflowed && (unsure && connectionless || again);
         let limit = offer.moving_time;
         let flow = &mut self.flows[number];
