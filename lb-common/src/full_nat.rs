@@ -320,16 +320,17 @@ fn question<T: Tables>(
 ) -> Result<Question, DropReason> {
     let InForce { service, half } = *in_force;
     let hash = steer::place(tables, &service, flow).ok_or(DropReason::Inconsistent)?;
-    let slot = steer::slot(tables, service.descriptor, hash, 0).ok_or(DropReason::Inconsistent)?;
+    let spot = steer::spot(tables, in_force, flow.source, hash).ok_or(DropReason::Inconsistent)?;
     Ok(Question {
         key,
         hash,
         previous_hash: hash,
-        slot,
+        slot: spot.slot,
         half,
         signal: flow.signal,
         connectionless: flow.protocol == protocol::UDP,
         over: false,
+        subset: spot.subset as u8,
     })
 }
 

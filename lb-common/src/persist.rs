@@ -78,7 +78,7 @@ pub fn recall<T: Tables>(tables: &T, question: &Question) -> u32 {
     match steer::candidate(tables, descriptor, id) {
         Some(candidate)
             if candidate.member.generation == record.generation
-                && schedule::eligible(tables, &candidate) =>
+                && schedule::eligible(tables, &candidate, question.subset.into()) =>
         {
             id
         }

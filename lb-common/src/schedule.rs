@@ -2,8 +2,8 @@
 
 use crate::{
     hash::FlowHash,
-    steer::{self, ATTEMPTS, Candidate, Service},
-    tables::{Slot, Tables, scheduler},
+    steer::{self, ATTEMPTS, Candidate, Service, Spot},
+    tables::{Slot, Tables, feature, scheduler},
 };
 
 /// Turns taken before the ring is asked instead: a sequence names backends that the agent knew to
@@ -20,13 +20,13 @@ const WINDOWS: u32 = (Slot::MAX_ID + 1).div_ceil(COMPARED);
 pub const NOBODY: u32 = u32::MAX;
 
 /// Local id of the backend that a new flow gets, or [`NOBODY`]. `half` is the half of the service in
-/// force, `slot` the flow's own.
+/// force, `spot` the flow's own.
 #[inline(always)]
-pub fn choose<T: Tables>(tables: &T, service: u32, half: u32, hash: FlowHash, slot: Slot) -> u32 {
+pub fn choose<T: Tables>(tables: &T, service: u32, half: u32, hash: FlowHash, spot: Spot) -> u32 {
     // Few may take one more, because of limits or since the others have just died, and those must be
     // found: a flow that finds none is lost, as all its packets lead to the same few.
-    match tables.pick(service, half, hash, slot) {
-        NOBODY => tables.least(service, half),
+    match tables.pick(service, half, hash, spot) {
+        NOBODY => tables.least(service, half, spot.subset),
         picked => picked,
     }
 }
@@ -34,27 +34,27 @@ pub fn choose<T: Tables>(tables: &T, service: u32, half: u32, hash: FlowHash, sl
 /// Local id of the backend that the scheduler picks, or the ring where it does not; [`NOBODY`] where those
 /// few decline that are asked, or all are to be compared.
 #[inline(always)]
-pub fn pick<T: Tables>(tables: &T, service: u32, half: u32, hash: FlowHash, slot: Slot) -> u32 {
+pub fn pick<T: Tables>(tables: &T, service: u32, half: u32, hash: FlowHash, spot: Spot) -> u32 {
     let Some(service) = Service::at(tables, service, half) else {
         return NOBODY;
     };
     // Ids alone are carried on: the kernel gives its functions little room.
     let picked = match service.descriptor.scheduler() {
-        scheduler::TURNS => id(next(tables, &service)),
-        scheduler::TWO_CHOICES => id(two_choices(tables, &service, hash)),
+        scheduler::TURNS => id(next(tables, &service, spot.subset)),
+        scheduler::TWO_CHOICES => id(two_choices(tables, &service, hash, spot.subset)),
         scheduler::LEAST => return NOBODY,
         _ => NOBODY,
     };
     match picked {
-        NOBODY => id(ring(tables, &service, hash, slot)),
+        NOBODY => id(ring(tables, &service, hash, spot)),
         picked => picked,
     }
 }
 
 /// Local id of the backend that has the fewest flows for its weight of a window, or of the next one that
-/// has anybody who takes a flow; [`NOBODY`] where nobody of the pool does, which all of it is asked for.
+/// has anybody who takes a flow; [`NOBODY`] where nobody of the subset does, which all of the pool is asked for.
 #[inline(always)]
-pub fn least<T: Tables>(tables: &T, service: u32, half: u32) -> u32 {
+pub fn least<T: Tables>(tables: &T, service: u32, half: u32, subset: u32) -> u32 {
     let Some(Service { descriptor, .. }) = Service::at(tables, service, half) else {
         return NOBODY;
     };
@@ -70,7 +70,7 @@ pub fn least<T: Tables>(tables: &T, service: u32, half: u32) -> u32 {
         if window * COMPARED >= members {
             break;
         }
-        let lightest = tables.lightest(service, half, start);
+        let lightest = tables.lightest(service, half, subset, start);
         if lightest != NOBODY {
             return lightest;
         }
@@ -87,11 +87,19 @@ fn id(candidate: Option<Candidate<'_>>) -> u32 {
     candidate.map_or(NOBODY, |candidate| candidate.id)
 }
 
-/// Whether a backend takes one more flow.
+/// Whether a backend takes one more flow of a subset's clients.
 #[inline(always)]
-pub fn eligible<T: Tables>(tables: &T, candidate: &Candidate<'_>) -> bool {
+pub fn eligible<T: Tables>(tables: &T, candidate: &Candidate<'_>, subset: u32) -> bool {
     let limit = candidate.member.limit;
-    candidate.takes() && (limit == 0 || tables.load(candidate.backend.counters) < limit)
+    candidate.takes()
+        && (limit == 0 || tables.load(candidate.backend.counters) < limit)
+        && !(tables.knows(feature::SOURCE_ROUTES) && is_apart(candidate, subset))
+}
+
+/// Whether a backend is not of a subset.
+#[inline(always)]
+fn is_apart(candidate: &Candidate<'_>, subset: u32) -> bool {
+    u32::from(candidate.member.apart) >> (subset & 15) & 1 != 0
 }
 
 /// The owner of the flow's slot, or of the next that its hash leads to.
@@ -100,16 +108,16 @@ fn ring<'t, T: Tables>(
     tables: &'t T,
     service: &Service<'t>,
     hash: FlowHash,
-    slot: Slot,
+    spot: Spot,
 ) -> Option<Candidate<'t>> {
     let descriptor = service.descriptor;
-    let mut slot = slot;
+    let Spot { mut slot, subset } = spot;
     for attempt in 1..=ATTEMPTS {
         let candidate = steer::candidate(tables, descriptor, slot.owner())?;
-        if eligible(tables, &candidate) {
+        if eligible(tables, &candidate, subset) {
             return Some(candidate);
         }
-        slot = steer::slot(tables, descriptor, hash, attempt)?;
+        slot = steer::slot(tables, descriptor, subset, hash, attempt)?;
     }
     None
 }
@@ -127,7 +135,7 @@ fn scheduled<'t, T: Tables>(
 }
 
 #[inline(always)]
-fn next<'t, T: Tables>(tables: &'t T, service: &Service<'t>) -> Option<Candidate<'t>> {
+fn next<'t, T: Tables>(tables: &'t T, service: &Service<'t>, subset: u32) -> Option<Candidate<'t>> {
     let size = service.descriptor.schedule_size;
     if size == 0 {
         return None;
@@ -135,7 +143,7 @@ fn next<'t, T: Tables>(tables: &'t T, service: &Service<'t>) -> Option<Candidate
     for _ in 0..TURNS {
         let place = tables.turn(service.descriptor.pool.into()) % size;
         if let Some(candidate) = scheduled(tables, service, place)
-            && eligible(tables, &candidate)
+            && eligible(tables, &candidate, subset)
         {
             return Some(candidate);
         }
@@ -155,7 +163,7 @@ impl Share {
     fn of<T: Tables>(tables: &T, candidate: &Candidate<'_>) -> Self {
         Self {
             flows: tables.load(candidate.backend.counters),
-            weight: candidate.member.weight,
+            weight: candidate.member.weight.into(),
         }
     }
 
@@ -169,9 +177,9 @@ impl Share {
 }
 
 /// Local id of the backend that has the fewest flows for its weight of the [`COMPARED`] from `start` on,
-/// which is a local id, or of all where those are fewer; [`NOBODY`] where none of them takes one more.
+/// which is a local id, or of all where those are fewer; [`NOBODY`] where none of them takes one more of the subset's.
 #[inline(always)]
-pub fn lightest<T: Tables>(tables: &T, service: u32, half: u32, start: u32) -> u32 {
+pub fn lightest<T: Tables>(tables: &T, service: u32, half: u32, subset: u32, start: u32) -> u32 {
     let Some(service) = Service::at(tables, service, half) else {
         return NOBODY;
     };
@@ -196,7 +204,8 @@ pub fn lightest<T: Tables>(tables: &T, service: u32, half: u32, start: u32) -> u
             continue;
         };
         let share = Share::of(tables, &candidate);
-        if eligible(tables, &candidate) && (best_id == NOBODY || share.is_lighter_than(best)) {
+        let is_lighter = best_id == NOBODY || share.is_lighter_than(best);
+        if eligible(tables, &candidate, subset) && is_lighter {
             best = share;
             best_id = id;
         }
@@ -209,6 +218,7 @@ fn two_choices<'t, T: Tables>(
     tables: &'t T,
     service: &Service<'t>,
     hash: FlowHash,
+    subset: u32,
 ) -> Option<Candidate<'t>> {
     let size = service.descriptor.schedule_size;
     if size == 0 {
@@ -216,7 +226,7 @@ fn two_choices<'t, T: Tables>(
     }
     let draw = |attempt| {
         scheduled(tables, service, hash.slot(size, attempt))
-            .filter(|candidate| eligible(tables, candidate))
+            .filter(|candidate| eligible(tables, candidate, subset))
     };
     match (draw(ATTEMPTS + 1), draw(ATTEMPTS + 2)) {
         (Some(one), Some(other)) => {

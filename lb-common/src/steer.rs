@@ -5,8 +5,8 @@ use crate::{
     flow::Flow,
     hash::{self, FlowHash},
     tables::{
-        Address, Backend, ClassKey, Descriptor, Endpoint, FlowKey, Guard, Member, Phase, Record,
-        Slot, Tables, VipKey, feature, flow_kind, owned, service_flag, state,
+        AccessKey, Address, Backend, ClassKey, Descriptor, Endpoint, FlowKey, Guard, Member, Phase,
+        Record, Slot, Tables, VipKey, access, feature, flow_kind, owned, service_flag, state,
     },
     track::Question,
     verdict::DropReason,
@@ -208,7 +208,8 @@ pub fn backend<'t, T: Tables>(
     if descriptor.ring_size == 0 {
         return Err(DropReason::NoBackend);
     }
-    let slot = slot(tables, descriptor, hash, 0).ok_or(DropReason::Inconsistent)?;
+    let spot = spot(tables, in_force, flow.source, hash).ok_or(DropReason::Inconsistent)?;
+    let slot = spot.slot;
     // Whoever owns it, where flows are looked up: two lines of memory that such packets need not wait for.
     if slot.phase() == Phase::Steady && descriptor.flags & service_flag::TRACKED == 0 {
         let owner = candidate(tables, descriptor, slot.owner()).ok_or(DropReason::Inconsistent)?;
@@ -232,6 +233,7 @@ pub fn backend<'t, T: Tables>(
         signal: flow.signal,
         connectionless: flow.protocol == protocol::UDP && descriptor.quic == 0,
         over: false,
+        subset: spot.subset as u8,
     });
     if index == 0 {
         return Err(DropReason::NoBackend);
@@ -250,13 +252,13 @@ pub fn other<T: Tables>(
     chosen: &Backend,
 ) -> Address {
     let descriptor = in_force.service.descriptor;
-    let Some(slot) = slot(tables, descriptor, hash, 0) else {
+    let Some(Spot { slot, .. }) = spot(tables, in_force, flow.source, hash) else {
         return Address::NOBODY;
     };
     let former = if descriptor.flags & service_flag::MOVING == 0 {
         slot.origin()
     } else {
-        former_keeper(tables, descriptor, flow, hash)
+        former_keeper(tables, in_force, flow, hash)
     };
     for id in [slot.owner(), former] {
         if let Some(candidate) = candidate(tables, descriptor, id)
@@ -274,17 +276,18 @@ pub fn other<T: Tables>(
 #[inline(always)]
 fn former_keeper<T: Tables>(
     tables: &T,
-    descriptor: &Descriptor,
+    in_force: &InForce<'_>,
     flow: &Flow,
     hash: FlowHash,
 ) -> u32 {
+    let descriptor = in_force.service.descriptor;
     let before = descriptor.previous_fields();
     let hash = match before == descriptor.fields() {
         true => Some(hash),
         false => self::hash(tables, flow, before),
     };
-    let place = hash.map(|hash| hash.slot(descriptor.previous_size(), 0));
-    let slot = place.and_then(|place| slot_at(tables, descriptor.previous_start, place));
+    let half = in_force.half;
+    let slot = hash.and_then(|hash| previous_slot(tables, descriptor, half, flow.source, hash));
     slot.map_or(Slot::NOBODY, Slot::keeper)
 }
 
@@ -301,19 +304,117 @@ pub fn key(service: &Service<'_>, flow: &Flow) -> FlowKey {
     }
 }
 
-/// A flow's slot: of the first choice, or, with `attempt` > 0, of another.
+/// Where a flow is placed on a ring.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Spot {
+    /// Its slot.
+    pub slot: Slot,
+    /// The subset whose part of the ring that is in, by number; 0 where there are no parts.
+    pub subset: u32,
+}
+
+/// A list of source routes, in the word that a function of the kernel's program takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RouteTable(pub u32);
+
+impl RouteTable {
+    /// The one that is in force for a service, or was before a move of the whole service.
+    #[inline(always)]
+    pub const fn of(descriptor: &Descriptor, half: u32, previous: bool) -> Self {
+        Self((descriptor.pool as u32) << 2 | (previous as u32) << 1 | (half & 1))
+    }
+}
+
+/// The subset that flows from a source are for, by number: as the longest prefix says that it has; 0, the default one,
+/// where there are no routes. To be called through [`Tables::subset`].
+#[inline(always)]
+pub fn subset<T: Tables>(tables: &T, source: Address, table: RouteTable) -> u32 {
+    let RouteTable(word) = table;
+    let Some(entry) = tables.guards(word >> 2) else {
+        return 0;
+    };
+    let [even, odd] = &entry.halves;
+    let guard = if word & 1 == 0 { even } else { odd };
+    let list = if word & 2 == 0 {
+        guard.routes
+    } else {
+        guard.previous_routes
+    };
+    if list == 0 {
+        return 0;
+    }
+    let key = AccessKey {
+        bits: AccessKey::LIST_BITS + 128,
+        list,
+        address: source,
+    };
+    tables.access(&key) & (access::SUBSETS - 1)
+}
+
+/// Whether flows of a service are placed by their source's route, too.
+#[inline(always)]
+fn is_routed<T: Tables>(tables: &T, descriptor: &Descriptor) -> bool {
+    tables.knows(feature::SOURCE_ROUTES) && descriptor.is_routed()
+}
+
+/// A flow's place on the ring, which [`place`] has given its hash.
+#[inline(always)]
+pub fn spot<T: Tables>(
+    tables: &T,
+    in_force: &InForce<'_>,
+    source: Address,
+    hash: FlowHash,
+) -> Option<Spot> {
+    let descriptor = in_force.service.descriptor;
+    let size = descriptor.ring_size;
+    let (mut place, mut subset) = (hash.slot(size, 0), 0);
+    if is_routed(tables, descriptor) {
+        subset = tables.subset(source, RouteTable::of(descriptor, in_force.half, false));
+        place = part(subset, size).wrapping_add(place);
+    }
+    let slot = slot_at(tables, descriptor.ring_start, place)?;
+    Some(Spot { slot, subset })
+}
+
+/// The slot of a flow on the ring before a move of the whole service, given its hash by the fields of that.
+#[inline(always)]
+pub fn previous_slot<T: Tables>(
+    tables: &T,
+    descriptor: &Descriptor,
+    half: u32,
+    source: Address,
+    hash: FlowHash,
+) -> Option<Slot> {
+    let size = descriptor.previous_size();
+    if size == 0 {
+        return None;
+    }
+    let mut place = hash.slot(size, 0);
+    if is_routed(tables, descriptor) {
+        let subset = tables.subset(source, RouteTable::of(descriptor, half, true));
+        place = part(subset, size).wrapping_add(place);
+    }
+    slot_at(tables, descriptor.previous_start, place)
+}
+
+/// Where a subset's part of a ring begins, of parts of `size` slots.
+#[inline(always)]
+pub const fn part(subset: u32, size: u32) -> u32 {
+    subset.wrapping_mul(size)
+}
+
+/// Another slot that a flow's hash leads to in a subset's part of the ring.
 #[inline(always)]
 pub fn slot<T: Tables>(
     tables: &T,
     descriptor: &Descriptor,
+    subset: u32,
     hash: FlowHash,
     attempt: u32,
 ) -> Option<Slot> {
-    slot_at(
-        tables,
-        descriptor.ring_start,
-        hash.slot(descriptor.ring_size, attempt),
-    )
+    let size = descriptor.ring_size;
+    let place = part(subset, size).wrapping_add(hash.slot(size, attempt));
+    slot_at(tables, descriptor.ring_start, place)
 }
 
 /// The slot at a place of the span that starts at `start`, which is even.

@@ -18,7 +18,8 @@ use crate::{
     passive, persist,
     quic::{self, Start},
     rate::Rate,
-    schedule, session, steer,
+    schedule, session,
+    steer::{self, RouteTable, Spot},
     track::{self, Question},
     verdict::{Answer, DropReason, Piece},
 };
@@ -379,8 +380,10 @@ pub mod feature {
     pub const VLAN: u32 = 131_072;
     /// SYNs of some service are answered for its backends ([`crate::syn_proxy`]), or there may be sessions left of one.
     pub const SYN_PROXY: u32 = 262_144;
+    /// Some service has source routes, or had until its last move.
+    pub const SOURCE_ROUTES: u32 = 524_288;
     /// All of these.
-    pub const ALL: u32 = 524_287;
+    pub const ALL: u32 = 1_048_575;
 }
 
 /// What becomes of packets to a VIP that nobody takes ([`crate::refuse`]).
@@ -433,12 +436,13 @@ pub struct Descriptor {
     pub mode: u8,
     /// First slot of its ring in the arena, even.
     pub ring_start: u32,
-    /// Slots of its ring; 0: it has never had a backend.
+    /// Slots of its ring, or of each subset's part of it, one after the other, where it [is
+    /// routed](Descriptor::is_routed); 0: it has never had a backend.
     pub ring_size: u32,
     /// First slot of the ring before a move of the whole service, even; it answers for `origin`
     /// while [`service_flag::MOVING`] is set.
     pub previous_start: u32,
-    /// Slots of that ring, and in its uppermost bits, the fields that flows were placed by there
+    /// Slots of that ring or of each part of it, and in its uppermost bits, the fields that flows were placed by there
     /// ([`Descriptor::previous_fields`]), and [`Descriptor::is_overlaid`].
     pub previous: u32,
     /// First of its pool's entries in the member map.
@@ -458,7 +462,7 @@ pub struct Descriptor {
     pub persistence: u32,
     /// Number of the pool, for what its services share beside the ring: turns and clients.
     pub pool: u16,
-    /// One of [`scheduler`], and from [`SAMPLING_SHIFT`] on, which handshakes are watched
+    /// One of [`scheduler`], [`Descriptor::is_routed`], and from [`SAMPLING_SHIFT`] on, which handshakes are watched
     /// ([`crate::passive`]): those of one in 2^(n - 1) flows; 0: none. In mode [`FULL_NAT`](mode::FULL_NAT), where
     /// answers tell: 1, all.
     pub scheduler: u8,
@@ -528,17 +532,30 @@ impl Descriptor {
     /// How a new flow's backend is chosen: one of [`scheduler`].
     #[inline(always)]
     pub const fn scheduler(&self) -> u8 {
-        self.scheduler & ((1 << SAMPLING_SHIFT) - 1)
+        self.scheduler & (ROUTED - 1)
     }
 
     /// Sets that.
     pub const fn set_scheduler(&mut self, scheduler: u8) {
-        self.scheduler = self.sampling() << SAMPLING_SHIFT | scheduler;
+        self.scheduler = self.scheduler & !(ROUTED - 1) | scheduler;
+    }
+
+    /// Whether flows are placed on the part of the ring that the route of their source leads to, or were before a move
+    /// of the whole service: [`Guard::routes`] says more.
+    #[inline(always)]
+    pub const fn is_routed(&self) -> bool {
+        self.scheduler & ROUTED != 0
+    }
+
+    /// Sets that.
+    pub const fn set_routed(&mut self, routed: bool) {
+        self.scheduler = self.scheduler & !ROUTED | if routed { ROUTED } else { 0 };
     }
 
     /// Sets which handshakes are watched: at most [`MOST_SAMPLING`].
     pub const fn set_sampling(&mut self, sampling: u8) {
-        self.scheduler = sampling << SAMPLING_SHIFT | self.scheduler();
+        let rest = self.scheduler & ((1 << SAMPLING_SHIFT) - 1);
+        self.scheduler = sampling << SAMPLING_SHIFT | rest;
     }
 
     /// Which handshakes are watched, as [`Descriptor::scheduler`] has it.
@@ -604,6 +621,8 @@ impl Descriptor {
     }
 }
 
+/// The bit of [`Descriptor::is_routed`] in [`Descriptor::scheduler`], above those of [`scheduler`].
+const ROUTED: u8 = 4;
 /// The first bit of [`Descriptor::sampling`] in [`Descriptor::scheduler`].
 pub const SAMPLING_SHIFT: u32 = 3;
 /// The largest [`Descriptor::sampling`]: one in 65,536 flows.
@@ -752,7 +771,9 @@ pub struct Member {
     /// has gone.
     pub generation: u32,
     /// Its weight, for schedulers that compare flows in progress.
-    pub weight: u32,
+    pub weight: u16,
+    /// Subsets that it is not of, a bit for each by its number: new flows of their clients are not for it.
+    pub apart: u16,
     /// Flows in progress at which it takes no new ones; 0: no limit.
     pub limit: u32,
 }
@@ -1370,31 +1391,40 @@ pub trait Tables {
         steer::owned_as_prefix(self, address)
     }
 
-    /// [`schedule::pick`] of these tables, perhaps by a call; so are the two that follow.
+    /// [`steer::subset`] of these tables, perhaps by a call.
     #[inline(always)]
-    fn pick(&self, service: u32, half: u32, hash: FlowHash, slot: Slot) -> u32
+    fn subset(&self, source: Address, table: RouteTable) -> u32
     where
         Self: Sized,
     {
-        schedule::pick(self, service, half, hash, slot)
+        steer::subset(self, source, table)
+    }
+
+    /// [`schedule::pick`] of these tables, perhaps by a call; so are the two that follow.
+    #[inline(always)]
+    fn pick(&self, service: u32, half: u32, hash: FlowHash, spot: Spot) -> u32
+    where
+        Self: Sized,
+    {
+        schedule::pick(self, service, half, hash, spot)
     }
 
     /// [`schedule::least`] of these tables.
     #[inline(always)]
-    fn least(&self, service: u32, half: u32) -> u32
+    fn least(&self, service: u32, half: u32, subset: u32) -> u32
     where
         Self: Sized,
     {
-        schedule::least(self, service, half)
+        schedule::least(self, service, half, subset)
     }
 
     /// [`schedule::lightest`] of these tables.
     #[inline(always)]
-    fn lightest(&self, service: u32, half: u32, start: u32) -> u32
+    fn lightest(&self, service: u32, half: u32, subset: u32, start: u32) -> u32
     where
         Self: Sized,
     {
-        schedule::lightest(self, service, half, start)
+        schedule::lightest(self, service, half, subset, start)
     }
 
     /// [`quic::route`] of these tables, perhaps by a call.

@@ -12,7 +12,7 @@ use crate::{
     flow::Signal,
     hash::FlowHash,
     schedule::{self, NOBODY},
-    steer::{self, Candidate, Service},
+    steer::{self, Candidate, Service, Spot},
     tables::{
         FlowEvent, FlowKey, Phase, Record, Recorded, SECOND, Slot, Table, Tables, Tick,
         record_flag, scheduler, service_flag,
@@ -119,6 +119,19 @@ pub struct Question {
     /// Whether what is recorded for the flow, and was not found when it was looked for, is to be given up:
     /// set by [`settle`].
     pub over: bool,
+    /// The subset whose part of the ring its slot is in, by number.
+    pub subset: u8,
+}
+
+impl Question {
+    /// Where its flow is placed.
+    #[inline(always)]
+    pub const fn spot(&self) -> Spot {
+        Spot {
+            slot: self.slot,
+            subset: self.subset as u32,
+        }
+    }
 }
 
 /// Instead of a backend's index: there is a record that was not found, or that has expired.
@@ -261,15 +274,14 @@ impl<'t, T: Tables> Asked<'_, 't, T> {
     /// The backend that a new flow gets.
     #[inline(always)]
     fn choose(&self) -> Option<Candidate<'t>> {
-        let Question {
-            hash, slot, half, ..
-        } = *self.question;
+        let Question { hash, half, .. } = *self.question;
         let mut id = NOBODY;
         if self.persists() {
             id = self.tables.recall(self.question);
         }
         if id == NOBODY {
-            id = schedule::choose(self.tables, self.service.index, half, hash, slot);
+            let spot = self.question.spot();
+            id = schedule::choose(self.tables, self.service.index, half, hash, spot);
         }
         steer::candidate(self.tables, self.service.descriptor, id)
     }
@@ -475,13 +487,14 @@ impl<'t, T: Tables> Asked<'_, 't, T> {
     /// The flow's slot of the previous ring.
     #[inline(always)]
     fn previous(&self) -> Option<Slot> {
+        let Question {
+            key,
+            previous_hash,
+            half,
+            ..
+        } = self.question;
         let descriptor = self.service.descriptor;
-        let size = descriptor.previous_size();
-        if size == 0 {
-            return None;
-        }
-        let place = self.question.previous_hash.slot(size, 0);
-        steer::slot_at(self.tables, descriptor.previous_start, place)
+        steer::previous_slot(self.tables, descriptor, *half, key.source, *previous_hash)
     }
 
     /// Records the choice; false where the table is full, which is counted.

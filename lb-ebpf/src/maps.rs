@@ -34,7 +34,7 @@ use lb_common::{
     rate::{self, Moment, Rate, Take},
     schedule,
     session::{self, Opening},
-    steer,
+    steer::{self, RouteTable, Spot},
     tables::{
         self, AccessKey, Address, Backend, Bucket, ClassKey, Control, Counters, Datagram, Early,
         Endpoint, FlowCounters, FlowEvent, FlowKey, FragmentKey, GuardEntry,
@@ -97,7 +97,7 @@ static UPPERS: HashMap<u32, Upper, 1, NO_PREALLOC> = HashMap::new();
 /// What guards services, by the number of their pool.
 #[btf_map]
 static GUARDS: Array<GuardEntry, 1, MMAPABLE> = Array::new();
-/// All access lists. Not preallocated: it takes as much memory as there are prefixes.
+/// All access lists and source routes. Not preallocated: it takes as much memory as there are prefixes.
 #[btf_map]
 static ACCESS: LpmTrie<[u32; 5], u32, 1> = LpmTrie::new();
 /// Buckets of services, by their index; shared by all CPUs. Not pinned, as those of sources: a restarted agent's
@@ -988,18 +988,24 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn pick(&self, service: u32, half: u32, hash: FlowHash, slot: Slot) -> u32 {
-        pick_backend(service, half, hash.word(), slot.0)
+    fn subset(&self, source: Address, RouteTable(table): RouteTable) -> u32 {
+        let (first, last) = source.halves();
+        subset_of(first, last, table)
     }
 
     #[inline(always)]
-    fn least(&self, service: u32, half: u32) -> u32 {
-        least_backend(service, half)
+    fn pick(&self, service: u32, half: u32, hash: FlowHash, spot: Spot) -> u32 {
+        pick_backend(service, half, hash.word(), spot.slot.0, spot.subset)
     }
 
     #[inline(always)]
-    fn lightest(&self, service: u32, half: u32, start: u32) -> u32 {
-        lightest_backend(service, half, start)
+    fn least(&self, service: u32, half: u32, subset: u32) -> u32 {
+        least_backend(service, half, subset)
+    }
+
+    #[inline(always)]
+    fn lightest(&self, service: u32, half: u32, subset: u32, start: u32) -> u32 {
+        lightest_backend(service, half, subset, start)
     }
 
     #[inline(always)]
@@ -1141,33 +1147,46 @@ pub extern "C" fn own_prefix(first: u64, second: u64) -> u32 {
     steer::owned_as_prefix(&Maps::alone(), address)
 }
 
+/// [`steer::subset`], likewise, out of the way of services without source routes.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn subset_of(first: u64, last: u64, table: u32) -> u32 {
+    let source = Address::from_halves(first, last);
+    steer::subset(&Maps::alone(), source, RouteTable(table))
+}
+
 /// [`schedule::pick`] as a function that the verifier takes by itself, whatever its callers do, so
 /// that the program stays within its budget.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn pick_backend(service: u32, half: u32, hash: u64, slot: u32) -> u32 {
-    schedule::pick(
-        &Maps::alone(),
-        service,
-        half,
-        FlowHash::from_word(hash),
-        Slot(slot),
-    )
+pub extern "C" fn pick_backend(
+    service: u32,
+    half: u32,
+    hash: u64,
+    slot: u32,
+    subset: u32,
+) -> u32 {
+    let spot = Spot {
+        slot: Slot(slot),
+        subset,
+    };
+    let hash = FlowHash::from_word(hash);
+    schedule::pick(&Maps::alone(), service, half, hash, spot)
 }
 
 /// [`schedule::least`] likewise: a loop around the one of [`lightest_backend`], which the verifier would
 /// follow as often as this one turns.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn least_backend(service: u32, half: u32) -> u32 {
-    schedule::least(&Maps::alone(), service, half)
+pub extern "C" fn least_backend(service: u32, half: u32, subset: u32) -> u32 {
+    schedule::least(&Maps::alone(), service, half, subset)
 }
 
 /// [`schedule::lightest`] likewise.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn lightest_backend(service: u32, half: u32, start: u32) -> u32 {
-    schedule::lightest(&Maps::alone(), service, half, start)
+pub extern "C" fn lightest_backend(service: u32, half: u32, subset: u32, start: u32) -> u32 {
+    schedule::lightest(&Maps::alone(), service, half, subset, start)
 }
 
 /// [`quic::route`] as another such function, out of the way of services that are not QUIC.

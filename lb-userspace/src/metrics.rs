@@ -2,6 +2,7 @@
 //! itself.
 
 mod backends;
+mod subsets;
 
 use std::fmt;
 
@@ -86,6 +87,7 @@ impl Collector for Scrape {
         self.slots(&mut encoder)?;
         self.tiers(&mut encoder)?;
         self.panics(&mut encoder)?;
+        self.subsets(&mut encoder)?;
         self.capacity(&mut encoder)?;
         self.backend_traffic(&mut encoder)?;
         self.backend_flows(&mut encoder)?;

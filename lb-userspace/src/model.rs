@@ -29,6 +29,7 @@ mod rated;
 mod recovery;
 mod second_hop;
 mod state;
+mod subset;
 mod syn_proxy;
 #[cfg(test)]
 mod tests;
@@ -56,6 +57,10 @@ pub use quic::{Quic, ServerId};
 pub use rated::{BitRate, EditRated, Rated};
 pub use recovery::{DAMPED_AT_MOST, FlapDamping, SLOW_START_FROM, SlowStart};
 pub use state::{Change, Settings, State};
+pub use subset::{
+    DEFAULT_SUBSET, MAX_ROUTES, MAX_SUBSETS, SourceRoutes, Subsets, parse_source_route,
+    parse_subset,
+};
 pub use syn_proxy::SynProxy;
 pub use tier::{Failback, MAX_TIER, SPILL_BELOW};
 
@@ -148,6 +153,14 @@ impl Scheduler {
         matches!(
             self,
             Self::LeastConnections | Self::WeightedLeastConnections | Self::PowerOfTwoChoices
+        )
+    }
+
+    /// Whether it takes backends from a sequence of all of them, in turns or by drawing.
+    pub fn takes_from_sequence(self) -> bool {
+        matches!(
+            self,
+            Self::RoundRobin | Self::WeightedRoundRobin | Self::PowerOfTwoChoices
         )
     }
 
@@ -269,9 +282,26 @@ pub struct Backend {
     /// 0 for primary ones; those of higher tiers take what those before cannot carry.
     #[serde(default)]
     pub tier: u8,
+    /// The subsets that it is of; [`DEFAULT_SUBSET`] where there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub subsets: Vec<String>,
 }
 
 impl Backend {
+    /// An active one of weight 1, with nothing else said of it.
+    pub fn at(address: SocketAddr) -> Self {
+        Self {
+            address,
+            weight: default_weight(),
+            admin: Admin::Active,
+            max_connections: None,
+            rated: Rated::default(),
+            server_id: None,
+            tier: 0,
+            subsets: Vec::new(),
+        }
+    }
+
     /// Whether it is meant to take new flows.
     pub fn is_wanted(&self) -> bool {
         matches!(self.admin, Admin::Active | Admin::Up) && self.weight > 0
@@ -384,6 +414,9 @@ pub struct Service {
     /// First bits of an IPv6 address that make a source; [`SOURCE_PREFIX_V6`] where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source_prefix_v6: Option<u8>,
+    /// Which subset of its backends clients are for, by the prefix of their address.
+    #[serde(default, skip_serializing_if = "SourceRoutes::is_empty")]
+    pub source_routes: SourceRoutes,
     /// How its connection ids are laid out, where it is QUIC: packets go by them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quic: Option<Quic>,
@@ -455,6 +488,7 @@ impl Service {
             source_limit: FlowLimit::None,
             source_prefix_v4: None,
             source_prefix_v6: None,
+            source_routes: SourceRoutes::default(),
             quic: None,
             persistence: Duration::ZERO,
             persistence_prefix: None,

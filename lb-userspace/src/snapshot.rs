@@ -13,8 +13,10 @@ use serde::{Deserialize, Serialize};
 use crate::health::reply::Asked;
 use crate::model::{Backend, BitRate, Service, ServiceId, Unserved};
 
+mod subsets;
 mod weights;
 
+pub use subsets::SubsetStatus;
 pub use weights::{AdaptivePoolStatus, AdaptiveStatus, DampingStatus, SlowStartStatus};
 
 /// Cumulative traffic counters, summed over CPUs.
@@ -508,7 +510,7 @@ pub struct ServiceStatus {
     pub service: Service,
     /// The first service of its group, or itself: backends are its, and shown by the others too.
     pub lead: ServiceId,
-    /// Slots of its ring now.
+    /// Slots of its ring now, of all parts of it.
     pub ring_size: u32,
     /// Its slots by phase, and what the flow tables do for it.
     pub flows: FlowStatus,

@@ -225,6 +225,7 @@ fn leaving() -> BackendStatus {
             rated: Default::default(),
             server_id: None,
             tier: 0,
+            subsets: Vec::new(),
         },
         condition: Condition::Down,
         standing: None,

@@ -104,8 +104,8 @@ fn step<P: Packet, T: Tables>(packet: &P, tables: &T, outer: &Flow) -> Option<St
         return None;
     }
     // By the ring alone: the program has little stack left for flow tables, and a SYN goes to the owner of its slot.
-    let slot = steer::slot(tables, descriptor, hash, 0)?;
-    let backend = steer::candidate(tables, descriptor, slot.owner())?.backend;
+    let spot = steer::spot(tables, &in_force, quoted.flow.source, hash)?;
+    let backend = steer::candidate(tables, descriptor, spot.slot.owner())?.backend;
     if !quoted.was_sent_to(backend, hash) {
         return None;
     }

@@ -1,5 +1,6 @@
 //! What guards a service: its access list, and limits of the flows that begin ([`crate::admit`]). Beside them, since
-//! it switches with them and is of one pool as they are: what its flows are translated to ([`crate::session`]).
+//! it switches with them and is of one pool as they are: what its flows are translated to ([`crate::session`]), and which
+//! subset of its backends clients are led to.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -19,6 +20,10 @@ pub struct Guard {
     pub source_bits_v4: u16,
     /// The same of an IPv6 address.
     pub source_bits_v6: u16,
+    /// Number of the list of its source routes, among those of access lists; 0: there is none.
+    pub routes: u32,
+    /// The same before a move of the whole service.
+    pub previous_routes: u32,
     /// How many flows may begin.
     pub flows: Rate,
     /// How many of one source.
@@ -52,7 +57,7 @@ pub struct GuardEntry {
     pub halves: [Guard; 2],
 }
 
-/// A prefix of an access list, or what is looked for there: as the kernel's trie has it
+/// A prefix of an access list or of source routes, or what is looked for there: as the kernel's trie has it
 /// (`struct bpf_lpm_trie_key_u8`), so that one trie holds all lists.
 #[derive(
     Debug,
@@ -93,8 +98,12 @@ impl AccessKey {
     }
 }
 
-/// What a prefix of an access list says.
+/// What a prefix of a list says.
 pub mod access {
+    /// Of source routes: the number of a subset added to this.
+    pub const SUBSET: u32 = 16;
+    /// Subsets of a service at most.
+    pub const SUBSETS: u32 = 16;
     /// Packets come through.
     pub const ALLOWED: u32 = 1;
     /// They are dropped.
@@ -128,8 +137,8 @@ pub struct SourceKey {
 }
 
 const _: () = {
-    assert!(size_of::<Guard>() == 72);
-    assert!(size_of::<GuardEntry>() == 144);
+    assert!(size_of::<Guard>() == 80);
+    assert!(size_of::<GuardEntry>() == 160);
     assert!(size_of::<AccessKey>() == 24);
     assert!(size_of::<SourceKey>() == 24);
 };

@@ -36,6 +36,7 @@ mod relayed_errors;
 mod scheduling;
 mod sctp;
 mod second_hop;
+mod source_routes;
 mod steering;
 mod syn_proxy;
 mod syn_proxy_beside;

@@ -125,7 +125,7 @@ impl Stage {
     }
 
     /// Weight and limit of a server's flows in progress.
-    pub fn weigh(mut self, server: u32, weight: u32, limit: u32) -> Self {
+    pub fn weigh(mut self, server: u32, weight: u16, limit: u32) -> Self {
         let member = &mut self.tables.members[(FIRST_MEMBER + server) as usize];
         (member.weight, member.limit) = (weight, limit);
         self

@@ -9,25 +9,29 @@ use lb_common::{
 
 use super::Stage;
 
+/// A prefix in the list of a number.
+pub(super) fn key(number: u32, prefix: &str) -> AccessKey {
+    let (address, bits) = prefix.split_once('/').expect("a prefix");
+    let address: IpAddr = address.parse().expect("an address");
+    let bits: u32 = bits.parse().expect("a length");
+    let before = if address.is_ipv4() { 96 } else { 0 };
+    AccessKey {
+        bits: AccessKey::LIST_BITS + before + bits,
+        list: number,
+        address: Address::from(address),
+    }
+}
+
 impl Stage {
     /// An access list of a number: prefixes, and whether they are allowed.
     pub fn list(mut self, number: u32, prefixes: &[(&str, bool)]) -> Self {
         for &(prefix, allowed) in prefixes {
-            let (address, bits) = prefix.split_once('/').expect("a prefix");
-            let address: IpAddr = address.parse().expect("an address");
-            let bits: u32 = bits.parse().expect("a length");
-            let before = if address.is_ipv4() { 96 } else { 0 };
-            let key = AccessKey {
-                bits: AccessKey::LIST_BITS + before + bits,
-                list: number,
-                address: Address::from(address),
-            };
             let says = if allowed {
                 access::ALLOWED
             } else {
                 access::DENIED
             };
-            self.tables.access.insert(key, says);
+            self.tables.access.insert(key(number, prefix), says);
         }
         self
     }
@@ -41,8 +45,7 @@ impl Stage {
                 source_bits_v6: 128,
                 flows,
                 sources,
-                unproxied: guard.unproxied,
-                translation: guard.translation,
+                ..*guard
             };
         })
     }
@@ -50,6 +53,12 @@ impl Stage {
     /// Another list in one half.
     pub fn guarded_in(self, half: usize, list: u32) -> Self {
         self.entry(|entry| entry.halves[half].list = list)
+    }
+
+    /// Other source routes in one half.
+    pub fn routed_in(self, half: usize, routes: u32) -> Self {
+        self.entry(|entry| entry.halves[half].routes = routes)
+            .unguarded()
     }
 
     /// Sources are told apart by so many bits, of every service.

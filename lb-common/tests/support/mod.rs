@@ -7,6 +7,7 @@ mod guards;
 mod outcome;
 mod passive;
 mod quic;
+mod routes;
 mod sessions;
 mod vlans;
 mod wide;

@@ -78,6 +78,7 @@ fn service(number: u8, mode: Mode) -> Change {
         rated: Default::default(),
         server_id: None,
         tier: 0,
+        subsets: Vec::new(),
     }];
     Change::AddService(service)
 }

@@ -297,6 +297,7 @@ pub(super) fn backend(n: u8) -> Backend {
         rated: Default::default(),
         server_id: None,
         tier: 0,
+        subsets: Vec::new(),
     }
 }
 

@@ -12,6 +12,7 @@ mod clients;
 mod events;
 mod flows;
 mod requests;
+mod subsets;
 
 pub use access::{
     AccessList, AccessListSummary, AccessQuery, Judged, ListChanged, ListSubject, Prefixes,
@@ -30,6 +31,7 @@ pub use flows::{
     ServiceFlows, TableUse,
 };
 pub use requests::{EditBackend, EditService, FailOver, NewBackend, NewService};
+pub use subsets::Subset;
 
 use std::time::Duration;
 

@@ -11,8 +11,8 @@ use super::{
 };
 use crate::duration;
 use crate::model::{
-    AccessList, AddressPool, Backend, Mode, ModelError, Quic, Rated, Service, ServiceId, Settings,
-    State, group,
+    AccessList, AddressPool, Backend, Mode, ModelError, Prefix, Quic, Rated, Service, ServiceId,
+    Settings, SourceRoutes, State, group, parse_subset,
 };
 
 const SERVICE: &[&str] = &[
@@ -37,6 +37,7 @@ const SERVICE: &[&str] = &[
     "source_limit",
     "source_prefix_v4",
     "source_prefix_v6",
+    "source_route",
     "quic",
     "persistence",
     "persistence_prefix",
@@ -61,7 +62,9 @@ const BACKEND: &[&str] = &[
     "max_bandwidth",
     "server_id",
     "tier",
+    "subsets",
 ];
+const SOURCE_ROUTE: &[&str] = &["prefixes", "subset"];
 const QUIC: &[&str] = &["config_id", "server_id_length", "nonce_length"];
 /// All services, each with the place of its header.
 pub(super) fn read_all(
@@ -211,6 +214,7 @@ fn read_settings(
     let source_limit = section.text_or_number("source_limit", str::parse);
     let source_prefix_v4 = section.integer("source_prefix_v4", 1, 32);
     let source_prefix_v6 = section.integer("source_prefix_v6", 1, 128);
+    let source_routes = read_routes(section);
     let quic = section.section("quic", QUIC).map(|s| read_quic(&s));
     let persistence = section.value("persistence", duration::parse);
     let prefix = section.integer("persistence_prefix", 1, 128);
@@ -260,6 +264,7 @@ fn read_settings(
         source_limit: source_limit.map(Located::into_inner),
         source_prefix_v4: source_prefix_v4.map(Located::into_inner),
         source_prefix_v6: source_prefix_v6.map(Located::into_inner),
+        source_routes: Some(source_routes?).filter(|routes| !routes.is_empty()),
         persistence: persistence.map(Located::into_inner),
         persistence_prefix: prefix.map(Located::into_inner),
         spill_below: spill_below.map(Located::into_inner),
@@ -273,6 +278,37 @@ fn read_settings(
     };
     settings.apply(&mut service).ok()?;
     Some(service)
+}
+
+/// The source routes of a service; nothing where one of them is wrong.
+fn read_routes(section: &Section<'_>) -> Option<SourceRoutes> {
+    let mut sound = true;
+    let mut subsets: BTreeMap<Prefix, String> = BTreeMap::new();
+    for route in section.sections("source_route", SOURCE_ROUTE) {
+        route.require("subset", "canary");
+        let subset = route.value("subset", parse_subset);
+        let prefixes = route.all_strings("prefixes");
+        if prefixes.as_ref().is_some_and(Vec::is_empty) {
+            let problem = "names none: write prefixes = [\"10.1.0.0/16\"]";
+            route.error(route.span_of("prefixes"), "prefixes", problem.to_owned());
+        }
+        let prefixes = prefixes.unwrap_or_default();
+        sound &= subset.is_some() && !prefixes.is_empty();
+        let subset = subset.map(Located::into_inner).unwrap_or_default();
+        for text in prefixes {
+            let read: Result<Prefix, ModelError> = text.get_ref().parse();
+            let problem = match read {
+                Ok(prefix) => match subsets.insert(prefix, subset.clone()) {
+                    None => continue,
+                    Some(other) => format!("{prefix} goes to {other} already: leave one out"),
+                },
+                Err(error) => error.to_string(),
+            };
+            route.error(text.span(), "prefixes", problem);
+            sound = false;
+        }
+    }
+    sound.then(|| subsets.into_iter().collect())
 }
 
 fn read_quic(section: &Section<'_>) -> Option<Quic> {
@@ -305,6 +341,7 @@ fn read_backend(section: &Section<'_>, service: Option<&Service>) -> Option<Back
     let max_flow_rate = section.integer("max_flow_rate", 1, i64::from(u32::MAX));
     let max_bandwidth = section.text_or_number("max_bandwidth", str::parse);
     let tier = section.integer("tier", 0, i64::from(crate::model::MAX_TIER));
+    let subsets = read_subsets(section);
     let server_id = section.value("server_id", |text| {
         text.parse().map_err(|error: ModelError| error.to_string())
     });
@@ -323,6 +360,7 @@ fn read_backend(section: &Section<'_>, service: Option<&Service>) -> Option<Back
         },
         server_id: server_id.map(Located::into_inner),
         tier: tier.map(Located::into_inner).unwrap_or_default(),
+        subsets: subsets?,
     };
     let Some(service) = service else {
         return Some(backend);
@@ -334,6 +372,18 @@ fn read_backend(section: &Section<'_>, service: Option<&Service>) -> Option<Back
             None
         }
     }
+}
+
+/// The subsets that a backend names; nothing where one is no name.
+fn read_subsets(section: &Section<'_>) -> Option<Vec<String>> {
+    let names = section.all_strings("subsets")?.into_iter().map(|text| {
+        let read = parse_subset(text.get_ref());
+        let report = |problem| section.error(text.span(), "subsets", problem);
+        read.map_err(report).ok()
+    });
+    // All of them are told of.
+    let names: Vec<Option<String>> = names.collect();
+    names.into_iter().collect()
 }
 
 /// Reports a refusal of the model at the key that it names.

@@ -1,6 +1,6 @@
 //! What is allowed in a configuration and yet probably not meant.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use super::{
     Limits,
@@ -27,6 +27,7 @@ pub(super) fn of(
             .chain(check(service))
             .chain(flows(service, limits))
             .chain(clients(service))
+            .chain(subsets(service))
             .chain([quic(service)])
             .flatten();
         for problem in problems {
@@ -53,6 +54,30 @@ fn pool(service: &Service) -> [Option<String>; 3] {
             format!("scheduler \"{scheduler}\" leaves weights aside: use \"weighted-{scheduler}\"")
         }),
     ]
+}
+
+/// Subsets that nobody is of, or nobody is led to.
+fn subsets(service: &Service) -> Vec<Option<String>> {
+    let subsets = service.subsets();
+    if service.backends.is_empty() || !service.is_split() {
+        return Vec::new();
+    }
+    let empty = |(number, name): (usize, &&str)| {
+        let instead = match number {
+            0 => "all backends",
+            _ => "those of the default one",
+        };
+        (!subsets.has_backends(number))
+            .then(|| format!("no backend is of subset {name}: its clients go to {instead}"))
+    };
+    let mut warnings: Vec<_> = subsets.names().iter().enumerate().map(empty).collect();
+    let named = service.backends.iter().flat_map(|b| &b.subsets);
+    let named: BTreeSet<&str> = named.map(String::as_str).collect();
+    let unrouted = named.iter().filter(|name| !subsets.names().contains(name));
+    warnings.extend(unrouted.map(|name| {
+        Some(format!("no source_route leads to subset {name}: give it one, or leave it out of the backends' subsets"))
+    }));
+    warnings
 }
 
 fn check(service: &Service) -> Vec<Option<String>> {

@@ -29,17 +29,29 @@ pub struct Prefix {
 }
 
 impl Prefix {
-    const V4: Self = Self {
+    /// All of IPv4.
+    pub(super) const V4: Self = Self {
         address: Address::v4(0),
         bits: V4_BITS,
     };
-    const V6: Self = Self {
+    /// All of IPv6.
+    pub(super) const V6: Self = Self {
         address: Address::v6([0; 16]),
         bits: 0,
     };
 
     fn new(address: Address, bits: u8) -> Self {
         Self { address, bits }
+    }
+
+    /// The first bits of an address, of 128.
+    pub fn of(address: Address, bits: u8) -> Self {
+        Self::new(address.prefix(bits.into()), bits)
+    }
+
+    /// How many bits count, of 128: those of an IPv4 address from 96 on.
+    pub fn bits(self) -> u8 {
+        self.bits
     }
 
     /// What it is found by in the list of that number.
@@ -129,13 +141,15 @@ impl<'de> Deserialize<'de> for Prefix {
     }
 }
 
-/// What becomes of packets from a prefix.
+/// What a list says of packets from a prefix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Access {
     /// They come through.
     Allow,
     /// They are dropped.
     Deny,
+    /// Of source routes: they are for the subset of this number.
+    Subset(u8),
 }
 
 impl Access {
@@ -144,15 +158,16 @@ impl Access {
         match self {
             Self::Allow => access::ALLOWED,
             Self::Deny => access::DENIED,
+            Self::Subset(number) => access::SUBSET + u32::from(number),
         }
     }
 
     /// What a number of the program's means.
     pub fn of(number: u32) -> Self {
-        if number == access::ALLOWED {
-            Self::Allow
-        } else {
-            Self::Deny
+        match number {
+            access::ALLOWED => Self::Allow,
+            access::SUBSET.. => Self::Subset((number - access::SUBSET) as u8),
+            _ => Self::Deny,
         }
     }
 
@@ -161,6 +176,7 @@ impl Access {
         match self {
             Self::Allow => "allow",
             Self::Deny => "deny",
+            Self::Subset(_) => "route",
         }
     }
 }
@@ -269,7 +285,7 @@ impl AccessList {
     pub fn judge(&self, source: IpAddr) -> Rule {
         let address = Address::from(source);
         let rule = |bits: u8| {
-            let prefix = Prefix::new(address.prefix(bits.into()), bits);
+            let prefix = Prefix::of(address, bits);
             let at = self
                 .rules
                 .binary_search_by_key(&prefix, |&(prefix, _)| prefix);

@@ -19,6 +19,7 @@ use super::{
     passive::check_passive,
     recovery::{check_damping, check_panic, check_slow_start},
     second_hop::{check_families, check_second_hop},
+    subset::{check_names, check_subsets},
     syn_proxy::check_syn_proxy,
     tier::{check_spill, check_tier},
 };
@@ -162,6 +163,7 @@ impl Service {
         }
         self.check_rated(backend)?;
         check_tier(id, backend.tier)?;
+        check_names(self, backend)?;
         let translates = matches!(self.mode, Mode::Nat | Mode::FullNat);
         if translates && address.is_ipv4() != id.vip.is_ipv4() {
             let mode = name_of(self.mode);
@@ -199,6 +201,7 @@ impl Service {
     pub(super) fn check(&self) -> Result<(), ModelError> {
         self.check_settings()?;
         check_families(self)?;
+        check_subsets(self)?;
         let mut seen = HashSet::with_capacity(self.backends.len());
         let mut identified = HashMap::new();
         for backend in &self.backends {

@@ -120,6 +120,16 @@ impl Service {
                 differ("source_prefix_v6", shown(here), shown(there))
             })
             .or_else(|| {
+                let routes = |service: &Self| match service.source_routes.len() {
+                    0 => "not set".to_owned(),
+                    count => format!("{count} prefixes"),
+                };
+                let unequal = self.source_routes != other.source_routes;
+                let what = format!("{} here and {} there", routes(self), routes(other));
+                let field = "source_route";
+                unequal.then_some(Difference { field, what })
+            })
+            .or_else(|| {
                 differ(
                     "persistence",
                     time(self.persistence),

@@ -9,8 +9,8 @@ use std::{
 use super::{
     AccessEdit, AccessList, Adaptive, AddressPool, Admin, Backend, ClientAddress, EditRated,
     Failback, FlapDamping, FlowLimit, FlowState, MAX_POOL_ADDRESSES, Mode, ModelError, MssClamp,
-    OnDown, Passive, Protocol, Quic, Scheduler, ServerId, Service, ServiceId, SlowStart, SynProxy,
-    Unserved,
+    OnDown, Passive, Protocol, Quic, Scheduler, ServerId, Service, ServiceId, SlowStart,
+    SourceRoutes, SynProxy, Unserved,
 };
 
 /// Everything that is wanted. Valid by construction.
@@ -155,6 +155,8 @@ pub struct Settings {
     pub source_prefix_v4: Option<u8>,
     /// [`Service::source_prefix_v6`].
     pub source_prefix_v6: Option<u8>,
+    /// [`Service::source_routes`]: all that there are from then on.
+    pub source_routes: Option<SourceRoutes>,
     /// [`Service::persistence`].
     pub persistence: Option<Duration>,
     /// [`Service::persistence_prefix`].
@@ -179,6 +181,8 @@ pub struct Settings {
     pub quic: Option<Option<Quic>>,
     /// [`Backend::server_id`] of these backends.
     pub server_ids: BTreeMap<SocketAddr, ServerId>,
+    /// [`Backend::subsets`] of these backends.
+    pub subsets: BTreeMap<SocketAddr, Vec<String>>,
 }
 
 impl State {
@@ -487,12 +491,7 @@ impl State {
         edit: impl Fn(&mut Backend),
     ) -> Result<(), ModelError> {
         self.edit(id, |service| {
-            let backend = service
-                .backends
-                .iter_mut()
-                .find(|b| b.address == address)
-                .ok_or(ModelError::UnknownBackend { id, address })?;
-            edit(backend);
+            edit(service.backend_mut(address)?);
             Ok(())
         })
     }
@@ -611,7 +610,7 @@ impl Settings {
     /// Makes them a service's own.
     ///
     /// # Errors
-    /// A server id of a backend that it has not.
+    /// A server id, or subsets, of a backend that it has not.
     pub fn apply(&self, service: &mut Service) -> Result<(), ModelError> {
         let Self {
             announce,
@@ -632,6 +631,7 @@ impl Settings {
             source_limit,
             source_prefix_v4,
             source_prefix_v6,
+            source_routes,
             persistence,
             persistence_prefix,
             spill_below,
@@ -644,6 +644,7 @@ impl Settings {
             group,
             quic,
             server_ids,
+            subsets,
         } = self;
         service.announce = announce.unwrap_or(service.announce);
         service.ring_size = ring_size.or(service.ring_size);
@@ -667,6 +668,9 @@ impl Settings {
         service.source_limit = source_limit.unwrap_or(service.source_limit);
         service.source_prefix_v4 = source_prefix_v4.or(service.source_prefix_v4);
         service.source_prefix_v6 = source_prefix_v6.or(service.source_prefix_v6);
+        if let Some(source_routes) = source_routes {
+            service.source_routes.clone_from(source_routes);
+        }
         service.persistence = persistence.unwrap_or(service.persistence);
         service.persistence_prefix = persistence_prefix.or(service.persistence_prefix);
         service.spill_below = spill_below.unwrap_or(service.spill_below);
@@ -683,22 +687,21 @@ impl Settings {
         if *quic == Some(None) {
             service.backends.iter_mut().for_each(|b| b.server_id = None);
         }
-        service.name_backends(server_ids)
+        for (&address, &server_id) in server_ids {
+            service.backend_mut(address)?.server_id = Some(server_id);
+        }
+        for (&address, subsets) in subsets {
+            service.backend_mut(address)?.subsets.clone_from(subsets);
+        }
+        Ok(())
     }
 }
 
 impl Service {
-    fn name_backends(
-        &mut self,
-        server_ids: &BTreeMap<SocketAddr, ServerId>,
-    ) -> Result<(), ModelError> {
+    fn backend_mut(&mut self, address: SocketAddr) -> Result<&mut Backend, ModelError> {
         let id = self.id;
-        for (&address, &server_id) in server_ids {
-            let mut backends = self.backends.iter_mut();
-            let backend = backends.find(|backend| backend.address == address);
-            let backend = backend.ok_or(ModelError::UnknownBackend { id, address })?;
-            backend.server_id = Some(server_id);
-        }
-        Ok(())
+        let mut backends = self.backends.iter_mut();
+        let backend = backends.find(|backend| backend.address == address);
+        backend.ok_or(ModelError::UnknownBackend { id, address })
     }
 }

@@ -24,6 +24,7 @@ fn backend(text: &str) -> Backend {
         rated: Default::default(),
         server_id: None,
         tier: 0,
+        subsets: Vec::new(),
     }
 }
 

@@ -124,8 +124,10 @@ pub fn slot_of(
     (id, placed): (ServiceId, &Placed),
     hash_key: &[u64; HASH_KEY_WORDS],
 ) -> Option<(u32, Slot)> {
-    let hash = flow_hash(key, &placed.descriptor_of(id), hash_key);
-    let place = hash.slot(placed.ring.size(), 0);
+    let descriptor = placed.descriptor_of(id);
+    let hash = flow_hash(key, &descriptor, hash_key);
+    let size = descriptor.ring_size;
+    let place = placed.routes.part(key.source, size) + hash.slot(size, 0);
     Some((place, *placed.ring.slots.get(place as usize)?))
 }
 

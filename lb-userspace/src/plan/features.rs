@@ -50,6 +50,7 @@ fn of(service: &Service) -> u32 {
         | flag(service.announce, feature::ANNOUNCE)
         | flag(service.second_hop, feature::SECOND_HOP)
         | flag(!service.syn_proxy.is_off(), feature::SYN_PROXY)
+        | flag(service.is_split(), feature::SOURCE_ROUTES)
         | placing(fields)
 }
 
@@ -98,6 +99,8 @@ impl Draft {
     fn left_over(&self) -> u32 {
         let is_pool = |bits: &u32| bits & owned::POOL != 0;
         let pools = self.layout.pools.values();
+        let is_routed = |placed: &Arc<Placed>| placed.descriptor.is_routed();
+        let routed = pools.clone().any(is_routed);
         let before = |fields, placed: &Arc<Placed>| fields | placed.descriptor.previous_fields();
         let has_sessions = self.layout.owned.values().any(is_pool);
         // Which of them are proxied, nobody counts.
@@ -105,6 +108,7 @@ impl Draft {
         flag(!self.layout.ways_back.is_empty(), feature::NAT)
             | flag(has_sessions, feature::FULL_NAT)
             | flag(proxied, feature::SYN_PROXY)
+            | flag(routed, feature::SOURCE_ROUTES)
             | placing(pools.fold(0, before))
     }
 }

@@ -4,14 +4,17 @@
 //! another number: it is written aside, pools go over to it at the switch, and the former one goes after the grace
 //! period, so that no packet meets half of each. A single prefix is changed in place, which is one store.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use lb_common::{
     memory::MemoryTables,
     tables::{Guard, Translation},
 };
 
-use super::{Draft, NoRoom, layout::Layout};
+use super::{
+    Draft, NoRoom,
+    layout::{Layout, Placed},
+};
 use crate::{
     dataplane::Operation,
     model::{Access, Prefix, Rule, Rules, SOURCE_PREFIX_V4, SOURCE_PREFIX_V6, Service, State},
@@ -26,7 +29,6 @@ impl Draft {
             lists.map(|list| (list.name(), list.rules())).collect();
         let before = std::mem::take(&mut self.layout.lists);
         let former = std::mem::take(&mut self.layout.list_numbers);
-        let mut needed: usize = before.values().map(|rules| rules.len()).sum();
         let mut new = Vec::new();
         for (&name, &rules) in &wanted {
             let number = former.get(name).copied();
@@ -49,30 +51,13 @@ impl Draft {
             let number = match number {
                 Some(number) => number,
                 None => {
-                    needed += rules.len();
-                    let used: BTreeSet<u32> = before
-                        .keys()
-                        .chain(self.layout.lists.keys())
-                        .copied()
-                        .collect();
-                    // 0 stands for none.
-                    let free = (1..)
-                        .find(|number| !used.contains(number))
-                        .unwrap_or(u32::MAX);
+                    self.take_prefixes(rules.len())?;
+                    let free = self.new_list();
                     self.before.push(Operation::Access(free, rules.clone()));
                     free
                 }
             };
             self.keep_list(name, number, rules);
-        }
-        let room = self.layout.capacity.access_prefixes;
-        if needed > room as usize {
-            return Err(NoRoom {
-                what: format!(
-                    "{needed} prefixes of access lists, those of lists that are being replaced included ({room} fit)"
-                ),
-                setting: "access_prefixes",
-            });
         }
         for (number, rules) in before {
             if !self.layout.lists.contains_key(&number) {
@@ -80,6 +65,31 @@ impl Draft {
             }
         }
         Ok(())
+    }
+
+    /// Room for a new list of so many prefixes beside all others.
+    pub(super) fn take_prefixes(&mut self, count: usize) -> Result<(), NoRoom> {
+        self.prefixes += count;
+        let (needed, room) = (self.prefixes, self.layout.capacity.access_prefixes);
+        if needed > room as usize {
+            return Err(NoRoom {
+                what: format!(
+                    "{needed} prefixes of access lists and source routes, those of lists that are being replaced included ({room} fit)"
+                ),
+                setting: "access_prefixes",
+            });
+        }
+        Ok(())
+    }
+
+    /// The number of a new list, which neither is nor was another's.
+    pub(super) fn new_list(&mut self) -> u32 {
+        // 0 stands for none.
+        let mut numbers = 1..;
+        let free = numbers.find(|number| !self.list_numbers.contains(number));
+        let free = free.unwrap_or(u32::MAX);
+        self.list_numbers.insert(free);
+        free
     }
 
     fn keep_list(&mut self, name: &str, number: u32, rules: &Rules) {
@@ -105,14 +115,17 @@ impl Draft {
     }
 
     /// What guards the services of a pool, of which one speaks for all.
-    pub(super) fn guard(&self, state: &State, service: &Service) -> Guard {
+    pub(super) fn guard(&self, state: &State, service: &Service, placed: &Placed) -> Guard {
         let translation: Translation = self.translation(state, service);
+        let unguarded = Guard {
+            routes: placed.routes.number(),
+            previous_routes: placed.previous_routes.number(),
+            unproxied: service.syn_proxy.unproxied(),
+            translation,
+            ..Guard::default()
+        };
         if !service.is_guarded() {
-            return Guard {
-                unproxied: service.syn_proxy.unproxied(),
-                translation,
-                ..Guard::default()
-            };
+            return unguarded;
         }
         let list = service.access_list.as_ref();
         let list = list.and_then(|name| self.layout.list_numbers.get(name));
@@ -126,8 +139,7 @@ impl Draft {
             source_bits_v6: v6.into(),
             flows: service.flow_limit.number(),
             sources: service.source_limit.number(),
-            unproxied: service.syn_proxy.unproxied(),
-            translation,
+            ..unguarded
         }
     }
 }
@@ -168,20 +180,23 @@ fn difference(had: &Rules, wanted: &Rules) -> Difference {
 }
 
 impl Layout {
-    /// The lists that the maps hold, whole or not.
+    /// The lists that the maps hold, those of routes included, whole or not.
     pub(super) fn adopt_lists(&mut self, tables: &MemoryTables) {
         let mut lists: BTreeMap<u32, Vec<Rule>> = BTreeMap::new();
         for (key, &says) in &tables.access {
             let rule = (Prefix::of_key(key), Access::of(says));
             lists.entry(key.list).or_default().push(rule);
         }
-        self.lists = lists
-            .into_iter()
-            .map(|(number, mut rules)| {
-                rules.sort_unstable();
-                (number, Rules::new(rules))
-            })
-            .collect();
+        let lists = lists.into_iter().map(|(number, mut rules)| {
+            rules.sort_unstable();
+            (number, Rules::new(rules))
+        });
+        let routes = |(_, rules): &(u32, Rules)| {
+            let mut rules = rules.iter();
+            rules.any(|(_, says)| matches!(says, Access::Subset(_)))
+        };
+        let (routes, lists) = lists.partition(routes);
+        (self.route_lists, self.lists) = (routes, lists);
     }
 
     /// The operations that leave nothing of a guard but what pools have, in both halves.

@@ -63,8 +63,9 @@ fn obstacle(id: ServiceId, former: &Placed, placed: &Placed) -> Option<String> {
                 .to_owned(),
         );
     }
-    (old.fields() != new.fields() || !same_owners(former, placed)).then(|| {
-        "the two rings give flows to different backends, or one of them takes none: give both the same ring_size and backends, all up and not drained".to_owned()
+    let same_places = old.fields() == new.fields() && former.routes.is_same(&placed.routes);
+    (!same_places || !same_owners(former, placed)).then(|| {
+        "the two rings give flows to different backends, or one of them takes none: give both the same ring_size, source routes and backends, all up and not drained".to_owned()
     })
 }
 

@@ -21,6 +21,7 @@ use super::{
     has_passed,
     loads::Holder,
     lookup::Lookup,
+    routes::Routes,
     space::{Indices, Spans},
     wide::Wide,
 };
@@ -59,14 +60,17 @@ impl PlacedMember {
     }
 }
 
-/// What a ring was made of: its size, and each claim's local id and weight.
+/// What a ring was made of: the size of its parts, one for each subset of the pool, and each claim's local id and weight.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Recipe {
-    /// Its slots.
+    /// Slots of each part.
     pub size: u32,
-    /// Local ids and weights of those that take new flows.
-    pub claims: Vec<(u16, u16)>,
+    /// Local ids and weights of those that take new flows in each part. Where those are none, its owners stay.
+    pub claims: Vec<Claims>,
 }
+
+/// Local ids and weights.
+pub type Claims = Vec<(u16, u16)>;
 
 /// A ring in the arena. Shared with sweeps that are under way; a plan that changes it makes another.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -223,8 +227,12 @@ pub struct Placed {
     pub recipe: Option<Recipe>,
     /// Its ring; without slots until it has a backend.
     pub ring: Arc<Ring>,
+    /// The routes by which flows have their part of it.
+    pub routes: Routes,
     /// The ring before a move of the whole service that is under way.
     pub previous: Option<Arc<Ring>>,
+    /// The routes by which flows had their part of that.
+    pub previous_routes: Routes,
     /// Local ids in the order in which a scheduler takes them; empty unless it takes turns or draws.
     pub sequence: Vec<u16>,
     /// Choices that could not be recorded, by index of the service, where there were any.
@@ -269,7 +277,9 @@ impl Placed {
             guard: Guard::default(),
             recipe: None,
             ring: Arc::default(),
+            routes: Routes::default(),
             previous: None,
+            previous_routes: Routes::default(),
             sequence: Vec::new(),
             overflows: Watched::default(),
             traffic: BTreeMap::new(),
@@ -375,6 +385,8 @@ pub struct Layout {
     pub servers: BTreeMap<ServerKey, Server>,
     /// Access lists by number, as they are told by it.
     pub(super) lists: BTreeMap<u32, Rules>,
+    /// Source routes by number, likewise; no list has the number of another one.
+    pub(super) route_lists: BTreeMap<u32, Rules>,
     /// Addresses of pools, by number.
     pub(super) address_pools: BTreeMap<u16, Addresses>,
     /// The number of each list that services have; unknown after a restart.
@@ -444,6 +456,7 @@ impl Layout {
             ways_back: BTreeMap::new(),
             servers: BTreeMap::new(),
             lists: BTreeMap::new(),
+            route_lists: BTreeMap::new(),
             list_numbers: BTreeMap::new(),
             address_pools: BTreeMap::new(),
             owned: BTreeMap::new(),
@@ -530,12 +543,6 @@ impl Layout {
                 repairs.push(Operation::Descriptor(index, 1 - in_force, descriptor));
             }
         }
-        for (number, placed) in &mut layout.pools {
-            let entry = tables.guards.get(*number as usize);
-            Arc::make_mut(placed).guard = entry
-                .map(|entry| entry.halves[in_force])
-                .unwrap_or_default();
-        }
         repairs.extend(layout.guard_repairs(&tables, in_force));
         repairs.extend(layout.lookup.retain(|index| taken.contains(&index)));
         Ok((layout, repairs))
@@ -602,6 +609,11 @@ impl Layout {
         tables: &MemoryTables,
         descriptor: Descriptor,
     ) -> Result<Placed, DataplaneError> {
+        let guard = tables.guards.get(usize::from(descriptor.pool));
+        let guard = guard.map(|entry| entry.halves[half(self.generation)]);
+        let guard = guard.unwrap_or_default();
+        let [routes, previous_routes] =
+            [guard.routes, guard.previous_routes].map(|number| self.adopt_routes(number));
         let members_len = u32::from(descriptor.members_len);
         let room = members_room(members_len);
         self.member_spans.claim(descriptor.members_start, room);
@@ -615,13 +627,20 @@ impl Layout {
         let sequence = ring(descriptor.schedule_start, descriptor.schedule_size)?;
         let previous = match descriptor.previous_size() {
             0 => None,
-            size => Some(ring(descriptor.previous_start, size)?),
+            size => {
+                let size = size * previous_routes.parts();
+                Some(ring(descriptor.previous_start, size)?)
+            }
         };
+        let size = descriptor.ring_size * routes.parts();
         let mut shared = descriptor;
         shared.set_overlaid(false);
         Ok(Placed {
-            ring: ring(descriptor.ring_start, descriptor.ring_size)?,
+            ring: ring(descriptor.ring_start, size)?,
+            routes,
             previous,
+            previous_routes,
+            guard,
             sequence: sequence
                 .slots
                 .iter()
@@ -637,6 +656,11 @@ impl Layout {
             },
             ..Placed::new(descriptor.pool.into())
         })
+    }
+
+    fn adopt_routes(&self, number: u32) -> Routes {
+        let rules = self.route_lists.get(&number).cloned();
+        Routes::new(number, rules.unwrap_or_default(), None)
     }
 
     fn adopt_member(&mut self, tables: &MemoryTables, index: u32) -> Result<PlacedMember, Vacant> {

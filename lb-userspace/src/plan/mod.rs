@@ -23,6 +23,7 @@ mod others;
 mod pool;
 mod recipe;
 mod ring;
+mod routes;
 mod servers;
 mod services;
 mod space;
@@ -45,6 +46,7 @@ pub use self::layout::{Layout, Placed, PlacedMember, Ring, endpoint, endpoint_at
 pub use self::lookup::BUCKETS_PER_SERVICE;
 pub use self::pool::next_hop;
 pub use self::recipe::{duration, has_passed, ticks, unsteady, unsteady_after};
+pub use self::routes::Routes;
 pub use self::servers::still_named;
 pub use self::wide::{PortRange, Ports};
 use self::{
@@ -241,6 +243,10 @@ struct Draft {
     overlaid: BTreeSet<ServiceId>,
     /// Whether the switch puts other classes of VIPs in force.
     reclassed: bool,
+    /// Prefixes of lists that the maps hold, those that go after the grace period included.
+    prefixes: usize,
+    /// Numbers of lists that are or were in the maps.
+    list_numbers: BTreeSet<u32>,
 }
 
 /// Room that packets in flight can still lead to, until the grace period.
@@ -259,6 +265,7 @@ struct Released {
 /// # Errors
 /// Why there are none; nothing is to be done then.
 pub fn plan(layout: &Layout, inputs: &Inputs<'_>) -> Result<Plan, PlanError> {
+    let lists = layout.lists.iter().chain(&layout.route_lists);
     let mut draft = Draft {
         layout: layout.clone(),
         before: Vec::new(),
@@ -276,6 +283,8 @@ pub fn plan(layout: &Layout, inputs: &Inputs<'_>) -> Result<Plan, PlanError> {
         features: 0,
         overlaid: wide::overlaid(inputs.state),
         reclassed: false,
+        prefixes: lists.clone().map(|(_, rules)| rules.len()).sum(),
+        list_numbers: lists.map(|(&number, _)| number).collect(),
     };
     if let Some(census) = inputs.census {
         draft.release_indices(census);
@@ -296,6 +305,7 @@ pub fn plan(layout: &Layout, inputs: &Inputs<'_>) -> Result<Plan, PlanError> {
     for (pool, number) in pools.iter().zip(numbers) {
         draft.place(pool, number, inputs)?;
     }
+    draft.forget_routes();
     // Before the members that these are about: a scheduler chooses them as soon as they are there, and
     // what they answer has to find its way, their connections' ids their server.
     let members = std::mem::take(&mut draft.before);
@@ -368,7 +378,7 @@ impl Draft {
             self.forget_origins(service, &mut placed, inputs);
         }
         servers::forget_traffic(&mut placed);
-        let guard = self.guard(inputs.state, service);
+        let guard = self.guard(inputs.state, service, &placed);
         if placed.guard != guard {
             placed.guard = guard;
             self.guards.push((placed.number, guard));

@@ -77,7 +77,10 @@ impl Others {
             let weighed =
                 members.filter_map(|(id, m)| Some((id, service.backend(m.address())?.weight)));
             let claims = weighed.filter(|&(_, weight)| weight > 0).collect();
-            Recipe { size, claims }
+            Recipe {
+                size,
+                claims: vec![claims],
+            }
         };
         let holds = |member: &PlacedMember| member.backend.state & state::HOLDS != 0;
         let awaited = |member: &PlacedMember| {
@@ -106,7 +109,9 @@ impl Others {
             Kind::All => recipe::owners(&self.all, placed),
             Kind::WithoutLast => {
                 let mut recipe = self.wished.clone();
-                recipe.claims.retain(|&(id, _)| Some(id) != self.last);
+                for claims in &mut recipe.claims {
+                    claims.retain(|&(id, _)| Some(id) != self.last);
+                }
                 recipe::owners(&recipe, placed)
             }
             Kind::Seconds => recipe::seconds(&self.wished, placed),

@@ -19,7 +19,7 @@ use super::{
 use crate::{
     config::Tunnel,
     dataplane::Operation,
-    model::{self, Mode, Scheduler, Service},
+    model::{self, Mode, Scheduler, Service, Subsets},
     neighbours::NextHop,
 };
 
@@ -36,13 +36,12 @@ impl Draft {
             .members()
             .map(|(id, member)| (member.address(), id))
             .collect();
+        let subsets = service.subsets();
         for backend in &service.backends {
+            let wanted = Wanted::of(service, &subsets, backend, inputs);
             match current.get(&backend.address) {
-                Some(&id) => {
-                    let wanted = Wanted::of(service, backend, inputs);
-                    self.refresh_member(placed, id, wanted);
-                }
-                None => self.add_member(service, backend, placed, inputs)?,
+                Some(&id) => self.refresh_member(placed, id, wanted),
+                None => self.add_member(service, wanted, placed, inputs)?,
             }
         }
         let wanted: BTreeSet<SocketAddr> = service.backends.iter().map(|b| b.address).collect();
@@ -75,6 +74,7 @@ impl Draft {
         let wanted = Wanted {
             entry,
             weight: 0,
+            apart: member.member.apart,
             limit: member.member.limit,
             resigns: true,
         };
@@ -123,6 +123,9 @@ impl Draft {
         let (weight, limit) = (wanted.weight, wanted.limit);
         let revalued = (member.member.weight, member.member.limit) != (weight, limit);
         (member.member.weight, member.member.limit) = (weight, limit);
+        // Until every packet goes by the new routes, it is for clients of whom it was or will be.
+        let apart = std::mem::replace(&mut member.member.apart, wanted.apart);
+        let regrouped = apart != wanted.apart;
         member.backend = entry;
         if let Some(index) = index {
             let aside = Backend {
@@ -135,8 +138,12 @@ impl Draft {
             member.member.backend = index;
         }
         let place = member.entry;
-        if index.is_some() || revalued {
-            self.before.push(write(placed, id));
+        if index.is_some() || revalued || regrouped {
+            let open = apart & wanted.apart;
+            self.before.push(write_apart(placed, id, open));
+        }
+        if regrouped {
+            self.after.push(write(placed, id));
         }
         if gained & state::TAKES != 0 {
             self.woken.entry(placed.number).or_default().insert(id);
@@ -155,12 +162,11 @@ impl Draft {
     fn add_member(
         &mut self,
         service: &Service,
-        backend: &model::Backend,
+        mut wanted: Wanted,
         placed: &mut Placed,
         inputs: &Inputs<'_>,
     ) -> Result<(), NoRoom> {
         let index = self.take_entry(service)?;
-        let mut wanted = Wanted::of(service, backend, inputs);
         wanted.entry.counters = self
             .layout
             .counters
@@ -190,6 +196,7 @@ impl Draft {
                 backend: index,
                 generation,
                 weight: wanted.weight,
+                apart: wanted.apart,
                 limit: wanted.limit,
             },
         });
@@ -271,6 +278,14 @@ fn no_backends(service: &Service) -> NoRoom {
     }
 }
 
+/// The same, but for the subsets that it is not of.
+fn write_apart(placed: &Placed, id: u16, apart: u16) -> Operation {
+    match write(placed, id) {
+        Operation::Member(index, member) => Operation::Member(index, Member { apart, ..member }),
+        other => other,
+    }
+}
+
 /// The store that makes a member what `placed` says of it.
 fn write(placed: &Placed, id: u16) -> Operation {
     let member = match &placed.members[usize::from(id)] {
@@ -288,14 +303,21 @@ fn write(placed: &Placed, id: u16) -> Operation {
 #[derive(Debug, Clone, Copy)]
 struct Wanted {
     entry: Backend,
-    weight: u32,
+    weight: u16,
+    /// Subsets that it is not of.
+    apart: u16,
     limit: u32,
     /// It takes no new flows because it should not, rather than because it cannot.
     resigns: bool,
 }
 
 impl Wanted {
-    fn of(service: &Service, backend: &model::Backend, inputs: &Inputs<'_>) -> Self {
+    fn of(
+        service: &Service,
+        subsets: &Subsets<'_>,
+        backend: &model::Backend,
+        inputs: &Inputs<'_>,
+    ) -> Self {
         let liveness = inputs.down.get(&(service.id, backend.address));
         let takes = backend.is_wanted();
         let mut entry = Backend {
@@ -316,8 +338,9 @@ impl Wanted {
             entry,
             weight: match service.scheduler {
                 Scheduler::LeastConnections => 1,
-                _ => u32::from(backend.weight),
+                _ => backend.weight,
             },
+            apart: subsets.apart_from(backend),
             limit: backend.max_connections.unwrap_or(0),
             resigns: liveness.is_none() && !takes,
         }

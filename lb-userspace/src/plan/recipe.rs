@@ -1,13 +1,15 @@
 //! What a service's settings and pool make of its ring, its sequence and its descriptor. Pure, and
 //! without a look at what is in the maps but for local ids.
 
+use std::collections::BTreeSet;
+
 use lb_common::{
     maglev::{self, Claim},
-    tables::{Descriptor, Phase, TICK_SHIFT, Tick, scheduler, service_flag, state},
+    tables::{Descriptor, Phase, Slot, TICK_SHIFT, Tick, scheduler, service_flag, state},
 };
 
-use super::layout::{Placed, PlacedMember, Recipe};
-use crate::model::{Scheduler, Service};
+use super::layout::{Claims, Placed, PlacedMember, Recipe};
+use crate::model::{Scheduler, Service, Subsets};
 
 /// Places of a sequence at most: weights are scaled down beyond.
 const LONGEST_SEQUENCE: u32 = 65_536;
@@ -102,38 +104,118 @@ pub(super) fn takes(service: &Service, member: &PlacedMember) -> bool {
 
 /// What the ring should be made of.
 pub(super) fn wanted(service: &Service, placed: &Placed) -> Recipe {
-    let claims = placed
-        .members()
-        .filter(|(_, member)| takes(service, member))
-        .filter_map(|(id, member)| Some((id, service.backend(member.address())?.weight)))
-        .collect();
+    let subsets = service.subsets();
+    let claims = (0..subsets.count()).map(|number| {
+        let takes = |member: &PlacedMember| takes(service, member);
+        claims_of(service, placed, &subsets, number, takes)
+    });
     // Down and drained backends count, so that a failure does not change the size.
-    let current = Some(placed.ring.size()).filter(|&size| size > 0);
+    let current = Some(placed.descriptor.ring_size).filter(|&size| size > 0);
     let size = service
         .ring_size
         .unwrap_or_else(|| maglev::suitable_size(service.backends.len(), current));
-    Recipe { size, claims }
-}
-
-/// Who gets the slots of backends that were removed where nobody takes new flows: those that are wanted and hold some.
-/// The slots would lead to the removed ones for ever. Empty where there is nothing to inherit.
-pub(super) fn heirs(service: &Service, placed: &Placed) -> Vec<(u16, u16)> {
-    let removed = |member: &PlacedMember| service.backend(member.address()).is_none();
-    let mut members = placed.members();
-    if !members.any(|(id, member)| removed(member) && placed.ring.share(id) > 0) {
-        return Vec::new();
+    Recipe {
+        size,
+        claims: claims.collect(),
     }
-    placed
-        .members()
-        .filter(|(_, member)| member.backend.state & state::HOLDS != 0)
-        .filter_map(|(id, member)| Some((id, service.backend(member.address())?.weight.max(1))))
-        .collect()
 }
 
-/// The owners that a recipe makes.
+/// Members of a subset that are wanted and fit otherwise, with their weights.
+fn claims_of(
+    service: &Service,
+    placed: &Placed,
+    subsets: &Subsets<'_>,
+    number: usize,
+    fits: impl Fn(&PlacedMember) -> bool,
+) -> Claims {
+    let members = placed.members().filter(|(_, member)| fits(member));
+    let wanted = members.filter_map(|(id, member)| {
+        let backend = service.backend(member.address())?;
+        subsets
+            .serves(backend, number)
+            .then_some((id, backend.weight))
+    });
+    wanted.collect()
+}
+
+impl Recipe {
+    /// Whether nobody has a claim.
+    pub(super) fn is_empty(&self) -> bool {
+        self.claims.iter().all(Vec::is_empty)
+    }
+
+    /// Parts of the ring.
+    fn parts(&self) -> u32 {
+        self.claims.len() as u32
+    }
+
+    /// Slots of all of them.
+    pub(super) fn slots(&self) -> u32 {
+        self.size * self.parts()
+    }
+}
+
+/// Who gets the slots of a part of the ring where nobody takes new flows, of backends that are not in it any more: those that
+/// are wanted and hold some. The slots would lead to the removed ones for ever. Nobody where there is nothing to inherit; where
+/// parts do not stay what they are, every part has somebody, as soon as one has.
+pub(super) fn inherit(service: &Service, placed: &Placed, recipe: &mut Recipe, stays: bool) {
+    let (none_takes, split) = (recipe.is_empty(), service.is_split());
+    let subsets = service.subsets();
+    for (number, claims) in recipe.claims.iter_mut().enumerate() {
+        if !claims.is_empty() {
+            continue;
+        }
+        let all = claims_of(service, placed, &subsets, number, |_| true);
+        let inherits = if split && !stays {
+            !none_takes || placed.ring.size() > 0
+        } else {
+            let slots = match split {
+                true => part(&placed.ring.slots, recipe.size, number),
+                false => &placed.ring.slots,
+            };
+            let its: BTreeSet<u32> = all.iter().map(|&(id, _)| id.into()).collect();
+            slots.iter().any(|slot| !its.contains(&slot.owner()))
+        };
+        if !inherits {
+            continue;
+        }
+        let holds = |member: &PlacedMember| member.backend.state & state::HOLDS != 0;
+        *claims = claims_of(service, placed, &subsets, number, holds);
+        if claims.is_empty() && split {
+            // One that is up for others would get new flows of those that it is not for.
+            *claims = all;
+        }
+        for (_, weight) in claims {
+            *weight = (*weight).max(1);
+        }
+    }
+}
+
+/// A part of a ring by its number, of parts of `size` slots.
+fn part(slots: &[Slot], size: u32, number: usize) -> &[Slot] {
+    let mut parts = slots.chunks(size.max(1) as usize);
+    parts.nth(number).unwrap_or_default()
+}
+
+/// The owners that a recipe makes. A part that nobody claims has those that it has.
 pub(super) fn owners(recipe: &Recipe, placed: &Placed) -> Vec<u16> {
-    let mut owners = vec![maglev::NOBODY; recipe.size as usize];
-    maglev::fill(&mut owners, &mut claims(recipe, placed));
+    let mut owners = vec![maglev::NOBODY; recipe.slots() as usize];
+    let parts = owners.chunks_mut(recipe.size.max(1) as usize);
+    for (number, (owners, claimed)) in parts.zip(&recipe.claims).enumerate() {
+        if !claimed.is_empty() {
+            maglev::fill(owners, &mut claims(claimed, recipe.size, placed));
+            continue;
+        }
+        let first = placed.ring.slots.as_slice();
+        let standing = match part(first, recipe.size, number) {
+            // There are more parts than there were, and nobody takes new flows in any.
+            [] => first,
+            its => its,
+        };
+        for (owner, slot) in owners.iter_mut().zip(standing) {
+            *owner = slot.owner() as u16;
+        }
+    }
     owners
 }
 
@@ -141,18 +223,19 @@ pub(super) fn owners(recipe: &Recipe, placed: &Placed) -> Vec<u16> {
 pub(super) fn seconds(recipe: &Recipe, placed: &Placed) -> Vec<u16> {
     let mut seconds = vec![maglev::NOBODY; recipe.size as usize];
     let mut owners = seconds.clone();
-    maglev::fill_with_seconds(&mut owners, &mut seconds, &mut claims(recipe, placed));
+    let claimed = recipe.claims.first().map_or(&[][..], Vec::as_slice);
+    let mut claims = claims(claimed, recipe.size, placed);
+    maglev::fill_with_seconds(&mut owners, &mut seconds, &mut claims);
     seconds
 }
 
-fn claims(recipe: &Recipe, placed: &Placed) -> Vec<Claim> {
-    let mut claims: Vec<Claim> = recipe
-        .claims
+fn claims(claimed: &[(u16, u16)], size: u32, placed: &Placed) -> Vec<Claim> {
+    let mut claims: Vec<Claim> = claimed
         .iter()
         .filter_map(|&(id, weight)| {
             let member = placed.member_by_id(id.into())?;
             let (address, port) = (&member.backend.address, member.backend.port);
-            Some(Claim::new(id, address, port, weight, recipe.size))
+            Some(Claim::new(id, address, port, weight, size))
         })
         .collect();
     // In the order of addresses, which every balancer shares, not in that of local ids.
@@ -176,10 +259,10 @@ pub fn unsteady(placed: &Placed) -> u32 {
 /// Slots that would not be, were the service what is wanted now.
 pub fn unsteady_after(placed: &Placed, service: &Service) -> u32 {
     let recipe = wanted(service, placed);
-    if recipe.size != placed.ring.size() || unsteady(placed) == placed.ring.size() {
+    if recipe.slots() != placed.ring.size() || unsteady(placed) == placed.ring.size() {
         return placed.ring.size();
     }
-    if recipe.claims.is_empty() {
+    if recipe.is_empty() {
         return unsteady(placed);
     }
     let owners = owners(&recipe, placed);
@@ -196,9 +279,9 @@ pub(super) fn sequence(service: &Service, placed: &Placed) -> Vec<u16> {
         Scheduler::WeightedRoundRobin | Scheduler::PowerOfTwoChoices => true,
         _ => return Vec::new(),
     };
-    let claims: Vec<(u16, u32)> = wanted(service, placed)
-        .claims
-        .into_iter()
+    // Who takes from a sequence has no subsets.
+    let claims = wanted(service, placed).claims.into_iter().flatten();
+    let claims: Vec<(u16, u32)> = claims
         .map(|(id, weight)| (id, if weighted { u32::from(weight) } else { 1 }))
         .collect();
     smooth(&scaled(claims))

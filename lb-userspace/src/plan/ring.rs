@@ -22,6 +22,7 @@ use super::{
     layout::{Placed, Recipe, Ring, slot_span},
     others::{self, Others},
     recipe::{self, Settings},
+    routes::Routes,
 };
 use crate::{dataplane::Operation, model::Service, snapshot::Passed};
 
@@ -91,20 +92,32 @@ impl Draft {
     ) -> Result<(), NoRoom> {
         let settings = Settings::of(service);
         let mut wanted = recipe::wanted(service, placed);
-        if wanted.claims.is_empty() {
-            wanted.claims = recipe::heirs(service, placed);
-        }
         let before = placed.descriptor;
+        let routes = self.routes(service, placed)?;
+        let rerouted = !routes.is_same(&placed.routes);
+        let stays = !rerouted && wanted.size == before.ring_size;
+        recipe::inherit(service, placed, &mut wanted, stays);
+        if wanted.is_empty() && before.ring_size > 0 {
+            wanted.size = before.ring_size;
+        }
         settings.write(&mut placed.descriptor);
         // Without anybody to take new flows, those under way keep their backends.
-        let build = !wanted.claims.is_empty() && placed.recipe.as_ref() != Some(&wanted);
-        let resized = wanted.size != placed.ring.size() && !wanted.claims.is_empty();
-        let whole = placed.ring.size() > 0 && (resized || settings.places_otherwise(&before));
+        let build = !wanted.is_empty() && placed.recipe.as_ref() != Some(&wanted);
+        let otherwise = rerouted || settings.places_otherwise(&before);
+        let resized = wanted.size != before.ring_size;
+        let whole = placed.ring.size() > 0 && (resized || otherwise);
         let stateless = placed.descriptor.moving_time == 0;
+        let former = std::mem::replace(&mut placed.routes, routes);
         let names = service.second_hop && before.mode != placed.descriptor.mode;
         if whole && !stateless {
-            self.move_whole(service, placed, &wanted, before.fields(), inputs.now)?;
-        } else if !wanted.claims.is_empty() && (build || self.has_woken(placed)) {
+            self.move_whole(
+                service,
+                placed,
+                &wanted,
+                (before.fields(), former),
+                inputs.now,
+            )?;
+        } else if (whole && rerouted) || !wanted.is_empty() && (build || self.has_woken(placed)) {
             let owners = recipe::owners(&wanted, placed);
             self.move_slots(service, placed, &owners, inputs, dead, names)?;
         } else if names {
@@ -115,6 +128,8 @@ impl Draft {
         if build || whole {
             placed.recipe = Some(wanted);
         }
+        let routed = [&placed.routes, &placed.previous_routes].map(Routes::number);
+        placed.descriptor.set_routed(routed != [0; 2]);
         // Records of the time before it kept none may still be there.
         let doubtful = before.moving_time == 0 && before.ring_size > 0 && !stateless;
         let aside = placed.descriptor.ring_start != before.ring_start;
@@ -134,26 +149,17 @@ impl Draft {
         self.woken.contains_key(&placed.number)
     }
 
-    /// Another size, hash or scheduler: every slot moves, and the ring before answers for `origin`.
+    /// Another size, hash or scheduler, or other routes: every slot moves, and the ring before answers for `origin`, where
+    /// flows were placed by `fields` and routes.
     fn move_whole(
         &mut self,
         service: &Service,
         placed: &mut Placed,
         wanted: &Recipe,
-        fields: u16,
+        (fields, routes): (u16, Routes),
         now: Tick,
     ) -> Result<(), NoRoom> {
-        let owners = if wanted.claims.is_empty() {
-            // Nobody takes new flows: the same owners, at the size that they have.
-            placed
-                .ring
-                .slots
-                .iter()
-                .map(|slot| slot.owner() as u16)
-                .collect()
-        } else {
-            recipe::owners(wanted, placed)
-        };
+        let owners = recipe::owners(wanted, placed);
         let slots: Vec<Slot> = owners
             .iter()
             .map(|&owner| Slot::new(owner.into(), owner.into(), Phase::Moving))
@@ -161,8 +167,10 @@ impl Draft {
         let moved = vec![now; slots.len()];
         if placed.descriptor.flags & service_flag::MOVING == 0 {
             placed.previous = Some(Arc::clone(&placed.ring));
-            let (start, size) = (placed.ring.start, placed.ring.size());
+            let size = placed.descriptor.ring_size;
+            let start = placed.ring.start;
             placed.descriptor.set_previous(start, size, fields);
+            placed.previous_routes = routes;
             placed.descriptor.flags |= service_flag::MOVING;
             placed.passed.moving += u64::from(placed.ring.size());
         } else {
@@ -300,7 +308,7 @@ impl Draft {
         let ring = Arc::new(Ring::new(start, slots, moved));
         self.before.extend(ring.writes());
         placed.descriptor.ring_start = start;
-        placed.descriptor.ring_size = ring.size();
+        placed.descriptor.ring_size = ring.size() / placed.routes.parts();
         placed.ring = ring;
         Ok(())
     }
@@ -369,6 +377,7 @@ impl Draft {
     ) -> Result<(), NoRoom> {
         placed.descriptor.flags &= !service_flag::MOVING;
         placed.descriptor.set_previous(0, 0, 0);
+        placed.previous_routes = Routes::default();
         placed.passed.settling += u64::from(placed.ring.size());
         if let Some(previous) = placed.previous.take() {
             self.release_span(previous.start, previous.size());

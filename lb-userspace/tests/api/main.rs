@@ -480,6 +480,7 @@ async fn the_client_speaks_every_route() {
         max_bandwidth: None,
         server_id: None,
         tier: 0,
+        subsets: Vec::new(),
     };
     let new = NewService {
         id: dns,
@@ -503,6 +504,7 @@ async fn the_client_speaks_every_route() {
         source_limit: None,
         source_prefix_v4: None,
         source_prefix_v6: None,
+        source_routes: None,
         quic: None,
         persistence_ms: None,
         persistence_prefix: None,

@@ -12,7 +12,7 @@ use lb_userspace::{
     plan::{Ring, half},
 };
 
-use crate::sabotage::Sabotage;
+use crate::{parts, sabotage::Sabotage};
 
 /// `operations` as they are carried out with `sabotage`, upon `tables` as they are before.
 pub fn bent(
@@ -40,6 +40,15 @@ pub fn bent(
                         Operation::Descriptor(index, 1, descriptor),
                     ]
                 }
+                _ => vec![operation.clone()],
+            };
+            operations = operations.iter().flat_map(both).collect();
+        }
+        Sabotage::RoutesComeBeforeTheRings => {
+            let both = |operation: &Operation| match *operation {
+                Operation::Guard(pool, _, guard) => [0, 1]
+                    .map(|half| Operation::Guard(pool, half, guard))
+                    .to_vec(),
                 _ => vec![operation.clone()],
             };
             operations = operations.iter().flat_map(both).collect();
@@ -72,6 +81,9 @@ pub fn bent(
             }
             Operation::Slots(ring) => *ring = bent_ring(ring, before.as_ref(), tables, sabotage),
             Operation::Descriptor(_, _, descriptor) => bend_descriptor(descriptor, sabotage),
+            Operation::Guard(_, _, guard) if sabotage == Sabotage::PreviousRoutesAreForgotten => {
+                guard.previous_routes = guard.routes;
+            }
             Operation::State(_, state)
                 if matches!(
                     sabotage,
@@ -149,7 +161,7 @@ fn bent_ring(
     tables: &MemoryTables,
     sabotage: Sabotage,
 ) -> Arc<Ring> {
-    let before = before.filter(|before| before.ring_size == ring.size());
+    let before = before.filter(|before| parts::ring_slots(tables, before) == ring.size());
     let slots = ring.slots.iter().zip(0..).map(|(&slot, place)| {
         let old = before.and_then(|d| steer::slot_at(tables, d.ring_start, place));
         bent_slot(slot, old, sabotage)

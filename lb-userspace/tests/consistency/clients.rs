@@ -8,8 +8,8 @@ use std::{collections::BTreeMap, net::IpAddr};
 use lb_common::{
     memory::MemoryTables,
     schedule,
-    steer::{self, Candidate},
-    tables::{Descriptor, Tick},
+    steer::{self, Candidate, RouteTable},
+    tables::{Descriptor, Tables as _, Tick},
     track::OPENING_LIFETIME,
 };
 use lb_userspace::plan;
@@ -55,7 +55,8 @@ impl Clients {
     ) -> Option<IpAddr> {
         let expected = self.expected.get(&(flow.service, flow.client.ip()))?;
         let fresh = expected.is_fresh(descriptor.persistence, now);
-        (fresh && takes(tables, descriptor, expected.backend)).then_some(expected.backend)
+        let subset = subset(tables, descriptor, flow.client.ip());
+        (fresh && takes(tables, descriptor, expected.backend, subset)).then_some(expected.backend)
     }
 
     /// A new flow of a client reached a backend, as far as that is certain.
@@ -110,9 +111,30 @@ impl Clients {
     }
 }
 
+/// The subset that a client is for.
+fn subset(tables: &MemoryTables, descriptor: &Descriptor, client: IpAddr) -> u32 {
+    let half = plan::half(tables.control.generation) as u32;
+    match descriptor.is_routed() {
+        true => tables.subset(client.into(), RouteTable::of(descriptor, half, false)),
+        false => 0,
+    }
+}
+
+/// Whether a backend is for new flows of a client.
+pub fn is_for(
+    tables: &MemoryTables,
+    descriptor: &Descriptor,
+    client: IpAddr,
+    address: IpAddr,
+) -> bool {
+    let subset = subset(tables, descriptor, client);
+    let its = |candidate: Candidate<'_>| candidate.member.apart >> subset & 1 == 0;
+    members(tables, descriptor, address).any(its)
+}
+
 /// Whether a backend takes one more flow.
-fn takes(tables: &MemoryTables, descriptor: &Descriptor, address: IpAddr) -> bool {
-    let one_more = |candidate: &Candidate<'_>| schedule::eligible(tables, candidate);
+fn takes(tables: &MemoryTables, descriptor: &Descriptor, address: IpAddr, subset: u32) -> bool {
+    let one_more = |candidate: &Candidate<'_>| schedule::eligible(tables, candidate, subset);
     members(tables, descriptor, address).any(|candidate| one_more(&candidate))
 }
 

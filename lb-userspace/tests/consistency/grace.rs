@@ -9,6 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use lb_common::memory::MemoryTables;
 use lb_userspace::{dataplane::Operation, plan::half};
 
+use crate::parts::{guard, previous_slots, ring_slots};
+
 /// See above.
 #[derive(Debug, Default)]
 pub struct GraceWatch {
@@ -26,6 +28,8 @@ struct Reachable {
     entries: BTreeSet<u32>,
     /// Counters of backends.
     counters: BTreeSet<u32>,
+    /// Source routes, by the number of their list.
+    routes: BTreeSet<u32>,
 }
 
 impl GraceWatch {
@@ -44,6 +48,9 @@ impl GraceWatch {
             Operation::Backend(index, _) => seen.entries.contains(index),
             Operation::ZeroBackend(index) => seen.counters.contains(index),
             Operation::Descriptor(index, half, _) => seen.halves.contains(&(*index, *half)),
+            Operation::Access(list, _) | Operation::ForgetAccess(list, _) => {
+                seen.routes.contains(list)
+            }
             _ => false,
         };
         reused.then(|| {
@@ -73,13 +80,20 @@ impl Reachable {
             self.halves.insert((index, in_force));
             let descriptor = entry.halves[in_force];
             for (start, size) in [
-                (descriptor.ring_start, descriptor.ring_size),
-                (descriptor.previous_start, descriptor.previous_size()),
+                (descriptor.ring_start, ring_slots(tables, &descriptor)),
+                (
+                    descriptor.previous_start,
+                    previous_slots(tables, &descriptor),
+                ),
                 (descriptor.schedule_start, descriptor.schedule_size),
             ] {
                 if size > 0 {
                     self.spans.insert(start, size);
                 }
+            }
+            if descriptor.is_routed() {
+                let guard = guard(tables, &descriptor);
+                self.routes.extend([guard.routes, guard.previous_routes]);
             }
             let members = descriptor.members_start as usize..;
             let pool = tables.members.get(members).unwrap_or_default();

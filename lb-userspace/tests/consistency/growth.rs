@@ -33,6 +33,7 @@ fn backend(n: u8) -> Backend {
         rated: Default::default(),
         server_id: None,
         tier: 0,
+        subsets: Vec::new(),
     }
 }
 

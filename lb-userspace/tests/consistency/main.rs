@@ -18,6 +18,7 @@ mod frame;
 mod grace;
 mod groups;
 mod growth;
+mod parts;
 mod random;
 #[path = "../reach/mod.rs"]
 mod reach;

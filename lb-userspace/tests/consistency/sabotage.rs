@@ -12,6 +12,7 @@ use lb_common::{
     persist,
     rate::Rate,
     schedule::NOBODY,
+    steer::RouteTable,
     tables::{
         AccessKey, Address, Backend, Bucket, ClassKey, Control, Datagram, Endpoint, FlowEvent,
         FlowKey, FragmentKey, GuardEntry, Handover, Handshake, Member, NoRoute, PoolKey, PortKey,
@@ -102,11 +103,19 @@ pub enum Sabotage {
     SettlingSlotForgetsItsOwner,
     /// The sweep drops records of others than their slot's owner.
     OthersRecordsAreSwept,
+    /// Clients of every prefix go to the default subset.
+    RoutesAreIgnored,
+    /// The routes before a move of the whole service are forgotten.
+    PreviousRoutesAreForgotten,
+    /// New routes are in force before the rings that are made for them.
+    RoutesComeBeforeTheRings,
+    /// The sweep takes flows for those of slots that they would have without routes.
+    SweepIgnoresRoutes,
 }
 
 impl Sabotage {
     /// All that a sequence shows.
-    pub const ALL: [Self; 36] = [
+    pub const ALL: [Self; 40] = [
         Self::TableEvicts,
         Self::UnrecordedChoiceStands,
         Self::OthersRecordsAreOverwritten,
@@ -143,6 +152,10 @@ impl Sabotage {
         Self::SteadySlotForgetsItsOwner,
         Self::SettlingSlotForgetsItsOwner,
         Self::OthersRecordsAreSwept,
+        Self::RoutesAreIgnored,
+        Self::PreviousRoutesAreForgotten,
+        Self::RoutesComeBeforeTheRings,
+        Self::SweepIgnoresRoutes,
     ];
 
     /// What is said of a promise that is broken by it, rather than by what it does besides.
@@ -152,6 +165,7 @@ impl Sabotage {
             Self::OthersRecordsAreOverwritten => "at once",
             Self::FlowsOfTheDeadGoToOrigin => "who takes none",
             Self::OpeningsAreEstablished | Self::ResetsPromote => "a flood",
+            Self::RoutesAreIgnored => "of another subset",
             _ => " came to ",
         }
     }
@@ -488,6 +502,13 @@ impl Tables for Bent<'_> {
 
     fn turn(&self, pool: u32) -> u32 {
         self.tables.turn(pool)
+    }
+
+    fn subset(&self, source: Address, table: RouteTable) -> u32 {
+        match self.is(Sabotage::RoutesAreIgnored) {
+            true => 0,
+            false => self.tables.subset(source, table),
+        }
     }
 
     fn track(&self, question: &Question) -> u32 {

@@ -10,12 +10,14 @@ use std::{
 use lb_common::tables::Endpoint;
 use lb_userspace::{
     model::{
-        Admin, Backend, FlowState, Mode, OnDown, Protocol, Quic, Scheduler, ServerId, Service,
-        ServiceId,
+        Admin, Backend, FlowState, Mode, OnDown, Prefix, Protocol, Quic, Scheduler, ServerId,
+        Service, ServiceId,
     },
     plan,
 };
 use proptest::prelude::*;
+
+use crate::world;
 
 /// Backends that a service may have; as many addresses are in use.
 pub const ADDRESSES: usize = 10;
@@ -94,6 +96,10 @@ pub enum Kind {
     Spill,
     /// How backends come back, and when those are used that are down.
     Recovery,
+    /// Which prefixes lead to which subset, and perhaps who is in them.
+    Routes,
+    /// A backend into other subsets.
+    Subsets,
     RemoveService,
     AddService,
     Restart,
@@ -167,6 +173,8 @@ fn kind() -> impl Strategy<Value = Kind> {
         2 => Just(Kind::FailOver),
         2 => Just(Kind::Spill),
         3 => Just(Kind::Recovery),
+        3 => Just(Kind::Routes),
+        3 => Just(Kind::Subsets),
         1 => Just(Kind::RemoveService),
         2 => Just(Kind::AddService),
         4 => Just(Kind::Restart),
@@ -264,6 +272,36 @@ pub fn services() -> Vec<Service> {
     services
 }
 
+/// Subsets that backends may be of.
+pub fn subsets(choice: usize) -> Vec<String> {
+    let all: [&[&str]; 6] = [
+        &[],
+        &["a"],
+        &["b"],
+        &["a", "b"],
+        &["default", "a"],
+        &["b", "default"],
+    ];
+    all[choice % all.len()]
+        .iter()
+        .map(|&name| name.to_owned())
+        .collect()
+}
+
+/// A prefix of some clients of a service.
+pub fn prefix(id: &ServiceId, number: usize, length: usize) -> Prefix {
+    // All of them, or 4 to 128 of those that are numbered in a row.
+    let host = 2 + length % 6;
+    let client = world::client(id, number >> host << host, 0).ip();
+    let (bits, all) = match client {
+        IpAddr::V4(_) => (32, "0.0.0.0/0"),
+        IpAddr::V6(_) => (128, "::/0"),
+    };
+    let text = format!("{client}/{}", bits - host);
+    let text = if length % 16 == 15 { all } else { &text };
+    text.parse().unwrap()
+}
+
 /// How QUIC services lay out connection ids.
 pub const QUIC: Quic = Quic {
     config_id: 3,
@@ -328,5 +366,6 @@ pub fn backend(service: &Service, address: SocketAddr, weight: u16) -> Backend {
         rated: Default::default(),
         server_id,
         tier: 0,
+        subsets: Vec::new(),
     }
 }

@@ -9,7 +9,7 @@ use std::{
 use lb_common::{
     hash,
     memory::MemoryTables,
-    steer,
+    steer::{self, InForce, Service},
     tables::{Descriptor, FlowKey, Record, Slot, flow_kind},
     track,
 };
@@ -23,6 +23,8 @@ pub struct Sight<'t> {
     tables: &'t MemoryTables,
     descriptor: &'t Descriptor,
     slot: Option<Slot>,
+    /// The subset that its client is for.
+    pub subset: u32,
     /// Its slot on the ring before a move of the whole service.
     previous: Option<Slot>,
     established: Option<Record>,
@@ -41,13 +43,21 @@ impl<'t> Sight<'t> {
         let (source, destination) = (client.ip().into(), to.ip().into());
         let (port, to) = (client.port().to_be(), to.port().to_be());
         let ports = u32::from(port) << 16 | u32::from(to);
-        let slot = |start, size, fields| {
+        let hash = |fields| {
             let key = &tables.control.hash_key;
-            let hash = hash::placing(key, fields, &source, &destination, ports, at.protocol);
-            let place = (size > 0).then(|| hash.slot(size, 0))?;
-            steer::slot_at(tables, start, place)
+            hash::placing(key, fields, &source, &destination, ports, at.protocol)
         };
         let d = descriptor;
+        let in_force = InForce {
+            service: Service {
+                index: service,
+                descriptor,
+            },
+            half: half as u32,
+        };
+        let spot = steer::spot(tables, &in_force, source, hash(d.fields()));
+        let spot = spot.filter(|_| d.ring_size > 0);
+        let previous = hash(d.previous_fields());
         let key = FlowKey {
             source,
             port,
@@ -60,8 +70,9 @@ impl<'t> Sight<'t> {
         Some(Self {
             tables,
             descriptor,
-            slot: slot(d.ring_start, d.ring_size, d.fields()),
-            previous: slot(d.previous_start, d.previous_size(), d.previous_fields()),
+            slot: spot.map(|spot| spot.slot),
+            subset: spot.map_or(0, |spot| spot.subset),
+            previous: steer::previous_slot(tables, d, half as u32, source, previous),
             established: flows.established.records.get(&key).copied(),
             half_open: flows.half_open.records.get(&key).copied(),
         })
@@ -97,7 +108,8 @@ impl fmt::Display for Sight<'_> {
         } = *self.descriptor;
         write!(
             f,
-            "slot {:?}, previous {:?}, established {:?}, half-open {:?}, flags {flags:#x}, members",
+            "subset {}, slot {:?}, previous {:?}, established {:?}, half-open {:?}, flags {flags:#x}, members",
+            self.subset,
             self.slot.map(names),
             self.previous.map(names),
             self.established,
@@ -105,12 +117,15 @@ impl fmt::Display for Sight<'_> {
         )?;
         for id in 0..u32::from(members_len) {
             match steer::candidate(self.tables, self.descriptor, id) {
-                Some(steer::Candidate { backend, .. }) => {
+                Some(steer::Candidate {
+                    backend, member, ..
+                }) => {
                     write!(
                         f,
-                        " {} in state {}",
+                        " {} in state {} apart from {:#b}",
                         IpAddr::from(backend.address),
-                        backend.state
+                        backend.state,
+                        member.apart
                     )?;
                 }
                 None => write!(f, " nobody")?,

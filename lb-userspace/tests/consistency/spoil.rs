@@ -9,12 +9,22 @@ use lb_userspace::{
     agent::Core,
     dataplane::Dataplane as _,
     plan::{
-        Layout,
+        Layout, Routes,
         census::{self, Census},
     },
 };
 
 use crate::{sabotage::Sabotage, stage::Stage};
+
+/// A layout as a sweep takes it.
+pub fn seen(layout: &Layout, sabotage: Option<Sabotage>) -> Layout {
+    let mut layout = layout.clone();
+    if sabotage == Some(Sabotage::SweepIgnoresRoutes) {
+        let pools = layout.pools.values_mut();
+        pools.for_each(|placed| placed.routes = Routes::default());
+    }
+    layout
+}
 
 /// Spoils a sweep that began with `layout` and has just come to its end.
 pub fn spoil(sabotage: Sabotage, core: &Core<Stage>, layout: &Layout, census: &mut Census) {

@@ -1,13 +1,13 @@
 //! What each kind of step does.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
 use clap::ValueEnum as _;
 use lb_common::tables::{Sign, Tables as _};
 use lb_userspace::{
     model::{
         Adaptive, Admin, Change, Failback, FlapDamping, FlowState, OnDown, Passive, Protocol,
-        Scheduler, ServiceId, Settings, Signal, SlowStart,
+        Scheduler, ServiceId, Settings, Signal, SlowStart, SourceRoutes,
     },
     plan::{self, census},
 };
@@ -16,6 +16,7 @@ use crate::{
     agent::{Simulation, populated},
     flow::Time,
     frame::{Sent, control},
+    random::Random,
     reach::reached,
     sabotage::Sabotage,
     scenario::{self, Kind, Step},
@@ -101,6 +102,8 @@ impl Simulation {
             | Kind::Recovery => {
                 self.edit_settings(service, step);
             }
+            Kind::Routes => self.reroute(service, step),
+            Kind::Subsets => self.regroup(service, step),
             Kind::FailOver => self.change(Change::FailOver(id, step.choice % 3)),
             Kind::RemoveService => {
                 self.stage.world().set_open(service, false);
@@ -124,7 +127,7 @@ impl Simulation {
 
     /// Killed amid one of several changes: what it has written of that is what packets go by until another agent reads it.
     fn killed(&mut self, service: usize, step: Step) {
-        const CHANGES: [Kind; 8] = [
+        const CHANGES: [Kind; 10] = [
             Kind::AddBackend,
             Kind::RemoveBackend,
             Kind::Weight,
@@ -133,6 +136,8 @@ impl Simulation {
             Kind::RingSize,
             Kind::Scheduler,
             Kind::FlowState,
+            Kind::Routes,
+            Kind::Subsets,
         ];
         let mut world = self.stage.world();
         let last = world.random.index(32);
@@ -364,7 +369,12 @@ impl Simulation {
             Kind::RingSize => settings.ring_size = Some([251, 1_021][usize::from(step.choice % 2)]),
             Kind::Scheduler => {
                 let all = Scheduler::value_variants();
-                settings.scheduler = Some(all[usize::from(step.choice) % all.len()]);
+                let scheduler = all[usize::from(step.choice) % all.len()];
+                settings.scheduler = Some(scheduler);
+                if scheduler.takes_from_sequence() {
+                    settings.source_routes = Some(SourceRoutes::default());
+                    settings.subsets = self.in_subsets(service, |_| Vec::new());
+                }
             }
             Kind::FlowState if step.choice.is_multiple_of(2) => {
                 settings.flow_state = Some(FlowState::Auto)
@@ -429,6 +439,67 @@ impl Simulation {
         self.change(Change::EditService(id, settings));
     }
 
+    /// Other clients go to other subsets, or all to one.
+    fn reroute(&mut self, service: usize, step: Step) {
+        const SUBSETS: [&str; 3] = ["a", "b", "default"];
+        let id = self.services[service].id;
+        let mut world = self.stage.world();
+        let clients = world.flows.len();
+        let random = &mut world.random;
+        let count = match step.choice % 4 {
+            0 => 0,
+            _ => 1 + random.index(4),
+        };
+        let route = |random: &mut Random| {
+            let (number, length) = (random.index(clients), random.index(16));
+            let subset = SUBSETS[random.index(SUBSETS.len())];
+            (scenario::prefix(&id, number, length), subset.to_owned())
+        };
+        let routes = (0..count).map(|_| route(random)).collect();
+        let regroups = random.once_in(2);
+        let choices: Vec<usize> = (0..scenario::ADDRESSES).map(|_| random.index(6)).collect();
+        drop(world);
+        let mut settings = Settings {
+            source_routes: Some(routes),
+            ..Settings::default()
+        };
+        if regroups {
+            settings.subsets = self.in_subsets(service, |n| scenario::subsets(choices[n]));
+        }
+        let scheduler = self.wanted(service).map(|service| service.scheduler);
+        if scheduler.is_some_and(Scheduler::takes_from_sequence) {
+            settings.scheduler = Some(Scheduler::Maglev);
+        }
+        self.change(Change::EditService(id, settings));
+    }
+
+    /// The subsets of each of a service's backends, in the order of these.
+    fn in_subsets(
+        &self,
+        service: usize,
+        subsets: impl Fn(usize) -> Vec<String>,
+    ) -> BTreeMap<SocketAddr, Vec<String>> {
+        let backends = self.wanted(service).into_iter().flat_map(|s| &s.backends);
+        let backends = backends.enumerate();
+        backends.map(|(n, b)| (b.address, subsets(n))).collect()
+    }
+
+    fn regroup(&mut self, service: usize, step: Step) {
+        let scheduler = self.wanted(service).map(|service| service.scheduler);
+        let Some(address) = self.backend(service, step) else {
+            return;
+        };
+        if scheduler.is_some_and(Scheduler::takes_from_sequence) {
+            return;
+        }
+        let subsets = scenario::subsets(step.amount.into());
+        let settings = Settings {
+            subsets: [(address, subsets)].into(),
+            ..Settings::default()
+        };
+        self.change(Change::EditService(self.services[service].id, settings));
+    }
+
     fn some_failback(&self, step: Step) -> Failback {
         match step.amount % 3 {
             0 => Failback::Automatic,
@@ -488,7 +559,8 @@ impl Simulation {
                 meanwhile,
                 quiet: false,
             };
-            census::sweep(&layout, &mut tables, now)
+            let seen = spoil::seen(&layout, self.sabotage);
+            census::sweep(&seen, &mut tables, now)
         };
         let mut census = census.unwrap();
         for step in steps {

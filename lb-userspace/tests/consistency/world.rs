@@ -26,6 +26,7 @@ use crate::{
     flow::{Flow, Stage, Time},
     frame::{self, Sent, control},
     grace::GraceWatch,
+    parts,
     random::Random,
     sabotage::{Bent, Sabotage},
     scenario,
@@ -303,6 +304,15 @@ impl World {
             );
             self.tally.broken.push(told);
         }
+        if let (true, false, Some(server)) = (moved, udp, sure)
+            && !clients::is_for(tables, &descriptor, flow.client.ip(), server)
+        {
+            let told = format!(
+                "at {}: {flow:?} began with {server}, who is of another subset",
+                self.now
+            );
+            self.tally.broken.push(told);
+        }
         if !tells {
             self.clients.went_on(&flow, sure, udp);
             return reached;
@@ -494,12 +504,12 @@ impl World {
     pub fn carry_out(&mut self, operation: &Operation) -> Result<(), DataplaneError> {
         let before = self.in_force();
         self.memory.execute(std::slice::from_ref(operation))?;
-        for (before, now) in before.iter().zip(self.in_force()) {
-            if moves_twice(before, &now) {
-                self.loosen_strays(&now);
+        for (before, now) in before.iter().zip(&self.in_force()) {
+            if moves_twice(before, now) {
+                self.loosen_strays(&now.0);
             }
-            if before.persistence != now.persistence {
-                self.forget_clients(&now);
+            if before.0.persistence != now.0.persistence {
+                self.forget_clients(&now.0);
             }
         }
         if matches!(operation, Operation::Member(_, member) if member.backend == 0) {
@@ -515,7 +525,7 @@ impl World {
     /// is counted, and what should be.
     pub fn miscounts(&self) -> BTreeMap<u32, (i32, i32)> {
         let tables = &self.memory.tables;
-        let services = self.in_force();
+        let services: Vec<Descriptor> = self.in_force().into_iter().map(|(d, _)| d).collect();
         let flows = tables.flows.borrow();
         let members = services.iter().flat_map(|d| {
             (0..d.members_len).filter_map(|id| steer::candidate(tables, d, id.into()))
@@ -552,10 +562,16 @@ impl World {
         }
     }
 
-    fn in_force(&self) -> Vec<Descriptor> {
-        let half = plan::half(self.memory.tables.control.generation);
-        let entries = self.memory.tables.service_entries.iter();
-        entries.map(|entry| entry.halves[half]).collect()
+    /// Every service, and which list has its routes.
+    fn in_force(&self) -> Vec<(Descriptor, u32)> {
+        let tables = &self.memory.tables;
+        let half = plan::half(tables.control.generation);
+        let descriptors = tables
+            .service_entries
+            .iter()
+            .map(|entry| entry.halves[half]);
+        let routed = |d: Descriptor| (d, parts::guard(tables, &d).routes);
+        descriptors.map(routed).collect()
     }
 
     /// A flow that finds no room in the tables, and whose backend by the ring before a move of the
@@ -600,8 +616,8 @@ impl World {
 }
 
 /// Whether a service that moves as a whole has begun to do so anew.
-fn moves_twice(before: &Descriptor, now: &Descriptor) -> bool {
-    let settings = |d: &Descriptor| {
+fn moves_twice(before: &(Descriptor, u32), now: &(Descriptor, u32)) -> bool {
+    let settings = |(d, routes): &(Descriptor, u32)| {
         let always = d.flags & service_flag::ALWAYS;
         (
             d.ring_size,
@@ -609,9 +625,10 @@ fn moves_twice(before: &Descriptor, now: &Descriptor) -> bool {
             d.fields(),
             d.persistence > 0,
             always,
+            *routes,
         )
     };
-    before.flags & now.flags & service_flag::MOVING != 0 && settings(before) != settings(now)
+    before.0.flags & now.0.flags & service_flag::MOVING != 0 && settings(before) != settings(now)
 }
 
 /// A client's address in the family of a service.

@@ -70,6 +70,7 @@ impl Pool {
             rated: Default::default(),
             server_id: None,
             tier: 0,
+            subsets: Vec::new(),
         };
         self.addresses().map(backend).collect()
     }

@@ -127,6 +127,7 @@ mod tests {
             rated: Default::default(),
             server_id: None,
             tier: 0,
+            subsets: Vec::new(),
         }
     }
 

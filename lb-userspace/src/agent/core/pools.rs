@@ -134,6 +134,7 @@ mod tests {
             rated: Default::default(),
             server_id: None,
             tier: 0,
+            subsets: Vec::new(),
         };
         let service = Service {
             backends: (1..=9).map(backend).collect(),

@@ -136,6 +136,7 @@ impl<D: Dataplane> Core<D> {
                 rated: Default::default(),
                 server_id: None,
                 tier: 0,
+                subsets: Vec::new(),
             };
             self.backend_status(service, placed.zip(Some(at)), backend, true)
         });
@@ -154,7 +155,7 @@ impl<D: Dataplane> Core<D> {
         let counters = index.map(|index| self.dataplane.service_counters(index));
         ServiceStatus {
             service: service.clone(),
-            ring_size: placed.map_or(0, |placed| placed.descriptor.ring_size),
+            ring_size: placed.map_or(0, |placed| placed.ring.size()),
             flows: placed
                 .zip(index)
                 .map_or_else(FlowStatus::default, |(placed, index)| {

@@ -5,15 +5,15 @@ use std::{collections::BTreeMap, net::SocketAddr};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    AddressPool, AnnouncedVip, Backend, Capacity, EditService, FlowTables, ServiceFlows, Worst,
-    millis, requests::given,
+    AddressPool, AnnouncedVip, Backend, Capacity, EditService, FlowTables, ServiceFlows, Subset,
+    Worst, millis, requests::given,
 };
 use crate::{
     capacity,
     model::{
         Adaptive, Admin, BitRate, Check, ClientAddress, Combine, Failback, FlapDamping, FlowLimit,
         FlowState, Mode, MssClamp, OnDown, Passive, Quic, SOURCE_PREFIX_V4, SOURCE_PREFIX_V6,
-        Scheduler, ServiceId, SlowStart, SynProxy, Unserved,
+        Scheduler, ServiceId, SlowStart, SourceRoutes, SynProxy, Unserved,
     },
     snapshot,
 };
@@ -123,7 +123,7 @@ pub struct Service {
     /// Whether neighbours are told that its VIP is here.
     #[serde(default)]
     pub announce: bool,
-    /// Slots of the ring in force.
+    /// Slots of the ring in force: with subsets, of all of its parts.
     pub ring_size: u32,
     /// How a new flow's backend is chosen.
     pub scheduler: Scheduler,
@@ -167,6 +167,12 @@ pub struct Service {
     /// First bits of an IPv6 address that make a source.
     #[serde(default)]
     pub source_prefix_v6: u8,
+    /// Which subset of its backends clients are for, by the prefix of their address.
+    #[serde(default, skip_serializing_if = "SourceRoutes::is_empty")]
+    pub source_routes: SourceRoutes,
+    /// Its subsets, where not every backend is for every client.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub subsets: Vec<Subset>,
     /// How its connection ids are laid out; `null` where it is not QUIC.
     pub quic: Option<Quic>,
     /// How long a client's new flows go where its last new flow went; 0: not at all.
@@ -434,6 +440,8 @@ impl From<&snapshot::ServiceStatus> for Service {
             source_limit: service.source_limit,
             source_prefix_v4: service.source_prefix_v4.unwrap_or(SOURCE_PREFIX_V4),
             source_prefix_v6: service.source_prefix_v6.unwrap_or(SOURCE_PREFIX_V6),
+            source_routes: service.source_routes.clone(),
+            subsets: status.subsets().into_iter().map(Into::into).collect(),
             quic: service.quic,
             persistence_ms: millis(service.persistence),
             persistence_prefix: service.persistence_prefix,

@@ -33,6 +33,9 @@ pub struct Backend {
     /// Its tier.
     #[serde(default)]
     pub tier: u8,
+    /// The subsets that it is of; the default one where there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub subsets: Vec<String>,
     /// Whether it was removed, and is here only for the flows that it may still have.
     pub leaving: bool,
     /// What the checks say.
@@ -224,6 +227,7 @@ impl From<&snapshot::BackendStatus> for Backend {
             max_bandwidth: status.backend.rated.max_bandwidth,
             server_id: status.backend.server_id,
             tier: status.backend.tier,
+            subsets: status.backend.subsets.clone(),
             leaving: status.leaving,
             condition: status.condition.into(),
             standing: status.standing.as_ref().map(Into::into),

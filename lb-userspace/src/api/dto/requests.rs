@@ -7,7 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use crate::model::{
     self, Adaptive, Admin, BitRate, Check, ClientAddress, Combine, Failback, FlapDamping,
     FlowLimit, FlowState, Health, Mode, ModelError, MssClamp, OnDown, Passive, Quic, Rated,
-    Scheduler, ServerId, ServiceId, Settings, SlowStart, SynProxy, Unserved,
+    Scheduler, ServerId, ServiceId, Settings, SlowStart, SourceRoutes, SynProxy, Unserved,
 };
 
 /// A service to add.
@@ -81,6 +81,9 @@ pub struct NewService {
     /// First bits of an IPv6 address that make a source; 64 where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source_prefix_v6: Option<u8>,
+    /// Which subset of its backends clients are for, by the prefix of their address: `{"10.1.0.0/16": "canary"}`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_routes: Option<SourceRoutes>,
     /// How long a client's new flows go where its last new flow went; 0, or absent: not at all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub persistence_ms: Option<u64>,
@@ -153,6 +156,9 @@ pub struct NewBackend {
     /// 0 for primary ones; those of higher tiers take what those before cannot carry.
     #[serde(default)]
     pub tier: u8,
+    /// The subsets that it is of; the default one where there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub subsets: Vec<String>,
 }
 
 fn one() -> u16 {
@@ -277,6 +283,9 @@ pub struct EditService {
     /// First bits of an IPv6 address that make a source.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source_prefix_v6: Option<u8>,
+    /// Which subset of its backends clients are for, by the prefix of their address: all such routes from then on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_routes: Option<SourceRoutes>,
     /// How long a client's new flows go where its last new flow went; 0: not at all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub persistence_ms: Option<u64>,
@@ -325,6 +334,9 @@ pub struct EditService {
     /// What connection ids name its backends by, by `ADDRESS:PORT`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub server_ids: BTreeMap<SocketAddr, ServerId>,
+    /// The subsets that its backends are of, by `ADDRESS:PORT`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub subsets: BTreeMap<SocketAddr, Vec<String>>,
 }
 
 impl From<EditService> for Settings {
@@ -348,6 +360,7 @@ impl From<EditService> for Settings {
             source_limit: edit.source_limit,
             source_prefix_v4: edit.source_prefix_v4,
             source_prefix_v6: edit.source_prefix_v6,
+            source_routes: edit.source_routes,
             persistence: edit.persistence_ms.map(Duration::from_millis),
             persistence_prefix: edit.persistence_prefix,
             spill_below: edit.spill_below,
@@ -360,6 +373,7 @@ impl From<EditService> for Settings {
             group: edit.group,
             quic: edit.quic,
             server_ids: edit.server_ids,
+            subsets: edit.subsets,
         }
     }
 }
@@ -402,6 +416,7 @@ impl NewService {
             source_limit: self.source_limit,
             source_prefix_v4: self.source_prefix_v4,
             source_prefix_v6: self.source_prefix_v6,
+            source_routes: self.source_routes,
             persistence_ms: self.persistence_ms,
             persistence_prefix: self.persistence_prefix,
             spill_below: self.spill_below,
@@ -448,6 +463,7 @@ impl From<NewBackend> for model::Backend {
             },
             server_id: new.server_id,
             tier: new.tier,
+            subsets: new.subsets,
         }
     }
 }

@@ -15,7 +15,8 @@ use lb_userspace::{
     model::{
         self, Adaptive, Admin, BitRate, Check, ClientAddress, Combine, Failback, FlapDamping,
         FlowLimit, FlowState, MAX_TIER, MAX_WEIGHT, Mode, ModelError, MssClamp, OnDown, Passive,
-        Prefix, Scheduler, ServerId, ServiceId, SlowStart, SynProxy, Unserved,
+        Prefix, Scheduler, ServerId, ServiceId, SlowStart, SynProxy, Unserved, parse_source_route,
+        parse_subset,
     },
 };
 
@@ -237,7 +238,7 @@ pub struct AddService {
     /// A backend; may be given more than once
     #[arg(
         long = "backend",
-        value_name = "ADDRESS:PORT[,weight=N][,max-connections=N][,max-flow-rate=N][,max-bandwidth=RATE][,server-id=HEX][,tier=N]",
+        value_name = "ADDRESS:PORT[,weight=N][,max-connections=N][,max-flow-rate=N][,max-bandwidth=RATE][,server-id=HEX][,tier=N][,subset=NAME]...",
         value_parser = parse_backend
     )]
     pub backends: Vec<NewBackend>,
@@ -253,6 +254,9 @@ pub struct AddService {
     /// The access list that says who may send to it; everybody if absent
     #[arg(long, value_name = "NAME", help_heading = "Access")]
     pub access_list: Option<String>,
+    /// Clients of a prefix are for the backends of a subset; may be given more than once
+    #[arg(long = "source-route", value_name = "PREFIX=SUBSET", value_parser = parse_source_route, help_heading = "Flows")]
+    pub source_routes: Vec<(Prefix, String)>,
     /// How its backends are checked.
     #[command(flatten)]
     pub health: HealthArgs,
@@ -302,6 +306,20 @@ pub struct SetService {
     /// Everybody may send to it
     #[arg(long, conflicts_with = "access_list", help_heading = "Access")]
     pub no_access_list: bool,
+    /// Clients of a prefix are for the backends of a subset; may be given more than once, and these are all then
+    #[arg(long = "source-route", value_name = "PREFIX=SUBSET", value_parser = parse_source_route, help_heading = "Flows")]
+    pub source_routes: Vec<(Prefix, String)>,
+    /// All clients are for the backends of the default subset
+    #[arg(long, conflicts_with = "source_routes", help_heading = "Flows")]
+    pub no_source_routes: bool,
+    /// The subsets that a backend is of, none for the default one; may be given more than once
+    #[arg(
+        long = "subsets",
+        value_name = "ADDRESS:PORT=[NAME,...]",
+        value_parser = parse_subsets,
+        help_heading = "Flows"
+    )]
+    pub subsets: Vec<(SocketAddr, Vec<String>)>,
     /// How its connection ids are laid out from now on.
     #[command(flatten)]
     pub quic: Option<QuicArgs>,
@@ -319,7 +337,7 @@ pub struct SetService {
 }
 
 /// What can be changed, by the names of the fields of [`SetService`] and [`SettingsArgs`].
-const SETTINGS: [&str; 34] = [
+const SETTINGS: [&str; 37] = [
     "announce",
     "address_pool",
     "client_address",
@@ -330,6 +348,9 @@ const SETTINGS: [&str; 34] = [
     "source_limit",
     "source_prefix_v4",
     "source_prefix_v6",
+    "source_routes",
+    "no_source_routes",
+    "subsets",
     "group",
     "no_group",
     "config_id",
@@ -547,6 +568,9 @@ pub enum BackendVerb {
         /// 0 for primary ones; those of higher tiers take what those before cannot carry
         #[arg(long, value_name = "N", default_value_t = 0, value_parser = tier())]
         tier: u8,
+        /// A subset that it is of; may be given more than once [default: default]
+        #[arg(long = "subset", value_name = "NAME", value_parser = parse_subset)]
+        subsets: Vec<String>,
     },
     /// Remove a backend; it is listed as leaving until its flows have ended
     Remove {
@@ -780,6 +804,16 @@ fn parse_server_id(text: &str) -> Result<(SocketAddr, ServerId), String> {
     Ok((address, server_id))
 }
 
+fn parse_subsets(text: &str) -> Result<(SocketAddr, Vec<String>), String> {
+    let (address, names) = text.split_once('=').ok_or_else(|| {
+        format!("`{text}` says no backend's subsets: write ADDRESS:PORT=NAME,NAME")
+    })?;
+    let address = model::Backend::parse_address(address).map_err(|e: ModelError| e.to_string())?;
+    let names = names.split(',').filter(|name| !name.is_empty());
+    let names: Result<Vec<String>, String> = names.map(parse_subset).collect();
+    Ok((address, names?))
+}
+
 fn parse_backend(text: &str) -> Result<NewBackend, String> {
     let mut parts = text.split(',');
     let address = parts.next().unwrap_or_default();
@@ -793,6 +827,7 @@ fn parse_backend(text: &str) -> Result<NewBackend, String> {
         max_bandwidth: None,
         server_id: None,
         tier: 0,
+        subsets: Vec::new(),
     };
     for option in parts {
         let known = match option.split_once('=') {
@@ -817,10 +852,13 @@ fn parse_backend(text: &str) -> Result<NewBackend, String> {
                 let tier = n.parse().ok().filter(|tier| *tier <= MAX_TIER);
                 tier.map(|tier| backend.tier = tier)
             }
+            Some(("subset", name)) => parse_subset(name)
+                .ok()
+                .map(|name| backend.subsets.push(name)),
             _ => None,
         };
         known.ok_or_else(|| {
-            format!("`{option}` is not an option of a backend: write weight=N, with N from 0 to {MAX_WEIGHT}, max-connections=N, with N from 1, max-flow-rate=N, likewise, max-bandwidth=RATE, such as 1.5G, tier=N, with N from 0 to {MAX_TIER}, or server-id=HEX, with two digits for each of 1 to 15 bytes")
+            format!("`{option}` is not an option of a backend: write weight=N, with N from 0 to {MAX_WEIGHT}, max-connections=N, with N from 1, max-flow-rate=N, likewise, max-bandwidth=RATE, such as 1.5G, tier=N, with N from 0 to {MAX_TIER}, subset=NAME, or server-id=HEX, with two digits for each of 1 to 15 bytes")
         })?;
     }
     Ok(backend)

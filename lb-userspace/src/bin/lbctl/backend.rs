@@ -12,7 +12,7 @@ use lb_userspace::{
             Backend, Changed, CheckStatus, Condition, EditBackend, NewBackend, Service, Standing,
         },
     },
-    model::{Admin, BitRate, ServiceId, name_of},
+    model::{Admin, BitRate, DEFAULT_SUBSET, ServiceId, name_of},
 };
 use serde::Serialize;
 
@@ -37,6 +37,7 @@ pub async fn run(client: &Client, verb: &BackendVerb, output: Output) -> Result<
             max_bandwidth,
             server_id,
             tier,
+            subsets,
         } => {
             let new = NewBackend {
                 address: target.address,
@@ -47,6 +48,7 @@ pub async fn run(client: &Client, verb: &BackendVerb, output: Output) -> Result<
                 max_bandwidth: *max_bandwidth,
                 server_id: *server_id,
                 tier: *tier,
+                subsets: subsets.clone(),
             };
             add(client, target.service, &new).await?
         }
@@ -95,6 +97,9 @@ async fn add(client: &Client, service: ServiceId, new: &NewBackend) -> Done {
     }
     if new.tier > 0 {
         line += &format!(", of tier {}", new.tier);
+    }
+    if !new.subsets.is_empty() {
+        line += &format!(", of subset {}", new.subsets.join(" and "));
     }
     if let Some(server_id) = new.server_id {
         line += &format!(", by server id {server_id}");
@@ -261,16 +266,17 @@ fn entries(services: &[Service]) -> Vec<Entry<'_>> {
     pairs.map(entry).collect()
 }
 
-/// Places of the columns of server ids and tiers, which are there only where somebody has some.
+/// Places of the columns of server ids, tiers and subsets, which are there only where somebody has some.
 const SERVER_ID: usize = 2;
 const TIER: usize = 3;
+const SUBSETS: usize = 4;
 /// That of states, which former agents do not tell.
-const STANDING: usize = 7;
+const STANDING: usize = 8;
 /// That of what is unknown, which is there where somebody takes no new flows.
-const UNKNOWN: usize = 12;
+const UNKNOWN: usize = 13;
 /// Those of what is measured where somebody says what that may be.
-const FLOW_RATE: usize = 14;
-const BANDWIDTH: usize = 15;
+const FLOW_RATE: usize = 15;
+const BANDWIDTH: usize = 16;
 
 /// The backends of `services` as a table, with or without the service's column.
 pub fn list(services: &[Service], named: bool) -> String {
@@ -279,6 +285,7 @@ pub fn list(services: &[Service], named: bool) -> String {
         "BACKEND",
         "SERVER ID",
         "TIER",
+        "SUBSETS",
         "WEIGHT",
         "STATE",
         "CONDITION",
@@ -299,6 +306,7 @@ pub fn list(services: &[Service], named: bool) -> String {
         service: named,
         server_id: services.iter().any(|service| service.quic.is_some()),
         tier: services.iter().any(|service| !service.tiers.is_empty()),
+        subsets: services.iter().any(|service| !service.subsets.is_empty()),
         standing: all().any(|backend| backend.standing.is_some()),
         unknown: all().any(|backend| backend.drain.is_some()),
         rates: all().any(|backend| {
@@ -343,6 +351,7 @@ struct Shown {
     service: bool,
     server_id: bool,
     tier: bool,
+    subsets: bool,
     standing: bool,
     unknown: bool,
     rates: bool,
@@ -356,6 +365,7 @@ impl Shown {
             (FLOW_RATE, self.rates),
             (UNKNOWN, self.unknown),
             (STANDING, self.standing),
+            (SUBSETS, self.subsets),
             (TIER, self.tier),
             (SERVER_ID, self.server_id),
             (0, self.service),
@@ -367,7 +377,7 @@ impl Shown {
     }
 }
 
-fn row(service: &Service, backend: &Backend) -> [String; 18] {
+fn row(service: &Service, backend: &Backend) -> [String; 19] {
     let state = match (backend.leaving, backend.state) {
         (true, _) => "leaving",
         (false, Admin::Active) => "active",
@@ -387,6 +397,10 @@ fn row(service: &Service, backend: &Backend) -> [String; 18] {
             .server_id
             .map_or_else(|| "-".to_owned(), |id| id.to_string()),
         backend.tier.to_string(),
+        match backend.subsets[..] {
+            [] => DEFAULT_SUBSET.to_owned(),
+            _ => backend.subsets.join(", "),
+        },
         weight(backend),
         with_asked(state, backend.asked.and_then(|asked| asked.wants)),
         condition.to_owned(),

@@ -5,9 +5,12 @@ use std::{net::SocketAddr, time::Duration};
 use lb_userspace::{
     api::{
         client::Client,
-        dto::{Capacity, Condition, EditService, NewService, Service, Tier, Use},
+        dto::{Capacity, Condition, EditService, NewService, Service, Subset, Tier, Use},
     },
-    model::{BitRate, Check, Combine, FlowLimit, Http, Probe, Quic, name_of},
+    model::{
+        BitRate, Check, Combine, DEFAULT_SUBSET, FlowLimit, Http, Prefix, Probe, Quic,
+        SourceRoutes, name_of,
+    },
 };
 
 use crate::{
@@ -98,6 +101,7 @@ fn new_service(args: &AddService) -> Result<NewService, Failure> {
         client_address: settings.client_address,
         syn_proxy: settings.syn_proxy,
         access_list: args.access_list.clone(),
+        source_routes: routes(&args.source_routes, false),
         flow_limit: settings.flow_limit,
         source_limit: settings.source_limit,
         source_prefix_v4: settings.source_prefix_v4,
@@ -224,6 +228,11 @@ fn edit(args: SettingsArgs) -> EditService {
     }
 }
 
+/// The routes that are given, or none at all.
+fn routes(given: &[(Prefix, String)], none: bool) -> Option<SourceRoutes> {
+    (none || !given.is_empty()).then(|| given.iter().cloned().collect())
+}
+
 fn changes(args: &SetService) -> EditService {
     let group = args.group.clone();
     let access_list = args.access_list.clone();
@@ -235,6 +244,8 @@ fn changes(args: &SetService) -> EditService {
         group: (group.is_some() || args.no_group).then_some(group),
         quic: (args.quic.is_some() || args.no_quic).then(|| args.quic.map(quic)),
         server_ids: args.server_ids.iter().copied().collect(),
+        source_routes: routes(&args.source_routes, args.no_source_routes),
+        subsets: args.subsets.iter().cloned().collect(),
         ..settings
     }
 }
@@ -348,6 +359,12 @@ fn show(service: &Service) -> String {
         fields.push(("SYN proxy", syn_proxy(service)));
     }
     fields.extend(guards(service));
+    fields.extend(
+        service
+            .subsets
+            .iter()
+            .map(|s| ("subset", subset(service, s))),
+    );
     if !service.tiers.is_empty() {
         let failback = service.failback;
         let spill = format!(
@@ -386,6 +403,33 @@ fn show(service: &Service) -> String {
         false => format!("\n{}", backend::signs(service)),
     };
     format!("{fields}\n{backends}{checks}{signs}")
+}
+
+/// Who is in a subset, and whose clients are for it.
+fn subset(service: &Service, subset: &Subset) -> String {
+    const SHOWN: usize = 8;
+    let Subset {
+        name,
+        prefixes,
+        backends,
+        up,
+    } = subset;
+    let routes = service.source_routes.iter();
+    let its = routes.filter(|(_, to)| *to == name);
+    let mut shown: Vec<String> = its
+        .take(SHOWN)
+        .map(|(prefix, _)| prefix.to_string())
+        .collect();
+    if *prefixes > SHOWN {
+        shown.push(format!("{} more", prefixes - SHOWN));
+    }
+    if name == DEFAULT_SUBSET {
+        shown.push("all other sources".to_owned());
+    }
+    format!(
+        "{name}: {up} of {backends} backends up; {}",
+        shown.join(", ")
+    )
 }
 
 /// Where packets come from at backends, and how that went.

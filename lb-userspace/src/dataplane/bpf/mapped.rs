@@ -205,7 +205,7 @@ impl Mapped<Control> {
 }
 
 impl Mapped<Member> {
-    /// Makes a member another backend's in one go; its weight and limit are written first.
+    /// Makes a member another backend's in one go; its weight, limit and subsets are written first.
     ///
     /// # Errors
     /// The index is out of bounds.
@@ -214,6 +214,7 @@ impl Mapped<Member> {
         // SAFETY: fields of a valid element, aligned; the program reads each whole.
         unsafe {
             (&raw mut (*place).weight).write_volatile(member.weight);
+            (&raw mut (*place).apart).write_volatile(member.apart);
             (&raw mut (*place).limit).write_volatile(member.limit);
         }
         let word: u64 = transmute!([member.backend, member.generation]);

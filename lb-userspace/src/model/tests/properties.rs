@@ -30,6 +30,7 @@ fn any_change() -> impl Strategy<Value = Change> {
             rated: Default::default(),
             server_id: None,
             tier: 0,
+            subsets: Vec::new(),
         });
     let mode = prop_oneof![Just(Mode::Nat), Just(Mode::Ipip)];
     let service = (id.clone(), mode, any_settings(), vec(backend.clone(), 0..3)).prop_map(

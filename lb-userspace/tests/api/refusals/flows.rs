@@ -12,7 +12,7 @@ const BAD_SETTINGS: &[(&str, u16, &str, &str)] = &[
         "{}",
         400,
         "malformed",
-        "give announce, ring_size, scheduler, flow_state, on_down, moving_time_ms, dead_after_ms, no_backend, mss_clamp, second_hop, address_pool, client_address, syn_proxy, access_list, flow_limit, source_limit, source_prefix_v4, source_prefix_v6, persistence_ms, persistence_prefix, spill_below, failback, slow_start, adaptive, flap_damping, passive, panic_below, group, quic or server_ids",
+        "give announce, ring_size, scheduler, flow_state, on_down, moving_time_ms, dead_after_ms, no_backend, mss_clamp, second_hop, address_pool, client_address, syn_proxy, access_list, flow_limit, source_limit, source_prefix_v4, source_prefix_v6, source_routes, persistence_ms, persistence_prefix, spill_below, failback, slow_start, adaptive, flap_damping, passive, panic_below, group, quic, server_ids or subsets",
     ),
     (
         r#"{"scheduler":null}"#,
