@@ -6,6 +6,7 @@ mod bad;
 mod bad_checks;
 mod checks;
 mod quic;
+mod source_routes;
 
 use std::time::Duration;
 

@@ -543,6 +543,7 @@ impl Simulation {
         let stage = self.stage.clone();
         let mut steps = during.iter().copied();
         let pause = Time::from(plan::ticks(self.moving_time)) / 8;
+        let seen = spoil::seen(&layout, self.sabotage);
         let census = {
             let meanwhile = || {
                 {
@@ -559,7 +560,6 @@ impl Simulation {
                 meanwhile,
                 quiet: false,
             };
-            let seen = spoil::seen(&layout, self.sabotage);
             census::sweep(&seen, &mut tables, now)
         };
         let mut census = census.unwrap();

@@ -10,6 +10,7 @@ mod checks;
 mod failures;
 mod flows;
 mod quic;
+mod routes;
 
 use std::{path::Path, process::Stdio, time::Duration};
 
