@@ -40,8 +40,8 @@ pub fn pick<T: Tables>(tables: &T, service: u32, half: u32, hash: FlowHash, spot
     };
     // Ids alone are carried on: the kernel gives its functions little room.
     let picked = match service.descriptor.scheduler() {
-        scheduler::TURNS => id(next(tables, &service, spot.subset)),
-        scheduler::TWO_CHOICES => id(two_choices(tables, &service, hash, spot.subset)),
+        scheduler::TURNS => id(next(tables, &service)),
+        scheduler::TWO_CHOICES => id(two_choices(tables, &service, hash)),
         scheduler::LEAST => return NOBODY,
         _ => NOBODY,
     };
@@ -87,12 +87,18 @@ fn id(candidate: Option<Candidate<'_>>) -> u32 {
     candidate.map_or(NOBODY, |candidate| candidate.id)
 }
 
-/// Whether a backend takes one more flow of a subset's clients.
+/// Whether a backend takes one more flow.
+#[inline(always)]
+fn takes_more<T: Tables>(tables: &T, candidate: &Candidate<'_>) -> bool {
+    let limit = candidate.member.limit;
+    candidate.takes() && (limit == 0 || tables.load(candidate.backend.counters) < limit)
+}
+
+/// Whether it takes one more of a subset's clients. Not asked of owners of slots, which are of the subset whose part of the
+/// ring these are in, nor of sequences, which services with subsets do not have.
 #[inline(always)]
 pub fn eligible<T: Tables>(tables: &T, candidate: &Candidate<'_>, subset: u32) -> bool {
-    let limit = candidate.member.limit;
-    candidate.takes()
-        && (limit == 0 || tables.load(candidate.backend.counters) < limit)
+    takes_more(tables, candidate)
         && !(tables.knows(feature::SOURCE_ROUTES) && is_apart(candidate, subset))
 }
 
@@ -114,7 +120,7 @@ fn ring<'t, T: Tables>(
     let Spot { mut slot, subset } = spot;
     for attempt in 1..=ATTEMPTS {
         let candidate = steer::candidate(tables, descriptor, slot.owner())?;
-        if eligible(tables, &candidate, subset) {
+        if takes_more(tables, &candidate) {
             return Some(candidate);
         }
         slot = steer::slot(tables, descriptor, subset, hash, attempt)?;
@@ -135,7 +141,7 @@ fn scheduled<'t, T: Tables>(
 }
 
 #[inline(always)]
-fn next<'t, T: Tables>(tables: &'t T, service: &Service<'t>, subset: u32) -> Option<Candidate<'t>> {
+fn next<'t, T: Tables>(tables: &'t T, service: &Service<'t>) -> Option<Candidate<'t>> {
     let size = service.descriptor.schedule_size;
     if size == 0 {
         return None;
@@ -143,7 +149,7 @@ fn next<'t, T: Tables>(tables: &'t T, service: &Service<'t>, subset: u32) -> Opt
     for _ in 0..TURNS {
         let place = tables.turn(service.descriptor.pool.into()) % size;
         if let Some(candidate) = scheduled(tables, service, place)
-            && eligible(tables, &candidate, subset)
+            && takes_more(tables, &candidate)
         {
             return Some(candidate);
         }
@@ -184,12 +190,7 @@ pub fn lightest<T: Tables>(tables: &T, service: u32, half: u32, subset: u32, sta
         return NOBODY;
     };
     let members = u32::from(service.descriptor.members_len);
-    // Plain numbers: a reference that is carried through the loop is one more state to verify.
-    let mut best = Share {
-        flows: u32::MAX,
-        weight: 0,
-    };
-    let mut best_id = NOBODY;
+    let mut best = Best::NOBODY;
     for step in 0..COMPARED {
         if step >= members {
             break;
@@ -204,13 +205,50 @@ pub fn lightest<T: Tables>(tables: &T, service: u32, half: u32, subset: u32, sta
             continue;
         };
         let share = Share::of(tables, &candidate);
-        let is_lighter = best_id == NOBODY || share.is_lighter_than(best);
+        let is_lighter = best.is_nobody() || share.is_lighter_than(best.share());
         if eligible(tables, &candidate, subset) && is_lighter {
-            best = share;
-            best_id = id;
+            best = Best::of(share, id);
         }
     }
-    best_id
+    best.id()
+}
+
+/// The lightest so far, in one word: a reference that is carried through a loop is one more state to verify, and each number
+/// takes of the stack.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Best(u64);
+
+impl Best {
+    const NOBODY: Self = Self(u64::MAX);
+
+    #[inline(always)]
+    fn of(share: Share, id: u32) -> Self {
+        Self(u64::from(share.flows) << 32 | u64::from(share.weight & 0xffff) << 16 | u64::from(id))
+    }
+
+    #[inline(always)]
+    fn is_nobody(self) -> bool {
+        self == Self::NOBODY
+    }
+
+    #[inline(always)]
+    fn share(self) -> Share {
+        let Self(word) = self;
+        Share {
+            flows: (word >> 32) as u32,
+            weight: (word >> 16) as u32 & 0xffff,
+        }
+    }
+
+    #[inline(always)]
+    fn id(self) -> u32 {
+        let Self(word) = self;
+        if self.is_nobody() {
+            NOBODY
+        } else {
+            word as u32 & 0xffff
+        }
+    }
 }
 
 #[inline(always)]
@@ -218,7 +256,6 @@ fn two_choices<'t, T: Tables>(
     tables: &'t T,
     service: &Service<'t>,
     hash: FlowHash,
-    subset: u32,
 ) -> Option<Candidate<'t>> {
     let size = service.descriptor.schedule_size;
     if size == 0 {
@@ -226,7 +263,7 @@ fn two_choices<'t, T: Tables>(
     }
     let draw = |attempt| {
         scheduled(tables, service, hash.slot(size, attempt))
-            .filter(|candidate| eligible(tables, candidate, subset))
+            .filter(|candidate| takes_more(tables, candidate))
     };
     match (draw(ATTEMPTS + 1), draw(ATTEMPTS + 2)) {
         (Some(one), Some(other)) => {

@@ -1000,12 +1000,12 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn least(&self, service: u32, half: u32, subset: u32) -> u32 {
-        least_backend(service, half, subset)
+        least_backend(service, both(half, subset))
     }
 
     #[inline(always)]
     fn lightest(&self, service: u32, half: u32, subset: u32, start: u32) -> u32 {
-        lightest_backend(service, half, subset, start)
+        lightest_backend(service, both(half, subset), start)
     }
 
     #[inline(always)]
@@ -1178,15 +1178,21 @@ pub extern "C" fn pick_backend(
 /// follow as often as this one turns.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn least_backend(service: u32, half: u32, subset: u32) -> u32 {
-    schedule::least(&Maps::alone(), service, half, subset)
+pub extern "C" fn least_backend(service: u32, both: u32) -> u32 {
+    schedule::least(&Maps::alone(), service, both & 1, both >> 1)
 }
 
 /// [`schedule::lightest`] likewise.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn lightest_backend(service: u32, half: u32, subset: u32, start: u32) -> u32 {
-    schedule::lightest(&Maps::alone(), service, half, subset, start)
+pub extern "C" fn lightest_backend(service: u32, both: u32, start: u32) -> u32 {
+    schedule::lightest(&Maps::alone(), service, both & 1, both >> 1, start)
+}
+
+/// Half and subset in the one number that these take, so that neither is kept on the stack beside the other.
+#[inline(always)]
+const fn both(half: u32, subset: u32) -> u32 {
+    subset << 1 | (half & 1)
 }
 
 /// [`quic::route`] as another such function, out of the way of services that are not QUIC.

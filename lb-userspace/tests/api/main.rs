@@ -10,6 +10,7 @@ mod support;
 mod access;
 mod quic;
 mod refusals;
+mod routes;
 mod socket;
 
 use http_body_util::{BodyExt as _, Full};

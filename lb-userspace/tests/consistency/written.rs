@@ -26,7 +26,21 @@ pub fn all() -> Vec<(Sabotage, Scenario)> {
             Sabotage::EjectedIsTakenForDead,
             backend_that_is_kept_out_while_it_serves(),
         ),
+        (
+            Sabotage::RoutesComeBeforeTheRings,
+            routes_that_come_and_go_while_flows_speak(),
+        ),
     ]
+}
+
+/// Clients are led elsewhere over and over, while flows go on.
+fn routes_that_come_and_go_while_flows_speak() -> Scenario {
+    let mut steps = vec![(Kind::Traffic, 0, 0, 31, 1)];
+    for seed in 2..40 {
+        steps.push((Kind::Routes, 0, seed, 0, seed.into()));
+        steps.push((Kind::Traffic, 0, 0, 3, seed.into()));
+    }
+    scenario(&[0], 400, [40_000, 40_000], 45, &steps)
 }
 
 /// A backend without records is removed during a sweep, and its slots have settled by the end of it: its flows

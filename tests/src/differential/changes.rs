@@ -11,7 +11,7 @@ use lb_userspace::{
     health::{Event, Target},
     model::{
         AccessEdit, Admin, Backend, Change, FlowLimit, FlowState, MssClamp, Scheduler, ServiceId,
-        Settings, Unserved,
+        Settings, SourceRoutes, Unserved,
     },
     snapshot::Condition,
 };
@@ -116,7 +116,7 @@ pub fn disturbance(random: &mut Random) -> Result<Disturbance> {
         rated: Default::default(),
         tier: None,
     };
-    let change = match random.below(20) {
+    let change = match random.below(22) {
         0 => edit(Some(1 + random.below(5) as u16), None, None),
         1 => edit(None, Some(Admin::Draining), None),
         2 | 3 => edit(None, Some(Admin::Active), Some(None)),
@@ -165,6 +165,18 @@ pub fn disturbance(random: &mut Random) -> Result<Disturbance> {
             second_hop: Some(random.once_in(2)),
             ..Settings::default()
         }),
+        19 => settings(Settings {
+            source_routes: Some(source_routes(random)?),
+            ..Settings::default()
+        }),
+        20 => settings(Settings {
+            subsets: [(
+                address,
+                SUBSETS[random.below(4)].map(str::to_owned).to_vec(),
+            )]
+            .into(),
+            ..Settings::default()
+        }),
         13 => return Ok(Disturbance::UnknownPorts(UNSERVED[random.below(4)])),
         // Past the moving time of TCP and UDP.
         _ => return Ok(Disturbance::Sweep(1 << 21)),
@@ -194,6 +206,34 @@ fn edited(random: &mut Random) -> Result<AccessEdit> {
     }
     Ok(edit)
 }
+
+/// Up to three routes, of some or most clients.
+fn source_routes(random: &mut Random) -> Result<SourceRoutes> {
+    let mut routes = Vec::new();
+    for _ in 0..random.below(4) {
+        let (length, octet) = (9 + random.below(8), random.below(256));
+        let prefix = match random.below(4) {
+            0 => PREFIXES[random.below(PREFIXES.len() as u64)].to_owned(),
+            _ => format!(
+                "192.{}.0.0/{length}",
+                octet >> (16 - length) << (16 - length)
+            ),
+        };
+        let [subset, _] = SUBSETS[random.below(4)];
+        routes.push((prefix.parse()?, subset.to_owned()));
+    }
+    Ok(routes.into_iter().collect())
+}
+
+/// Those of all clients of a family, and of some.
+const PREFIXES: [&str; 4] = ["0.0.0.0/0", "::/0", "2001:db8::/32", "2001:db8::40:0:0/90"];
+/// Subsets, and pairs of them that a backend may be of.
+const SUBSETS: [[&str; 2]; 4] = [
+    ["default", "east"],
+    ["east", "west"],
+    ["west", "default"],
+    ["west", "south"],
+];
 
 const LISTS: [Option<&str>; 3] = [None, Some("half"), Some("most")];
 
