@@ -9,7 +9,7 @@ use lb_common::{
     persist,
     quic::{self, Start},
     schedule::{self, NOBODY},
-    steer::{InForce, Service},
+    steer::{self, InForce, RouteTable, Service, Spot},
     tables::{Address, Descriptor, FlowKey, ServiceEntry, Slot, flow_kind},
     track::{self, Question},
     verdict::DropReason,
@@ -43,22 +43,38 @@ fn question(service: u32) -> Question {
         signal: Signal::Opens,
         connectionless: false,
         over: false,
+        subset: 0,
     }
 }
 
 #[test]
 fn nobody_takes_a_flow_of_a_service_that_is_none_or_has_no_backend() {
     let tables = tables();
-    let (hash, slot) = (FlowHash::from_word(3), Slot::steady(0));
+    let (hash, subset) = (FlowHash::from_word(3), 1);
+    let spot = Spot {
+        slot: Slot::steady(0),
+        subset,
+    };
     for service in [NONE, EMPTY] {
         let question = question(service);
         assert_eq!(track::answer(&tables, &question), 0);
         assert_eq!(track::choose(&tables, &question), NOBODY);
         assert_eq!(persist::recall(&tables, &question), NOBODY);
-        assert_eq!(schedule::pick(&tables, service, 0, hash, slot), NOBODY);
-        assert_eq!(schedule::least(&tables, service, 0), NOBODY);
-        assert_eq!(schedule::lightest(&tables, service, 0, 5), NOBODY);
+        assert_eq!(schedule::pick(&tables, service, 0, hash, spot), NOBODY);
+        assert_eq!(schedule::least(&tables, service, 0, subset), NOBODY);
+        let lightest = schedule::lightest(&tables, service, 0, subset, 5);
+        assert_eq!(lightest, NOBODY);
         assert_eq!(quic::route(&tables, service, 0, Start([0; 3])), quic::STEER);
+    }
+}
+
+#[test]
+fn sources_are_for_the_default_subset_of_a_service_that_is_none() {
+    for pool in [0, NONE] {
+        for half_and_previous in 0..4 {
+            let table = RouteTable(pool << 2 | half_and_previous);
+            assert_eq!(steer::subset(&tables(), Address::v4(1), table), 0);
+        }
     }
 }
 

@@ -1,5 +1,7 @@
 //! What a sweep finds and does, bent for [`crate::sabotage`].
 
+use std::sync::Arc;
+
 use lb_common::{
     memory::MemoryTables,
     tables::{FlowKey, Record, Slot},
@@ -21,7 +23,7 @@ pub fn seen(layout: &Layout, sabotage: Option<Sabotage>) -> Layout {
     let mut layout = layout.clone();
     if sabotage == Some(Sabotage::SweepIgnoresRoutes) {
         let pools = layout.pools.values_mut();
-        pools.for_each(|placed| placed.routes = Routes::default());
+        pools.for_each(|placed| Arc::make_mut(placed).routes = Routes::default());
     }
     layout
 }
