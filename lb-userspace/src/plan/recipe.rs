@@ -177,6 +177,11 @@ pub(super) fn inherit(service: &Service, placed: &Placed, recipe: &mut Recipe, s
             slots.iter().any(|slot| !its.contains(&slot.owner()))
         };
         if !inherits {
+            // As they were made, so that the next plan finds nothing to do.
+            let known = placed.recipe.as_ref().filter(|_| split && stays);
+            if let Some(made) = known.and_then(|recipe| recipe.claims.get(number)) {
+                claims.clone_from(made);
+            }
             continue;
         }
         let holds = |member: &PlacedMember| member.backend.state & state::HOLDS != 0;

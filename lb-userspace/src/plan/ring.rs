@@ -95,6 +95,9 @@ impl Draft {
         let before = placed.descriptor;
         let routes = self.routes(service, placed)?;
         let rerouted = !routes.is_same(&placed.routes);
+        if wanted.is_empty() && service.is_split() && before.ring_size > 0 {
+            wanted.size = before.ring_size;
+        }
         let stays = !rerouted && wanted.size == before.ring_size;
         recipe::inherit(service, placed, &mut wanted, stays);
         if wanted.is_empty() && before.ring_size > 0 {
