@@ -40,7 +40,7 @@ pub use wide::{ClassKey, Shape, VipKey};
 
 /// Version of everything in this module. The pin directory is named after it, so that programs of
 /// different formats never share a map.
-pub const FORMAT: u32 = 8;
+pub const FORMAT: u32 = 9;
 
 /// An IP address as two words of network-order bytes, loaded natively. Two words and not four: they are
 /// compared and moved as they were written, where the processor would otherwise wait for stores
