@@ -19,11 +19,12 @@ use crate::{
     hash::FlowHash,
     martian,
     packet::Packet,
-    pipeline, refuse,
+    pipeline::{self, Rest},
+    refuse,
     steer::{self, InForce},
     tables::{
-        Address, Backend, Datagram, HELD_WORDS, SECOND, Tables, Tick, WayBack, fate, feature, mode,
-        owned, refusal,
+        Address, Backend, Datagram, HELD_WORDS, Handover, SECOND, Tables, Tick, WayBack, fate,
+        feature, mode, owned, refusal,
     },
     verdict::{Answer, DropReason, Piece, Verdict},
     vlan,
@@ -32,10 +33,13 @@ use crate::{
 
 mod read;
 mod seen;
+mod translated;
 
 use read::Found;
 pub use read::Fragment;
 pub use seen::{Overlap, Part, Seen};
+pub use translated::process as translate;
+pub(crate) use translated::untaken;
 
 /// How long the fragments of a datagram are waited for after the last one that came. Those of one datagram
 /// are sent one after the other; hosts that reassemble wait longer, 15 s and more (RFC 791 §3.2), but they
@@ -55,7 +59,7 @@ pub enum Early {
 ///
 /// # Errors
 /// Why it is dropped. What is [`DropReason::PacketTooBig`] or [`DropReason::TtlExpired`] is as it came, and left to
-/// [`refuse::too_big`], to which it is handed over.
+/// [`refuse::too_big`], to which it is handed over; of what is [left](Fragment::left) to another, nothing.
 #[inline(always)]
 pub fn process<P: Packet, T: Tables>(
     packet: &mut P,
@@ -66,12 +70,14 @@ pub fn process<P: Packet, T: Tables>(
     if read::read(packet, fragment, tables.knows(feature::SCTP)).is_none() {
         return Ok(Verdict::Pass);
     }
+    fragment.early = early;
     let owned = steer::owned(tables, fragment.flow.destination);
     if let Some(outcome) = martian::outcome(&fragment.flow, owned) {
         return outcome;
     }
     let is_vip = owned & owned::VIP != 0;
-    if !is_vip && !tables.uses(feature::NAT) {
+    let is_pools = tables.uses(feature::FULL_NAT) && owned & owned::POOL != 0;
+    if !is_vip && !is_pools && !tables.uses(feature::NAT) {
         return Ok(Verdict::Pass);
     }
     let sound = fragment.check();
@@ -83,7 +89,7 @@ pub fn process<P: Packet, T: Tables>(
     if fragment.offset == 0 {
         first(packet, tables, fragment, is_vip, now)
     } else {
-        later(packet, tables, fragment, is_vip, early, now)
+        later(packet, tables, fragment, (is_vip, is_pools), now)
     }
 }
 
@@ -123,7 +129,7 @@ fn first<P: Packet, T: Tables>(
     is_vip: bool,
     now: Tick,
 ) -> Result<Verdict, DropReason> {
-    let part = fragment.part();
+    let (part, seen) = (fragment.part(), fragment.seen());
     let sctp = tables.knows(feature::SCTP);
     let found = match read::ports(packet, &mut fragment.flow, sctp) {
         Ok(found) => found,
@@ -154,7 +160,7 @@ fn first<P: Packet, T: Tables>(
         address: Address::v6([0; 16]),
     };
     let outcome = match found {
-        Found::Flow => found_flow(packet, tables, &mut fragment.flow, &mut note),
+        Found::Flow => found_flow(packet, tables, fragment, &mut note),
         Found::Foreign if fragment.flow.protocol == protocol::ICMPV6 => Ok(Verdict::Pass),
         Found::Foreign => unserved(tables, fragment.flow.destination),
     };
@@ -175,7 +181,7 @@ fn first<P: Packet, T: Tables>(
             datagram.service = note.way.service;
             datagram.mode = note.way.mode;
             datagram.fate = note.fate;
-            datagram.seen = Seen::default().with(part).map_or(0, Seen::word);
+            datagram.seen = seen;
             datagram.stamp = now;
         });
     }
@@ -187,10 +193,14 @@ fn first<P: Packet, T: Tables>(
 fn found_flow<'t, P: Packet, T: Tables>(
     packet: &mut P,
     tables: &'t T,
-    flow: &mut Flow,
+    fragment: &mut Fragment,
     note: &mut Note<'t>,
 ) -> Result<Verdict, DropReason> {
+    let flow = &mut fragment.flow;
     if let Some(found) = steer::service(tables, &flow.to()) {
+        if pipeline::is_full_nat(tables, &found) {
+            return translated(tables, fragment);
+        }
         return match to_backend(packet, tables, flow, &found, note) {
             Err(DropReason::NoBackend) => {
                 let policy = found.service.descriptor.refusal();
@@ -199,9 +209,10 @@ fn found_flow<'t, P: Packet, T: Tables>(
             outcome => outcome,
         };
     }
-    // Of a session: for whole packets alone.
     if full_nat::is_of_a_pool(tables, flow.destination) {
-        return Ok(Verdict::Pass);
+        // So that it is remembered, though it is to no VIP.
+        note.fate = fate::DROPPED;
+        return translated(tables, fragment);
     }
     match egress::way_back(tables, flow.from()) {
         Some(WayBack { address, port, .. }) => {
@@ -212,6 +223,14 @@ fn found_flow<'t, P: Packet, T: Tables>(
         }
         None => unserved(tables, flow.destination),
     }
+}
+
+/// Leaves a fragment of a session, or one that begins it, to [`translate`]. Noted as dropped, until that says more.
+#[inline(always)]
+fn translated<T: Tables>(tables: &T, fragment: &mut Fragment) -> Result<Verdict, DropReason> {
+    tables.hand_over(Handover::default());
+    fragment.left = Some(Rest::FullNatFragment);
+    Err(DropReason::Fragment)
 }
 
 /// What a fragment gets that no service is addressed by.
@@ -244,39 +263,41 @@ fn later<P: Packet, T: Tables>(
     packet: &mut P,
     tables: &T,
     fragment: &mut Fragment,
-    is_vip: bool,
-    early: Early,
+    (is_vip, is_pools): (bool, bool),
     now: Tick,
 ) -> Result<Verdict, DropReason> {
     let part = fragment.part();
     let flow = &mut fragment.flow;
+    let left = &mut fragment.left;
     let known = tables.visit_datagram(&fragment.key, |datagram| {
-        counts(datagram, now).then(|| follow(packet, tables, flow, part, datagram, now))
+        counts(datagram, now).then(|| follow(packet, tables, flow, part, datagram, left, now))
     });
     match known {
         Some(Some(outcome)) => {
             if let Ok((verdict, true)) = outcome {
-                tables.count_piece(match early {
-                    Early::Held => Piece::Later,
-                    Early::Dropped => Piece::Released,
-                });
+                tables.count_piece(fragment.piece());
                 return Ok(verdict);
             }
             outcome.map(|(verdict, _)| verdict)
         }
-        _ if !is_vip => Ok(Verdict::Pass),
+        _ if !is_vip && !is_pools => Ok(Verdict::Pass),
         _ => {
             let offset = fragment.offset as u32;
-            if early == Early::Held && tables.hold(packet, &fragment.key, offset) {
+            if fragment.early == Early::Held && tables.hold(packet, &fragment.key, offset) {
                 tables.count_piece(Piece::Held);
                 return Ok(Verdict::Held);
             }
-            Err(DropReason::FragmentBeforeFirst)
+            // What is to a pool may be this host's own.
+            if is_vip {
+                return Err(DropReason::FragmentBeforeFirst);
+            }
+            Ok(Verdict::Pass)
         }
     }
 }
 
-/// Sends a fragment where its first one went; and whether that was anywhere but to the kernel as it came.
+/// Sends a fragment where its first one went; and whether that was anywhere but to the kernel as it came. One of a session is
+/// left to [`translate`].
 #[inline(always)]
 fn follow<P: Packet, T: Tables>(
     packet: &mut P,
@@ -284,6 +305,7 @@ fn follow<P: Packet, T: Tables>(
     flow: &mut Flow,
     part: Part,
     datagram: &mut Datagram,
+    left: &mut Option<Rest>,
     now: Tick,
 ) -> Result<(Verdict, bool), DropReason> {
     match datagram.fate {
@@ -291,6 +313,11 @@ fn follow<P: Packet, T: Tables>(
         fate::DROPPED => return Err(DropReason::Fragment),
         fate::OVERLAPS => return Err(DropReason::FragmentOverlap),
         _ => add(datagram, part, now)?,
+    }
+    if tables.knows(feature::FULL_NAT) && datagram.mode == mode::FULL_NAT {
+        tables.hand_over(Handover::default());
+        *left = Some(Rest::FullNatFragment);
+        return Ok((Verdict::Pass, false));
     }
     let verdict = if datagram.fate == fate::TO_CLIENT {
         to_client(packet, tables, flow, datagram.backend.address, None)?
@@ -333,10 +360,6 @@ fn to_backend<'t, P: Packet, T: Tables>(
     note: &mut Note<'t>,
 ) -> Result<Verdict, DropReason> {
     let service = &in_force.service;
-    // Its session is of whole packets.
-    if service.descriptor.mode == mode::FULL_NAT {
-        return Err(DropReason::Fragment);
-    }
     let hash = steer::place(tables, service, flow).ok_or(DropReason::Inconsistent)?;
     let backend = pipeline::backend(packet, tables, flow, in_force, hash)?;
     if backend.interface == 0 {

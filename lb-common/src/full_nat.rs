@@ -7,6 +7,7 @@ use crate::{
     egress::{self, Obstacle, Onward},
     flow::{self, Family, Flow},
     forward::{self, Ends},
+    fragment::{self, Fragment},
     mss,
     packet::Packet,
     passive,
@@ -34,6 +35,8 @@ const BEGUN: u16 = 1;
 pub(crate) const MADE: u16 = 2;
 /// The same of one whose session has lost its backend.
 pub(crate) const LOST: u16 = 3;
+/// What it says to [`begin`] of a fragment.
+pub const FRAGMENT: u16 = 4;
 
 /// Decides over a client's packet to a VIP of this mode, and makes it what it becomes. What has no session is left to
 /// [`begin`], and comes again.
@@ -94,41 +97,51 @@ pub fn request<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Outcome {
     }
 }
 
-/// Begins a session for a client's packet, which goes back to [`request`] then.
+/// Begins a session for a client's packet, which goes back to [`request`] then, or for a fragment that has been read, which
+/// goes back to [`fragment::translate`].
 ///
 /// # Errors
 /// It is left to another.
 #[inline(always)]
-pub fn begin<P: Packet, T: Tables>(packet: &P, tables: &T) -> Outcome {
+pub fn begin<P: Packet, T: Tables>(packet: &P, tables: &T, fragment: Option<&Fragment>) -> Outcome {
     let mut flow = Flow::EMPTY;
-    if !read(packet, &mut flow) {
-        return Ok(Ok(Verdict::Pass));
+    match fragment {
+        Some(fragment) => flow = *fragment.flow(),
+        None if !read(packet, &mut flow) => return Ok(Ok(Verdict::Pass)),
+        None => {}
     }
     let Some(found) = service(tables, &flow) else {
         return Ok(Err(DropReason::NoSession));
     };
     if syn_proxy::answers(tables, &found, &flow) {
-        return Err(Rest::SynCookie);
+        return match fragment {
+            // What is told by a cookie is of whole packets.
+            Some(_) => Ok(Err(DropReason::Fragment)),
+            None => Err(Rest::SynCookie),
+        };
     }
     let key = steer::key(&found.service, &flow);
     let lost = match session::look(tables, &found.service, &key, flow.signal) {
         // Another CPU has begun it in the meantime.
-        Known::Session(_) => return goes_on(tables),
+        Known::Session(_) => return goes_on(tables, fragment),
         // A SYN begins a flow also where one was before.
         Known::Lost => !flow.opens(),
         Known::Nothing => false,
     };
-    begun(tables, &found, &flow, lost, Proxied::default())
+    begun(tables, &found, &flow, lost, Proxied::default(), fragment)
 }
 
-/// Has [`request`] go on with a packet whose session has just been begun.
+/// Has [`request`] go on with a packet whose session has just been begun, or [`fragment::translate`] with a fragment.
 #[inline(always)]
-fn goes_on<T: Tables>(tables: &T) -> Outcome {
+fn goes_on<T: Tables>(tables: &T, fragment: Option<&Fragment>) -> Outcome {
     tables.hand_over(Handover {
         limit: BEGUN,
         ..Handover::default()
     });
-    Err(Rest::FullNat)
+    Err(match fragment {
+        Some(_) => Rest::FullNatFragment,
+        None => Rest::FullNat,
+    })
 }
 
 /// Begins a session for a packet, where it has `lost` its backend also for one that opens none, with what has been proven of its
@@ -140,12 +153,16 @@ pub(crate) fn begun<T: Tables>(
     flow: &Flow,
     lost: bool,
     proxied: Proxied,
+    fragment: Option<&Fragment>,
 ) -> Outcome {
     match try_begin(tables, found, flow, lost, proxied) {
-        Ok(()) => goes_on(tables),
+        Ok(()) => goes_on(tables, fragment),
         Err(
             reason @ (DropReason::PortsExhausted | DropReason::NoSession | DropReason::NoBackend),
-        ) => refused(tables, found, reason),
+        ) => match fragment {
+            Some(fragment) => Ok(fragment::untaken(tables, fragment, reason, found)),
+            None => refused(tables, found, reason),
+        },
         Err(reason) => Ok(Err(reason)),
     }
 }
@@ -207,9 +224,37 @@ pub(crate) fn refused<T: Tables>(
     Err(Rest::Untranslated)
 }
 
+/// How a fragment's flow reaches its backend; `None` where it has no session yet, of which [`begin`] is told.
+///
+/// # Errors
+/// As [`admit::source`]; [`DropReason::NoSession`] where there is none although it has begun.
+#[inline(always)]
+pub(crate) fn way<'t, T: Tables>(
+    tables: &'t T,
+    in_force: &InForce<'t>,
+    flow: &Flow,
+) -> Result<Option<Way<'t>>, DropReason> {
+    let service = &in_force.service;
+    if service.descriptor.flags & service_flag::GUARDED != 0 {
+        admit::source(tables, in_force, flow)?;
+    }
+    let key = steer::key(service, flow);
+    if let Known::Session(way) = session::look(tables, service, &key, flow.signal) {
+        return Ok(Some(way));
+    }
+    if tables.handed_over().limit == BEGUN {
+        return Err(DropReason::NoSession);
+    }
+    tables.hand_over(Handover {
+        limit: FRAGMENT,
+        ..Handover::default()
+    });
+    Ok(None)
+}
+
 /// A client's packet on its way to the backend of its session.
 #[inline(always)]
-fn to_backend<P: Packet, T: Tables>(
+pub(crate) fn to_backend<P: Packet, T: Tables>(
     packet: &mut P,
     tables: &T,
     flow: &mut Flow,
@@ -391,12 +436,26 @@ fn to_client<P: Packet, T: Tables>(packet: &mut P, tables: &T, flow: &Flow) -> O
 /// addresses, and would reset what is one.
 #[inline(always)]
 fn stopped<T: Tables>(tables: &T, obstacle: Obstacle) -> Outcome {
-    match obstacle {
-        Obstacle::Expired => refuse::leave_expired(tables),
-        Obstacle::NoRoute => return Ok(Err(DropReason::NoRoute)),
-        Obstacle::TooLong(room) => refuse::leave_too_big(tables, room),
+    match obstructed(tables, obstacle) {
+        reason @ DropReason::NoRoute => Ok(Err(reason)),
+        _ => Err(Rest::TooBig),
     }
-    Err(Rest::TooBig)
+}
+
+/// Why that is dropped, of which [`refuse::too_big`] is told what it is to know.
+#[inline(always)]
+pub(crate) fn obstructed<T: Tables>(tables: &T, obstacle: Obstacle) -> DropReason {
+    match obstacle {
+        Obstacle::NoRoute => DropReason::NoRoute,
+        Obstacle::Expired => {
+            refuse::leave_expired(tables);
+            DropReason::TtlExpired
+        }
+        Obstacle::TooLong(room) => {
+            refuse::leave_too_big(tables, room);
+            DropReason::PacketTooBig
+        }
+    }
 }
 
 /// [`egress::onward`] to a client that the packet is not addressed to yet.

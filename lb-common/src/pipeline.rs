@@ -48,8 +48,7 @@ pub fn process_held<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict
     };
     let verdict = match verdict {
         Ok(verdict) => verdict,
-        Err(Rest::TooBig) => too_big(packet, tables),
-        Err(_) => Verdict::Pass,
+        Err(rest) => go_on_with_fragment(packet, tables, &mut place, rest),
     };
     sent(packet, tables, verdict)
 }
@@ -87,13 +86,17 @@ fn go_on<P: Packet, T: Tables>(packet: &mut P, tables: &T, left: Result<Verdict,
             let mut place = Fragment::EMPTY;
             match fragment(packet, tables, &mut place) {
                 Ok(verdict) => verdict,
-                Err(_) => too_big(packet, tables),
+                Err(rest) => go_on_with_fragment(packet, tables, &mut place, rest),
             }
         }
         Err(Rest::FullNat) => translate_both(packet, tables),
-        Err(Rest::FullNatNew | Rest::SynCookie | Rest::ProxySyn | Rest::ProxyAnswer) => {
-            Verdict::Pass
-        }
+        Err(
+            Rest::FullNatNew
+            | Rest::FullNatFragment
+            | Rest::SynCookie
+            | Rest::ProxySyn
+            | Rest::ProxyAnswer,
+        ) => Verdict::Pass,
         Err(Rest::FullNatAnswer) => translate_back(packet, tables),
         Err(Rest::FullNatError) => full_nat_error(packet, tables),
         Err(Rest::TunnelError) => tunnel_error(packet, tables),
@@ -105,6 +108,27 @@ fn go_on<P: Packet, T: Tables>(packet: &mut P, tables: &T, left: Result<Verdict,
             Err(Rest::TooBig) => too_big(packet, tables),
             Err(_) => syn(packet, tables),
         },
+    }
+}
+
+/// What [`fragment()`] and [`held`] leave.
+#[inline(always)]
+fn go_on_with_fragment<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    place: &mut Fragment,
+    rest: Rest,
+) -> Verdict {
+    let mut left = Err(rest);
+    loop {
+        left = match left {
+            Ok(verdict) => return verdict,
+            Err(Rest::FullNatFragment) => full_nat_fragment(packet, tables, place),
+            // Once, likewise.
+            Err(Rest::FullNatNew) => full_nat_new(packet, tables, Some(place)),
+            Err(Rest::TooBig) => return too_big(packet, tables),
+            Err(_) => return Verdict::Pass,
+        };
     }
 }
 
@@ -127,6 +151,8 @@ pub enum Rest {
     FullNatNew,
     /// To [`full_nat_answer`].
     FullNatAnswer,
+    /// To [`full_nat_fragment`].
+    FullNatFragment,
     /// To [`full_nat_error`].
     FullNatError,
     /// To [`tunnel_error`].
@@ -225,8 +251,12 @@ pub fn full_nat<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<Verd
 /// # Errors
 /// As [`usual`].
 #[inline(always)]
-pub fn full_nat_new<P: Packet, T: Tables>(packet: &P, tables: &T) -> Result<Verdict, Rest> {
-    let outcome = full_nat::begin(packet, tables)?;
+pub fn full_nat_new<P: Packet, T: Tables>(
+    packet: &P,
+    tables: &T,
+    fragment: Option<&Fragment>,
+) -> Result<Verdict, Rest> {
+    let outcome = full_nat::begin(packet, tables, fragment)?;
     Ok(counted(tables, outcome))
 }
 
@@ -256,7 +286,7 @@ fn translate_both<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
             Err(_) => return untranslated(packet, tables),
         }
         // It comes here once: what it has handed over says so.
-        let begun = match full_nat_new(packet, tables) {
+        let begun = match full_nat_new(packet, tables, None) {
             Err(Rest::SynCookie) => syn_cookie(packet, tables),
             begun => begun,
         };
@@ -368,7 +398,7 @@ pub fn syn<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
 /// The same for fragments of datagrams.
 ///
 /// # Errors
-/// It is too long for its way, or has no hop left.
+/// It is too long for its way, has no hop left, or is [`full_nat_fragment`]'s.
 #[inline(always)]
 pub fn fragment<P: Packet, T: Tables>(
     packet: &mut P,
@@ -385,10 +415,38 @@ fn followed<P: Packet, T: Tables>(
     place: &mut Fragment,
     early: Early,
 ) -> Result<Verdict, Rest> {
-    match fragment::process(packet, tables, place, early) {
+    let outcome = fragment::process(packet, tables, place, early);
+    decided(tables, place, outcome)
+}
+
+/// What has become of a fragment, unless another goes on with it.
+#[inline(always)]
+fn decided<T: Tables>(
+    tables: &T,
+    place: &Fragment,
+    outcome: Result<Verdict, DropReason>,
+) -> Result<Verdict, Rest> {
+    if let Some(rest) = place.left() {
+        return Err(rest);
+    }
+    match outcome {
         Err(DropReason::PacketTooBig | DropReason::TtlExpired) => Err(Rest::TooBig),
         outcome => Ok(counted(tables, outcome)),
     }
+}
+
+/// The same for those of mode `full-nat`, as they have been read into `place`.
+///
+/// # Errors
+/// It is too long for its way, has no hop left, or is [`full_nat_new`]'s, to begin a session.
+#[inline(always)]
+pub fn full_nat_fragment<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    place: &mut Fragment,
+) -> Result<Verdict, Rest> {
+    let outcome = fragment::translate(packet, tables, place);
+    decided(tables, place, outcome)
 }
 
 /// The same for fragments that have been [held](Verdict::Held).
@@ -539,7 +597,7 @@ fn is_refused<T: Tables>(tables: &T, destination: Address) -> bool {
 
 /// Whether a service is of mode `full-nat`.
 #[inline(always)]
-fn is_full_nat<T: Tables>(tables: &T, found: &InForce<'_>) -> bool {
+pub(crate) fn is_full_nat<T: Tables>(tables: &T, found: &InForce<'_>) -> bool {
     tables.knows(feature::FULL_NAT) && found.service.descriptor.mode == mode::FULL_NAT
 }
 

@@ -117,7 +117,7 @@ pub fn answer<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> full_nat::Out
     tables.count_flow(found.service.index, FlowEvent::CookieValid);
     // From here on, it is as good as its SYN was.
     flow.signal = Signal::Opens;
-    full_nat::begun(tables, &found, &flow, false, proxied)
+    full_nat::begun(tables, &found, &flow, false, proxied, None)
 }
 
 /// Makes a SYN the answer to it.

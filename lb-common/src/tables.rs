@@ -287,8 +287,10 @@ pub const TAIL_PROXY_SYN: u32 = 18;
 pub const TAIL_PROXY_ANSWER: u32 = 19;
 /// The next: ICMP errors that say packets of tunnels to be too long.
 pub const TAIL_TUNNEL_ERROR: u32 = 20;
+/// The next: fragments of mode `full-nat`.
+pub const TAIL_FULL_NAT_FRAGMENT: u32 = 21;
 /// How many there are.
-pub const TAILS: u32 = 21;
+pub const TAILS: u32 = 22;
 
 /// What the program on the interface tells the one that it goes on with.
 #[derive(

@@ -13,12 +13,14 @@ mod packet;
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
 use aya_log_ebpf::{debug, trace};
 use lb_common::{
+    full_nat,
     pipeline::{self, Rest},
     tables::{
         Handover, TAIL_FRAGMENT, TAIL_FULL_NAT, TAIL_FULL_NAT_ANSWER, TAIL_FULL_NAT_ERROR,
-        TAIL_FULL_NAT_NEW, TAIL_HELD, TAIL_NEIGHBOUR, TAIL_PROXY_ANSWER, TAIL_PROXY_SYN,
-        TAIL_REFUSED, TAIL_SCTP, TAIL_SECOND_HOP, TAIL_SYN, TAIL_SYN_COOKIE, TAIL_TAG, TAIL_TAGGED,
-        TAIL_TOO_BIG, TAIL_TUNNEL_ERROR, TAIL_UNTRANSLATED, TAIL_UNUSUAL, TAIL_VLAN, Tables,
+        TAIL_FULL_NAT_FRAGMENT, TAIL_FULL_NAT_NEW, TAIL_HELD, TAIL_NEIGHBOUR, TAIL_PROXY_ANSWER,
+        TAIL_PROXY_SYN, TAIL_REFUSED, TAIL_SCTP, TAIL_SECOND_HOP, TAIL_SYN, TAIL_SYN_COOKIE,
+        TAIL_TAG, TAIL_TAGGED, TAIL_TOO_BIG, TAIL_TUNNEL_ERROR, TAIL_UNTRANSLATED, TAIL_UNUSUAL,
+        TAIL_VLAN, Tables,
     },
     verdict::Verdict,
     vlan,
@@ -76,6 +78,7 @@ fn leave(ctx: &XdpContext, rest: Rest) {
         // It leaves none to the others.
         Rest::FullNat
         | Rest::FullNatNew
+        | Rest::FullNatFragment
         | Rest::FullNatError
         | Rest::TunnelError
         | Rest::Untranslated
@@ -183,8 +186,13 @@ pub fn full_nat(ctx: XdpContext) -> u32 {
 pub fn full_nat_new(ctx: XdpContext) -> u32 {
     let maps = Maps::new(&ctx);
     let packet = XdpPacket::<true, true>::new(&ctx);
-    match pipeline::full_nat_new(&packet, &maps) {
+    let fragment = match maps.handed_over().limit {
+        full_nat::FRAGMENT => maps::fragment_left(),
+        _ => None,
+    };
+    match pipeline::full_nat_new(&packet, &maps, fragment.as_deref()) {
         Ok(verdict) => return act(&ctx, &maps, verdict),
+        Err(Rest::FullNatFragment) => maps::go_on(&ctx, TAIL_FULL_NAT_FRAGMENT),
         Err(Rest::FullNat) => maps::go_on(&ctx, TAIL_FULL_NAT),
         Err(Rest::SynCookie) => maps::go_on(&ctx, TAIL_SYN_COOKIE),
         Err(_) => maps::go_on(&ctx, TAIL_UNTRANSLATED),
@@ -328,6 +336,24 @@ pub fn fragment(ctx: XdpContext) -> u32 {
     };
     match pipeline::fragment(&mut packet, &maps, place) {
         Ok(verdict) => return act(&ctx, &maps, verdict),
+        Err(Rest::FullNatFragment) => maps::go_on(&ctx, TAIL_FULL_NAT_FRAGMENT),
+        Err(_) => maps::go_on(&ctx, TAIL_TOO_BIG),
+    }
+    pass(&ctx, &maps)
+}
+
+/// The same with [`pipeline::full_nat_fragment`].
+#[xdp(frags)]
+#[inline(always)]
+pub fn full_nat_fragment(ctx: XdpContext) -> u32 {
+    let maps = Maps::new(&ctx);
+    let mut packet = XdpPacket::<true>::new(&ctx);
+    let Some(place) = maps::fragment_left() else {
+        return pass(&ctx, &maps);
+    };
+    match pipeline::full_nat_fragment(&mut packet, &maps, place) {
+        Ok(verdict) => return act(&ctx, &maps, verdict),
+        Err(Rest::FullNatNew) => maps::go_on(&ctx, TAIL_FULL_NAT_NEW),
         Err(_) => maps::go_on(&ctx, TAIL_TOO_BIG),
     }
     pass(&ctx, &maps)
@@ -344,6 +370,7 @@ pub fn held(ctx: XdpContext) -> u32 {
     };
     match pipeline::held(&mut packet, &maps, place) {
         Ok(verdict) => return act(&ctx, &maps, verdict),
+        Err(Rest::FullNatFragment) => maps::go_on(&ctx, TAIL_FULL_NAT_FRAGMENT),
         Err(Rest::TooBig) => maps::go_on(&ctx, TAIL_TOO_BIG),
         Err(_) => {
             maps.hand_over(Handover {

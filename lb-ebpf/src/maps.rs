@@ -223,6 +223,14 @@ pub fn fragment_place<'a>() -> Option<&'a mut Fragment> {
     Some(unsafe { (*place).write(Fragment::EMPTY) })
 }
 
+/// The one that the program before has read.
+#[inline(always)]
+pub fn fragment_left<'a>() -> Option<&'a mut Fragment> {
+    let place = FRAGMENT.get_ptr_mut(0)?;
+    // SAFETY: as above; who goes on with a fragment comes after one that has written all of it.
+    Some(unsafe { (*place).assume_init_mut() })
+}
+
 /// The maps, as seen while one packet is processed.
 pub struct Maps {
     ctx: *mut xdp_md,
@@ -1159,13 +1167,7 @@ pub extern "C" fn subset_of(first: u64, last: u64, table: u32) -> u32 {
 /// that the program stays within its budget.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn pick_backend(
-    service: u32,
-    half: u32,
-    hash: u64,
-    slot: u32,
-    subset: u32,
-) -> u32 {
+pub extern "C" fn pick_backend(service: u32, half: u32, hash: u64, slot: u32, subset: u32) -> u32 {
     let spot = Spot {
         slot: Slot(slot),
         subset,

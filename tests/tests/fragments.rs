@@ -50,9 +50,7 @@ fn stage() -> Result<(Stage, Vec<Service>, Vec<UdpEcho>)> {
 
 /// Clients who take what their link takes for what the whole way does.
 fn stage_of_links() -> Result<(Stage, Vec<Service>, Vec<UdpEcho>)> {
-    let services = every_udp_mode()?.into_iter();
-    // Its sessions are of whole packets.
-    let services: Vec<Service> = services.filter(|s| s.mode != "full-nat").collect();
+    let services = every_udp_mode()?;
     let stage = Stage::new(Topology::new(BACKENDS)?, services.clone())?;
     let servers = echo_servers(&stage, &services)?;
     Ok((stage, services, servers))
@@ -64,7 +62,7 @@ fn echo_servers(stage: &Stage, services: &[Service]) -> Result<Vec<UdpEcho>> {
         let mut own = BTreeSet::new();
         for service in services {
             let (backend, _) = service.backends[usize::from(n) - 1];
-            own.insert(if service.mode == "nat" {
+            own.insert(if matches!(service.mode, "nat" | "full-nat") {
                 backend
             } else {
                 vip(service)?

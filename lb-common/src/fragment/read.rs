@@ -2,12 +2,13 @@
 
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
-use super::Part;
+use super::{Early, Part, Seen};
 use crate::{
     flow::{self, Family, Flow, MAX_EXTENSION_HEADERS},
     packet::Packet,
+    pipeline::Rest,
     tables::{Address, FragmentKey},
-    verdict::DropReason,
+    verdict::{DropReason, Piece},
     wire::{self, ExtensionHdr, protocol},
 };
 
@@ -34,6 +35,11 @@ pub struct Fragment {
     pub(super) more: bool,
     /// Whether a source route leads it.
     led: bool,
+    /// What becomes of it if it comes before the first one.
+    pub(super) early: Early,
+    /// Who goes on with it. Here, since there is no number for it where there is one for a verdict: the kernel's verifier
+    /// refuses what the compiler puts there instead.
+    pub(super) left: Option<Rest>,
 }
 
 impl Fragment {
@@ -52,6 +58,8 @@ impl Fragment {
         headers: 0,
         more: false,
         led: false,
+        early: Early::Held,
+        left: None,
     };
 
     /// Which part of its datagram it is.
@@ -61,6 +69,33 @@ impl Fragment {
             from: (self.offset / 8) as u16,
             to: (self.offset + self.length).div_ceil(8) as u16,
             last: !self.more,
+        }
+    }
+
+    /// Its ends; ports only of a first one.
+    #[inline(always)]
+    pub(crate) const fn flow(&self) -> &Flow {
+        &self.flow
+    }
+
+    /// Who goes on with it, if anybody does.
+    #[inline(always)]
+    pub const fn left(&self) -> Option<Rest> {
+        self.left
+    }
+
+    /// What has come of its datagram with nothing but it: [`Datagram::seen`](crate::tables::Datagram::seen).
+    #[inline(always)]
+    pub(super) fn seen(&self) -> u64 {
+        Seen::default().with(self.part()).map_or(0, Seen::word)
+    }
+
+    /// What it is counted as where it follows the first one.
+    #[inline(always)]
+    pub(super) const fn piece(&self) -> Piece {
+        match self.early {
+            Early::Held => Piece::Later,
+            Early::Dropped => Piece::Released,
         }
     }
 

@@ -44,6 +44,9 @@ pub struct Datagram {
     /// The backend that it went to, with the port that it got there; of an answer, the VIP's address and port
     /// alone.
     pub backend: Backend,
+    /// What its other end becomes in mode [`FULL_NAT`](super::mode::FULL_NAT): the address of the pool that it comes from, or of
+    /// an answer, the client.
+    pub other: Address,
     /// Its flow's hash.
     pub hash: u64,
     /// What of it has come: [`crate::fragment::Seen`].
@@ -64,7 +67,7 @@ pub struct Datagram {
 pub mod fate {
     /// A backend gets it.
     pub const TO_BACKEND: u8 = 1;
-    /// It is the answer of a backend in mode [`NAT`](super::super::mode::NAT).
+    /// It is the answer of a backend in mode [`NAT`](super::super::mode::NAT) or [`FULL_NAT`](super::super::mode::FULL_NAT).
     pub const TO_CLIENT: u8 = 2;
     /// It is the kernel's.
     pub const PASSES: u8 = 3;
@@ -99,6 +102,6 @@ pub struct Early {
 
 const _: () = {
     assert!(size_of::<FragmentKey>() == 40);
-    assert!(size_of::<Datagram>() == 96);
+    assert!(size_of::<Datagram>() == 112);
     assert!(size_of::<Early>() == 64 + 8 * HELD_WORDS);
 };

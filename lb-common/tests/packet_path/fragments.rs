@@ -116,14 +116,14 @@ fn assert_follow(stage: &Stage, before: &[Spec], after: &[Vec<u8>], position: u8
     assert_eq!(back, expected.collect::<Vec<_>>());
 }
 
-fn assert_held(stage: &Stage, piece: &Spec) {
+pub fn assert_held(stage: &Stage, piece: &Spec) {
     let outcome = stage.run(&piece.frame());
     assert_eq!(outcome.verdict, Verdict::Held, "{piece:?}");
     assert_eq!(outcome.counted.pieces, [(Piece::Held as u32, 1)].into());
     assert!(outcome.counted.drops.is_empty());
 }
 
-fn assert_dropped(stage: &Stage, piece: &Spec, reason: DropReason) {
+pub fn assert_dropped(stage: &Stage, piece: &Spec, reason: DropReason) {
     let outcome = stage.run(&piece.frame());
     assert_eq!(outcome, Outcome::dropped(reason), "{piece:?}");
 }

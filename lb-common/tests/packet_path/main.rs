@@ -14,6 +14,7 @@ mod frames;
 mod full_nat;
 mod full_nat_at_once;
 mod full_nat_errors;
+mod full_nat_fragments;
 mod full_nat_stale;
 mod functions;
 mod headers;

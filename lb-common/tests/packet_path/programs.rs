@@ -26,7 +26,7 @@ const PROGRAMS: [(&str, Program); 7] = [
         pipeline::full_nat(packet, tables)
     }),
     ("full_nat_new", |packet, tables| {
-        pipeline::full_nat_new(packet, tables)
+        pipeline::full_nat_new(packet, tables, None)
     }),
     ("full_nat_answer", |packet, tables| {
         pipeline::full_nat_answer(packet, tables)

@@ -49,6 +49,7 @@ impl Generator {
         let interesting = self.random.pick(&self.endpoints.clone());
         let stranger = self.stranger(interesting);
         let (from, to) = match self.random.below(4) {
+            0 if self.random.once_in(2) => self.translated(),
             0 => (interesting, stranger),
             _ => (stranger, interesting),
         };

@@ -170,7 +170,7 @@ impl Generator {
     }
 
     /// Ends of what a backend of mode `full-nat` sends, or is said of what it gets.
-    fn translated(&mut self) -> (SocketAddr, SocketAddr) {
+    pub(super) fn translated(&mut self) -> (SocketAddr, SocketAddr) {
         let (backends, address): ([SocketAddr; 3], fn(u8) -> IpAddr) = if self.random.once_in(3) {
             (TRANSLATED_V6.map(Into::into), |n| {
                 Ipv6Addr::new(0xfd00, 9, 0, 0, 0, 0, 0, n.into()).into()

@@ -22,7 +22,7 @@ use crate::dataplane::DataplaneError;
 /// What the program hands over, and what tells when it can be given back.
 pub struct EarlyFragments {
     ring: RingBuf<MapData>,
-    datagrams: HashMap<MapData, [u8; 40], [u8; 96]>,
+    datagrams: HashMap<MapData, [u8; 40], [u8; 112]>,
 }
 
 impl std::fmt::Debug for EarlyFragments {
@@ -33,7 +33,7 @@ impl std::fmt::Debug for EarlyFragments {
 
 const _: () = {
     assert!(size_of::<FragmentKey>() == 40);
-    assert!(size_of::<Datagram>() == 96);
+    assert!(size_of::<Datagram>() == 112);
 };
 
 impl EarlyFragments {

@@ -36,9 +36,10 @@ use aya::{
 };
 use lb_common::tables::{
     HASH_KEY_WORDS, TAIL_FRAGMENT, TAIL_FULL_NAT, TAIL_FULL_NAT_ANSWER, TAIL_FULL_NAT_ERROR,
-    TAIL_FULL_NAT_NEW, TAIL_HELD, TAIL_NEIGHBOUR, TAIL_PROXY_ANSWER, TAIL_PROXY_SYN, TAIL_REFUSED,
-    TAIL_SCTP, TAIL_SECOND_HOP, TAIL_SYN, TAIL_SYN_COOKIE, TAIL_TAG, TAIL_TAGGED, TAIL_TOO_BIG,
-    TAIL_TUNNEL_ERROR, TAIL_UNTRANSLATED, TAIL_UNUSUAL, TAIL_VLAN, feature,
+    TAIL_FULL_NAT_FRAGMENT, TAIL_FULL_NAT_NEW, TAIL_HELD, TAIL_NEIGHBOUR, TAIL_PROXY_ANSWER,
+    TAIL_PROXY_SYN, TAIL_REFUSED, TAIL_SCTP, TAIL_SECOND_HOP, TAIL_SYN, TAIL_SYN_COOKIE, TAIL_TAG,
+    TAIL_TAGGED, TAIL_TOO_BIG, TAIL_TUNNEL_ERROR, TAIL_UNTRANSLATED, TAIL_UNUSUAL, TAIL_VLAN,
+    feature,
 };
 
 use self::links::Links;
@@ -57,7 +58,7 @@ pub static LB_OBJECT: &[u8] = aya::include_bytes_aligned!(env!("LB_OBJECT"));
 /// The program on the interface.
 const ENTRY: &str = "lb";
 /// Those that it goes on with, the numbers that it knows them by, and without which feature none of them does, if any.
-const OTHERS: [(&str, u32, u32); 21] = [
+const OTHERS: [(&str, u32, u32); 22] = [
     ("unusual", TAIL_UNUSUAL, 0),
     ("refused", TAIL_REFUSED, 0),
     ("too_big", TAIL_TOO_BIG, 0),
@@ -68,6 +69,11 @@ const OTHERS: [(&str, u32, u32); 21] = [
     ("full_nat_new", TAIL_FULL_NAT_NEW, feature::FULL_NAT),
     ("full_nat_answer", TAIL_FULL_NAT_ANSWER, feature::FULL_NAT),
     ("full_nat_error", TAIL_FULL_NAT_ERROR, feature::FULL_NAT),
+    (
+        "full_nat_fragment",
+        TAIL_FULL_NAT_FRAGMENT,
+        feature::FULL_NAT,
+    ),
     ("tunnel_error", TAIL_TUNNEL_ERROR, feature::TUNNELS),
     ("untranslated", TAIL_UNTRANSLATED, feature::FULL_NAT),
     ("syn_cookie", TAIL_SYN_COOKIE, feature::SYN_PROXY),
