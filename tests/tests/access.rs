@@ -2,7 +2,7 @@
 //! or a flood leaves alone.
 
 use std::{
-    io::ErrorKind,
+    io::{BufWriter, ErrorKind, Write as _},
     net::{Ipv4Addr, SocketAddr},
     time::Duration,
 };
@@ -27,6 +27,7 @@ use nix::sys::socket::{
 };
 use nix::sys::time::TimeVal;
 use std::os::fd::AsRawFd as _;
+use tempfile::NamedTempFile;
 
 /// The client's other address.
 const OTHER: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 77);
@@ -128,6 +129,68 @@ fn a_denied_client_is_dropped_and_counted_and_a_change_of_the_list_breaks_nobody
             ensure!(lives.broken_per_backend().is_empty(), "{lives}");
             ensure!(report.succeeded() == report.attempts.len(), "{report}");
             println!("{lives}; {report}");
+            Ok(())
+        },
+    )
+}
+
+/// Prefixes of the list below, of which the kernel's trie takes one after the other.
+const MANY: u32 = 1_000_000;
+
+/// A file that denies so many of both families, the client's other address among them.
+fn scanners() -> Result<NamedTempFile> {
+    let mut file = BufWriter::new(NamedTempFile::new()?);
+    for n in 1..MANY {
+        let [_, a, b, c] = n.to_be_bytes();
+        match n % 2 {
+            0 => writeln!(file, "11.{a}.{b}.{c}")?,
+            _ => writeln!(file, "2001:db8:b{a:02x}:{b:x}{c:02x}::/64")?,
+        }
+    }
+    writeln!(file, "{OTHER}")?;
+    Ok(file.into_inner()?)
+}
+
+#[test]
+fn a_list_of_a_million_prefixes_is_set_edited_taken_up_and_replaced_under_connections() -> Result<()>
+{
+    with_root(
+        "a_list_of_a_million_prefixes_is_set_edited_taken_up_and_replaced_under_connections",
+        || {
+            let service = web(Health::TCP).with("access_list", "scanners");
+            let mut stage = stage(Config {
+                access_lists: vec![list("scanners", "deny = [\"203.0.113.0/24\"]")],
+                services: vec![service.clone()],
+                ..Config::default()
+            })?;
+            ensure!(connect_both(&stage, &service)? == (true, true));
+            let held = Held::open(&stage.topology.client, vip(&service)?, 50, PERIOD)?;
+            let file = scanners()?;
+            stage.lbctl(&format!(
+                "access-list set scanners --deny-file {}",
+                file.path().display()
+            ))?;
+            ensure!(connect_both(&stage, &service)? == (true, false));
+            stage.lbctl(&format!("access-list edit scanners --remove {OTHER}"))?;
+            ensure!(connect_both(&stage, &service)? == (true, true));
+            stage.lbctl(&format!("access-list edit scanners --deny {OTHER}"))?;
+            stage.agent.sigkill();
+            stage.agent.restart()?;
+            ensure!(connect_both(&stage, &service)? == (true, false));
+            let judged = |source: &str| {
+                let judged = stage
+                    .agent
+                    .lbctl(&["access-list", "check", "scanners", source])?;
+                judged.succeeded()
+            };
+            ensure!(judged("11.15.66.62")?.contains("11.15.66.62/32"));
+            ensure!(judged("2001:db8:b00:1::7")?.contains("2001:db8:b00:1::/64"));
+            ensure!(!judged("11.15.66.63")?.contains("/32"));
+            stage.lbctl("access-list set scanners --deny 203.0.113.0/24")?;
+            ensure!(connect_both(&stage, &service)? == (true, true));
+            let lives = held.stop()?;
+            ensure!(lives.broken_per_backend().is_empty(), "{lives}");
+            println!("{lives}");
             Ok(())
         },
     )
