@@ -106,7 +106,12 @@ pub enum Also {
     Persist,
     /// It resets what no backend takes.
     Reset,
+    /// It leads clients to one of two subsets by [`ROUTES`] prefixes, which have all their sources.
+    Route,
 }
+
+/// Prefixes of source routes.
+pub const ROUTES: u32 = 1_024;
 
 /// The name of an access list of so many prefixes.
 pub fn list_name(prefixes: u32) -> String {
@@ -161,9 +166,23 @@ pub struct Kind {
 }
 
 impl Also {
-    fn set(self, service: &mut Service) {
+    fn set(self, service: &mut Service) -> Result<()> {
         match self {
             Self::Nothing => {}
+            Self::Route => {
+                let prefixes = match service.id.vip.is_ipv4() {
+                    true => sources(ROUTES)?,
+                    false => vec!["::/0".parse()?],
+                };
+                let names = ["default", "other"].map(str::to_owned);
+                let routes = prefixes
+                    .into_iter()
+                    .zip(names.iter().rev().cycle().cloned());
+                service.source_routes = routes.collect();
+                for backend in &mut service.backends {
+                    backend.subsets = names.to_vec();
+                }
+            }
             Self::SecondHop => service.second_hop = true,
             Self::Clamp(mss) => service.mss_clamp = MssClamp::To(mss),
             Self::Watch => service.passive = Passive::ON,
@@ -176,6 +195,7 @@ impl Also {
             }
             Self::Reset => service.no_backend = Unserved::Reset,
         }
+        Ok(())
     }
 }
 
@@ -193,7 +213,7 @@ impl Kind {
         service.backends = self.pool.backends();
         service.quic = self.quic;
         service.address_pool = (self.mode == Mode::FullNat).then(|| ADDRESS_POOL.to_owned());
-        self.also.set(&mut service);
+        self.also.set(&mut service)?;
         match self.guarded {
             Guarded::Open => {}
             Guarded::Listed(prefixes) => service.access_list = Some(list_name(prefixes)),

@@ -524,6 +524,8 @@ fn extras(family: &FamilyOf) -> Vec<Scenario> {
             Payload::SynWithMss,
             0,
         ),
+        of("tcp", "-routed", 26, Also::Route, TCP, 1),
+        of("tcp", "-routed", 26, Also::Route, TCP, 0),
         of("syn", "-watched", 23, Also::Watch, SYN, 0),
         of("tcp", "-watched", 23, Also::Watch, TCP, 0),
         framed(heard, |_| {
