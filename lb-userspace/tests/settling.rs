@@ -317,6 +317,20 @@ fn a_backend_that_drains_takes_flows_until_no_packet_sees_a_ring_that_names_it()
     assert!(grace.is_some() && resigns > grace, "{resigns:?}, {grace:?}");
 }
 
+/// All else may take long, as a large list does, and until then its packets are the kernel's.
+#[test]
+fn an_address_is_a_vip_no_sooner_than_right_before_the_switch_that_has_its_service() {
+    let core = serving(&service("10.1.0.1:80", "10.1.0.2:80"), &[]);
+    let mut other = core.state().services().next().unwrap().clone();
+    other.id = "10.0.0.9:80/tcp".parse().unwrap();
+    let state = core.state().apply(Change::AddService(other)).unwrap();
+    let operations = planned(&core, &state, None).operations;
+    let at = |wanted: &dyn Fn(&Operation) -> bool| operations.iter().position(wanted);
+    let owned = at(&|operation| matches!(operation, Operation::Own(..)));
+    let switched = at(&|operation| matches!(operation, Operation::Switch(_)));
+    assert_eq!(owned.map(|owned| owned + 1), switched, "{operations:?}");
+}
+
 /// Between the switch to the ring and a wake, flows of a slot begin with whoever is awake.
 #[test]
 fn slots_of_a_first_ring_move_where_their_owners_wake_with_it() {

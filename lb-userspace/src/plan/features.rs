@@ -77,7 +77,7 @@ impl Draft {
         } = *inputs;
         let number = unknown_port.number();
         if self.layout.unknown_port != number {
-            self.before.push(Operation::UnknownPort(number));
+            self.refusing.push(Operation::UnknownPort(number));
             self.layout.unknown_port = number;
         }
         let wanted = needed(state.services(), unknown_port)

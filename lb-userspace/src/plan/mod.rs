@@ -222,6 +222,9 @@ struct Draft {
     in_place: Vec<Operation>,
     /// Under which the switch may end what has kept unrecorded flows where they are.
     conditions: Vec<Operation>,
+    /// By which packets that were the kernel's are refused unless a service has them, as one of this plan may: last, since what
+    /// comes before may take long.
+    refusing: Vec<Operation>,
     /// Rings before a move of the whole service, without backends that died. Not before the grace
     /// period: until then, such a ring may still be the one in force to a packet.
     buried: Vec<Operation>,
@@ -269,6 +272,7 @@ pub fn plan(layout: &Layout, inputs: &Inputs<'_>) -> Result<Plan, PlanError> {
     let mut draft = Draft {
         layout: layout.clone(),
         before: Vec::new(),
+        refusing: Vec::new(),
         descriptors: Vec::new(),
         guards: Vec::new(),
         in_place: Vec::new(),
@@ -515,7 +519,7 @@ impl Draft {
         }
         for (&address, &bits) in &wanted {
             if self.layout.owned.get(&address) != Some(&bits) {
-                self.before.push(Operation::Own(address, bits));
+                self.refusing.push(Operation::Own(address, bits));
             }
         }
         for &address in self
@@ -564,6 +568,7 @@ impl Draft {
         let stale = |slots: bool| slots && !self.wakes.is_empty();
         let buried = !self.buried.is_empty();
         if self.descriptors.is_empty() && self.guards.is_empty() && !self.reclassed {
+            operations.extend(self.refusing);
             operations.extend(self.buried);
             operations.extend(stale(in_place || buried).then_some(Operation::Grace));
             operations.extend(self.wakes);
@@ -583,6 +588,7 @@ impl Draft {
             };
             operations.extend(write(half(generation)));
             operations.extend(self.conditions);
+            operations.extend(self.refusing);
             operations.push(Operation::Switch(generation));
             operations.push(Operation::Grace);
             // Only now does every packet know that their slots move, and that a ring is the one before.
