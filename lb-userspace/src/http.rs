@@ -1,10 +1,15 @@
-//! How the agent's HTTP servers run and stop. What they answer is `api`'s and `metrics`'.
+//! How the agent's HTTP servers run and stop. What they answer is `api`'s and `metrics`', who is let in `door`'s.
 
-use std::{fmt::Debug, io, net::SocketAddr, pin::Pin, time::Duration};
+mod door;
+
+use std::{fmt::Debug, io, pin::Pin, time::Duration};
 
 use anyhow::Context as _;
 use axum::{Router, serve::Listener};
 use tokio::{net::TcpListener, sync::oneshot};
+
+use self::door::Door;
+pub(crate) use self::door::Sender;
 
 /// How long requests under way may hold up the end.
 const GRACE: Duration = Duration::from_secs(2);
@@ -25,14 +30,15 @@ where
     until(shutdown, start).await
 }
 
-/// The same, where handlers may ask who sends ([`axum::extract::ConnectInfo`]).
-pub(crate) async fn serve_peers(
+/// The same at a port that others reach, of whom no more are let in than leave the agent enough to do its work with. Handlers may
+/// ask who sends ([`axum::extract::ConnectInfo`] of [`Sender`]).
+pub(crate) async fn serve_others(
     listener: TcpListener,
     router: Router,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> anyhow::Result<()> {
-    let router = router.into_make_service_with_connect_info::<SocketAddr>();
-    let server = axum::serve(listener, router);
+    let router = router.into_make_service_with_connect_info::<Sender>();
+    let server = axum::serve(Door::new(listener), router);
     let start =
         |signal| -> Boxed<_> { Box::pin(server.with_graceful_shutdown(signal).into_future()) };
     until(shutdown, start).await

@@ -55,7 +55,7 @@ pub async fn serve(
         .route("/metrics", get(page))
         .route("/healthz", get(healthz))
         .with_state(handle);
-    http::serve(listener, router, shutdown).await
+    http::serve_others(listener, router, shutdown).await
 }
 
 async fn page(State(handle): State<Handle>) -> Response {

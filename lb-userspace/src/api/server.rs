@@ -25,7 +25,8 @@ use super::{
 use crate::{
     agent::{Handle, Listed},
     health::Target,
-    http, metrics,
+    http::{self, Sender},
+    metrics,
     model::{AccessEdit, Backend, Change, EditRated, ModelError, ServiceId},
     snapshot::ServiceStatus,
 };
@@ -59,7 +60,7 @@ pub async fn serve_reports(
         .method_not_allowed_fallback(no_method)
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .with_state(handle);
-    http::serve_peers(listener, router, shutdown).await
+    http::serve_others(listener, router, shutdown).await
 }
 
 fn reports() -> Router<Handle> {
@@ -70,7 +71,7 @@ fn reports() -> Router<Handle> {
 
 /// A backend reports for itself: nobody else could be told from anybody.
 async fn of_oneself(
-    ConnectInfo(sender): ConnectInfo<SocketAddr>,
+    ConnectInfo(Sender(sender)): ConnectInfo<Sender>,
     Address(address): Address,
     request: Request,
     next: Next,
