@@ -69,6 +69,9 @@ pub struct Figure {
 /// Milliseconds that 99 of 100 probes may be late, and half of them: some thirty times what they are where nobody else has the
 /// processors.
 const MOST_LATE: [f64; 2] = [50.0, 10.0];
+/// Milliseconds that half of the backends' last probes may be later than their first: a quarter of one for each interval, where a
+/// rhythm that counted from when probes end would be later by as much as these take.
+const MOST_DRIFT: f64 = 5.0;
 
 /// What is worse than it may be, in words; of a quick run, lateness is judged by half of the probes alone, as others may have had the processors
 /// for a part of so short a time.
@@ -90,6 +93,12 @@ pub fn exceeded(figures: &[Figure], quick: bool) -> Vec<String> {
         if late > most {
             beyond.push(format!(
                 "{scenario}: {of} of the probes are {late:.2} ms late at most, and {most} ms is the most that they may be"
+            ));
+        }
+        let drift = figure.drift_ms;
+        if drift.abs() > MOST_DRIFT {
+            beyond.push(format!(
+                "{scenario}: probes drift by {drift:.2} ms, and {MOST_DRIFT} ms is the most that they may"
             ));
         }
     }
@@ -376,8 +385,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_or_too_late_is_told() {
-        let figure = |missing, late_p50_ms, late_p99_ms| Figure {
+    fn what_is_missing_or_too_late_or_drifts_is_told() {
+        let drifting = |drift_ms, missing, late_p50_ms, late_p99_ms| Figure {
             scenario: "tcp",
             backends: BACKENDS,
             interval_ms: 1_000,
@@ -386,9 +395,10 @@ mod tests {
             late_p50_ms,
             late_p99_ms,
             late_max_ms: 1e9,
-            drift_ms: 1e9,
+            drift_ms,
             cpu_percent: 1e9,
         };
+        let figure = |missing, p50, p99| drifting(0.0, missing, p50, p99);
         let told = |figure: Figure, quick| exceeded(&[figure], quick);
         assert_eq!(told(figure(0, 10.0, 50.0), false), [""; 0]);
         let missing = told(figure(1, 0.0, 0.0), true);
@@ -403,5 +413,10 @@ mod tests {
         );
         assert_eq!(told(figure(0, 0.0, 50.1), true), [""; 0]);
         assert_eq!(told(figure(0, 10.1, 10.1), true).len(), 1);
+        assert_eq!(told(drifting(-5.0, 0, 0.0, 0.0), true), [""; 0]);
+        for drift in [5.1, -5.1] {
+            let drifts = told(drifting(drift, 0, 0.0, 0.0), true);
+            assert!(drifts[0].starts_with("tcp: probes drift by"), "{drifts:?}");
+        }
     }
 }
