@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// Events kept; older ones are only in the log.
-const KEPT: usize = 1_024;
+pub const KEPT: usize = 1_024;
 
 /// See above.
 #[derive(Debug, Default)]

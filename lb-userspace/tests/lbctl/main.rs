@@ -17,8 +17,9 @@ use std::{path::Path, process::Stdio, time::Duration};
 use lb_userspace::model::{Admin, BitRate, Failback, Rated, Service};
 use serde_json::{Value, json};
 use support::{
-    FakeAgent, PANICS, WEIGHT_OF_A_DRAINED, WEIGHT_OF_A_STANDBY, WEIGHT_OF_ONE_THAT_ADAPTS,
-    WEIGHT_OF_ONE_THAT_GROWS, WEIGHT_OF_ONE_THAT_IS_HELD, WEIGHT_OF_ONE_THAT_IS_UP,
+    EPOCH_OF_MANY, FORGOTTEN, FakeAgent, PANICS, WEIGHT_OF_A_DRAINED, WEIGHT_OF_A_STANDBY,
+    WEIGHT_OF_ONE_THAT_ADAPTS, WEIGHT_OF_ONE_THAT_GROWS, WEIGHT_OF_ONE_THAT_IS_HELD,
+    WEIGHT_OF_ONE_THAT_IS_UP,
 };
 use tokio::{io::AsyncReadExt as _, process::Command, time::timeout};
 
@@ -608,6 +609,55 @@ async fn who_follows_events_or_waits_for_a_drain_goes_on_over_a_restart_of_the_a
     reads(&mut out, &events).await;
     let ended = timeout(Duration::from_secs(60), waits.wait()).await;
     assert!(ended.unwrap().unwrap().success());
+}
+
+#[tokio::test]
+async fn programs_that_follow_events_are_told_how_many_they_have_missed() {
+    let agent = FakeAgent::start(WEB);
+    let mut follows = lbctl(&agent.socket, "events --follow --output json")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut errors = follows.stderr.take().unwrap();
+    let away = format!("no agent answers at {}", agent.socket.display());
+    // It has asked by then.
+    let mut line = [0];
+    follows
+        .stdout
+        .as_mut()
+        .unwrap()
+        .read_exact(&mut line)
+        .await
+        .unwrap();
+    let directory = agent.stop().await;
+    reads(&mut errors, &away).await;
+    let _agent = FakeAgent::start_in(directory, WEB, EPOCH_OF_MANY);
+    let missed = format!("{FORGOTTEN} events are kept no more");
+    let mut told = String::new();
+    let tells = async {
+        while !told.contains(&missed) {
+            let mut byte = [0];
+            errors.read_exact(&mut byte).await.unwrap();
+            told.push(byte[0].into());
+        }
+    };
+    timeout(Duration::from_secs(60), tells).await.unwrap();
+}
+
+#[tokio::test]
+async fn who_follows_events_ends_once_nobody_reads_them_any_more() {
+    let agent = FakeAgent::start(WEB);
+    let mut follows = lbctl(&agent.socket, "events --follow")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(follows.stdout.take());
+    let ended = timeout(Duration::from_secs(60), follows.wait_with_output());
+    let ended = ended.await.unwrap().unwrap();
+    let errors = String::from_utf8(ended.stderr).unwrap();
+    assert_eq!((ended.status.code(), errors.as_str()), (Some(0), ""));
 }
 
 #[tokio::test]

@@ -11,7 +11,10 @@ use std::{
 };
 
 use lb_userspace::{
-    agent::{Announced, ChangeError, Handle, Request, journal::Journal},
+    agent::{
+        Announced, ChangeError, Handle, Request,
+        journal::{Journal, KEPT},
+    },
     api,
     health::{
         Target,
@@ -53,6 +56,10 @@ pub const WEIGHT_OF_ONE_THAT_GROWS: u16 = 44;
 pub const PANICS: u8 = 99;
 /// Backends on this port fail their checks.
 pub const PORT_DOWN: u16 = 81;
+/// The epoch of an agent of whose events some are kept no more.
+pub const EPOCH_OF_MANY: u64 = 3;
+/// How many those are.
+pub const FORGOTTEN: u64 = 6;
 
 pub struct FakeAgent {
     pub socket: PathBuf,
@@ -182,8 +189,13 @@ fn events(epoch: u64) -> Journal {
         to: BackendState::Down,
     };
     journal.record(at, service, turned, "connection refused".to_owned());
-    let shares = "100% to tier 1".to_owned();
-    journal.record(at, service, Happened::Tiers, shares);
+    let shares = "100% to tier 1";
+    journal.record(at, service, Happened::Tiers, shares.to_owned());
+    if epoch == EPOCH_OF_MANY {
+        for _ in 2..KEPT as u64 + FORGOTTEN {
+            journal.record(at, service, Happened::Tiers, shares.to_owned());
+        }
+    }
     journal
 }
 

@@ -1,6 +1,9 @@
 //! `lbctl events`.
 
-use std::time::{Duration, UNIX_EPOCH};
+use std::{
+    io::{self, Write as _},
+    time::{Duration, UNIX_EPOCH},
+};
 
 use crate::{
     args::{self, Output},
@@ -18,7 +21,7 @@ use lb_userspace::{
 /// How often new ones are asked for.
 const LOOK: Duration = Duration::from_millis(500);
 
-/// Shows events; goes on for ever if that is wanted.
+/// Shows events; goes on if that is wanted, until nobody reads them any more.
 pub async fn run(client: &Client, args: &args::Events, output: Output) -> Result<String, Failure> {
     let mut query = EventQuery {
         service: args.service,
@@ -35,11 +38,14 @@ pub async fn run(client: &Client, args: &args::Events, output: Output) -> Result
     }
     query.limit = Some(usize::MAX);
     loop {
-        output::print(&match output {
+        let read = output::print(&match output {
             // One to a line, as they come.
             Output::Json => json_lines(&list)?,
             Output::Table => lines(&list),
         })?;
+        if !read {
+            return Ok(String::new());
+        }
         (query.after, query.epoch) = (Some(list.last), Some(list.epoch));
         list = patience::until_answered(LOOK, || client.events(&query)).await?;
     }
@@ -48,7 +54,7 @@ pub async fn run(client: &Client, args: &args::Events, output: Output) -> Result
 fn lines(list: &Events) -> String {
     let mut text = String::new();
     if list.lost > 0 {
-        text += &format!("({} events are kept no more; see the log)\n", list.lost);
+        text += &format!("({})\n", lost(list));
     }
     for event in &list.events {
         text += &line(event);
@@ -74,8 +80,16 @@ fn line(event: &Event) -> String {
     }
 }
 
+fn lost(list: &Events) -> String {
+    format!("{} events are kept no more; see the log", list.lost)
+}
+
 fn json_lines(list: &Events) -> Result<String, Failure> {
     let mut text = String::new();
+    if list.lost > 0 {
+        // Lines are events, and none is left of these.
+        let _ = writeln!(io::stderr(), "{}", lost(list));
+    }
     for event in &list.events {
         text += &serde_json::to_string(event)?;
         text.push('\n');

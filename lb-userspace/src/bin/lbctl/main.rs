@@ -36,7 +36,7 @@ fn main() -> ExitCode {
         Err(error) => return usage(&error),
     };
     match run(&cli).and_then(|text| output::print(&text)) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::SUCCESS,
         Err(failure) => {
             complain(&failure.to_string());
             ExitCode::from(failure.exit_code())

@@ -10,12 +10,13 @@ use serde::Serialize;
 
 use crate::failure::Failure;
 
-/// Writes `text` to the standard output. A reader that has seen enough (`| head`) is no failure.
-pub fn print(text: &str) -> Result<(), Failure> {
+/// Writes `text` to the standard output; whether anybody is left to read it. A reader that has seen enough (`| head`) is no failure.
+pub fn print(text: &str) -> Result<bool, Failure> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::Local(error)),
-        _ => Ok(()),
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(Failure::Local(error)),
     }
 }
 
