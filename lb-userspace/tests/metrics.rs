@@ -2,11 +2,15 @@
 
 #![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
 
-use std::time::{Duration, SystemTime};
+use std::{
+    future::pending,
+    net::SocketAddr,
+    time::{Duration, SystemTime},
+};
 
 use lb_userspace::{
     agent::{Handle, Request},
-    config,
+    api, config,
     health::reply::Asked,
     metrics,
     model::{Admin, Backend, BitRate, Service, Unserved},
@@ -390,7 +394,7 @@ fn each_metric_is_explained_once() {
 }
 
 /// The whole answer to `GET path`.
-async fn get(address: std::net::SocketAddr, path: &str) -> String {
+async fn get(address: SocketAddr, path: &str) -> String {
     let mut stream = TcpStream::connect(address).await.unwrap();
     let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
@@ -438,4 +442,39 @@ async fn metrics_and_health_are_served_until_the_end() {
         .unwrap()
         .unwrap()
         .unwrap();
+}
+
+/// How many connections of one address the server at `at` answers at a time, of more than it is to.
+async fn let_in(at: SocketAddr) -> usize {
+    let mut open = Vec::new();
+    for _ in 0..300 {
+        let mut stream = TcpStream::connect(at).await.unwrap();
+        let answered = async {
+            stream
+                .write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+                .await?;
+            stream.read_exact(&mut [0; 12]).await
+        };
+        let answered = timeout(Duration::from_secs(60), answered).await.unwrap();
+        if answered.is_ok() {
+            open.push(stream);
+        }
+    }
+    open.len()
+}
+
+#[tokio::test]
+async fn neither_metrics_nor_reports_take_more_connections_of_an_address_than_leave_room_for_checks()
+ {
+    let [page, reports] = [
+        TcpListener::bind("127.0.0.1:0").await.unwrap(),
+        TcpListener::bind("127.0.0.1:0").await.unwrap(),
+    ];
+    let ports = [&page, &reports].map(|listener| listener.local_addr().unwrap());
+    let (handle, _requests) = Handle::new();
+    tokio::spawn(metrics::serve(page, handle.clone(), pending()));
+    tokio::spawn(api::serve_reports(reports, handle, pending()));
+    for at in ports {
+        assert_eq!(let_in(at).await, 256);
+    }
 }
