@@ -224,16 +224,19 @@ async fn changes_that_need_one_program_after_the_other_get_both() {
     assert_eq!(agent.asked().await, feature::IPIP | feature::NAT);
     let second = agent.add(3, Mode::L2);
     let third = agent.add(4, Mode::Nat);
+    // Changes keep their order, whatever waits for whatever.
+    let last = agent.handle.clone();
+    let last = tokio::spawn(async move { last.change(Change::RemoveService(id(4))).await });
     agent.fates.send(Fate::InForce).unwrap();
     assert_eq!(
         agent.asked().await,
         feature::IPIP | feature::NAT | feature::L2
     );
     agent.fates.send(Fate::InForce).unwrap();
-    for change in [first, second, third] {
+    for change in [first, second, third, last] {
         answer(change).await.unwrap();
     }
-    assert_eq!(agent.services().await, [id(1), id(2), id(3), id(4)]);
+    assert_eq!(agent.services().await, [id(1), id(2), id(3)]);
     agent.end().await;
 }
 

@@ -1,15 +1,15 @@
 //! What checks say while a plan is under way.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use lb_common::tables::{Signs, feature, state};
+use lb_common::tables::{SECOND, Signs, feature, state};
 
 use super::{
     tests::{Dam, Faults, Flood, at_rest, backend, service},
     *,
 };
 use crate::{
-    model::{Mode, Passive, Service, Settings},
+    model::{EditRated, Mode, Passive, Service, Settings},
     neighbours::NextHop,
     plan::Layout,
     snapshot::Condition,
@@ -58,6 +58,9 @@ fn start() -> (Running<Flood>, Arc<Faults>, Dam) {
     for n in 1..=2 {
         assert_eq!(state_of(&agent, n), state::TAKES | state::HOLDS);
     }
+    // Nothing is due for a while.
+    agent.sweep = Sweeping::UnderWay(Instant::now());
+    assert!(agent.next_deadline(None).unwrap() > Instant::now());
     (agent, faults, dam)
 }
 
@@ -83,6 +86,74 @@ async fn a_failure_told_while_a_plan_waits_for_packets_takes_effect_before_the_w
     assert!(agent.next_deadline(None).unwrap() <= Instant::now());
     agent.on_deadlines(Instant::now());
     assert!(!agent.core.has_heard());
+}
+
+#[tokio::test]
+async fn who_fails_and_recovers_before_the_ring_follows_takes_flows_again() {
+    let (mut agent, _, _dam) = start();
+    assert!(agent.core.hear(news(Condition::Down, false)));
+    assert_eq!(state_of(&agent, 1), state::HOLDS);
+    assert!(agent.core.hear(news(Condition::Up, false)));
+    agent.enforce();
+    assert_eq!(state_of(&agent, 1), state::TAKES | state::HOLDS);
+}
+
+/// The thread on which a plan is made, if one is.
+fn planner() -> Option<PathBuf> {
+    let threads = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+    let mut names = threads.map(|thread| thread.path().join("comm"));
+    names.find(|name| std::fs::read_to_string(name).is_ok_and(|name| name == "plan\n"))
+}
+
+/// Tells that backend 1 fails once a plan is being made; whether it was marked before that was over.
+fn fail_amid_a_plan(events: &mpsc::Sender<Event>, faults: &Faults, over: &AtomicBool) -> bool {
+    let planner = loop {
+        match planner() {
+            Some(planner) => break planner,
+            None if over.load(Ordering::Acquire) => return false,
+            None => {}
+        }
+    };
+    events.try_send(news(Condition::Down, false)).unwrap();
+    faults.await_mark() && planner.exists()
+}
+
+#[tokio::test]
+async fn a_failure_told_while_a_plan_is_made_takes_effect_before_it_is() {
+    let (mut agent, faults, _dam) = start();
+    // So that it takes long.
+    let settings = Settings {
+        ring_size: Some(655_373),
+        ..Settings::default()
+    };
+    let change = Change::EditService(service().id, settings);
+    agent.core.change(change).unwrap();
+    let amid = (0..20).any(|_| {
+        agent.on_health(news(Condition::Up, false));
+        faults.marked.store(false, Ordering::Release);
+        let (events, over) = (
+            agent.core.dataplane().events.clone(),
+            AtomicBool::new(false),
+        );
+        let weight = |weight| Change::EditBackend {
+            id: service().id,
+            address: backend(2).address,
+            weight: Some(weight),
+            admin: None,
+            max_connections: None,
+            rated: Default::default(),
+            tier: None,
+        };
+        std::thread::scope(|scope| {
+            let told = scope.spawn(|| fail_amid_a_plan(&events, &faults, &over));
+            agent.core.change(weight(2)).unwrap();
+            over.store(true, Ordering::Release);
+            let amid = told.join().unwrap();
+            agent.core.change(weight(1)).unwrap();
+            amid
+        })
+    });
+    assert!(amid, "failures have waited for plans");
 }
 
 /// What leads to a plan that gives backend 1 a state, or another entry, or is about somebody else.
@@ -214,6 +285,31 @@ async fn a_request_is_answered_once_rings_follow_what_was_heard_while_states_wer
     assert_eq!(first.slots, 0);
 }
 
+#[tokio::test]
+async fn a_failure_told_while_rates_are_measured_takes_effect_before_all_are() {
+    let (mut agent, faults, _dam) = start();
+    let rated = EditRated {
+        max_flow_rate: Some(Some(1_000)),
+        ..EditRated::default()
+    };
+    let change = Change::EditBackend {
+        id: service().id,
+        address: backend(2).address,
+        weight: None,
+        admin: None,
+        max_connections: None,
+        rated,
+        tier: None,
+    };
+    agent.core.change(change).unwrap();
+    let now = &agent.core.dataplane().memory.tables.time;
+    now.set(now.get() + SECOND);
+    *faults.told_in_read.lock().unwrap() = Some(news(Condition::Down, false));
+    agent.core.measure();
+    assert_eq!(state_of(&agent, 1), state::HOLDS);
+    assert!(agent.core.has_heard(), "the ring has yet to follow");
+}
+
 /// As many clients as it takes were refused by a backend.
 fn refusals() -> Signs {
     Signs {
@@ -238,6 +334,22 @@ async fn what_packets_show_while_a_plan_waits_takes_effect_before_the_wait_is_ov
     assert!(agent.core.network(way(2, 5)));
     agent.enforce();
     assert!(faults.in_time.load(Ordering::Acquire));
+    assert_eq!(state_of(&agent, 1), state::HOLDS);
+    assert!(agent.core.has_heard(), "the ring has yet to follow");
+}
+
+#[tokio::test]
+async fn a_failure_told_while_it_is_looked_at_what_packets_show_takes_effect_meanwhile() {
+    let (mut agent, _, _dam) = start();
+    let settings = Settings {
+        passive: Some(Passive::ON),
+        ..Settings::default()
+    };
+    let change = Change::EditService(service().id, settings);
+    agent.core.change(change).unwrap();
+    let events = agent.core.dataplane().events.clone();
+    events.try_send(news(Condition::Down, false)).unwrap();
+    agent.core.watch_now();
     assert_eq!(state_of(&agent, 1), state::HOLDS);
     assert!(agent.core.has_heard(), "the ring has yet to follow");
 }
