@@ -32,6 +32,7 @@ mod programs;
 mod properties;
 mod quic;
 mod quoted;
+mod rarities;
 mod refuse;
 mod relayed_errors;
 mod scheduling;

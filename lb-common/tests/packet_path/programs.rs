@@ -2,17 +2,19 @@
 //! services, sessions and ports may be others by then.
 
 use lb_common::{
+    fragment::Fragment,
     memory::MemoryTables,
     packet::SlicePacket,
     pipeline::{self, Rest},
     rate::Rate,
-    tables::{Handover, Tables as _},
+    tables::{Handover, Tables as _, refusal},
     verdict::{DropReason, Verdict},
 };
 
 use crate::{
-    CLIENT4, CLIENT6, SERVER4, TCP, VIP4, VIP6,
-    frames::{Spec, segment, socket, syn},
+    CLIENT4, CLIENT6, SERVER4, TCP, UDP, VIP4, VIP6,
+    fragments::{CUTS, cut, large},
+    frames::{Extension, Spec, datagram, segment, socket, syn},
     full_nat::{FROM4, POOL4, PORTS},
     support::{INGRESS, Mode, Outcome, Stage, server},
 };
@@ -182,4 +184,67 @@ fn what_is_handed_over_as_too_long_for_a_way_of_no_length_is_no_end_of_its_hops(
         limit
     });
     assert_eq!(limit, 1);
+}
+
+#[test]
+fn what_has_no_fragment_no_tag_and_no_message_is_the_kernels_where_these_are_looked_for() {
+    let behind_options = Spec {
+        extensions: vec![Extension::HopByHop(6)],
+        ..syn(CLIENT6, VIP6)
+    };
+    let packets = [
+        syn(CLIENT4, VIP4),
+        syn(CLIENT6, VIP6),
+        datagram(CLIENT4, VIP4),
+        behind_options,
+    ];
+    for frame in packets.map(|packet| packet.frame()) {
+        let alone = stage().run_alone(&frame, |packet, tables| {
+            let mut place = Fragment::EMPTY;
+            pipeline::fragment(packet, tables, &mut place)
+        });
+        assert_eq!(alone, (Ok(Verdict::Pass), frame.clone()));
+        let alone = stage().run_alone(&frame, |packet, tables| pipeline::unusual(packet, tables));
+        assert_eq!(alone, (Ok(Verdict::Pass), frame.clone()));
+        for frame in [&frame[..], &frame[..11]] {
+            let alone = stage().run_alone(frame, |packet, tables| pipeline::vlan(packet, tables));
+            assert_eq!(alone, (false, frame.to_vec()));
+        }
+    }
+}
+
+#[test]
+fn a_fragment_that_has_been_cut_or_got_another_protocol_in_the_meantime_is_the_kernels() {
+    let mut first = cut(&large(syn(CLIENT4, VIP4)), &CUTS)[0].frame();
+    let run = |frame: &[u8]| {
+        stage().run_alone(frame, |packet, tables| {
+            let mut place = Fragment::EMPTY;
+            pipeline::fragment(packet, tables, &mut place)
+        })
+    };
+    assert_eq!(run(&first).0, Ok(Verdict::Drop(DropReason::Fragment)));
+    let short = &first[..first.len() - 1];
+    assert_eq!(run(short), (Ok(Verdict::Pass), short.to_vec()));
+    // Nor is it answered as what nobody takes.
+    let alone = stage()
+        .unknown_port(refusal::RESET)
+        .run_alone(&first, |packet, tables| pipeline::refused(packet, tables));
+    assert_eq!(alone, (Verdict::Pass, first.clone()));
+    first[14 + 9] = 47;
+    assert_eq!(run(&first), (Ok(Verdict::Pass), first));
+}
+
+#[test]
+fn a_datagram_too_short_for_a_segments_header_gets_no_cookie() {
+    let stage = Stage::new()
+        .serve(Mode::FullNat, VIP4, UDP, &[server(SERVER4)])
+        .translating(&[POOL4], PORTS);
+    let bare = Spec {
+        payload: Vec::new(),
+        ..datagram(CLIENT4, VIP4)
+    };
+    let (done, _) = stage.run_alone(&bare.frame(), |packet, tables| {
+        pipeline::syn_cookie(packet, tables)
+    });
+    assert_eq!(done, Ok(Verdict::Drop(DropReason::Inconsistent)));
 }

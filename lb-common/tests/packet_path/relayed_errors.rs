@@ -48,7 +48,7 @@ fn wrapped(stage: &Stage, frame: &[u8]) -> Vec<u8> {
 }
 
 /// What a router says of a packet that is longer than `way`.
-fn too_long(quoted: &[u8], way: u16) -> Vec<u8> {
+pub fn too_long(quoted: &[u8], way: u16) -> Vec<u8> {
     let kind = if quoted[0] >> 4 == 4 { (3, 4) } else { (2, 0) };
     let [high, low] = way.to_be_bytes();
     about_with(quoted, kind, [0, 0, high, low])

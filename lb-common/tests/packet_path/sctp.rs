@@ -116,9 +116,16 @@ fn it_is_read_behind_extension_headers_and_not_beyond_its_end() {
     assert_eq!(taken_by(&stage, &behind), Some(1));
     for (client, vip, _) in ENDS {
         let mut short = packet(client, vip, INIT);
-        short.payload.truncate(15);
-        let outcome = stage.run(&short.frame());
-        assert_eq!(outcome, Outcome::dropped(DropReason::Truncated), "{vip}");
+        short.payload.truncate(12);
+        // Also where bytes of the link's follow.
+        for trailer in [Vec::new(), vec![0; 16]] {
+            let short = Spec {
+                trailer,
+                ..short.clone()
+            };
+            let outcome = stage.run(&short.frame());
+            assert_eq!(outcome, Outcome::dropped(DropReason::Truncated), "{vip}");
+        }
     }
 }
 

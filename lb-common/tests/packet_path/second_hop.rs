@@ -410,6 +410,15 @@ fn what_opens_a_connection_or_is_of_none_stays() {
                 ..segment(client, vip)
             });
         }
+        // Messages that are no errors, and one about what has no connection.
+        let (echo, about) = if ip(vip).is_ipv4() {
+            ((8, 0), (3, 1))
+        } else {
+            ((128, 0), (1, 3))
+        };
+        let answer = datagram(vip, client).ip();
+        packets.push(message(client, vip, echo, [0; 4], b"hello"));
+        packets.push(message(client, vip, about, [0; 4], &answer));
         let backend = Backend {
             listens: false,
             ..Backend::new(ours)

@@ -25,9 +25,9 @@ const OTHER: u32 = 21;
 const DEVICE_MAC: Mac = [2, 0, 0, 0, 0, 0x88];
 
 /// A tag: protocol, priority, whether it may be dropped first, VLAN.
-type Written = (u16, u8, bool, u16);
+pub type Written = (u16, u8, bool, u16);
 
-const C100: Written = (0x8100, 0, false, 100);
+pub const C100: Written = (0x8100, 0, false, 100);
 const C200: Written = (0x8100, 0, false, 200);
 const S7: Written = (0x88a8, 0, false, 7);
 const URGENT_100: Written = (0x8100, 5, true, 100);
@@ -51,7 +51,7 @@ fn of((protocol, _, _, id): Written) -> Tag {
 }
 
 /// The frame with tags, the outermost first.
-fn tagged(frame: &[u8], tags: &[Written]) -> Vec<u8> {
+pub fn tagged(frame: &[u8], tags: &[Written]) -> Vec<u8> {
     let (header, rest) = frame.split_at(14);
     let (ethernet, _) = Ethernet2Header::from_slice(header).expect("an Ethernet header");
     let mut next = ethernet.ether_type;

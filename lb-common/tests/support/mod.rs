@@ -347,6 +347,12 @@ impl Stage {
         self
     }
 
+    /// The program is loaded without these of [`feature`], whatever the services need.
+    pub fn without(mut self, features: u32) -> Self {
+        self.tables.control.features &= !features;
+        self
+    }
+
     /// What the last service's packets get while no backend may take them, one of [`refusal`].
     pub fn no_backend(self, refusal: u8) -> Self {
         self.describe(|descriptor| {
