@@ -137,6 +137,12 @@ impl Stage {
         self
     }
 
+    /// Nobody has the position now.
+    pub fn vacated(mut self, server: u32) -> Self {
+        self.tables.members[(FIRST_MEMBER + server) as usize].backend = 0;
+        self
+    }
+
     /// Changes what a server may have.
     pub fn condition(mut self, server: u32, condition: Condition) -> Self {
         self.tables.backends[server as usize + 1].state = condition.state();
