@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use lb_common::tables::{Address, Counters, Phase, Slot};
+use lb_common::tables::{Address, Counters, Descriptor, Phase, Slot, scheduler};
 use proptest::prelude::*;
 
 #[test]
@@ -103,4 +103,19 @@ proptest! {
             IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
         });
     }
+}
+
+#[test]
+fn a_service_is_told_its_scheduler_and_which_handshakes_are_watched_apart() {
+    let mut descriptor = Descriptor::default();
+    descriptor.set_sampling(5);
+    for chosen in [scheduler::TWO_CHOICES, scheduler::RING, scheduler::LEAST] {
+        descriptor.set_scheduler(chosen);
+        assert_eq!((descriptor.scheduler(), descriptor.sampling()), (chosen, 5));
+    }
+    descriptor.set_sampling(0);
+    assert_eq!(
+        (descriptor.scheduler(), descriptor.sampling()),
+        (scheduler::LEAST, 0)
+    );
 }

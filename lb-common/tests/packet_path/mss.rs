@@ -133,7 +133,9 @@ fn the_option_is_found_at_any_place() {
         // Behind longer ones.
         let options = |mss| {
             let before = [8, 10, 0, 0, 0, 0, 0, 0, 0, 0, 3, 3, 1];
-            [&before[..], &told(mss), &[0; 3]].concat()
+            // As short as one with a length is.
+            let permitted = [4, 2];
+            [&before[..], &permitted, &told(mss), &[0]].concat()
         };
         let higher = syn(client, vip, &options(1_460));
         let lower = syn(client, vip, &options(1_300));

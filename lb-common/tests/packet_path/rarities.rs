@@ -1,5 +1,7 @@
 //! What is rare: settings, tables and frames that agents and hosts do not bring about, or for a moment only. Each is safe nevertheless.
 
+use std::net::{IpAddr, SocketAddr};
+
 use lb_common::{
     flow::Signal,
     memory::MemoryTables,
@@ -267,4 +269,74 @@ fn a_packet_of_another_protocol_that_says_to_be_shorter_than_its_header_is_the_k
     assert_ne!(stage.run(&frame).verdict, Verdict::Pass);
     frame[16..18].copy_from_slice(&19u16.to_be_bytes());
     assert_eq!(stage.run(&frame), Outcome::passed(frame));
+}
+
+#[test]
+fn ports_behind_options_are_no_source_route_whatever_their_bytes() {
+    let stage = Stage::new().serve(Mode::L2, VIP4, TCP, &[server(SERVER4)]);
+    for kind in [131, 137] {
+        let mut packet = segment(CLIENT4, VIP4);
+        packet.from.set_port(u16::from_be_bytes([kind, 3]));
+        packet.options = vec![1; 4];
+        let outcome = stage.run(&packet.frame());
+        assert_eq!(outcome.verdict, Verdict::Redirect(EGRESS), "{kind}");
+    }
+}
+
+/// One service of a prefix, behind a bond of two.
+fn bonded(prefix: (&str, u32), to: &str) -> Stage {
+    const BOND: u32 = 20;
+    let server = server(to).behind(BOND | UPPER);
+    Stage::new()
+        .serve_wide(Mode::L2, prefix, 80..=80, TCP, &[server])
+        .device(BOND, &[EGRESS, INGRESS], &[], 1_500)
+}
+
+#[test]
+fn a_bond_spreads_what_differs_by_port_or_by_destination_alone() {
+    for (prefix, to) in [
+        (("10.0.0.0:0", 24), SERVER4),
+        (("[2001:db8:7::]:0", 64), SERVER6),
+    ] {
+        let stage = bonded(prefix, to);
+        let mut vip = socket(prefix.0);
+        vip.set_port(80);
+        // Addresses that differ in their last byte alone, by which half of a hash is left to the ports.
+        let at = |last: u8| match vip.ip() {
+            IpAddr::V4(ip) => {
+                let [a, b, c, _] = ip.octets();
+                SocketAddr::from(([a, b, c, last], 80))
+            }
+            IpAddr::V6(ip) => {
+                let mut octets = ip.octets();
+                octets[15] = last;
+                SocketAddr::from((octets, 80))
+            }
+        };
+        let taken = |port, last| {
+            let (mut from, to) = (at(200), at(last));
+            from.set_port(port);
+            let packet = segment(&from.to_string(), &to.to_string());
+            stage.run(&packet.frame()).verdict
+        };
+        let first = taken(40_000, 1);
+        assert!((0..64).any(|n| taken(40_000 + n, 1) != first), "{to}");
+        assert!((1..64).any(|n| taken(40_000, n) != first), "{to}");
+    }
+}
+
+#[test]
+fn a_datagram_that_is_not_recorded_begins_a_flow_where_turns_are_taken_and_nothing_is_counted() {
+    let servers = [SERVER4, OTHER4, THIRD4].map(server);
+    let stage = Stage::new()
+        .serve(Mode::Ipip, VIP4, UDP, &servers)
+        .moving_time(MOVING_TIME)
+        .moved(Move::Steady(0))
+        .recording_all()
+        .uncounted();
+    assert_eq!(taken_by(&stage, &datagram(CLIENT4, VIP4)), Some(0));
+    let stage = stage.moved(Move::Steady(1));
+    let stage = stage.scheduled(Scheduler::Turns(&[2]));
+    assert_eq!(taken_by(&stage, &datagram("192.0.2.9:7", VIP4)), Some(2));
+    assert_eq!(taken_by(&stage, &datagram(CLIENT4, VIP4)), Some(0));
 }
