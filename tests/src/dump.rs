@@ -25,6 +25,8 @@ impl Dump {
         let file = NamedTempFile::new().context("a file for frames")?;
         let mut command = namespace.command("tcpdump");
         command.args(["-i", interface, "-Q", "in", "-U", "--immediate-mode"]);
+        // As long as frames are. The buffer has a place for each of that length, and 2 MiB of the longest that there could be are 8.
+        command.args(["-s", "10000", "-B", "8192"]);
         command.args(["-Z", "root", "-w"]).arg(file.path());
         let process = Process::spawn("tcpdump", command)?;
         wait_until("tcpdump listens", SOON, || {
@@ -37,14 +39,23 @@ impl Dump {
         })
     }
 
-    /// All frames so far that have these bytes somewhere.
+    /// All frames so far.
     ///
     /// # Errors
     /// The file cannot be read.
-    pub fn with(&self, mark: &[u8]) -> Result<Vec<Vec<u8>>> {
+    pub fn all(&self) -> Result<Vec<Vec<u8>>> {
         let bytes = fs::read(self.file.path())?;
-        let mut frames = pcap::read(&bytes)?;
-        frames.retain(|frame| frame.windows(mark.len()).any(|at| at == mark));
+        let frames = pcap::read(&bytes)?;
         Ok(frames.into_iter().map(<[u8]>::to_vec).collect())
+    }
+
+    /// Those of them that have these bytes somewhere.
+    ///
+    /// # Errors
+    /// As [`Self::all`].
+    pub fn with(&self, mark: &[u8]) -> Result<Vec<Vec<u8>>> {
+        let mut frames = self.all()?;
+        frames.retain(|frame| frame.windows(mark.len()).any(|at| at == mark));
+        Ok(frames)
     }
 }

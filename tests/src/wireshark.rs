@@ -3,19 +3,22 @@
 
 use std::{
     io::Write as _,
+    path::Path,
     process::{Command, Stdio},
 };
 
 use anyhow::{Context as _, Result, ensure};
+use tempfile::NamedTempFile;
 
 use crate::pcap;
 
 /// Checksums that a capture on a host would have wrong are right here: no interface fills them in later. That tunnels have
 /// none over IPv6 is as RFC 6935 has it; whether others do is [`crate::dissect`]'s to say.
-const OPTIONS: [&str; 4] = [
+const OPTIONS: [&str; 5] = [
     "ip.check_checksum:TRUE",
     "tcp.check_checksum:TRUE",
     "udp.check_checksum:TRUE",
+    "sctp.checksum:CRC-32C",
     "udp.ignore_ipv6_zero_checksum:TRUE",
 ];
 /// What is no opinion about a connection: a wrong checksum, a length that does not fit, a header cut short.
@@ -36,27 +39,42 @@ pub fn is_here() -> bool {
 /// # Errors
 /// `tshark` cannot be run, or does not read all of them.
 pub fn faults(frames: &[Vec<u8>]) -> Result<Vec<String>> {
-    let mut file = tempfile::NamedTempFile::new().context("a file for frames")?;
-    file.write_all(&pcap::written(frames))
-        .context("writing the frames")?;
-    let read = |more: &[&str]| -> Result<Vec<String>> {
-        let mut tshark = Command::new("tshark");
-        tshark
-            .arg("-r")
-            .arg(file.path())
-            .args(["-n", "-T", "fields"]);
-        for option in OPTIONS {
-            tshark.args(["-o", option]);
-        }
-        let said = tshark.args(more).output().context("running tshark")?;
-        let told = String::from_utf8_lossy(&said.stderr);
-        ensure!(said.status.success(), "tshark: {told}");
-        let lines = String::from_utf8(said.stdout).context("what tshark says")?;
-        Ok(lines.lines().map(str::to_owned).collect())
-    };
-    let all = read(&["-e", "frame.number"])?.len();
+    let file = written(frames)?;
+    let all = read(file.path(), &["-e", "frame.number"])?.len();
     ensure!(all == frames.len(), "{all} of {} frames", frames.len());
     let fields = ["frame.number", "frame.protocols", "_ws.expert.message"];
     let fields = fields.map(|field| ["-e", field]).concat();
-    read(&[&["-Y", WRONG], &fields[..]].concat())
+    read(file.path(), &[&["-Y", WRONG], &fields[..]].concat())
+}
+
+/// Which of the frames a display filter of Wireshark's finds, by their places.
+///
+/// # Errors
+/// `tshark` cannot be run, or knows no such filter.
+pub fn found(frames: &[Vec<u8>], filter: &str) -> Result<Vec<usize>> {
+    let file = written(frames)?;
+    let numbers = read(file.path(), &["-Y", filter, "-e", "frame.number"])?;
+    let place = |number: String| Ok(number.parse::<usize>()? - 1);
+    numbers.into_iter().map(place).collect()
+}
+
+fn written(frames: &[Vec<u8>]) -> Result<NamedTempFile> {
+    let mut file = NamedTempFile::new().context("a file for frames")?;
+    file.write_all(&pcap::written(frames))
+        .context("writing the frames")?;
+    Ok(file)
+}
+
+/// The lines that `tshark` writes of a file, of the fields and by the filter that `more` says.
+fn read(file: &Path, more: &[&str]) -> Result<Vec<String>> {
+    let mut tshark = Command::new("tshark");
+    tshark.arg("-r").arg(file).args(["-n", "-T", "fields"]);
+    for option in OPTIONS {
+        tshark.args(["-o", option]);
+    }
+    let said = tshark.args(more).output().context("running tshark")?;
+    let told = String::from_utf8_lossy(&said.stderr);
+    ensure!(said.status.success(), "tshark: {told}");
+    let lines = String::from_utf8(said.stdout).context("what tshark says")?;
+    Ok(lines.lines().map(str::to_owned).collect())
 }

@@ -1,6 +1,9 @@
 //! The program is loaded for what is used alone, and again for what a change needs beyond that, under traffic.
 
-use std::{net::SocketAddr, time::Instant};
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, ensure};
 use aya::programs::loaded_programs;
@@ -8,10 +11,15 @@ use lb_tests::{
     agent::xdp,
     config::{Config, Health, Service},
     load::numbered::{Sender, settle},
+    process::run,
     skip::with_root,
     stage::{BACKENDS, Stage, UDP_PORT, address_pool, full_nat, tcp, v4_pool, web, web_address},
-    topology::{INTERFACE, Topology, vip_v4},
+    topology::{INTERFACE, Topology, backend_v4, vip_v4},
+    wait::wait_ok,
 };
+
+/// Generous: bounds the wait for something that is about to happen.
+const SOON: Duration = Duration::from_secs(60);
 
 /// Datagrams a second: one lost shows an interruption of 20 µs.
 const RATE: u32 = 50_000;
@@ -50,7 +58,11 @@ fn a_change_that_needs_more_of_the_program_has_it_replaced_and_no_packet_is_lost
             let udp = Service::new(name, "nat", Health::NONE, v4_pool(UDP_PORT));
             let nat = web(Health::HTTP);
             // Its program is there from the start, its services are not.
-            let mut stage = Stage::new(Topology::exclusive(BACKENDS)?, vec![nat.clone(), udp])?;
+            let config = Config {
+                address_pools: vec![address_pool("1024-65535")],
+                ..Config::from(vec![nat.clone(), udp])
+            };
+            let mut stage = Stage::new(Topology::exclusive(BACKENDS)?, config)?;
             let client = stage.topology.client.clone();
             let receivers = stage.receivers()?;
             let sender = Sender::start(&client, numbered, RATE, FLOWS)?;
@@ -58,6 +70,13 @@ fn a_change_that_needs_more_of_the_program_has_it_replaced_and_no_packet_is_lost
             println!("program {id} of {size} bytes");
             let every = format!("{}:*/tcp", vip_v4(5));
             let pool = pool();
+            let set = |option| format!("service set {} {option}", nat.vip);
+            let quic = format!(
+                "--mode nat --quic-config-id 0 --quic-server-id-length 2 --quic-nonce-length 4 \
+                 --backend {}:443,server-id=0001",
+                backend_v4(1)
+            );
+            let translated = "--mode full-nat --address-pool snat --syn-proxy always";
             for (what, command) in [
                 (
                     "l2",
@@ -68,28 +87,33 @@ fn a_change_that_needs_more_of_the_program_has_it_replaced_and_no_packet_is_lost
                     format!("service add {}:80/tcp --mode gue {pool}", vip_v4(3)),
                 ),
                 (
+                    "ipip",
+                    format!("service add {}:80/tcp --mode ipip {pool}", vip_v4(6)),
+                ),
+                (
                     "every port",
                     format!("service add {every} --mode l2 {pool}"),
                 ),
+                ("source-hash", set("--scheduler source-hash")),
+                ("three-tuple-hash", set("--scheduler three-tuple-hash")),
+                ("mss", set("--mss-clamp auto")),
+                ("passive", set("--passive on")),
+                ("limit", set("--flow-limit 100000")),
                 (
-                    "source-hash",
-                    "service set 10.0.0.1:80/tcp --scheduler source-hash".to_owned(),
+                    "range of ports, of sctp",
+                    format!("service add {}:7000-7003/sctp --mode l2 {pool}", vip_v4(7)),
                 ),
                 (
-                    "three-tuple-hash",
-                    "service set 10.0.0.1:80/tcp --scheduler three-tuple-hash".to_owned(),
+                    "quic, announced",
+                    format!("service add {}:443/udp --announce true {quic}", vip_v4(2)),
                 ),
                 (
-                    "mss",
-                    "service set 10.0.0.1:80/tcp --mss-clamp auto".to_owned(),
+                    "second hop",
+                    format!("service set {}:80/tcp --second-hop true", vip_v4(3)),
                 ),
                 (
-                    "passive",
-                    "service set 10.0.0.1:80/tcp --passive on".to_owned(),
-                ),
-                (
-                    "limit",
-                    "service set 10.0.0.1:80/tcp --flow-limit 100000".to_owned(),
+                    "full-nat, proxied",
+                    format!("service add {}:80/tcp {translated} {pool}", vip_v4(8)),
                 ),
             ] {
                 #[expect(clippy::disallowed_methods, reason = "only printed")]
@@ -103,6 +127,16 @@ fn a_change_that_needs_more_of_the_program_has_it_replaced_and_no_packet_is_lost
                 (id, size) = (now, longer);
                 stage.answers(&nat, 30)?;
             }
+            // So does what happens to the host: packets to what is behind a bridge are the kernel's to send.
+            let mut bridge = stage.topology.balancer.command("ip");
+            run(bridge.args(["link", "add", "br0", "type", "bridge"]))?;
+            (id, size) = wait_ok("the program is replaced", SOON, || {
+                let (now, longer) = program(&stage)?;
+                ensure!(now != id && longer > size, "{now} of {longer} bytes");
+                Ok((now, longer))
+            })?;
+            println!("devices: program {id} of {size} bytes");
+            stage.answers(&nat, 30)?;
             // What it is loaded for already needs no other.
             stage.lbctl(&format!(
                 "service add {}:81/tcp --mode l2 {pool}",
