@@ -2,7 +2,11 @@
 
 use std::net::IpAddr;
 
-use lb_common::tables::{Address, Counters, Descriptor, Phase, Slot, scheduler};
+use lb_common::{
+    flow::Signal,
+    tables::{Address, Counters, Descriptor, Phase, Slot, scheduler},
+    vlan,
+};
 use proptest::prelude::*;
 
 #[test]
@@ -118,4 +122,23 @@ fn a_service_is_told_its_scheduler_and_which_handshakes_are_watched_apart() {
         (descriptor.scheduler(), descriptor.sampling()),
         (scheduler::LEAST, 0)
     );
+}
+
+#[test]
+fn signals_are_read_as_they_are_written() {
+    for signal in [
+        Signal::None,
+        Signal::Opens,
+        Signal::Finishes,
+        Signal::Resets,
+        Signal::Hearsay,
+    ] {
+        assert_eq!(Signal::from_number(signal as u32), signal);
+    }
+}
+
+#[test]
+fn a_vlans_tag_has_its_number_and_no_priority() {
+    assert_eq!(vlan::tag(0x8100, 100), [0x81, 0, 0, 100]);
+    assert_eq!(vlan::tag(0x88a8, 0xffff), [0x88, 0xa8, 0x0f, 0xff]);
 }
