@@ -342,25 +342,6 @@ fn a_datagram_that_is_not_recorded_begins_a_flow_where_turns_are_taken_and_nothi
 }
 
 #[test]
-fn a_bond_of_four_gives_each_about_as_many_flows() {
-    const BOND: u32 = 20;
-    let members = [EGRESS, INGRESS, 8, 9];
-    let stage = Stage::new()
-        .serve(Mode::L2, VIP4, TCP, &[server(SERVER4).behind(BOND | UPPER)])
-        .device(BOND, &members, &[], 1_500);
-    let mut taken = std::collections::BTreeMap::new();
-    for n in 0..1_024u32 {
-        let [a, b, c, d] = n.wrapping_mul(0x9e37_79b1).to_be_bytes();
-        let mut packet = segment(CLIENT4, VIP4);
-        packet.from = SocketAddr::from(([20, 0, a, b], u16::from_be_bytes([c, d])));
-        let verdict = stage.run(&packet.frame()).verdict;
-        *taken.entry(format!("{verdict:?}")).or_insert(0) += 1;
-    }
-    assert_eq!(taken.len(), 4, "{taken:?}");
-    assert!(taken.values().all(|n| (192..=320).contains(n)), "{taken:?}");
-}
-
-#[test]
 fn a_fragment_that_only_its_headers_make_longer_than_a_packet_may_be_is_malformed() {
     let stage = Stage::new().serve(Mode::L2, VIP6, UDP, &[server(SERVER6)]);
     let last = |before: &[Extension]| Spec {
