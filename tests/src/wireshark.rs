@@ -22,7 +22,9 @@ const OPTIONS: [&str; 5] = [
     "udp.ignore_ipv6_zero_checksum:TRUE",
 ];
 /// What is no opinion about a connection: a wrong checksum, a length that does not fit, a header cut short.
-const WRONG: &str = "_ws.malformed || _ws.expert.severity >= 8388608";
+/// Of ICMP, a wrong checksum is no more than a warning to it.
+const WRONG: &str = "_ws.malformed || _ws.expert.severity >= 8388608 \
+                     || icmp.checksum.status == 0 || icmpv6.checksum.status == 0";
 
 /// Whether `tshark` is installed.
 pub fn is_here() -> bool {

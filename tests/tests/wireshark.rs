@@ -313,7 +313,13 @@ fn wireshark_finds_nothing_wrong_with_fragments_errors_resets_tags_and_the_progr
                 spoilt.push(frame);
             }
             let faults = wireshark::faults(&spoilt)?;
-            assert!(!faults.is_empty(), "{} frames of {protocol}", spoilt.len());
+            // Some are in fragments; of a message, the sum takes all.
+            let least = match protocol {
+                "icmp" | "icmpv6" => spoilt.len(),
+                _ => 1,
+            };
+            let found = faults.len();
+            assert!(found >= least, "{found} of {} of {protocol}", spoilt.len());
         }
         Ok(())
     })
