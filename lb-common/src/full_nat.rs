@@ -30,7 +30,7 @@ use crate::{
 pub(crate) type Outcome = Result<Result<Verdict, DropReason>, Rest>;
 
 /// What [`Handover::limit`] says of a packet that a session has just been begun for, here or by another CPU.
-const BEGUN: u16 = 1;
+pub const BEGUN: u16 = 1;
 /// The same of a packet that [`crate::syn_proxy`] has made what it is.
 pub(crate) const MADE: u16 = 2;
 /// The same of one whose session has lost its backend.

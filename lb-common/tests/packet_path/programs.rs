@@ -3,6 +3,7 @@
 
 use lb_common::{
     fragment::Fragment,
+    full_nat::BEGUN,
     memory::MemoryTables,
     packet::SlicePacket,
     pipeline::{self, Rest},
@@ -222,7 +223,7 @@ fn a_fragment_that_has_been_cut_or_got_another_protocol_in_the_meantime_is_the_k
             pipeline::fragment(packet, tables, &mut place)
         })
     };
-    assert_eq!(run(&first).0, Ok(Verdict::Drop(DropReason::Fragment)));
+    assert_eq!(run(&first).0, Err(Rest::FullNatFragment));
     let short = &first[..first.len() - 1];
     assert_eq!(run(short), (Ok(Verdict::Pass), short.to_vec()));
     // Nor is it answered as what nobody takes.
@@ -232,6 +233,28 @@ fn a_fragment_that_has_been_cut_or_got_another_protocol_in_the_meantime_is_the_k
     assert_eq!(alone, (Verdict::Pass, first.clone()));
     first[14 + 9] = 47;
     assert_eq!(run(&first), (Ok(Verdict::Pass), first));
+}
+
+#[test]
+fn a_fragment_whose_session_is_gone_although_it_has_just_begun_is_dropped_and_not_begun_again() {
+    let first = cut(&large(datagram(CLIENT4, VIP4)), &CUTS)[0].frame();
+    let stage = Stage::new()
+        .serve(Mode::FullNat, VIP4, UDP, &[server(SERVER4)])
+        .translating(&[POOL4], PORTS);
+    let run = |limit| {
+        stage.run_alone(&first, |packet, tables| {
+            let mut place = Fragment::EMPTY;
+            let left = pipeline::fragment(packet, tables, &mut place);
+            assert_eq!(left, Err(Rest::FullNatFragment));
+            tables.hand_over(Handover {
+                limit,
+                ..Handover::default()
+            });
+            pipeline::full_nat_fragment(packet, tables, &mut place)
+        })
+    };
+    assert_eq!(run(0).0, Err(Rest::FullNatNew));
+    assert_eq!(run(BEGUN).0, Ok(Verdict::Drop(DropReason::NoSession)));
 }
 
 #[test]
