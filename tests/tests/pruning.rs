@@ -87,15 +87,10 @@ fn a_change_that_needs_more_of_the_program_has_it_replaced_and_no_packet_is_lost
                     format!("service add {}:80/tcp --mode gue {pool}", vip_v4(3)),
                 ),
                 (
-                    "ipip",
-                    format!("service add {}:80/tcp --mode ipip {pool}", vip_v4(6)),
-                ),
-                (
                     "every port",
                     format!("service add {every} --mode l2 {pool}"),
                 ),
                 ("source-hash", set("--scheduler source-hash")),
-                ("three-tuple-hash", set("--scheduler three-tuple-hash")),
                 ("mss", set("--mss-clamp auto")),
                 ("passive", set("--passive on")),
                 ("limit", set("--flow-limit 100000")),
