@@ -24,7 +24,7 @@ use report::{Counts, parse_doc_tests, parse_junit, parse_skips};
 /// Where nextest reads how many tests run at a time; an argument wins over it.
 const THREADS: &str = "NEXTEST_TEST_THREADS";
 /// For each processor: the longest tests spend most of their time waiting.
-const TESTS_PER_PROCESSOR: usize = 2;
+const TESTS_PER_PROCESSOR: usize = 3;
 
 /// The verb's arguments.
 #[derive(clap::Args)]
