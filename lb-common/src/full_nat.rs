@@ -78,7 +78,7 @@ pub fn request<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Outcome {
     if syn_proxy::opens(tables, &flow, &way) {
         return Err(Rest::ProxySyn);
     }
-    match to_backend(packet, tables, &mut flow, &found, &way) {
+    match to_backend::<true, _, _>(packet, tables, &mut flow, &found, &way) {
         Err(DropReason::PacketTooBig) => Err(Rest::TooBig),
         Err(DropReason::TtlExpired) => {
             refuse::leave_expired(tables);
@@ -252,9 +252,10 @@ pub(crate) fn way<'t, T: Tables>(
     Ok(None)
 }
 
-/// A client's packet on its way to the backend of its session.
+/// A client's packet on its way to the backend of its session. One that is not `WHOLE` has no room for an option: what follows it
+/// would write over what it is longer by.
 #[inline(always)]
-pub(crate) fn to_backend<P: Packet, T: Tables>(
+pub(crate) fn to_backend<const WHOLE: bool, P: Packet, T: Tables>(
     packet: &mut P,
     tables: &T,
     flow: &mut Flow,
@@ -292,10 +293,11 @@ pub(crate) fn to_backend<P: Packet, T: Tables>(
         let told = service
             .guard(tables, half)
             .map_or(tells::NONE, |guard| guard.translation.client_address);
-        if told == tells::TCP_OPTION
-            && !client_address::tell(packet, flow, client, client_port, room)?
-        {
-            tables.count_flow(service.index, FlowEvent::Untold);
+        if told == tells::TCP_OPTION {
+            let is_told = WHOLE && client_address::tell(packet, flow, client, client_port, room)?;
+            if !is_told {
+                tables.count_flow(service.index, FlowEvent::Untold);
+            }
         }
     }
     forward::readdress(packet, backend.source_mac, backend.destination_mac)?;

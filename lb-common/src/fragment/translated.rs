@@ -105,7 +105,7 @@ fn to_backend<P: Packet, T: Tables>(
     if syn_proxy::opens(tables, flow, &way) {
         return Err(DropReason::Fragment);
     }
-    if let Err(reason) = full_nat::to_backend(packet, tables, flow, in_force, &way) {
+    if let Err(reason) = full_nat::to_backend::<false, _, _>(packet, tables, flow, in_force, &way) {
         if reason == DropReason::TtlExpired {
             refuse::leave_expired(tables);
         }
@@ -203,6 +203,12 @@ fn follow<P: Packet, T: Tables>(
         service,
         ..
     } = datagram;
+    // Another CPU may have given it up in the meantime, or noted another datagram.
+    if datagram.mode != mode::FULL_NAT
+        || !matches!(datagram.fate, fate::TO_CLIENT | fate::TO_BACKEND)
+    {
+        return Err(DropReason::Fragment);
+    }
     if datagram.fate == fate::TO_CLIENT {
         let (vip, client) = (backend.address, *other);
         let onward = onward(packet, tables, flow, client, vip)?;

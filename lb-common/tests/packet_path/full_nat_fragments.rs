@@ -2,8 +2,10 @@
 //! the first one.
 
 use lb_common::{
+    fragment::Fragment,
+    pipeline::{self, Rest},
     rate::Rate,
-    tables::{NoRoute, refusal},
+    tables::{NoRoute, fate, refusal},
     verdict::{Answer, DropReason, Piece, Verdict},
 };
 
@@ -323,5 +325,45 @@ fn handshakes_that_are_answered_here_are_of_whole_packets() {
         let outcome = stage.run(&pieces[0].frame());
         assert_eq!(outcome.verdict, Verdict::Drop(DropReason::Fragment));
         assert!(stage.sessions().by_flow.is_empty(), "{from}");
+    }
+}
+
+#[test]
+fn a_fragment_is_not_made_longer_by_the_clients_address_which_is_counted() {
+    let [client, vip, from, to] = ENDS[0];
+    let stage = Stage::new()
+        .serve(Mode::FullNat, vip, crate::TCP, &[server(to)])
+        .translating(&[POOL4], PORTS)
+        .telling()
+        .route(socket(client).ip(), INGRESS);
+    let request = large(syn(client, vip));
+    let after = cut(&between(&request, from, to).routed(macs(0)), &CUTS);
+    let outcome = stage.run(&cut(&request, &CUTS)[0].frame());
+    assert_eq!(outcome.frame.0, after[0].frame());
+    assert_eq!(outcome.counted.untold, 1);
+}
+
+#[test]
+fn one_whose_datagram_another_cpu_gives_up_in_the_meantime_is_dropped() {
+    let request = cut(&large(datagram(CLIENT4, VIP4)), &CUTS);
+    let stage = stage();
+    assert!(goes_on(&stage, &request[0]));
+    for given_up in [fate::OVERLAPS, fate::DROPPED, fate::PASSES] {
+        let (done, _) = stage.run_alone(&request[1].frame(), |packet, tables| {
+            let mut place = Fragment::EMPTY;
+            let left = pipeline::fragment(packet, tables, &mut place);
+            let mut datagrams = tables.datagrams.borrow_mut();
+            let known = datagrams.values_mut().next().expect("the first one's");
+            let before = std::mem::replace(&mut known.fate, given_up);
+            drop(datagrams);
+            let done = pipeline::full_nat_fragment(packet, tables, &mut place);
+            let mut datagrams = tables.datagrams.borrow_mut();
+            for datagram in datagrams.values_mut() {
+                (datagram.fate, datagram.seen) = (before, 0);
+            }
+            (left, done)
+        });
+        let dropped = Ok(Verdict::Drop(DropReason::Fragment));
+        assert_eq!(done, (Err(Rest::FullNatFragment), dropped), "{given_up}");
     }
 }

@@ -73,7 +73,7 @@ impl Door {
     pub(super) fn new(listener: TcpListener) -> Self {
         let descriptors = getrlimit(Resource::RLIMIT_NOFILE).map_or(1_024, |(now, _)| now);
         let most = usize::try_from(descriptors / PART).unwrap_or(usize::MAX);
-        Self::with_limits(listener, most, OF_ONE)
+        Self::with_limits(listener, most, OF_ONE.min(most / 4).max(1))
     }
 
     fn with_limits(listener: TcpListener, most: usize, of_one: usize) -> Self {

@@ -222,8 +222,8 @@ struct Draft {
     in_place: Vec<Operation>,
     /// Under which the switch may end what has kept unrecorded flows where they are.
     conditions: Vec<Operation>,
-    /// By which packets that were the kernel's are refused unless a service has them, as one of this plan may: last, since what
-    /// comes before may take long.
+    /// By which packets that were the kernel's are refused unless a service has them, as one of this plan may: last but for what
+    /// the switch depends on, since what comes before may take long.
     refusing: Vec<Operation>,
     /// Rings before a move of the whole service, without backends that died. Not before the grace
     /// period: until then, such a ring may still be the one in force to a packet.
@@ -587,8 +587,8 @@ impl Draft {
                 )
             };
             operations.extend(write(half(generation)));
-            operations.extend(self.conditions);
             operations.extend(self.refusing);
+            operations.extend(self.conditions);
             operations.push(Operation::Switch(generation));
             operations.push(Operation::Grace);
             // Only now does every packet know that their slots move, and that a ring is the one before.
