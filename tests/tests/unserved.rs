@@ -15,6 +15,7 @@ use lb_tests::{
     process::run,
     skip::with_root,
     topology::{Topology, vip_v4, vip_v6},
+    wait::wait_ok,
 };
 
 /// Port of the services.
@@ -23,6 +24,8 @@ const PORT: u16 = 80;
 const UNKNOWN: u16 = 81;
 /// A packet that nobody answers is given up after so long.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// Bounds the wait for something that is about to happen.
+const SOON: Duration = Duration::from_secs(20);
 /// Services without a backend, and what they do about it, by their number.
 const POLICIES: [(u8, &str); 4] = [(1, "reset"), (2, "unreachable"), (3, "drop"), (4, "pass")];
 
@@ -166,10 +169,11 @@ fn what_passes_reaches_a_server_of_the_balancers_own() -> Result<()> {
             for port in [PORT, UNKNOWN] {
                 let at = SocketAddr::new(vip, port);
                 let sorry = topology.balancer.run(|| TcpListener::bind(at))?;
-                let mut asked = topology
-                    .client
-                    .run(|| TcpStream::connect_timeout(&at, PATIENCE))
-                    .with_context(|| format!("{at}"))?;
+                // It is refused until the agent has heard that the address is the host's own.
+                let mut asked = wait_ok(&format!("a connection to {at}"), SOON, || {
+                    let connect = || TcpStream::connect_timeout(&at, PATIENCE);
+                    Ok(topology.client.run(connect)?)
+                })?;
                 drop(sorry.accept()?);
                 asked.set_read_timeout(Some(PATIENCE))?;
                 ensure!(asked.read(&mut [0; 1])? == 0, "{at} was closed");
