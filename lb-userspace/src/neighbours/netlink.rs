@@ -286,15 +286,19 @@ fn link(message: &LinkMessage) -> Link {
 /// How a link is related to others, of this network namespace.
 fn kind(message: &LinkMessage) -> Kind {
     let (mut lower, mut bond, mut infos) = (None, None, &[][..]);
+    let mut elsewhere = false;
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::Link(index) => lower = Some(*index),
             LinkAttribute::Controller(index) => bond = Some(*index),
             LinkAttribute::LinkInfo(list) => infos = list,
-            // The one below is elsewhere, and its index says nothing here.
-            LinkAttribute::LinkNetNsId(_) => return Kind::Plain,
+            LinkAttribute::LinkNetNsId(_) => elsewhere = true,
             _ => {}
         }
+    }
+    // The one below is in another namespace, and its index says nothing here. A bond is where its members are.
+    if elsewhere {
+        lower = None;
     }
     for info in infos {
         match (info, lower, bond) {
