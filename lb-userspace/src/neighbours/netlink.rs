@@ -439,3 +439,45 @@ fn mtu(metrics: &[RouteMetric]) -> Option<u32> {
         _ => None,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use netlink_packet_route::link::InfoPortKind;
+
+    use super::*;
+
+    fn link_with(attributes: Vec<LinkAttribute>) -> Kind {
+        let mut message = LinkMessage::default();
+        message.attributes = attributes;
+        kind(&message)
+    }
+
+    #[test]
+    fn a_bonds_member_is_one_also_where_its_link_ends_in_another_namespace() {
+        let state = InfoBondPort::BondPortState(BondPortState::Active);
+        let port = LinkInfo::PortData(InfoPortData::BondPort(vec![state]));
+        let member = [
+            LinkAttribute::Link(2),
+            LinkAttribute::LinkNetNsId(0),
+            LinkAttribute::Controller(7),
+            LinkAttribute::LinkInfo(vec![LinkInfo::PortKind(InfoPortKind::Bond), port]),
+        ];
+        let is_member = Kind::Member {
+            bond: 7,
+            active: true,
+        };
+        assert_eq!(link_with(member.to_vec()), is_member);
+    }
+
+    #[test]
+    fn a_vlan_over_what_is_in_another_namespace_is_related_to_nothing_here() {
+        let vlan = LinkInfo::Data(InfoData::Vlan(vec![InfoVlan::Id(100)]));
+        let here = vec![LinkAttribute::Link(2), LinkAttribute::LinkInfo(vec![vlan])];
+        assert!(matches!(
+            link_with(here.clone()),
+            Kind::Vlan { lower: 2, .. }
+        ));
+        let elsewhere = [vec![LinkAttribute::LinkNetNsId(0)], here].concat();
+        assert_eq!(link_with(elsewhere), Kind::Plain);
+    }
+}
