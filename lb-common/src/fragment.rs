@@ -15,7 +15,6 @@ use crate::{
     egress::{self, Onward},
     flow::Flow,
     forward::{self, End, Ends},
-    full_nat,
     hash::FlowHash,
     martian,
     packet::Packet,
@@ -76,8 +75,7 @@ pub fn process<P: Packet, T: Tables>(
         return outcome;
     }
     let is_vip = owned & owned::VIP != 0;
-    let is_pools = tables.uses(feature::FULL_NAT) && owned & owned::POOL != 0;
-    if !is_vip && !is_pools && !tables.uses(feature::NAT) {
+    if owned & (owned::VIP | owned::POOL) == 0 && !tables.uses(feature::NAT) {
         return Ok(Verdict::Pass);
     }
     let sound = fragment.check();
@@ -87,9 +85,9 @@ pub fn process<P: Packet, T: Tables>(
     sound?;
     let now = tables.now();
     if fragment.offset == 0 {
-        first(packet, tables, fragment, is_vip, now)
+        first(packet, tables, fragment, owned, now)
     } else {
-        later(packet, tables, fragment, (is_vip, is_pools), now)
+        later(packet, tables, fragment, owned, now)
     }
 }
 
@@ -126,9 +124,10 @@ fn first<P: Packet, T: Tables>(
     packet: &mut P,
     tables: &T,
     fragment: &mut Fragment,
-    is_vip: bool,
+    owned: u32,
     now: Tick,
 ) -> Result<Verdict, DropReason> {
+    let is_vip = owned & owned::VIP != 0;
     let (part, seen) = (fragment.part(), fragment.seen());
     let sctp = tables.knows(feature::SCTP);
     let found = match read::ports(packet, &mut fragment.flow, sctp) {
@@ -160,9 +159,9 @@ fn first<P: Packet, T: Tables>(
         address: Address::v6([0; 16]),
     };
     let outcome = match found {
-        Found::Flow => found_flow(packet, tables, fragment, &mut note),
+        Found::Flow => found_flow(packet, tables, fragment, owned, &mut note),
         Found::Foreign if fragment.flow.protocol == protocol::ICMPV6 => Ok(Verdict::Pass),
-        Found::Foreign => unserved(tables, fragment.flow.destination),
+        Found::Foreign => unserved(tables, owned),
     };
     // Of what is neither to a VIP nor from a backend, nothing is remembered.
     if is_vip || note.fate != fate::PASSES {
@@ -194,6 +193,7 @@ fn found_flow<'t, P: Packet, T: Tables>(
     packet: &mut P,
     tables: &'t T,
     fragment: &mut Fragment,
+    owned: u32,
     note: &mut Note<'t>,
 ) -> Result<Verdict, DropReason> {
     let flow = &mut fragment.flow;
@@ -209,7 +209,7 @@ fn found_flow<'t, P: Packet, T: Tables>(
             outcome => outcome,
         };
     }
-    if full_nat::is_of_a_pool(tables, flow.destination) {
+    if owned & owned::POOL != 0 {
         // So that it is remembered, though it is to no VIP.
         note.fate = fate::DROPPED;
         return translated(tables, fragment);
@@ -221,7 +221,7 @@ fn found_flow<'t, P: Packet, T: Tables>(
             note.way.port = port;
             to_client(packet, tables, flow, address, Some(port))
         }
-        None => unserved(tables, flow.destination),
+        None => unserved(tables, owned),
     }
 }
 
@@ -233,14 +233,11 @@ fn translated<T: Tables>(tables: &T, fragment: &mut Fragment) -> Result<Verdict,
     Err(DropReason::Fragment)
 }
 
-/// What a fragment gets that no service is addressed by.
+/// What a fragment gets that no service is addressed by, to an address that is so owned.
 #[inline(always)]
-fn unserved<T: Tables>(tables: &T, destination: Address) -> Result<Verdict, DropReason> {
+fn unserved<T: Tables>(tables: &T, owned: u32) -> Result<Verdict, DropReason> {
     match tables.control() {
-        Some(control)
-            if tables.uses(feature::UNKNOWN_PORTS)
-                && refuse::is_vip_alone(steer::owned(tables, destination)) =>
-        {
+        Some(control) if tables.uses(feature::UNKNOWN_PORTS) && refuse::is_vip_alone(owned) => {
             refused(tables, DropReason::UnknownPort, control.unknown_port)
         }
         _ => Ok(Verdict::Pass),
@@ -263,7 +260,7 @@ fn later<P: Packet, T: Tables>(
     packet: &mut P,
     tables: &T,
     fragment: &mut Fragment,
-    (is_vip, is_pools): (bool, bool),
+    owned: u32,
     now: Tick,
 ) -> Result<Verdict, DropReason> {
     let part = fragment.part();
@@ -280,7 +277,7 @@ fn later<P: Packet, T: Tables>(
             }
             outcome.map(|(verdict, _)| verdict)
         }
-        _ if !is_vip && !is_pools => Ok(Verdict::Pass),
+        _ if owned & (owned::VIP | owned::POOL) == 0 => Ok(Verdict::Pass),
         _ => {
             let offset = fragment.offset as u32;
             if fragment.early == Early::Held && tables.hold(packet, &fragment.key, offset) {
@@ -288,7 +285,7 @@ fn later<P: Packet, T: Tables>(
                 return Ok(Verdict::Held);
             }
             // What is to a pool may be this host's own.
-            if is_vip {
+            if owned & owned::VIP != 0 {
                 return Err(DropReason::FragmentBeforeFirst);
             }
             Ok(Verdict::Pass)

@@ -79,11 +79,7 @@ pub fn request<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Outcome {
         return Err(Rest::ProxySyn);
     }
     match to_backend::<true, _, _>(packet, tables, &mut flow, &found, &way) {
-        Err(DropReason::PacketTooBig) => Err(Rest::TooBig),
-        Err(DropReason::TtlExpired) => {
-            refuse::leave_expired(tables);
-            Err(Rest::TooBig)
-        }
+        Err(DropReason::PacketTooBig | DropReason::TtlExpired) => Err(Rest::TooBig),
         Err(reason) => Ok(Err(reason)),
         Ok(()) if pipeline::opens_with_mss(tables, &flow, way.candidate.backend) => {
             pipeline::leave_syn(tables, &flow, mode::FULL_NAT, way.candidate.backend);
@@ -287,7 +283,12 @@ pub(crate) fn to_backend<const WHOLE: bool, P: Packet, T: Tables>(
     let (client, client_port) = (flow.source, flow.source_port);
     let port = descriptor.port_at(backend, flow.destination_port);
     let ends = Ends::both((way.address, way.port), (backend.address, port));
-    forward::rewrite(packet, flow, ends, 1)?;
+    if let Err(reason) = forward::rewrite(packet, flow, ends, 1) {
+        if reason == DropReason::TtlExpired {
+            refuse::leave_expired(tables);
+        }
+        return Err(reason);
+    }
     syn_proxy::shift_request(packet, tables, flow, way)?;
     if flow.protocol == protocol::TCP && (flow.opens() || way.confirms) {
         let told = service

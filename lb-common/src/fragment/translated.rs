@@ -105,12 +105,7 @@ fn to_backend<P: Packet, T: Tables>(
     if syn_proxy::opens(tables, flow, &way) {
         return Err(DropReason::Fragment);
     }
-    if let Err(reason) = full_nat::to_backend::<false, _, _>(packet, tables, flow, in_force, &way) {
-        if reason == DropReason::TtlExpired {
-            refuse::leave_expired(tables);
-        }
-        return Err(reason);
-    }
+    full_nat::to_backend::<false, _, _>(packet, tables, flow, in_force, &way)?;
     let backend = way.candidate.backend;
     let became = Note {
         fate: fate::TO_BACKEND,
