@@ -25,9 +25,7 @@ pub(super) fn read_all(root: &Section<'_>, read: ReadFile<'_>) -> Vec<AccessList
     let mut lists = Vec::new();
     for section in root.sections("access_list", ACCESS_LIST) {
         section.require("name", "office");
-        let name = section.value("name", |text| {
-            group::parse_name(text).map_err(|problem| problem.replace("a group's", "a list's"))
-        });
+        let name = section.value("name", |text| group::parse_name_of("a list", text));
         let allow = prefixes(&section, "allow", "allow_file", read);
         let deny = prefixes(&section, "deny", "deny_file", read);
         let (Some(name), Some(allow), Some(deny)) = (name.map(Located::into_inner), allow, deny)

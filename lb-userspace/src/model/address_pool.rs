@@ -39,7 +39,7 @@ impl AddressPool {
             name: name.to_owned(),
             problem,
         };
-        group::parse_name(name).map_err(|problem| bad(problem.replace("a group's", "a pool's")))?;
+        group::parse_name_of("a pool", name).map_err(bad)?;
         let addresses: BTreeSet<IpAddr> = addresses.into_iter().collect();
         if addresses.is_empty() {
             return Err(bad("has no addresses: give one or more".to_owned()));

@@ -9,13 +9,21 @@ use super::{Backend, Mode, Service, name_of};
 /// # Errors
 /// What a name looks like.
 pub fn parse_name(text: &str) -> Result<String, String> {
+    parse_name_of("a group", text)
+}
+
+/// Reads the name of what is named as groups are, such as "a list".
+///
+/// # Errors
+/// What a name looks like.
+pub(crate) fn parse_name_of(what: &str, text: &str) -> Result<String, String> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
     if (1..=64).contains(&text.len()) && text.chars().all(allowed) {
         return Ok(text.to_owned());
     }
     let shown = text.escape_debug();
     Err(format!(
-        "`{shown}` is not a group's name: use 1 to 64 of a-z, A-Z, 0-9, -, _ and ."
+        "`{shown}` is not {what}'s name: use 1 to 64 of a-z, A-Z, 0-9, -, _ and ."
     ))
 }
 

@@ -74,7 +74,7 @@ impl FromIterator<(Prefix, String)> for SourceRoutes {
 /// # Errors
 /// What a name looks like.
 pub fn parse_subset(text: &str) -> Result<String, String> {
-    group::parse_name(text).map_err(|problem| problem.replace("a group's", "a subset's"))
+    group::parse_name_of("a subset", text)
 }
 
 /// Reads a route, written `PREFIX=SUBSET`.
