@@ -13,7 +13,7 @@ use lb_userspace::{
     api, config,
     health::reply::Asked,
     metrics,
-    model::{Admin, Backend, BitRate, Service, Unserved},
+    model::{Backend, BitRate, Service, Unserved},
     snapshot::{
         AdaptivePoolStatus, AdaptiveStatus, AddressPoolStatus, AnnouncedStatus, BackendState,
         BackendStatus, CheckStatus, Condition, DampingStatus, FlowStatus, PanicStatus, Passed,
@@ -221,16 +221,7 @@ fn tiers() -> Vec<TierStatus> {
 /// A backend that was removed while it had flows.
 fn leaving() -> BackendStatus {
     BackendStatus {
-        backend: Backend {
-            address: "10.1.0.9:80".parse().unwrap(),
-            weight: 1,
-            admin: Admin::Active,
-            max_connections: None,
-            rated: Default::default(),
-            server_id: None,
-            tier: 0,
-            subsets: Vec::new(),
-        },
+        backend: Backend::at("10.1.0.9:80".parse().unwrap()),
         condition: Condition::Down,
         standing: None,
         last_error: None,

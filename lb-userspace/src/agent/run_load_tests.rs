@@ -70,16 +70,7 @@ fn id(number: u8) -> ServiceId {
 
 fn service(number: u8, mode: Mode) -> Change {
     let mut service = Service::new(id(number), mode);
-    service.backends = vec![Backend {
-        address: backend(number),
-        weight: 1,
-        admin: Admin::Active,
-        max_connections: None,
-        rated: Default::default(),
-        server_id: None,
-        tier: 0,
-        subsets: Vec::new(),
-    }];
+    service.backends = vec![Backend::at(backend(number))];
     Change::AddService(service)
 }
 

@@ -289,16 +289,7 @@ impl Drop for Dam {
 }
 
 pub(super) fn backend(n: u8) -> Backend {
-    Backend {
-        address: SocketAddr::from(([10, 1, 0, n], 80)),
-        weight: 1,
-        admin: Admin::Active,
-        max_connections: None,
-        rated: Default::default(),
-        server_id: None,
-        tier: 0,
-        subsets: Vec::new(),
-    }
+    Backend::at(SocketAddr::from(([10, 1, 0, n], 80)))
 }
 
 pub(super) fn service() -> Service {

@@ -16,16 +16,7 @@ fn id(text: &str) -> ServiceId {
 
 fn backend(text: &str) -> Backend {
     let address = Backend::parse_address(text).unwrap();
-    Backend {
-        address,
-        weight: 1,
-        admin: Admin::Active,
-        max_connections: None,
-        rated: Default::default(),
-        server_id: None,
-        tier: 0,
-        subsets: Vec::new(),
-    }
+    Backend::at(address)
 }
 
 fn service(text: &str, mode: Mode, backends: &[&str]) -> Service {

@@ -6,7 +6,7 @@ use lb_common::tables::{Descriptor, Phase, service_flag};
 use lb_userspace::{
     agent::Core,
     dataplane::Dataplane as _,
-    model::{Admin, Backend, Change, Mode, Scheduler, Service, ServiceId},
+    model::{Backend, Change, Mode, Scheduler, Service, ServiceId},
     plan::census,
 };
 
@@ -25,16 +25,7 @@ const FIRST: u8 = 40;
 const MOST: u8 = 81;
 
 fn backend(n: u8) -> Backend {
-    Backend {
-        address: SocketAddr::from(([10, 1, 0, n], 80)),
-        weight: 1,
-        admin: Admin::Active,
-        max_connections: None,
-        rated: Default::default(),
-        server_id: None,
-        tier: 0,
-        subsets: Vec::new(),
-    }
+    Backend::at(SocketAddr::from(([10, 1, 0, n], 80)))
 }
 
 fn service(scheduler: Scheduler) -> Service {

@@ -12,7 +12,7 @@ use lb_userspace::{
     config::Tunnel,
     dataplane::memory::MemoryDataplane,
     health::{Event, Target},
-    model::{Admin, Backend, Change, Mode, Scheduler, Service, ServiceId, Settings},
+    model::{Backend, Change, Mode, Scheduler, Service, ServiceId, Settings},
     plan::{census, ticks},
     snapshot::Condition,
 };
@@ -33,16 +33,7 @@ fn id(text: &str) -> ServiceId {
 }
 
 fn backend(n: u8) -> Backend {
-    Backend {
-        address: SocketAddr::from(([10, 1, 0, n], 8_080)),
-        weight: 1,
-        admin: Admin::Active,
-        max_connections: None,
-        rated: Default::default(),
-        server_id: None,
-        tier: 0,
-        subsets: Vec::new(),
-    }
+    Backend::at(SocketAddr::from(([10, 1, 0, n], 8_080)))
 }
 
 fn service(text: &str, group: Option<&str>) -> Service {

@@ -10,8 +10,8 @@ use std::{
 use lb_common::tables::Endpoint;
 use lb_userspace::{
     model::{
-        Admin, Backend, FlowState, Mode, OnDown, Prefix, Protocol, Quic, Scheduler, ServerId,
-        Service, ServiceId,
+        Backend, FlowState, Mode, OnDown, Prefix, Protocol, Quic, Scheduler, ServerId, Service,
+        ServiceId,
     },
     plan,
 };
@@ -359,13 +359,8 @@ pub fn backend(service: &Service, address: SocketAddr, weight: u16) -> Backend {
         format!("{high:02x}{low:02x}").parse().unwrap()
     });
     Backend {
-        address,
         weight,
-        admin: Admin::Active,
-        max_connections: None,
-        rated: Default::default(),
         server_id,
-        tier: 0,
-        subsets: Vec::new(),
+        ..Backend::at(address)
     }
 }

@@ -282,16 +282,7 @@ fn snapshot(state: &State) -> Snapshot {
 fn leaving() -> BackendStatus {
     let address = "10.1.0.9:80".parse().unwrap();
     BackendStatus {
-        backend: Backend {
-            address,
-            weight: 1,
-            admin: Admin::Active,
-            max_connections: None,
-            rated: Default::default(),
-            server_id: None,
-            tier: 0,
-            subsets: Vec::new(),
-        },
+        backend: Backend::at(address),
         condition: Condition::Down,
         standing: None,
         last_error: None,

@@ -8,8 +8,8 @@ use std::{
 use anyhow::{Error, Result};
 use lb_userspace::{
     model::{
-        AddressPool, Admin, Backend, Change, ClientAddress, FlowLimit, FlowState, Health, Mode,
-        MssClamp, Passive, Prefix, Protocol, Quic, Scheduler, Service, ServiceId, State, Unserved,
+        AddressPool, Backend, Change, ClientAddress, FlowLimit, FlowState, Health, Mode, MssClamp,
+        Passive, Prefix, Protocol, Quic, Scheduler, Service, ServiceId, State, Unserved,
     },
     neighbours::{self, NextHop, Update},
 };
@@ -62,16 +62,7 @@ impl Pool {
 
     /// Its backends as a service names them.
     pub fn backends(self) -> Vec<Backend> {
-        let backend = |ip| Backend {
-            address: SocketAddr::new(ip, 80),
-            weight: 1,
-            admin: Admin::Active,
-            max_connections: None,
-            rated: Default::default(),
-            server_id: None,
-            tier: 0,
-            subsets: Vec::new(),
-        };
+        let backend = |ip| Backend::at(SocketAddr::new(ip, 80));
         self.addresses().map(backend).collect()
     }
 }

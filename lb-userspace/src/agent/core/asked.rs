@@ -120,14 +120,8 @@ mod tests {
 
     fn backend(n: u8, weight: u16) -> Backend {
         Backend {
-            address: SocketAddr::from(([10, 2, 0, n], 80)),
             weight,
-            admin: Admin::Active,
-            max_connections: None,
-            rated: Default::default(),
-            server_id: None,
-            tier: 0,
-            subsets: Vec::new(),
+            ..Backend::at(SocketAddr::from(([10, 2, 0, n], 80)))
         }
     }
 

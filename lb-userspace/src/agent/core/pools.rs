@@ -127,14 +127,8 @@ mod tests {
     fn the_first_look_ups_find_what_later_ones_do() {
         let address = |n: u8| SocketAddr::from(([10, 2, 0, n], 80));
         let backend = |n: u8| Backend {
-            address: address(n),
             weight: n.into(),
-            admin: Admin::Active,
-            max_connections: None,
-            rated: Default::default(),
-            server_id: None,
-            tier: 0,
-            subsets: Vec::new(),
+            ..Backend::at(address(n))
         };
         let service = Service {
             backends: (1..=9).map(backend).collect(),

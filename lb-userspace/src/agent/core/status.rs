@@ -129,14 +129,9 @@ impl<D: Dataplane> Core<D> {
             .filter(|(_, m)| !wanted.contains(&m.address()));
         let left = left.map(|&at| {
             let backend = Backend {
-                address: at.1.address(),
                 weight: 0,
                 admin: Admin::Draining,
-                max_connections: None,
-                rated: Default::default(),
-                server_id: None,
-                tier: 0,
-                subsets: Vec::new(),
+                ..Backend::at(at.1.address())
             };
             self.backend_status(service, placed.zip(Some(at)), backend, true)
         });

@@ -23,14 +23,10 @@ fn any_change() -> impl Strategy<Value = Change> {
         limit.clone(),
     )
         .prop_map(|(address, weight, admin, max_connections)| Backend {
-            address,
             weight,
             admin,
             max_connections,
-            rated: Default::default(),
-            server_id: None,
-            tier: 0,
-            subsets: Vec::new(),
+            ..Backend::at(address)
         });
     let mode = prop_oneof![Just(Mode::Nat), Just(Mode::Ipip)];
     let service = (id.clone(), mode, any_settings(), vec(backend.clone(), 0..3)).prop_map(
